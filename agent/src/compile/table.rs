@@ -1,0 +1,210 @@
+//! The compiled table: plain data with one `Arc` per service, route and endpoint, so that a table that differs in one
+//! entry shares all the others with its predecessor (and with them the balancing state that hangs off them).
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::time::Duration;
+
+use crate::model::{
+    AppProtocol, DirectResponse, HeaderOp, LbPolicy, ListenerProtocol, ObjectName, PathRewrite, Redirect, Workload,
+};
+use crate::route::{HostTable, RuleSet};
+
+/// Which table this is; a later table has a higher version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct TableVersion {
+    /// The leader's fencing epoch; 0 where the agent runs alone.
+    pub epoch: u64,
+    /// Counts the tables of one epoch.
+    pub version: u64,
+}
+
+/// Everything that the proxies look up. Immutable; a request keeps the one it started with.
+#[derive(Debug, Default)]
+pub struct RoutingTable {
+    /// Which table this is.
+    pub version: TableVersion,
+    /// Captured destinations: `ClusterIP:port`, and `pod:port` of headless services.
+    pub frontends: HashMap<SocketAddr, Arc<Frontend>>,
+    /// Pods by address.
+    pub workloads: HashMap<IpAddr, Arc<Workload>>,
+    /// Gateway listeners, one entry for each port that is bound.
+    pub gateways: Vec<Arc<GatewayListener>>,
+    /// Every destination that a route can name.
+    pub clusters: BTreeMap<ClusterKey, Arc<Cluster>>,
+}
+
+/// One port of one service, as a captured connection meets it.
+#[derive(Debug)]
+pub struct Frontend {
+    /// The service.
+    pub service: ObjectName,
+    /// Its port, which the client dialled.
+    pub port: u16,
+    /// What is spoken on it.
+    pub protocol: AppProtocol,
+    /// Whether the client dialled one endpoint by its own address (headless). Without a rule that says otherwise the
+    /// traffic then goes where it was sent.
+    pub headless: bool,
+    /// Routes for requests, where the protocol allows HTTP.
+    pub http: Arc<VirtualHost>,
+    /// Where opaque connections go.
+    pub tcp: Arc<Cluster>,
+}
+
+/// One bound port of a Gateway with the hosts behind it.
+#[derive(Debug)]
+pub struct GatewayListener {
+    /// The Gateway and the listener's name, `namespace/gateway/listener`; several listeners that share a port are one
+    /// entry under the first one's name.
+    pub name: Arc<str>,
+    /// Addresses to bind; empty: all.
+    pub addresses: Vec<IpAddr>,
+    /// The port to bind.
+    pub port: u16,
+    /// What is spoken.
+    pub protocol: ListenerProtocol,
+    /// Virtual hosts by the request's host: exact name first, then the longest wildcard, then any.
+    pub hosts: HostTable<Arc<VirtualHost>>,
+}
+
+/// A host with its rules.
+#[derive(Debug)]
+pub struct VirtualHost {
+    /// What dumps and logs call it, e.g. `order-service.default.svc.cluster.local:80` or `*.example.com`.
+    pub name: Arc<str>,
+    /// The rules, compiled; see [`RuleSet::find`].
+    pub rules: RuleSet,
+}
+
+/// Where a route came from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct RouteName {
+    /// The document's kind, `VirtualService` or `HTTPRoute`; `Service` for the route that a service has by itself.
+    pub kind: &'static str,
+    /// The document.
+    pub source: ObjectName,
+    /// The rule within it.
+    pub rule: Arc<str>,
+}
+
+/// One compiled rule's outcome.
+#[derive(Debug)]
+pub struct Route {
+    /// Where it came from.
+    pub name: RouteName,
+    /// What is done.
+    pub action: Action,
+    /// The whole request's time, body included; `None`: unlimited.
+    pub timeout: Option<Duration>,
+    /// One try's time; `None`: only `timeout` binds.
+    pub try_timeout: Option<Duration>,
+    /// Changes to the request's header fields.
+    pub request_headers: HeaderOps,
+    /// Changes to the response's header fields.
+    pub response_headers: HeaderOps,
+}
+
+/// Header changes, in order.
+pub type HeaderOps = Arc<[HeaderOp]>;
+
+/// What a route does.
+#[derive(Debug)]
+pub enum Action {
+    /// Sends the request on.
+    Forward(Forward),
+    /// Answers with a redirect.
+    Redirect(Redirect),
+    /// Answers by itself.
+    Respond(DirectResponse),
+    /// Sends the request to the address that the client dialled (headless service without rules).
+    Original,
+}
+
+/// Weighted destinations.
+#[derive(Debug)]
+pub struct Forward {
+    /// The destinations, in the document's order.
+    pub backends: Vec<WeightedBackend>,
+    /// Draws an index into `backends`.
+    pub weights: Weights,
+    /// What the upstream sees as path and host.
+    pub rewrite: PathRewrite,
+}
+
+/// A destination with its share's own header changes.
+#[derive(Debug)]
+pub struct WeightedBackend {
+    /// Where to.
+    pub backend: Backend,
+    /// Its weight, for dumps.
+    pub weight: u32,
+    /// Changes on this share alone, after the route's.
+    pub request_headers: HeaderOps,
+    /// Changes on this share alone, after the route's.
+    pub response_headers: HeaderOps,
+}
+
+/// A destination, resolved or not.
+#[derive(Debug)]
+pub enum Backend {
+    /// A cluster of the same table.
+    Cluster(Arc<Cluster>),
+    /// An unresolved reference: answered with this status.
+    Invalid {
+        /// The status.
+        status: u16,
+    },
+}
+
+/// Draws from weights evenly spread over time: any `sum` draws in a row hold exactly `weight` of each.
+#[derive(Debug)]
+pub struct Weights {
+    /// Running sums; the last one is the whole. Empty or zero whole: nothing can be drawn.
+    pub(crate) sums: Vec<u32>,
+    /// Coprime to the whole and near its golden section.
+    pub(crate) stride: u32,
+    /// Counts the draws; shared by all workers.
+    pub(crate) drawn: AtomicU32,
+}
+
+/// What a cluster is, across tables.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ClusterKey {
+    /// The service.
+    pub service: ObjectName,
+    /// Its port.
+    pub port: u16,
+    /// The subset; `None`: the whole service.
+    pub subset: Option<Arc<str>>,
+}
+
+/// The endpoints of a service's port, or of one subset of it, with the way to choose among them.
+#[derive(Debug)]
+pub struct Cluster {
+    /// What it is.
+    pub key: ClusterKey,
+    /// What is spoken with it.
+    pub protocol: AppProtocol,
+    /// How one is chosen.
+    pub policy: LbPolicy,
+    /// The ready endpoints, sorted by address; may be empty.
+    pub endpoints: Vec<Arc<Upstream>>,
+    /// The round-robin position; shared by all workers.
+    pub(crate) turn: AtomicU64,
+}
+
+/// An endpoint that can be connected to, with its live load.
+#[derive(Debug)]
+pub struct Upstream {
+    /// Where to connect.
+    pub address: SocketAddr,
+    /// What it is, across address reuse; part of every pool key.
+    pub uid: Arc<str>,
+    /// The pod behind it, where known.
+    pub workload: Option<Arc<Workload>>,
+    /// Requests and connections in flight, over all workers.
+    pub(crate) active: AtomicU32,
+}

@@ -1,0 +1,24 @@
+//! The Sluice agent: documents in, a compiled routing table out, and proxies that follow it.
+//!
+//! Modules are listed in reading order, from the data that everything stands on to the edge that wires it.
+
+pub mod model;
+
+pub mod compile;
+
+pub mod balance;
+pub mod route;
+
+pub mod config;
+pub mod http;
+pub mod net;
+pub mod telemetry;
+
+pub mod pool;
+
+pub mod admin;
+pub mod capture;
+pub mod proxy;
+
+pub mod app;
+pub mod cli;

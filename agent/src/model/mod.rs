@@ -1,0 +1,34 @@
+//! Checked, version-neutral values: what the documents mean once their spelling no longer matters. No I/O.
+
+mod name;
+mod route;
+mod service;
+mod workload;
+
+pub use name::ObjectName;
+pub use route::{
+    Destination, DirectResponse, HeaderChange, HeaderOp, HostPattern, HttpRule, Listener, ListenerProtocol,
+    MatchPath, MatchValue, PathRewrite, Redirect, RedirectPath, RequestMatch, RewriteRegex, RouteAction, RouteKind,
+    RouteTable, WeightedDestination,
+};
+pub use service::{AppProtocol, Endpoint, LbPolicy, Service, ServicePort, Subset, TrafficPolicy};
+pub use workload::{Labels, Workload};
+
+/// Everything the documents say, checked; the input of [`crate::compile`].
+///
+/// Collections are sorted by name, so that the same documents always give the same model.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Model {
+    /// Services with their ports, sorted by name.
+    pub services: Vec<Service>,
+    /// Endpoints of the services, each naming its service and port; sorted by (service, port, address).
+    pub endpoints: Vec<Endpoint>,
+    /// Pods known by address, sorted by name.
+    pub workloads: Vec<Workload>,
+    /// Subsets and load balancing by service host, from DestinationRules.
+    pub policies: Vec<TrafficPolicy>,
+    /// Mesh routes (VirtualService, HTTPRoute with a Service parent) in order of precedence within one host.
+    pub mesh_routes: Vec<RouteTable>,
+    /// Gateway listeners with their own routes (HTTPRoute with a Gateway parent).
+    pub listeners: Vec<Listener>,
+}

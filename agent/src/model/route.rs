@@ -1,0 +1,297 @@
+//! Routes as both VirtualService and HTTPRoute mean them.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use regex_automata::meta::Regex;
+
+use super::{Labels, ObjectName};
+
+/// Which kind of document a route table came from; it decides precedence and how a miss is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum RouteKind {
+    /// Istio VirtualService: rules in written order.
+    VirtualService,
+    /// Gateway API HTTPRoute: rules in the order of specificity that the standard gives, already sorted.
+    HttpRoute,
+}
+
+/// The ordered rules that one document gives to the hosts it names.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RouteTable {
+    /// The document.
+    pub source: ObjectName,
+    /// Its kind.
+    pub kind: RouteKind,
+    /// Services whose traffic these rules take: the parent services of an HTTPRoute, or the services that a
+    /// VirtualService's hosts name. The port is set where the parent reference gives one.
+    pub services: Vec<(ObjectName, Option<u16>)>,
+    /// Host names that the `Host` of a request must match; empty: any. For a VirtualService, hosts that name no service.
+    pub hosts: Vec<HostPattern>,
+    /// Rules in order of precedence.
+    pub rules: Vec<HttpRule>,
+}
+
+/// A host name, exact or by wildcard label; always lower case, without port or trailing dot.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum HostPattern {
+    /// This name alone.
+    Exact(Arc<str>),
+    /// Any name that ends in this suffix, which starts with a dot: `*.example.com` is `.example.com`.
+    Suffix(Arc<str>),
+    /// Any name.
+    Any,
+}
+
+/// One rule: a request that fits any of `matches` gets `action`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HttpRule {
+    /// What logs and metrics call it: the rule's own name, else `rule-N` counted from zero.
+    pub name: Arc<str>,
+    /// Alternatives; empty: every request.
+    pub matches: Vec<RequestMatch>,
+    /// What is done.
+    pub action: RouteAction,
+    /// The whole request's time, body included; `None`: unlimited.
+    pub timeout: Option<Duration>,
+    /// One try's time (`backendRequest` of the Gateway API); `None`: only `timeout` binds.
+    pub try_timeout: Option<Duration>,
+    /// Changes to the request's header fields, in order.
+    pub request_headers: Vec<HeaderOp>,
+    /// Changes to the response's header fields, in order.
+    pub response_headers: Vec<HeaderOp>,
+}
+
+/// Conditions that must all hold.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RequestMatch {
+    /// On the path, without the query.
+    pub path: Option<MatchPath>,
+    /// On the method.
+    pub method: Option<MatchValue>,
+    /// On the authority (`Host`) without its port.
+    pub authority: Option<MatchValue>,
+    /// On the scheme.
+    pub scheme: Option<MatchValue>,
+    /// On header fields, by lower-case name.
+    pub headers: Vec<(Arc<str>, MatchValue)>,
+    /// Header fields that must *not* match (VirtualService `withoutHeaders`).
+    pub without_headers: Vec<(Arc<str>, MatchValue)>,
+    /// On query parameters, by name.
+    pub query: Vec<(Arc<str>, MatchValue)>,
+    /// Labels that the calling pod must have.
+    pub source_labels: Labels,
+    /// The namespace that the calling pod must be in.
+    pub source_namespace: Option<Arc<str>>,
+    /// The port that the client dialled.
+    pub port: Option<u16>,
+}
+
+/// A condition on the path.
+#[derive(Debug, Clone)]
+pub enum MatchPath {
+    /// The whole path.
+    Exact(Arc<str>),
+    /// A plain string prefix, as a VirtualService means it: `/a` fits `/ab`.
+    Prefix(Arc<str>),
+    /// A prefix by path elements, as an HTTPRoute means it: `/a` fits `/a` and `/a/b`, never `/ab`. No trailing slash
+    /// unless it is `/` itself.
+    PathPrefix(Arc<str>),
+    /// The whole path matches the expression (RE2 syntax, linear time).
+    Regex(Regex, Arc<str>),
+    /// The whole path, without regard to ASCII case (VirtualService `ignoreUriCase`); lower case.
+    ExactIgnoreCase(Arc<str>),
+    /// A plain string prefix, without regard to ASCII case; lower case.
+    PrefixIgnoreCase(Arc<str>),
+}
+
+/// A condition on a value.
+#[derive(Debug, Clone)]
+pub enum MatchValue {
+    /// The whole value.
+    Exact(Arc<str>),
+    /// The value's start.
+    Prefix(Arc<str>),
+    /// The whole value matches the expression.
+    Regex(Regex, Arc<str>),
+    /// There is a value, whatever it is.
+    Present,
+}
+
+// Two expressions are the same when their texts are.
+impl PartialEq for MatchPath {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Exact(a), Self::Exact(b))
+            | (Self::Prefix(a), Self::Prefix(b))
+            | (Self::PathPrefix(a), Self::PathPrefix(b))
+            | (Self::ExactIgnoreCase(a), Self::ExactIgnoreCase(b))
+            | (Self::PrefixIgnoreCase(a), Self::PrefixIgnoreCase(b))
+            | (Self::Regex(_, a), Self::Regex(_, b)) => a == b,
+            _ => false,
+        }
+    }
+}
+
+impl PartialEq for MatchValue {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Exact(a), Self::Exact(b)) | (Self::Prefix(a), Self::Prefix(b)) | (Self::Regex(_, a), Self::Regex(_, b)) => {
+                a == b
+            }
+            (Self::Present, Self::Present) => true,
+            _ => false,
+        }
+    }
+}
+
+/// What a rule does.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RouteAction {
+    /// Sends the request on.
+    Forward {
+        /// Where to, by weight. Never empty; a weight of zero gets nothing.
+        destinations: Vec<WeightedDestination>,
+        /// What the upstream sees as path and host.
+        rewrite: PathRewrite,
+    },
+    /// Answers with a redirect.
+    Redirect(Redirect),
+    /// Answers by itself.
+    Respond(DirectResponse),
+}
+
+/// A destination with its share.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WeightedDestination {
+    /// Where to.
+    pub destination: Destination,
+    /// Its share of the sum of weights.
+    pub weight: u32,
+    /// Changes to the request's header fields on this share alone.
+    pub request_headers: Vec<HeaderOp>,
+    /// Changes to the response's header fields on this share alone.
+    pub response_headers: Vec<HeaderOp>,
+}
+
+/// Where a request is sent.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Destination {
+    /// A port of a service, or of one subset of it. Without a port, the port that the client dialled, or the
+    /// service's only port.
+    Service {
+        /// The service.
+        service: ObjectName,
+        /// The service's port.
+        port: Option<u16>,
+        /// A subset's name.
+        subset: Option<Arc<str>>,
+    },
+    /// The reference can't be resolved: requests of this share are answered with this status (500 for the Gateway API,
+    /// 503 for Istio), and the document's status says why.
+    Invalid {
+        /// The status.
+        status: u16,
+    },
+}
+
+/// A change of path and host on the way up.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct PathRewrite {
+    /// The new authority.
+    pub authority: Option<Arc<str>>,
+    /// The new path.
+    pub path: Option<RedirectPath>,
+}
+
+/// How a path is replaced; the query stays.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RedirectPath {
+    /// The whole path becomes this.
+    Full(Arc<str>),
+    /// The matched prefix (of `Prefix`, `PathPrefix`) becomes this; the rest stays.
+    Prefix(Arc<str>),
+    /// What the expression matches becomes the substitution (`\1` is the first group).
+    Regex(RewriteRegex, Arc<str>),
+}
+
+/// An expression that compares by its text.
+#[derive(Debug, Clone)]
+pub struct RewriteRegex(pub Regex, pub Arc<str>);
+
+impl PartialEq for RewriteRegex {
+    fn eq(&self, other: &Self) -> bool {
+        self.1 == other.1
+    }
+}
+
+/// A redirect answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Redirect {
+    /// 301, 302, 303, 307 or 308.
+    pub status: u16,
+    /// The scheme; `None`: the request's.
+    pub scheme: Option<Arc<str>>,
+    /// The host; `None`: the request's.
+    pub authority: Option<Arc<str>>,
+    /// The port; `None`: left out where it is the scheme's own, else the listener's.
+    pub port: Option<u16>,
+    /// The path; `None`: the request's.
+    pub path: Option<RedirectPath>,
+}
+
+/// A fixed answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirectResponse {
+    /// The status, 200 to 599.
+    pub status: u16,
+    /// The body, which may be empty.
+    pub body: Arc<[u8]>,
+}
+
+/// One change of a header field; names are lower case and never hop-by-hop or framing fields.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeaderOp {
+    /// The field's name.
+    pub name: Arc<str>,
+    /// What is done to it.
+    pub change: HeaderChange,
+}
+
+/// What is done to a header field.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HeaderChange {
+    /// Replaces every value by this one.
+    Set(Arc<str>),
+    /// Adds a value after those that are there.
+    Add(Arc<str>),
+    /// Takes every value away.
+    Remove,
+}
+
+/// What is spoken on a Gateway listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ListenerProtocol {
+    /// Plain HTTP.
+    Http,
+}
+
+/// One listener of a Gateway.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Listener {
+    /// The Gateway.
+    pub gateway: ObjectName,
+    /// The listener's name within it.
+    pub name: Arc<str>,
+    /// Addresses to bind; empty: all of the node's.
+    pub addresses: Vec<IpAddr>,
+    /// The port to bind.
+    pub port: u16,
+    /// What is spoken.
+    pub protocol: ListenerProtocol,
+    /// The host that the listener is for.
+    pub hostname: HostPattern,
+    /// The routes that are attached, each with hosts already intersected with `hostname`.
+    pub routes: Vec<RouteTable>,
+}

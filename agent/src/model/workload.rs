@@ -1,0 +1,32 @@
+//! Workloads: the pods behind addresses.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::ObjectName;
+
+/// Labels of a pod, a service or an endpoint.
+pub type Labels = BTreeMap<Arc<str>, Arc<str>>;
+
+/// A pod as traffic sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Workload {
+    /// The pod's own name.
+    pub name: ObjectName,
+    /// The pod's uid, or `namespace/name` where the document has none.
+    pub uid: Arc<str>,
+    /// The controller's name (Deployment, StatefulSet, ...), as Istio's `*_workload` labels have it; the pod's name
+    /// where it has no controller.
+    pub workload: Arc<str>,
+    /// The node that runs it, where known.
+    pub node: Option<Arc<str>>,
+    /// The service account; `default` where the document gives none.
+    pub service_account: Arc<str>,
+    /// The pod's addresses, v4 and v6.
+    pub addresses: Vec<IpAddr>,
+    /// The pod's labels.
+    pub labels: Arc<Labels>,
+    /// Whether the pod's Ready condition holds; true where the document has no status.
+    pub ready: bool,
+}

@@ -1,0 +1,46 @@
+//! The request's phases in one readable place: what happens to an accepted connection.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::net::SocketAddr;
+
+use arc_swap::ArcSwap;
+use bytes::BytesMut;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+
+use crate::balance::Pick;
+use crate::compile::RoutingTable;
+use crate::net::Connector;
+use crate::telemetry::{Origin, Recorder};
+
+/// What one worker's connections share. Lives on one thread.
+#[derive(Clone)]
+pub struct Context {
+    /// The table in force; load it once per request or connection and keep that `Arc`.
+    pub tables: Arc<ArcSwap<RoutingTable>>,
+    /// Opens upstream connections.
+    pub connector: Rc<dyn Connector>,
+    /// Takes the records.
+    pub recorder: Rc<dyn Recorder>,
+    /// True once the agent drains: finish what is in flight, then close.
+    pub drain: watch::Receiver<bool>,
+}
+
+/// An accepted client connection.
+#[derive(Debug)]
+pub struct Downstream {
+    /// The socket; `TCP_NODELAY` is set.
+    pub io: TcpStream,
+    /// Bytes already read from it while its protocol was being told.
+    pub read: BytesMut,
+    /// The client.
+    pub peer: SocketAddr,
+    /// What the client dialled.
+    pub original_destination: SocketAddr,
+    /// Where it entered.
+    pub origin: Origin,
+    /// An upstream connection that was opened while the protocol was being told; used if the route picks that endpoint,
+    /// else closed.
+    pub early: Option<(Pick, TcpStream)>,
+}

@@ -1,0 +1,109 @@
+//! The records that proxies hand over when a request or a connection ends.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use super::ResponseFlags;
+use crate::compile::{ClusterKey, RouteName};
+use crate::model::Workload;
+
+/// Where a connection entered the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// Captured from a local pod on its way out.
+    Outbound,
+    /// Accepted on a Gateway listener, by `namespace/gateway/listener`.
+    Gateway(Arc<str>),
+}
+
+/// One request, at its end.
+#[derive(Debug)]
+pub struct RequestRecord<'a> {
+    /// When its head had been read.
+    pub start: SystemTime,
+    /// From then to the last byte of the answer.
+    pub duration: Duration,
+    /// Where the connection entered.
+    pub origin: &'a Origin,
+    /// The client's address.
+    pub peer: SocketAddr,
+    /// What the client dialled.
+    pub original_destination: SocketAddr,
+    /// The client's pod, where known.
+    pub source: Option<&'a Arc<Workload>>,
+    /// The cluster it was sent to, where a route named one.
+    pub cluster: Option<&'a ClusterKey>,
+    /// The endpoint it was sent to, where one was chosen.
+    pub upstream: Option<SocketAddr>,
+    /// The endpoint's pod, where known.
+    pub destination: Option<&'a Arc<Workload>>,
+    /// The route that took it.
+    pub route: Option<&'a RouteName>,
+    /// `GET`, ...; `-` where the head could not be read.
+    pub method: &'a str,
+    /// The authority as sent.
+    pub authority: &'a str,
+    /// Path and query as sent.
+    pub path: &'a str,
+    /// `HTTP/1.0`, `HTTP/1.1`.
+    pub protocol: &'static str,
+    /// The status that the client got; 0 where it got none.
+    pub status: u16,
+    /// Why it ended so.
+    pub flags: ResponseFlags,
+    /// What exactly was wrong (`header_obs_fold`, `connect_refused`, ...); empty for nothing.
+    pub details: &'static str,
+    /// Body bytes from the client.
+    pub request_bytes: u64,
+    /// Body bytes to the client.
+    pub response_bytes: u64,
+    /// The `x-request-id` sent on.
+    pub request_id: &'a str,
+    /// The client's user agent.
+    pub user_agent: &'a str,
+}
+
+/// One opaque connection, at its end.
+#[derive(Debug)]
+pub struct ConnectionRecord<'a> {
+    /// When it was accepted.
+    pub start: SystemTime,
+    /// From then to its end.
+    pub duration: Duration,
+    /// Where it entered.
+    pub origin: &'a Origin,
+    /// The client's address.
+    pub peer: SocketAddr,
+    /// What the client dialled.
+    pub original_destination: SocketAddr,
+    /// The client's pod, where known.
+    pub source: Option<&'a Arc<Workload>>,
+    /// The cluster it was sent to.
+    pub cluster: Option<&'a ClusterKey>,
+    /// The endpoint it was sent to.
+    pub upstream: Option<SocketAddr>,
+    /// The endpoint's pod, where known.
+    pub destination: Option<&'a Arc<Workload>>,
+    /// Why it ended so.
+    pub flags: ResponseFlags,
+    /// What exactly was wrong; empty for nothing.
+    pub details: &'static str,
+    /// Bytes from the client.
+    pub sent_bytes: u64,
+    /// Bytes to the client.
+    pub received_bytes: u64,
+}
+
+/// Takes the records of one worker. Called on the data path: never blocks, never allocates per call once its series
+/// exist.
+pub trait Recorder {
+    /// A request ended.
+    fn request(&self, record: &RequestRecord<'_>);
+    /// An opaque connection was accepted and its destination chosen; counted again by [`Self::connection`] at its end.
+    fn connection_opened(&self, record: &ConnectionRecord<'_>);
+    /// An opaque connection ended.
+    fn connection(&self, record: &ConnectionRecord<'_>);
+    /// A client connection (of any protocol) was accepted or, with `opened` false, ended.
+    fn downstream(&self, origin: &Origin, opened: bool);
+}
