@@ -1,2 +1,7 @@
-//! Types that cross the kernel boundary.
+//! The one truth of every type that crosses the kernel boundary, and the pure decisions that both sides make with them.
+//!
+//! `no_std`, no allocation. Kernel programs call these functions on packets; the host tests call the same ones on bytes.
 #![cfg_attr(not(test), no_std)]
+
+pub mod capture;
+pub mod packet;

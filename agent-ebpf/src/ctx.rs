@@ -1,0 +1,186 @@
+//! The only unsafe reads: a packet's bytes, the socket that its ends lead to, and the listener that takes it.
+
+use core::ffi::c_void;
+use core::mem::{size_of, zeroed};
+
+use agent_common::capture::{Owner, WORKER_TRIES};
+use agent_common::packet::{Family, Frame, Segment};
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, bpf_sock, bpf_sock_tuple};
+use aya_ebpf::helpers::generated::{
+    bpf_get_hash_recalc, bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_fullsock, bpf_sk_release, bpf_skb_load_bytes,
+    bpf_skc_lookup_tcp,
+};
+use aya_ebpf::programs::TcContext;
+
+use crate::maps::LISTENERS;
+
+/// Socket states of the kernel's `enum`.
+const TCP_TIME_WAIT: u32 = 6;
+const TCP_LISTEN: u32 = 10;
+const TCP_NEW_SYN_RECV: u32 = 12;
+
+/// Ends a classifier without a decision, so that programs after ours still see the packet (on tcx, 0 would end the chain).
+pub const NEXT: i32 = -1;
+/// Lets the packet go on into the stack, with no further classifier.
+pub const ACCEPT: i32 = 0;
+
+/// A packet at a TC hook.
+pub struct Packet<'a>(pub &'a TcContext);
+
+impl Frame for Packet<'_> {
+    #[inline(always)]
+    fn bytes<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        let mut bytes = [0u8; N];
+        // SAFETY: the helper writes at most N bytes to `bytes` and refuses offsets outside the packet.
+        let result = unsafe {
+            bpf_skb_load_bytes(self.0.as_ptr().cast::<c_void>(), offset, bytes.as_mut_ptr().cast::<c_void>(), N as u32)
+        };
+        if result == 0 { Some(bytes) } else { None }
+    }
+}
+
+impl Packet<'_> {
+    /// Whether the device or the stack took a VLAN tag off the frame.
+    #[inline(always)]
+    pub fn tagged(&self) -> bool {
+        // SAFETY: a field of the context that the verifier checks.
+        unsafe { (*self.0.skb.skb).vlan_present != 0 }
+    }
+
+    /// Whose connection the segment belongs to.
+    #[inline(always)]
+    pub fn owner(&self, segment: &Segment) -> Owner {
+        let (tuple, len) = tuple(segment);
+        // SAFETY: `tuple` outlives the call and `len` is its family's part of it.
+        let socket = unsafe {
+            bpf_skc_lookup_tcp(
+                self.0.as_ptr().cast::<c_void>(),
+                (&raw const tuple).cast_mut(),
+                len,
+                BPF_F_CURRENT_NETNS as u64,
+                0,
+            )
+        };
+        if socket.is_null() {
+            return Owner::None;
+        }
+        // SAFETY: not null, and released on the one path that leads out.
+        unsafe {
+            let owner = match (*socket).state {
+                // The lookup also finds wildcard listeners of the host that have nothing to do with this destination.
+                TCP_LISTEN => Owner::None,
+                TCP_NEW_SYN_RECV => Owner::Request,
+                TCP_TIME_WAIT => Owner::TimeWait,
+                _ => full_owner(socket),
+            };
+            bpf_sk_release(socket.cast::<c_void>());
+            owner
+        }
+    }
+
+    /// Gives the packet to a live worker's listener.
+    #[inline(always)]
+    pub fn assign(&self, segment: &Segment, workers: u32) -> Assigned {
+        if workers == 0 {
+            return Assigned::NoListener;
+        }
+        // SAFETY: the helper only reads the context.
+        let hash = unsafe { bpf_get_hash_recalc(self.0.skb.skb) };
+        let family = match segment.family {
+            Family::V4 => 0,
+            Family::V6 => 1,
+        };
+        let mut assigned = Assigned::NoListener;
+        for attempt in 0..WORKER_TRIES {
+            if attempt >= workers {
+                break;
+            }
+            let index = (hash.wrapping_add(attempt) % workers) * 2 + family;
+            match self.assign_to(index) {
+                Some(true) => return Assigned::Yes,
+                Some(false) => assigned = Assigned::Refused,
+                None => {}
+            }
+        }
+        assigned
+    }
+
+    /// `None` where the slot is empty; else whether the kernel took it.
+    #[inline(always)]
+    fn assign_to(&self, index: u32) -> Option<bool> {
+        // SAFETY: the map is a static that the loader relocates; the socket is released on the only path.
+        unsafe {
+            let listener =
+                bpf_map_lookup_elem((&raw const LISTENERS).cast_mut().cast::<c_void>(), (&raw const index).cast::<c_void>());
+            if listener.is_null() {
+                return None;
+            }
+            let result = bpf_sk_assign(self.0.as_ptr().cast::<c_void>(), listener, 0);
+            bpf_sk_release(listener);
+            Some(result == 0)
+        }
+    }
+}
+
+/// Whether a listener got the packet.
+pub enum Assigned {
+    /// It did.
+    Yes,
+    /// No worker has a live listener.
+    NoListener,
+    /// The kernel refused.
+    Refused,
+}
+
+#[inline(always)]
+unsafe fn full_owner(socket: *mut bpf_sock) -> Owner {
+    // SAFETY: the caller holds a reference; the helper gives a view of the same socket and takes no other.
+    unsafe {
+        let full = bpf_sk_fullsock(socket);
+        if full.is_null() { Owner::None } else { Owner::Full { mark: (*full).mark } }
+    }
+}
+
+#[inline(always)]
+fn tuple(segment: &Segment) -> (bpf_sock_tuple, u32) {
+    // SAFETY: integers only.
+    let mut tuple: bpf_sock_tuple = unsafe { zeroed() };
+    // SAFETY: writes into the union's member whose length is returned with it.
+    unsafe {
+        match segment.family {
+            Family::V4 => {
+                let ends = &mut tuple.__bindgen_anon_1.ipv4;
+                let [s, d] = [&segment.source, &segment.destination].map(|a| u32::from_ne_bytes([a[0], a[1], a[2], a[3]]));
+                ends.saddr = s;
+                ends.daddr = d;
+                ends.sport = u16::from_ne_bytes(segment.source_port);
+                ends.dport = u16::from_ne_bytes(segment.destination_port);
+                let len = size_of_val(ends) as u32;
+                (tuple, len)
+            }
+            Family::V6 => {
+                let ends = &mut tuple.__bindgen_anon_1.ipv6;
+                ends.saddr = words(&segment.source);
+                ends.daddr = words(&segment.destination);
+                ends.sport = u16::from_ne_bytes(segment.source_port);
+                ends.dport = u16::from_ne_bytes(segment.destination_port);
+                let len = size_of_val(ends) as u32;
+                (tuple, len)
+            }
+        }
+    }
+}
+
+/// An address as the kernel keeps it: four words in network byte order.
+#[inline(always)]
+fn words(a: &[u8; 16]) -> [u32; 4] {
+    [
+        u32::from_ne_bytes([a[0], a[1], a[2], a[3]]),
+        u32::from_ne_bytes([a[4], a[5], a[6], a[7]]),
+        u32::from_ne_bytes([a[8], a[9], a[10], a[11]]),
+        u32::from_ne_bytes([a[12], a[13], a[14], a[15]]),
+    ]
+}
+
+const _: () = assert!(size_of::<bpf_sock_tuple>() == 36);

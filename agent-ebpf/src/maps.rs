@@ -1,0 +1,41 @@
+//! Every map, with the one who writes it.
+
+use agent_common::capture::{AddressKey, CaptureConfig, DestinationKey, DestinationValue, MAX_WORKERS, Reason};
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{HashMap, PerCpuArray, SockMap};
+
+/// Written by the agent before the programs are loaded.
+#[unsafe(no_mangle)]
+static CONFIG: CaptureConfig = CaptureConfig { deliver_mark: 0, own_mark: 0, workers: 0, padding: 0 };
+
+/// The settings that the agent loaded these programs with.
+#[inline(always)]
+pub fn config() -> CaptureConfig {
+    // SAFETY: a static of plain integers; volatile because the loader replaces its bytes after compilation.
+    unsafe { core::ptr::read_volatile(&raw const CONFIG) }
+}
+
+/// What pods may dial and what is done with it. Written by the agent when its routing table changes.
+#[map]
+pub static DESTINATIONS: HashMap<DestinationKey, DestinationValue> = HashMap::with_max_entries(65_536, 0);
+
+/// The node's own addresses. Written by the agent when netlink says so.
+#[map]
+pub static LOCAL_ADDRESSES: HashMap<AddressKey, u32> = HashMap::with_max_entries(1024, 0);
+
+/// Capture listeners: worker `n` has `2n` (IPv4) and `2n + 1` (IPv6). Written by the agent; a closed socket leaves by itself.
+#[map]
+pub static LISTENERS: SockMap = SockMap::with_max_entries(MAX_WORKERS * 2, 0);
+
+/// Packets by [`Reason`]. Written by the programs.
+#[map]
+static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::ALL.len() as u32, 0);
+
+/// Counts a packet.
+#[inline(always)]
+pub fn count(reason: Reason) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
+        // SAFETY: this CPU's own slot, and a program is not interrupted by itself.
+        unsafe { *counter += 1 };
+    }
+}
