@@ -1,1 +1,81 @@
-//! Placeholder.
+//! Capture: takes pods' connections in the kernel and hands them to the workers' listeners.
+//!
+//! [`Engine`] owns the kernel side (programs, maps, mark rule, local route, nft table) from start to stop. It reacts to
+//! two things: interfaces and addresses that come and go, and routing tables that change what is captured.
+
+mod engine;
+mod error;
+mod glob;
+mod interfaces;
+mod listener;
+mod netlink;
+mod plumbing;
+mod programs;
+mod self_check;
+
+pub use engine::{Engine, EngineHandle};
+pub use error::CaptureError;
+pub use glob::Glob;
+pub use interfaces::{Hooked, Snapshot};
+pub use listener::{CaptureListeners, SpoofingConnector};
+pub use self_check::{Check, Outcome, checks};
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+/// What the engine is told at start.
+#[derive(Debug, Clone)]
+pub struct CaptureSettings {
+    /// Interfaces that lead to pods.
+    pub pod_interfaces: Glob,
+    /// Interfaces that lead off the node; empty: those that carry a route through a gateway.
+    pub uplinks: Vec<String>,
+    /// The marks and the routing table that lead captured packets to the agent.
+    pub marks: Marks,
+    /// How many workers have listeners.
+    pub workers: u32,
+}
+
+/// Numbers that other software on the node must not use; each can be set where it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Marks {
+    /// The packet mark that an `ip rule` delivers locally. Never on a socket, or output routing would loop back.
+    pub deliver: u32,
+    /// The mark on the agent's own sockets.
+    pub own: u32,
+    /// The routing table that holds the one `local default` route.
+    pub table: u32,
+    /// The priority of the `ip rule`; after the kernel's local table (0), before the main one (32766).
+    pub rule_priority: u32,
+}
+
+impl Default for Marks {
+    // Clear of kube-proxy (0x4000, 0x8000), Cilium (0x0200, 0x0f00), Istio (0x539, 0x111) and the port-map plugin (0x2000).
+    fn default() -> Self {
+        Self { deliver: 0x1510, own: 0x1520, table: 1510, rule_priority: 90 }
+    }
+}
+
+/// The node's own addresses, as the connector needs them: nobody may be impersonated towards one of these.
+pub type LocalAddresses = Arc<ArcSwap<Vec<IpAddr>>>;
+
+/// What `status` shows of capture.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub struct CaptureStatus {
+    /// How programs are attached: `tcx` or `clsact`.
+    pub attach: &'static str,
+    /// Pod interfaces with the program.
+    pub pod_interfaces: Vec<String>,
+    /// Uplinks with the program.
+    pub uplinks: Vec<String>,
+    /// Interfaces that should have it and do not, with the reason.
+    pub failed: Vec<(String, String)>,
+    /// Destinations that are captured.
+    pub destinations: usize,
+    /// Destinations beyond the map's capacity; their traffic goes direct.
+    pub destinations_over_capacity: usize,
+    /// Packets seen, by reason.
+    pub packets: Vec<(&'static str, u64)>,
+}

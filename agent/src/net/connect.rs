@@ -4,7 +4,9 @@ use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
+use std::time::Duration;
 
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::TcpStream;
 
 /// Where to connect and as whom.
@@ -20,4 +22,40 @@ pub struct ConnectTarget {
 pub trait Connector: std::fmt::Debug {
     /// Connects, without a deadline of its own. `TCP_NODELAY` is set.
     fn connect(&self, target: ConnectTarget) -> Pin<Box<dyn Future<Output = io::Result<TcpStream>> + '_>>;
+}
+
+/// Idle connections are probed after three minutes, then every 15 seconds, and given up after nine probes: dead peers go,
+/// silent ones stay.
+pub fn keepalive() -> TcpKeepalive {
+    TcpKeepalive::new().with_time(Duration::from_secs(180)).with_interval(Duration::from_secs(15)).with_retries(9)
+}
+
+/// Connects from the node's own address; a target's source is not used.
+#[derive(Debug, Default)]
+pub struct PlainConnector;
+
+impl Connector for PlainConnector {
+    fn connect(&self, target: ConnectTarget) -> Pin<Box<dyn Future<Output = io::Result<TcpStream>> + '_>> {
+        Box::pin(async move {
+            let domain = Domain::for_address(target.address);
+            let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+            socket.set_tcp_nodelay(true)?;
+            socket.set_tcp_keepalive(&keepalive())?;
+            finish_connect(socket, target.address).await
+        })
+    }
+}
+
+/// Connects a prepared non-blocking socket and waits until that has succeeded or failed.
+pub async fn finish_connect(socket: Socket, address: SocketAddr) -> io::Result<TcpStream> {
+    match socket.connect(&address.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
+        _ => {}
+    }
+    let stream = TcpStream::from_std(socket.into())?;
+    stream.writable().await?;
+    match stream.take_error()? {
+        Some(error) => Err(error),
+        None => Ok(stream),
+    }
 }

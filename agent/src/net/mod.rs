@@ -1,5 +1,11 @@
-//! Sockets: how connections are dialled and what is known of an accepted one.
+//! Sockets: how connections are dialled and accepted, what protocol they speak, and how bytes are moved.
 
 mod connect;
+mod copy;
+mod detect;
+mod listen;
 
-pub use connect::{ConnectTarget, Connector};
+pub use connect::{ConnectTarget, Connector, PlainConnector, finish_connect, keepalive};
+pub use copy::{RelayFailure, Relayed, relay};
+pub use detect::{Spoken, classify};
+pub use listen::gateway_listener;

@@ -1,8 +1,19 @@
 //! The request's phases in one readable place: what happens to an accepted connection.
 
+mod captured;
+mod detect;
+mod http;
+mod random;
+mod tcp;
+mod worker;
+
+pub use random::Random;
+pub use worker::{Command, WorkerHandle, WorkerSettings, start_worker};
+
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::net::SocketAddr;
+use std::sync::atomic::AtomicUsize;
 
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
@@ -25,6 +36,10 @@ pub struct Context {
     pub recorder: Rc<dyn Recorder>,
     /// True once the agent drains: finish what is in flight, then close.
     pub drain: watch::Receiver<bool>,
+    /// Open client connections, over all workers; what a drain waits for.
+    pub open: Arc<AtomicUsize>,
+    /// For choices among endpoints, and for request ids.
+    pub random: Rc<Random>,
 }
 
 /// An accepted client connection.

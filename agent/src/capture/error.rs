@@ -1,0 +1,79 @@
+//! What can stop capture, each with what to do about it.
+
+use std::io;
+
+/// Capture can't start, or can't go on as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    /// The process lacks a privilege.
+    #[error("capture needs root (CAP_NET_ADMIN, CAP_BPF and CAP_SYS_ADMIN): run as root, or use --capture off")]
+    Privilege,
+    /// The kernel refused the programs. The verifier's words are kept.
+    #[error("the kernel refused program {program}: {source}")]
+    Load {
+        /// The program.
+        program: &'static str,
+        /// The loader's error, verifier log included.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A map could not be used.
+    #[error("BPF map {map}: {source}")]
+    Map {
+        /// The map.
+        map: &'static str,
+        /// The error.
+        source: aya::maps::MapError,
+    },
+    /// The embedded object could not be read or loaded.
+    #[error("the kernel programs cannot be loaded: {0}")]
+    Object(#[from] aya::EbpfError),
+    /// An interface could not be hooked.
+    #[error("interface {interface}: {reason}")]
+    Interface {
+        /// The interface.
+        interface: String,
+        /// Why.
+        reason: String,
+    },
+    /// No uplink given, and none found.
+    #[error("no uplink: no interface carries a route through a gateway; name one with --uplink")]
+    NoUplink,
+    /// A named uplink is not there.
+    #[error("uplink {0} does not exist; `ip link` lists the interfaces")]
+    UnknownUplink(String),
+    /// Netlink failed.
+    #[error("netlink, {doing}: {source}")]
+    Netlink {
+        /// What was being done.
+        doing: &'static str,
+        /// The error.
+        source: rtnetlink::Error,
+    },
+    /// A socket could not be made.
+    #[error("capture listener, {doing}: {source}")]
+    Listener {
+        /// What was being done.
+        doing: &'static str,
+        /// The error.
+        source: io::Error,
+    },
+    /// `nft` is missing or failed.
+    #[error("nft: {0}")]
+    Nft(String),
+}
+
+impl CaptureError {
+    pub(super) fn listener(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| match source.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => Self::Privilege,
+            _ => Self::Listener { doing, source },
+        }
+    }
+
+    pub(super) fn netlink(doing: &'static str) -> impl FnOnce(rtnetlink::Error) -> Self {
+        move |source| match &source {
+            rtnetlink::Error::NetlinkError(message) if message.raw_code() == -libc::EPERM => Self::Privilege,
+            _ => Self::Netlink { doing, source },
+        }
+    }
+}

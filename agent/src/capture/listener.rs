@@ -1,0 +1,155 @@
+//! The sockets of capture: listeners that take connections meant for others, and a connector that speaks as the pod.
+
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd, RawFd};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpStream;
+
+use super::plumbing::LISTEN_ADDRESSES;
+use super::{CaptureError, LocalAddresses};
+use crate::net::{ConnectTarget, Connector, keepalive};
+
+/// How many connections may wait to be accepted.
+const BACKLOG: i32 = 4096;
+/// Source ports of spoofed connections: above the kernel's own ephemeral range (32768-60999), so that a pod's address and
+/// port never meet a live port of the pod itself.
+const SPOOFED_PORTS: std::ops::RangeInclusive<u16> = 61000..=65535;
+/// How many ports are tried where the kernel can't choose within the range by itself (before 6.3).
+const PORT_TRIES: u32 = 64;
+
+/// One worker's listeners, IPv4 and IPv6. On loopback: the kernel programs assign packets to them whatever address they
+/// are bound to, and nothing else shall reach them.
+#[derive(Debug)]
+pub struct CaptureListeners {
+    /// The IPv4 and the IPv6 one.
+    pub sockets: [Socket; 2],
+}
+
+impl CaptureListeners {
+    /// Binds both on one port; 0 takes a free one.
+    pub fn bind(port: u16, own_mark: u32) -> Result<Self, CaptureError> {
+        let v4 = listener(SocketAddr::new(LISTEN_ADDRESSES[0], port), own_mark)?;
+        let v6 = listener(SocketAddr::new(LISTEN_ADDRESSES[1], port), own_mark)?;
+        Ok(Self { sockets: [v4, v6] })
+    }
+
+    /// Where they listen.
+    pub fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        self.sockets.iter().map(|s| s.local_addr()?.as_socket().ok_or(io::ErrorKind::Unsupported.into())).collect()
+    }
+}
+
+fn listener(address: SocketAddr, own_mark: u32) -> Result<Socket, CaptureError> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))
+        .map_err(CaptureError::listener("opening a socket"))?;
+    socket.set_reuse_address(true).map_err(CaptureError::listener("setting SO_REUSEADDR"))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true).map_err(CaptureError::listener("setting IPV6_V6ONLY"))?;
+    }
+    // No SO_REUSEPORT: 6.1 refuses to assign such a listener, later kernels pick another one of the group.
+    set_transparent(&socket, address).map_err(CaptureError::listener("setting IP_TRANSPARENT"))?;
+    socket.set_mark(own_mark).map_err(CaptureError::listener("setting SO_MARK"))?;
+    socket.bind(&address.into()).map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => CaptureError::Listener {
+            doing: "its port is taken by another process; is an agent running already? --outbound-port sets another one",
+            source,
+        },
+        _ => CaptureError::Listener { doing: "binding", source },
+    })?;
+    socket.listen(BACKLOG).map_err(CaptureError::listener("listening"))?;
+    Ok(socket)
+}
+
+/// Connects with the pod's own address as the source, wherever that can work.
+#[derive(Debug)]
+pub struct SpoofingConnector {
+    own_mark: u32,
+    local: LocalAddresses,
+    next_port: AtomicU32,
+}
+
+impl SpoofingConnector {
+    /// `seed` spreads the source ports of several workers.
+    pub fn new(own_mark: u32, local: LocalAddresses, seed: u32) -> Self {
+        Self { own_mark, local, next_port: AtomicU32::new(seed) }
+    }
+
+    /// The source to bind. None towards the node itself and towards the pod itself: the reply to a pod's address would
+    /// be sent to the pod there, past the agent.
+    fn source(&self, target: ConnectTarget) -> Option<IpAddr> {
+        let destination = target.address.ip();
+        target.source.filter(|source| {
+            source.is_ipv4() == destination.is_ipv4() && *source != destination && !self.local.load().contains(&destination)
+        })
+    }
+
+    fn open(&self, target: ConnectTarget) -> io::Result<Socket> {
+        let domain = Domain::for_address(target.address);
+        let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+        socket.set_mark(self.own_mark)?;
+        socket.set_tcp_nodelay(true)?;
+        socket.set_tcp_keepalive(&keepalive())?;
+        if let Some(source) = self.source(target) {
+            set_transparent(&socket, target.address)?;
+            self.bind_spoofed(&socket, source)?;
+        }
+        Ok(socket)
+    }
+
+    fn bind_spoofed(&self, socket: &Socket, source: IpAddr) -> io::Result<()> {
+        if set_port_range(socket.as_raw_fd()).is_ok() {
+            // The port is chosen at connect, unique by both ends and not by the source alone.
+            set_option(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
+            return socket.bind(&SocketAddr::new(source, 0).into());
+        }
+        socket.set_reuse_address(true)?;
+        let range = u32::from(SPOOFED_PORTS.end() - SPOOFED_PORTS.start()) + 1;
+        let mut last = io::ErrorKind::AddrInUse.into();
+        for _ in 0..PORT_TRIES {
+            let offset = self.next_port.fetch_add(1, Ordering::Relaxed) % range;
+            let port = SPOOFED_PORTS.start() + u16::try_from(offset).expect("the offset is below the range");
+            match socket.bind(&SocketAddr::new(source, port).into()) {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => last = error,
+                result => return result,
+            }
+        }
+        Err(last)
+    }
+}
+
+impl Connector for SpoofingConnector {
+    fn connect(&self, target: ConnectTarget) -> Pin<Box<dyn Future<Output = io::Result<TcpStream>> + '_>> {
+        Box::pin(async move {
+            let socket = self.open(target)?;
+            crate::net::finish_connect(socket, target.address).await
+        })
+    }
+}
+
+#[expect(unsafe_code, reason = "IPV6_TRANSPARENT has no safe wrapper")]
+fn set_option(fd: RawFd, level: i32, name: i32, value: i32) -> io::Result<()> {
+    let len = libc::socklen_t::try_from(size_of::<i32>()).expect("four bytes fit");
+    // SAFETY: the option's value is an int that outlives the call.
+    let result = unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), len) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn set_transparent(socket: &Socket, address: SocketAddr) -> io::Result<()> {
+    match address {
+        SocketAddr::V4(_) => set_option(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_TRANSPARENT, 1),
+        SocketAddr::V6(_) => set_option(socket.as_raw_fd(), libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT, 1),
+    }
+}
+
+/// `IP_LOCAL_PORT_RANGE` (6.3): low port in the lower half, high port in the upper; IPv6 sockets have it too.
+fn set_port_range(fd: RawFd) -> io::Result<()> {
+    const IP_LOCAL_PORT_RANGE: i32 = 51;
+    let range = u32::from(*SPOOFED_PORTS.end()) << 16 | u32::from(*SPOOFED_PORTS.start());
+    set_option(fd, libc::IPPROTO_IP, IP_LOCAL_PORT_RANGE, range.cast_signed())
+}
+

@@ -1,0 +1,115 @@
+//! What `sluice check` looks at: everything that capture will ask of the node, without changing it.
+
+use std::fs;
+use std::process::Command;
+
+use serde::Serialize;
+
+use super::netlink::Netlink;
+use super::programs::Programs;
+use super::{CaptureError, CaptureSettings, plumbing};
+
+/// One thing looked at.
+#[derive(Debug, Clone, Serialize)]
+pub struct Check {
+    /// What was looked at.
+    pub name: &'static str,
+    /// How it stands.
+    pub outcome: Outcome,
+    /// What was seen, or what to do about it.
+    pub detail: String,
+}
+
+/// How a check came out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// As it should be.
+    Ok,
+    /// Capture runs, with the drawback that the detail names.
+    Warning,
+    /// Capture can't run.
+    Failed,
+}
+
+impl Check {
+    fn new(name: &'static str, outcome: Outcome, detail: impl Into<String>) -> Self {
+        Self { name, outcome, detail: detail.into() }
+    }
+
+    fn of<T>(name: &'static str, result: Result<T, impl ToString>, seen: impl FnOnce(T) -> String) -> Self {
+        match result {
+            Ok(value) => Self::new(name, Outcome::Ok, seen(value)),
+            Err(error) => Self::new(name, Outcome::Failed, error.to_string()),
+        }
+    }
+}
+
+/// Looks at everything.
+pub async fn checks(settings: &CaptureSettings) -> Vec<Check> {
+    let mut checks = vec![kernel(), programs(settings), nft(), forwarding("ipv4/ip_forward", "IPv4 forwarding")];
+    checks.push(forwarding("ipv6/conf/all/forwarding", "IPv6 forwarding"));
+    match Netlink::open() {
+        Ok((netlink, _)) => {
+            checks.push(interfaces(settings, &netlink).await);
+            checks.push(marks(settings, &netlink).await);
+        }
+        Err(error) => checks.push(Check::new("netlink", Outcome::Failed, error.to_string())),
+    }
+    checks
+}
+
+fn kernel() -> Check {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let attach = match aya::util::KernelVersion::current() {
+        Ok(version) if version >= aya::util::KernelVersion::new(6, 6, 0) => "programs attach by tcx",
+        Ok(version) if version >= aya::util::KernelVersion::new(6, 1, 0) => "programs attach by clsact",
+        _ => return Check::new("kernel", Outcome::Warning, format!("{}: older than 6.1, not tested", release.trim())),
+    };
+    Check::new("kernel", Outcome::Ok, format!("{}: {attach}", release.trim()))
+}
+
+fn programs(settings: &CaptureSettings) -> Check {
+    let loaded = Programs::load(settings.marks, settings.workers);
+    Check::of("programs", loaded, |_| "the kernel accepts every program".to_owned())
+}
+
+fn nft() -> Check {
+    let version = Command::new("nft").arg("--version").output();
+    Check::of("nft", version.map_err(|error| format!("{error}; install the nftables package")), |output| {
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    })
+}
+
+fn forwarding(key: &str, name: &'static str) -> Check {
+    match fs::read_to_string(format!("/proc/sys/net/{key}")) {
+        Ok(value) if value.trim() == "1" => Check::new(name, Outcome::Ok, "on"),
+        Ok(_) => {
+            let sysctl = key.replace('/', ".");
+            Check::new(name, Outcome::Warning, format!("off: pods cannot reach other nodes; `sysctl -w net.{sysctl}=1`"))
+        }
+        Err(error) => Check::new(name, Outcome::Warning, format!("unknown: {error}")),
+    }
+}
+
+async fn interfaces(settings: &CaptureSettings, netlink: &Netlink) -> Check {
+    let seen = async {
+        let snapshot = netlink.snapshot().await?;
+        snapshot.check_uplinks(settings)?;
+        Ok::<_, CaptureError>(snapshot.desired(settings))
+    };
+    Check::of("interfaces", seen.await, |desired| {
+        let names: Vec<String> = desired.into_values().map(|(name, hook)| format!("{name} ({hook:?})")).collect();
+        names.join(", ").to_lowercase()
+    })
+}
+
+async fn marks(settings: &CaptureSettings, netlink: &Netlink) -> Check {
+    match plumbing::clash(netlink.handle(), settings.marks).await {
+        Ok(None) => Check::new("marks", Outcome::Ok, "no other rule uses ours"),
+        Ok(Some(rule)) => {
+            Check::new("marks", Outcome::Failed, format!("{rule}: choose others with --deliver-mark and --own-mark"))
+        }
+        Err(error) => Check::new("marks", Outcome::Failed, error.to_string()),
+    }
+}

@@ -1,0 +1,96 @@
+//! Which protocol a client speaks, from its first bytes.
+
+/// What the bytes so far say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spoken {
+    /// An HTTP/1 request line.
+    Http,
+    /// Anything else.
+    Opaque,
+    /// Not enough to tell.
+    Undecided,
+}
+
+/// A request line longer than this is HTTP all the same; the HTTP side answers it with 414.
+const REQUEST_LINE_MAX: usize = 8 * 1024;
+/// Registered methods are shorter; so are the ones that WebDAV added.
+const METHOD_MAX: usize = 24;
+
+/// Tells HTTP/1 from all else: a method in upper case, a space, a target, and `HTTP/1.` at the end of the line.
+///
+/// The HTTP/2 preface is opaque here; a port that speaks it says so in its `appProtocol`.
+pub fn classify(bytes: &[u8]) -> Spoken {
+    let method_len = bytes.iter().take_while(|b| b.is_ascii_uppercase() || **b == b'-').count();
+    if method_len > METHOD_MAX {
+        return Spoken::Opaque;
+    }
+    match bytes.get(method_len) {
+        None => return Spoken::Undecided,
+        Some(b' ') if method_len > 0 => {}
+        Some(_) => return Spoken::Opaque,
+    }
+    let rest = &bytes[method_len + 1..];
+    if rest.first().is_some_and(|b| !b.is_ascii_graphic()) {
+        return Spoken::Opaque;
+    }
+    match rest.iter().position(|b| *b == b'\n') {
+        Some(end) => {
+            let line = rest[..end].strip_suffix(b"\r").unwrap_or(&rest[..end]);
+            let versioned = line.rsplit(|b| *b == b' ').next().is_some_and(|last| last.starts_with(b"HTTP/1."));
+            if versioned { Spoken::Http } else { Spoken::Opaque }
+        }
+        None if bytes.len() >= REQUEST_LINE_MAX => Spoken::Http,
+        None if rest.iter().any(|b| b.is_ascii_control() && *b != b'\r') => Spoken::Opaque,
+        None => Spoken::Undecided,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_bytes() {
+        let long = [b"GET /".as_slice(), &[b'a'; REQUEST_LINE_MAX]].concat();
+        let cases: &[(&[u8], Spoken)] = &[
+            (b"GET / HTTP/1.1\r\n", Spoken::Http),
+            (b"POST /x?y HTTP/1.0\n", Spoken::Http),
+            (b"M-SEARCH * HTTP/1.1\r\n", Spoken::Http),
+            (b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", Spoken::Http),
+            (&long, Spoken::Http),
+            (b"", Spoken::Undecided),
+            (b"G", Spoken::Undecided),
+            (b"GET", Spoken::Undecided),
+            (b"GET /inde", Spoken::Undecided),
+            (b"GET / HTTP/1.1\r", Spoken::Undecided),
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Spoken::Opaque),
+            (b"GET key\r\n", Spoken::Opaque),
+            (b"GET / FTP/1.1\r\n", Spoken::Opaque),
+            (b"*1\r\n$4\r\nPING\r\n", Spoken::Opaque),
+            (b"get / HTTP/1.1\r\n", Spoken::Opaque),
+            (b"\x16\x03\x01\x02\x00", Spoken::Opaque),
+            (b" GET / HTTP/1.1\r\n", Spoken::Opaque),
+            (b"GET  / HTTP/1.1\r\n", Spoken::Opaque),
+            (b"GET \x00\x01", Spoken::Opaque),
+            (b"EHLO example.com\r\n", Spoken::Opaque),
+            (b"SSH-2.0-OpenSSH_9.2\r\n", Spoken::Opaque),
+            (b"ABCDEFGHIJKLMNOPQRSTUVWXYZ", Spoken::Opaque),
+        ];
+        for (bytes, spoken) in cases {
+            assert_eq!(classify(bytes), *spoken, "{:?}", String::from_utf8_lossy(bytes));
+        }
+    }
+
+    #[test]
+    fn a_decision_does_not_change_with_more_bytes() {
+        let texts: [&[u8]; 3] = [b"GET / HTTP/1.1\r\nHost: a\r\n", b"GET key\r\nGET k HTTP/1.1\r\n", b"\x16\x03\x01"];
+        for text in texts {
+            let mut decided = Spoken::Undecided;
+            for len in 0..=text.len() {
+                let now = classify(&text[..len]);
+                assert!(decided == Spoken::Undecided || decided == now, "{text:?} at {len}");
+                decided = now;
+            }
+        }
+    }
+}

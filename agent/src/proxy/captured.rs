@@ -1,0 +1,53 @@
+//! A connection captured from a pod: who dialled what, and which proxy takes it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use tokio::net::TcpStream;
+
+use super::detect::{Told, detect};
+use super::tcp::{self, Dial};
+use super::{Context, Downstream, http};
+use crate::compile::{Frontend, RoutingTable};
+use crate::model::AppProtocol;
+use crate::telemetry::Origin;
+
+/// Serves one captured connection to its end.
+pub(super) async fn serve(context: Context, io: TcpStream, peer: SocketAddr, listener: SocketAddr) {
+    let Ok(original_destination) = io.local_addr() else { return };
+    if original_destination == listener {
+        // Somebody dialled the listener itself; there is nothing behind it.
+        tracing::debug!(%peer, "connection to the capture listener refused");
+        return;
+    }
+    let table = context.tables.load_full();
+    let downstream =
+        Downstream { io, read: BytesMut::new(), peer, original_destination, origin: Origin::Outbound, early: None };
+    match table.frontends.get(&original_destination) {
+        Some(frontend) => by_protocol(context, downstream, &table, frontend).await,
+        // The table changed between the kernel's decision and now.
+        None => {
+            let dial = Dial::original(original_destination);
+            tcp::serve(&context, downstream, &table, dial, None).await;
+        }
+    }
+}
+
+async fn by_protocol(context: Context, mut downstream: Downstream, table: &Arc<RoutingTable>, frontend: &Arc<Frontend>) {
+    let dial = Dial::frontend(frontend, downstream.original_destination);
+    match frontend.protocol {
+        AppProtocol::Http => http::serve(context, downstream).await,
+        // HTTP/2 is balanced by connection.
+        AppProtocol::Tcp | AppProtocol::Http2 | AppProtocol::Grpc => {
+            tcp::serve(&context, downstream, table, dial, None).await;
+        }
+        AppProtocol::Undeclared => match detect(&context, &mut downstream, &dial).await {
+            Told::Http(dialled) => {
+                downstream.early = dialled.and_then(tcp::Dialled::into_early);
+                http::serve(context, downstream).await;
+            }
+            Told::Opaque(dialled) => tcp::serve(&context, downstream, table, dial, Some(dialled)).await,
+        },
+    }
+}

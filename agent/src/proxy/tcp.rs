@@ -1,0 +1,195 @@
+//! Opaque connections: choose an endpoint, connect, move bytes, say how it went.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+use super::{Context, Downstream};
+use crate::balance::Pick;
+use crate::compile::{Cluster, Frontend, RoutingTable};
+use crate::net::{ConnectTarget, RelayFailure, Relayed, relay};
+use crate::telemetry::{ConnectionRecord, Flag, ResponseFlags};
+
+/// How long one endpoint may take to accept.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Endpoints tried for one connection.
+const DIALS_MAX: usize = 3;
+
+/// Where an opaque connection may go.
+#[derive(Debug, Clone)]
+pub(super) struct Dial {
+    /// The cluster to choose from; `None`: the address that the client dialled.
+    cluster: Option<Arc<Cluster>>,
+    original: SocketAddr,
+}
+
+impl Dial {
+    /// Where the client dialled.
+    pub(super) fn original(original: SocketAddr) -> Self {
+        Self { cluster: None, original }
+    }
+
+    /// An endpoint of the service; of a headless one, the endpoint that the client dialled.
+    pub(super) fn frontend(frontend: &Frontend, original: SocketAddr) -> Self {
+        let cluster = (!frontend.headless).then(|| frontend.tcp.clone());
+        Self { cluster, original }
+    }
+}
+
+/// A connection to an endpoint.
+#[derive(Debug)]
+pub(super) struct Dialled {
+    pub(super) io: TcpStream,
+    address: SocketAddr,
+    pick: Option<Pick>,
+}
+
+impl Dialled {
+    /// For the HTTP side, which may use it if its route leads to the same endpoint.
+    pub(super) fn into_early(self) -> Option<(Pick, TcpStream)> {
+        Some((self.pick?, self.io))
+    }
+}
+
+/// No endpoint could be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Undialled {
+    flag: Flag,
+    details: &'static str,
+    last: Option<SocketAddr>,
+}
+
+/// Connects to an endpoint, and to another one where the first can't be reached.
+pub(super) async fn dial(context: &Context, peer: SocketAddr, dial: &Dial) -> Result<Dialled, Undialled> {
+    let Some(cluster) = &dial.cluster else {
+        let io = connect(context, peer, dial.original).await?;
+        return Ok(Dialled { io, address: dial.original, pick: None });
+    };
+    let mut tried = Vec::new();
+    let mut failure = Undialled { flag: Flag::NoHealthyUpstream, details: "no_healthy_upstream", last: None };
+    while tried.len() < DIALS_MAX {
+        let Some(pick) = cluster.pick(context.random.next(), &tried) else { break };
+        let address = pick.upstream().address;
+        if tried.contains(&address) {
+            break;
+        }
+        match connect(context, peer, address).await {
+            Ok(io) => return Ok(Dialled { io, address, pick: Some(pick) }),
+            Err(error) => failure = error,
+        }
+        tried.push(address);
+    }
+    Err(failure)
+}
+
+async fn connect(context: &Context, peer: SocketAddr, address: SocketAddr) -> Result<TcpStream, Undialled> {
+    let target = ConnectTarget { address, source: Some(peer.ip()) };
+    let failed = |details| Undialled { flag: Flag::UpstreamConnectFailure, details, last: Some(address) };
+    match tokio::time::timeout(CONNECT_TIMEOUT, context.connector.connect(target)).await {
+        Ok(Ok(io)) => Ok(io),
+        Ok(Err(error)) => {
+            tracing::debug!(%address, %error, "connecting upstream");
+            Err(failed(connect_details(&error)))
+        }
+        Err(_) => Err(failed("connect_timeout")),
+    }
+}
+
+fn connect_details(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "connect_refused",
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => "connect_unreachable",
+        io::ErrorKind::AddrNotAvailable => "connect_no_source_port",
+        _ => "connect_failed",
+    }
+}
+
+/// Relays a connection to its end and records it. `dialled`: what came of dialling already.
+pub(super) async fn serve(
+    context: &Context,
+    mut downstream: Downstream,
+    table: &RoutingTable,
+    to: Dial,
+    dialled: Option<Result<Dialled, Undialled>>,
+) {
+    let start = (SystemTime::now(), Instant::now());
+    let dialled = match dialled {
+        Some(dialled) => dialled,
+        None => dial(context, downstream.peer, &to).await,
+    };
+    let mut ended = Ended::default();
+    match dialled {
+        Ok(mut dialled) => {
+            ended.upstream = Some(dialled.address);
+            context.recorder.connection_opened(&record(&downstream, table, &to, start, &ended));
+            ended.relayed = relay_with_prefix(&mut downstream, &mut dialled.io).await;
+            (ended.flags, ended.details) = outcome(ended.relayed.failure.as_ref());
+        }
+        Err(undialled) => {
+            ended.upstream = undialled.last;
+            (ended.flags, ended.details) = (undialled.flag.into(), undialled.details);
+            context.recorder.connection_opened(&record(&downstream, table, &to, start, &ended));
+            // The client sees a reset, as it would from the endpoint itself.
+            let _ = downstream.io.set_zero_linger();
+        }
+    }
+    context.recorder.connection(&record(&downstream, table, &to, start, &ended));
+}
+
+/// How a connection went.
+#[derive(Default)]
+struct Ended {
+    upstream: Option<SocketAddr>,
+    relayed: Relayed,
+    flags: ResponseFlags,
+    details: &'static str,
+}
+
+async fn relay_with_prefix(downstream: &mut Downstream, upstream: &mut TcpStream) -> Relayed {
+    let prefix = std::mem::take(&mut downstream.read);
+    if !prefix.is_empty()
+        && let Err(error) = upstream.write_all(&prefix).await
+    {
+        let _ = downstream.io.set_zero_linger();
+        return Relayed { failure: Some(RelayFailure::Upstream(error)), ..Relayed::default() };
+    }
+    let mut relayed = relay(&mut downstream.io, upstream).await;
+    relayed.sent += prefix.len() as u64;
+    relayed
+}
+
+fn outcome(failure: Option<&RelayFailure>) -> (ResponseFlags, &'static str) {
+    match failure {
+        None => (ResponseFlags::default(), ""),
+        Some(RelayFailure::Downstream(_)) => (Flag::DownstreamClosed.into(), "downstream_reset"),
+        Some(RelayFailure::Upstream(_)) => (Flag::UpstreamClosed.into(), "upstream_reset"),
+    }
+}
+
+fn record<'a>(
+    downstream: &'a Downstream,
+    table: &'a RoutingTable,
+    to: &'a Dial,
+    (start, since): (SystemTime, Instant),
+    ended: &Ended,
+) -> ConnectionRecord<'a> {
+    ConnectionRecord {
+        start,
+        duration: since.elapsed(),
+        origin: &downstream.origin,
+        peer: downstream.peer,
+        original_destination: downstream.original_destination,
+        source: table.workloads.get(&downstream.peer.ip()),
+        cluster: to.cluster.as_ref().map(|cluster| &cluster.key),
+        upstream: ended.upstream,
+        destination: ended.upstream.and_then(|address| table.workloads.get(&address.ip())),
+        flags: ended.flags,
+        details: ended.details,
+        sent_bytes: ended.relayed.sent,
+        received_bytes: ended.relayed.received,
+    }
+}

@@ -1,0 +1,188 @@
+//! A worker: one thread, one single-threaded runtime, its own listeners, pool and random numbers.
+
+use std::future::Future;
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::BytesMut;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::{LocalSet, spawn_local};
+
+use super::{Context, Downstream, Random, captured, http};
+use crate::compile::RoutingTable;
+use crate::net::{Connector, keepalive};
+use crate::telemetry::{Origin, Recorder};
+
+/// A pause after `accept` fails for want of file descriptors or memory; accepting again at once would only spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What a worker is made from; crosses to its thread.
+pub struct WorkerSettings {
+    /// Its number, from zero.
+    pub index: usize,
+    /// The table in force.
+    pub tables: Arc<ArcSwap<RoutingTable>>,
+    /// True once the agent drains.
+    pub drain: watch::Receiver<bool>,
+    /// Counts open client connections, over all workers.
+    pub open: Arc<AtomicUsize>,
+    /// Makes the worker's connector, on its thread.
+    pub connector: Box<dyn FnOnce() -> Rc<dyn Connector> + Send>,
+    /// Makes the worker's recorder, on its thread.
+    pub recorder: Box<dyn FnOnce() -> Rc<dyn Recorder> + Send>,
+    /// Seeds its random numbers.
+    pub seed: u64,
+}
+
+/// What a worker is told while it runs.
+#[derive(Debug)]
+pub enum Command {
+    /// Serve captured connections from this listener.
+    Capture(StdListener),
+    /// Serve a Gateway's listener, called so in records, until the receiver's sender is gone.
+    Gateway(Arc<str>, StdListener, watch::Receiver<()>),
+}
+
+/// A running worker. It ends when the handle is dropped and its connections have ended, or with the process.
+pub struct WorkerHandle {
+    /// Gives it commands.
+    pub commands: mpsc::UnboundedSender<Command>,
+    /// Its thread.
+    pub thread: JoinHandle<io::Result<()>>,
+}
+
+/// Starts a worker's thread.
+pub fn start_worker(settings: WorkerSettings) -> io::Result<WorkerHandle> {
+    let (commands, receiver) = mpsc::unbounded_channel();
+    let name = format!("worker-{}", settings.index);
+    let thread = std::thread::Builder::new().name(name).spawn(move || run(settings, receiver))?;
+    Ok(WorkerHandle { commands, thread })
+}
+
+fn run(settings: WorkerSettings, mut commands: mpsc::UnboundedReceiver<Command>) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let context = Context::new(settings);
+    let local = LocalSet::new();
+    local.spawn_local(async move {
+        while let Some(command) = commands.recv().await {
+            if let Err(error) = obey(&context, command) {
+                tracing::error!(%error, "a worker could not take a listener");
+            }
+        }
+    });
+    runtime.block_on(local);
+    Ok(())
+}
+
+fn obey(context: &Context, command: Command) -> io::Result<()> {
+    match command {
+        Command::Capture(listener) => {
+            let address = listener.local_addr()?;
+            let serve = move |context, io, peer| captured::serve(context, io, peer, address);
+            accept_on(context, listener, Origin::Outbound, None, serve)
+        }
+        Command::Gateway(name, listener, until) => {
+            let origin = Origin::Gateway(name);
+            let served = origin.clone();
+            let serve = move |context, io, peer| gateway(context, io, peer, served.clone());
+            accept_on(context, listener, origin, Some(until), serve)
+        }
+    }
+}
+
+async fn gateway(context: Context, io: TcpStream, peer: SocketAddr, origin: Origin) {
+    let Ok(original_destination) = io.local_addr() else { return };
+    let downstream = Downstream { io, read: BytesMut::new(), peer, original_destination, origin, early: None };
+    http::serve(context, downstream).await;
+}
+
+fn accept_on<Serve, Served>(
+    context: &Context,
+    listener: StdListener,
+    origin: Origin,
+    until: Option<watch::Receiver<()>>,
+    serve: Serve,
+) -> io::Result<()>
+where
+    Serve: Fn(Context, TcpStream, SocketAddr) -> Served + 'static,
+    Served: Future<Output = ()> + 'static,
+{
+    listener.set_nonblocking(true)?;
+    let listener = TcpListener::from_std(listener)?;
+    let context = context.clone();
+    spawn_local(async move {
+        let mut end = std::pin::pin!(closed(until, context.drain.clone()));
+        let mut ending = false;
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                accepted = listener.accept() => accepted,
+                // What is in the queue already is still served.
+                () = std::future::ready(()), if ending => break,
+                () = &mut end, if !ending => {
+                    ending = true;
+                    continue;
+                }
+            };
+            match accepted {
+                Ok((io, peer)) => {
+                    prepare(&io);
+                    let served = serve(context.clone(), io, peer);
+                    spawn_local(counted(context.clone(), origin.clone(), served));
+                }
+                // The client is gone already.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    tracing::warn!(%error, "accepting a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Waits until a Gateway's listener shall close: its sender is gone, or the agent drains. A capture listener never does;
+/// the kernel stops handing it connections instead, and those under way are still accepted.
+async fn closed(until: Option<watch::Receiver<()>>, mut drain: watch::Receiver<bool>) {
+    let Some(mut until) = until else { return std::future::pending().await };
+    let removed = async { while until.changed().await.is_ok() {} };
+    tokio::select! {
+        () = removed => {}
+        _ = drain.wait_for(|draining| *draining) => {}
+    }
+}
+
+/// Connection-wide socket options. They only improve matters: failing to set one is no reason to refuse the client.
+fn prepare(io: &TcpStream) {
+    let _ = io.set_nodelay(true);
+    let _ = socket2::SockRef::from(io).set_tcp_keepalive(&keepalive());
+}
+
+async fn counted(context: Context, origin: Origin, served: impl Future<Output = ()>) {
+    context.open.fetch_add(1, Ordering::Relaxed);
+    context.recorder.downstream(&origin, true);
+    served.await;
+    context.recorder.downstream(&origin, false);
+    context.open.fetch_sub(1, Ordering::Relaxed);
+}
+
+impl Context {
+    fn new(settings: WorkerSettings) -> Self {
+        Self {
+            tables: settings.tables,
+            connector: (settings.connector)(),
+            recorder: (settings.recorder)(),
+            drain: settings.drain,
+            open: settings.open,
+            random: Rc::new(Random::new(settings.seed)),
+        }
+    }
+}
