@@ -1,6 +1,7 @@
 //! The life of capture: start, follow interfaces and tables, stop.
 
 use std::collections::{BTreeMap, HashSet};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use tokio::time::MissedTickBehavior;
 use super::interfaces::Hooked;
 use super::listener::CaptureListeners;
 use super::netlink::Netlink;
-use super::programs::{Captured, Programs};
+use super::programs::{Captured, Counters, Programs};
 use super::{CaptureError, CaptureSettings, CaptureStatus, LocalAddresses, plumbing};
 use crate::compile::RoutingTable;
 
@@ -20,8 +21,11 @@ const RESYNC: Duration = Duration::from_secs(5);
 /// Changes that arrive together are answered by one reading.
 const SETTLE: Duration = Duration::from_millis(5);
 
+/// Yields once for each change that netlink reports.
+type Changes = Pin<Box<dyn Stream<Item = ()> + Send>>;
+
 /// Capture, installed and running on the caller's task.
-pub struct Engine<Changes> {
+pub struct Engine {
     settings: CaptureSettings,
     programs: Programs,
     netlink: Netlink,
@@ -38,9 +42,15 @@ pub struct Engine<Changes> {
 pub struct EngineHandle {
     stop: oneshot::Sender<oneshot::Sender<()>>,
     status: watch::Receiver<CaptureStatus>,
+    counters: Counters,
 }
 
 impl EngineHandle {
+    /// What the programs count.
+    pub fn counters(&self) -> Counters {
+        self.counters.clone()
+    }
+
     /// What capture looks like now.
     pub fn status(&self) -> watch::Receiver<CaptureStatus> {
         self.status.clone()
@@ -56,24 +66,25 @@ impl EngineHandle {
     }
 }
 
-impl Engine<()> {
+impl Engine {
     /// Installs everything. On an error nothing stays behind.
     pub async fn start(
         settings: CaptureSettings,
         listeners: &[CaptureListeners],
         local: LocalAddresses,
         tables: watch::Receiver<Arc<RoutingTable>>,
-    ) -> Result<(Engine<impl Stream<Item = ()> + Unpin>, EngineHandle), CaptureError> {
+    ) -> Result<(Self, EngineHandle), CaptureError> {
         let (netlink, changes) = Netlink::open()?;
         netlink.snapshot().await?.check_uplinks(&settings)?;
         let programs = Programs::load(settings.marks, settings.workers)?;
         let (stop_sender, stop) = oneshot::channel();
         let (status, status_receiver) = watch::channel(CaptureStatus::default());
-        let mut engine = Engine {
+        let counters = programs.counters();
+        let mut engine = Self {
             settings,
             programs,
             netlink,
-            changes,
+            changes: Box::pin(changes),
             local,
             tables,
             captured: Captured::default(),
@@ -85,11 +96,9 @@ impl Engine<()> {
             engine.remove().await;
             return Err(error);
         }
-        Ok((engine, EngineHandle { stop: stop_sender, status: status_receiver }))
+        Ok((engine, EngineHandle { stop: stop_sender, status: status_receiver, counters }))
     }
-}
 
-impl<Changes: Stream<Item = ()> + Unpin> Engine<Changes> {
     async fn install(&mut self, listeners: &[CaptureListeners]) -> Result<(), CaptureError> {
         plumbing::install(self.netlink.handle(), self.settings.marks).await?;
         // Uplinks come before the listeners, so that no reply is ever missed.
@@ -213,7 +222,6 @@ impl<Changes: Stream<Item = ()> + Unpin> Engine<Changes> {
             failed: self.failed.values().cloned().collect(),
             destinations: self.captured.destinations,
             destinations_over_capacity: self.captured.over_capacity,
-            packets: self.programs.counters(),
         });
     }
 }

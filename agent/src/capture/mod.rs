@@ -18,6 +18,7 @@ pub use error::CaptureError;
 pub use glob::Glob;
 pub use interfaces::{Hooked, Snapshot};
 pub use listener::{CaptureListeners, SpoofingConnector};
+pub use programs::Counters;
 pub use self_check::{Check, Outcome, checks};
 
 use std::net::IpAddr;
@@ -76,6 +77,4 @@ pub struct CaptureStatus {
     pub destinations: usize,
     /// Destinations beyond the map's capacity; their traffic goes direct.
     pub destinations_over_capacity: usize,
-    /// Packets seen, by reason.
-    pub packets: Vec<(&'static str, u64)>,
 }

@@ -19,7 +19,7 @@ pub struct Netlink {
 
 impl Netlink {
     /// Opens it in the caller's network namespace. The stream yields once for each change and ends with the socket.
-    pub fn open() -> Result<(Self, impl Stream<Item = ()> + Unpin), CaptureError> {
+    pub fn open() -> Result<(Self, impl Stream<Item = ()> + Send + use<>), CaptureError> {
         let groups = [
             MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,

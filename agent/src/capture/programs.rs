@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
 use agent_common::capture::{
     Action, AddressKey, CaptureConfig, DestinationKey, DestinationValue, Reason,
@@ -32,7 +33,7 @@ pub struct Programs {
     addresses: HashMap<MapData, AddressKey, u32>,
     local: HashSet<IpAddr>,
     listeners: SockMap<MapData>,
-    counters: PerCpuArray<MapData, u64>,
+    counters: Counters,
 }
 
 /// How programs are attached.
@@ -90,7 +91,7 @@ impl Programs {
             addresses: map(&mut ebpf, "LOCAL_ADDRESSES")?,
             local: HashSet::new(),
             listeners: map(&mut ebpf, "LISTENERS")?,
-            counters: map(&mut ebpf, "COUNTERS")?,
+            counters: Counters(Arc::new(map(&mut ebpf, "COUNTERS")?)),
             ebpf,
         })
     }
@@ -200,9 +201,20 @@ impl Programs {
         Ok(())
     }
 
-    /// Packets by reason, over all CPUs.
-    pub fn counters(&self) -> Vec<(&'static str, u64)> {
-        let sum = |reason: Reason| match self.counters.get(&(reason as u32), 0) {
+    /// The programs' counters, readable from anywhere.
+    pub fn counters(&self) -> Counters {
+        self.counters.clone()
+    }
+}
+
+/// Packets that the programs saw, by reason.
+#[derive(Clone)]
+pub struct Counters(Arc<PerCpuArray<MapData, u64>>);
+
+impl Counters {
+    /// Reads them, summed over all CPUs; in the order of [`Reason::ALL`].
+    pub fn read(&self) -> Vec<(&'static str, u64)> {
+        let sum = |reason: Reason| match self.0.get(&(reason as u32), 0) {
             Ok(values) => values.iter().sum(),
             Err(_) => 0,
         };

@@ -1,1 +1,84 @@
-//! Placeholder.
+//! The command line: parses and dispatches; one file per verb.
+//!
+//! Data goes to standard output, diagnostics to standard error. Exit codes: 0 done, 1 failed, 2 usage.
+
+mod agent;
+mod analyze;
+mod check;
+mod endpoints;
+mod output;
+mod routes;
+mod status;
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// An eBPF-accelerated L4/L7 dataplane agent: one process per node replaces every sidecar on it.
+#[derive(Debug, Parser)]
+#[command(name = "sluice", version, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Runs the agent.
+    Agent(Box<agent::AgentArgs>),
+    /// Looks at everything that capture needs of this node, and says what to do about what is missing.
+    Check(check::CheckArgs),
+    /// Shows what a running agent does: capture, table, documents and their errors.
+    Status(ClientArgs),
+    /// Shows the routing table of a running agent.
+    Routes(ClientArgs),
+    /// Shows the endpoints that a running agent balances over.
+    Endpoints(ClientArgs),
+    /// Checks documents offline; exits 1 where one has an error.
+    Analyze(analyze::AnalyzeArgs),
+}
+
+/// What every verb that asks a running agent needs.
+#[derive(Debug, Args)]
+struct ClientArgs {
+    /// The agent's admin address.
+    #[arg(long, env = "SLUICE_ADMIN", default_value = "127.0.0.1:15000")]
+    admin: SocketAddr,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+struct OutputArgs {
+    /// How the answer is printed.
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// Runs the verb that the arguments name.
+pub fn run() -> ExitCode {
+    let result = match Cli::parse().verb {
+        Verb::Agent(args) => agent::run(*args),
+        Verb::Check(args) => check::run(&args),
+        Verb::Status(args) => status::run(&args),
+        Verb::Routes(args) => routes::run(&args),
+        Verb::Endpoints(args) => endpoints::run(&args),
+        Verb::Analyze(args) => analyze::run(&args),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("sluice: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! What an agent is started with; the command line fills it in, and so do tests.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::capture::{Glob, Marks};
+
+/// Everything an agent is told at start.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// This node's name.
+    pub node: String,
+    /// The directory of documents.
+    pub config: PathBuf,
+    /// Capture, or `None` for a plain reverse proxy.
+    pub capture: Option<CaptureOptions>,
+    /// How many workers.
+    pub workers: usize,
+    /// Where dumps and control are served; loopback.
+    pub admin: SocketAddr,
+    /// Where metrics are served.
+    pub metrics: SocketAddr,
+    /// Where health and readiness are served.
+    pub health: SocketAddr,
+    /// Whether an access log is written to standard output.
+    pub access_log: bool,
+    /// How long connections may go on once the agent shall stop.
+    pub drain_timeout: Duration,
+}
+
+/// How pods' traffic is captured.
+#[derive(Debug, Clone)]
+pub struct CaptureOptions {
+    /// Interfaces that lead to pods.
+    pub pod_interfaces: Glob,
+    /// Interfaces that lead off the node; empty: those that carry a route through a gateway.
+    pub uplinks: Vec<String>,
+    /// The port of the first worker's capture listener; further workers take free ones.
+    pub outbound_port: u16,
+    /// Numbers that the node's other software must not use.
+    pub marks: Marks,
+}

@@ -1,0 +1,178 @@
+//! `sluice agent`: runs until told to stop.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::app::{self, CaptureOptions, Settings};
+use crate::capture::{Glob, Marks};
+use crate::telemetry::log;
+
+#[derive(Debug, Args)]
+pub(super) struct AgentArgs {
+    /// This node's name, as Pod and EndpointSlice documents call it.
+    #[arg(long, env = "SLUICE_NODE", default_value_t = hostname())]
+    node: String,
+    /// The directory of documents; edits apply at once.
+    #[arg(long, env = "SLUICE_CONFIG", value_name = "DIR")]
+    config: PathBuf,
+    #[command(flatten)]
+    capture: CaptureArgs,
+    /// Worker threads.
+    #[arg(long, env = "SLUICE_WORKERS", default_value_t = cores(), value_parser = clap::value_parser!(u16).range(1..=64))]
+    workers: u16,
+    /// Address of dumps and control; keep it on loopback.
+    #[arg(long, env = "SLUICE_ADMIN", default_value = "127.0.0.1:15000")]
+    admin: SocketAddr,
+    /// Address of the Prometheus metrics.
+    #[arg(long, env = "SLUICE_METRICS", default_value = "[::]:15020")]
+    metrics: SocketAddr,
+    /// Address of health and readiness.
+    #[arg(long, env = "SLUICE_HEALTH", default_value = "[::]:15021")]
+    health: SocketAddr,
+    /// How long connections may go on after SIGTERM, in seconds.
+    #[arg(long, env = "SLUICE_DRAIN_TIMEOUT", value_name = "SECONDS", default_value_t = 25)]
+    drain_timeout: u64,
+    /// What is logged to standard error: a level, or a filter such as `info,agent::capture=debug`.
+    #[arg(long, env = "SLUICE_LOG", default_value = "info")]
+    log: String,
+    /// The form of the log.
+    #[arg(long, env = "SLUICE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+    /// Whether each request and connection is logged to standard output, one JSON line each.
+    #[arg(long, env = "SLUICE_ACCESS_LOG", value_enum, default_value_t = Switch::On)]
+    access_log: Switch,
+}
+
+/// The flags of capture; `check` has them too.
+#[derive(Debug, Args)]
+pub(super) struct CaptureArgs {
+    /// How pods' traffic is captured. `auto` takes the best engine there is, which is `packet`; `off` makes the agent a
+    /// plain reverse proxy that needs no privilege.
+    #[arg(long, env = "SLUICE_CAPTURE", value_enum, default_value_t = CaptureMode::Auto)]
+    capture: CaptureMode,
+    /// The host-side interfaces of pods: names with `*` and `?`, separated by commas.
+    #[arg(long, env = "SLUICE_POD_INTERFACES", value_name = "GLOB", default_value = "veth*,cali*,lxc*,gke*")]
+    pod_interfaces: Glob,
+    /// An interface that leads off the node; may be given several times. Default: those with a route through a gateway.
+    #[arg(long, env = "SLUICE_UPLINK", value_name = "IFACE", value_delimiter = ',')]
+    uplink: Vec<String>,
+    /// The port of the first worker's capture listener, on loopback; further workers take free ones.
+    #[arg(long, env = "SLUICE_OUTBOUND_PORT", default_value_t = 15001)]
+    outbound_port: u16,
+    /// The packet mark that leads captured packets to the agent.
+    #[arg(long, env = "SLUICE_DELIVER_MARK", value_parser = number, default_value = "0x1510")]
+    deliver_mark: u32,
+    /// The mark of the agent's own sockets.
+    #[arg(long, env = "SLUICE_OWN_MARK", value_parser = number, default_value = "0x1520")]
+    own_mark: u32,
+    /// The routing table of the deliver mark.
+    #[arg(long, env = "SLUICE_ROUTE_TABLE", default_value_t = 1510)]
+    route_table: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum CaptureMode {
+    Auto,
+    Packet,
+    Off,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    On,
+    Off,
+}
+
+impl CaptureArgs {
+    /// `None` where capture is off.
+    pub(super) fn options(&self) -> anyhow::Result<Option<CaptureOptions>> {
+        if self.capture == CaptureMode::Off {
+            return Ok(None);
+        }
+        anyhow::ensure!(
+            self.deliver_mark != self.own_mark && self.deliver_mark != 0 && self.own_mark != 0,
+            "--deliver-mark and --own-mark must differ from each other and from zero"
+        );
+        let marks = Marks {
+            deliver: self.deliver_mark,
+            own: self.own_mark,
+            table: self.route_table,
+            ..Marks::default()
+        };
+        Ok(Some(CaptureOptions {
+            pod_interfaces: self.pod_interfaces.clone(),
+            uplinks: self.uplink.clone(),
+            outbound_port: self.outbound_port,
+            marks,
+        }))
+    }
+}
+
+pub(super) fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
+    let format = match args.log_format {
+        LogFormat::Text => log::Format::Text,
+        LogFormat::Json => log::Format::Json,
+    };
+    let log = log::init(&args.log, format).context("--log")?;
+    let settings = Settings {
+        node: args.node,
+        config: args.config,
+        capture: args.capture.options()?,
+        workers: usize::from(args.workers),
+        admin: args.admin,
+        metrics: args.metrics,
+        health: args.health,
+        access_log: args.access_log == Switch::On,
+        drain_timeout: Duration::from_secs(args.drain_timeout),
+    };
+    // Control work: documents, netlink, admin. Requests run on the workers' own threads.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .context("starting the control runtime")?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let running = app::start(settings, log).await?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        let stopping = running.stop();
+        tokio::select! {
+            () = stopping => {}
+            _ = interrupt.recv() => anyhow::bail!("interrupted while draining; `sluice agent` cleans up at its next start"),
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// A number, decimal or with `0x`.
+fn number(text: &str) -> Result<u32, std::num::ParseIntError> {
+    match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16),
+        None => text.parse(),
+    }
+}
+
+fn hostname() -> String {
+    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "localhost".to_owned())
+}
+
+fn cores() -> u16 {
+    std::thread::available_parallelism().ok().and_then(|cores| u16::try_from(cores.get()).ok()).unwrap_or(1).min(64)
+}
