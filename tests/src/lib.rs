@@ -1,1 +1,38 @@
-//! The lab.
+//! The lab: a cluster made of network namespaces, for tests, demonstrations and benchmarks.
+//!
+//! Nodes are namespaces joined by a bridge, pods are namespaces behind a veth in their node, each pod has a cgroup
+//! of its own, services have ClusterIPs that nft translates on every node as kube-proxy does, and real programs
+//! (nginx, Redis, NATS, curl) run inside. The agent under test is started in a node like any other process.
+//!
+//! A lab is described by a [`Topology`] (a plain value), brought up by [`Lab::up`] or [`Lab::for_test`], and known
+//! by an id that every name in the kernel carries, so that several live side by side and [`Lab::down`] can clear
+//! one of them even when whoever made it has crashed.
+
+pub mod topology;
+pub mod address;
+pub mod hosts;
+pub mod documents;
+pub mod kube_proxy;
+pub mod wiring;
+
+pub mod exec;
+pub mod wait;
+pub mod netns;
+pub mod cgroup;
+pub mod sandbox;
+pub mod state;
+
+pub mod http;
+pub mod program;
+pub mod agent;
+pub mod load;
+
+mod lab;
+mod teardown;
+mod privilege;
+
+pub use agent::{Agent, AgentOptions};
+pub use lab::{Lab, Node, Pod};
+pub use privilege::{is_root, unprivileged};
+pub use topology::{Pod as PodSpec, Program, Service as ServiceSpec, Topology};
+pub use wait::wait_for;
