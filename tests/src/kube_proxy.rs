@@ -77,7 +77,7 @@ fn table(topology: &Topology, family: Family) -> String {
     format!(
         "table {name}\ndelete table {name}\ntable {name} {{\n  chain services {{\n{translate}  }}\n  \
          chain from_pods {{\n    type nat hook prerouting priority dstnat;\n    jump services\n  }}\n  \
-         chain from_node {{\n    type nat hook output priority dstnat;\n    jump services\n  }}\n  \
+         chain from_node {{\n    type nat hook output priority -100;\n    jump services\n  }}\n  \
          chain hairpin {{\n    type nat hook postrouting priority srcnat;\n{masquerade}  }}\n  \
          chain without_endpoints {{\n{refuse}  }}\n  \
          chain refuse_pods {{\n    type filter hook forward priority filter;\n    jump without_endpoints\n  }}\n  \
