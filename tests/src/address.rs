@@ -49,10 +49,7 @@ pub fn pod_cidrs(index: usize) -> (String, String) {
 /// The address of the pod at `ordinal` (from 0) among those of the node at `node_index`.
 pub fn pod(node_index: usize, ordinal: usize) -> Dual {
     let (n, m) = (octet(node_index), octet(ordinal));
-    Dual {
-        v4: Ipv4Addr::new(10, 10, n, m),
-        v6: Ipv6Addr::new(0xfd00, 0x10, n.into(), 0, 0, 0, 0, m.into()),
-    }
+    Dual { v4: Ipv4Addr::new(10, 10, n, m), v6: Ipv6Addr::new(0xfd00, 0x10, n.into(), 0, 0, 0, 0, m.into()) }
 }
 
 /// The ClusterIPs of the service at `index` (from 0).
@@ -86,8 +83,11 @@ impl Place {
 pub fn place(topology: &Topology, pod_name: &str) -> Option<Place> {
     let pod = topology.pods.iter().find(|pod| pod.name == pod_name)?;
     let node = topology.nodes.iter().position(|node| *node == pod.node)?;
-    let ordinal =
-        topology.pods.iter().filter(|other| other.node == pod.node).position(|other| other.name == pod_name)?;
+    let ordinal = topology
+        .pods
+        .iter()
+        .filter(|other| other.node == pod.node)
+        .position(|other| other.name == pod_name)?;
     Some(Place { node, ordinal })
 }
 

@@ -75,11 +75,22 @@ pub(crate) fn start(node: &Node<'_>, options: &AgentOptions) -> Result<Agent> {
     fs::create_dir_all(&state).with_context(|| format!("creating {}", state.display()))?;
     let bpffs = mount_bpffs(&directory.join("bpf"))?;
     let log = directory.join("agent.log");
-    let output =
-        File::options().create(true).append(true).open(&log).with_context(|| format!("opening {}", log.display()))?;
+    let output = File::options()
+        .create(true)
+        .append(true)
+        .open(&log)
+        .with_context(|| format!("opening {}", log.display()))?;
     let mut command = node.agent_command(&options.binary)?;
     command
-        .args(["agent", "--node", node.name(), "--uplink", "eth0", "--pod-interfaces", &options.pod_interfaces])
+        .args([
+            "agent",
+            "--node",
+            node.name(),
+            "--uplink",
+            "eth0",
+            "--pod-interfaces",
+            &options.pod_interfaces,
+        ])
         .arg("--config")
         .arg(&options.config)
         .arg("--cgroup")
@@ -147,7 +158,9 @@ impl Agent {
         });
         match outcome {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(status)) => bail!("the agent of {} ended with {status}:\n{}", self.node, self.last_lines()),
+            Ok(Err(status)) => {
+                bail!("the agent of {} ended with {status}:\n{}", self.node, self.last_lines())
+            }
             Err(error) => Err(error.context(format!("its log ends with:\n{}", self.last_lines()))),
         }
     }
@@ -175,7 +188,13 @@ pub fn built_binary() -> Result<PathBuf> {
         return Ok(path.into());
     }
     let own = std::env::current_exe().context("finding the running binary")?;
-    match own.ancestors().skip(1).take(2).map(|directory| directory.join("sluice")).find(|path| path.is_file()) {
+    match own
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|directory| directory.join("sluice"))
+        .find(|path| path.is_file())
+    {
         Some(path) => Ok(path),
         None => bail!("no binary 'sluice' beside {}: run 'cargo build', or set SLUICE_BIN", own.display()),
     }

@@ -13,8 +13,11 @@ use crate::topology::{Pod, Service, Topology};
 /// Writes the documents of a topology into a directory, each file whole or not at all.
 pub fn write_all(topology: &Topology, directory: &Path) -> Result<()> {
     fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
-    let files =
-        [("services.yaml", services(topology)), ("endpoints.yaml", slices(topology)), ("pods.yaml", pods(topology))];
+    let files = [
+        ("services.yaml", services(topology)),
+        ("endpoints.yaml", slices(topology)),
+        ("pods.yaml", pods(topology)),
+    ];
     for (name, text) in files {
         replace_file(&directory.join(name), &text)?;
     }
@@ -120,8 +123,7 @@ fn slice(topology: &Topology, service: &Service, family: Family) -> String {
          namespace: {namespace}\n  labels:\n    kubernetes.io/service-name: {name}\naddressType: {kind}\nports:\n"
     );
     for port in &service.ports {
-        let _ =
-            writeln!(text, "  - name: {}\n    protocol: TCP\n    port: {}", port.name, port.target_port);
+        let _ = writeln!(text, "  - name: {}\n    protocol: TCP\n    port: {}", port.name, port.target_port);
         if let Some(protocol) = &port.app_protocol {
             let _ = writeln!(text, "    appProtocol: {protocol}");
         }

@@ -55,7 +55,8 @@ mod tests {
 
     #[test]
     fn a_failure_says_what_was_run_and_what_it_said() {
-        let error = run(&mut command("sh", ["-c", "echo broken pipework >&2; exit 3"])).expect_err("it exits 3");
+        let error =
+            run(&mut command("sh", ["-c", "echo broken pipework >&2; exit 3"])).expect_err("it exits 3");
         let text = error.to_string();
         assert!(text.contains("broken pipework") && text.contains("exit status: 3"), "{text}");
         let error = run(&mut command("/nonexistent/tool", [""; 0])).expect_err("no such tool");

@@ -179,7 +179,11 @@ mod tests {
         check("HTTP/1.0 204 No Content\r\n\r\n", 204, "");
         check("HTTP/1.1 503 \r\ncontent-length:0\r\n\r\n", 503, "");
         let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
-        check(&format!("{chunked}3;x=y\r\nabc\r\nA\r\n0123456789\r\n0\r\nT: 1\r\n\r\n"), 200, "abc0123456789");
+        check(
+            &format!("{chunked}3;x=y\r\nabc\r\nA\r\n0123456789\r\n0\r\nT: 1\r\n\r\n"),
+            200,
+            "abc0123456789",
+        );
     }
 
     #[test]

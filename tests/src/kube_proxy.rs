@@ -56,7 +56,10 @@ fn table(topology: &Topology, family: Family) -> String {
                 0 => writeln!(refuse, "    {matched} reject with tcp reset"),
                 count => {
                     let map = vmap(&endpoints, port.target_port);
-                    writeln!(translate, "    {matched} dnat {nft} to numgen random mod {count} map {{ {map} }}")
+                    writeln!(
+                        translate,
+                        "    {matched} dnat {nft} to numgen random mod {count} map {{ {map} }}"
+                    )
                 }
             };
         }

@@ -55,7 +55,12 @@ impl Lab {
     /// Brings up a lab that goes when the value is dropped or the process ends. Its id is `name` and the number of
     /// the process, so that tests run side by side.
     pub fn for_test(name: &str, topology: Topology) -> Result<Self> {
-        Self::bring_up(&format!("{name}_{}", std::process::id()), topology, Lifetime::Owned)
+        Self::owned(&format!("{name}_{}", std::process::id()), topology)
+    }
+
+    /// Brings up a lab of a given id that goes when the value is dropped or the process ends.
+    pub fn owned(id: &str, topology: Topology) -> Result<Self> {
+        Self::bring_up(id, topology, Lifetime::Owned)
     }
 
     /// Opens a lab that is up.
@@ -128,7 +133,8 @@ impl Lab {
             }
             let etc = teardown::etc_directory(&netns);
             fs::create_dir_all(&etc).with_context(|| format!("creating {}", etc.display()))?;
-            fs::copy(self.hosts_path(), etc.join("hosts")).with_context(|| format!("writing {}", etc.display()))?;
+            fs::copy(self.hosts_path(), etc.join("hosts"))
+                .with_context(|| format!("writing {}", etc.display()))?;
         }
         Ok(())
     }
@@ -179,19 +185,24 @@ impl Lab {
     /// The pods.
     pub fn pods(&self) -> impl Iterator<Item = Pod<'_>> {
         self.topology.pods.iter().map(|spec| {
-            let place = address::place(&self.topology, &spec.name).expect("a checked topology places its pods");
+            let place =
+                address::place(&self.topology, &spec.name).expect("a checked topology places its pods");
             Pod { lab: self, spec, place }
         })
     }
 
     /// The node of that name.
     pub fn node(&self, name: &str) -> Result<Node<'_>> {
-        self.nodes().find(|node| node.name() == name).with_context(|| format!("no node {name} in lab {}", self.id()))
+        self.nodes()
+            .find(|node| node.name() == name)
+            .with_context(|| format!("no node {name} in lab {}", self.id()))
     }
 
     /// The pod of that name.
     pub fn pod(&self, name: &str) -> Result<Pod<'_>> {
-        self.pods().find(|pod| pod.name() == name).with_context(|| format!("no pod {name} in lab {}", self.id()))
+        self.pods()
+            .find(|pod| pod.name() == name)
+            .with_context(|| format!("no pod {name} in lab {}", self.id()))
     }
 
     /// The ClusterIPs of the service of that name.
@@ -264,7 +275,8 @@ impl<'a> Node<'a> {
 
     pub(crate) fn agent_command(&self, program: &Path) -> Result<Command> {
         let (netns, cgroup, hosts) = (self.netns(), self.cgroup().child("agent"), self.lab.hosts_path());
-        Sandbox { netns: &netns, cgroup: &cgroup, hosts: &hosts, lifetime: self.lab.lifetime }.command(program)
+        Sandbox { netns: &netns, cgroup: &cgroup, hosts: &hosts, lifetime: self.lab.lifetime }
+            .command(program)
     }
 }
 

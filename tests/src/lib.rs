@@ -8,30 +8,32 @@
 //! by an id that every name in the kernel carries, so that several live side by side and [`Lab::down`] can clear
 //! one of them even when whoever made it has crashed.
 
-pub mod topology;
 pub mod address;
-pub mod hosts;
 pub mod documents;
+pub mod hosts;
 pub mod kube_proxy;
+pub mod topology;
 pub mod wiring;
 
-pub mod exec;
-pub mod wait;
-pub mod netns;
 pub mod cgroup;
+pub mod exec;
+pub mod netns;
 pub mod sandbox;
 pub mod state;
+pub mod wait;
 
-pub mod http;
-pub mod program;
 pub mod agent;
+pub mod footprint;
+pub mod http;
 pub mod load;
+pub mod program;
 
 mod lab;
-mod teardown;
 mod privilege;
+mod teardown;
 
 pub use agent::{Agent, AgentOptions};
+pub use footprint::Footprint;
 pub use lab::{Lab, Node, Pod};
 pub use privilege::{is_root, unprivileged};
 pub use topology::{Pod as PodSpec, Program, Service as ServiceSpec, Topology};

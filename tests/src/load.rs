@@ -150,7 +150,8 @@ impl Report {
 
     /// The latency below which `percent` of the requests stayed, from when they were due.
     pub fn percentile(&self, percent: usize) -> Option<Duration> {
-        let mut latencies: Vec<Duration> = self.samples.iter().map(|s| s.done.duration_since(s.due)).collect();
+        let mut latencies: Vec<Duration> =
+            self.samples.iter().map(|s| s.done.duration_since(s.due)).collect();
         latencies.sort_unstable();
         let last = latencies.len().checked_sub(1)?;
         latencies.get(last * percent.min(100) / 100).copied()
@@ -195,7 +196,9 @@ impl Sender {
         let kept = if self.keeps { self.connection.take() } else { None };
         let mut connection = match kept {
             Some(connection) => connection,
-            None => Connection::open(self.plan.address, REQUEST_TIMEOUT).map_err(|e| format!("connect: {e}"))?,
+            None => {
+                Connection::open(self.plan.address, REQUEST_TIMEOUT).map_err(|e| format!("connect: {e}"))?
+            }
         };
         let response = connection.get(&self.plan.host, path, &[]).map_err(|error| {
             let kind = if self.keeps { "kept connection" } else { "new connection" };
@@ -209,7 +212,13 @@ impl Sender {
 
     fn fail(&self, begin: Instant, what: &str) {
         let outcome = Err(what.to_owned());
-        self.shared.lock().push(Sample { due: begin, sent: begin, done: begin, path: String::new(), outcome });
+        self.shared.lock().push(Sample {
+            due: begin,
+            sent: begin,
+            done: begin,
+            path: String::new(),
+            outcome,
+        });
     }
 }
 

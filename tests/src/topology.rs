@@ -71,7 +71,9 @@ impl Program {
     /// The port that the program listens on.
     pub fn port(&self) -> u16 {
         match self {
-            Self::Http { port } | Self::Redis { port } | Self::Nats { port } | Self::Server { port, .. } => *port,
+            Self::Http { port } | Self::Redis { port } | Self::Nats { port } | Self::Server { port, .. } => {
+                *port
+            }
         }
     }
 

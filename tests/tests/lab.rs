@@ -43,7 +43,10 @@ fn service_names_resolve_in_every_form_and_family() -> Result<()> {
         for family in ["-4", "-6"] {
             let text = curl(&lab, "client", &[family, &format!("http://{name}/some/path")])?;
             let words: Vec<&str> = text.split_whitespace().collect();
-            ensure!(words.len() == 4 && words[0] == "v1" && words[3] == "/some/path", "{name} {family}: {text:?}");
+            ensure!(
+                words.len() == 4 && words[0] == "v1" && words[3] == "/some/path",
+                "{name} {family}: {text:?}"
+            );
         }
     }
     // And for those who enter with `ip netns exec`.
@@ -114,7 +117,10 @@ fn two_labs_live_side_by_side() -> Result<()> {
     let second = Lab::for_test("side_b", web())?;
     ensure!(curl(&first, "client", &["http://web/"])?.starts_with("v1 "));
     drop(first);
-    ensure!(curl(&second, "client", &["http://web/"])?.starts_with("v1 "), "the other lab's end broke this one");
+    ensure!(
+        curl(&second, "client", &["http://web/"])?.starts_with("v1 "),
+        "the other lab's end broke this one"
+    );
     ensure_gone(&format!("side_a_{}", std::process::id()))
 }
 
@@ -268,9 +274,13 @@ fn ensure_gone(id: &str) -> Result<()> {
     ensure!(!names.directory().exists(), "{} is left", names.directory().display());
     let group = Cgroup::of_lab(id)?;
     ensure!(!group.path().exists(), "{} is left", group.path().display());
-    let hosts = std::fs::read_dir("/etc/netns").map(|entries| entries.flatten().collect()).unwrap_or_else(|_| vec![]);
+    let hosts =
+        std::fs::read_dir("/etc/netns").map(|entries| entries.flatten().collect()).unwrap_or_else(|_| vec![]);
     let prefix = names.prefix();
-    ensure!(!hosts.iter().any(|e| e.file_name().to_string_lossy().starts_with(&prefix)), "hosts files are left");
+    ensure!(
+        !hosts.iter().any(|e| e.file_name().to_string_lossy().starts_with(&prefix)),
+        "hosts files are left"
+    );
     let mounts = std::fs::read_to_string(Path::new("/proc/mounts"))?;
     ensure!(!mounts.contains(&format!("{} ", names.directory().display())), "a mount is left");
     Ok(())
