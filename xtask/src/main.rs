@@ -1,2 +1,56 @@
-//! Developer chores.
-fn main() {}
+//! Developer chores: `cargo xtask lab|tidy|demo`.
+
+mod demo;
+mod lab_verbs;
+mod tidy;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Developer chores.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Debug, Subcommand)]
+enum Chore {
+    /// Clusters made of network namespaces, to try things in
+    Lab {
+        #[command(subcommand)]
+        verb: lab_verbs::Verb,
+    },
+    /// Check the source tree's own rules: sizes, names, order of imports
+    Tidy,
+    /// Show the product end to end, and check what is shown
+    Demo(demo::Options),
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<ExitCode> {
+    match arguments.chore {
+        Chore::Lab { verb } => lab_verbs::run(verb),
+        Chore::Tidy => tidy::run(&workspace()),
+        Chore::Demo(options) => demo::run(&options),
+    }
+}
+
+/// The root of the workspace that this was built in.
+fn workspace() -> PathBuf {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    own.parent().unwrap_or(own).to_owned()
+}
