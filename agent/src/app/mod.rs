@@ -7,6 +7,7 @@ mod settings;
 mod status;
 mod tables;
 
+use std::hash::{BuildHasher, RandomState};
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,7 +15,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -92,4 +92,114 @@ pub async fn start(settings: Settings, log: LogHandle) -> anyhow::Result<Running
     observed.set_ready(true);
     tracing::info!(node = settings.node, %addresses.admin, %addresses.metrics, %addresses.health, "ready");
     Ok(Running { addresses, observed, drain, open, capture, follower, drain_timeout: settings.drain_timeout })
+}
+
+impl Running {
+    /// Stops: not ready, then no new connections, then the ones under way to their end or the deadline, then nothing is
+    /// left in the kernel.
+    pub async fn stop(self) {
+        tracing::info!("draining");
+        self.observed.set_ready(false);
+        self.follower.abort();
+        let engine = match self.capture {
+            Some(RunningCapture { handle, engine }) => {
+                handle.stop_capturing().await;
+                Some(engine)
+            }
+            None => None,
+        };
+        self.drain.send_replace(true);
+        let deadline = Instant::now() + self.drain_timeout;
+        while self.open.load(Ordering::Relaxed) > 0 && Instant::now() < deadline {
+            tokio::time::sleep(DRAIN_POLL).await;
+        }
+        let cut = self.open.load(Ordering::Relaxed);
+        if cut > 0 {
+            tracing::warn!(connections = cut, "the drain's time is over; closing what is still open");
+        }
+        if let Some(engine) = engine {
+            match engine.await {
+                Ok(engine) => engine.remove().await,
+                Err(error) => tracing::error!(%error, "capture ended badly and could not be removed"),
+            }
+        }
+        tracing::info!("stopped");
+    }
+}
+
+/// Binds before anything else is done: a port in use is an agent that runs already.
+fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind(address).with_context(|| format!("{flag} {address}"))?;
+    listener.set_nonblocking(true).with_context(|| format!("{flag} {address}"))?;
+    Ok(listener)
+}
+
+/// One pair of capture listeners for each worker; none where capture is off.
+fn capture_listeners(settings: &Settings) -> anyhow::Result<Vec<CaptureListeners>> {
+    let Some(capture) = &settings.capture else { return Ok(Vec::new()) };
+    let port = |worker| if worker == 0 { capture.outbound_port } else { 0 };
+    let bind = |worker| CaptureListeners::bind(port(worker), capture.marks.own);
+    Ok((0..settings.workers).map(bind).collect::<Result<_, _>>()?)
+}
+
+/// What workers are made from.
+struct Workers<'a> {
+    settings: &'a Settings,
+    observed: &'a Arc<Observed>,
+    drain: &'a watch::Sender<bool>,
+    open: &'a Arc<AtomicUsize>,
+    local: &'a LocalAddresses,
+}
+
+impl Workers<'_> {
+    fn start(&self, listeners: &[CaptureListeners]) -> anyhow::Result<Vec<WorkerHandle>> {
+        let mut workers = Vec::new();
+        for index in 0..self.settings.workers {
+            let worker = start_worker(self.worker(index)?).context("starting a worker")?;
+            for socket in listeners.get(index).iter().flat_map(|pair| &pair.sockets) {
+                let socket = socket.try_clone().context("sharing a capture listener")?;
+                worker.commands.send(Command::Capture(socket.into())).ok().context("a worker ended at its start")?;
+            }
+            workers.push(worker);
+        }
+        Ok(workers)
+    }
+
+    fn worker(&self, index: usize) -> anyhow::Result<WorkerSettings> {
+        let seed = RandomState::new().hash_one(index);
+        let own_mark = self.settings.capture.as_ref().map(|capture| capture.marks.own);
+        let local = Arc::clone(self.local);
+        let spread = u32::try_from(seed & 0xffff).context("sixteen bits")?;
+        let metrics = self.observed.metrics.clone();
+        let access = self.observed.access.clone();
+        Ok(WorkerSettings {
+            index,
+            tables: Arc::clone(&self.observed.tables),
+            drain: self.drain.subscribe(),
+            open: Arc::clone(self.open),
+            connector: Box::new(move || match own_mark {
+                Some(mark) => Rc::new(SpoofingConnector::new(mark, local, spread)) as Rc<dyn Connector>,
+                None => Rc::new(PlainConnector),
+            }),
+            recorder: Box::new(move || Rc::new(metrics.recorder(access))),
+            seed,
+        })
+    }
+}
+
+async fn start_capture(
+    options: &CaptureOptions,
+    settings: &Settings,
+    listeners: &[CaptureListeners],
+    local: LocalAddresses,
+    tables: &Tables,
+) -> anyhow::Result<RunningCapture> {
+    let capture = CaptureSettings {
+        pod_interfaces: options.pod_interfaces.clone(),
+        uplinks: options.uplinks.clone(),
+        marks: options.marks,
+        workers: u32::try_from(settings.workers).context("too many workers")?,
+    };
+    let (engine, handle) = Engine::start(capture, listeners, local, tables.subscribe()).await?;
+    Ok(RunningCapture { handle, engine: tokio::spawn(engine.run()) })
 }

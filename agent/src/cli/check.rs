@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::agent::CaptureArgs;
 use super::{Format, OutputArgs, output};
-use crate::capture::{CaptureSettings, Outcome, checks};
+use crate::capture::{CaptureSettings, Check, Outcome, checks};
 
 #[derive(Debug, Args)]
 pub(super) struct CheckArgs {
@@ -32,18 +32,18 @@ pub(super) fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     match args.output.output {
         Format::Json => output::json(&checks)?,
         Format::Table => {
-            let mut table = output::table(&["check", "result", "detail"]);
-            for check in &checks {
-                let result = match check.outcome {
-                    Outcome::Ok => "ok",
-                    Outcome::Warning => "warning",
-                    Outcome::Failed => "FAILED",
-                };
-                table.add_row([check.name, result, &check.detail]);
-            }
-            output::rows(&table)?;
+            let row = |check: &Check| [check.name.to_owned(), result(check.outcome).to_owned(), check.detail.clone()];
+            output::table(["check", "result", "detail"], &checks.iter().map(row).collect::<Vec<_>>())?;
         }
     }
     let failed = checks.iter().any(|check| check.outcome == Outcome::Failed);
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn result(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Ok => "ok",
+        Outcome::Warning => "warning",
+        Outcome::Failed => "FAILED",
+    }
 }

@@ -2,19 +2,10 @@
 
 use std::io::{self, Write};
 
-use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 
-/// A table without lines, as the field's tools print them.
-pub(super) fn table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header(header.iter().map(|name| name.to_uppercase()));
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 3));
-    }
-    table
-}
+/// Spaces between two columns.
+const GAP: usize = 3;
 
 /// Prints a value as JSON.
 pub(super) fn json(value: &impl Serialize) -> anyhow::Result<()> {
@@ -30,8 +21,33 @@ pub(super) fn text(text: &str) -> anyhow::Result<()> {
     }
 }
 
-/// Prints a table without the spaces that pad its last column.
-pub(super) fn rows(table: &Table) -> anyhow::Result<()> {
-    let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
-    text(&lines.join("\n"))
+/// Prints rows under a header in aligned columns without lines, as the field's tools do.
+pub(super) fn table<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> anyhow::Result<()> {
+    text(&layout(header, rows))
+}
+
+fn layout<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {
+    let header = header.map(str::to_uppercase);
+    let width = |column: usize| {
+        let cells = rows.iter().chain([&header]).map(|row| row[column].chars().count());
+        cells.max().unwrap_or(0) + GAP
+    };
+    let widths: [usize; N] = std::array::from_fn(width);
+    let line = |row: &[String; N]| {
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        cells.collect::<String>().trim_end().to_owned()
+    };
+    std::iter::once(&header).chain(rows).map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned_and_lines_end_without_spaces() {
+        let rows = [["a".to_owned(), "1".to_owned()], ["long name".to_owned(), String::new()]];
+        assert_eq!(layout(["name", "n"], &rows), "NAME        N\na           1\nlong name");
+        assert_eq!(layout(["name"], &[]), "NAME");
+    }
 }
