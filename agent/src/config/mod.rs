@@ -1,1 +1,17 @@
-//! Placeholder.
+//! Documents -> [`crate::model::Model`]: read, checked, watched and reported on. A wrong document is reported on
+//! itself and changes nothing else; its last good version stays.
+
+mod field;
+mod kinds;
+mod link;
+mod load;
+mod node;
+mod object;
+mod read;
+mod report;
+mod watch;
+
+pub use load::{State, load};
+pub use read::{FileProblem, InputFile, analyze, load_dir};
+pub use report::{Code, FileReport, Message, ObjectReport, ObjectState, Report, Severity};
+pub use watch::{WatchError, watch};

@@ -1,0 +1,211 @@
+//! `networking.istio.io` DestinationRule.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::super::field::Field;
+use super::super::node::{DecodeError, Extra, Known};
+use super::super::object::Notes;
+use super::{DOCUMENT, Source, decode_spec, host_pattern, meta, service_of_host};
+use crate::model::{HostPattern, LbPolicy, ObjectName, Subset};
+
+const OUTLIER_DETECTION: &[&str] = &[
+    "baseEjectionTime",
+    "consecutive5xxErrors",
+    "consecutiveErrors",
+    "consecutiveGatewayErrors",
+    "consecutiveLocalOriginFailures",
+    "interval",
+    "maxEjectionPercent",
+    "minHealthPercent",
+    "splitExternalLocalOriginErrors",
+];
+
+const CLIENT_TLS: &[&str] = &[
+    "caCertificates",
+    "caCrl",
+    "clientCertificate",
+    "credentialName",
+    "insecureSkipVerify",
+    "mode",
+    "privateKey",
+    "sni",
+    "subjectAltNames",
+];
+
+const CONSISTENT_HASH: &[&str] =
+    &["httpCookie", "httpHeaderName", "httpQueryParameterName", "maglev", "minimumRingSize", "ringHash", "useSourceIp"];
+
+const EXTRAS: &[&[Extra]] = &[
+    DOCUMENT,
+    &[
+        Extra {
+            of: "DestinationRuleSpec",
+            fields: &[Known::Later("exportTo", &[]), Known::Later("workloadSelector", &["matchLabels"])],
+        },
+        Extra {
+            of: "Policy",
+            fields: &[
+                Known::Later("connectionPool", &["http", "tcp"]),
+                Known::Later("outlierDetection", OUTLIER_DETECTION),
+                Known::Later("tls", CLIENT_TLS),
+                Known::Later("tunnel", &["protocol", "targetHost", "targetPort"]),
+                Known::Later("proxyProtocol", &["version"]),
+                Known::Later("retryBudget", &["minRetryConcurrency", "percent"]),
+            ],
+        },
+        Extra {
+            of: "LoadBalancer",
+            fields: &[
+                Known::Later("consistentHash", CONSISTENT_HASH),
+                Known::Later("localityLbSetting", &["distribute", "enabled", "failover", "failoverPriority"]),
+                Known::Later("warmup", &["aggression", "duration", "minimumPercent"]),
+                Known::Later("warmupDurationSecs", &[]),
+            ],
+        },
+        Extra { of: "PolicyPort", fields: &[] },
+    ],
+];
+
+/// A checked DestinationRule.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct DestinationRule {
+    /// The service that the host names, if there is one of this name.
+    pub service: Option<ObjectName>,
+    /// The host as written.
+    pub pattern: HostPattern,
+    /// Balancing, where the rule says one.
+    pub lb: Option<LbPolicy>,
+    /// Balancing by service port.
+    pub port_lb: Vec<(u16, LbPolicy)>,
+    /// Subsets in written order.
+    pub subsets: Vec<SubsetPolicy>,
+}
+
+/// A subset with its position in `spec.subsets`.
+pub(crate) type SubsetPolicy = (usize, Subset);
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct DestinationRuleSpec {
+    host: String,
+    traffic_policy: Option<Policy>,
+    #[serde(default)]
+    subsets: Vec<SubsetSpec>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+struct Policy {
+    load_balancer: Option<LoadBalancer>,
+    port_level_settings: Vec<Policy>,
+    port: Option<PolicyPort>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct LoadBalancer {
+    simple: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PolicyPort {
+    number: u16,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct SubsetSpec {
+    name: String,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+    traffic_policy: Option<Policy>,
+}
+
+/// Decodes a DestinationRule.
+pub(super) fn decode(source: &Source<'_>, notes: &mut Notes<'_>) -> Result<DestinationRule, DecodeError> {
+    let spec: DestinationRuleSpec = decode_spec(source, EXTRAS, notes)?;
+    let field = Field::spec();
+    let pattern = host_pattern(&spec.host).unwrap_or_else(|| {
+        notes.error(&field.key("host"), format!("`{}` is no host name or wildcard", spec.host));
+        HostPattern::Any
+    });
+    let policy = spec.traffic_policy.unwrap_or_default();
+    let policy_field = field.key("trafficPolicy");
+    if policy.port.is_some() {
+        notes.error(&policy_field.key("port"), "a port stands in portLevelSettings alone");
+    }
+    Ok(DestinationRule {
+        service: service_of_host(&spec.host, &source.name.namespace),
+        pattern,
+        lb: balancing(&policy, &policy_field, notes),
+        port_lb: port_balancing(&policy, &policy_field.key("portLevelSettings"), notes),
+        subsets: subsets(&spec.subsets, &field.key("subsets"), notes),
+    })
+}
+
+fn balancing(policy: &Policy, field: &Field, notes: &mut Notes<'_>) -> Option<LbPolicy> {
+    let simple = policy.load_balancer.as_ref()?.simple.as_deref()?;
+    let field = field.key("loadBalancer").key("simple");
+    match simple {
+        "ROUND_ROBIN" => Some(LbPolicy::RoundRobin),
+        "RANDOM" => Some(LbPolicy::Random),
+        // LEAST_CONN is what LEAST_REQUEST was called before.
+        "LEAST_REQUEST" | "LEAST_CONN" => Some(LbPolicy::LeastRequest),
+        "UNSPECIFIED" => None,
+        "PASSTHROUGH" => {
+            notes.later(&field);
+            None
+        }
+        other => {
+            let text = format!("`{other}` is none of ROUND_ROBIN, RANDOM, LEAST_REQUEST, PASSTHROUGH");
+            notes.error(&field, text);
+            None
+        }
+    }
+}
+
+fn port_balancing(policy: &Policy, field: &Field, notes: &mut Notes<'_>) -> Vec<(u16, LbPolicy)> {
+    let mut ports: Vec<(u16, LbPolicy)> = Vec::new();
+    for (index, settings) in policy.port_level_settings.iter().enumerate() {
+        let field = field.index(index);
+        if !settings.port_level_settings.is_empty() {
+            notes.error(&field.key("portLevelSettings"), "settings of a port have no ports of their own");
+        }
+        let Some(port) = settings.port.as_ref().map(|port| port.number).filter(|port| *port > 0) else {
+            notes.error(&field.key("port"), "the number of the port is missing");
+            continue;
+        };
+        if ports.iter().any(|(before, _)| *before == port) {
+            notes.error(&field.key("port").key("number"), format!("port {port} is given twice"));
+        } else if let Some(lb) = balancing(settings, &field, notes) {
+            ports.push((port, lb));
+        }
+    }
+    ports
+}
+
+fn subsets(written: &[SubsetSpec], field: &Field, notes: &mut Notes<'_>) -> Vec<SubsetPolicy> {
+    let mut subsets: Vec<SubsetPolicy> = Vec::new();
+    for (index, subset) in written.iter().enumerate() {
+        let field = field.index(index);
+        if subset.name.is_empty() {
+            notes.error(&field.key("name"), "a subset needs a name");
+        }
+        if subsets.iter().any(|(_, before)| *before.name == *subset.name) {
+            notes.error(&field.key("name"), format!("the subset {} is given twice", subset.name));
+        }
+        let policy_field = field.key("trafficPolicy");
+        let policy = subset.traffic_policy.as_ref();
+        if policy.is_some_and(|policy| !policy.port_level_settings.is_empty()) {
+            notes.later(&policy_field.key("portLevelSettings"));
+        }
+        let name: Arc<str> = subset.name.as_str().into();
+        let lb = policy.and_then(|policy| balancing(policy, &policy_field, notes));
+        subsets.push((index, Subset { name, labels: meta::labels(&subset.labels), lb }));
+    }
+    subsets
+}

@@ -1,0 +1,256 @@
+//! `v1` Pod: what traffic needs to know of it. Everything else that a pod may say is accepted and left alone.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::super::field::Field;
+use super::super::node::{DecodeError, Extra, Known, decode as decode_node};
+use super::super::object::Notes;
+use super::{ObjectMeta, Source};
+use crate::model::{Labels, ObjectName, Workload};
+
+const EXTRAS: &[&[Extra]] = &[&[
+    Extra { of: "PodDocument", fields: &[Known::Ignored(&["apiVersion", "kind", "metadata"])] },
+    Extra {
+        of: "PodSpec",
+        fields: &[Known::Ignored(&[
+            "activeDeadlineSeconds",
+            "affinity",
+            "automountServiceAccountToken",
+            "dnsConfig",
+            "dnsPolicy",
+            "enableServiceLinks",
+            "ephemeralContainers",
+            "hostAliases",
+            "hostIPC",
+            "hostPID",
+            "hostUsers",
+            "hostname",
+            "hostnameOverride",
+            "imagePullSecrets",
+            "nodeSelector",
+            "os",
+            "overhead",
+            "preemptionPolicy",
+            "priority",
+            "priorityClassName",
+            "readinessGates",
+            "resourceClaims",
+            "resources",
+            "restartPolicy",
+            "runtimeClassName",
+            "schedulerName",
+            "schedulingGates",
+            "schedulingGroup",
+            "securityContext",
+            "setHostnameAsFQDN",
+            "shareProcessNamespace",
+            "subdomain",
+            "terminationGracePeriodSeconds",
+            "tolerations",
+            "topologySpreadConstraints",
+            "volumes",
+            "workloadRef",
+        ])],
+    },
+    Extra {
+        of: "Container",
+        fields: &[Known::Ignored(&[
+            "args",
+            "command",
+            "env",
+            "envFrom",
+            "image",
+            "imagePullPolicy",
+            "lifecycle",
+            "livenessProbe",
+            "name",
+            "readinessProbe",
+            "resizePolicy",
+            "resources",
+            "restartPolicy",
+            "restartPolicyRules",
+            "securityContext",
+            "startupProbe",
+            "stdin",
+            "stdinOnce",
+            "terminationMessagePath",
+            "terminationMessagePolicy",
+            "tty",
+            "volumeDevices",
+            "volumeMounts",
+            "workingDir",
+        ])],
+    },
+    Extra { of: "ContainerPort", fields: &[Known::Ignored(&["hostIP", "hostPort"])] },
+    Extra {
+        of: "PodStatus",
+        fields: &[Known::Ignored(&[
+            "allocatedResources",
+            "containerStatuses",
+            "ephemeralContainerStatuses",
+            "extendedResourceClaimStatus",
+            "hostIP",
+            "hostIPs",
+            "initContainerStatuses",
+            "message",
+            "nodeAllocatableResourceClaimStatuses",
+            "nominatedNodeName",
+            "observedGeneration",
+            "qosClass",
+            "reason",
+            "resize",
+            "resourceClaimStatuses",
+            "resources",
+            "startTime",
+        ])],
+    },
+    Extra {
+        of: "PodCondition",
+        fields: &[Known::Ignored(&[
+            "lastProbeTime",
+            "lastTransitionTime",
+            "message",
+            "observedGeneration",
+            "reason",
+        ])],
+    },
+]];
+
+/// A checked Pod.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Pod {
+    /// The pod as traffic sees it.
+    pub workload: Workload,
+    /// Named TCP ports of its containers.
+    pub ports: Vec<(Arc<str>, u16)>,
+    /// Whether it has ended (`Succeeded`, `Failed`) and its addresses may be another's.
+    pub ended: bool,
+    /// Whether it is being deleted.
+    pub deleted: bool,
+    /// Whether it shares its node's network: its address is the node's and tells nothing about who calls.
+    pub host_network: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct PodDocument {
+    spec: PodSpec,
+    status: PodStatus,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+struct PodSpec {
+    containers: Vec<Container>,
+    init_containers: Vec<Container>,
+    node_name: Option<String>,
+    service_account_name: Option<String>,
+    /// The name before `serviceAccountName`, still written by the API server.
+    service_account: Option<String>,
+    host_network: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Container {
+    ports: Vec<ContainerPort>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct ContainerPort {
+    name: Option<String>,
+    container_port: u16,
+    protocol: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+struct PodStatus {
+    phase: Option<String>,
+    #[serde(rename = "podIP")]
+    pod_ip: Option<String>,
+    #[serde(rename = "podIPs")]
+    pod_ips: Vec<PodIp>,
+    conditions: Option<Vec<PodCondition>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PodIp {
+    ip: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PodCondition {
+    #[serde(rename = "type")]
+    condition: String,
+    status: String,
+}
+
+/// Decodes a Pod.
+pub(super) fn decode(source: &Source<'_>, notes: &mut Notes<'_>) -> Result<Pod, DecodeError> {
+    let PodDocument { spec, status } = decode_node(source.node, EXTRAS)?.value;
+    let PodSpec { containers, init_containers, node_name, service_account_name, service_account, host_network } = spec;
+    let ready = status.conditions.as_ref().is_none_or(|conditions| {
+        conditions.iter().any(|condition| condition.condition == "Ready" && condition.status == "True")
+    });
+    let name = source.name.clone();
+    let uid = source.meta.uid.as_deref().map_or_else(|| name.to_string().into(), Into::into);
+    let labels = source.meta.labels();
+    let account = [service_account_name, service_account].into_iter().flatten().find(|account| !account.is_empty());
+    let workload = Workload {
+        uid,
+        workload: workload_name(&name, source.meta, &labels),
+        node: node_name.as_deref().filter(|node| !node.is_empty()).map(Into::into),
+        service_account: account.as_deref().unwrap_or("default").into(),
+        addresses: addresses(&status, notes),
+        labels: Arc::new(labels),
+        ready,
+        name,
+    };
+    let ports = containers.iter().chain(&init_containers).flat_map(|container| &container.ports);
+    let ports = ports.filter(|port| matches!(port.protocol.as_deref(), None | Some("TCP")));
+    Ok(Pod {
+        workload,
+        ports: ports.filter_map(|port| Some((port.name.as_deref()?.into(), port.container_port))).collect(),
+        ended: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
+        deleted: source.meta.is_deleted(),
+        host_network: host_network.unwrap_or(false),
+    })
+}
+
+fn addresses(status: &PodStatus, notes: &mut Notes<'_>) -> Vec<IpAddr> {
+    let field = Field::root().key("status");
+    let list = field.key("podIPs");
+    let single = status.pod_ip.iter().map(|ip| (field.key("podIP"), ip));
+    let several = status.pod_ips.iter().enumerate().map(|(index, ip)| (list.index(index).key("ip"), &ip.ip));
+    let mut addresses = Vec::new();
+    for (field, text) in single.chain(several).filter(|(_, text)| !text.is_empty()) {
+        match text.parse::<IpAddr>() {
+            Ok(address) if addresses.contains(&address) => {}
+            Ok(address) => addresses.push(address),
+            Err(_) => notes.error(&field, format!("`{text}` is no IP address")),
+        }
+    }
+    addresses
+}
+
+/// The name of what manages the pod. A Deployment's pods are owned by its ReplicaSet, whose name is the Deployment's
+/// with the hash of the pod template.
+fn workload_name(pod: &ObjectName, meta: &ObjectMeta, labels: &Labels) -> Arc<str> {
+    let owner = meta.owner_references.iter().find(|owner| owner.controller.unwrap_or(false));
+    let Some(owner) = owner.or(meta.owner_references.first()).filter(|owner| !owner.name.is_empty()) else {
+        return Arc::clone(&pod.name);
+    };
+    if owner.kind != "ReplicaSet" {
+        return owner.name.as_str().into();
+    }
+    let by_label = labels.get("pod-template-hash").and_then(|hash| owner.name.strip_suffix(&**hash)?.strip_suffix('-'));
+    let deployment = by_label.or_else(|| owner.name.rsplit_once('-').map(|(name, _)| name));
+    deployment.unwrap_or(&owner.name).into()
+}

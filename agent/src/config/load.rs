@@ -1,0 +1,254 @@
+//! Texts -> [`State`]: what is in force, and a report. Pure: the state before goes in, because what is wrong now keeps
+//! its last good version from then.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use super::link::{LinkedObject, link};
+use super::node;
+use super::object::{Header, Object, ObjectId, Rejected, read_objects};
+use super::read::{FileProblem, InputFile};
+use super::report::{Code, FileReport, Message, ObjectReport, ObjectState, Report, Severity};
+use crate::model::Model;
+
+/// What the documents say, and what became of each.
+#[derive(Debug, Clone, Default)]
+pub struct State {
+    /// The model of all objects that are in force.
+    pub model: Model,
+    /// What became of each object.
+    pub report: Report,
+    files: BTreeMap<Arc<str>, FileState>,
+}
+
+/// One file, as it was last read.
+#[derive(Debug, Clone)]
+struct FileState {
+    content: Content,
+    /// Why the file as a whole is not what it should be.
+    messages: Vec<Message>,
+    /// Objects in force, last good ones among them.
+    objects: Vec<Arc<Object>>,
+    /// Objects that are refused.
+    rejected: Vec<Rejected>,
+}
+
+/// What tells one reading of a file from another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Content {
+    Text { bytes: usize, digest: u64 },
+    Problem(FileProblem),
+}
+
+impl Content {
+    fn of(text: &Result<String, FileProblem>) -> Self {
+        match text {
+            Ok(text) => {
+                let mut hasher = DefaultHasher::new();
+                text.hash(&mut hasher);
+                Self::Text { bytes: text.len(), digest: hasher.finish() }
+            }
+            Err(problem) => Self::Problem(problem.clone()),
+        }
+    }
+}
+
+impl State {
+    /// Whether these files are the ones that the state was made of.
+    pub(super) fn is_made_of(&self, files: &[InputFile]) -> bool {
+        self.files.len() == files.len()
+            && files.iter().all(|file| {
+                self.files.get(&file.path).is_some_and(|state| state.content == Content::of(&file.text))
+            })
+    }
+
+    /// The files of the state as ones that can't be read: what is known of a directory that can't be.
+    pub(super) fn unreadable(&self, problem: &FileProblem) -> Vec<InputFile> {
+        let files = self.files.keys();
+        files.map(|path| InputFile { path: Arc::clone(path), text: Err(problem.clone()) }).collect()
+    }
+}
+
+/// Makes the state of these files. A file that can't be read or parsed keeps all of its objects from `previous`, an
+/// object that is not valid keeps its own last good version, and a file that is gone takes its objects with it.
+pub fn load(previous: &State, files: Vec<InputFile>) -> State {
+    let mut states = BTreeMap::new();
+    for file in files {
+        let before = previous.files.get(&file.path);
+        let content = Content::of(&file.text);
+        let state = match before {
+            Some(before) if before.content == content => before.clone(),
+            _ => load_file(previous, before, file.text, (&file.path, content)),
+        };
+        states.insert(file.path, state);
+    }
+    assemble(states)
+}
+
+fn load_file(
+    previous: &State,
+    before: Option<&FileState>,
+    text: Result<String, FileProblem>,
+    (path, content): (&Arc<str>, Content),
+) -> FileState {
+    let kept = || before.map(|state| state.objects.clone()).unwrap_or_default();
+    let broken = |code, severity, line, text: String| {
+        let objects = kept();
+        let text = match objects.len() {
+            0 => text,
+            count => format!("{text}; the last good version of its {count} objects stays in force"),
+        };
+        let messages = vec![Message { severity, code, line, field: String::new(), text }];
+        FileState { content: content.clone(), messages, objects, rejected: Vec::new() }
+    };
+    let text = match text {
+        Ok(text) => text,
+        Err(problem) => return broken(Code::InvalidYaml, Severity::Error, 0, format!("the file {problem}")),
+    };
+    // An editor that writes in place empties the file first. Whoever means that the objects go deletes the file.
+    if text.trim().is_empty() && before.is_some_and(|state| !state.objects.is_empty()) {
+        return broken(Code::InvalidYaml, Severity::Warning, 0, "the file is empty".to_owned());
+    }
+    match node::parse(&text) {
+        Err(error) => broken(Code::InvalidYaml, Severity::Error, error.line, format!("no valid YAML: {error}")),
+        Ok(documents) => {
+            let results = documents.into_iter().flat_map(|document| read_objects(path, document)).collect();
+            let mut state = FileState { content, messages: Vec::new(), objects: Vec::new(), rejected: Vec::new() };
+            state.take(results, previous, before);
+            state
+        }
+    }
+}
+
+impl FileState {
+    /// Takes in the objects of a file that could be parsed.
+    fn take(&mut self, results: Vec<Result<Object, Rejected>>, previous: &State, before: Option<&FileState>) {
+        let mut nameless = false;
+        for result in results {
+            match result {
+                Ok(object) => self.objects.push(Arc::new(object)),
+                Err(rejected) => {
+                    match previous.object(&rejected.header.id, before) {
+                        Some(last_good) => self.objects.push(last_good),
+                        None => nameless = true,
+                    }
+                    self.rejected.push(rejected);
+                }
+            }
+        }
+        // A wrong document that was never seen under this name may be a known one whose kind or name was mistyped:
+        // then the one that is missing now must not go.
+        if let (true, Some(before)) = (nameless, before) {
+            let ids: BTreeSet<&ObjectId> = self.objects.iter().map(|object| &object.header.id).collect();
+            let missing: Vec<Arc<Object>> =
+                before.objects.iter().filter(|object| !ids.contains(&object.header.id)).cloned().collect();
+            for object in &missing {
+                let text = format!(
+                    "{} {} is no longer in the file; it stays in force until every document of the file is valid",
+                    object.header.id.kind,
+                    object.name()
+                );
+                let line = 0;
+                self.messages.push(Message {
+                    severity: Severity::Warning,
+                    code: Code::SchemaValidationError,
+                    line,
+                    field: String::new(),
+                    text,
+                });
+            }
+            self.objects.extend(missing);
+        }
+    }
+}
+
+impl State {
+    /// The version of an object that is in force: the file's own, else any file's.
+    fn object(&self, id: &ObjectId, own: Option<&FileState>) -> Option<Arc<Object>> {
+        let find = |state: &FileState| state.objects.iter().find(|object| object.header.id == *id).cloned();
+        own.and_then(find).or_else(|| self.files.values().find_map(find))
+    }
+}
+
+/// Puts the files together: of objects with one name the first counts.
+fn assemble(files: BTreeMap<Arc<str>, FileState>) -> State {
+    let mut first: HashMap<&ObjectId, &Header> = HashMap::new();
+    let mut objects: Vec<Arc<Object>> = Vec::new();
+    let mut duplicates = Vec::new();
+    for object in files.values().flat_map(|state| &state.objects) {
+        match first.get(&object.header.id) {
+            None => {
+                first.insert(&object.header.id, &object.header);
+                objects.push(Arc::clone(object));
+            }
+            Some(winner) => duplicates.push(duplicate_report(&object.header, winner)),
+        }
+    }
+    let (model, linked) = link(&objects);
+    let rejected_ids: BTreeSet<(&str, &ObjectId)> = files
+        .iter()
+        .flat_map(|(path, state)| state.rejected.iter().map(|rejected| (&**path, &rejected.header.id)))
+        .collect();
+    let mut reports = duplicates;
+    for (object, linked) in objects.iter().zip(linked) {
+        // A last good version is told of by the report of the version that is refused.
+        if !rejected_ids.contains(&(&*object.header.file, &object.header.id)) {
+            reports.push(object_report(object, linked));
+        }
+    }
+    for state in files.values() {
+        reports.extend(state.rejected.iter().map(|rejected| {
+            let last_good = state.objects.iter().any(|object| object.header.id == rejected.header.id);
+            report(&rejected.header, ObjectState::Rejected { last_good }, rejected.messages.clone())
+        }));
+    }
+    reports.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
+    let file_reports = files.iter().map(|(path, state)| FileReport {
+        file: Arc::clone(path),
+        objects: state.objects.len(),
+        messages: state.messages.clone(),
+    });
+    let report = Report { files: file_reports.collect(), objects: reports };
+    State { model, report, files }
+}
+
+fn duplicate_report(header: &Header, winner: &Header) -> ObjectReport {
+    let message = Message {
+        severity: Severity::Error,
+        code: Code::DuplicateObject,
+        line: header.line,
+        field: String::new(),
+        text: format!("already given at {}:{}, which counts", winner.file, winner.line),
+    };
+    report(header, ObjectState::Rejected { last_good: false }, vec![message])
+}
+
+fn object_report(object: &Object, linked: LinkedObject) -> ObjectReport {
+    let mut messages = object.messages.clone();
+    messages.extend(linked.messages);
+    messages.sort_by_key(|message| message.line);
+    let mut fields = object.not_enforced.clone();
+    fields.extend(linked.not_enforced);
+    let state = if linked.as_whole {
+        ObjectState::NotEnforced { fields: Vec::new() }
+    } else if fields.is_empty() {
+        ObjectState::Applied
+    } else {
+        ObjectState::NotEnforced { fields }
+    };
+    report(&object.header, state, messages)
+}
+
+fn report(header: &Header, state: ObjectState, messages: Vec<Message>) -> ObjectReport {
+    ObjectReport {
+        api_version: Arc::clone(&header.api_version),
+        kind: Arc::clone(&header.id.kind),
+        namespace: Arc::clone(&header.id.name.namespace),
+        name: Arc::clone(&header.id.name.name),
+        file: Arc::clone(&header.file),
+        line: header.line,
+        state,
+        messages,
+    }
+}

@@ -1,0 +1,165 @@
+//! A directory's state whenever it changes: inotify, with a slow poll beside it for what inotify does not see (network
+//! file systems, links to files elsewhere, a directory that is replaced).
+//!
+//! One thread owns the state. Events are gathered until none came for [`SETTLE`] and no file is open for writing that
+//! was seen being written, so that an editor that writes in place is not read half way.
+
+use std::collections::HashSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::Duration;
+
+use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind};
+use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::sync::mpsc;
+
+use super::load::{State, load};
+use super::read::{is_document, load_dir, read_dir};
+
+/// Quiet time after which a change is taken as complete.
+const SETTLE: Duration = Duration::from_millis(25);
+
+/// Quiet periods to wait for a writer to close its file; with [`SETTLE`], half a second.
+const SETTLES_MAX: u32 = 20;
+
+/// Events that a busy directory may send before it is read in spite of them.
+const EVENTS_MAX: u32 = 10_000;
+
+/// How often the directory is read without any event.
+const POLL: Duration = Duration::from_secs(3);
+
+/// States that may wait for a slow receiver; the thread then waits as well, and reads the latest files after it.
+const STATES_WAITING: usize = 1;
+
+/// Why a directory can't be watched.
+#[derive(Debug, thiserror::Error)]
+pub enum WatchError {
+    /// The directory is not there or can't be read.
+    #[error("the configuration directory {path} can't be read: {source}")]
+    Directory {
+        /// The directory.
+        path: String,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The system has no more inotify instances or watches.
+    #[error("{path} can't be watched: {source} (see fs.inotify.max_user_instances and max_user_watches)")]
+    Notify {
+        /// The directory.
+        path: String,
+        /// What the system says.
+        source: notify::Error,
+    },
+    /// The thread can't be started.
+    #[error("the thread that watches the configuration can't be started: {0}")]
+    Thread(io::Error),
+}
+
+/// Reads a directory and watches it. The channel carries each later state; it ends with the receiver.
+pub fn watch(dir: PathBuf) -> Result<(State, mpsc::Receiver<State>), WatchError> {
+    let path = || dir.display().to_string();
+    std::fs::read_dir(&dir).map_err(|source| WatchError::Directory { path: path(), source })?;
+    let (events, incoming) = channel();
+    // The receiver outlives the watcher within the thread; a late event after its end has no reader.
+    let handler = move |event| drop(events.send(event));
+    let notify_error = |source| WatchError::Notify { path: path(), source };
+    let mut watcher = notify::recommended_watcher(handler).map_err(notify_error)?;
+    watcher.watch(&dir, RecursiveMode::NonRecursive).map_err(notify_error)?;
+    // Read after the watch is set, so that no change falls between.
+    let initial = load_dir(&dir);
+    let (sender, receiver) = mpsc::channel(STATES_WAITING);
+    let directory = Directory { dir, state: initial.clone(), watcher, incoming };
+    thread::Builder::new()
+        .name("config-watch".to_owned())
+        .spawn(move || directory.run(&sender))
+        .map_err(WatchError::Thread)?;
+    Ok((initial, receiver))
+}
+
+struct Directory {
+    dir: PathBuf,
+    state: State,
+    watcher: RecommendedWatcher,
+    incoming: Receiver<notify::Result<Event>>,
+}
+
+/// Files seen being written and not yet closed.
+#[derive(Default)]
+struct Writing(HashSet<PathBuf>);
+
+impl Writing {
+    fn note(&mut self, event: notify::Result<Event>) {
+        let Ok(event) = event else { return };
+        for path in event.paths.into_iter().filter(|path| is_document(path)) {
+            match event.kind {
+                EventKind::Modify(ModifyKind::Data(_)) => {
+                    self.0.insert(path);
+                }
+                EventKind::Access(AccessKind::Close(AccessMode::Write))
+                | EventKind::Remove(_)
+                | EventKind::Modify(ModifyKind::Name(_)) => {
+                    self.0.remove(&path);
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Whether an event can mean another content: reading the files ourselves sends events too.
+fn is_change(event: &notify::Result<Event>) -> bool {
+    match event {
+        Ok(event) => {
+            !matches!(event.kind, EventKind::Access(kind) if kind != AccessKind::Close(AccessMode::Write))
+        }
+        // Lost events: read everything.
+        Err(_) => true,
+    }
+}
+
+impl Directory {
+    fn run(mut self, sender: &mpsc::Sender<State>) {
+        while !sender.is_closed() {
+            match self.incoming.recv_timeout(POLL) {
+                Ok(event) if !is_change(&event) => continue,
+                Ok(event) => self.settle(event),
+                // Watching again costs nothing where the directory is the same, and follows one that was replaced.
+                Err(RecvTimeoutError::Timeout) => drop(self.watcher.watch(&self.dir, RecursiveMode::NonRecursive)),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            if let Some(state) = refresh(&self.state, &self.dir) {
+                self.state = state;
+                if sender.blocking_send(self.state.clone()).is_err() {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Waits until a change is complete.
+    fn settle(&self, first: notify::Result<Event>) {
+        let mut writing = Writing::default();
+        writing.note(first);
+        let mut settles = 0;
+        for _ in 0..EVENTS_MAX {
+            match self.incoming.recv_timeout(SETTLE) {
+                Ok(event) => writing.note(event),
+                Err(RecvTimeoutError::Timeout) => {
+                    settles += 1;
+                    if writing.0.is_empty() || settles == SETTLES_MAX {
+                        return;
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+}
+
+/// The next state, if anything changed.
+fn refresh(state: &State, dir: &Path) -> Option<State> {
+    let files = read_dir(dir).unwrap_or_else(|problem| state.unreadable(&problem));
+    (!state.is_made_of(&files)).then(|| load(state, files))
+}
