@@ -1,7 +1,21 @@
-//! What is seen from outside: metrics, access log. Records are made by the proxies; nothing here decides.
+//! What is seen from outside: metrics, access log, the agent's own log. Records are made by the proxies; nothing here
+//! decides.
 
+mod access;
 mod flags;
+mod json;
+mod labels;
+pub mod log;
+mod metrics;
 mod record;
+mod recorder;
+mod series;
+mod time;
+mod writer;
 
+pub use access::AccessLog;
 pub use flags::{Flag, ResponseFlags};
+pub use metrics::{BuildInfo, ConfigState, Metrics, MetricsError};
 pub use record::{ConnectionRecord, Origin, Recorder, RequestRecord};
+pub use time::rfc3339;
+pub use writer::LineWriter;

@@ -1,0 +1,176 @@
+//! The access log: one JSON line for each request and each opaque connection, at its end. Names are those of Istio's
+//! JSON access log where it has one.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use std::{fmt, io};
+
+use super::json::JsonLine;
+use super::{ConnectionRecord, LineWriter, Origin, RequestRecord, rfc3339};
+use crate::compile::ClusterKey;
+use crate::model::Workload;
+
+/// Where access log lines go, with a switch. Clones share both.
+#[derive(Debug, Clone, Default)]
+pub struct AccessLog {
+    writer: Option<LineWriter>,
+    enabled: Arc<AtomicBool>,
+}
+
+impl AccessLog {
+    /// Writes to a sink, from a thread of its own.
+    pub fn new(sink: impl Write + Send + 'static) -> io::Result<Self> {
+        Ok(Self { writer: Some(LineWriter::new(sink)?), enabled: Arc::new(AtomicBool::new(true)) })
+    }
+
+    /// Writes nothing, ever.
+    pub fn disabled() -> Self {
+        Self::default()
+    }
+
+    /// Turns the log on or off.
+    pub fn set_enabled(&self, enabled: bool) {
+        self.enabled.store(enabled, Ordering::Relaxed);
+    }
+
+    /// The writer, to count what it drops and to flush it at the end.
+    pub fn writer(&self) -> Option<&LineWriter> {
+        self.writer.as_ref()
+    }
+
+    pub(super) fn write(&self, buffer: &mut Vec<u8>, format: impl FnOnce(&mut Vec<u8>)) {
+        if let Some(writer) = &self.writer
+            && self.enabled.load(Ordering::Relaxed)
+        {
+            format(buffer);
+            writer.append(buffer);
+        }
+    }
+}
+
+/// One request's line.
+pub(super) fn request(buffer: &mut Vec<u8>, record: &RequestRecord<'_>) {
+    let mut line = JsonLine::new(buffer);
+    line.text("level", "info")
+        .display("time", rfc3339(record.start))
+        .text("scope", "access")
+        .text("message", "request")
+        .text("method", record.method)
+        .text("path", record.path)
+        .text("authority", record.authority)
+        .text("protocol", record.protocol)
+        .raw("response_code", record.status)
+        .display("response_flags", record.flags)
+        .optional("response_code_details", non_empty(record.details))
+        .raw("bytes_received", record.request_bytes)
+        .raw("bytes_sent", record.response_bytes)
+        .raw("duration", millis(record.duration))
+        .optional("request_id", non_empty(record.request_id))
+        .optional("user_agent", non_empty(record.user_agent));
+    match record.route {
+        Some(route) => {
+            line.display("route_name", format_args!("{}/{}/{}", route.kind, route.source, route.rule))
+        }
+        None => line.optional("route_name", None),
+    };
+    Ends {
+        origin: record.origin,
+        peer: record.peer,
+        original_destination: record.original_destination,
+        source: record.source,
+        cluster: record.cluster,
+        upstream: record.upstream,
+        destination: record.destination,
+    }
+    .write(&mut line);
+    line.finish();
+}
+
+/// One opaque connection's line.
+pub(super) fn connection(buffer: &mut Vec<u8>, record: &ConnectionRecord<'_>) {
+    let mut line = JsonLine::new(buffer);
+    line.text("level", "info")
+        .display("time", rfc3339(record.start))
+        .text("scope", "access")
+        .text("message", "connection")
+        .text("protocol", "TCP")
+        .display("response_flags", record.flags)
+        .optional("connection_termination_details", non_empty(record.details))
+        .raw("bytes_received", record.sent_bytes)
+        .raw("bytes_sent", record.received_bytes)
+        .raw("duration", millis(record.duration));
+    Ends {
+        origin: record.origin,
+        peer: record.peer,
+        original_destination: record.original_destination,
+        source: record.source,
+        cluster: record.cluster,
+        upstream: record.upstream,
+        destination: record.destination,
+    }
+    .write(&mut line);
+    line.finish();
+}
+
+/// Who spoke with whom.
+struct Ends<'a> {
+    origin: &'a Origin,
+    peer: SocketAddr,
+    original_destination: SocketAddr,
+    source: Option<&'a Arc<Workload>>,
+    cluster: Option<&'a ClusterKey>,
+    upstream: Option<SocketAddr>,
+    destination: Option<&'a Arc<Workload>>,
+}
+
+impl Ends<'_> {
+    fn write(&self, line: &mut JsonLine<'_>) {
+        match self.origin {
+            Origin::Outbound => line.text("direction", "outbound"),
+            Origin::Gateway(listener) => line.text("direction", "gateway").text("listener", listener),
+        };
+        line.display("downstream_remote_address", self.peer)
+            .display("downstream_local_address", self.original_destination);
+        match self.upstream {
+            Some(upstream) => line.display("upstream_host", upstream),
+            None => line.optional("upstream_host", None),
+        };
+        match self.cluster {
+            Some(cluster) => line.display("upstream_cluster", ClusterName(cluster)),
+            None => line.optional("upstream_cluster", None),
+        };
+        line.optional("src.workload", self.source.map(|workload| &*workload.workload))
+            .optional("src.namespace", self.source.map(|workload| &*workload.name.namespace))
+            .optional("dst.workload", self.destination.map(|workload| &*workload.workload))
+            .optional("dst.namespace", self.destination.map(|workload| &*workload.name.namespace));
+    }
+}
+
+/// A cluster as Istio calls it: `outbound|80|v1|order-service.default.svc.cluster.local`.
+struct ClusterName<'a>(&'a ClusterKey);
+
+impl fmt::Display for ClusterName<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ClusterKey { service, port, subset } = self.0;
+        let subset = subset.as_deref().unwrap_or("");
+        write!(f, "outbound|{port}|{subset}|{}.{}.svc.cluster.local", service.name, service.namespace)
+    }
+}
+
+/// Milliseconds with three decimals.
+fn millis(duration: Duration) -> impl fmt::Display {
+    struct Millis(u128);
+    impl fmt::Display for Millis {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "{}.{:03}", self.0 / 1000, self.0 % 1000)
+        }
+    }
+    Millis(duration.as_micros())
+}
+
+fn non_empty(text: &str) -> Option<&str> {
+    (!text.is_empty()).then_some(text)
+}

@@ -1,0 +1,102 @@
+//! The labels of Istio's standard metrics.
+
+use std::sync::Arc;
+
+use super::{Origin, ResponseFlags};
+use crate::model::{ObjectName, Workload};
+
+/// What Istio writes where it does not know.
+pub(super) const UNKNOWN: &str = "unknown";
+
+/// What makes two records count in the same series.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Traffic<'a> {
+    pub(super) origin: &'a Origin,
+    pub(super) source: Option<&'a Arc<Workload>>,
+    pub(super) destination: Option<&'a Arc<Workload>>,
+    pub(super) service: Option<&'a ObjectName>,
+    /// `None` for opaque connections.
+    pub(super) status: Option<u16>,
+    pub(super) flags: ResponseFlags,
+}
+
+/// Names of the labels, in the order of [`values`].
+pub(super) const NAMES: [&str; 22] = [
+    "reporter",
+    "source_workload",
+    "source_workload_namespace",
+    "source_principal",
+    "source_app",
+    "source_version",
+    "source_cluster",
+    "source_canonical_service",
+    "source_canonical_revision",
+    "destination_workload",
+    "destination_workload_namespace",
+    "destination_principal",
+    "destination_app",
+    "destination_version",
+    "destination_cluster",
+    "destination_canonical_service",
+    "destination_canonical_revision",
+    "destination_service",
+    "destination_service_name",
+    "destination_service_namespace",
+    "request_protocol",
+    "response_flags",
+];
+
+/// Labels that follow for requests.
+pub(super) const REQUEST_NAMES: [&str; 3] =
+    ["connection_security_policy", "response_code", "grpc_response_status"];
+
+/// The label that follows for connections.
+pub(super) const TCP_NAMES: [&str; 1] = ["connection_security_policy"];
+
+/// The values of all labels of a record. `cluster` is the cluster's name.
+pub(super) fn values(traffic: &Traffic<'_>, cluster: &str) -> Vec<String> {
+    // Captured traffic is seen on the client's side, and a gateway is the client of what it forwards to.
+    let mut values = vec!["source".to_owned()];
+    match (traffic.origin, traffic.source) {
+        (Origin::Gateway(listener), _) => values.extend(gateway(listener, cluster)),
+        (Origin::Outbound, source) => values.extend(side(source, cluster)),
+    }
+    values.extend(side(traffic.destination, cluster));
+    let service = traffic.service.map(|service| (service.fqdn(), &*service.name, &*service.namespace));
+    let (host, name, namespace) = service.unwrap_or_else(|| (UNKNOWN.to_owned(), UNKNOWN, UNKNOWN));
+    values.extend([host, name.to_owned(), namespace.to_owned()]);
+    let protocol = if traffic.status.is_some() { "http" } else { "tcp" };
+    values.extend([protocol.to_owned(), traffic.flags.to_string(), "none".to_owned()]);
+    if let Some(status) = traffic.status {
+        values.extend([status.to_string(), String::new()]);
+    }
+    values
+}
+
+/// Workload, namespace, principal, app, version, cluster, canonical service and revision.
+fn side(workload: Option<&Arc<Workload>>, cluster: &str) -> [String; 8] {
+    let Some(workload) = workload else { return std::array::from_fn(|_| UNKNOWN.to_owned()) };
+    let label =
+        |names: &[&str]| names.iter().find_map(|name| workload.labels.get(*name)).map(|value| &**value);
+    let service = label(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]);
+    let revision = label(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);
+    [
+        &*workload.workload,
+        &*workload.name.namespace,
+        UNKNOWN,
+        label(&["app"]).unwrap_or(UNKNOWN),
+        label(&["version"]).unwrap_or(UNKNOWN),
+        cluster,
+        service.unwrap_or(&workload.workload),
+        revision.unwrap_or("latest"),
+    ]
+    .map(str::to_owned)
+}
+
+/// A gateway stands for its clients; `listener` is `namespace/gateway/listener`.
+fn gateway(listener: &str, cluster: &str) -> [String; 8] {
+    let mut parts = listener.split('/');
+    let namespace = parts.next().unwrap_or(UNKNOWN);
+    let name = parts.next().unwrap_or(UNKNOWN);
+    [name, namespace, UNKNOWN, name, UNKNOWN, cluster, name, "latest"].map(str::to_owned)
+}

@@ -1,0 +1,255 @@
+//! All metrics of the agent. The metrics library is known to this module alone.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use prometheus::process_collector::ProcessCollector;
+use prometheus::{
+    Encoder, Error, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+
+use super::recorder::WorkerRecorder;
+use super::series::TrafficSeries;
+use super::{AccessLog, LineWriter, Recorder};
+use crate::compile::RoutingTable;
+
+/// Seconds that applying a table takes: from a small edit to a large cluster.
+const APPLY_BUCKETS: [f64; 10] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0];
+
+/// Metrics that could not be made or written.
+#[derive(Debug, thiserror::Error)]
+pub enum MetricsError {
+    /// A metric's name, labels or buckets are wrong, or it was registered twice.
+    #[error("metrics cannot be registered: {0}")]
+    Register(#[source] Error),
+    /// The text could not be made.
+    #[error("metrics cannot be written: {0}")]
+    Encode(#[source] Error),
+}
+
+/// What the build and node metrics say.
+#[derive(Debug, Clone, Copy)]
+pub struct BuildInfo<'a> {
+    /// The agent's version.
+    pub version: &'a str,
+    /// The cluster's name, as `source_cluster` and `destination_cluster` have it.
+    pub cluster: &'a str,
+}
+
+/// How far an object of the configuration has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConfigState {
+    /// In force.
+    Accepted,
+    /// In force, with parts that are not enforced.
+    Partial,
+    /// Wrong; its last good form, if any, is in force.
+    Rejected,
+}
+
+impl ConfigState {
+    /// The label's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Partial => "partial",
+            Self::Rejected => "rejected",
+        }
+    }
+}
+
+/// All metrics; clones share them.
+#[derive(Clone)]
+pub struct Metrics {
+    pub(super) shared: Arc<Shared>,
+}
+
+pub(super) struct Shared {
+    registry: Registry,
+    pub(super) traffic: TrafficSeries,
+    pub(super) downstream: IntGaugeVec,
+    pub(super) downstream_total: IntCounterVec,
+    pub(super) protocol_errors: IntCounterVec,
+    config_objects: IntGaugeVec,
+    config_rejected: IntCounter,
+    table_position: IntGaugeVec,
+    table_entries: IntGaugeVec,
+    table_apply: Histogram,
+    interfaces: IntGaugeVec,
+    workers: IntGauge,
+    ready: IntGauge,
+    lines_dropped: IntCounterVec,
+    writers: Mutex<Vec<(&'static str, LineWriter)>>,
+}
+
+impl Metrics {
+    /// Registers everything.
+    pub fn new(build: BuildInfo<'_>) -> Result<Self, MetricsError> {
+        Shared::new(build).map(|shared| Self { shared: Arc::new(shared) }).map_err(MetricsError::Register)
+    }
+
+    /// The recorder of one worker.
+    pub fn recorder(&self, access: AccessLog) -> impl Recorder + use<> {
+        WorkerRecorder::new(self.clone(), access)
+    }
+
+    /// Counts the lines that a writer drops, under the log's name (`access`, `agent`).
+    pub fn watch_writer(&self, log: &'static str, writer: &LineWriter) {
+        self.shared.writers.lock().unwrap_or_else(PoisonError::into_inner).push((log, writer.clone()));
+    }
+
+    /// How many objects of the configuration are in a state.
+    pub fn config_objects(&self, state: ConfigState, count: usize) {
+        self.shared.config_objects.with_label_values(&[state.as_str()]).set(gauge_value(count));
+    }
+
+    /// Documents were read again and so many objects were found wrong.
+    pub fn config_rejected(&self, objects: usize) {
+        self.shared.config_rejected.inc_by(objects as u64);
+    }
+
+    /// A table came into force, `took` after it was asked for.
+    pub fn table_applied(&self, table: &RoutingTable, took: Duration) {
+        let Shared { table_position, table_entries, table_apply, .. } = &*self.shared;
+        table_position
+            .with_label_values(&["epoch"])
+            .set(i64::try_from(table.version.epoch).unwrap_or(i64::MAX));
+        table_position
+            .with_label_values(&["version"])
+            .set(i64::try_from(table.version.version).unwrap_or(i64::MAX));
+        let endpoints = table.clusters.iter().filter(|(key, _)| key.subset.is_none());
+        for (kind, count) in [
+            ("frontends", table.frontends.len()),
+            ("clusters", table.clusters.len()),
+            ("endpoints", endpoints.map(|(_, cluster)| cluster.endpoints.len()).sum()),
+            ("workloads", table.workloads.len()),
+            ("gateways", table.gateways.len()),
+        ] {
+            table_entries.with_label_values(&[kind]).set(gauge_value(count));
+        }
+        table_apply.observe(took.as_secs_f64());
+    }
+
+    /// Pod interfaces that are hooked, and those that match but could not be.
+    pub fn interfaces(&self, captured: usize, failed: usize) {
+        self.shared.interfaces.with_label_values(&["captured"]).set(gauge_value(captured));
+        self.shared.interfaces.with_label_values(&["failed"]).set(gauge_value(failed));
+    }
+
+    /// How many workers run.
+    pub fn workers(&self, count: usize) {
+        self.shared.workers.set(gauge_value(count));
+    }
+
+    /// Whether the agent is ready.
+    pub fn ready(&self, ready: bool) {
+        self.shared.ready.set(i64::from(ready));
+    }
+
+    /// All metrics in Prometheus' text format.
+    pub fn render(&self) -> Result<String, MetricsError> {
+        for (log, writer) in self.shared.writers.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            let counter = self.shared.lines_dropped.with_label_values(&[*log]);
+            counter.inc_by(writer.dropped().saturating_sub(counter.get()));
+        }
+        let encoder = TextEncoder::new();
+        let mut text = Vec::new();
+        encoder.encode(&self.shared.registry.gather(), &mut text).map_err(MetricsError::Encode)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn new(build: BuildInfo<'_>) -> Result<Self, Error> {
+        let registry = Registry::new();
+        registry.register(Box::new(ProcessCollector::for_self()))?;
+        let make = Maker { registry: &registry };
+        make.gauges("istio_build", "The agent's build.", &["component", "tag"])?
+            .with_label_values(&["sluice", build.version])
+            .set(1);
+        Ok(Self {
+            traffic: TrafficSeries::new(&registry, build.cluster)?,
+            downstream: make.gauges(
+                "sluice_downstream_connections",
+                "Client connections that are open.",
+                &["origin"],
+            )?,
+            downstream_total: make.counters(
+                "sluice_downstream_connections_total",
+                "Client connections that were accepted.",
+                &["origin"],
+            )?,
+            protocol_errors: make.counters(
+                "sluice_protocol_errors_total",
+                "Requests and answers that broke their protocol.",
+                &["side", "reason"],
+            )?,
+            config_objects: make.gauges(
+                "sluice_config_objects",
+                "Objects of the configuration.",
+                &["state"],
+            )?,
+            config_rejected: make
+                .counter("sluice_config_rejected_total", "Objects found wrong when read.")?,
+            table_position: make.gauges("sluice_table", "Which routing table is in force.", &["part"])?,
+            table_entries: make.gauges("sluice_table_entries", "What the routing table holds.", &["kind"])?,
+            table_apply: make.histogram(
+                "sluice_table_apply_seconds",
+                "Time from a change to the table in force.",
+                &APPLY_BUCKETS,
+            )?,
+            interfaces: make.gauges("sluice_captured_interfaces", "Pod interfaces.", &["state"])?,
+            workers: make.gauge("sluice_workers", "Worker threads of the dataplane.")?,
+            ready: make.gauge("sluice_ready", "Whether the agent is ready.")?,
+            lines_dropped: make.counters(
+                "sluice_log_lines_dropped_total",
+                "Log lines dropped because their sink did not keep up.",
+                &["log"],
+            )?,
+            writers: Mutex::default(),
+            registry,
+        })
+    }
+}
+
+/// Makes registered metrics.
+struct Maker<'a> {
+    registry: &'a Registry,
+}
+
+impl Maker<'_> {
+    fn registered<M: prometheus::core::Collector + Clone + 'static>(&self, metric: M) -> Result<M, Error> {
+        self.registry.register(Box::new(metric.clone())).map(|()| metric)
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, Error> {
+        self.registered(IntGauge::new(name, help)?)
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, Error> {
+        self.registered(IntGaugeVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn counter(&self, name: &str, help: &str) -> Result<IntCounter, Error> {
+        self.registered(IntCounter::new(name, help)?)
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, Error> {
+        self.registered(IntCounterVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Result<Histogram, Error> {
+        self.registered(Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?)
+    }
+}
+
+fn gauge_value(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,211 @@
+//! Takes one worker's records: counts them and writes the access log. On the data path, so what a record needs is found
+//! with one look-up and without allocating once it has been there before.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+
+use prometheus::{IntCounter, IntGauge};
+
+use super::access;
+use super::labels::Traffic;
+use super::series::{RequestSeries, TcpSeries};
+use super::{AccessLog, ConnectionRecord, Flag, Metrics, Origin, Recorder, RequestRecord, ResponseFlags};
+use crate::model::{ObjectName, Workload};
+
+/// Label sets that one worker remembers; when there are more it starts anew, which also lets go of pods that are gone.
+const CACHE_MAX: usize = 4096;
+
+pub(super) struct WorkerRecorder {
+    metrics: Metrics,
+    access: AccessLog,
+    requests: RefCell<Cache<RequestSeries>>,
+    connections: RefCell<Cache<TcpSeries>>,
+    downstream: RefCell<Vec<Downstream>>,
+    line: RefCell<Vec<u8>>,
+}
+
+struct Downstream {
+    origin: Origin,
+    open: IntGauge,
+    total: IntCounter,
+}
+
+impl WorkerRecorder {
+    pub(super) fn new(metrics: Metrics, access: AccessLog) -> Self {
+        Self {
+            metrics,
+            access,
+            requests: RefCell::default(),
+            connections: RefCell::default(),
+            downstream: RefCell::default(),
+            line: RefCell::default(),
+        }
+    }
+
+    fn protocol_error(&self, flags: ResponseFlags, details: &'static str) {
+        let side = if flags.contains(Flag::DownstreamProtocol) {
+            "downstream"
+        } else if flags.contains(Flag::UpstreamProtocol) {
+            "upstream"
+        } else {
+            return;
+        };
+        self.metrics.shared.protocol_errors.with_label_values(&[side, details]).inc();
+    }
+}
+
+impl Recorder for WorkerRecorder {
+    fn request(&self, record: &RequestRecord<'_>) {
+        let traffic = Traffic {
+            origin: record.origin,
+            source: record.source,
+            destination: record.destination,
+            service: record.cluster.map(|cluster| &cluster.service),
+            status: Some(record.status),
+            flags: record.flags,
+        };
+        self.requests.borrow_mut().with(
+            &traffic,
+            || self.metrics.shared.traffic.request(&traffic),
+            |series| {
+                series.requests.inc();
+                series.duration_ms.observe(record.duration.as_secs_f64() * 1000.0);
+                series.request_bytes.observe(as_float(record.request_bytes));
+                series.response_bytes.observe(as_float(record.response_bytes));
+            },
+        );
+        self.protocol_error(record.flags, record.details);
+        self.access.write(&mut self.line.borrow_mut(), |line| access::request(line, record));
+    }
+
+    fn connection_opened(&self, record: &ConnectionRecord<'_>) {
+        let traffic = of_connection(record);
+        let make = || self.metrics.shared.traffic.tcp(&traffic);
+        self.connections.borrow_mut().with(&traffic, make, |series| series.opened.inc());
+    }
+
+    fn connection(&self, record: &ConnectionRecord<'_>) {
+        let traffic = of_connection(record);
+        self.connections.borrow_mut().with(
+            &traffic,
+            || self.metrics.shared.traffic.tcp(&traffic),
+            |series| {
+                series.closed.inc();
+                series.sent_bytes.inc_by(record.received_bytes);
+                series.received_bytes.inc_by(record.sent_bytes);
+            },
+        );
+        self.protocol_error(record.flags, record.details);
+        self.access.write(&mut self.line.borrow_mut(), |line| access::connection(line, record));
+    }
+
+    fn downstream(&self, origin: &Origin, opened: bool) {
+        let mut known = self.downstream.borrow_mut();
+        // A handful: captured traffic and the gateway's listeners.
+        let index = known.iter().position(|entry| entry.origin == *origin).unwrap_or_else(|| {
+            let name = match origin {
+                Origin::Outbound => "outbound",
+                Origin::Gateway(listener) => listener,
+            };
+            known.push(Downstream {
+                origin: origin.clone(),
+                open: self.metrics.shared.downstream.with_label_values(&[name]),
+                total: self.metrics.shared.downstream_total.with_label_values(&[name]),
+            });
+            known.len() - 1
+        });
+        let entry = &known[index];
+        if opened {
+            entry.open.inc();
+            entry.total.inc();
+        } else {
+            entry.open.dec();
+        }
+    }
+}
+
+fn of_connection<'a>(record: &ConnectionRecord<'a>) -> Traffic<'a> {
+    Traffic {
+        origin: record.origin,
+        source: record.source,
+        destination: record.destination,
+        service: record.cluster.map(|cluster| &cluster.service),
+        status: None,
+        flags: record.flags,
+    }
+}
+
+/// Counts of bytes above 2^53 lose their last digits in a histogram, which has none to show them in.
+#[expect(clippy::cast_precision_loss, reason = "histograms hold floats")]
+fn as_float(bytes: u64) -> f64 {
+    bytes as f64
+}
+
+/// Series by what a record says, without building its labels.
+///
+/// The key is the hash; an entry holds what was hashed, to tell a collision, and its `Arc`s, so that a pod's address in
+/// memory is not used again while it stands for that pod here.
+struct Cache<S> {
+    hasher: RandomState,
+    entries: HashMap<u64, Entry<S>>,
+}
+
+struct Entry<S> {
+    origin: Origin,
+    source: Option<Arc<Workload>>,
+    destination: Option<Arc<Workload>>,
+    service: Option<ObjectName>,
+    status: Option<u16>,
+    flags: ResponseFlags,
+    series: Arc<S>,
+}
+
+impl<S> Default for Cache<S> {
+    fn default() -> Self {
+        Self { hasher: RandomState::new(), entries: HashMap::new() }
+    }
+}
+
+impl<S> Cache<S> {
+    fn with(&mut self, traffic: &Traffic<'_>, make: impl FnOnce() -> Arc<S>, count: impl FnOnce(&S)) {
+        let Traffic { origin, source, destination, service, status, flags } = traffic;
+        let hash =
+            self.hasher.hash_one((origin, address(*source), address(*destination), service, status, flags));
+        if let Some(entry) = self.entries.get(&hash).filter(|entry| entry.is_for(traffic)) {
+            count(&entry.series);
+            return;
+        }
+        if self.entries.len() >= CACHE_MAX {
+            self.entries.clear();
+        }
+        let series = make();
+        count(&series);
+        let entry = Entry {
+            origin: (*origin).clone(),
+            source: source.cloned(),
+            destination: destination.cloned(),
+            service: service.cloned(),
+            status: *status,
+            flags: *flags,
+            series,
+        };
+        self.entries.insert(hash, entry);
+    }
+}
+
+impl<S> Entry<S> {
+    fn is_for(&self, traffic: &Traffic<'_>) -> bool {
+        address(self.source.as_ref()) == address(traffic.source)
+            && address(self.destination.as_ref()) == address(traffic.destination)
+            && self.status == traffic.status
+            && self.flags == traffic.flags
+            && self.service.as_ref() == traffic.service
+            && self.origin == *traffic.origin
+    }
+}
+
+fn address(workload: Option<&Arc<Workload>>) -> usize {
+    workload.map_or(0, |workload| Arc::as_ptr(workload).addr())
+}
