@@ -1,1 +1,51 @@
-//! Placeholder.
+//! What operators and probes ask the agent over HTTP: state, dumps, log levels, metrics, health. Reads the dataplane's
+//! state and never holds it up; the one thing that it changes is the log.
+
+mod answer;
+pub mod client;
+mod config_dump;
+mod dump;
+mod server;
+mod stats;
+mod status;
+
+use std::fmt;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+
+use crate::compile::RoutingTable;
+use crate::telemetry::log::LogHandle;
+use crate::telemetry::{AccessLog, Metrics};
+
+pub use dump::{
+    DestinationDump, EndpointDump, EndpointsDump, HostDump, RoutesDump, RuleDump, endpoints, routes,
+};
+pub use server::{Role, serve};
+pub use status::{
+    CaptureStatus, DrainStatus, InterfaceStatus, ListenerStatus, Status, TableCounts, TableStatus,
+    WorkerStatus,
+};
+
+/// What the servers read.
+pub struct Source {
+    /// The table in force.
+    pub tables: Arc<ArcSwap<RoutingTable>>,
+    /// The metrics.
+    pub metrics: Metrics,
+    /// The agent's own log.
+    pub log: LogHandle,
+    /// The access log.
+    pub access: AccessLog,
+    /// Whether the agent is ready.
+    pub ready: watch::Receiver<bool>,
+    /// Collects the status.
+    pub status: Box<dyn Fn() -> Status + Send + Sync>,
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Source").field("ready", &self.ready).finish_non_exhaustive()
+    }
+}

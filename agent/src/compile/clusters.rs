@@ -1,6 +1,7 @@
 //! Endpoints of services and of their subsets.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -14,7 +15,7 @@ pub(super) fn compile(
     previous: &RoutingTable,
     workloads: &Workloads<'_>,
 ) -> BTreeMap<ClusterKey, Arc<Cluster>> {
-    let endpoints = ready_endpoints(model);
+    let endpoints = endpoints_by_port(model);
     // Of two policies for one service the first is kept, as it comes first in Istio too.
     let policies: HashMap<&ObjectName, &TrafficPolicy> =
         model.policies.iter().rev().map(|policy| (&policy.service, policy)).collect();
@@ -23,32 +24,29 @@ pub(super) fn compile(
         let policy = policies.get(&service.name).copied();
         for port in &service.ports {
             let key = ClusterKey { service: service.name.clone(), port: port.port, subset: None };
-            let ready = endpoints.get(&(&service.name, port.port)).map_or(&[][..], Vec::as_slice);
-            let members = upstreams(ready, previous.clusters.get(&key), workloads);
+            let here = endpoints.get(&(&service.name, port.port)).map_or(&[][..], Vec::as_slice);
+            let members = upstreams(here, previous.clusters.get(&key), workloads);
             for subset in policy.map_or(&[][..], |policy| &policy.subsets) {
                 let key = ClusterKey { subset: Some(Arc::clone(&subset.name)), ..key.clone() };
-                let chosen = members
-                    .iter()
-                    .filter(|(endpoint, _)| belongs(endpoint, subset))
-                    .map(|(_, u)| Arc::clone(u));
-                let cluster = build(key, port, balancing(policy, port, Some(subset)), chosen.collect());
+                let chosen = members.iter().filter(|(endpoint, _)| belongs(endpoint, subset));
+                let cluster = build(key, port, balancing(policy, port, Some(subset)), chosen);
                 insert(&mut clusters, cluster, previous);
             }
-            let all = members.into_iter().map(|(_, upstream)| upstream).collect();
-            insert(&mut clusters, build(key, port, balancing(policy, port, None), all), previous);
+            insert(&mut clusters, build(key, port, balancing(policy, port, None), members.iter()), previous);
         }
     }
     clusters
 }
 
-/// Ready endpoints by service and port, each list sorted by address and without repetition.
-fn ready_endpoints(model: &Model) -> HashMap<(&ObjectName, u16), Vec<&Endpoint>> {
+/// Endpoints by service and port, each list sorted by address and without repetition. Of two with one address a ready
+/// one is kept: slices overlap while a pod moves from one to another.
+fn endpoints_by_port(model: &Model) -> HashMap<(&ObjectName, u16), Vec<&Endpoint>> {
     let mut by_port: HashMap<_, Vec<_>> = HashMap::new();
-    for endpoint in model.endpoints.iter().filter(|endpoint| endpoint.ready) {
+    for endpoint in &model.endpoints {
         by_port.entry((&endpoint.service, endpoint.service_port)).or_default().push(endpoint);
     }
     for endpoints in by_port.values_mut() {
-        endpoints.sort_by_key(|endpoint| endpoint.address);
+        endpoints.sort_by_key(|endpoint| (endpoint.address, !endpoint.ready));
         endpoints.dedup_by_key(|endpoint| endpoint.address);
     }
     by_port
@@ -60,13 +58,15 @@ fn upstreams<'a>(
     previous: Option<&Arc<Cluster>>,
     workloads: &Workloads<'_>,
 ) -> Vec<(&'a Endpoint, Arc<Upstream>)> {
-    let known = previous.map_or(&[][..], |cluster| &cluster.endpoints);
+    let known = |address: SocketAddr| {
+        let lists = previous.map_or([&[][..], &[]], |cluster| [&cluster.endpoints, &cluster.unready]);
+        lists.into_iter().find_map(|list| {
+            list.binary_search_by_key(&address, |upstream| upstream.address).ok().map(|index| &list[index])
+        })
+    };
     let shared = |endpoint: &Endpoint| {
         let workload = workloads.of(endpoint);
-        known
-            .binary_search_by_key(&endpoint.address, |upstream| upstream.address)
-            .ok()
-            .map(|index| &known[index])
+        known(endpoint.address)
             .filter(|upstream| upstream.uid == endpoint.uid && upstream.workload.as_ref() == workload)
             .map_or_else(
                 || Arc::new(Upstream::new(endpoint.address, Arc::clone(&endpoint.uid), workload.cloned())),
@@ -87,8 +87,16 @@ fn balancing(policy: Option<&TrafficPolicy>, port: &ServicePort, subset: Option<
     subset.and_then(|subset| subset.lb).or_else(of_port).unwrap_or(policy.lb)
 }
 
-fn build(key: ClusterKey, port: &ServicePort, policy: LbPolicy, endpoints: Vec<Arc<Upstream>>) -> Cluster {
-    Cluster::new(key, port.protocol, policy, endpoints)
+fn build<'a>(
+    key: ClusterKey,
+    port: &ServicePort,
+    policy: LbPolicy,
+    members: impl Iterator<Item = &'a (&'a Endpoint, Arc<Upstream>)>,
+) -> Cluster {
+    let (ready, unready): (Vec<_>, Vec<_>) = members.partition(|(endpoint, _)| endpoint.ready);
+    let upstreams =
+        |list: Vec<&(_, Arc<Upstream>)>| list.into_iter().map(|(_, upstream)| Arc::clone(upstream)).collect();
+    Cluster { unready: upstreams(unready), ..Cluster::new(key, port.protocol, policy, upstreams(ready)) }
 }
 
 fn insert(clusters: &mut BTreeMap<ClusterKey, Arc<Cluster>>, cluster: Cluster, previous: &RoutingTable) {
@@ -107,6 +115,10 @@ fn insert(clusters: &mut BTreeMap<ClusterKey, Arc<Cluster>>, cluster: Cluster, p
 fn same(before: &Cluster, after: &Cluster) -> bool {
     before.protocol == after.protocol
         && before.policy == after.policy
-        && before.endpoints.len() == after.endpoints.len()
-        && before.endpoints.iter().zip(&after.endpoints).all(|(a, b)| Arc::ptr_eq(a, b))
+        && same_upstreams(&before.endpoints, &after.endpoints)
+        && same_upstreams(&before.unready, &after.unready)
+}
+
+fn same_upstreams(before: &[Arc<Upstream>], after: &[Arc<Upstream>]) -> bool {
+    before.len() == after.len() && before.iter().zip(after).all(|(a, b)| Arc::ptr_eq(a, b))
 }

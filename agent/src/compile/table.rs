@@ -191,19 +191,21 @@ pub struct Cluster {
     pub policy: LbPolicy,
     /// The ready endpoints, sorted by address; may be empty.
     pub endpoints: Vec<Arc<Upstream>>,
+    /// The endpoints that may not be given new work, sorted by address; for dumps alone.
+    pub unready: Vec<Arc<Upstream>>,
     /// The round-robin position; shared by all workers.
     pub(crate) turn: AtomicU64,
 }
 
 impl Cluster {
-    /// A cluster at the start of its turns; `endpoints` are sorted by address.
+    /// A cluster at the start of its turns; `endpoints` are ready and sorted by address.
     pub fn new(
         key: ClusterKey,
         protocol: AppProtocol,
         policy: LbPolicy,
         endpoints: Vec<Arc<Upstream>>,
     ) -> Self {
-        Self { key, protocol, policy, endpoints, turn: AtomicU64::new(0) }
+        Self { key, protocol, policy, endpoints, unready: Vec::new(), turn: AtomicU64::new(0) }
     }
 }
 

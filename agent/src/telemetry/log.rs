@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
-use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::filter::{LevelFilter, ParseError};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
@@ -38,6 +38,12 @@ pub enum LogError {
         filter: String,
         /// What is wrong.
         source: ParseError,
+    },
+    /// A word that is neither a level nor `MODULE=LEVEL`.
+    #[error("`{level}` is no log level; use error, warn, info, debug, trace or off, or MODULE=LEVEL")]
+    Level {
+        /// As it was given.
+        level: String,
     },
     /// The log was set up before.
     #[error("the log is already set up: {0}")]
@@ -96,7 +102,7 @@ pub fn init(filter: &str, format: LogFormat) -> Result<LogHandle, LogError> {
     Ok(handle)
 }
 
-fn build(
+pub(crate) fn build(
     filter: &str,
     format: LogFormat,
     sink: impl io::Write + Send + 'static,
@@ -114,6 +120,12 @@ fn build(
 }
 
 fn parse(filter: &str) -> Result<EnvFilter, LogError> {
+    // The library takes a bare word that is no level for the name of a module to trace, so `inf` would silence the log.
+    let unknown =
+        filter.split(',').find(|part| !part.contains(['=', '[']) && part.parse::<LevelFilter>().is_err());
+    if let Some(level) = unknown {
+        return Err(LogError::Level { level: level.to_owned() });
+    }
     EnvFilter::builder()
         .parse(filter)
         .map_err(|source| LogError::Filter { filter: filter.to_owned(), source })

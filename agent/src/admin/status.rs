@@ -1,0 +1,129 @@
+//! The agent's state in one document, as `/status` serves it and `sluice status` reads it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::compile::RoutingTable;
+
+/// Everything that `sluice status` shows.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The node's name.
+    pub node: String,
+    /// The agent's version.
+    pub version: String,
+    /// Seconds since the agent started.
+    pub uptime_seconds: u64,
+    /// Whether it is ready.
+    pub ready: bool,
+    /// What is captured, and how.
+    pub capture: CaptureStatus,
+    /// The routing table in force.
+    pub table: TableStatus,
+    /// What is bound.
+    pub listeners: Vec<ListenerStatus>,
+    /// The report on the configuration: per object what is in force, not enforced, or wrong.
+    pub config: serde_json::Value,
+    /// The dataplane's threads.
+    pub workers: Vec<WorkerStatus>,
+    /// How far draining has come.
+    pub drain: DrainStatus,
+}
+
+/// What is captured.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaptureStatus {
+    /// `packet` or `off`.
+    pub mode: String,
+    /// How programs are attached: `tcx`, `clsact`; empty where none are.
+    pub attach: String,
+    /// Pod interfaces that match.
+    pub interfaces: Vec<InterfaceStatus>,
+    /// Interfaces on which replies come back.
+    pub uplinks: Vec<InterfaceStatus>,
+}
+
+/// One interface.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceStatus {
+    /// Its name.
+    pub name: String,
+    /// Why it is not captured; `None`: it is.
+    pub not_captured: Option<String>,
+}
+
+/// The routing table in force.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableStatus {
+    /// The leader's fencing epoch; 0 where the agent runs alone.
+    pub epoch: u64,
+    /// Counts the tables of one epoch.
+    pub version: u64,
+    /// When it came into force, in RFC 3339.
+    pub applied_at: Option<String>,
+    /// What it holds.
+    #[serde(flatten)]
+    pub counts: TableCounts,
+}
+
+/// What a table holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableCounts {
+    /// Services that traffic is captured for.
+    pub services: usize,
+    /// Rules of all virtual hosts.
+    pub routes: usize,
+    /// Ready endpoints of services.
+    pub endpoints: usize,
+    /// Clusters, subsets included.
+    pub clusters: usize,
+}
+
+impl TableStatus {
+    /// The status of a table that came into force at a time in RFC 3339.
+    pub fn new(table: &RoutingTable, applied_at: Option<String>) -> Self {
+        let whole = || table.clusters.values().filter(|cluster| cluster.key.subset.is_none());
+        let mut services: Vec<_> = whole().map(|cluster| &cluster.key.service).collect();
+        services.dedup();
+        let hosts = super::dump::virtual_hosts(table);
+        Self {
+            epoch: table.version.epoch,
+            version: table.version.version,
+            applied_at,
+            counts: TableCounts {
+                services: services.len(),
+                routes: hosts.iter().map(|host| host.host.rules.rules().len()).sum(),
+                endpoints: whole().map(|cluster| cluster.endpoints.len()).sum(),
+                clusters: table.clusters.len(),
+            },
+        }
+    }
+}
+
+/// A bound listener.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerStatus {
+    /// `capture`, `admin`, `metrics`, `health`, or a Gateway's `namespace/gateway/listener`.
+    pub name: String,
+    /// The address that it got.
+    pub address: String,
+    /// Why it is not bound; `None`: it is.
+    pub error: Option<String>,
+}
+
+/// A thread of the dataplane.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    /// Its number, from zero.
+    pub id: usize,
+    /// Client connections that it holds.
+    pub connections: u64,
+}
+
+/// How far draining has come.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainStatus {
+    /// Whether the agent is draining.
+    pub draining: bool,
+    /// Client connections that are still open.
+    pub connections: u64,
+}
