@@ -9,7 +9,20 @@ use anyhow::{Context, Result, bail};
 use lab::exec::{command, run, stdout};
 
 /// The tools that the lab runs.
-const TOOLS: &[&str] = &["ip", "tc", "nft", "nsenter", "bpftool", "curl", "nginx", "ls", "cat"];
+const TOOLS: &[&str] = &[
+    "ip",
+    "tc",
+    "nft",
+    "nsenter",
+    "bpftool",
+    "curl",
+    "nginx",
+    "redis-server",
+    "redis-cli",
+    "nats-server",
+    "ls",
+    "cat",
+];
 /// The modules that the lab and the agent need, where the kernel has them as modules.
 const MODULES: &[&str] = &[
     "veth",
@@ -74,6 +87,8 @@ fn write_texts(root: &Path, guest: &Guest<'_>, arguments: &[String], modules: &[
         ("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n"),
         ("etc/group", "root:x:0:\nnogroup:x:65534:\n"),
         ("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files\n"),
+        // Without it glibc takes the first line of a name and hides its address of the other family.
+        ("etc/host.conf", "multi on\n"),
         ("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n"),
     ];
     for (path, text) in texts {
