@@ -101,7 +101,7 @@ fn write_texts(root: &Path, guest: &Guest<'_>, arguments: &[String], modules: &[
 /// The first process of the guest. Its last line tells the host how the test ended.
 fn init_script(binary: &str, arguments: &[String], modules: &[String]) -> String {
     let arguments: Vec<String> = arguments.iter().map(|argument| quote(argument)).collect();
-    let modules: String = modules.iter().map(|module| format!("insmod /modules/{module}\n")).collect();
+    let modules: Vec<String> = modules.iter().map(|module| format!("insmod /modules/{module}")).collect();
     format!(
         "#!/bin/sh\n\
          /bin/busybox --install -s /bin 2>/dev/null\n\
@@ -109,9 +109,10 @@ fn init_script(binary: &str, arguments: &[String], modules: &[String]) -> String
          mount -t proc proc /proc\nmount -t sysfs sys /sys\nmount -t devtmpfs dev /dev\n\
          mount -t tmpfs run /run\nmount -t tmpfs tmp /tmp\n\
          mount -t cgroup2 cgroup /sys/fs/cgroup\nmount -t bpf bpf /sys/fs/bpf\n\
-         ip link set lo up\n{modules}\
+         ip link set lo up\n{}\n\
          ulimit -n 20000\ncd /test\n/test/{} {}\n\
          echo \"{}$?\"\npoweroff -f\n",
+        modules.join("\n"),
         quote(binary),
         arguments.join(" "),
         super::qemu::EXIT_MARK,

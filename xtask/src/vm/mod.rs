@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use initramfs::Guest;
+use lab::exec::{command, stdout};
 
 /// What to run where.
 #[derive(Debug, clap::Args)]
@@ -29,22 +30,25 @@ pub struct Options {
     /// Further programs for the guest, found in /test; one named `sluice` is the binary under test
     #[arg(long)]
     with: Vec<PathBuf>,
-    /// A test binary (see `cargo test --no-run`) and its arguments
-    #[arg(last = true, required = true)]
-    command: Vec<String>,
+    /// The integration test to run (a file of tests/tests, without its ending); built first
+    #[arg(long, default_value = "lab")]
+    test: String,
+    /// Arguments of the test binary
+    #[arg(last = true)]
+    arguments: Vec<String>,
 }
 
 /// Runs it on every kernel; fails when it fails on one.
 pub fn run(options: &Options) -> Result<ExitCode> {
-    let (binary, arguments) = options.command.split_first().context("a command has a first word")?;
+    let binary = build_test(&options.test)?;
     let mut failed = Vec::new();
     for kernel in &options.kernel {
         let directory = crate::workspace().join("target/vm").join(kernel);
         if !directory.join("vmlinuz").is_file() {
             bail!("no kernel {kernel} in {}: run 'scripts/setup --vm'", directory.display());
         }
-        let guest = Guest { directory: &directory, binary: binary.as_ref(), with: &options.with };
-        let initramfs = initramfs::build(&guest, arguments)?;
+        let guest = Guest { directory: &directory, binary: &binary, with: &options.with };
+        let initramfs = initramfs::build(&guest, &options.arguments)?;
         let machine = qemu::Machine {
             kernel: &directory.join("vmlinuz"),
             initramfs: &initramfs,
@@ -62,4 +66,39 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         eprintln!("vm: {failure}");
     }
     Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Builds an integration test and returns its binary.
+fn build_test(name: &str) -> Result<PathBuf> {
+    let arguments =
+        ["test", "--package", "sluice-tests", "--test", name, "--no-run", "--message-format=json"];
+    let mut cargo = command("cargo", arguments);
+    let messages = stdout(cargo.current_dir(crate::workspace()))?;
+    let binary = messages.lines().find_map(|line| executable_of(name, line));
+    binary.with_context(|| format!("cargo built no test '{name}'"))
+}
+
+/// The executable that a line of cargo's messages announces for a target.
+fn executable_of(name: &str, line: &str) -> Option<PathBuf> {
+    let message: serde_json::Value = serde_json::from_str(line).ok()?;
+    let matches = message["target"]["name"] == name && message["target"]["kind"][0] == "test";
+    matches.then(|| message["executable"].as_str().map(PathBuf::from))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_executable_is_that_of_the_test_and_not_of_the_library() {
+        let line = |kind: &str, executable: &str| {
+            format!(r#"{{"target":{{"name":"lab","kind":["{kind}"]}},"executable":{executable}}}"#)
+        };
+        assert_eq!(executable_of("lab", &line("test", r#""/t/lab-1""#)), Some(PathBuf::from("/t/lab-1")));
+        for other in
+            [line("lib", r#""/t/lab-2""#), line("test", "null"), "not json".to_owned(), String::new()]
+        {
+            assert_eq!(executable_of("lab", &other), None, "{other}");
+        }
+    }
 }
