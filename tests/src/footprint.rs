@@ -54,15 +54,15 @@ impl Footprint {
 
 /// The programs attached by tcx, which this machine's tools may be too old to list.
 fn tcx_programs(node: &Node<'_>) -> Result<Vec<String>> {
-    let links = node.netns().links()?;
+    let interfaces = node.netns().links()?;
     node.in_netns(|| {
         let mut lines = Vec::new();
-        for link in &links {
+        for interface in &interfaces {
             for attach in [TcAttachType::Ingress, TcAttachType::Egress] {
                 // A kernel older than 6.6 has no tcx to ask for; its filters are among the queueing disciplines.
-                let Ok((_, programs)) = SchedClassifier::query_tcx(link, attach) else { continue };
+                let Ok((_, programs)) = SchedClassifier::query_tcx(interface, attach) else { continue };
                 lines.extend(programs.iter().map(|program| {
-                    format!("tcx: {link} {attach:?}: {}", program.name_as_str().unwrap_or("unnamed"))
+                    format!("tcx: {interface} {attach:?}: {}", program.name_as_str().unwrap_or("unnamed"))
                 }));
             }
         }

@@ -3,6 +3,7 @@
 //! Serves readiness checks, admin look-ups and the load generator. It is strict about framing, because an answer
 //! that is cut short must count as a failure.
 
+use std::fmt::Write as _;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
@@ -60,7 +61,8 @@ impl Connection {
     pub fn get(&mut self, host: &str, path: &str, headers: &[(&str, &str)]) -> io::Result<Response> {
         let mut request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n");
         for (name, value) in headers {
-            request.push_str(&format!("{name}: {value}\r\n"));
+            // Writing to a String cannot fail.
+            let _ = write!(request, "{name}: {value}\r\n");
         }
         request.push_str("\r\n");
         self.stream.get_mut().write_all(request.as_bytes())?;

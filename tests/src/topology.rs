@@ -292,7 +292,8 @@ mod tests {
 
     #[test]
     fn checks_name_the_fault() {
-        let cases: &[(&str, fn(&mut Topology))] = &[
+        type Spoil = fn(&mut Topology);
+        let cases: &[(&str, Spoil)] = &[
             ("needs a node", |t| t.nodes.clear()),
             ("two nodes or pods are named a", |t| t.pods[1].name = "a".into()),
             ("two nodes or pods are named node1", |t| t.pods[1].name = "node1".into()),

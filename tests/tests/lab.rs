@@ -12,7 +12,7 @@ use lab::cgroup::Cgroup;
 use lab::http::get;
 use lab::load::{Load, Plan};
 use lab::state::{Names, Owner, all_ids};
-use lab::{Lab, PodSpec, Program, ServiceSpec, Topology, exec, netns, unprivileged, wait_for};
+use lab::{Footprint, Lab, PodSpec, Program, ServiceSpec, Topology, exec, netns, unprivileged, wait_for};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 const LIMIT: Duration = Duration::from_secs(20);
@@ -136,7 +136,7 @@ fn processes_are_in_their_cgroup_and_see_cgroups_and_bpffs() -> Result<()> {
     let mount = lab::cgroup::mount_point()?;
     let listed = exec::stdout(lab.node("node1")?.command("ls")?.arg(&mount))?;
     ensure!(listed.contains("cgroup.procs"), "cgroup v2 is hidden at {}", mount.display());
-    ensure!(pod.node().cgroup().pids().len() >= 1, "nginx of the pod 'near' is not in its node's subtree");
+    ensure!(pod.node().cgroup().pids().len() == 1, "nginx of the pod 'near' is not in its node's subtree");
     Ok(())
 }
 
@@ -267,6 +267,25 @@ fn an_owner_that_is_gone_is_told_from_one_that_lives() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_footprint_shows_what_was_left_and_nothing_else() -> Result<()> {
+    if unprivileged("a_footprint_shows_what_was_left_and_nothing_else") {
+        return Ok(());
+    }
+    let lab = Lab::for_test("footprint", web())?;
+    let node = lab.node("node1")?;
+    let before = Footprint::of(&node)?;
+    let now = Footprint::of(&node)?;
+    ensure!(now.since(&before).is_empty(), "two looks differ: {:?}", now.since(&before));
+    node.netns().nft("table ip left {}")?;
+    node.netns().ip_batch("rule add fwmark 5 table 77\nroute add local default dev lo table 77\n")?;
+    let now = Footprint::of(&node)?;
+    for wanted in ["nft: table ip left", "rule: ", "route: local default dev lo table 77"] {
+        ensure!(now.since(&before).iter().any(|line| line.starts_with(wanted)), "no {wanted:?} in {now:?}");
+    }
+    Ok(())
+}
+
 fn ensure_gone(id: &str) -> Result<()> {
     let names = Names::of(id)?;
     let left = netns::with_prefix(&names.prefix())?;
@@ -274,8 +293,7 @@ fn ensure_gone(id: &str) -> Result<()> {
     ensure!(!names.directory().exists(), "{} is left", names.directory().display());
     let group = Cgroup::of_lab(id)?;
     ensure!(!group.path().exists(), "{} is left", group.path().display());
-    let hosts =
-        std::fs::read_dir("/etc/netns").map(|entries| entries.flatten().collect()).unwrap_or_else(|_| vec![]);
+    let hosts: Vec<_> = std::fs::read_dir("/etc/netns").into_iter().flatten().flatten().collect();
     let prefix = names.prefix();
     ensure!(
         !hosts.iter().any(|e| e.file_name().to_string_lossy().starts_with(&prefix)),

@@ -1,8 +1,9 @@
-//! Developer chores: `cargo xtask lab|tidy|demo`.
+//! Developer chores: `cargo xtask lab|tidy|demo|vm`.
 
 mod demo;
 mod lab_verbs;
 mod tidy;
+mod vm;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -26,9 +27,15 @@ enum Chore {
         verb: lab_verbs::Verb,
     },
     /// Check the source tree's own rules: sizes, names, order of imports
-    Tidy,
+    Tidy {
+        /// The root of the tree
+        #[arg(default_value_os_t = workspace())]
+        root: PathBuf,
+    },
     /// Show the product end to end, and check what is shown
     Demo(demo::Options),
+    /// Run test binaries on other kernels, in virtual machines
+    Vm(vm::Options),
 }
 
 fn main() -> ExitCode {
@@ -44,8 +51,9 @@ fn main() -> ExitCode {
 fn run(arguments: Arguments) -> Result<ExitCode> {
     match arguments.chore {
         Chore::Lab { verb } => lab_verbs::run(verb),
-        Chore::Tidy => tidy::run(&workspace()),
+        Chore::Tidy { root } => tidy::run(&root),
         Chore::Demo(options) => demo::run(&options),
+        Chore::Vm(options) => vm::run(&options),
     }
 }
 

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use lab::Lab;
 
-use super::ledger::Ledger;
+use super::ledger::{Ledger, headline};
 use super::traffic::{by_pod, curl, extremes, of_version, shares};
 
 /// Half of these go over kept connections, half over one connection each.
@@ -17,7 +17,7 @@ const URL: &str = "http://order-service/";
 
 /// Without an agent: the versions share evenly, as kube-proxy has it.
 pub fn show_direct(lab: &Lab, ledger: &mut Ledger) -> Result<()> {
-    ledger.headline("No agent yet: the node behaves as any node with kube-proxy");
+    headline("No agent yet: the node behaves as any node with kube-proxy");
     for family in ["-4", "-6"] {
         // Every request on a connection of its own, because kube-proxy chooses per connection.
         let answers = curl(lab, URL, 300, &[family, "-H", "Connection: close"])?;
@@ -34,7 +34,7 @@ pub fn show_direct(lab: &Lab, ledger: &mut Ledger) -> Result<()> {
 
 /// With agents: the weights and the header of `examples/order-service.yaml`.
 pub fn show(lab: &Lab, ledger: &mut Ledger) -> Result<()> {
-    ledger.headline("Canary: examples/order-service.yaml sends 10 % to v2");
+    headline("Canary: examples/order-service.yaml sends 10 % to v2");
     let mut answers = curl(lab, URL, REQUESTS / 2, &["-4"])?;
     answers.extend(curl(lab, URL, REQUESTS / 2, &["-4", "-H", "Connection: close"])?);
     let v2 = of_version(&answers, "v2");

@@ -17,11 +17,6 @@ struct Row {
 }
 
 impl Ledger {
-    /// Says what comes next.
-    pub fn headline(&self, text: &str) {
-        println!("\n== {text}");
-    }
-
     /// Enters a check.
     pub fn check(&mut self, what: &str, expected: impl Into<String>, seen: impl Into<String>, holds: bool) {
         let row = Row { what: what.to_owned(), expected: expected.into(), seen: seen.into(), holds };
@@ -66,6 +61,11 @@ impl Ledger {
         }
         text
     }
+}
+
+/// Says what comes next.
+pub fn headline(text: &str) {
+    println!("\n== {text}");
 }
 
 /// A duration as people read it.

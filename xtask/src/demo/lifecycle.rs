@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use lab::{Agent, AgentOptions, Footprint, Lab};
 
 use super::canary;
-use super::ledger::Ledger;
+use super::ledger::{Ledger, headline};
 use super::traffic::{curl, of_version};
 
 const REQUESTS: usize = 300;
@@ -47,7 +47,7 @@ impl Agents {
 
     /// Kills the client's agent: connections go directly. A new one captures again.
     pub fn show_kill(&mut self, lab: &Lab, ledger: &mut Ledger) -> Result<()> {
-        ledger.headline("kill -9 of the agent on the client's node");
+        headline("kill -9 of the agent on the client's node");
         let agent = self.running.remove("node1").context("node1 has an agent")?;
         agent.kill9()?;
         // No beta header can be honoured now; what counts is that every request is answered.
@@ -60,14 +60,14 @@ impl Agents {
         let holds = seen.starts_with(&expected);
         ledger.check(&format!("{REQUESTS} new connections, directly"), expected, seen, holds);
 
-        ledger.headline("The agent is started again");
+        headline("The agent is started again");
         self.start_missing(lab)?;
         canary::show_beta(lab, ledger)
     }
 
     /// Stops every agent with SIGTERM: nothing of them is left, and the node behaves as before.
     pub fn show_stop(&mut self, lab: &Lab, ledger: &mut Ledger) -> Result<()> {
-        ledger.headline("SIGTERM to every agent");
+        headline("SIGTERM to every agent");
         for (node, agent) in std::mem::take(&mut self.running) {
             let status = agent.terminate()?;
             ledger.check(

@@ -16,7 +16,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use lab::{AgentOptions, Lab, is_root};
 
-use ledger::Ledger;
+use ledger::{Ledger, headline};
 use lifecycle::Agents;
 
 /// What to show.
@@ -38,8 +38,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     ensure!(is_root(), "the demo makes network namespaces and loads eBPF programs: run it as root");
     let begin = Instant::now();
     let mut ledger = Ledger::default();
-    ledger
-        .headline("Bringing up two nodes, a client, a monolith and six backends (network namespaces, nginx)");
+    headline("Bringing up two nodes, a client, a monolith and six backends (network namespaces, nginx)");
     let bring_up = if options.keep { Lab::up } else { Lab::owned };
     let lab = bring_up(&options.id, shop::topology(2))?;
     let outcome = show(&lab, options, &mut ledger);
@@ -65,7 +64,7 @@ fn show(lab: &Lab, options: &Options, ledger: &mut Ledger) -> Result<()> {
     lab.write_documents(&config)?;
     copy(&examples.join("order-service.yaml"), &config.join("order-service.yaml"))?;
 
-    ledger.headline("Starting an agent on every node");
+    headline("Starting an agent on every node");
     let mut agents = Agents::start(lab, AgentOptions::new(&config)?)?;
     for (node, agent) in agents.running() {
         println!("   {node}: pid {}, log {}", agent.pid(), agent.log_path().display());

@@ -12,7 +12,7 @@ use lab::documents::replace_file;
 use lab::exec;
 use lab::load::{Load, Plan, Report};
 
-use super::ledger::{Ledger, millis};
+use super::ledger::{Ledger, headline, millis};
 use super::traffic::shares;
 
 /// The paths that callers ask for.
@@ -54,7 +54,7 @@ const STEPS: &[Step] = &[
 
 /// Flips every step under load and checks who answers, how soon, and that nothing failed.
 pub fn show(lab: &Lab, config: &Path, examples: &Path, ledger: &mut Ledger) -> Result<()> {
-    ledger.headline("Strangler fig: the document changes under 200 requests/s to http://monolith:8080");
+    headline("Strangler fig: the document changes under 200 requests/s to http://monolith:8080");
     let load = start_load(lab)?;
     load.wait_requests(REQUESTS_PER_STEP / 2, PATIENCE)?;
     let mut flips = Vec::new();

@@ -1,0 +1,249 @@
+//! Builds the guest's file system: everything that it will ever have.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use lab::exec::{command, run, stdout};
+
+/// The tools that the lab runs.
+const TOOLS: &[&str] = &[
+    "ip",
+    "tc",
+    "nft",
+    "nsenter",
+    "bpftool",
+    "curl",
+    "nginx",
+    "redis-server",
+    "redis-cli",
+    "nats-server",
+    "ls",
+    "cat",
+];
+/// The modules that the lab and the agent need, where the kernel has them as modules.
+const MODULES: &[&str] = &[
+    "veth",
+    "bridge",
+    "sch_ingress",
+    "sch_netem",
+    "cls_bpf",
+    "tls",
+    "tcp_bbr",
+    "nf_conntrack",
+    "nf_tables",
+    "nft_chain_nat",
+    "nft_nat",
+    "nft_masq",
+    "nft_ct",
+    "nft_numgen",
+    "nft_reject_ipv4",
+    "nft_reject_ipv6",
+    "nft_reject_inet",
+];
+
+/// What a guest is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Guest<'a> {
+    /// The kernel's directory: `vmlinuz`, and the package's content in `root`.
+    pub directory: &'a Path,
+    /// The test binary.
+    pub binary: &'a Path,
+    /// Further programs for `/test`.
+    pub with: &'a [PathBuf],
+}
+
+/// Builds the archive and returns its path.
+pub fn build(guest: &Guest<'_>, arguments: &[String]) -> Result<PathBuf> {
+    let root = guest.directory.join("initramfs");
+    if root.exists() {
+        fs::remove_dir_all(&root).with_context(|| format!("removing {}", root.display()))?;
+    }
+    for directory in ["bin", "dev", "etc", "modules", "proc", "root", "run", "sys", "test", "tmp", "var"] {
+        fs::create_dir_all(root.join(directory)).context("laying out the guest")?;
+    }
+    install(&root, &which("busybox")?, Path::new("bin/busybox"))?;
+    symlink("busybox", root.join("bin/sh")).context("linking the guest's shell")?;
+    for tool in TOOLS {
+        let path = which(tool)?;
+        install_with_libraries(&root, &path, &Path::new("bin").join(tool))?;
+    }
+    for program in guest.with.iter().map(PathBuf::as_path).chain([guest.binary]) {
+        let name = program.file_name().with_context(|| format!("{} names no file", program.display()))?;
+        install_with_libraries(&root, program, &Path::new("test").join(name))?;
+    }
+    let modules = install_modules(guest.directory, &root)?;
+    write_texts(&root, guest, arguments, &modules)?;
+    archive(&root, &guest.directory.join("initramfs.cpio"))
+}
+
+fn write_texts(root: &Path, guest: &Guest<'_>, arguments: &[String], modules: &[String]) -> Result<()> {
+    let name = guest.binary.file_name().unwrap_or_default().to_string_lossy();
+    let init = init_script(&name, arguments, modules);
+    let texts = [
+        ("init", init.as_str()),
+        ("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n"),
+        ("etc/group", "root:x:0:\nnogroup:x:65534:\n"),
+        ("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files\n"),
+        // Without it glibc takes the first line of a name and hides its address of the other family.
+        ("etc/host.conf", "multi on\n"),
+        ("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n"),
+    ];
+    for (path, text) in texts {
+        fs::write(root.join(path), text).with_context(|| format!("writing the guest's {path}"))?;
+    }
+    fs::set_permissions(root.join("init"), fs::Permissions::from_mode(0o755))
+        .context("making init executable")
+}
+
+/// The first process of the guest. Its last line tells the host how the test ended.
+fn init_script(binary: &str, arguments: &[String], modules: &[String]) -> String {
+    let arguments: Vec<String> = arguments.iter().map(|argument| quote(argument)).collect();
+    let modules: Vec<String> = modules.iter().map(|module| format!("insmod /modules/{module}")).collect();
+    format!(
+        "#!/bin/sh\n\
+         /bin/busybox --install -s /bin 2>/dev/null\n\
+         export PATH=/bin HOME=/root CI=true SLUICE_BIN=/test/sluice\n\
+         mount -t proc proc /proc\nmount -t sysfs sys /sys\nmount -t devtmpfs dev /dev\n\
+         mount -t tmpfs run /run\nmount -t tmpfs tmp /tmp\n\
+         mount -t cgroup2 cgroup /sys/fs/cgroup\nmount -t bpf bpf /sys/fs/bpf\n\
+         ip link set lo up\n{}\n\
+         ulimit -n 20000\ncd /test\n/test/{} {}\n\
+         echo \"{}$?\"\npoweroff -f\n",
+        modules.join("\n"),
+        quote(binary),
+        arguments.join(" "),
+        super::qemu::EXIT_MARK,
+    )
+}
+
+fn quote(word: &str) -> String {
+    format!("'{}'", word.replace('\'', "'\\''"))
+}
+
+/// Copies the modules and returns their file names in the order of their dependence.
+fn install_modules(directory: &Path, root: &Path) -> Result<Vec<String>> {
+    let base = directory.join("root");
+    let versions = base.join("lib/modules");
+    let entry = fs::read_dir(&versions).with_context(|| format!("reading {}", versions.display()))?.next();
+    let version = entry.context("the kernel's package holds no modules")??.file_name();
+    let version = version.to_string_lossy().into_owned();
+    let base = base.display().to_string();
+    run(&mut command("depmod", ["-b", &base, &version]))?;
+    let mut names = Vec::new();
+    let mut seen = BTreeSet::new();
+    for module in MODULES {
+        // Built in, or unknown to this kernel: the test that needs it will tell.
+        let shown = stdout(&mut command("modprobe", ["-d", &base, "-S", &version, "--show-depends", module]));
+        for path in shown.unwrap_or_default().lines().filter_map(insmod_path) {
+            if seen.insert(path.to_owned()) {
+                names.push(install_module(Path::new(path), root)?);
+            }
+        }
+    }
+    Ok(names)
+}
+
+fn insmod_path(line: &str) -> Option<&str> {
+    line.strip_prefix("insmod ")?.split_whitespace().next()
+}
+
+/// Busybox loads plain modules only.
+fn install_module(path: &Path, root: &Path) -> Result<String> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let (plain, unpack) = match name.rsplit_once('.') {
+        Some((plain, "xz")) => (plain.to_owned(), Some("xz")),
+        Some((plain, "zst")) => (plain.to_owned(), Some("zstd")),
+        _ => (name, None),
+    };
+    let target = root.join("modules").join(&plain);
+    if let Some(tool) = unpack {
+        let path = path.display().to_string();
+        let bytes = run(&mut command(tool, ["-dc", &path]))?.stdout;
+        fs::write(&target, bytes).with_context(|| format!("writing {}", target.display()))?;
+    } else {
+        fs::copy(path, &target).with_context(|| format!("copying {}", path.display()))?;
+    }
+    Ok(plain)
+}
+
+fn install_with_libraries(root: &Path, from: &Path, to: &Path) -> Result<()> {
+    install(root, from, to)?;
+    // A static program has none, which ldd calls a failure.
+    let listed = stdout(&mut command("ldd", [from])).unwrap_or_default();
+    for library in listed.lines().filter_map(library_path) {
+        let target = library.strip_prefix("/").unwrap_or(library);
+        if !root.join(target).exists() {
+            install(root, library, target)?;
+        }
+    }
+    Ok(())
+}
+
+/// The path in a line of ldd: `libc.so.6 => /lib/libc.so.6 (0x...)` or `/lib64/ld-linux-x86-64.so.2 (0x...)`.
+fn library_path(line: &str) -> Option<&Path> {
+    let line = line.trim();
+    let path = line.split_once(" => ").map_or(line, |(_, path)| path).split(" (").next()?;
+    path.starts_with('/').then(|| Path::new(path))
+}
+
+fn install(root: &Path, from: &Path, to: &Path) -> Result<()> {
+    let target = root.join(to);
+    let parent = target.parent().context("a guest's file has a directory")?;
+    fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
+    fs::copy(from, &target)
+        .map(drop)
+        .with_context(|| format!("copying {} to {}", from.display(), target.display()))
+}
+
+fn which(tool: &str) -> Result<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .map(|directory| directory.join(tool))
+        .find(|path| path.is_file());
+    match found {
+        Some(path) => Ok(path),
+        None => bail!("no program '{tool}': run 'scripts/setup --vm'"),
+    }
+}
+
+fn archive(root: &Path, target: &Path) -> Result<PathBuf> {
+    let script = format!(
+        "cd {} && find . -print0 | cpio --null --create --format=newc --quiet > {}",
+        quote(&root.display().to_string()),
+        quote(&target.display().to_string()),
+    );
+    run(&mut command("sh", ["-c", &script]))?;
+    Ok(target.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_tools_are_read() {
+        let check =
+            |line: &str, expected: Option<&str>| assert_eq!(library_path(line), expected.map(Path::new));
+        check(
+            "\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f)",
+            Some("/lib/x86_64-linux-gnu/libc.so.6"),
+        );
+        check("\t/lib64/ld-linux-x86-64.so.2 (0x00007f)", Some("/lib64/ld-linux-x86-64.so.2"));
+        check("\tlinux-vdso.so.1 (0x00007f)", None);
+        check("\tlibgone.so => not found", None);
+        assert_eq!(insmod_path("insmod /x/veth.ko.xz "), Some("/x/veth.ko.xz"));
+        assert_eq!(insmod_path("builtin veth"), None);
+    }
+
+    #[test]
+    fn init_runs_the_binary_with_its_arguments_untouched() {
+        let script =
+            init_script("lab-1", &["--exact".to_owned(), "it's".to_owned()], &["veth.ko".to_owned()]);
+        assert!(script.contains("/test/'lab-1' '--exact' 'it'\\''s'\n"), "{script}");
+        assert!(script.contains("insmod /modules/veth.ko\n"), "{script}");
+    }
+}
