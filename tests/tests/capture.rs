@@ -91,8 +91,8 @@ fn a_pod_that_appears_later_is_captured() -> Result<()> {
     let mesh = Mesh::up("late", web(), &[])?;
     let hooked = |name: &str| {
         let status = mesh.verb("node1", "status")?;
-        let interfaces = status["capture"]["pod_interfaces"].as_array().cloned().unwrap_or_default();
-        Ok::<_, anyhow::Error>(interfaces.iter().any(|interface| interface == name))
+        let interfaces = status["capture"]["interfaces"].as_array().cloned().unwrap_or_default();
+        Ok::<_, anyhow::Error>(interfaces.iter().any(|interface| interface["name"] == name))
     };
     let node = mesh.lab.node("node1")?.netns();
     node.ip_batch("link add pod-late type veth peer name pod-peer\nlink set pod-late up\n")?;

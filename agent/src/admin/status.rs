@@ -40,6 +40,10 @@ pub struct CaptureStatus {
     pub interfaces: Vec<InterfaceStatus>,
     /// Interfaces on which replies come back.
     pub uplinks: Vec<InterfaceStatus>,
+    /// Destinations that are captured.
+    pub destinations: usize,
+    /// Destinations beyond the kernel map's capacity; their traffic goes direct.
+    pub destinations_over_capacity: usize,
 }
 
 /// One interface.

@@ -36,6 +36,13 @@ pub struct ListenerError {
     source: io::Error,
 }
 
+impl ListenerError {
+    /// The listener's name.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+}
+
 fn hint(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::AddrInUse => "; another process has the port",

@@ -11,7 +11,6 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -22,8 +21,8 @@ use crate::capture::{CaptureListeners, CaptureSettings, Engine, EngineHandle, Lo
 use crate::net::{Connector, PlainConnector};
 use crate::proxy::{Command, WorkerHandle, WorkerSettings, start_worker};
 use crate::telemetry::log::LogHandle;
-use crate::telemetry::{AccessLog, Metrics};
-use crate::{admin, config};
+use crate::admin::{self, Role, Source};
+use crate::config;
 pub use settings::{CaptureOptions, Settings};
 use status::Observed;
 use tables::Tables;
@@ -37,7 +36,6 @@ pub struct Running {
     pub addresses: Addresses,
     observed: Arc<Observed>,
     drain: watch::Sender<bool>,
-    open: Arc<AtomicUsize>,
     capture: Option<RunningCapture>,
     follower: JoinHandle<()>,
     drain_timeout: Duration,
@@ -69,13 +67,13 @@ pub async fn start(settings: Settings, log: LogHandle) -> anyhow::Result<Running
         Addresses { admin: admin.local_addr()?, metrics: metrics.local_addr()?, health: health.local_addr()? };
 
     let tables = Arc::new(Tables::new());
-    let observed = Arc::new(Observed::new(&settings, Metrics::new(), Arc::clone(&tables.current)));
+    let drain = watch::Sender::new(false);
+    let observed = Observed::new(&settings, addresses, Arc::clone(&tables.current), drain.subscribe())?;
+    let observed = Arc::new(observed);
     let listeners = capture_listeners(&settings)?;
     let local = LocalAddresses::default();
-    let drain = watch::Sender::new(false);
-    let open = Arc::new(AtomicUsize::new(0));
-    let workers = Workers { settings: &settings, observed: &observed, drain: &drain, open: &open, local: &local };
-    let workers = Arc::new(workers.start(&listeners)?);
+    let workers = Workers { settings: &settings, observed: &observed, drain: &drain, local: &local };
+    let workers = workers.start(&listeners)?;
 
     let (state, changes) = config::watch(settings.config.clone()).context("--config")?;
     let mut follower = follow::Follower::new(Arc::clone(&tables), Arc::clone(&observed), workers);
@@ -85,13 +83,30 @@ pub async fn start(settings: Settings, log: LogHandle) -> anyhow::Result<Running
         None => None,
     };
     if let Some(capture) = &capture {
-        observed.set_capture(capture.handle.status(), capture.handle.counters());
+        observed.set_capture(&capture.handle);
     }
-    admin::serve(admin, metrics, health, Arc::clone(&observed) as Arc<dyn admin::Source>, log)?;
+    let source = Arc::new(observed.source(log));
+    for (listener, role) in [(admin, Role::Admin), (metrics, Role::Metrics), (health, Role::Health)] {
+        serve_apart(listener, role, Arc::clone(&source))?;
+    }
     let follower = tokio::spawn(follower.run(changes));
     observed.set_ready(true);
     tracing::info!(node = settings.node, %addresses.admin, %addresses.metrics, %addresses.health, "ready");
-    Ok(Running { addresses, observed, drain, open, capture, follower, drain_timeout: settings.drain_timeout })
+    Ok(Running { addresses, observed, drain, capture, follower, drain_timeout: settings.drain_timeout })
+}
+
+/// Serves on a thread of its own, so that a slow dump never delays a probe. It ends with the process.
+fn serve_apart(listener: TcpListener, role: Role, source: Arc<Source>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (never, stop) = watch::channel(false);
+    let serve = move || {
+        let _never = never;
+        if let Err(error) = runtime.block_on(admin::serve(listener, role, source, stop)) {
+            tracing::error!(%error, ?role, "a server could not start");
+        }
+    };
+    std::thread::Builder::new().name(format!("{role:?}").to_lowercase()).spawn(serve).context("starting a server")?;
+    Ok(())
 }
 
 impl Running {
@@ -110,10 +125,10 @@ impl Running {
         };
         self.drain.send_replace(true);
         let deadline = Instant::now() + self.drain_timeout;
-        while self.open.load(Ordering::Relaxed) > 0 && Instant::now() < deadline {
+        while self.observed.open_connections() > 0 && Instant::now() < deadline {
             tokio::time::sleep(DRAIN_POLL).await;
         }
-        let cut = self.open.load(Ordering::Relaxed);
+        let cut = self.observed.open_connections();
         if cut > 0 {
             tracing::warn!(connections = cut, "the drain's time is over; closing what is still open");
         }
@@ -147,7 +162,6 @@ struct Workers<'a> {
     settings: &'a Settings,
     observed: &'a Arc<Observed>,
     drain: &'a watch::Sender<bool>,
-    open: &'a Arc<AtomicUsize>,
     local: &'a LocalAddresses,
 }
 
@@ -176,7 +190,7 @@ impl Workers<'_> {
             index,
             tables: Arc::clone(&self.observed.tables),
             drain: self.drain.subscribe(),
-            open: Arc::clone(self.open),
+            open: Arc::clone(&self.observed.open[index]),
             connector: Box::new(move || match own_mark {
                 Some(mark) => Rc::new(SpoofingConnector::new(mark, local, spread)) as Rc<dyn Connector>,
                 None => Rc::new(PlainConnector),

@@ -11,6 +11,8 @@ use crate::capture::{Glob, Marks};
 pub struct Settings {
     /// This node's name.
     pub node: String,
+    /// The cluster's name, a label of the metrics.
+    pub cluster: String,
     /// The directory of documents.
     pub config: PathBuf,
     /// Capture, or `None` for a plain reverse proxy.

@@ -63,7 +63,7 @@ impl Default for Marks {
 pub type LocalAddresses = Arc<ArcSwap<Vec<IpAddr>>>;
 
 /// What `status` shows of capture.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CaptureStatus {
     /// How programs are attached: `tcx` or `clsact`.
     pub attach: &'static str,

@@ -18,6 +18,9 @@ pub(super) struct AgentArgs {
     /// This node's name, as Pod and EndpointSlice documents call it.
     #[arg(long, env = "SLUICE_NODE", default_value_t = hostname())]
     node: String,
+    /// The cluster's name, a label of the metrics.
+    #[arg(long, env = "SLUICE_CLUSTER", default_value = "Kubernetes")]
+    cluster: String,
     /// The directory of documents; edits apply at once.
     #[arg(long, env = "SLUICE_CONFIG", value_name = "DIR")]
     config: PathBuf,
@@ -122,12 +125,13 @@ impl CaptureArgs {
 
 pub(super) fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
     let format = match args.log_format {
-        LogFormat::Text => log::Format::Text,
-        LogFormat::Json => log::Format::Json,
+        LogFormat::Text => log::LogFormat::Text,
+        LogFormat::Json => log::LogFormat::Json,
     };
     let log = log::init(&args.log, format).context("--log")?;
     let settings = Settings {
         node: args.node,
+        cluster: args.cluster,
         config: args.config,
         capture: args.capture.options()?,
         workers: usize::from(args.workers),

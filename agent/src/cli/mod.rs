@@ -13,7 +13,11 @@ mod status;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::de::DeserializeOwned;
+
+use crate::admin::client;
 
 /// An eBPF-accelerated L4/L7 dataplane agent: one process per node replaces every sidecar on it.
 #[derive(Debug, Parser)]
@@ -81,4 +85,11 @@ pub fn run() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Asks a running agent for a document.
+fn ask<T: DeserializeOwned>(args: &ClientArgs, path: &str) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let answer = runtime.block_on(client::get(args.admin, path))?;
+    serde_json::from_slice(&answer).with_context(|| format!("the answer to {path} is not what this version expects"))
 }

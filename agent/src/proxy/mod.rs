@@ -36,7 +36,7 @@ pub struct Context {
     pub recorder: Rc<dyn Recorder>,
     /// True once the agent drains: finish what is in flight, then close.
     pub drain: watch::Receiver<bool>,
-    /// Open client connections, over all workers; what a drain waits for.
+    /// The worker's open client connections; what a drain waits for.
     pub open: Arc<AtomicUsize>,
     /// For choices among endpoints, and for request ids.
     pub random: Rc<Random>,

@@ -31,7 +31,7 @@ pub struct WorkerSettings {
     pub tables: Arc<ArcSwap<RoutingTable>>,
     /// True once the agent drains.
     pub drain: watch::Receiver<bool>,
-    /// Counts open client connections, over all workers.
+    /// Counts the worker's open client connections.
     pub open: Arc<AtomicUsize>,
     /// Makes the worker's connector, on its thread.
     pub connector: Box<dyn FnOnce() -> Rc<dyn Connector> + Send>,

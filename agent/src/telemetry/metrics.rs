@@ -1,6 +1,6 @@
 //! All metrics of the agent. The metrics library is known to this module alone.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use prometheus::process_collector::ProcessCollector;
@@ -81,7 +81,12 @@ pub(super) struct Shared {
     ready: IntGauge,
     lines_dropped: IntCounterVec,
     writers: Mutex<Vec<(&'static str, LineWriter)>>,
+    packets: IntCounterVec,
+    packet_counts: OnceLock<PacketCounts>,
 }
+
+/// Reads what the kernel programs have counted, by reason.
+type PacketCounts = Box<dyn Fn() -> Vec<(&'static str, u64)> + Send + Sync>;
 
 impl Metrics {
     /// Registers everything.
@@ -97,6 +102,11 @@ impl Metrics {
     /// Counts the lines that a writer drops, under the log's name (`access`, `agent`).
     pub fn watch_writer(&self, log: &'static str, writer: &LineWriter) {
         self.shared.writers.lock().unwrap_or_else(PoisonError::into_inner).push((log, writer.clone()));
+    }
+
+    /// Shows what the kernel programs count; read whenever the metrics are. Only the first reader is taken.
+    pub fn watch_packets(&self, read: impl Fn() -> Vec<(&'static str, u64)> + Send + Sync + 'static) {
+        let _ = self.shared.packet_counts.set(Box::new(read));
     }
 
     /// How many objects of the configuration are in a state.
@@ -152,6 +162,10 @@ impl Metrics {
         for (log, writer) in self.shared.writers.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             let counter = self.shared.lines_dropped.with_label_values(&[*log]);
             counter.inc_by(writer.dropped().saturating_sub(counter.get()));
+        }
+        for (reason, packets) in self.shared.packet_counts.get().map(|read| read()).unwrap_or_default() {
+            let counter = self.shared.packets.with_label_values(&[reason]);
+            counter.inc_by(packets.saturating_sub(counter.get()));
         }
         let encoder = TextEncoder::new();
         let mut text = Vec::new();
@@ -214,6 +228,12 @@ impl Shared {
                 &["log"],
             )?,
             writers: Mutex::default(),
+            packets: make.counters(
+                "sluice_capture_packets_total",
+                "Packets that the kernel programs saw, by what became of them.",
+                &["reason"],
+            )?,
+            packet_counts: OnceLock::new(),
             registry,
         })
     }

@@ -1,0 +1,207 @@
+//! What is known of the running agent, gathered from its parts for those who ask.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+
+use super::gateways::ListenerError;
+use super::tables::Applied;
+use super::{Addresses, Settings};
+use crate::admin::{
+    CaptureStatus, DrainStatus, InterfaceStatus, ListenerStatus, Source, Status, TableStatus, WorkerStatus,
+};
+use crate::capture::{self, EngineHandle};
+use crate::compile::RoutingTable;
+use crate::config::{ObjectState, Report, Severity, State};
+use crate::telemetry::log::LogHandle;
+use crate::telemetry::{AccessLog, BuildInfo, ConfigState, Metrics, rfc3339};
+
+/// The agent's version.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Everything that can be seen of the agent.
+pub(super) struct Observed {
+    pub(super) metrics: Metrics,
+    pub(super) access: AccessLog,
+    pub(super) tables: Arc<ArcSwap<RoutingTable>>,
+    /// Open client connections of each worker.
+    pub(super) open: Vec<Arc<AtomicUsize>>,
+    node: String,
+    started: Instant,
+    addresses: Addresses,
+    ready: watch::Sender<bool>,
+    draining: watch::Receiver<bool>,
+    changing: Mutex<Changing>,
+}
+
+/// What changes while the agent runs.
+#[derive(Default)]
+struct Changing {
+    applied: Option<Applied>,
+    report: Report,
+    listeners: Vec<ListenerStatus>,
+    capture: Option<watch::Receiver<capture::CaptureStatus>>,
+}
+
+impl Observed {
+    pub(super) fn new(
+        settings: &Settings,
+        addresses: Addresses,
+        tables: Arc<ArcSwap<RoutingTable>>,
+        draining: watch::Receiver<bool>,
+    ) -> anyhow::Result<Self> {
+        let metrics = Metrics::new(BuildInfo { version: VERSION, cluster: &settings.cluster })?;
+        let access = if settings.access_log {
+            AccessLog::new(io::stdout()).context("starting the access log")?
+        } else {
+            AccessLog::disabled()
+        };
+        if let Some(writer) = access.writer() {
+            metrics.watch_writer("access", writer);
+        }
+        metrics.workers(settings.workers);
+        Ok(Self {
+            metrics,
+            access,
+            tables,
+            open: (0..settings.workers).map(|_| Arc::default()).collect(),
+            node: settings.node.clone(),
+            started: Instant::now(),
+            addresses,
+            ready: watch::Sender::new(false),
+            draining,
+            changing: Mutex::default(),
+        })
+    }
+
+    /// What the admin servers read.
+    pub(super) fn source(self: &Arc<Self>, log: LogHandle) -> Source {
+        self.metrics.watch_writer("agent", log.writer());
+        let observed = Arc::clone(self);
+        Source {
+            tables: Arc::clone(&self.tables),
+            metrics: self.metrics.clone(),
+            log,
+            access: self.access.clone(),
+            ready: self.ready.subscribe(),
+            status: Box::new(move || observed.status()),
+        }
+    }
+
+    /// Client connections that are open, over all workers.
+    pub(super) fn open_connections(&self) -> usize {
+        self.open.iter().map(|open| open.load(Ordering::Relaxed)).sum()
+    }
+
+    pub(super) fn set_ready(&self, ready: bool) {
+        self.ready.send_replace(ready);
+        self.metrics.ready(ready);
+    }
+
+    pub(super) fn set_capture(&self, handle: &EngineHandle) {
+        let counters = handle.counters();
+        self.metrics.watch_packets(move || counters.read());
+        self.changing().capture = Some(handle.status());
+    }
+
+    /// A state of the documents came into force.
+    pub(super) fn applied(
+        &self,
+        state: &State,
+        applied: Applied,
+        open: Vec<(String, SocketAddr)>,
+        errors: &[ListenerError],
+    ) {
+        self.metrics.table_applied(&self.tables.load(), applied.took);
+        count_objects(&self.metrics, &state.report);
+        log_new_messages(&self.changing().report, &state.report);
+        let bound = open.into_iter().map(|(name, address)| listener(&name, address));
+        let failed = errors.iter().map(|error| ListenerStatus {
+            name: error.name().to_owned(),
+            address: String::new(),
+            error: Some(error.to_string()),
+        });
+        let mut changing = self.changing();
+        changing.listeners = bound.chain(failed).collect();
+        changing.applied = Some(applied);
+        changing.report = state.report.clone();
+    }
+
+    fn changing(&self) -> std::sync::MutexGuard<'_, Changing> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn status(&self) -> Status {
+        let changing = self.changing();
+        let capture = changing.capture.as_ref().map(|status| status.borrow().clone());
+        let Addresses { admin, metrics, health } = self.addresses;
+        let own = [("admin", admin), ("metrics", metrics), ("health", health)];
+        let workers = self.open.iter().enumerate();
+        Status {
+            node: self.node.clone(),
+            version: VERSION.to_owned(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            ready: *self.ready.borrow(),
+            capture: capture.map_or_else(not_capturing, capturing),
+            table: TableStatus::new(&self.tables.load(), changing.applied.map(|applied| rfc3339(applied.at).to_string())),
+            listeners: own.map(|(name, address)| listener(name, address)).into_iter().chain(changing.listeners.iter().cloned()).collect(),
+            config: serde_json::to_value(&changing.report).unwrap_or_default(),
+            workers: workers
+                .map(|(id, open)| WorkerStatus { id, connections: open.load(Ordering::Relaxed) as u64 })
+                .collect(),
+            drain: DrainStatus {
+                draining: *self.draining.borrow(),
+                connections: self.open_connections() as u64,
+            },
+        }
+    }
+}
+
+fn listener(name: &str, address: SocketAddr) -> ListenerStatus {
+    ListenerStatus { name: name.to_owned(), address: address.to_string(), error: None }
+}
+
+fn not_capturing() -> CaptureStatus {
+    CaptureStatus { mode: "off".to_owned(), ..CaptureStatus::default() }
+}
+
+fn capturing(status: capture::CaptureStatus) -> CaptureStatus {
+    let hooked = |name: String| InterfaceStatus { name, not_captured: None };
+    let failed = status.failed.into_iter().map(|(name, reason)| InterfaceStatus { name, not_captured: Some(reason) });
+    CaptureStatus {
+        mode: "packet".to_owned(),
+        attach: status.attach.to_owned(),
+        interfaces: status.pod_interfaces.into_iter().map(hooked).chain(failed).collect(),
+        uplinks: status.uplinks.into_iter().map(hooked).collect(),
+        destinations: status.destinations,
+        destinations_over_capacity: status.destinations_over_capacity,
+    }
+}
+
+fn count_objects(metrics: &Metrics, report: &Report) {
+    let count = |wanted: fn(&ObjectState) -> bool| report.objects.iter().filter(|object| wanted(&object.state)).count();
+    let rejected = count(|state| matches!(state, ObjectState::Rejected { .. }));
+    metrics.config_objects(ConfigState::Applied, count(|state| matches!(state, ObjectState::Applied)));
+    metrics.config_objects(ConfigState::NotEnforced, count(|state| matches!(state, ObjectState::NotEnforced { .. })));
+    metrics.config_objects(ConfigState::Rejected, rejected);
+    let broken = report.files.iter().filter(|file| !file.messages.is_empty()).count();
+    metrics.config_rejected(rejected + broken);
+}
+
+/// Logs what was not said of the state before.
+fn log_new_messages(before: &Report, now: &Report) {
+    let known: std::collections::HashSet<String> = before.lines().map(|(_, line)| line).collect();
+    for (severity, line) in now.lines().filter(|(_, line)| !known.contains(line)) {
+        match severity {
+            Severity::Error => tracing::error!("{line}"),
+            Severity::Warning => tracing::warn!("{line}"),
+            Severity::Info => tracing::info!("{line}"),
+        }
+    }
+}

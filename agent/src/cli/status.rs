@@ -1,0 +1,130 @@
+//! `sluice status`.
+
+use std::process::ExitCode;
+
+use serde_json::Value;
+
+use super::{ClientArgs, Format, ask, output};
+use crate::admin::{InterfaceStatus, Status};
+
+pub(super) fn run(args: &ClientArgs) -> anyhow::Result<ExitCode> {
+    let status: Status = ask(args, "/status")?;
+    match args.output.output {
+        Format::Json => output::json(&status)?,
+        Format::Table => output::text(&render(&status))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn render(status: &Status) -> String {
+    let readiness = match (status.drain.draining, status.ready) {
+        (true, _) => "draining",
+        (false, true) => "ready",
+        (false, false) => "not ready",
+    };
+    let connections: u64 = status.workers.iter().map(|worker| worker.connections).sum();
+    let table = &status.table;
+    let counts = table.counts;
+    let mut lines = vec![
+        format!("node         {} ({readiness}, version {}, up {} s)", status.node, status.version, status.uptime_seconds),
+        format!("table        version {}.{}, in force since {}", table.epoch, table.version, table.applied_at.as_deref().unwrap_or("-")),
+        format!(
+            "             {} services, {} routes, {} clusters, {} endpoints",
+            counts.services, counts.routes, counts.clusters, counts.endpoints
+        ),
+        format!("connections  {connections} on {} workers", status.workers.len()),
+    ];
+    lines.extend(capture(status));
+    for listener in &status.listeners {
+        let state = listener.error.as_ref().map_or(listener.address.clone(), |error| format!("NOT OPEN: {error}"));
+        lines.push(format!("listener     {} {state}", listener.name));
+    }
+    lines.extend(documents(&status.config));
+    lines.join("\n")
+}
+
+fn capture(status: &Status) -> Vec<String> {
+    let capture = &status.capture;
+    if capture.mode == "off" {
+        return vec!["capture      off".to_owned()];
+    }
+    let hooked = |interfaces: &[InterfaceStatus]| {
+        let names: Vec<_> = interfaces.iter().filter(|i| i.not_captured.is_none()).map(|i| i.name.as_str()).collect();
+        if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+    };
+    let mut lines = vec![
+        format!("capture      {} ({}), {} destinations", capture.mode, capture.attach, capture.destinations),
+        format!("             pods: {}", hooked(&capture.interfaces)),
+        format!("             uplinks: {}", hooked(&capture.uplinks)),
+    ];
+    for interface in capture.interfaces.iter().chain(&capture.uplinks) {
+        if let Some(reason) = &interface.not_captured {
+            lines.push(format!("             NOT CAPTURED {}: {reason}", interface.name));
+        }
+    }
+    if capture.destinations_over_capacity > 0 {
+        lines.push(format!("             {} destinations over capacity go direct", capture.destinations_over_capacity));
+    }
+    lines
+}
+
+/// A summary of the documents, and a line for each message about one.
+fn documents(report: &Value) -> Vec<String> {
+    let list = |name: &str| report[name].as_array().map_or(&[][..], Vec::as_slice);
+    let objects = list("objects");
+    let in_state = |state: &str| objects.iter().filter(|object| object["state"] == state).count();
+    let mut lines = vec![format!(
+        "documents    {} objects: {} applied, {} not or partly enforced, {} rejected",
+        objects.len(),
+        in_state("applied"),
+        in_state("notEnforced"),
+        in_state("rejected")
+    )];
+    for owner in list("files").iter().chain(objects) {
+        for message in owner["messages"].as_array().into_iter().flatten() {
+            lines.push(format!("             {}", describe(owner, message)));
+        }
+    }
+    lines
+}
+
+fn describe(owner: &Value, message: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let object = match owner["kind"].as_str() {
+        Some(kind) => format!(" {kind} {}/{}:", text(&owner["namespace"]), text(&owner["name"])),
+        None => String::new(),
+    };
+    let field = message["field"].as_str().filter(|field| !field.is_empty()).map_or(String::new(), |f| format!(" {f}:"));
+    format!(
+        "{}:{}: {}:{object}{field} {} [{}]",
+        text(&owner["file"]),
+        message["line"],
+        text(&message["severity"]),
+        text(&message["text"]),
+        text(&message["code"])
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn wrong_documents_are_named_with_their_place() {
+        let report = json!({
+            "files": [{"file": "a.yaml", "objects": 1, "messages": []}],
+            "objects": [{
+                "kind": "VirtualService", "namespace": "default", "name": "web", "file": "a.yaml", "line": 1,
+                "state": "rejected", "lastGood": true,
+                "messages": [{"severity": "error", "code": "IST0106", "line": 9, "field": "spec.http[0].rout", "text": "unknown field"}]
+            }]
+        });
+        let lines = documents(&report);
+        assert_eq!(lines[0], "documents    1 objects: 0 applied, 0 not or partly enforced, 1 rejected");
+        assert_eq!(
+            lines[1].trim(),
+            "a.yaml:9: error: VirtualService default/web: spec.http[0].rout: unknown field [IST0106]"
+        );
+    }
+}
