@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::model::{
@@ -12,6 +12,8 @@ use crate::model::{
     Workload,
 };
 use crate::route::{HostTable, RuleSet};
+
+use super::Weights;
 
 /// Which table this is; a later table has a higher version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -135,6 +137,13 @@ pub struct Forward {
     pub rewrite: PathRewrite,
 }
 
+impl Forward {
+    /// The destination of the next request; `None` where no destination has any weight.
+    pub fn draw(&self) -> Option<&WeightedBackend> {
+        self.weights.draw().and_then(|index| self.backends.get(index))
+    }
+}
+
 /// A destination with its share's own header changes.
 #[derive(Debug)]
 pub struct WeightedBackend {
@@ -158,17 +167,6 @@ pub enum Backend {
         /// The status.
         status: u16,
     },
-}
-
-/// Draws from weights evenly spread over time: any `sum` draws in a row hold exactly `weight` of each.
-#[derive(Debug)]
-pub struct Weights {
-    /// Running sums; the last one is the whole. Empty or zero whole: nothing can be drawn.
-    pub(crate) sums: Vec<u32>,
-    /// Coprime to the whole and near its golden section.
-    pub(crate) stride: u32,
-    /// Counts the draws; shared by all workers.
-    pub(crate) drawn: AtomicU32,
 }
 
 /// What a cluster is, across tables.
@@ -197,6 +195,18 @@ pub struct Cluster {
     pub(crate) turn: AtomicU64,
 }
 
+impl Cluster {
+    /// A cluster at the start of its turns; `endpoints` are sorted by address.
+    pub fn new(
+        key: ClusterKey,
+        protocol: AppProtocol,
+        policy: LbPolicy,
+        endpoints: Vec<Arc<Upstream>>,
+    ) -> Self {
+        Self { key, protocol, policy, endpoints, turn: AtomicU64::new(0) }
+    }
+}
+
 /// An endpoint that can be connected to, with its live load.
 #[derive(Debug)]
 pub struct Upstream {
@@ -208,4 +218,16 @@ pub struct Upstream {
     pub workload: Option<Arc<Workload>>,
     /// Requests and connections in flight, over all workers.
     pub(crate) active: AtomicU32,
+}
+
+impl Upstream {
+    /// An endpoint without load.
+    pub fn new(address: SocketAddr, uid: Arc<str>, workload: Option<Arc<Workload>>) -> Self {
+        Self { address, uid, workload, active: AtomicU32::new(0) }
+    }
+
+    /// Requests and connections in flight, over all workers.
+    pub fn active(&self) -> u32 {
+        self.active.load(Ordering::Relaxed)
+    }
 }

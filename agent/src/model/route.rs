@@ -1,5 +1,6 @@
 //! Routes as both VirtualService and HTTPRoute mean them.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,16 @@ pub enum RouteKind {
     VirtualService,
     /// Gateway API HTTPRoute: rules in the order of specificity that the standard gives, already sorted.
     HttpRoute,
+}
+
+impl RouteKind {
+    /// The document's kind, as it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::VirtualService => "VirtualService",
+            Self::HttpRoute => "HTTPRoute",
+        }
+    }
 }
 
 /// The ordered rules that one document gives to the hosts it names.
@@ -42,6 +53,16 @@ pub enum HostPattern {
     Suffix(Arc<str>),
     /// Any name.
     Any,
+}
+
+impl fmt::Display for HostPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(name) => f.write_str(name),
+            Self::Suffix(suffix) => write!(f, "*{suffix}"),
+            Self::Any => f.write_str("*"),
+        }
+    }
 }
 
 /// One rule: a request that fits any of `matches` gets `action`.

@@ -1,0 +1,162 @@
+//! What captured connections meet: one frontend for each address that clients of a service dial.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use regex_automata::meta::Regex;
+
+use super::hosts::{HostCompiler, sort_by_precedence};
+use super::routes::{Scope, default_route};
+use super::{Cluster, ClusterKey, Frontend, RoutingTable, VirtualHost, mesh_routes};
+use crate::model::{
+    Endpoint, HostPattern, MatchValue, Model, ObjectName, RequestMatch, RouteKind, RouteTable, Service,
+    ServicePort,
+};
+use crate::route::Rule;
+
+type MeshRoutes<'a> = HashMap<&'a ObjectName, Vec<(&'a RouteTable, Option<u16>)>>;
+
+/// Frontends of all services. Of two services with one address the first by name is kept.
+pub(super) fn compile(
+    model: &Model,
+    previous: &RoutingTable,
+    scope: &Scope<'_>,
+) -> HashMap<SocketAddr, Arc<Frontend>> {
+    let routes = mesh_routes(model);
+    let known: HashMap<(&ObjectName, u16), &Arc<Frontend>> =
+        previous.frontends.values().map(|frontend| ((&frontend.service, frontend.port), frontend)).collect();
+    let headless = headless_addresses(model);
+    let mut frontends = HashMap::new();
+    for service in &model.services {
+        for port in &service.ports {
+            let key = ClusterKey { service: service.name.clone(), port: port.port, subset: None };
+            let Some(cluster) = scope.clusters.get(&key) else { continue };
+            let before = known.get(&(&service.name, port.port)).copied();
+            let host = virtual_host(service, port, cluster, &Lookup { scope, routes: &routes, before });
+            let frontend = share(
+                Frontend {
+                    service: service.name.clone(),
+                    port: port.port,
+                    protocol: port.protocol,
+                    headless: service.headless,
+                    http: host,
+                    tcp: Arc::clone(cluster),
+                },
+                before,
+            );
+            for address in addresses(service, port, &headless) {
+                frontends.entry(address).or_insert_with(|| Arc::clone(&frontend));
+            }
+        }
+    }
+    frontends
+}
+
+/// Endpoints by service and port. Those that are not ready are there too: a client that dials one by its own address
+/// gets what it would get without the agent, routed by the same rules.
+fn headless_addresses(model: &Model) -> HashMap<(&ObjectName, u16), Vec<&Endpoint>> {
+    let mut by_port: HashMap<_, Vec<_>> = HashMap::new();
+    for endpoint in &model.endpoints {
+        by_port.entry((&endpoint.service, endpoint.service_port)).or_default().push(endpoint);
+    }
+    by_port
+}
+
+fn addresses(
+    service: &Service,
+    port: &ServicePort,
+    headless: &HashMap<(&ObjectName, u16), Vec<&Endpoint>>,
+) -> Vec<SocketAddr> {
+    if !service.headless {
+        return service.cluster_ips.iter().map(|ip| SocketAddr::new(*ip, port.port)).collect();
+    }
+    let endpoints = headless.get(&(&service.name, port.port)).into_iter().flatten();
+    endpoints.map(|endpoint| endpoint.address).collect()
+}
+
+fn share(frontend: Frontend, previous: Option<&Arc<Frontend>>) -> Arc<Frontend> {
+    match previous {
+        Some(before)
+            if before.protocol == frontend.protocol
+                && before.headless == frontend.headless
+                && Arc::ptr_eq(&before.http, &frontend.http)
+                && Arc::ptr_eq(&before.tcp, &frontend.tcp) =>
+        {
+            Arc::clone(before)
+        }
+        _ => Arc::new(frontend),
+    }
+}
+
+struct Lookup<'a> {
+    scope: &'a Scope<'a>,
+    routes: &'a MeshRoutes<'a>,
+    before: Option<&'a Arc<Frontend>>,
+}
+
+fn virtual_host(
+    service: &Service,
+    port: &ServicePort,
+    cluster: &Arc<Cluster>,
+    lookup: &Lookup<'_>,
+) -> Arc<VirtualHost> {
+    let compiler = HostCompiler::new(lookup.scope, port.port, lookup.before.map(|frontend| &frontend.http));
+    let tables = lookup.routes.get(&service.name).map_or(&[][..], Vec::as_slice);
+    let mut rules = mesh_rules(&compiler, tables, port.port);
+    if rules.is_empty() {
+        let route = default_route(&service.name, service.headless, cluster);
+        rules.push((Vec::new(), compiler.share(route)));
+    }
+    compiler.finish(format!("{}:{}", service.name.fqdn(), port.port), rules)
+}
+
+/// The rules that the documents give to one port. None means that the service is on its own: also where a
+/// VirtualService speaks of other ports alone, as in Istio.
+fn mesh_rules(compiler: &HostCompiler<'_>, tables: &[(&RouteTable, Option<u16>)], port: u16) -> Vec<Rule> {
+    let mut here =
+        tables.iter().filter(|(_, only)| only.is_none_or(|only| only == port)).map(|(table, _)| *table);
+    let http_routes: Vec<_> = here.clone().filter(|table| table.kind == RouteKind::HttpRoute).collect();
+    if http_routes.is_empty() {
+        let first = here.find(|table| table.kind == RouteKind::VirtualService);
+        return first.map_or_else(Vec::new, |table| compiler.table(table));
+    }
+    let of_table = |table: &&RouteTable| {
+        let hosts = host_conditions(&table.hosts);
+        compiler.table(table).into_iter().map(move |rule| with_hosts(rule, &hosts)).collect::<Vec<_>>()
+    };
+    let mut rules: Vec<Rule> = http_routes.iter().flat_map(of_table).collect();
+    sort_by_precedence(&mut rules);
+    rules
+}
+
+/// An HTTPRoute's host names as conditions on the authority; empty: any.
+fn host_conditions(hosts: &[HostPattern]) -> Vec<MatchValue> {
+    let condition = |pattern: &HostPattern| match pattern {
+        HostPattern::Exact(name) => Some(MatchValue::Exact(Arc::clone(name))),
+        HostPattern::Suffix(suffix) => {
+            let text = format!("(?s-u:.+){}", escape(suffix));
+            // A host name is short and escaped, so the expression always builds; a name that could not is never met.
+            Regex::new(&text).ok().map(|regex| MatchValue::Regex(regex, text.into()))
+        }
+        HostPattern::Any => Some(MatchValue::Prefix("".into())),
+    };
+    hosts.iter().filter_map(condition).collect()
+}
+
+fn escape(literal: &str) -> String {
+    literal.chars().flat_map(|c| (!c.is_alphanumeric()).then_some('\\').into_iter().chain([c])).collect()
+}
+
+/// The rule under each of the hosts.
+fn with_hosts((matches, route): Rule, hosts: &[MatchValue]) -> Rule {
+    if hosts.is_empty() {
+        return (matches, route);
+    }
+    let matches = if matches.is_empty() { vec![RequestMatch::default()] } else { matches };
+    let under = |conditions: &RequestMatch| {
+        let conditions = conditions.clone();
+        hosts.iter().map(move |host| RequestMatch { authority: Some(host.clone()), ..conditions.clone() })
+    };
+    (matches.iter().flat_map(under).collect(), route)
+}
