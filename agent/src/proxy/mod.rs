@@ -1,5 +1,8 @@
 //! The request's phases in one readable place: what happens to an accepted connection.
 
+mod answer;
+pub mod http;
+
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,6 +17,8 @@ use crate::compile::RoutingTable;
 use crate::net::Connector;
 use crate::telemetry::{Origin, Recorder};
 
+use http::HttpWorker;
+
 /// What one worker's connections share. Lives on one thread.
 #[derive(Clone)]
 pub struct Context {
@@ -25,6 +30,8 @@ pub struct Context {
     pub recorder: Rc<dyn Recorder>,
     /// True once the agent drains: finish what is in flight, then close.
     pub drain: watch::Receiver<bool>,
+    /// What the worker's HTTP connections share.
+    pub http: Rc<HttpWorker>,
 }
 
 /// An accepted client connection.

@@ -33,6 +33,11 @@ impl ConnectionOptions {
         options
     }
 
+    /// Whether the `Connection` fields name a field.
+    pub fn names(fields: &Fields, name: &[u8]) -> bool {
+        fields.all(Known::Connection).flat_map(list_items).any(|option| option.eq_ignore_ascii_case(name))
+    }
+
     /// Whether the connection outlives the message (RFC 9112 section 9.3).
     pub fn persistent(self, version: Version) -> bool {
         !self.close && (version == Version::Http11 || self.keep_alive)

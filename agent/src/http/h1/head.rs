@@ -86,13 +86,13 @@ impl HeadScan {
         Ok(None)
     }
 
-    /// Whether not even the first line is there.
-    pub fn in_first_line(&self) -> bool {
-        self.line_start == 0
+    /// Whether nothing has been looked at yet.
+    pub fn is_fresh(&self) -> bool {
+        self.checked == 0 && self.line_start == 0
     }
 
     fn too_long(&self) -> Refusal {
-        if self.in_first_line() {
+        if self.line_start == 0 {
             Refusal::with(414, "target_too_long")
         } else {
             Refusal::with(431, "header_too_long")
