@@ -187,8 +187,8 @@ fn capturing(status: capture::CaptureStatus) -> CaptureStatus {
 fn count_objects(metrics: &Metrics, report: &Report) {
     let count = |wanted: fn(&ObjectState) -> bool| report.objects.iter().filter(|object| wanted(&object.state)).count();
     let rejected = count(|state| matches!(state, ObjectState::Rejected { .. }));
-    metrics.config_objects(ConfigState::Applied, count(|state| matches!(state, ObjectState::Applied)));
-    metrics.config_objects(ConfigState::NotEnforced, count(|state| matches!(state, ObjectState::NotEnforced { .. })));
+    metrics.config_objects(ConfigState::Accepted, count(|state| matches!(state, ObjectState::Applied)));
+    metrics.config_objects(ConfigState::Partial, count(|state| matches!(state, ObjectState::NotEnforced { .. })));
     metrics.config_objects(ConfigState::Rejected, rejected);
     let broken = report.files.iter().filter(|file| !file.messages.is_empty()).count();
     metrics.config_rejected(rejected + broken);

@@ -1,1 +1,247 @@
-//! Placeholder.
+//! Idle upstream connections of one worker, kept for the next request to the same endpoint as the same client.
+//!
+//! A connection is put here only between two messages, with nothing unread. It is taken last in, first out, so that
+//! those not needed grow old and leave.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::mem::MaybeUninit;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use tokio::io::ReadBuf;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+/// Bounds of a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolLimits {
+    /// How long a connection may stay unused. Below the keep-alive time of common servers (nginx: 75 s).
+    pub idle: Duration,
+    /// Idle connections for one key; the oldest leaves.
+    pub per_key: usize,
+    /// Idle connections of the worker; more are closed instead of kept.
+    pub total: usize,
+}
+
+impl Default for PoolLimits {
+    /// 60 s, 512 for a key, 4096 in all.
+    fn default() -> Self {
+        Self { idle: Duration::from_secs(60), per_key: 512, total: 4096 }
+    }
+}
+
+/// What two requests must have in common to share a connection.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PoolKey {
+    /// The endpoint across address reuse; `None` for an address that no table names.
+    pub uid: Option<Arc<str>>,
+    /// Where it is.
+    pub address: SocketAddr,
+    /// The address that the endpoint sees; `None`: the node's own.
+    pub source: Option<IpAddr>,
+}
+
+/// How sure one must be that a connection lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Liveness {
+    /// What the event loop has heard; costs no system call. For requests that can be sent again.
+    Heard,
+    /// What the kernel knows now. For requests that can't be sent again.
+    Asked,
+}
+
+/// Idle connections; clones share them.
+#[derive(Debug, Clone)]
+pub struct Pool(Rc<RefCell<Shelves>>);
+
+#[derive(Debug)]
+struct Shelves {
+    limits: PoolLimits,
+    by_key: HashMap<PoolKey, Vec<Idle>>,
+    total: usize,
+    sweeping: bool,
+}
+
+#[derive(Debug)]
+struct Idle {
+    io: TcpStream,
+    since: Instant,
+}
+
+impl Pool {
+    /// An empty pool.
+    pub fn new(limits: PoolLimits) -> Self {
+        let shelves = Shelves { limits, by_key: HashMap::new(), total: 0, sweeping: false };
+        Self(Rc::new(RefCell::new(shelves)))
+    }
+
+    /// The connection that was used last, of those that live.
+    pub fn take(&self, key: &PoolKey, liveness: Liveness) -> Option<TcpStream> {
+        let mut shelves = self.0.borrow_mut();
+        let idle = shelves.limits.idle;
+        loop {
+            let kept = shelves.by_key.get_mut(key)?.pop()?;
+            shelves.total -= 1;
+            if kept.since.elapsed() < idle && is_quiet(&kept.io, liveness) {
+                return Some(kept.io);
+            }
+        }
+    }
+
+    /// Keeps a connection that is between two messages. Within a `LocalSet`, which runs the pool's sweeper.
+    pub fn put(&self, key: PoolKey, io: TcpStream) {
+        let mut shelves = self.0.borrow_mut();
+        if shelves.total >= shelves.limits.total {
+            return;
+        }
+        let per_key = shelves.limits.per_key;
+        let shelf = shelves.by_key.entry(key).or_default();
+        shelf.push(Idle { io, since: Instant::now() });
+        if shelf.len() > per_key {
+            shelf.remove(0);
+        } else {
+            shelves.total += 1;
+        }
+        if !shelves.sweeping {
+            shelves.sweeping = true;
+            tokio::task::spawn_local(sweep(Rc::downgrade(&self.0), shelves.limits.idle / 2));
+        }
+    }
+
+    /// How many connections are idle.
+    pub fn len(&self) -> usize {
+        self.0.borrow().total
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Shelves {
+    /// Drops what is too old or closed by its peer, and shelves that are empty.
+    fn sweep(&mut self) {
+        let idle = self.limits.idle;
+        for shelf in self.by_key.values_mut() {
+            shelf.retain(|kept| kept.since.elapsed() < idle && is_quiet(&kept.io, Liveness::Heard));
+        }
+        self.by_key.retain(|_, shelf| !shelf.is_empty());
+        self.total = self.by_key.values().map(Vec::len).sum();
+    }
+}
+
+/// Sweeps until the pool is empty or gone.
+async fn sweep(shelves: Weak<RefCell<Shelves>>, every: Duration) {
+    loop {
+        tokio::time::sleep(every).await;
+        let Some(shelves) = shelves.upgrade() else { return };
+        let mut shelves = shelves.borrow_mut();
+        shelves.sweep();
+        if shelves.total == 0 {
+            shelves.sweeping = false;
+            return;
+        }
+    }
+}
+
+/// Whether a peer has neither closed nor said anything; between two messages it has no right to speak.
+fn is_quiet(io: &TcpStream, liveness: Liveness) -> bool {
+    match liveness {
+        Liveness::Heard => {
+            let mut byte = [0];
+            let mut cx = Context::from_waker(Waker::noop());
+            io.poll_peek(&mut cx, &mut ReadBuf::new(&mut byte)).is_pending()
+        }
+        Liveness::Asked => {
+            let peeked = socket2::SockRef::from(io).peek(&mut [MaybeUninit::uninit()]);
+            peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+    use tokio::task::LocalSet;
+
+    use super::*;
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+        let address = listener.local_addr().expect("bound");
+        let (client, server) = tokio::join!(TcpStream::connect(address), listener.accept());
+        (client.expect("connects"), server.expect("accepts").0)
+    }
+
+    fn key(uid: &str) -> PoolKey {
+        PoolKey { uid: Some(uid.into()), address: SocketAddr::from(([127, 0, 0, 1], 1)), source: None }
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn the_last_one_in_is_the_first_one_out_by_key() {
+        LocalSet::new()
+            .run_until(async {
+                let pool = Pool::new(PoolLimits { per_key: 2, ..PoolLimits::default() });
+                let pairs = [pair().await, pair().await, pair().await];
+                let mut ports = Vec::new();
+                let mut far_ends = Vec::new();
+                for (near, far) in pairs {
+                    ports.push(near.local_addr().expect("bound").port());
+                    far_ends.push(far);
+                    pool.put(key("a"), near);
+                }
+                assert_eq!(pool.len(), 2, "the oldest left");
+                assert!(pool.take(&key("b"), Liveness::Heard).is_none());
+                for port in [ports[2], ports[1]] {
+                    let taken = pool.take(&key("a"), Liveness::Asked).expect("kept");
+                    assert_eq!(taken.local_addr().expect("bound").port(), port);
+                }
+                assert!(pool.take(&key("a"), Liveness::Heard).is_none() && pool.is_empty());
+            })
+            .await;
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn closed_and_talking_connections_are_not_reused() {
+        LocalSet::new()
+            .run_until(async {
+                let pool = Pool::new(PoolLimits::default());
+                let (closed, far) = pair().await;
+                drop(far);
+                let (talking, mut talker) = pair().await;
+                talker.write_all(b"x").await.expect("writes");
+                for liveness in [Liveness::Asked, Liveness::Heard] {
+                    // The event loop hears of both before they are asked about.
+                    closed.readable().await.expect("readable");
+                    talking.readable().await.expect("readable");
+                    assert!(!is_quiet(&closed, liveness) && !is_quiet(&talking, liveness), "{liveness:?}");
+                }
+                pool.put(key("a"), closed);
+                pool.put(key("a"), talking);
+                assert!(pool.take(&key("a"), Liveness::Heard).is_none());
+            })
+            .await;
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn old_connections_leave_although_nobody_asks_for_them() {
+        LocalSet::new()
+            .run_until(async {
+                let pool = Pool::new(PoolLimits { idle: Duration::from_millis(2), ..PoolLimits::default() });
+                let (near, mut far) = pair().await;
+                pool.put(key("a"), near);
+                // The sweeper's closing is what the far end waits for.
+                let mut end = [0];
+                let read = tokio::io::AsyncReadExt::read(&mut far, &mut end).await.expect("a clean end");
+                assert_eq!((read, pool.len()), (0, 0));
+            })
+            .await;
+    }
+}

@@ -1,4 +1,53 @@
-//! HTTP (placeholder until the engine is merged).
+//! HTTP/1.1 client connections, captured or accepted on a Gateway listener, from their first byte to their end.
+//!
+//! [`serve`] loops over the requests of one connection: [`connection`] reads a head, [`plan`] finds what its route asks
+//! for, [`respond`] does it, with [`upstream`] for the connection to the endpoint and [`exchange`] for the streaming.
+
+pub(super) mod changes;
+mod connection;
+mod exchange;
+pub(super) mod heads;
+mod plan;
+mod record;
+mod respond;
+mod settings;
+mod upstream;
+mod wire;
+mod worker;
+
+pub use settings::HttpSettings;
+pub use worker::HttpWorker;
+
+use std::pin::pin;
+
+use connection::{Connection, Ending, HeadRead};
+
+use super::answer::Problem;
 use super::{Context, Downstream};
 
-pub(super) async fn serve(_context: Context, _downstream: Downstream) {}
+/// Serves one client connection until it is closed. Runs within a `LocalSet`.
+pub async fn serve(ctx: Context, downstream: Downstream) {
+    let mut drain = ctx.drain.clone();
+    let mut drained = pin!(async move {
+        if drain.wait_for(|drains| *drains).await.is_err() {
+            // Whoever could ask for a drain is gone.
+            std::future::pending::<()>().await;
+        }
+    });
+    let mut connection = Connection::new(ctx, downstream);
+    let ending = loop {
+        match connection.read_head(drained.as_mut()).await {
+            HeadRead::Whole => {}
+            HeadRead::Closed => break Ending::Now,
+            HeadRead::Refused(refusal) => break connection.refuse(Problem::Refused(refusal)).await,
+            HeadRead::TooLate => break connection.refuse(Problem::HeaderTimeout).await,
+        }
+        if let Some(ending) = connection.respond().await {
+            break ending;
+        }
+    };
+    connection.close(ending).await;
+}
+
+#[cfg(test)]
+mod tests;

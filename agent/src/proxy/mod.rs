@@ -1,8 +1,9 @@
 //! The request's phases in one readable place: what happens to an accepted connection.
 
+mod answer;
 mod captured;
 mod detect;
-mod http;
+pub mod http;
 mod random;
 mod tcp;
 mod worker;
@@ -25,6 +26,8 @@ use crate::compile::RoutingTable;
 use crate::net::Connector;
 use crate::telemetry::{Origin, Recorder};
 
+use http::HttpWorker;
+
 /// What one worker's connections share. Lives on one thread.
 #[derive(Clone)]
 pub struct Context {
@@ -40,6 +43,8 @@ pub struct Context {
     pub open: Arc<AtomicUsize>,
     /// For choices among endpoints, and for request ids.
     pub random: Rc<Random>,
+    /// What the worker's HTTP connections share.
+    pub http: Rc<HttpWorker>,
 }
 
 /// An accepted client connection.

@@ -15,9 +15,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{LocalSet, spawn_local};
 
+use super::http::{HttpSettings, HttpWorker};
 use super::{Context, Downstream, Random, captured, http};
 use crate::compile::RoutingTable;
 use crate::net::{Connector, keepalive};
+use crate::pool::PoolLimits;
 use crate::telemetry::{Origin, Recorder};
 
 /// A pause after `accept` fails for want of file descriptors or memory; accepting again at once would only spin.
@@ -176,13 +178,17 @@ async fn counted(context: Context, origin: Origin, served: impl Future<Output = 
 
 impl Context {
     fn new(settings: WorkerSettings) -> Self {
+        let random = Rc::new(Random::new(settings.seed));
+        let (captured, gateway) = (HttpSettings::captured(), HttpSettings::gateway());
+        let http = HttpWorker::new(captured, gateway, PoolLimits::default(), Rc::clone(&random));
         Self {
             tables: settings.tables,
             connector: (settings.connector)(),
             recorder: (settings.recorder)(),
             drain: settings.drain,
             open: settings.open,
-            random: Rc::new(Random::new(settings.seed)),
+            http: Rc::new(http),
+            random,
         }
     }
 }

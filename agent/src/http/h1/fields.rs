@@ -1,0 +1,172 @@
+//! The header section of a message, kept as ranges into one reused buffer: order, case and repetition as received.
+
+use std::ops::Range;
+
+/// A range of bytes in a head, which is never larger than 4 GiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Span {
+    start: u32,
+    end: u32,
+}
+
+impl Span {
+    /// The span of `part`, which lies within `whole`.
+    pub(super) fn within(whole: &[u8], part: &[u8]) -> Self {
+        let start = part.as_ptr().addr().saturating_sub(whole.as_ptr().addr());
+        Self::from(start..start + part.len())
+    }
+
+    pub(super) fn of(self, bytes: &[u8]) -> &[u8] {
+        &bytes[self.start as usize..self.end as usize]
+    }
+
+    pub(super) fn is_empty(self) -> bool {
+        self.start == self.end
+    }
+}
+
+impl From<Range<usize>> for Span {
+    fn from(range: Range<usize>) -> Self {
+        let bound = |at| u32::try_from(at).expect("heads are bounded far below 4 GiB");
+        Self { start: bound(range.start), end: bound(range.end) }
+    }
+}
+
+macro_rules! known_fields {
+    ($($variant:ident $name:literal,)*) => {
+        /// Fields that the proxy itself reads or writes.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[repr(u8)]
+        pub enum Known {
+            $(#[doc = concat!("`", $name, "`")] $variant,)*
+            /// Every other field.
+            Other,
+        }
+
+        impl Known {
+            /// Which field a name means, in any case.
+            pub fn of(name: &[u8]) -> Self {
+                match name.len() {
+                    $(len if len == $name.len() && name.eq_ignore_ascii_case($name.as_bytes()) => Self::$variant,)*
+                    _ => Self::Other,
+                }
+            }
+        }
+    };
+}
+
+known_fields! {
+    Te "te",
+    Via "via",
+    Host "host",
+    Date "date",
+    Expect "expect",
+    Upgrade "upgrade",
+    Connection "connection",
+    KeepAlive "keep-alive",
+    UserAgent "user-agent",
+    XRequestId "x-request-id",
+    ContentLength "content-length",
+    Http2Settings "http2-settings",
+    XForwardedFor "x-forwarded-for",
+    XForwardedHost "x-forwarded-host",
+    XForwardedProto "x-forwarded-proto",
+    ProxyConnection "proxy-connection",
+    TransferEncoding "transfer-encoding",
+}
+
+/// One field line.
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    name: Span,
+    value: Span,
+    known: Known,
+}
+
+/// One field line as seen from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Field<'a> {
+    /// The name, case kept.
+    pub name: &'a [u8],
+    /// The value without the space around it.
+    pub value: &'a [u8],
+    /// Which field it is.
+    pub known: Known,
+}
+
+/// A head's bytes and where its fields lie in them. Reused from message to message.
+#[derive(Debug, Default)]
+pub struct Fields {
+    bytes: Vec<u8>,
+    entries: Vec<Entry>,
+    seen: u32,
+}
+
+impl Fields {
+    /// Takes over a head and the fields that httparse found in it.
+    pub(super) fn assign(&mut self, head: &[u8], parsed: &[httparse::Header<'_>]) {
+        self.bytes.clear();
+        self.bytes.extend_from_slice(head);
+        self.entries.clear();
+        self.seen = 0;
+        for field in parsed {
+            let known = Known::of(field.name.as_bytes());
+            self.seen |= 1 << known as u8;
+            self.entries.push(Entry {
+                name: Span::within(head, field.name.as_bytes()),
+                value: Span::within(head, field.value),
+                known,
+            });
+        }
+    }
+
+    /// The bytes of the whole head.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Whether a known field is there.
+    pub fn has(&self, known: Known) -> bool {
+        self.seen & (1 << known as u8) != 0
+    }
+
+    /// All field lines in order.
+    pub fn iter(&self) -> impl Iterator<Item = Field<'_>> {
+        self.entries.iter().map(|entry| Field {
+            name: entry.name.of(&self.bytes),
+            value: entry.value.of(&self.bytes),
+            known: entry.known,
+        })
+    }
+
+    /// All values of a known field, in order.
+    pub fn all(&self, known: Known) -> impl Iterator<Item = &[u8]> {
+        let entries = if self.has(known) { &self.entries[..] } else { &[] };
+        entries.iter().filter(move |entry| entry.known == known).map(|entry| entry.value.of(&self.bytes))
+    }
+
+    /// The first value of a known field.
+    pub fn first(&self, known: Known) -> Option<&[u8]> {
+        self.all(known).next()
+    }
+
+    /// The first value of any field, by name in any case.
+    pub fn find(&self, name: &[u8]) -> Option<&[u8]> {
+        self.iter().find(|field| field.name.eq_ignore_ascii_case(name)).map(|field| field.value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_fields_are_found_in_any_case() {
+        assert_eq!(Known::of(b"HOST"), Known::Host);
+        assert_eq!(Known::of(b"transfer-Encoding"), Known::TransferEncoding);
+        assert_eq!(Known::of(b"x-request-id"), Known::XRequestId);
+        assert_eq!(Known::of(b"content_length"), Known::Other);
+        assert_eq!(Known::of(b"hos"), Known::Other);
+        assert_eq!(Known::of(b""), Known::Other);
+    }
+}

@@ -1,0 +1,139 @@
+//! Response heads.
+
+use std::mem::MaybeUninit;
+
+use super::fields::{Fields, Span};
+use super::framing::{ConnectionOptions, DeclaredLength, declared_length};
+use super::head::{Limits, MAX_FIELDS, Version, check_fields, explain_fields};
+use crate::http::Refusal;
+use crate::http::body::{Framing, ResponseFacts, response_framing};
+
+/// A response head, reused from response to response.
+#[derive(Debug, Default)]
+pub struct ResponseHead {
+    fields: Fields,
+    status: u16,
+    reason: Span,
+    version: Version,
+    framing: Framing,
+    connection: ConnectionOptions,
+}
+
+impl ResponseHead {
+    /// Parses a whole head that answers a HEAD request or another one.
+    pub fn parse(&mut self, head: &[u8], to_head: bool, limits: &Limits) -> Result<(), Refusal> {
+        let mut slots = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+        let mut parsed = httparse::Response::new(&mut []);
+        let config = httparse::ParserConfig::default();
+        match config.parse_response_with_uninit_headers(&mut parsed, head, &mut slots) {
+            Ok(httparse::Status::Complete(used)) if used == head.len() => {}
+            Ok(_) => return Err(Refusal::bad("head_malformed")),
+            Err(httparse::Error::TooManyHeaders) => return Err(Refusal::bad("header_too_many")),
+            Err(httparse::Error::Version) => return Err(Refusal::bad("version_malformed")),
+            Err(httparse::Error::Status | httparse::Error::Token) => {
+                return Err(Refusal::bad("status_malformed"));
+            }
+            Err(_) => return Err(explain_fields(head)),
+        }
+        check_fields(parsed.headers, limits)?;
+        self.status = parsed.code.unwrap_or_default();
+        if !(100..=599).contains(&self.status) {
+            return Err(Refusal::bad("status_out_of_range"));
+        }
+        let reason = parsed.reason.unwrap_or_default();
+        self.reason = if reason.is_empty() { Span::default() } else { Span::within(head, reason.as_bytes()) };
+        self.version = Version::from_minor(parsed.version);
+        self.fields.assign(head, parsed.headers);
+        let declared = declared_length(&self.fields, self.version)?;
+        self.framing = response_framing(ResponseFacts {
+            to_head,
+            status: self.status,
+            content_length: if let DeclaredLength::Length(length) = declared { Some(length) } else { None },
+            chunked: declared == DeclaredLength::Chunked,
+        });
+        self.connection = ConnectionOptions::read(&self.fields);
+        Ok(())
+    }
+
+    /// The fields.
+    pub fn fields(&self) -> &Fields {
+        &self.fields
+    }
+
+    /// The status.
+    pub fn status(&self) -> u16 {
+        self.status
+    }
+
+    /// The reason phrase; may be empty.
+    pub fn reason(&self) -> &[u8] {
+        self.reason.of(self.fields.bytes())
+    }
+
+    /// The version that the upstream declared.
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// How the body's end is told.
+    pub fn framing(&self) -> Framing {
+        self.framing
+    }
+
+    /// The connection's options.
+    pub fn connection(&self) -> ConnectionOptions {
+        self.connection
+    }
+
+    /// Whether another response follows for the same request: 1xx but 101.
+    pub fn is_interim(&self) -> bool {
+        self.status < 200 && self.status != 101
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(input: &str) -> Result<(u16, Framing, String), &'static str> {
+        let mut head = ResponseHead::default();
+        head.parse(input.as_bytes(), false, &Limits::default()).map_err(|refusal| refusal.reason)?;
+        Ok((head.status(), head.framing(), String::from_utf8_lossy(head.reason()).into_owned()))
+    }
+
+    #[test]
+    fn good_heads() {
+        let check = |input: &str, status, framing, reason: &str| {
+            assert_eq!(parse(input), Ok((status, framing, reason.to_owned())), "{input:?}");
+        };
+        check("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", 200, Framing::Length(5), "OK");
+        check("HTTP/1.1 200 \r\ntransfer-encoding: chunked\r\n\r\n", 200, Framing::Chunked, "");
+        check("HTTP/1.1 200\r\n\r\n", 200, Framing::UntilClose, "");
+        check("HTTP/1.0 404 Not Found\r\n\r\n", 404, Framing::UntilClose, "Not Found");
+        check("HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n", 204, Framing::None, "No Content");
+        check("HTTP/1.1 100 Continue\r\n\r\n", 100, Framing::None, "Continue");
+    }
+
+    #[test]
+    fn hostile_heads() {
+        let check = |input: &str, reason| assert_eq!(parse(input), Err(reason), "{input:?}");
+        check("HTTP/2.0 200 OK\r\n\r\n", "version_malformed");
+        check("hello\r\n\r\n", "version_malformed");
+        check("HTTP/1.1 20 OK\r\n\r\n", "status_malformed");
+        check("HTTP/1.1 2000 OK\r\n\r\n", "status_malformed");
+        check("HTTP/1.1 abc OK\r\n\r\n", "status_malformed");
+        check("HTTP/1.1 099 Low\r\n\r\n", "status_out_of_range");
+        check("HTTP/1.1 600 High\r\n\r\n", "status_out_of_range");
+        check("HTTP/1.1 200 OK\r\na : b\r\n\r\n", "header_space_before_colon");
+        check("HTTP/1.1 200 OK\r\na: b\r\n c\r\n\r\n", "header_obs_fold");
+        check("HTTP/1.1 200 OK\r\na: b\0\r\n\r\n", "header_control_byte");
+        check("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n", "content_length_repeated");
+        check("HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n", "content_length_malformed");
+        check("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "transfer_encoding_in_http10");
+        check(
+            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "transfer_encoding_with_content_length",
+        );
+        check("HTTP/1.1 200 OK\r\nTransfer-Encoding: xchunked\r\n\r\n", "transfer_encoding_not_chunked");
+    }
+}

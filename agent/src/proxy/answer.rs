@@ -1,0 +1,311 @@
+//! The answers that the agent gives itself: the only place that turns what went wrong into a status, a response flag
+//! and a reason code.
+
+use std::io;
+
+use bytes::BytesMut;
+
+use super::http::HttpWorker;
+use super::http::changes::write_field;
+use super::http::heads::{Fate, write_date, write_fate, write_status_line};
+use crate::http::Refusal;
+use crate::http::h1::Version;
+use crate::telemetry::Flag;
+
+/// Why a request did not get its upstream's answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Problem {
+    /// The client broke the protocol.
+    Refused(Refusal),
+    /// The client did not finish its head in time.
+    HeaderTimeout,
+    /// The client sent no more of its body, or took no more of the response.
+    BodyTimeout,
+    /// The client is gone.
+    ClientClosed,
+    /// No virtual host of the listener has the request's host.
+    NoHost,
+    /// No rule of the virtual host fits.
+    NoRoute,
+    /// The destination of the rule does not exist.
+    NoCluster {
+        /// What the rule's kind of document asks for.
+        status: u16,
+    },
+    /// No destination of the rule has any weight.
+    NoWeight,
+    /// The cluster has no ready endpoint.
+    NoEndpoint,
+    /// Connecting failed.
+    Connect(io::ErrorKind),
+    /// Connecting took too long.
+    ConnectTimeout,
+    /// The upstream closed or reset the connection before its answer.
+    UpstreamClosed,
+    /// The upstream closed or reset the connection within its answer.
+    UpstreamTruncated,
+    /// The upstream broke the protocol.
+    UpstreamProtocol(&'static str),
+    /// The request's time is over.
+    RequestTimeout,
+    /// One try's time is over.
+    TryTimeout,
+}
+
+impl Problem {
+    /// The answer's status; 0 where nobody is there to be answered.
+    pub fn status(self) -> u16 {
+        match self {
+            Self::Refused(refusal) => refusal.status,
+            Self::HeaderTimeout | Self::BodyTimeout => 408,
+            Self::ClientClosed => 0,
+            Self::NoHost | Self::NoRoute => 404,
+            Self::NoCluster { status } => status,
+            Self::NoWeight => 500,
+            Self::NoEndpoint | Self::Connect(_) | Self::ConnectTimeout | Self::UpstreamClosed => 503,
+            Self::UpstreamTruncated | Self::UpstreamProtocol(_) => 502,
+            Self::RequestTimeout | Self::TryTimeout => 504,
+        }
+    }
+
+    /// The response flag.
+    pub fn flag(self) -> Flag {
+        match self {
+            Self::Refused(_) => Flag::DownstreamProtocol,
+            Self::HeaderTimeout | Self::BodyTimeout => Flag::IdleTimeout,
+            Self::ClientClosed => Flag::DownstreamClosed,
+            Self::NoHost | Self::NoRoute => Flag::NoRoute,
+            Self::NoCluster { .. } | Self::NoWeight => Flag::NoCluster,
+            Self::NoEndpoint => Flag::NoHealthyUpstream,
+            Self::Connect(_) | Self::ConnectTimeout => Flag::UpstreamConnectFailure,
+            Self::UpstreamClosed | Self::UpstreamTruncated => Flag::UpstreamClosed,
+            Self::UpstreamProtocol(_) => Flag::UpstreamProtocol,
+            Self::RequestTimeout | Self::TryTimeout => Flag::UpstreamTimeout,
+        }
+    }
+
+    /// The reason code.
+    pub fn details(self) -> &'static str {
+        match self {
+            Self::Refused(refusal) => refusal.reason,
+            Self::HeaderTimeout => "header_timeout",
+            Self::BodyTimeout => "body_timeout",
+            Self::ClientClosed => "client_closed",
+            Self::NoHost => "host_not_found",
+            Self::NoRoute => "route_not_found",
+            Self::NoCluster { .. } => "destination_not_found",
+            Self::NoWeight => "destinations_without_weight",
+            Self::NoEndpoint => "no_ready_endpoint",
+            Self::Connect(kind) => connect_details(kind),
+            Self::ConnectTimeout => "connect_timeout",
+            Self::UpstreamClosed => "upstream_closed",
+            Self::UpstreamTruncated => "upstream_truncated",
+            Self::UpstreamProtocol(reason) => reason,
+            Self::RequestTimeout => "request_timeout",
+            Self::TryTimeout => "try_timeout",
+        }
+    }
+
+    /// The proxy error type (RFC 9209 section 2.3).
+    fn proxy_error(self) -> &'static str {
+        match self {
+            Self::Refused(_) | Self::HeaderTimeout | Self::BodyTimeout | Self::ClientClosed => {
+                "http_request_error"
+            }
+            Self::NoHost | Self::NoRoute => "destination_not_found",
+            Self::NoCluster { .. } | Self::NoWeight | Self::NoEndpoint => "destination_unavailable",
+            Self::Connect(io::ErrorKind::ConnectionRefused) => "connection_refused",
+            Self::Connect(io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable) => {
+                "destination_ip_unroutable"
+            }
+            Self::Connect(_) => "destination_unavailable",
+            Self::ConnectTimeout => "connection_timeout",
+            Self::UpstreamClosed => "connection_terminated",
+            Self::UpstreamTruncated => "http_response_incomplete",
+            Self::UpstreamProtocol(_) => "http_protocol_error",
+            Self::RequestTimeout | Self::TryTimeout => "http_response_timeout",
+        }
+    }
+
+    /// The answer; `None` where nobody is there to be answered.
+    pub fn answer(self) -> Option<Answer<'static>> {
+        let status = self.status();
+        let problem = (status != 0).then_some(self)?;
+        Some(Answer { status, problem: Some(problem), ..Answer::default() })
+    }
+}
+
+fn connect_details(kind: io::ErrorKind) -> &'static str {
+    match kind {
+        io::ErrorKind::ConnectionRefused => "connect_refused",
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => "connect_unreachable",
+        io::ErrorKind::ConnectionReset => "connect_reset",
+        io::ErrorKind::AddrNotAvailable | io::ErrorKind::AddrInUse => "connect_no_source_port",
+        _ => "connect_failed",
+    }
+}
+
+/// An answer by the agent itself.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Answer<'a> {
+    /// The status.
+    pub status: u16,
+    /// Where a redirect leads.
+    pub location: Option<&'a str>,
+    /// The body; an answer to a problem writes its own.
+    pub body: &'a [u8],
+    /// What went wrong.
+    pub problem: Option<Problem>,
+}
+
+/// What an answer depends on besides itself.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct AnswerTo {
+    /// The version that the client speaks.
+    pub client: Version,
+    /// Whether the request is a HEAD.
+    pub to_head: bool,
+    /// What becomes of the connection.
+    pub fate: Fate,
+}
+
+impl Answer<'_> {
+    /// Writes the head but for its end, so that a route can add fields; then see [`Self::finish`].
+    pub fn start(&self, to: AnswerTo, worker: &HttpWorker, out: &mut BytesMut) {
+        let reason = reason_phrase(self.status);
+        write_status_line(out, self.status, reason.as_bytes());
+        out.extend_from_slice(b"server: sluice\r\n");
+        write_date(worker, out);
+        if let Some(location) = self.location {
+            write_field(out, b"location", location.as_bytes());
+        }
+        if self.status == 405 {
+            // CONNECT is the only method that the agent itself refuses.
+            out.extend_from_slice(b"allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n");
+        }
+        if let Some(problem) = self.problem {
+            let (error, details) = (problem.proxy_error(), problem.details());
+            let value = format!("sluice; error={error}; details=\"{details}\"");
+            write_field(out, b"proxy-status", value.as_bytes());
+        }
+        let has_body = !matches!(self.status, 204 | 304);
+        if has_body {
+            let length = self.body_len().to_string();
+            if self.body_len() > 0 {
+                out.extend_from_slice(b"content-type: text/plain; charset=utf-8\r\n");
+            }
+            write_field(out, b"content-length", length.as_bytes());
+        }
+        write_fate(out, to.fate, to.client);
+    }
+
+    /// Ends the head and writes the body; gives the body's bytes.
+    pub fn finish(&self, to: AnswerTo, out: &mut BytesMut) -> u64 {
+        out.extend_from_slice(b"\r\n");
+        if to.to_head || matches!(self.status, 204 | 304) {
+            return 0;
+        }
+        match self.problem {
+            Some(problem) => {
+                out.extend_from_slice(reason_phrase(self.status).as_bytes());
+                out.extend_from_slice(b": ");
+                out.extend_from_slice(problem.details().as_bytes());
+                out.extend_from_slice(b"\n");
+            }
+            None => out.extend_from_slice(self.body),
+        }
+        self.body_len() as u64
+    }
+
+    fn body_len(&self) -> usize {
+        match self.problem {
+            Some(problem) => reason_phrase(self.status).len() + problem.details().len() + 3,
+            None => self.body.len(),
+        }
+    }
+}
+
+/// The registered phrase of a status that the agent or a route may answer with.
+fn reason_phrase(status: u16) -> &'static str {
+    match status {
+        200 => "OK",
+        201 => "Created",
+        202 => "Accepted",
+        204 => "No Content",
+        301 => "Moved Permanently",
+        302 => "Found",
+        303 => "See Other",
+        304 => "Not Modified",
+        307 => "Temporary Redirect",
+        308 => "Permanent Redirect",
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        408 => "Request Timeout",
+        410 => "Gone",
+        413 => "Content Too Large",
+        414 => "URI Too Long",
+        417 => "Expectation Failed",
+        418 => "I'm a Teapot",
+        421 => "Misdirected Request",
+        429 => "Too Many Requests",
+        431 => "Request Header Fields Too Large",
+        500 => "Internal Server Error",
+        501 => "Not Implemented",
+        502 => "Bad Gateway",
+        503 => "Service Unavailable",
+        504 => "Gateway Timeout",
+        505 => "HTTP Version Not Supported",
+        // The phrase means nothing to recipients and may be empty (RFC 9112 section 4).
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::PoolLimits;
+    use crate::proxy::http::HttpSettings;
+
+    #[test]
+    fn problems_have_status_flag_and_reason() {
+        let check = |problem: Problem, status, flag, details| {
+            assert_eq!((problem.status(), problem.flag(), problem.details()), (status, flag, details));
+        };
+        check(Problem::Refused(Refusal::bad("bare_lf")), 400, Flag::DownstreamProtocol, "bare_lf");
+        check(Problem::HeaderTimeout, 408, Flag::IdleTimeout, "header_timeout");
+        check(Problem::ClientClosed, 0, Flag::DownstreamClosed, "client_closed");
+        check(Problem::NoRoute, 404, Flag::NoRoute, "route_not_found");
+        check(Problem::NoCluster { status: 500 }, 500, Flag::NoCluster, "destination_not_found");
+        check(Problem::NoEndpoint, 503, Flag::NoHealthyUpstream, "no_ready_endpoint");
+        let refused = Problem::Connect(io::ErrorKind::ConnectionRefused);
+        check(refused, 503, Flag::UpstreamConnectFailure, "connect_refused");
+        check(Problem::ConnectTimeout, 503, Flag::UpstreamConnectFailure, "connect_timeout");
+        check(Problem::UpstreamClosed, 503, Flag::UpstreamClosed, "upstream_closed");
+        check(Problem::UpstreamProtocol("bare_lf"), 502, Flag::UpstreamProtocol, "bare_lf");
+        check(Problem::RequestTimeout, 504, Flag::UpstreamTimeout, "request_timeout");
+    }
+
+    #[test]
+    fn the_length_of_an_answer_is_true() {
+        let worker =
+            HttpWorker::new(HttpSettings::captured(), HttpSettings::gateway(), PoolLimits::default(), Rc::new(Random::new(1)));
+        let answers = [
+            Problem::NoRoute.answer().expect("an answer"),
+            Answer { status: 200, body: b"hello", ..Answer::default() },
+            Answer { status: 302, location: Some("http://a/"), ..Answer::default() },
+        ];
+        for answer in answers {
+            let to = AnswerTo { client: Version::Http11, to_head: false, fate: Fate::Keep };
+            let mut out = BytesMut::new();
+            answer.start(to, &worker, &mut out);
+            let bytes = answer.finish(to, &mut out);
+            let text = String::from_utf8_lossy(&out);
+            let (head, body) = text.split_once("\r\n\r\n").expect("a head");
+            assert!(head.contains(&format!("content-length: {}", body.len())), "{text}");
+            assert_eq!(bytes, body.len() as u64);
+        }
+    }
+}

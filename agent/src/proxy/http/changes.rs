@@ -1,0 +1,108 @@
+//! The header changes of a route and of its backend, applied while a head is written.
+
+use bytes::BytesMut;
+
+use crate::model::{HeaderChange, HeaderOp};
+
+/// The route's changes, then the backend's.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Changes<'a>(pub [&'a [HeaderOp]; 2]);
+
+impl Changes<'_> {
+    fn iter(&self) -> impl Iterator<Item = &HeaderOp> + Clone {
+        self.0.iter().copied().flatten()
+    }
+
+    /// Whether received (and own) values of a field go.
+    pub fn replaces(&self, name: &[u8]) -> bool {
+        self.iter().any(|op| replaces(op, name))
+    }
+
+    /// The authority that is set by way of the `host` field.
+    pub fn authority(&self) -> Option<&str> {
+        self.iter().filter(|op| is_authority(op)).fold(None, |last, op| match &op.change {
+            HeaderChange::Set(value) => Some(&**value),
+            HeaderChange::Add(_) | HeaderChange::Remove => last,
+        })
+    }
+
+    /// Writes the fields that are set or added and not taken away by a later change.
+    pub fn write(&self, out: &mut BytesMut) {
+        let mut rest = self.iter();
+        while let Some(op) = rest.next() {
+            let value = match &op.change {
+                HeaderChange::Set(value) | HeaderChange::Add(value) => value,
+                HeaderChange::Remove => continue,
+            };
+            let overruled = rest.clone().any(|later| replaces(later, op.name.as_bytes()));
+            if !overruled && !is_authority(op) {
+                write_field(out, op.name.as_bytes(), value.as_bytes());
+            }
+        }
+    }
+}
+
+fn replaces(op: &HeaderOp, name: &[u8]) -> bool {
+    !matches!(op.change, HeaderChange::Add(_)) && op.name.as_bytes().eq_ignore_ascii_case(name)
+}
+
+fn is_authority(op: &HeaderOp) -> bool {
+    &*op.name == "host" || &*op.name == ":authority"
+}
+
+/// Writes one field line.
+pub(in crate::proxy) fn write_field(out: &mut BytesMut, name: &[u8], value: &[u8]) {
+    out.reserve(name.len() + value.len() + 4);
+    out.extend_from_slice(name);
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn op(text: &str) -> HeaderOp {
+        let (name, change) = match (text.split_once('='), text.split_once('+')) {
+            (Some((name, value)), _) => (name, HeaderChange::Set(value.into())),
+            (None, Some((name, value))) => (name, HeaderChange::Add(value.into())),
+            (None, None) => (text, HeaderChange::Remove),
+        };
+        HeaderOp { name: name.into(), change }
+    }
+
+    #[test]
+    fn later_changes_overrule_earlier_ones() {
+        let check = |route: &[&str], backend: &[&str], written: &str, replaced: &[&str]| {
+            let route: Vec<_> = route.iter().map(|text| op(text)).collect();
+            let backend: Vec<_> = backend.iter().map(|text| op(text)).collect();
+            let changes = Changes([&route, &backend]);
+            let mut out = BytesMut::new();
+            changes.write(&mut out);
+            assert_eq!(String::from_utf8_lossy(&out), written, "{route:?} {backend:?}");
+            for name in ["a", "b"] {
+                assert_eq!(
+                    changes.replaces(name.as_bytes()),
+                    replaced.contains(&name),
+                    "{name} by {changes:?}"
+                );
+            }
+        };
+        check(&[], &[], "", &[]);
+        check(&["a=1"], &[], "a: 1\r\n", &["a"]);
+        check(&["a+1", "a+2"], &[], "a: 1\r\na: 2\r\n", &[]);
+        check(&["a=1", "a+2"], &["b"], "a: 1\r\na: 2\r\n", &["a", "b"]);
+        check(&["a+1"], &["a=2"], "a: 2\r\n", &["a"]);
+        check(&["a=1"], &["a"], "", &["a"]);
+        check(&["a"], &["a+1"], "a: 1\r\n", &["a"]);
+        check(&["host=x", "b+1"], &[], "b: 1\r\n", &["b"][..0]);
+    }
+
+    #[test]
+    fn the_last_authority_counts() {
+        let ops = [op("host=a"), op("x=y"), op("host=b"), op("host+c")];
+        assert_eq!(Changes([&ops, &[]]).authority(), Some("b"));
+        assert_eq!(Changes([&[], &[]]).authority(), None);
+    }
+}

@@ -1,0 +1,208 @@
+//! A client connection between requests: waiting, reading a head, closing.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep};
+
+use super::HttpSettings;
+use super::worker::{Buffers, make_room};
+use crate::balance::Pick;
+use crate::http::Refusal;
+use crate::http::h1::HeadScan;
+use crate::proxy::{Context, Downstream};
+use crate::telemetry::Origin;
+
+/// Empty lines that are passed over before a request line (RFC 9112 section 2.2).
+const MAX_EMPTY_LINES: u32 = 2;
+
+/// One client connection.
+pub(super) struct Connection {
+    pub(super) ctx: Context,
+    pub(super) settings: Rc<HttpSettings>,
+    pub(super) io: TcpStream,
+    pub(super) buffers: Box<Buffers>,
+    pub(super) peer: SocketAddr,
+    pub(super) original_destination: SocketAddr,
+    pub(super) origin: Origin,
+    pub(super) early: Option<(Pick, TcpStream)>,
+    /// Requests answered so far.
+    pub(super) served: u32,
+    /// One timer for all the waits between requests; it is set anew when it fires too early, not for each wait.
+    idle: Option<Pin<Box<Sleep>>>,
+}
+
+/// What reading a head came to.
+#[derive(Debug)]
+pub(super) enum HeadRead {
+    /// `buffers.head` holds a request.
+    Whole,
+    /// There is no further request.
+    Closed,
+    /// The client's bytes are no request.
+    Refused(Refusal),
+    /// The client began a head and did not finish it in time.
+    TooLate,
+}
+
+/// How a connection ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// Closed at once: both sides know that it is over.
+    Now,
+    /// Closed once the client has had time to read its answer, as it may still be sending.
+    Linger,
+    /// Reset, so that what it got of the answer is not taken for the whole.
+    Abort,
+}
+
+impl Connection {
+    /// Takes over an accepted connection.
+    pub fn new(ctx: Context, downstream: Downstream) -> Self {
+        let Downstream { io, read, peer, original_destination, origin, early } = downstream;
+        let settings = ctx.http.settings(&origin);
+        let mut buffers = ctx.http.take_buffers();
+        buffers.client_in.extend_from_slice(&read);
+        Self { ctx, settings, io, buffers, peer, original_destination, origin, early, served: 0, idle: None }
+    }
+
+    /// Whether the agent drains.
+    pub fn draining(&self) -> bool {
+        *self.ctx.drain.borrow()
+    }
+
+    /// Waits for the next request and reads its head.
+    pub async fn read_head(&mut self, drained: Pin<&mut impl Future<Output = ()>>) -> HeadRead {
+        self.buffers.next_request();
+        if self.buffers.client_in.is_empty() && !self.wait(drained).await {
+            return HeadRead::Closed;
+        }
+        let mut scan = HeadScan::default();
+        let mut empty_lines = 0;
+        let mut deadline = None;
+        loop {
+            while scan.is_fresh()
+                && self.buffers.client_in.starts_with(b"\r\n")
+                && empty_lines < MAX_EMPTY_LINES
+            {
+                self.buffers.client_in.advance(2);
+                empty_lines += 1;
+            }
+            // A lone CR may be half of an empty line.
+            if self.buffers.client_in[..] != b"\r"[..] {
+                match self.take_head(&mut scan) {
+                    Ok(true) => return HeadRead::Whole,
+                    Ok(false) => {}
+                    Err(refusal) => return HeadRead::Refused(refusal),
+                }
+            }
+            make_room(&mut self.buffers.client_in);
+            match read_until(&mut self.io, &mut self.buffers.client_in, deadline).await {
+                Ok(0) if self.buffers.client_in.is_empty() => return HeadRead::Closed,
+                Ok(0) => return HeadRead::Refused(Refusal::bad("head_truncated")),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => return HeadRead::TooLate,
+                Err(_) => return HeadRead::Closed,
+            }
+            if deadline.is_none() {
+                deadline = self.settings.header_timeout.map(|timeout| Instant::now() + timeout);
+            }
+        }
+    }
+
+    fn take_head(&mut self, scan: &mut HeadScan) -> Result<bool, Refusal> {
+        let Buffers { head, client_in, .. } = &mut *self.buffers;
+        if client_in.is_empty() {
+            return Ok(false);
+        }
+        let limits = &self.settings.request;
+        let Some(len) = scan.find_end(client_in, limits)? else { return Ok(false) };
+        head.parse(&client_in[..len], limits)?;
+        client_in.advance(len);
+        Ok(true)
+    }
+
+    /// Waits, without buffers, until there is something to read; false once the connection is to be closed instead.
+    async fn wait(&mut self, mut drained: Pin<&mut impl Future<Output = ()>>) -> bool {
+        self.ctx.http.keep_buffers(std::mem::take(&mut self.buffers));
+        let timeout =
+            if self.served == 0 { self.settings.header_timeout } else { self.settings.idle_timeout };
+        let until = timeout.map(|timeout| Instant::now() + timeout);
+        let (io, idle) = (&self.io, &mut self.idle);
+        let readable = poll_fn(|cx| io.poll_read_ready(cx));
+        let readable = tokio::select! {
+            biased;
+            readable = readable => readable.is_ok(),
+            () = drained.as_mut() => false,
+            () = idle_until(idle, until) => false,
+        };
+        self.buffers = self.ctx.http.take_buffers();
+        readable
+    }
+
+    /// Ends the connection.
+    pub async fn close(self, ending: Ending) {
+        let Self { ctx, settings, mut io, buffers, .. } = self;
+        match ending {
+            Ending::Now => {}
+            Ending::Abort => {
+                // Without a linger time the kernel would send FIN, which ends a close-delimited body. The socket is
+                // closed either way.
+                let _ = socket2::SockRef::from(&io).set_linger(Some(std::time::Duration::ZERO));
+            }
+            Ending::Linger => {
+                // What follows is only for the client to read its answer before unread bytes make the kernel reset.
+                let _ = tokio::time::timeout(settings.discard_time, linger(&mut io, settings.discard_bytes))
+                    .await;
+            }
+        }
+        ctx.http.keep_buffers(buffers);
+    }
+}
+
+async fn linger(io: &mut TcpStream, limit: u64) {
+    if io.shutdown().await.is_err() {
+        return;
+    }
+    let mut dropped = [0; 4096];
+    let mut left = limit;
+    while let Ok(bytes @ 1..) = io.read(&mut dropped).await {
+        left = left.saturating_sub(bytes as u64);
+        if left == 0 {
+            return;
+        }
+    }
+}
+
+async fn read_until(io: &mut TcpStream, into: &mut BytesMut, deadline: Option<Instant>) -> io::Result<usize> {
+    match deadline {
+        None => io.read_buf(into).await,
+        Some(at) => match tokio::time::timeout_at(at, io.read_buf(into)).await {
+            Ok(read) => read,
+            Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        },
+    }
+}
+
+/// Waits until `until` with a timer that is kept from wait to wait. A timer that was set for an earlier wait fires too
+/// early and is then set anew, which costs less than setting it for each wait.
+async fn idle_until(timer: &mut Option<Pin<Box<Sleep>>>, until: Option<Instant>) {
+    let Some(until) = until else { return std::future::pending().await };
+    loop {
+        let sleep = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
+        if sleep.deadline() > until {
+            sleep.as_mut().reset(until);
+        }
+        sleep.as_mut().await;
+        if Instant::now() >= until {
+            return;
+        }
+        sleep.as_mut().reset(until);
+    }
+}

@@ -1,0 +1,377 @@
+//! One request and its response over one upstream connection: both bodies stream at once, each in its own future.
+//!
+//! ```text
+//! client --> client_in --> upload: [request head, chunks, plain bytes] --> upstream
+//! client <-- download: [response head, chunks, plain bytes] <-- upstream_in <-- upstream
+//! ```
+//!
+//! Each direction reads only after what it read before has been written, so that a slow receiver holds its sender back
+//! and no more than a buffer of either body is in memory.
+
+use std::cell::Cell;
+use std::future::pending;
+use std::io;
+use std::pin::pin;
+use std::time::SystemTime;
+
+use bytes::{Buf, BytesMut};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::time::Instant;
+
+use super::HttpSettings;
+use super::changes::Changes;
+use super::heads::{Fate, ResponseWriter};
+use super::wire::{patient, write_parts};
+use super::worker::{Buffers, HttpWorker, ReadSize, make_room};
+use crate::http::body::{BodyError, BodyTransfer, Framing};
+use crate::http::h1::{HeadScan, RequestHead, ResponseHead, Version};
+use crate::proxy::answer::Problem;
+use crate::route::RequestView;
+
+/// Bytes that a client may send ahead (of its next request, or of a switch) while it is answered.
+const MAX_AHEAD_BYTES: usize = 16 * 1024;
+/// Interim responses passed on for one request.
+const MAX_INTERIM: u32 = 32;
+
+/// What an exchange needs to know.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Terms<'a> {
+    /// The worker.
+    pub worker: &'a HttpWorker,
+    /// The connection's settings.
+    pub settings: &'a HttpSettings,
+    /// The route's changes to the response.
+    pub changes: Changes<'a>,
+    /// Whether the client's connection may be kept.
+    pub may_keep: bool,
+    /// Whether the upstream may switch protocols.
+    pub may_switch: bool,
+    /// When the exchange must be over, and what it is then.
+    pub deadline: Option<(Instant, Problem)>,
+}
+
+/// How far an exchange came; shared by its two directions.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// Bytes that the upstream's socket took.
+    pub sent: Cell<u64>,
+    /// Whether the upstream said anything.
+    pub answered: Cell<bool>,
+    /// Whether the whole request is with the upstream.
+    pub uploaded: Cell<bool>,
+    /// Whether the client has been told to go on with its body.
+    pub continued: Cell<bool>,
+    /// Bytes that the client's socket took.
+    pub delivered: Cell<u64>,
+    /// The status of the response whose head is going to the client; 0: none yet.
+    pub status: Cell<u16>,
+    /// Body bytes to the client.
+    pub response_bytes: Cell<u64>,
+}
+
+/// What a finished exchange leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Finished {
+    /// What becomes of the client's connection.
+    pub fate: Fate,
+    /// Whether the upstream's connection is between two messages.
+    pub reusable: bool,
+}
+
+/// Runs an exchange to its end. The request's head is in `buffers.request`; `body` is left where the client's body
+/// stands.
+pub(super) async fn run(
+    terms: Terms<'_>,
+    buffers: &mut Buffers,
+    body: &mut BodyTransfer,
+    progress: &Progress,
+    (client, upstream): (&mut TcpStream, &mut TcpStream),
+) -> Result<Finished, Problem> {
+    let (client_read, client_write) = client.split();
+    let (upstream_read, upstream_write) = upstream.split();
+    let Buffers { head, response, client_in, client_out, upstream_in, upstream_out, request, .. } = buffers;
+    let upload =
+        Upload { terms, progress, client: client_read, upstream: upstream_write, client_in, upstream_out };
+    let download = Download {
+        terms,
+        progress,
+        head,
+        upstream: upstream_read,
+        client: client_write,
+        upstream_in,
+        client_out,
+    };
+    let mut finished = {
+        let download = pin!(download.run(response));
+        let upload = pin!(upload.run(request, body));
+        let deadline = pin!(deadline(terms.deadline));
+        tokio::select! {
+            biased;
+            finished = download => finished?,
+            problem = upload => return Err(problem),
+            problem = deadline => return Err(problem),
+        }
+    };
+    finished.reusable &= progress.uploaded.get() && upstream_in.is_empty();
+    Ok(finished)
+}
+
+async fn deadline(deadline: Option<(Instant, Problem)>) -> Problem {
+    match deadline {
+        Some((at, problem)) => {
+            tokio::time::sleep_until(at).await;
+            problem
+        }
+        None => pending().await,
+    }
+}
+
+/// The request's direction.
+struct Upload<'a> {
+    terms: Terms<'a>,
+    progress: &'a Progress,
+    client: ReadHalf<'a>,
+    upstream: WriteHalf<'a>,
+    client_in: &'a mut BytesMut,
+    upstream_out: &'a mut BytesMut,
+}
+
+impl Upload<'_> {
+    /// Sends the request; ends only with a problem of the client's. An upstream that takes no more is left to the other
+    /// direction, which may still get its answer.
+    async fn run(mut self, request: &[u8], body: &mut BodyTransfer) -> Problem {
+        let mut head = request;
+        let mut size = ReadSize::new();
+        loop {
+            if let Err(error) = body.stage(self.client_in, self.upstream_out) {
+                return client_body_problem(error);
+            }
+            let parts = [head, &self.upstream_out[..], &self.client_in[..body.direct()]];
+            if write_parts(&mut self.upstream, parts, None, &self.progress.sent).await.is_err() {
+                return pending().await;
+            }
+            head = &[];
+            take_direct(body, self.client_in);
+            self.upstream_out.clear();
+            if body.is_done() {
+                self.progress.uploaded.set(true);
+                size.settle(self.client_in);
+                return self.watch_client().await;
+            }
+            size.make_room(self.client_in);
+            match self.read_body().await {
+                Ok(bytes) => size.learn(bytes),
+                Err(problem) => return problem,
+            }
+        }
+    }
+
+    async fn read_body(&mut self) -> Result<usize, Problem> {
+        let patience = self.terms.settings.body_timeout;
+        match patient(patience, self.client.read_buf(self.client_in)).await {
+            Ok(0) => Err(Problem::ClientClosed),
+            Ok(bytes) => Ok(bytes),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(Problem::BodyTimeout),
+            Err(_) => Err(Problem::ClientClosed),
+        }
+    }
+
+    /// Reads ahead while the client is answered, which also tells when it is gone. A client that has only closed its
+    /// sending side still waits for its answer.
+    async fn watch_client(&mut self) -> Problem {
+        while self.client_in.len() < MAX_AHEAD_BYTES {
+            make_room(self.client_in);
+            match self.client.read_buf(self.client_in).await {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(_) => return Problem::ClientClosed,
+            }
+        }
+        pending().await
+    }
+}
+
+/// The response's direction.
+struct Download<'a> {
+    terms: Terms<'a>,
+    progress: &'a Progress,
+    head: &'a RequestHead,
+    upstream: ReadHalf<'a>,
+    client: WriteHalf<'a>,
+    upstream_in: &'a mut BytesMut,
+    client_out: &'a mut BytesMut,
+}
+
+impl Download<'_> {
+    async fn run(mut self, response: &mut ResponseHead) -> Result<Finished, Problem> {
+        let mut interim = 0;
+        loop {
+            self.read_head(response).await?;
+            if !response.is_interim() {
+                break;
+            }
+            interim += 1;
+            if interim > MAX_INTERIM {
+                return Err(Problem::UpstreamProtocol("interim_too_many"));
+            }
+            self.pass_interim(response).await?;
+        }
+        if response.status() == 101 {
+            return self.switch(response).await;
+        }
+        let framing = self.client_framing(response);
+        let fate = self.fate(framing);
+        self.write_head(response, framing, fate);
+        self.pass_body(response.status(), BodyTransfer::new(response.framing(), framing)).await?;
+        let reusable = response.version() == Version::Http11
+            && response.connection().persistent(response.version())
+            && response.framing() != Framing::UntilClose;
+        Ok(Finished { fate, reusable })
+    }
+
+    async fn read_head(&mut self, response: &mut ResponseHead) -> Result<(), Problem> {
+        let limits = &self.terms.settings.response;
+        let mut scan = HeadScan::default();
+        loop {
+            if !self.upstream_in.is_empty() {
+                let protocol = |refusal: crate::http::Refusal| Problem::UpstreamProtocol(refusal.reason);
+                if let Some(len) = scan.find_end(self.upstream_in, limits).map_err(protocol)? {
+                    let to_head = self.head.method() == "HEAD";
+                    response.parse(&self.upstream_in[..len], to_head, limits).map_err(protocol)?;
+                    self.upstream_in.advance(len);
+                    return Ok(());
+                }
+            }
+            make_room(self.upstream_in);
+            match self.upstream.read_buf(self.upstream_in).await {
+                Ok(0) if self.upstream_in.is_empty() => return Err(Problem::UpstreamClosed),
+                Ok(0) => return Err(Problem::UpstreamProtocol("head_truncated")),
+                Ok(_) => self.progress.answered.set(true),
+                Err(_) => return Err(Problem::UpstreamClosed),
+            }
+        }
+    }
+
+    /// HTTP/1.0 knows no interim responses.
+    async fn pass_interim(&mut self, response: &ResponseHead) -> Result<(), Problem> {
+        if self.head.version() == Version::Http10 {
+            return Ok(());
+        }
+        if response.status() == 100 {
+            self.progress.continued.set(true);
+        }
+        self.write_head(response, Framing::None, Fate::Keep);
+        self.flush(0).await
+    }
+
+    async fn switch(&mut self, response: &ResponseHead) -> Result<Finished, Problem> {
+        if !self.terms.may_switch {
+            return Err(Problem::UpstreamProtocol("upgrade_unasked"));
+        }
+        self.write_head(response, Framing::None, Fate::Switch);
+        self.progress.status.set(101);
+        self.flush(0).await?;
+        Ok(Finished { fate: Fate::Switch, reusable: false })
+    }
+
+    /// The framing that the client gets: as received where its version allows.
+    fn client_framing(&self, response: &ResponseHead) -> Framing {
+        match (response.framing(), self.head.version()) {
+            (Framing::Chunked | Framing::UntilClose, Version::Http11) => Framing::Chunked,
+            (Framing::Chunked | Framing::UntilClose, Version::Http10) => Framing::UntilClose,
+            (framing, _) => framing,
+        }
+    }
+
+    /// A client that waits for 100 and gets its answer instead may send the body or not; only closing tells its next
+    /// request from the body's bytes.
+    fn fate(&self, framing: Framing) -> Fate {
+        let body_in_doubt =
+            self.head.expects_continue() && !self.progress.continued.get() && !self.progress.uploaded.get();
+        let keep = self.terms.may_keep && framing != Framing::UntilClose && !body_in_doubt;
+        if keep { Fate::Keep } else { Fate::Close }
+    }
+
+    fn write_head(&mut self, response: &ResponseHead, framing: Framing, fate: Fate) {
+        let interim = response.is_interim();
+        let changes = if interim { Changes::default() } else { self.terms.changes };
+        ResponseWriter { head: response, client: self.head.version(), framing, fate, changes }
+            .write(self.terms.worker, self.client_out);
+    }
+
+    /// Passes the head that was written, and the body: in one write where they fit.
+    async fn pass_body(&mut self, status: u16, mut body: BodyTransfer) -> Result<(), Problem> {
+        let mut size = ReadSize::new();
+        loop {
+            let staged = body.stage(self.upstream_in, self.client_out);
+            self.progress.response_bytes.set(body.bytes());
+            staged.map_err(upstream_body_problem)?;
+            self.progress.status.set(status);
+            self.flush(body.direct()).await?;
+            take_direct(&mut body, self.upstream_in);
+            if body.is_done() {
+                size.settle(self.upstream_in);
+                return Ok(());
+            }
+            size.make_room(self.upstream_in);
+            match self.upstream.read_buf(self.upstream_in).await {
+                Ok(0) => body.close(self.client_out).map_err(upstream_body_problem)?,
+                Ok(bytes) => size.learn(bytes),
+                Err(_) => return Err(Problem::UpstreamTruncated),
+            }
+        }
+    }
+
+    /// Writes what is encoded and `direct` bytes as they came.
+    async fn flush(&mut self, direct: usize) -> Result<(), Problem> {
+        let parts = [&self.client_out[..], &self.upstream_in[..direct], &[]];
+        let patience = self.terms.settings.body_timeout;
+        match write_parts(&mut self.client, parts, patience, &self.progress.delivered).await {
+            Ok(()) => {
+                self.client_out.clear();
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(Problem::BodyTimeout),
+            Err(_) => Err(Problem::ClientClosed),
+        }
+    }
+}
+
+/// Drops the direct bytes from `input`: they have been written, or nobody will.
+pub(super) fn take_direct(body: &mut BodyTransfer, input: &mut BytesMut) {
+    let direct = body.direct();
+    input.advance(direct);
+    body.direct_written(direct);
+}
+
+fn client_body_problem(error: BodyError) -> Problem {
+    match error {
+        BodyError::Malformed(refusal) => Problem::Refused(refusal),
+        BodyError::Truncated => Problem::ClientClosed,
+    }
+}
+
+fn upstream_body_problem(error: BodyError) -> Problem {
+    match error {
+        BodyError::Malformed(refusal) => Problem::UpstreamProtocol(refusal.reason),
+        BodyError::Truncated => Problem::UpstreamTruncated,
+    }
+}
+
+/// When a request began, by the wall clock and by the monotonic one.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Start {
+    /// For records.
+    pub wall: SystemTime,
+    /// For durations and deadlines.
+    pub at: Instant,
+}
+
+impl Start {
+    /// Now.
+    pub fn now() -> Self {
+        Self { wall: SystemTime::now(), at: Instant::now() }
+    }
+}

@@ -1,0 +1,232 @@
+//! Heads as they are passed on: written anew from what was parsed, hop-by-hop fields left out, ours added.
+
+use std::io::Write as _;
+use std::net::IpAddr;
+use std::time::SystemTime;
+
+use bytes::{BufMut, BytesMut};
+
+use super::changes::{Changes, write_field};
+use super::worker::HttpWorker;
+use crate::http::body::Framing;
+use crate::http::h1::{ConnectionOptions, Fields, Known, RequestHead, ResponseHead, Version};
+use crate::http::hop;
+use crate::route::RequestView;
+
+/// What a request's head becomes.
+#[derive(Debug)]
+pub(super) struct RequestWriter<'a> {
+    /// The head as received.
+    pub head: &'a RequestHead,
+    /// The new path and query, where a rewrite gives one.
+    pub target: Option<&'a str>,
+    /// The authority that the upstream sees.
+    pub authority: &'a str,
+    /// The route's changes.
+    pub changes: Changes<'a>,
+    /// The client's address.
+    pub client: IpAddr,
+    /// The request's id.
+    pub request_id: &'a str,
+    /// Whether `x-forwarded-proto` stays where the client sent it.
+    pub trust_forwarded_proto: bool,
+    /// The protocol to switch to.
+    pub upgrade: Option<&'a [u8]>,
+}
+
+impl RequestWriter<'_> {
+    /// Writes the whole head.
+    pub fn write(&self, out: &mut BytesMut) {
+        out.reserve(1024);
+        self.write_request_line(out);
+        write_field(out, b"host", self.authority.as_bytes());
+        let fields = self.head.fields();
+        let named = self.head.connection().names_fields;
+        for field in fields.iter() {
+            let skip = hop::ends_here(field.known)
+                || self.is_written_anew(field.known)
+                || (named && is_named(fields, field.name))
+                || self.changes.replaces(field.name);
+            if !skip {
+                write_field(out, field.name, field.value);
+            }
+        }
+        self.write_own(out);
+        self.changes.write(out);
+        out.extend_from_slice(b"\r\n");
+    }
+
+    fn write_request_line(&self, out: &mut BytesMut) {
+        out.extend_from_slice(self.head.method().as_bytes());
+        out.put_u8(b' ');
+        match self.target {
+            Some(target) => out.extend_from_slice(target.as_bytes()),
+            None => {
+                out.extend_from_slice(self.head.path().as_bytes());
+                if let Some(query) = self.head.query() {
+                    out.put_u8(b'?');
+                    out.extend_from_slice(query.as_bytes());
+                }
+            }
+        }
+        out.extend_from_slice(b" HTTP/1.1\r\n");
+    }
+
+    fn is_written_anew(&self, known: Known) -> bool {
+        match known {
+            Known::Host | Known::XForwardedFor | Known::XRequestId => true,
+            Known::XForwardedProto => !self.trust_forwarded_proto,
+            // An expectation in HTTP/1.0 means nothing; passed on in HTTP/1.1 it would.
+            Known::Expect => !self.head.expects_continue(),
+            _ => false,
+        }
+    }
+
+    fn write_own(&self, out: &mut BytesMut) {
+        let fields = self.head.fields();
+        if !self.changes.replaces(b"x-forwarded-for") {
+            out.extend_from_slice(b"x-forwarded-for: ");
+            for value in fields.all(Known::XForwardedFor).filter(|value| !value.is_empty()) {
+                out.extend_from_slice(value);
+                out.extend_from_slice(b", ");
+            }
+            write_address(out, self.client);
+        }
+        let kept_proto = self.trust_forwarded_proto && fields.has(Known::XForwardedProto);
+        if !kept_proto && !self.changes.replaces(b"x-forwarded-proto") {
+            write_field(out, b"x-forwarded-proto", self.head.scheme().as_bytes());
+        }
+        let authority = self.head.authority();
+        let has_host = fields.has(Known::XForwardedHost) || authority.is_empty();
+        if !has_host && !self.changes.replaces(b"x-forwarded-host") {
+            write_field(out, b"x-forwarded-host", authority.as_bytes());
+        }
+        if !self.changes.replaces(b"x-request-id") {
+            write_field(out, b"x-request-id", self.request_id.as_bytes());
+        }
+        write_via(out, self.head.version());
+        if self.head.framing() == Framing::Chunked {
+            out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+        }
+        let trailers = fields.all(Known::Te).any(|value| value.eq_ignore_ascii_case(b"trailers"));
+        if trailers {
+            out.extend_from_slice(b"te: trailers\r\n");
+        }
+        if let Some(protocol) = self.upgrade {
+            write_field(out, b"upgrade", protocol);
+        }
+        match (self.upgrade.is_some(), trailers) {
+            (true, true) => out.extend_from_slice(b"connection: upgrade, te\r\n"),
+            (true, false) => out.extend_from_slice(b"connection: upgrade\r\n"),
+            (false, true) => out.extend_from_slice(b"connection: te\r\n"),
+            (false, false) => {}
+        }
+    }
+}
+
+/// What becomes of the client's connection after a response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::proxy) enum Fate {
+    /// It is kept.
+    Keep,
+    /// It is closed.
+    Close,
+    /// It becomes a tunnel.
+    Switch,
+}
+
+/// What a response's head becomes.
+#[derive(Debug)]
+pub(super) struct ResponseWriter<'a> {
+    /// The head as received.
+    pub head: &'a ResponseHead,
+    /// The version that the client speaks.
+    pub client: Version,
+    /// How the client is told the body's end.
+    pub framing: Framing,
+    /// What becomes of the client's connection.
+    pub fate: Fate,
+    /// The route's changes.
+    pub changes: Changes<'a>,
+}
+
+impl ResponseWriter<'_> {
+    /// Writes the whole head.
+    pub fn write(&self, worker: &HttpWorker, out: &mut BytesMut) {
+        out.reserve(1024);
+        write_status_line(out, self.head.status(), self.head.reason());
+        let fields = self.head.fields();
+        let named = self.head.connection().names_fields;
+        let no_length = self.head.status() < 200 || self.head.status() == 204;
+        for field in fields.iter() {
+            let skip = hop::ends_here(field.known)
+                || (no_length && field.known == Known::ContentLength)
+                || (named && is_named(fields, field.name))
+                || self.changes.replaces(field.name);
+            if !skip {
+                write_field(out, field.name, field.value);
+            }
+        }
+        if self.head.status() >= 200 && !fields.has(Known::Date) && !self.changes.replaces(b"date") {
+            write_date(worker, out);
+        }
+        write_via(out, self.head.version());
+        if self.framing == Framing::Chunked {
+            out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+        }
+        if self.fate == Fate::Switch {
+            for value in fields.all(Known::Upgrade) {
+                write_field(out, b"upgrade", value);
+            }
+        }
+        if !self.head.is_interim() {
+            write_fate(out, self.fate, self.client);
+        }
+        self.changes.write(out);
+        out.extend_from_slice(b"\r\n");
+    }
+}
+
+/// Writes a status line.
+pub(in crate::proxy) fn write_status_line(out: &mut BytesMut, status: u16, reason: &[u8]) {
+    out.extend_from_slice(b"HTTP/1.1 ");
+    let digit = |place: u16| b'0' + u8::try_from(status / place % 10).unwrap_or_default();
+    out.extend_from_slice(&[digit(100), digit(10), digit(1), b' ']);
+    out.extend_from_slice(reason);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Writes the `Date` field.
+pub(in crate::proxy) fn write_date(worker: &HttpWorker, out: &mut BytesMut) {
+    out.extend_from_slice(b"date: ");
+    worker.write_date(SystemTime::now(), out);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Writes the `Connection` field where the version's default does not say it.
+pub(in crate::proxy) fn write_fate(out: &mut BytesMut, fate: Fate, client: Version) {
+    match (fate, client) {
+        (Fate::Switch, _) => out.extend_from_slice(b"connection: upgrade\r\n"),
+        (Fate::Close, _) => out.extend_from_slice(b"connection: close\r\n"),
+        (Fate::Keep, Version::Http10) => out.extend_from_slice(b"connection: keep-alive\r\n"),
+        (Fate::Keep, Version::Http11) => {}
+    }
+}
+
+fn write_via(out: &mut BytesMut, received: Version) {
+    out.extend_from_slice(match received {
+        Version::Http10 => b"via: 1.0 sluice\r\n",
+        Version::Http11 => b"via: 1.1 sluice\r\n",
+    });
+}
+
+/// Writes an address and ends the line; v4 clients of a v6 socket as v4.
+fn write_address(out: &mut BytesMut, address: IpAddr) {
+    // Writing to a buffer that grows can't fail.
+    let _ = write!(out.writer(), "{}\r\n", address.to_canonical());
+}
+
+/// Whether `Connection` takes a field away, and may.
+fn is_named(fields: &Fields, name: &[u8]) -> bool {
+    ConnectionOptions::names(fields, name) && !hop::is_protected(name)
+}

@@ -1,0 +1,95 @@
+//! What is remembered of a request until its record is made.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::connection::Connection;
+use super::exchange::Start;
+use crate::compile::{Cluster, Route, Upstream};
+use crate::http::h1::{Known, RequestHead};
+use crate::model::Workload;
+use crate::proxy::answer::Problem;
+use crate::route::RequestView;
+use crate::telemetry::{RequestRecord, ResponseFlags};
+
+/// A request's way so far.
+#[derive(Debug)]
+pub(super) struct Trail<'t> {
+    /// When it began.
+    pub start: Start,
+    /// The client's pod.
+    pub source: Option<&'t Arc<Workload>>,
+    /// The route that took it.
+    pub route: Option<&'t Route>,
+    /// The cluster that it was sent to.
+    pub cluster: Option<&'t Cluster>,
+    /// The endpoint that it was sent to.
+    pub endpoint: Option<Arc<Upstream>>,
+    /// The address that it was sent to.
+    pub upstream: Option<SocketAddr>,
+    /// The status that the client got; 0 for none.
+    pub status: u16,
+    /// Why it ended so.
+    pub flags: ResponseFlags,
+    /// What exactly was wrong.
+    pub details: &'static str,
+    /// Body bytes from the client.
+    pub request_bytes: u64,
+    /// Body bytes to the client.
+    pub response_bytes: u64,
+}
+
+impl<'t> Trail<'t> {
+    /// The trail of a request that has just been read.
+    pub fn new(start: Start, source: Option<&'t Arc<Workload>>) -> Self {
+        Self {
+            start,
+            source,
+            route: None,
+            cluster: None,
+            endpoint: None,
+            upstream: None,
+            status: 0,
+            flags: ResponseFlags::default(),
+            details: "",
+            request_bytes: 0,
+            response_bytes: 0,
+        }
+    }
+
+    /// Notes what went wrong.
+    pub fn fail(&mut self, problem: Problem) {
+        self.flags.insert(problem.flag());
+        self.details = problem.details();
+    }
+}
+
+impl Connection {
+    /// Hands the record over. `head` is `None` where it could not be read.
+    pub(super) fn record(&self, trail: &Trail<'_>, head: Option<&RequestHead>) {
+        let user_agent = head.and_then(|head| head.fields().first(Known::UserAgent)).unwrap_or_default();
+        self.ctx.recorder.request(&RequestRecord {
+            start: trail.start.wall,
+            duration: trail.start.at.elapsed(),
+            origin: &self.origin,
+            peer: self.peer,
+            original_destination: self.original_destination,
+            source: trail.source,
+            cluster: trail.cluster.map(|cluster| &cluster.key),
+            upstream: trail.upstream,
+            destination: trail.endpoint.as_ref().and_then(|endpoint| endpoint.workload.as_ref()),
+            route: trail.route.map(|route| &route.name),
+            method: head.map_or("-", RequestHead::method),
+            authority: head.map_or("", RequestHead::authority),
+            path: head.map_or("", RequestHead::raw_target),
+            protocol: head.map_or("HTTP/1.1", |head| head.version().as_str()),
+            status: trail.status,
+            flags: trail.flags,
+            details: trail.details,
+            request_bytes: trail.request_bytes,
+            response_bytes: trail.response_bytes,
+            request_id: &self.buffers.request_id,
+            user_agent: std::str::from_utf8(user_agent).unwrap_or_default(),
+        });
+    }
+}

@@ -1,0 +1,374 @@
+//! One request, from its head to the last byte of its answer.
+
+use std::cell::Cell;
+use std::sync::Arc;
+
+use tokio::io::AsyncReadExt;
+use tokio::time::Instant;
+
+use super::changes::Changes;
+use super::connection::{Connection, Ending};
+use super::exchange::{self, Finished, Progress, Start, Terms, take_direct};
+use super::heads::{Fate, RequestWriter};
+use super::plan::{Entry, Plan, Planned, plan};
+use super::record::Trail;
+use super::upstream::{Goal, UpstreamConnection, Wanted};
+use super::wire::write_parts;
+use super::worker::{Buffers, make_room};
+use crate::compile::RoutingTable;
+use crate::http::body::{BodyTransfer, Framing};
+use crate::http::h1::{Known, Version};
+use crate::pool::Liveness;
+use crate::proxy::answer::{Answer, AnswerTo, Problem};
+use crate::route::{RequestView, redirect_location, rewrite_path};
+
+/// The longest `x-request-id` that is taken from a client.
+const MAX_REQUEST_ID_BYTES: usize = 256;
+/// The bytes that each direction of a tunnel holds.
+const TUNNEL_BUFFER_BYTES: usize = 32 * 1024;
+
+impl Connection {
+    /// Answers the request in `buffers.head`; gives how the connection ends, or nothing where it goes on.
+    pub(super) async fn respond(&mut self) -> Option<Ending> {
+        let start = Start::now();
+        let table = self.ctx.tables.load_full();
+        self.served = self.served.saturating_add(1);
+        self.choose_request_id();
+        let source = table.workloads.get(&self.peer.ip().to_canonical());
+        let mut trail = Trail::new(start, source);
+        let planned = self.plan(&table, &trail);
+        trail.route = planned.route.map(|matched| &**matched.route);
+        let ending = match planned.plan {
+            Plan::Forward { cluster, .. } => {
+                trail.cluster = Some(cluster);
+                self.forward(Goal::Cluster(cluster), &planned, &mut trail).await
+            }
+            Plan::Original => {
+                self.forward(Goal::Address(self.original_destination), &planned, &mut trail).await
+            }
+            Plan::Redirect(redirect) => {
+                let location = planned.route.map(|matched| {
+                    redirect_location(
+                        &matched,
+                        redirect,
+                        &self.buffers.head,
+                        self.original_destination.port(),
+                    )
+                });
+                let answer =
+                    Answer { status: redirect.status, location: location.as_deref(), ..Answer::default() };
+                self.answer(answer, planned.response_changes(), &mut trail).await
+            }
+            Plan::Respond(response) => {
+                let answer = Answer { status: response.status, body: &response.body, ..Answer::default() };
+                self.answer(answer, planned.response_changes(), &mut trail).await
+            }
+            Plan::Fail(problem) => self.fail(problem, &mut trail).await,
+        };
+        self.record(&trail, Some(&self.buffers.head));
+        ending
+    }
+
+    /// Answers a head that could not be read, and records it.
+    pub(super) async fn refuse(&mut self, problem: Problem) -> Ending {
+        let table = self.ctx.tables.load_full();
+        let mut trail = Trail::new(Start::now(), table.workloads.get(&self.peer.ip().to_canonical()));
+        trail.fail(problem);
+        trail.status = problem.status();
+        if let Some(answer) = problem.answer() {
+            let to = AnswerTo { client: Version::Http11, to_head: false, fate: Fate::Close };
+            trail.response_bytes =
+                self.write_answer(answer, to, Changes::default()).await.unwrap_or_default();
+        }
+        self.record(&trail, None);
+        Ending::Linger
+    }
+
+    fn plan<'t>(&self, table: &'t RoutingTable, trail: &Trail<'t>) -> Planned<'t> {
+        let entry = Entry {
+            origin: &self.origin,
+            original_destination: self.original_destination,
+            source: trail.source.map(|source| &**source),
+        };
+        plan(table, &self.buffers.head, entry)
+    }
+
+    /// Keeps the client's request id where it is one, else makes one.
+    fn choose_request_id(&mut self) {
+        let Buffers { head, request_id, .. } = &mut *self.buffers;
+        let given = head.fields().first(Known::XRequestId).and_then(|value| std::str::from_utf8(value).ok());
+        match given {
+            Some(id) if !id.is_empty() && id.len() <= MAX_REQUEST_ID_BYTES => request_id.push_str(id),
+            _ => self.ctx.http.write_request_id(request_id),
+        }
+    }
+
+    /// Whether the client's connection may be kept after this request.
+    fn may_keep(&self) -> bool {
+        let head = &self.buffers.head;
+        let more = self.settings.max_requests.is_none_or(|max| self.served < max);
+        head.connection().persistent(head.version()) && more && !self.draining()
+    }
+
+    /// Sends the request on, once more on a new connection where a kept one turned out to be closed.
+    async fn forward(
+        &mut self,
+        goal: Goal<'_>,
+        planned: &Planned<'_>,
+        trail: &mut Trail<'_>,
+    ) -> Option<Ending> {
+        self.write_request(planned);
+        let framing = self.buffers.head.framing();
+        let mut body = BodyTransfer::new(framing, framing);
+        let deadline = deadline(planned, trail.start.at);
+        // A request with a body can't be sent twice, so the kernel is asked whether the connection still lives.
+        let liveness = if framing.is_empty() { Liveness::Heard } else { Liveness::Asked };
+        let mut wanted = Wanted { kept: Some(liveness), deadline };
+        loop {
+            let mut upstream = match self.acquire(goal, wanted).await {
+                Ok(upstream) => upstream,
+                Err(problem) => return self.fail(problem, trail).await,
+            };
+            trail.upstream = Some(upstream.key.address);
+            trail.endpoint = upstream.pick.as_ref().map(|pick| Arc::clone(pick.upstream()));
+            let progress = Progress::default();
+            let result = self.exchange(&mut upstream, &mut body, planned, (&progress, deadline)).await;
+            trail.request_bytes = body.bytes();
+            trail.response_bytes = progress.response_bytes.get();
+            match result {
+                Ok(finished) => {
+                    trail.status = progress.status.get();
+                    return self.finish(upstream, finished, body, trail).await;
+                }
+                Err(Problem::UpstreamClosed) if upstream.reused && self.may_retry(&progress) => {
+                    wanted.kept = None;
+                    self.buffers.upstream_in.clear();
+                }
+                Err(problem) => return self.give_up(problem, &progress, body, trail).await,
+            }
+        }
+    }
+
+    /// Whether a request that a kept connection did not answer may be sent again: nothing of it was taken, or it may be
+    /// run twice and is still whole here.
+    fn may_retry(&self, progress: &Progress) -> bool {
+        let head = &self.buffers.head;
+        let untouched = progress.sent.get() == 0 || head.is_idempotent();
+        head.framing().is_empty() && untouched && !progress.answered.get()
+    }
+
+    fn write_request(&mut self, planned: &Planned<'_>) {
+        let changes = planned.request_changes();
+        let Buffers { head, request, request_id, .. } = &mut *self.buffers;
+        let mut target = None;
+        let mut authority = changes.authority();
+        if let (Plan::Forward { forward, .. }, Some(matched)) = (planned.plan, planned.route) {
+            let rewrite = forward.rewrite.path.as_ref();
+            target = rewrite.map(|rewrite| rewrite_path(&matched, rewrite, head.path(), head.query()));
+            authority = authority.or(forward.rewrite.authority.as_deref());
+        }
+        let fallback;
+        let authority = match (authority, head.authority()) {
+            (Some(set), _) => set,
+            (None, "") => {
+                fallback = self.original_destination.to_string();
+                &fallback
+            }
+            (None, received) => received,
+        };
+        RequestWriter {
+            head,
+            target: target.as_deref(),
+            authority,
+            changes,
+            client: self.peer.ip(),
+            request_id,
+            trust_forwarded_proto: self.settings.trust_forwarded_proto,
+            upgrade: if self.settings.upgrades { head.upgrade() } else { None },
+        }
+        .write(request);
+    }
+
+    async fn exchange(
+        &mut self,
+        upstream: &mut UpstreamConnection,
+        body: &mut BodyTransfer,
+        planned: &Planned<'_>,
+        (progress, deadline): (&Progress, Option<(Instant, Problem)>),
+    ) -> Result<Finished, Problem> {
+        let terms = Terms {
+            worker: &self.ctx.http,
+            settings: &self.settings,
+            changes: planned.response_changes(),
+            may_keep: self.may_keep(),
+            may_switch: self.settings.upgrades && self.buffers.head.upgrade().is_some(),
+            deadline,
+        };
+        exchange::run(terms, &mut self.buffers, body, progress, (&mut self.io, &mut upstream.io)).await
+    }
+
+    /// The response is with the client: keeps what can be kept.
+    async fn finish(
+        &mut self,
+        upstream: UpstreamConnection,
+        finished: Finished,
+        body: BodyTransfer,
+        trail: &mut Trail<'_>,
+    ) -> Option<Ending> {
+        match finished.fate {
+            Fate::Switch => return Some(self.tunnel(upstream, trail).await),
+            Fate::Keep | Fate::Close if finished.reusable => {
+                self.ctx.http.pool().put(upstream.key, upstream.io)
+            }
+            Fate::Keep | Fate::Close => {}
+        }
+        self.settle(finished.fate, body).await
+    }
+
+    /// The request's answer is out; decides about the connection. What is left of the body is read and dropped within
+    /// bounds, else its bytes would be taken for the next request.
+    async fn settle(&mut self, fate: Fate, mut body: BodyTransfer) -> Option<Ending> {
+        let done = body.is_done();
+        if fate != Fate::Keep {
+            let quiet = done && self.buffers.client_in.is_empty();
+            return Some(if quiet { Ending::Now } else { Ending::Linger });
+        }
+        if done {
+            return None;
+        }
+        let discard = tokio::time::timeout(self.settings.discard_time, self.discard(&mut body)).await;
+        if discard.unwrap_or(false) { None } else { Some(Ending::Linger) }
+    }
+
+    async fn discard(&mut self, body: &mut BodyTransfer) -> bool {
+        let limit = body.bytes().saturating_add(self.settings.discard_bytes);
+        let Buffers { client_in, upstream_out, .. } = &mut *self.buffers;
+        loop {
+            take_direct(body, client_in);
+            upstream_out.clear();
+            if body.is_done() {
+                return true;
+            }
+            if body.bytes() > limit || body.stage(client_in, upstream_out).is_err() {
+                return false;
+            }
+            if body.is_done() || body.direct() > 0 {
+                continue;
+            }
+            make_room(client_in);
+            if !matches!(self.io.read_buf(client_in).await, Ok(1..)) {
+                return false;
+            }
+        }
+    }
+
+    /// The exchange failed: answers where nothing has been sent to the client, else cuts the connection.
+    async fn give_up(
+        &mut self,
+        problem: Problem,
+        progress: &Progress,
+        body: BodyTransfer,
+        trail: &mut Trail<'_>,
+    ) -> Option<Ending> {
+        trail.fail(problem);
+        trail.status = progress.status.get();
+        let interim_cut = progress.delivered.get() > 0 && !self.buffers.client_out.is_empty();
+        if trail.status != 0 || interim_cut {
+            return Some(Ending::Abort);
+        }
+        self.buffers.client_out.clear();
+        let Some(answer) = problem.answer() else { return Some(Ending::Now) };
+        trail.status = answer.status;
+        // A body whose end is not known can't be told from the next request.
+        let sound = !matches!(problem, Problem::Refused(_) | Problem::BodyTimeout);
+        let in_doubt = !body.is_done() && self.buffers.head.expects_continue();
+        let fate = if self.may_keep() && sound && !in_doubt { Fate::Keep } else { Fate::Close };
+        match self.send(answer, fate, Changes::default()).await {
+            Some(bytes) => trail.response_bytes = bytes,
+            None => return Some(Ending::Now),
+        }
+        self.settle(fate, body).await
+    }
+
+    /// Answers a request that found no upstream; its body has not been touched.
+    async fn fail(&mut self, problem: Problem, trail: &mut Trail<'_>) -> Option<Ending> {
+        trail.fail(problem);
+        let answer = problem.answer()?;
+        self.answer(answer, Changes::default(), trail).await
+    }
+
+    /// Gives an answer of our own to a request whose body has not been touched.
+    async fn answer(
+        &mut self,
+        answer: Answer<'_>,
+        changes: Changes<'_>,
+        trail: &mut Trail<'_>,
+    ) -> Option<Ending> {
+        let framing = self.buffers.head.framing();
+        let body = BodyTransfer::new(framing, Framing::Chunked);
+        let in_doubt = !framing.is_empty() && self.buffers.head.expects_continue();
+        let fate = if self.may_keep() && !in_doubt { Fate::Keep } else { Fate::Close };
+        let Some(bytes) = self.send(answer, fate, changes).await else {
+            trail.fail(Problem::ClientClosed);
+            return Some(Ending::Now);
+        };
+        (trail.status, trail.response_bytes) = (answer.status, bytes);
+        self.settle(fate, body).await
+    }
+
+    async fn send(&mut self, answer: Answer<'_>, fate: Fate, changes: Changes<'_>) -> Option<u64> {
+        let head = &self.buffers.head;
+        let to = AnswerTo { client: head.version(), to_head: head.method() == "HEAD", fate };
+        self.write_answer(answer, to, changes).await
+    }
+
+    async fn write_answer(&mut self, answer: Answer<'_>, to: AnswerTo, changes: Changes<'_>) -> Option<u64> {
+        let out = &mut self.buffers.client_out;
+        answer.start(to, &self.ctx.http, out);
+        changes.write(out);
+        let bytes = answer.finish(to, out);
+        let patience = self.settings.body_timeout;
+        let sent = write_parts(&mut self.io, [&out[..], &[], &[]], patience, &Cell::new(0)).await;
+        out.clear();
+        sent.ok().map(|()| bytes)
+    }
+
+    /// Copies both ways until both sides have closed theirs. What either sent ahead goes first.
+    async fn tunnel(&mut self, mut upstream: UpstreamConnection, trail: &mut Trail<'_>) -> Ending {
+        let Buffers { client_in, upstream_in, .. } = &mut *self.buffers;
+        let (to_upstream, to_client) = (Cell::new(0), Cell::new(0));
+        let ahead = tokio::try_join!(
+            write_parts(&mut upstream.io, [&client_in[..], &[], &[]], None, &to_upstream),
+            write_parts(&mut self.io, [&upstream_in[..], &[], &[]], None, &to_client),
+        );
+        client_in.clear();
+        upstream_in.clear();
+        (trail.request_bytes, trail.response_bytes) = (to_upstream.get(), to_client.get());
+        if ahead.is_err() {
+            return Ending::Now;
+        }
+        let (client, upstream) = (&mut self.io, &mut upstream.io);
+        let copy = tokio::io::copy_bidirectional_with_sizes(
+            client,
+            upstream,
+            TUNNEL_BUFFER_BYTES,
+            TUNNEL_BUFFER_BYTES,
+        );
+        if let Ok((sent, received)) = copy.await {
+            trail.request_bytes += sent;
+            trail.response_bytes += received;
+        }
+        Ending::Now
+    }
+}
+
+/// When a request must be over: the sooner of its own time and of its one try's.
+fn deadline(planned: &Planned<'_>, start: Instant) -> Option<(Instant, Problem)> {
+    let route = planned.route?.route;
+    let whole = route.timeout.map(|timeout| (start + timeout, Problem::RequestTimeout));
+    let try_ = route.try_timeout.map(|timeout| (start + timeout, Problem::TryTimeout));
+    match (whole, try_) {
+        (Some(whole), Some(try_)) => Some(if try_.0 < whole.0 { try_ } else { whole }),
+        (whole, try_) => whole.or(try_),
+    }
+}

@@ -1,0 +1,70 @@
+//! What can be set about HTTP connections, with its defaults.
+
+use std::time::Duration;
+
+use crate::http::h1::Limits;
+
+/// Limits and timeouts of client connections of one kind and of what is done for them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpSettings {
+    /// Bounds of request heads.
+    pub request: Limits,
+    /// Bounds of response heads.
+    pub response: Limits,
+    /// A request's head must be there this long after its first byte, and the first one after the connection.
+    pub header_timeout: Option<Duration>,
+    /// How long a kept connection may be silent between two requests.
+    pub idle_timeout: Option<Duration>,
+    /// How long a client may neither send the next byte of a body that we wait for nor take one that we have for it.
+    pub body_timeout: Option<Duration>,
+    /// How long connecting to one endpoint may take.
+    pub connect_timeout: Duration,
+    /// Endpoints tried for one request until one can be connected to.
+    pub connect_attempts: usize,
+    /// Requests served on one connection before it is closed.
+    pub max_requests: Option<u32>,
+    /// Whether `Upgrade` is passed on, and the connection tunnelled once the upstream has switched.
+    pub upgrades: bool,
+    /// Whether the client is believed about `x-forwarded-proto`; else it is set anew.
+    pub trust_forwarded_proto: bool,
+    /// Bytes of a request body without a taker that are read and dropped to save its connection.
+    pub discard_bytes: u64,
+    /// How long that may take, and how long a closed connection is still read from so that the client sees its answer.
+    pub discard_time: Duration,
+}
+
+impl HttpSettings {
+    /// For connections of captured pods: applications must see what they would see without us, so that nothing is cut
+    /// for being idle, and what their peers agreed on passes.
+    pub fn captured() -> Self {
+        Self {
+            request: Limits::default(),
+            response: Limits::default(),
+            header_timeout: None,
+            idle_timeout: None,
+            body_timeout: None,
+            connect_timeout: Duration::from_secs(5),
+            connect_attempts: 3,
+            max_requests: None,
+            upgrades: true,
+            trust_forwarded_proto: true,
+            discard_bytes: 256 * 1024,
+            discard_time: Duration::from_secs(1),
+        }
+    }
+
+    /// For Gateway listeners, whose clients are strangers: 10 s for a head, 60 s idle, 30 s for a body's next byte, 1,000
+    /// requests, no `_` in field names, no upgrades.
+    pub fn gateway() -> Self {
+        Self {
+            request: Limits { underscores: false, ..Limits::default() },
+            header_timeout: Some(Duration::from_secs(10)),
+            idle_timeout: Some(Duration::from_secs(60)),
+            body_timeout: Some(Duration::from_secs(30)),
+            max_requests: Some(1000),
+            upgrades: false,
+            trust_forwarded_proto: false,
+            ..Self::captured()
+        }
+    }
+}

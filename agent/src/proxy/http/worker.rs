@@ -1,0 +1,213 @@
+//! What the HTTP connections of one worker share: upstream connections, buffers, random numbers and the date.
+
+use std::cell::RefCell;
+use std::fmt::Write as _;
+use std::rc::Rc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::BytesMut;
+
+use super::HttpSettings;
+use crate::http::h1::{RequestHead, ResponseHead};
+use crate::pool::{Pool, PoolLimits};
+use crate::proxy::Random;
+use crate::telemetry::Origin;
+
+/// The size of a fresh read buffer: a 16 KiB body with its head fits.
+const READ_BUFFER_BYTES: usize = 32 * 1024;
+/// Less room than this is not worth a read.
+const MIN_READ_BYTES: usize = 2 * 1024;
+/// Read buffers grow up to this size while a body keeps filling them.
+const MAX_READ_BYTES: usize = 256 * 1024;
+/// Buffers that grew beyond this are not kept.
+const MAX_KEPT_BYTES: usize = 64 * 1024;
+/// Sets of buffers kept for connections that wake up.
+const MAX_SPARE: usize = 128;
+
+/// What the HTTP connections of one worker share. Lives on one thread.
+#[derive(Debug)]
+pub struct HttpWorker {
+    captured: Rc<HttpSettings>,
+    gateway: Rc<HttpSettings>,
+    pool: Pool,
+    random: Rc<Random>,
+    spare: RefCell<Vec<Box<Buffers>>>,
+    date: RefCell<(u64, String)>,
+}
+
+/// The buffers of one connection while it has a request. An idle connection has none.
+#[derive(Debug, Default)]
+pub(super) struct Buffers {
+    /// The request's head.
+    pub head: RequestHead,
+    /// The response's head.
+    pub response: ResponseHead,
+    /// Bytes from the client that are not used up yet.
+    pub client_in: BytesMut,
+    /// Encoded bytes for the client.
+    pub client_out: BytesMut,
+    /// Bytes from the upstream that are not used up yet.
+    pub upstream_in: BytesMut,
+    /// Encoded body bytes for the upstream.
+    pub upstream_out: BytesMut,
+    /// The encoded request head, kept for another try.
+    pub request: BytesMut,
+    /// The request's id.
+    pub request_id: String,
+}
+
+impl Buffers {
+    /// Empties everything but what the client has sent.
+    pub fn next_request(&mut self) {
+        self.client_out.clear();
+        self.upstream_in.clear();
+        self.upstream_out.clear();
+        self.request.clear();
+        self.request_id.clear();
+    }
+
+    fn is_modest(&self) -> bool {
+        [&self.client_in, &self.client_out, &self.upstream_in, &self.upstream_out]
+            .iter()
+            .all(|buffer| buffer.capacity() <= MAX_KEPT_BYTES)
+    }
+}
+
+/// Makes room for another read. Space before what is unread is used again where `buffer` is empty.
+pub(super) fn make_room(buffer: &mut BytesMut) {
+    let room = buffer.capacity() - buffer.len();
+    if buffer.is_empty() || room < MIN_READ_BYTES {
+        buffer.reserve(READ_BUFFER_BYTES);
+    }
+}
+
+/// The size of the next read of a body: doubled while reads fill what they are offered, as larger reads are fewer.
+#[derive(Debug)]
+pub(super) struct ReadSize {
+    offer: usize,
+}
+
+impl ReadSize {
+    /// The usual size.
+    pub fn new() -> Self {
+        Self { offer: READ_BUFFER_BYTES }
+    }
+
+    /// Makes room for the next read.
+    pub fn make_room(&self, buffer: &mut BytesMut) {
+        if buffer.is_empty() { buffer.reserve(self.offer) } else { make_room(buffer) }
+    }
+
+    /// Learns from a read that gave `bytes`.
+    pub fn learn(&mut self, bytes: usize) {
+        if bytes >= self.offer {
+            self.offer = (self.offer * 2).min(MAX_READ_BYTES);
+        }
+    }
+
+    /// Gives memory back once the body is over.
+    pub fn settle(&self, buffer: &mut BytesMut) {
+        if self.offer > MAX_KEPT_BYTES && buffer.is_empty() {
+            *buffer = BytesMut::new();
+        }
+    }
+}
+
+impl HttpWorker {
+    /// A worker with settings for captured connections and for those of Gateway listeners.
+    pub fn new(captured: HttpSettings, gateway: HttpSettings, pool: PoolLimits, random: Rc<Random>) -> Self {
+        Self {
+            captured: Rc::new(captured),
+            gateway: Rc::new(gateway),
+            pool: Pool::new(pool),
+            random,
+            spare: RefCell::new(Vec::new()),
+            date: RefCell::new((0, String::new())),
+        }
+    }
+
+    /// The worker's idle upstream connections.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    pub(super) fn settings(&self, origin: &Origin) -> Rc<HttpSettings> {
+        Rc::clone(match origin {
+            Origin::Outbound => &self.captured,
+            Origin::Gateway(_) => &self.gateway,
+        })
+    }
+
+    /// Writes a random UUID (version 4).
+    pub(super) fn write_request_id(&self, out: &mut String) {
+        let (high, low) = (self.random.next(), self.random.next());
+        let (time, version) = (high >> 32, high & 0x0fff | 0x4000);
+        let (clock, node) = (low >> 48 & 0x3fff | 0x8000, low & 0xffff_ffff_ffff);
+        let middle = high >> 16 & 0xffff;
+        // Writing to a String can't fail.
+        let _ = write!(out, "{time:08x}-{middle:04x}-{version:04x}-{clock:04x}-{node:012x}");
+    }
+
+    /// Writes `now` as an HTTP date; formatted once a second.
+    pub(super) fn write_date(&self, now: SystemTime, out: &mut BytesMut) {
+        let second = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let mut date = self.date.borrow_mut();
+        if date.0 != second || date.1.is_empty() {
+            *date = (second, httpdate::fmt_http_date(now));
+        }
+        out.extend_from_slice(date.1.as_bytes());
+    }
+
+    pub(super) fn take_buffers(&self) -> Box<Buffers> {
+        self.spare.borrow_mut().pop().unwrap_or_default()
+    }
+
+    pub(super) fn keep_buffers(&self, mut buffers: Box<Buffers>) {
+        let mut spare = self.spare.borrow_mut();
+        if spare.len() < MAX_SPARE && buffers.is_modest() {
+            buffers.next_request();
+            buffers.client_in.clear();
+            spare.push(buffers);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn request_ids_are_random_uuids() {
+        let worker =
+            HttpWorker::new(HttpSettings::captured(), HttpSettings::gateway(), PoolLimits::default(), Rc::new(Random::new(1)));
+        let ids: Vec<String> = std::iter::repeat_with(|| {
+            let mut id = String::new();
+            worker.write_request_id(&mut id);
+            id
+        })
+        .take(100)
+        .collect();
+        for id in &ids {
+            let lengths: Vec<usize> = id.split('-').map(str::len).collect();
+            assert_eq!(lengths, [8, 4, 4, 4, 12], "{id}");
+            assert_eq!(id.as_bytes()[14], b'4', "{id}");
+            assert!(b"89ab".contains(&id.as_bytes()[19]), "{id}");
+        }
+        let distinct: std::collections::HashSet<_> = ids.iter().collect();
+        assert_eq!(distinct.len(), ids.len());
+    }
+
+    #[test]
+    fn dates_follow_the_clock() {
+        let worker =
+            HttpWorker::new(HttpSettings::captured(), HttpSettings::gateway(), PoolLimits::default(), Rc::new(Random::new(1)));
+        let check = |second, expected: &str| {
+            let mut out = BytesMut::new();
+            worker.write_date(UNIX_EPOCH + std::time::Duration::from_secs(second), &mut out);
+            assert_eq!(out, expected);
+        };
+        check(0, "Thu, 01 Jan 1970 00:00:00 GMT");
+        check(1, "Thu, 01 Jan 1970 00:00:01 GMT");
+        check(1, "Thu, 01 Jan 1970 00:00:01 GMT");
+    }
+}
