@@ -28,6 +28,9 @@ const LISTINGS: &[(&str, &[&str])] = &[
     ("net", &["bpftool", "net", "list"]),
 ];
 
+/// What the kernel itself puts into every BPF file system.
+const PRELOADED: &[&str] = &["maps.debug", "progs.debug"];
+
 impl Footprint {
     /// Looks at a node.
     pub fn of(node: &Node<'_>) -> Result<Self> {
@@ -42,7 +45,8 @@ impl Footprint {
         lines.extend(tcx_programs(node)?);
         let pins = node.lab().directory().join("agents").join(node.name()).join("bpf");
         let pins = fs::read_dir(pins).into_iter().flatten().flatten();
-        lines.extend(pins.map(|pin| format!("pin: {}", pin.path().display())));
+        let made = pins.filter(|pin| !PRELOADED.iter().any(|name| pin.file_name() == *name));
+        lines.extend(made.map(|pin| format!("pin: {}", pin.path().display())));
         Ok(Self { lines })
     }
 

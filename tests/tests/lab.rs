@@ -193,6 +193,24 @@ fn load_keeps_its_rate_and_reports_what_fails() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn files_are_served_with_and_without_a_length() -> Result<()> {
+    if unprivileged("files_are_served_with_and_without_a_length") {
+        return Ok(());
+    }
+    let lab = Lab::for_test("files", web())?;
+    let far = lab.pod("far")?;
+    let bytes: Vec<u8> = (0..1_u32 << 18).flat_map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()).collect();
+    std::fs::write(far.directory().join("www/static/blob"), &bytes)?;
+    let address = SocketAddr::new(far.address().v6.into(), 8080);
+    for (path, header) in [("/static/blob", "content-length"), ("/chunked/blob", "transfer-encoding")] {
+        let response = lab.pod("client")?.in_netns(|| get(address, "far", path, TIMEOUT))??;
+        ensure!(response.header(header).is_some(), "{path} has no {header}: {:?}", response.headers);
+        ensure!(response.body == bytes, "{path} arrived changed, {} bytes", response.body.len());
+    }
+    Ok(())
+}
+
 /// The victim's side of the test below: holds a lab until it is killed.
 const VICTIM: &str = "LAB_TEST_VICTIM";
 

@@ -1,6 +1,6 @@
 //! Choosing an endpoint. State is atomic and hangs off the table's own entries; randomness is passed in.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -35,14 +35,24 @@ impl Drop for Pick {
 impl Cluster {
     /// Chooses an endpoint by the cluster's policy, never one of `avoid` while another is left; `None` where the
     /// cluster has none. `random` is a fresh random number.
-    pub fn pick(&self, random: u64, avoid: &[SocketAddr]) -> Option<Pick> {
-        let candidates = Candidates::new(&self.endpoints, avoid)?;
+    ///
+    /// A pod with addresses of both families is one endpoint in each. The client's family is used where it has any, so
+    /// that the endpoint can be shown the client's own address.
+    pub fn pick(&self, client: IpAddr, random: u64, avoid: &[SocketAddr]) -> Option<Pick> {
+        let candidates = Candidates::new(self.of_family(client), avoid)?;
         let chosen = match self.policy {
             LbPolicy::RoundRobin => candidates.from_turn(self.turn.fetch_add(1, Ordering::Relaxed)),
             LbPolicy::Random => candidates.at(scale(random, candidates.count)),
             LbPolicy::LeastRequest => candidates.less_loaded(random),
         };
         chosen.map(Pick::new)
+    }
+
+    fn of_family(&self, client: IpAddr) -> &[Arc<Upstream>] {
+        // Sorted by address, and every IPv4 address sorts before every IPv6 one.
+        let (v4, v6) = self.endpoints.split_at(self.endpoints.partition_point(|upstream| upstream.address.is_ipv4()));
+        let same = if client.to_canonical().is_ipv4() { v4 } else { v6 };
+        if same.is_empty() { &self.endpoints } else { same }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Tables and properties of the pickers.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -28,27 +28,28 @@ fn picked(pick: Option<&Pick>) -> u8 {
     }
 }
 
+const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 10, 1, 2));
 const POLICIES: [LbPolicy; 3] = [LbPolicy::RoundRobin, LbPolicy::Random, LbPolicy::LeastRequest];
 
 #[test]
 fn an_empty_cluster_has_nothing_to_pick() {
     for policy in POLICIES {
-        assert!(cluster(policy, 0).pick(7, &[]).is_none());
-        assert!(cluster(policy, 0).pick(7, &[address(1)]).is_none());
+        assert!(cluster(policy, 0).pick(CLIENT, 7, &[]).is_none());
+        assert!(cluster(policy, 0).pick(CLIENT, 7, &[address(1)]).is_none());
     }
 }
 
 #[test]
 fn round_robin_alternates_exactly() {
     let cluster = cluster(LbPolicy::RoundRobin, 3);
-    let order: Vec<u8> = (0..7).map(|random| picked(cluster.pick(random, &[]).as_ref())).collect();
+    let order: Vec<u8> = (0..7).map(|random| picked(cluster.pick(CLIENT, random, &[]).as_ref())).collect();
     assert_eq!(order, [0, 1, 2, 0, 1, 2, 0]);
 }
 
 #[test]
 fn round_robin_skips_what_is_avoided() {
     let cluster = cluster(LbPolicy::RoundRobin, 3);
-    let order: Vec<u8> = (0..4).map(|_| picked(cluster.pick(0, &[address(1)]).as_ref())).collect();
+    let order: Vec<u8> = (0..4).map(|_| picked(cluster.pick(CLIENT, 0, &[address(1)]).as_ref())).collect();
     assert_eq!(order, [0, 2, 2, 0]);
 }
 
@@ -56,15 +57,15 @@ fn round_robin_skips_what_is_avoided() {
 fn avoided_endpoints_come_back_when_nothing_else_is_left() {
     for policy in POLICIES {
         let cluster = cluster(policy, 2);
-        assert!(cluster.pick(3, &[address(0), address(1)]).is_some(), "{policy:?}");
+        assert!(cluster.pick(CLIENT, 3, &[address(0), address(1)]).is_some(), "{policy:?}");
     }
 }
 
 #[test]
 fn picks_count_as_load_until_dropped() {
     let cluster = cluster(LbPolicy::RoundRobin, 1);
-    let first = cluster.pick(0, &[]);
-    let second = cluster.pick(0, &[]);
+    let first = cluster.pick(CLIENT, 0, &[]);
+    let second = cluster.pick(CLIENT, 0, &[]);
     assert_eq!(cluster.endpoints[0].active(), 2);
     drop(first);
     assert_eq!(cluster.endpoints[0].active(), 1);
@@ -77,7 +78,7 @@ fn least_request_leaves_the_loaded_one_of_two_alone() {
     let cluster = cluster(LbPolicy::LeastRequest, 2);
     let held: Vec<_> = std::iter::repeat_with(|| Pick::new(&cluster.endpoints[0])).take(3).collect();
     for random in [0, 1, u64::MAX, u64::MAX / 2, 1 << 32, 0x8000_0000] {
-        assert_eq!(picked(cluster.pick(random, &[]).as_ref()), 1, "{random:#x}");
+        assert_eq!(picked(cluster.pick(CLIENT, random, &[]).as_ref()), 1, "{random:#x}");
     }
     drop(held);
 }
@@ -86,7 +87,7 @@ fn least_request_leaves_the_loaded_one_of_two_alone() {
 fn random_reaches_every_endpoint() {
     let cluster = cluster(LbPolicy::Random, 4);
     let quarters: Vec<u8> =
-        (0..4).map(|quarter: u64| picked(cluster.pick(quarter << 30, &[]).as_ref())).collect();
+        (0..4).map(|quarter: u64| picked(cluster.pick(CLIENT, quarter << 30, &[]).as_ref())).collect();
     assert_eq!(quarters, [0, 1, 2, 3]);
 }
 
@@ -102,7 +103,7 @@ proptest! {
         let avoided: Vec<SocketAddr> = avoid.iter().copied().map(address).collect();
         let left = (0..count).any(|index| !avoid.contains(&index));
         for random in randoms {
-            let pick = cluster.pick(random, &avoided);
+            let pick = cluster.pick(CLIENT, random, &avoided);
             prop_assert!(!left || !avoid.contains(&picked(pick.as_ref())));
         }
         prop_assert!(cluster.endpoints.iter().all(|upstream| upstream.active() == 0));
@@ -112,8 +113,26 @@ proptest! {
     fn least_request_never_takes_the_busiest_of_three(random in any::<u64>(), busiest in 0_usize..3) {
         let cluster = cluster(LbPolicy::LeastRequest, 3);
         let held = Pick::new(&cluster.endpoints[busiest]);
-        let pick = cluster.pick(random, &[]);
+        let pick = cluster.pick(CLIENT, random, &[]);
         prop_assert_ne!(usize::from(picked(pick.as_ref())), busiest);
         drop(held);
+    }
+}
+
+#[test]
+fn the_clients_family_is_used_where_the_cluster_has_it() {
+    let v6: SocketAddr = "[fd00::1]:80".parse().expect("an address");
+    let dual = |addresses: &[SocketAddr]| {
+        let endpoints = addresses.iter().map(|a| Arc::new(Upstream::new(*a, "uid".into(), None))).collect();
+        let key = ClusterKey { service: ObjectName::new("default", "web"), port: 80, subset: None };
+        Cluster::new(key, AppProtocol::Http, LbPolicy::Random, endpoints)
+    };
+    let client6: IpAddr = "fd00::9".parse().expect("an address");
+    for random in 0..64 {
+        let both = dual(&[address(1), address(2), v6]);
+        let to = |client| both.pick(client, random << 26, &[]).expect("has endpoints").upstream().address;
+        assert!(to(CLIENT).is_ipv4());
+        assert_eq!(to(client6), v6);
+        assert_eq!(dual(&[v6]).pick(CLIENT, random, &[]).expect("has one").upstream().address, v6);
     }
 }

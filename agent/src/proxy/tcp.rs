@@ -72,7 +72,7 @@ pub(super) async fn dial(context: &Context, peer: SocketAddr, dial: &Dial) -> Re
     let mut tried = Vec::new();
     let mut failure = Undialled { flag: Flag::NoHealthyUpstream, details: "no_healthy_upstream", last: None };
     while tried.len() < DIALS_MAX {
-        let Some(pick) = cluster.pick(context.random.next(), &tried) else { break };
+        let Some(pick) = cluster.pick(peer.ip(), context.random.next(), &tried) else { break };
         let address = pick.upstream().address;
         if tried.contains(&address) {
             break;

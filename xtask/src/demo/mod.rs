@@ -47,7 +47,8 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         println!("stopped early: {error:#}");
     }
     let failed = ledger.failed() + usize::from(outcome.is_err());
-    println!("{} passed, {failed} failed ({:.0} s)", ledger.passed(), begin.elapsed().as_secs_f64());
+    println!("in {:.0} s", begin.elapsed().as_secs_f64());
+    println!("{} passed, {failed} failed", ledger.passed());
     if options.keep {
         say_where_to_look(&lab);
     }

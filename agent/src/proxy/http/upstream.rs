@@ -56,7 +56,7 @@ impl Connection {
         let mut problem = Problem::NoEndpoint;
         for _ in 0..self.settings.connect_attempts.max(1) {
             let pick = match goal {
-                Goal::Cluster(cluster) => match cluster.pick(self.ctx.random.next(), &avoid) {
+                Goal::Cluster(cluster) => match cluster.pick(self.peer.ip(), self.ctx.random.next(), &avoid) {
                     Some(pick) => Some(pick),
                     None => break,
                 },
