@@ -570,8 +570,9 @@ fn picked_address(cluster: &super::Cluster) -> String {
 
 #[test]
 fn what_changes_is_not_shared() {
+    type Change = fn(&mut Model);
     let first = fresh(&canary());
-    let changes: [(&str, fn(&mut Model)); 5] = [
+    let changes: [(&str, Change); 5] = [
         ("a weight", |model| {
             model.mesh_routes[0].rules[0].action = RouteAction::Forward {
                 destinations: vec![to("order", None, Some("v1"), 50), to("order", None, Some("v2"), 50)],
@@ -579,7 +580,7 @@ fn what_changes_is_not_shared() {
             };
         }),
         ("a timeout", |model| {
-            model.mesh_routes[0].rules[0].timeout = Some(std::time::Duration::from_secs(1))
+            model.mesh_routes[0].rules[0].timeout = Some(std::time::Duration::from_secs(1));
         }),
         ("a match", |model| model.mesh_routes[0].rules[0].matches = vec![under("/a")]),
         ("a protocol", |model| model.services[0].ports[0].protocol = AppProtocol::Tcp),

@@ -103,8 +103,12 @@ fn paths() {
         (MatchPath::PrefixIgnoreCase("/ab".into()), &["/ab", "/AB", "/aBc"], &["/a", "/ba"]),
     ];
     for (path, fitting, failing) in table {
-        fitting.iter().for_each(|text| check(&on_path(path.clone()), &View::get(text), true));
-        failing.iter().for_each(|text| check(&on_path(path.clone()), &View::get(text), false));
+        for text in fitting {
+            check(&on_path(path.clone()), &View::get(text), true);
+        }
+        for text in failing {
+            check(&on_path(path.clone()), &View::get(text), false);
+        }
     }
 }
 
