@@ -49,3 +49,6 @@ impl fmt::Debug for Source {
         f.debug_struct("Source").field("ready", &self.ready).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -50,15 +50,15 @@ pub(super) struct StatsFilter {
 
 /// `name: value`, from Prometheus' text; histogram buckets are left out, as their sums and counts say enough here.
 pub(super) fn stats(prometheus: &str, filter: &StatsFilter) -> String {
-    prometheus
-        .lines()
-        .filter(|line| !line.starts_with('#'))
-        .filter_map(|line| line.rsplit_once(' '))
-        .filter(|(name, _)| !name.split('{').next().unwrap_or_default().ends_with("_bucket"))
-        .filter(|(name, value)| {
-            filter.name.as_ref().is_none_or(|regex| regex.is_match(name))
-                && !(filter.used_only && *value == "0")
-        })
-        .map(|(name, value)| format!("{name}: {value}\n"))
-        .collect()
+    let wanted = |name: &str, value: &str| {
+        filter.name.as_ref().is_none_or(|regex| regex.is_match(name)) && !(filter.used_only && value == "0")
+    };
+    let mut text = String::new();
+    for (name, value) in prometheus.lines().filter_map(|line| line.rsplit_once(' ')) {
+        let family = name.split('{').next().unwrap_or_default();
+        if !name.starts_with('#') && !family.ends_with("_bucket") && wanted(name, value) {
+            let _ = writeln!(text, "{name}: {value}");
+        }
+    }
+    text
 }

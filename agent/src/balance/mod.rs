@@ -41,7 +41,7 @@ impl Cluster {
     pub fn pick(&self, client: IpAddr, random: u64, avoid: &[SocketAddr]) -> Option<Pick> {
         let candidates = Candidates::new(self.of_family(client), avoid)?;
         let chosen = match self.policy {
-            LbPolicy::RoundRobin => candidates.from_turn(self.turn.fetch_add(1, Ordering::Relaxed)),
+            LbPolicy::RoundRobin => candidates.at_turn(self.turn.fetch_add(1, Ordering::Relaxed)),
             LbPolicy::Random => candidates.at(scale(random, candidates.count)),
             LbPolicy::LeastRequest => candidates.less_loaded(random),
         };
@@ -91,7 +91,7 @@ impl<'a> Candidates<'a> {
     }
 
     /// The endpoint whose turn it is, or the first candidate after it.
-    fn from_turn(&self, turn: u64) -> Option<&'a Arc<Upstream>> {
+    fn at_turn(&self, turn: u64) -> Option<&'a Arc<Upstream>> {
         let start = usize::try_from(turn % self.endpoints.len() as u64).unwrap_or(0);
         let (before, after) = self.endpoints.split_at(start);
         after.iter().chain(before).find(|upstream| self.allows(upstream))

@@ -133,15 +133,18 @@ fn mesh_rules(compiler: &HostCompiler<'_>, tables: &[(&RouteTable, Option<u16>)]
 /// An HTTPRoute's host names as conditions on the authority; empty: any.
 fn host_conditions(hosts: &[HostPattern]) -> Vec<MatchValue> {
     let condition = |pattern: &HostPattern| match pattern {
-        HostPattern::Exact(name) => Some(MatchValue::Exact(Arc::clone(name))),
+        HostPattern::Exact(name) => MatchValue::Exact(Arc::clone(name)),
         HostPattern::Suffix(suffix) => {
-            let text = format!("(?s-u:.+){}", escape(suffix));
-            // A host name is short and escaped, so the expression always builds; a name that could not is never met.
-            Regex::new(&text).ok().map(|regex| MatchValue::Regex(regex, text.into()))
+            let text = format!("(?s:.+){}", escape(suffix));
+            // An escaped name always builds; should one not, no host that a client can mean is let in by it.
+            Regex::new(&text).map_or_else(
+                |_| MatchValue::Exact(pattern.to_string().into()),
+                |regex| MatchValue::Regex(regex, text.clone().into()),
+            )
         }
-        HostPattern::Any => Some(MatchValue::Prefix("".into())),
+        HostPattern::Any => MatchValue::Prefix("".into()),
     };
-    hosts.iter().filter_map(condition).collect()
+    hosts.iter().map(condition).collect()
 }
 
 fn escape(literal: &str) -> String {

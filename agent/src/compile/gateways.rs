@@ -1,5 +1,6 @@
 //! Gateway listeners: one bound port, the hosts behind it, and which listener each host belongs to.
 
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -9,11 +10,8 @@ use super::{GatewayListener, RoutingTable, VirtualHost};
 use crate::model::{HostPattern, Listener, ListenerProtocol, RouteKind, RouteTable};
 use crate::route::{HostTable, Rule};
 
-/// How specific a host is; see [`specificity`].
-type Rank = (u8, usize);
-
-/// Route tables with the specificity of the host by which they are met, most specific first.
-type RankedTables<'a> = Vec<(Rank, &'a RouteTable)>;
+/// Route tables by the host that leads to them.
+type TablesByHost<'a> = HashMap<HostPattern, Vec<&'a RouteTable>>;
 
 /// What listeners that are bound as one have in common.
 #[derive(PartialEq, Eq)]
@@ -66,76 +64,70 @@ fn merge(
     })
 }
 
-/// Every pattern that listeners or their routes name, with the route tables that serve it.
+/// Every pattern that listeners or their routes name, with the route tables that serve it: groups of equally specific
+/// hosts, the most specific first.
 ///
 /// A host belongs to the listener with the most specific hostname that covers it, and to that one alone, also where
 /// that one has no route for it. Within a listener the rules of a more specific route hostname come first, and those of
 /// the less specific ones that cover it after them.
-fn hosts<'a>(listeners: &[&'a Listener]) -> Vec<(HostPattern, RankedTables<'a>)> {
-    let mut patterns: Vec<&HostPattern> = Vec::new();
+fn hosts<'a>(listeners: &[&'a Listener]) -> Vec<(HostPattern, Vec<Vec<&'a RouteTable>>)> {
+    let mut by_hostname: HashMap<&HostPattern, TablesByHost<'a>> = HashMap::new();
+    let mut patterns = BTreeSet::new();
     for listener in listeners {
-        patterns.push(&listener.hostname);
-        patterns.extend(listener.routes.iter().flat_map(|table| route_hosts(table, listener)));
+        patterns.insert(listener.hostname.clone());
+        let tables = by_hostname.entry(&listener.hostname).or_default();
+        for table in &listener.routes {
+            for host in route_hosts(table, listener) {
+                patterns.insert(host.clone());
+                tables.entry(host.clone()).or_default().push(table);
+            }
+        }
     }
-    patterns.sort();
-    patterns.dedup();
-    let with_tables = |pattern: &HostPattern| {
-        let owner = listeners
-            .iter()
-            .map(|listener| &listener.hostname)
-            .filter(|hostname| covers(hostname, pattern))
-            .max_by_key(|hostname| specificity(hostname))?;
-        let of_owner = listeners.iter().filter(|listener| listener.hostname == *owner);
-        let mut tables: RankedTables<'_> = of_owner
-            .flat_map(|listener| {
-                listener.routes.iter().map(move |table| (table, route_hosts(table, listener)))
-            })
-            .filter_map(|(table, hosts)| {
-                let hosts = hosts.into_iter().filter(|host| covers(host, pattern));
-                hosts.map(specificity).max().map(|rank| (rank, table))
-            })
-            .collect();
-        tables.sort_by_key(|(rank, _)| std::cmp::Reverse(*rank));
-        Some((pattern.clone(), tables))
+    let with_tables = |pattern: HostPattern| {
+        let wider = wider(&pattern);
+        let tables = wider.iter().find_map(|hostname| by_hostname.get(hostname))?;
+        let groups = wider.iter().filter_map(|host| tables.get(host).cloned()).collect();
+        Some((pattern, first_mentions(groups)))
     };
     patterns.into_iter().filter_map(with_tables).collect()
 }
 
 /// The hosts of a route on a listener; a route without any is for all of the listener's.
-fn route_hosts<'a>(table: &'a RouteTable, listener: &'a Listener) -> Vec<&'a HostPattern> {
-    if table.hosts.is_empty() { vec![&listener.hostname] } else { table.hosts.iter().collect() }
+fn route_hosts<'a>(table: &'a RouteTable, listener: &'a Listener) -> &'a [HostPattern] {
+    if table.hosts.is_empty() { std::slice::from_ref(&listener.hostname) } else { &table.hosts }
 }
 
-/// Whether every host of `inner` is one of `outer`.
-fn covers(outer: &HostPattern, inner: &HostPattern) -> bool {
-    match (outer, inner) {
-        (HostPattern::Any, _) => true,
-        (HostPattern::Exact(a), HostPattern::Exact(b)) => a == b,
-        (HostPattern::Suffix(a), HostPattern::Suffix(b)) => b.ends_with(&**a),
-        (HostPattern::Suffix(a), HostPattern::Exact(b)) => b.len() > a.len() && b.ends_with(&**a),
-        (HostPattern::Exact(_) | HostPattern::Suffix(_), _) => false,
-    }
+/// A pattern and all that cover it, the most specific first.
+fn wider(pattern: &HostPattern) -> Vec<HostPattern> {
+    let name = match pattern {
+        HostPattern::Exact(name) | HostPattern::Suffix(name) => name,
+        HostPattern::Any => return vec![HostPattern::Any],
+    };
+    // A wildcard stands for one label at least, and a suffix begins with a dot of its own.
+    let dots = name.match_indices('.').map(|(at, _)| at).filter(|at| *at > 0);
+    let suffixes = dots.map(|at| HostPattern::Suffix(name[at..].into()));
+    [pattern.clone()].into_iter().chain(suffixes).chain([HostPattern::Any]).collect()
 }
 
-/// Exact names before wildcards, longer wildcards before shorter ones.
-fn specificity(pattern: &HostPattern) -> Rank {
-    match pattern {
-        HostPattern::Exact(name) => (2, name.len()),
-        HostPattern::Suffix(suffix) => (1, suffix.len()),
-        HostPattern::Any => (0, 0),
+/// A table that is met by several hosts counts where it is first.
+fn first_mentions(mut groups: Vec<Vec<&RouteTable>>) -> Vec<Vec<&RouteTable>> {
+    let mut seen: HashSet<*const RouteTable> = HashSet::new();
+    for group in &mut groups {
+        group.retain(|table| seen.insert(std::ptr::from_ref(*table)));
     }
+    groups
 }
 
 /// Tables with equally specific hosts are ranked by their matches.
 fn virtual_host(
     pattern: &HostPattern,
-    tables: &[(Rank, &RouteTable)],
+    groups: &[Vec<&RouteTable>],
     compiler: &HostCompiler<'_>,
 ) -> Arc<VirtualHost> {
     let mut rules: Vec<Rule> = Vec::new();
-    for group in tables.chunk_by(|(a, left), (b, right)| a == b && left.kind == right.kind) {
-        let mut of_group: Vec<Rule> = group.iter().flat_map(|(_, table)| compiler.table(table)).collect();
-        if group[0].1.kind == RouteKind::HttpRoute {
+    for group in groups.iter().flat_map(|group| group.chunk_by(|a, b| a.kind == b.kind)) {
+        let mut of_group: Vec<Rule> = group.iter().flat_map(|table| compiler.table(table)).collect();
+        if group.iter().all(|table| table.kind == RouteKind::HttpRoute) {
             sort_by_precedence(&mut of_group);
         }
         rules.append(&mut of_group);

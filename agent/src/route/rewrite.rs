@@ -38,13 +38,12 @@ pub fn redirect_location(
     request: &impl RequestView,
     listener_port: u16,
 ) -> String {
-    let path = match &redirect.path {
-        Some(rewrite) => rewrite_path(matched, rewrite, request.path(), request.query()),
-        None => {
-            let mut path = request.path().to_owned();
-            push_query(&mut path, request.query());
-            path
-        }
+    let path = if let Some(rewrite) = &redirect.path {
+        rewrite_path(matched, rewrite, request.path(), request.query())
+    } else {
+        let mut path = request.path().to_owned();
+        push_query(&mut path, request.query());
+        path
     };
     let scheme = redirect.scheme.as_deref().unwrap_or(request.scheme());
     let host = redirect.authority.as_deref().unwrap_or(request.host());

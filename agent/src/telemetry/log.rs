@@ -110,9 +110,9 @@ pub(crate) fn build(
     let writer = LineWriter::new(sink)?;
     let (filter, reloadable) = reload::Layer::new(parse(filter)?);
     let lines = Lines(Arc::new(writer.clone()));
-    let layer = tracing_subscriber::fmt::layer().with_writer(lines);
+    let layer = tracing_subscriber::fmt::layer().with_writer(lines).with_ansi(false);
     let layer = match format {
-        LogFormat::Text => layer.with_ansi(false).with_timer(Clock).boxed(),
+        LogFormat::Text => layer.with_timer(Clock).boxed(),
         LogFormat::Json => layer.event_format(JsonEvent).boxed(),
     };
     let subscriber = tracing_subscriber::registry().with(filter).with(layer);
@@ -121,8 +121,9 @@ pub(crate) fn build(
 
 fn parse(filter: &str) -> Result<EnvFilter, LogError> {
     // The library takes a bare word that is no level for the name of a module to trace, so `inf` would silence the log.
-    let unknown =
-        filter.split(',').find(|part| !part.contains(['=', '[']) && part.parse::<LevelFilter>().is_err());
+    // It also takes the empty word for `error`.
+    let is_level = |part: &str| !part.is_empty() && part.parse::<LevelFilter>().is_ok();
+    let unknown = filter.split(',').find(|part| !part.contains(['=', '[']) && !is_level(part));
     if let Some(level) = unknown {
         return Err(LogError::Level { level: level.to_owned() });
     }

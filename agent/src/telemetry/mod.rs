@@ -19,3 +19,6 @@ pub use metrics::{BuildInfo, ConfigState, Metrics, MetricsError};
 pub use record::{ConnectionRecord, Origin, Recorder, RequestRecord};
 pub use time::rfc3339;
 pub use writer::LineWriter;
+
+#[cfg(test)]
+mod tests;

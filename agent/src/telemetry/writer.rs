@@ -135,7 +135,7 @@ impl Shared {
 }
 
 fn count_lines(batch: &[u8]) -> u64 {
-    batch.iter().filter(|byte| **byte == b'\n').count() as u64
+    batch.split_inclusive(|byte| *byte == b'\n').count() as u64
 }
 
 /// Writes everything, also to a sink that another process has put into non-blocking mode.

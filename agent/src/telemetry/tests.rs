@@ -1,0 +1,439 @@
+//! Records in, series and lines out.
+
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use proptest::prelude::*;
+
+use super::log::{LogFormat, build};
+use super::{
+    AccessLog, BuildInfo, ConfigState, ConnectionRecord, Flag, Metrics, Origin, Recorder, RequestRecord,
+    ResponseFlags,
+};
+use crate::compile::{ClusterKey, RouteName, RoutingTable};
+use crate::model::{ObjectName, Workload};
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A sink that keeps what it gets.
+#[derive(Clone, Default)]
+struct Sink(Arc<Mutex<Vec<u8>>>);
+
+impl Sink {
+    fn lines(&self) -> Vec<serde_json::Value> {
+        let bytes = self.0.lock().expect("nothing panics while writing").clone();
+        let lines = bytes.split_inclusive(|byte| *byte == b'\n');
+        lines.map(|line| serde_json::from_slice(line).expect("is JSON")).collect()
+    }
+}
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().expect("nothing panics while writing").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn metrics() -> Metrics {
+    Metrics::new(BuildInfo { version: "1.2.3", cluster: "east" }).expect("registers")
+}
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().expect("is an address")
+}
+
+fn pod(name: &str) -> Arc<Workload> {
+    let labels = [("app".into(), name.into()), ("version".into(), "v1".into())];
+    Arc::new(Workload {
+        name: ObjectName::new("shop", &format!("{name}-1")),
+        uid: "u".into(),
+        workload: name.into(),
+        node: None,
+        service_account: "default".into(),
+        addresses: Vec::new(),
+        labels: Arc::new(labels.into_iter().collect()),
+        ready: true,
+    })
+}
+
+struct Ends {
+    origin: Origin,
+    source: Option<Arc<Workload>>,
+    destination: Option<Arc<Workload>>,
+    cluster: Option<ClusterKey>,
+    route: RouteName,
+}
+
+impl Ends {
+    fn known() -> Self {
+        let service = ObjectName::new("shop", "order");
+        Self {
+            origin: Origin::Outbound,
+            source: Some(pod("cart")),
+            destination: Some(pod("order")),
+            cluster: Some(ClusterKey { service: service.clone(), port: 80, subset: Some("v1".into()) }),
+            route: RouteName { kind: "VirtualService", source: service, rule: "rule-0".into() },
+        }
+    }
+
+    fn unknown() -> Self {
+        Self { source: None, destination: None, cluster: None, ..Self::known() }
+    }
+
+    fn request<'a>(&'a self, path: &'a str, status: u16) -> RequestRecord<'a> {
+        RequestRecord {
+            start: SystemTime::UNIX_EPOCH + Duration::from_millis(1_767_225_600_001),
+            duration: Duration::from_micros(7_250),
+            origin: &self.origin,
+            peer: address("10.0.0.9:1234"),
+            original_destination: address("10.96.0.1:80"),
+            source: self.source.as_ref(),
+            cluster: self.cluster.as_ref(),
+            upstream: self.cluster.as_ref().map(|_| address("[fd00::1]:8080")),
+            destination: self.destination.as_ref(),
+            route: self.cluster.as_ref().map(|_| &self.route),
+            method: "GET",
+            authority: "order",
+            path,
+            protocol: "HTTP/1.1",
+            status,
+            flags: ResponseFlags::default(),
+            details: "",
+            request_bytes: 3,
+            response_bytes: 2_000,
+            request_id: "id",
+            user_agent: "curl",
+        }
+    }
+
+    fn connection(&self) -> ConnectionRecord<'_> {
+        ConnectionRecord {
+            start: SystemTime::UNIX_EPOCH,
+            duration: Duration::from_secs(2),
+            origin: &self.origin,
+            peer: address("10.0.0.9:1234"),
+            original_destination: address("10.96.0.1:6379"),
+            source: self.source.as_ref(),
+            cluster: self.cluster.as_ref(),
+            upstream: None,
+            destination: self.destination.as_ref(),
+            flags: Flag::UpstreamConnectFailure.into(),
+            details: "connect_refused",
+            sent_bytes: 11,
+            received_bytes: 22,
+        }
+    }
+}
+
+/// The value of the one series of this name whose labels contain all of these.
+fn value(text: &str, name: &str, labels: &[&str]) -> Option<f64> {
+    let mut found = text.lines().filter(|line| {
+        line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))
+            && labels.iter().all(|label| line.contains(label))
+    });
+    let line = found.next()?;
+    assert!(found.next().is_none(), "{name} {labels:?} is there twice");
+    line.rsplit(' ').next().and_then(|value| value.parse().ok())
+}
+
+#[test]
+fn a_request_counts_with_istios_labels() {
+    let metrics = metrics();
+    let recorder = metrics.recorder(AccessLog::disabled());
+    let ends = Ends::known();
+    recorder.request(&ends.request("/", 200));
+    recorder.request(&ends.request("/other", 200));
+    recorder.request(&ends.request("/", 503));
+    let text = metrics.render().expect("renders");
+    let labels = [
+        r#"reporter="source""#,
+        r#"source_workload="cart""#,
+        r#"source_workload_namespace="shop""#,
+        r#"source_app="cart""#,
+        r#"source_version="v1""#,
+        r#"source_cluster="east""#,
+        r#"source_canonical_service="cart""#,
+        r#"source_canonical_revision="v1""#,
+        r#"destination_workload="order""#,
+        r#"destination_service="order.shop.svc.cluster.local""#,
+        r#"destination_service_name="order""#,
+        r#"destination_service_namespace="shop""#,
+        r#"request_protocol="http""#,
+        r#"response_code="200""#,
+        r#"response_flags="-""#,
+        r#"connection_security_policy="none""#,
+        r#"grpc_response_status="""#,
+    ];
+    assert_eq!(value(&text, "istio_requests_total", &labels), Some(2.0));
+    assert_eq!(value(&text, "istio_requests_total", &[r#"response_code="503""#]), Some(1.0));
+    let of_200 = &[r#"response_code="200""#][..];
+    assert_eq!(value(&text, "istio_request_duration_milliseconds_sum", of_200), Some(14.5));
+    let bucket = [r#"response_code="200""#, r#"le="10""#];
+    assert_eq!(value(&text, "istio_request_duration_milliseconds_bucket", &bucket), Some(2.0));
+    assert_eq!(value(&text, "istio_request_bytes_sum", of_200), Some(6.0));
+    assert_eq!(value(&text, "istio_response_bytes_sum", of_200), Some(4000.0));
+}
+
+#[test]
+fn what_is_not_known_says_so_and_a_gateway_stands_for_its_clients() {
+    let metrics = metrics();
+    let recorder = metrics.recorder(AccessLog::disabled());
+    let mut ends = Ends::unknown();
+    recorder.request(&ends.request("/", 404));
+    ends.origin = Origin::Gateway("infra/edge/http".into());
+    recorder.request(&ends.request("/", 302));
+    let text = metrics.render().expect("renders");
+    let unknown =
+        [r#"source_workload="unknown""#, r#"destination_service="unknown""#, r#"response_code="404""#];
+    assert_eq!(value(&text, "istio_requests_total", &unknown), Some(1.0));
+    let gateway = [
+        r#"reporter="source""#,
+        r#"source_workload="edge""#,
+        r#"source_workload_namespace="infra""#,
+        r#"="302""#,
+    ];
+    assert_eq!(value(&text, "istio_requests_total", &gateway), Some(1.0));
+}
+
+#[test]
+fn connections_count_when_they_open_and_when_they_end() {
+    let metrics = metrics();
+    let recorder = metrics.recorder(AccessLog::disabled());
+    let ends = Ends::known();
+    let opened = ConnectionRecord { flags: ResponseFlags::default(), ..ends.connection() };
+    recorder.connection_opened(&opened);
+    recorder.connection_opened(&opened);
+    recorder.connection(&ends.connection());
+    let text = metrics.render().expect("renders");
+    let fine = [r#"response_flags="-""#, r#"request_protocol="tcp""#];
+    let failed = [r#"response_flags="UF""#];
+    assert_eq!(value(&text, "istio_tcp_connections_opened_total", &fine), Some(2.0));
+    assert_eq!(value(&text, "istio_tcp_connections_closed_total", &failed), Some(1.0));
+    assert_eq!(value(&text, "istio_tcp_sent_bytes_total", &failed), Some(22.0));
+    assert_eq!(value(&text, "istio_tcp_received_bytes_total", &failed), Some(11.0));
+}
+
+#[test]
+fn recorders_of_two_workers_count_together() {
+    let metrics = metrics();
+    let ends = Ends::known();
+    for _ in 0..2 {
+        let recorder = metrics.recorder(AccessLog::disabled());
+        recorder.request(&ends.request("/", 200));
+        recorder.downstream(&ends.origin, true);
+    }
+    let text = metrics.render().expect("renders");
+    assert_eq!(value(&text, "istio_requests_total", &[]), Some(2.0));
+    assert_eq!(value(&text, "sluice_downstream_connections", &[r#"origin="outbound""#]), Some(2.0));
+}
+
+#[test]
+fn a_pod_that_changed_its_labels_counts_under_the_new_ones() {
+    let metrics = metrics();
+    let recorder = metrics.recorder(AccessLog::disabled());
+    for version in 0..200 {
+        let mut workload = (*pod("cart")).clone();
+        workload.labels = Arc::new([("version".into(), format!("v{version}").into())].into_iter().collect());
+        let ends = Ends { source: Some(Arc::new(workload)), ..Ends::known() };
+        recorder.request(&ends.request("/", 200));
+    }
+    let text = metrics.render().expect("renders");
+    for version in 0..200 {
+        let label = format!(r#"source_version="v{version}""#);
+        assert_eq!(value(&text, "istio_requests_total", &[&label]), Some(1.0), "{label}");
+    }
+}
+
+#[test]
+fn series_are_bounded_and_the_total_stays_right() {
+    let metrics = metrics();
+    let recorder = metrics.recorder(AccessLog::disabled());
+    let mut ends = Ends::known();
+    for index in 0..5_100 {
+        ends.cluster = Some(ClusterKey {
+            service: ObjectName::new("shop", &format!("s{index}")),
+            port: 80,
+            subset: None,
+        });
+        recorder.request(&ends.request("/", 200));
+    }
+    let text = metrics.render().expect("renders");
+    assert_eq!(value(&text, "istio_requests_total", &[r#"reporter="overflow""#]), Some(100.0));
+    assert_eq!(text.lines().filter(|line| line.starts_with("istio_requests_total{")).count(), 5_001);
+}
+
+#[test]
+fn own_series() {
+    let metrics = metrics();
+    let recorder = metrics.recorder(AccessLog::disabled());
+    recorder.downstream(&Origin::Outbound, true);
+    recorder.downstream(&Origin::Outbound, true);
+    recorder.downstream(&Origin::Outbound, false);
+    let ends = Ends::unknown();
+    let broken =
+        |flag: Flag, details| RequestRecord { flags: flag.into(), details, ..ends.request("-", 400) };
+    recorder.request(&broken(Flag::DownstreamProtocol, "header_obs_fold"));
+    recorder.request(&broken(Flag::UpstreamProtocol, "chunk_size"));
+    recorder.request(&broken(Flag::NoRoute, "no_route"));
+    metrics.config_objects(ConfigState::Accepted, 7);
+    metrics.config_rejected(2);
+    metrics.table_applied(&RoutingTable::default(), Duration::from_millis(3));
+    metrics.interfaces(4, 1);
+    metrics.workers(2);
+    metrics.ready(true);
+    let text = metrics.render().expect("renders");
+    for (name, label, expected) in [
+        ("sluice_downstream_connections", r#"origin="outbound""#, 1.0),
+        ("sluice_downstream_connections_total", r#"origin="outbound""#, 2.0),
+        ("sluice_protocol_errors_total", r#"reason="header_obs_fold",side="downstream""#, 1.0),
+        ("sluice_protocol_errors_total", r#"reason="chunk_size",side="upstream""#, 1.0),
+        ("sluice_config_objects", r#"state="accepted""#, 7.0),
+        ("sluice_config_rejected_total", "", 2.0),
+        ("sluice_table", r#"part="version""#, 0.0),
+        ("sluice_table_entries", r#"kind="frontends""#, 0.0),
+        ("sluice_table_apply_seconds_count", "", 1.0),
+        ("sluice_captured_interfaces", r#"state="failed""#, 1.0),
+        ("sluice_workers", "", 2.0),
+        ("sluice_ready", "", 1.0),
+        ("istio_build", r#"component="sluice",tag="1.2.3""#, 1.0),
+    ] {
+        assert_eq!(value(&text, name, &[label]), Some(expected), "{name} {label}");
+    }
+    assert!(value(&text, "process_open_fds", &[]).is_some());
+    assert!(!text.contains("no_route"));
+}
+
+#[test]
+fn the_text_is_well_formed() {
+    let metrics = metrics();
+    let recorder = metrics.recorder(AccessLog::disabled());
+    let mut ends = Ends::known();
+    ends.origin = Origin::Gateway("a\"\\\n/b".into());
+    recorder.request(&ends.request("/", 200));
+    let text = metrics.render().expect("renders");
+    let series = regex_automata::meta::Regex::new(
+        r#"\A[a-z_]+(\{([a-z_]+="(\\["\\n]|[^"\\\n])*",?)+\})? (-?[0-9.e+-]+|\+Inf|NaN)\z"#,
+    )
+    .expect("is an expression");
+    for line in text.lines().filter(|line| !line.starts_with("# HELP ") && !line.starts_with("# TYPE ")) {
+        assert!(series.is_match(line), "{line}");
+    }
+}
+
+#[test]
+fn a_request_is_one_line() {
+    let sink = Sink::default();
+    let access = AccessLog::new(sink.clone()).expect("starts");
+    let recorder = metrics().recorder(access.clone());
+    recorder.request(&Ends::known().request("/a?b=\"c\"", 200));
+    recorder.connection(&Ends::unknown().connection());
+    access.set_enabled(false);
+    recorder.request(&Ends::known().request("/off", 200));
+    assert!(access.writer().expect("has one").flush(LIMIT));
+    let lines = sink.lines();
+    assert_eq!(lines.len(), 2);
+    let expected = serde_json::json!({
+        "level": "info", "time": "2026-01-01T00:00:00.001Z", "scope": "access", "message": "request",
+        "method": "GET", "path": "/a?b=\"c\"", "authority": "order", "protocol": "HTTP/1.1",
+        "response_code": 200, "response_flags": "-", "response_code_details": null,
+        "bytes_received": 3, "bytes_sent": 2000, "duration": 7.25,
+        "request_id": "id", "user_agent": "curl", "route_name": "VirtualService/shop/order/rule-0",
+        "direction": "outbound",
+        "downstream_remote_address": "10.0.0.9:1234", "downstream_local_address": "10.96.0.1:80",
+        "upstream_host": "[fd00::1]:8080", "upstream_cluster": "outbound|80|v1|order.shop.svc.cluster.local",
+        "src.workload": "cart", "src.namespace": "shop", "dst.workload": "order", "dst.namespace": "shop",
+    });
+    assert_eq!(lines[0], expected);
+    assert_eq!(lines[1]["message"], "connection");
+    assert_eq!(lines[1]["response_flags"], "UF");
+    assert_eq!(lines[1]["connection_termination_details"], "connect_refused");
+    assert_eq!(lines[1]["bytes_sent"], 22);
+    assert_eq!(lines[1]["upstream_cluster"], serde_json::Value::Null);
+}
+
+#[test]
+fn dropped_lines_show_as_a_metric() {
+    struct Broken;
+    impl Write for Broken {
+        fn write(&mut self, _bytes: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let metrics = metrics();
+    let access = AccessLog::new(Broken).expect("starts");
+    let writer = access.writer().expect("has one").clone();
+    metrics.watch_writer("access", &writer);
+    metrics.recorder(access).request(&Ends::known().request("/", 200));
+    assert!(writer.flush(LIMIT));
+    for _ in 0..2 {
+        let text = metrics.render().expect("renders");
+        assert_eq!(value(&text, "sluice_log_lines_dropped_total", &[r#"log="access""#]), Some(1.0));
+    }
+}
+
+proptest! {
+    #[test]
+    fn lines_stay_json_whatever_a_client_sends(path: String, agent: String, authority: String) {
+        let sink = Sink::default();
+        let access = AccessLog::new(sink.clone()).expect("starts");
+        let recorder = metrics().recorder(access.clone());
+        let ends = Ends::known();
+        recorder.request(&RequestRecord { user_agent: &agent, authority: &authority, ..ends.request(&path, 200) });
+        prop_assert!(access.writer().expect("has one").flush(LIMIT));
+        let lines = sink.lines();
+        prop_assert_eq!(lines.len(), 1);
+        prop_assert_eq!(&lines[0]["path"], &path);
+        prop_assert_eq!(&lines[0]["authority"], &authority);
+    }
+}
+
+#[test]
+fn the_agents_log_is_json_and_its_filter_changes_while_it_runs() {
+    let sink = Sink::default();
+    let (subscriber, handle) = build("info", LogFormat::Json, sink.clone()).expect("is a filter");
+    tracing::subscriber::with_default(subscriber, || {
+        let _span = tracing::info_span!("connection", peer = "10.0.0.9:1234").entered();
+        tracing::info!(file = "a\n\"b\".yaml", line = 3, ok = true, error = ?Some(1), "rejected");
+        tracing::debug!("hidden");
+        handle.set_filter("debug").expect("is a filter");
+        tracing::debug!("shown");
+        handle.set_level_of("agent", "error").expect("is a level");
+        tracing::info!("hidden again");
+    });
+    assert!(handle.flush(LIMIT));
+    let lines = sink.lines();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    let first = &lines[0];
+    assert_eq!(first["level"], "info");
+    assert_eq!(first["scope"], "agent::telemetry::tests");
+    assert_eq!(first["message"], "rejected");
+    assert_eq!(first["file"], "a\n\"b\".yaml");
+    assert_eq!((&first["line"], &first["ok"], &first["error"]), (&3.into(), &true.into(), &"Some(1)".into()));
+    assert_eq!(first["span"], "connection{peer=\"10.0.0.9:1234\"}");
+    assert!(first["time"].as_str().is_some_and(|time| time.ends_with('Z')));
+    assert_eq!(lines[1]["message"], "shown");
+}
+
+#[test]
+fn bad_filters_are_refused_and_change_nothing() {
+    let (_subscriber, handle) =
+        build("info,agent::config=debug", LogFormat::Text, io::sink()).expect("is a filter");
+    let before = handle.filter();
+    for filter in ["inf", "agent=loud", "info,wran", "", "agent"] {
+        assert!(handle.set_filter(filter).is_err(), "{filter}");
+        assert_eq!(handle.filter(), before);
+    }
+    handle.set_level_of("agent::config", "trace").expect("is a level");
+    assert!(handle.filter().contains("agent::config=trace"), "{}", handle.filter());
+    assert!(!handle.filter().contains("debug"), "{}", handle.filter());
+    assert!(handle.set_level_of("agent::config", "loud").is_err());
+}
