@@ -266,7 +266,10 @@ fn reason_phrase(status: u16) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::rc::Rc;
+
     use crate::pool::PoolLimits;
+    use crate::proxy::Random;
     use crate::proxy::http::HttpSettings;
 
     #[test]
