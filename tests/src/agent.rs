@@ -71,9 +71,7 @@ pub struct Agent {
 pub(crate) fn start(node: &Node<'_>, options: &AgentOptions) -> Result<Agent> {
     let lab = node.lab();
     let directory = lab.directory().join("agents").join(node.name());
-    let state = directory.join("state");
-    fs::create_dir_all(&state).with_context(|| format!("creating {}", state.display()))?;
-    let bpffs = mount_bpffs(&directory.join("bpf"))?;
+    fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
     let log = directory.join("agent.log");
     let output = File::options()
         .create(true)
@@ -93,12 +91,6 @@ pub(crate) fn start(node: &Node<'_>, options: &AgentOptions) -> Result<Agent> {
         ])
         .arg("--config")
         .arg(&options.config)
-        .arg("--cgroup")
-        .arg(node.cgroup().path())
-        .arg("--bpffs")
-        .arg(&bpffs)
-        .arg("--state")
-        .arg(&state)
         .args(&options.arguments)
         .stdin(std::process::Stdio::null())
         .stdout(output.try_clone().context("sharing the agent's log")?)
@@ -198,17 +190,4 @@ pub fn built_binary() -> Result<PathBuf> {
         Some(path) => Ok(path),
         None => bail!("no binary 'sluice' beside {}: run 'cargo build', or set SLUICE_BIN", own.display()),
     }
-}
-
-/// Every agent pins into a BPF file system of its own, which goes with the lab.
-fn mount_bpffs(path: &Path) -> Result<PathBuf> {
-    fs::create_dir_all(path).with_context(|| format!("creating {}", path.display()))?;
-    let mounts = fs::read_to_string("/proc/mounts").context("reading /proc/mounts")?;
-    let mounted = mounts.lines().any(|line| line.split(' ').nth(1).is_some_and(|at| Path::new(at) == path));
-    if !mounted {
-        let (kind, none) = (Some("bpf"), None::<&str>);
-        nix::mount::mount(kind, path, kind, nix::mount::MsFlags::empty(), none)
-            .with_context(|| format!("mounting a BPF file system at {}", path.display()))?;
-    }
-    Ok(path.to_owned())
 }

@@ -24,7 +24,7 @@ fn a_change_of_one_endpoint_shares_all_the_rest() {
     let mut model = canary();
     let first = fresh(&model);
     let of_order = &first.clusters[&key("order", 80, None)];
-    let picks = [of_order.pick(0, &[]), of_order.pick(0, &[])];
+    let picks = [(); 2].map(|()| of_order.pick(std::net::Ipv4Addr::LOCALHOST.into(), 0, &[]));
     let forward_draws = |table: &RoutingTable| {
         let route = Arc::clone(found(frontend(table, "10.96.0.1:80"), "/").expect("fits"));
         let Action::Forward(forward) = &route.action else { panic!("forwards") };
@@ -55,7 +55,7 @@ fn a_change_of_one_endpoint_shares_all_the_rest() {
 
 /// Two turns were taken before, so the third of two endpoints is the first again.
 fn picked_address(cluster: &Cluster) -> String {
-    cluster.pick(0, &[]).expect("has endpoints").upstream().address.to_string()
+    cluster.pick(std::net::Ipv4Addr::LOCALHOST.into(), 0, &[]).expect("has endpoints").upstream().address.to_string()
 }
 
 #[test]
