@@ -111,10 +111,13 @@ fn load_file(
         return broken(Code::InvalidYaml, Severity::Warning, 0, "the file is empty".to_owned());
     }
     match node::parse(&text) {
-        Err(error) => broken(Code::InvalidYaml, Severity::Error, error.line, format!("no valid YAML: {error}")),
+        Err(error) => {
+            broken(Code::InvalidYaml, Severity::Error, error.line, format!("no valid YAML: {error}"))
+        }
         Ok(documents) => {
             let results = documents.into_iter().flat_map(|document| read_objects(path, document)).collect();
-            let mut state = FileState { content, messages: Vec::new(), objects: Vec::new(), rejected: Vec::new() };
+            let mut state =
+                FileState { content, messages: Vec::new(), objects: Vec::new(), rejected: Vec::new() };
             state.take(results, previous, before);
             state
         }

@@ -16,6 +16,9 @@ pub(crate) use decode::{DecodeError, Decoded, Extra, Known, check_names, decode}
 /// value for each eight bytes stays below it; an alias bomb does not.
 const NODES_MAX: usize = 2 << 20;
 
+/// Values that aliases may repeat in one file.
+const ALIAS_EVENTS_MAX: usize = 100_000;
+
 /// Nesting beyond which a file is refused; real objects stay below 30.
 const DEPTH_MAX: usize = 64;
 
@@ -77,6 +80,7 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Node>, InvalidYaml> {
             max_events: NODES_MAX * 2,
             max_documents: NODES_MAX / 16,
         },
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: ALIAS_EVENTS_MAX },
         // Seen and reported on the object instead, with its path.
         duplicate_keys: DuplicateKeyPolicy::PassThrough,
         strict_booleans: true,
@@ -273,7 +277,7 @@ mod tests {
             let error = parse(text).expect_err(text);
             assert_eq!(error.line, line, "{text:?}: {error}");
         };
-        check("a: 1\nb: [1, 2\n", 3);
+        check("a: 1\nb: [1, 2\n", 2);
         check("a: 1\n  b: 2\n", 2);
         check("a: \"open\n", 2);
         check("a: 1\n\tb: 2\n", 2);

@@ -126,7 +126,9 @@ impl Directory {
                 Ok(event) if !is_change(&event) => continue,
                 Ok(event) => self.settle(event),
                 // Watching again costs nothing where the directory is the same, and follows one that was replaced.
-                Err(RecvTimeoutError::Timeout) => drop(self.watcher.watch(&self.dir, RecursiveMode::NonRecursive)),
+                Err(RecvTimeoutError::Timeout) => {
+                    drop(self.watcher.watch(&self.dir, RecursiveMode::NonRecursive))
+                }
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             if let Some(state) = refresh(&self.state, &self.dir) {

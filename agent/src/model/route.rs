@@ -137,9 +137,9 @@ impl PartialEq for MatchPath {
 impl PartialEq for MatchValue {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Exact(a), Self::Exact(b)) | (Self::Prefix(a), Self::Prefix(b)) | (Self::Regex(_, a), Self::Regex(_, b)) => {
-                a == b
-            }
+            (Self::Exact(a), Self::Exact(b))
+            | (Self::Prefix(a), Self::Prefix(b))
+            | (Self::Regex(_, a), Self::Regex(_, b)) => a == b,
             (Self::Present, Self::Present) => true,
             _ => false,
         }
@@ -324,11 +324,16 @@ impl RequestMatch {
         let path = match &self.path {
             None => (PathRank::Any, 0),
             Some(MatchPath::Regex(_, text)) => (PathRank::Regex, text.len()),
-            Some(MatchPath::Prefix(path) | MatchPath::PathPrefix(path) | MatchPath::PrefixIgnoreCase(path)) => {
-                (PathRank::Prefix, path.len())
-            }
+            Some(
+                MatchPath::Prefix(path) | MatchPath::PathPrefix(path) | MatchPath::PrefixIgnoreCase(path),
+            ) => (PathRank::Prefix, path.len()),
             Some(MatchPath::Exact(path) | MatchPath::ExactIgnoreCase(path)) => (PathRank::Exact, path.len()),
         };
-        Specificity { path, method: self.method.is_some(), headers: self.headers.len(), query: self.query.len() }
+        Specificity {
+            path,
+            method: self.method.is_some(),
+            headers: self.headers.len(),
+            query: self.query.len(),
+        }
     }
 }

@@ -95,7 +95,10 @@ pub(crate) fn object_name(kind: &str, meta: &ObjectMeta, notes: &mut Notes<'_>) 
     if name.is_empty() {
         notes.error(&field.key("name"), "the object has no name");
     } else if !is_object_name(name) {
-        notes.error(&field.key("name"), format!("`{name}` is no name: lower-case letters, digits, `-` and `.`"));
+        notes.error(
+            &field.key("name"),
+            format!("`{name}` is no name: lower-case letters, digits, `-` and `.`"),
+        );
     }
     let namespace = namespace_of(kind, meta.namespace.as_deref());
     if !namespace.is_empty() && !is_object_name(namespace) {

@@ -16,16 +16,16 @@ mod regex;
 mod service;
 mod virtual_service;
 
-pub(crate) use destination_rule::{DestinationRule, SubsetPolicy};
+pub(crate) use destination_rule::DestinationRule;
 pub(crate) use endpoint_slice::{EndpointSlice, SliceEndpoint};
-pub(crate) use gateway::{AllowedNamespaces, Gateway, GatewayClass, GatewayListenerSpec, LabelSelector};
-pub(crate) use http_route::{BackendRef, HttpRoute, Parent, RouteRule};
+pub(crate) use gateway::{AllowedNamespaces, Gateway, GatewayClass, GatewayListenerSpec};
+pub(crate) use http_route::{BackendRef, HttpRoute, Parent, ParentKind, RouteRule, RuleAction};
 pub(crate) use meta::{ObjectMeta, object_name, read_meta, written_name};
 pub(crate) use name::{host_pattern, service_of_host};
 pub(crate) use pod::Pod;
 pub(crate) use reference_grant::ReferenceGrant;
 pub(crate) use service::{Service, TargetPort};
-pub(crate) use virtual_service::{MeshHost, VirtualService};
+pub(crate) use virtual_service::VirtualService;
 
 use super::node::{DecodeError, Decoded, Extra, Known, Node, decode as decode_node};
 use super::object::Notes;
@@ -108,7 +108,8 @@ impl Kind {
     /// The kind of this API version and name.
     pub fn find(api_version: &str, name: &str) -> Option<Self> {
         let (group, version) = split_version(api_version);
-        let found = KINDS.iter().find(|(g, versions, n, _)| *g == group && *n == name && versions.contains(&version));
+        let found =
+            KINDS.iter().find(|(g, versions, n, _)| *g == group && *n == name && versions.contains(&version));
         found.map(|(.., kind)| *kind)
     }
 
@@ -182,10 +183,8 @@ struct Document<S> {
 }
 
 /// What every document accepts beside its `spec`; `metadata` is read by [`read_meta`].
-const DOCUMENT: &[Extra] = &[Extra {
-    of: "Document",
-    fields: &[Known::Ignored(&["apiVersion", "kind", "metadata", "status"])],
-}];
+const DOCUMENT: &[Extra] =
+    &[Extra { of: "Document", fields: &[Known::Ignored(&["apiVersion", "kind", "metadata", "status"])] }];
 
 /// Decodes the `spec` of an object and lists its fields that are not enforced yet.
 fn decode_spec<'de, S: serde::Deserialize<'de>>(

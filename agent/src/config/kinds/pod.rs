@@ -195,14 +195,22 @@ struct PodCondition {
 /// Decodes a Pod.
 pub(super) fn decode(source: &Source<'_>, notes: &mut Notes<'_>) -> Result<Pod, DecodeError> {
     let PodDocument { spec, status } = decode_node(source.node, EXTRAS)?.value;
-    let PodSpec { containers, init_containers, node_name, service_account_name, service_account, host_network } = spec;
+    let PodSpec {
+        containers,
+        init_containers,
+        node_name,
+        service_account_name,
+        service_account,
+        host_network,
+    } = spec;
     let ready = status.conditions.as_ref().is_none_or(|conditions| {
         conditions.iter().any(|condition| condition.condition == "Ready" && condition.status == "True")
     });
     let name = source.name.clone();
     let uid = source.meta.uid.as_deref().map_or_else(|| name.to_string().into(), Into::into);
     let labels = source.meta.labels();
-    let account = [service_account_name, service_account].into_iter().flatten().find(|account| !account.is_empty());
+    let account =
+        [service_account_name, service_account].into_iter().flatten().find(|account| !account.is_empty());
     let workload = Workload {
         uid,
         workload: workload_name(&name, source.meta, &labels),
@@ -250,7 +258,8 @@ fn workload_name(pod: &ObjectName, meta: &ObjectMeta, labels: &Labels) -> Arc<st
     if owner.kind != "ReplicaSet" {
         return owner.name.as_str().into();
     }
-    let by_label = labels.get("pod-template-hash").and_then(|hash| owner.name.strip_suffix(&**hash)?.strip_suffix('-'));
+    let by_label =
+        labels.get("pod-template-hash").and_then(|hash| owner.name.strip_suffix(&**hash)?.strip_suffix('-'));
     let deployment = by_label.or_else(|| owner.name.rsplit_once('-').map(|(name, _)| name));
     deployment.unwrap_or(&owner.name).into()
 }

@@ -42,7 +42,11 @@ pub(super) fn workloads<'a>(world: &World<'a>) -> Workloads<'a> {
 }
 
 /// All endpoints, sorted: from EndpointSlices where a service has any, else from the pods that it selects.
-pub(super) fn endpoints(world: &World<'_>, workloads: &Workloads<'_>, notes: &mut LinkNotes<'_>) -> Vec<Endpoint> {
+pub(super) fn endpoints(
+    world: &World<'_>,
+    workloads: &Workloads<'_>,
+    notes: &mut LinkNotes<'_>,
+) -> Vec<Endpoint> {
     let mut slices: HashMap<&ObjectName, Vec<(usize, &EndpointSlice)>> = HashMap::new();
     for (position, object) in world.objects.iter().enumerate() {
         if let Spec::EndpointSlice(slice) = &object.spec
@@ -70,7 +74,8 @@ pub(super) fn endpoints(world: &World<'_>, workloads: &Workloads<'_>, notes: &mu
         }
     }
     endpoints.sort();
-    endpoints.dedup_by(|a, b| (&a.service, a.service_port, a.address) == (&b.service, b.service_port, b.address));
+    endpoints
+        .dedup_by(|a, b| (&a.service, a.service_port, a.address) == (&b.service, b.service_port, b.address));
     endpoints
 }
 
@@ -137,7 +142,8 @@ fn check_ports(service: &Service, slices: &[(usize, &EndpointSlice)], notes: &mu
     for (position, slice) in slices {
         for (name, number) in &slice.ports {
             if !service.ports.iter().any(|(port, _)| port.name == *name) {
-                let text = format!("the Service has no port called `{name}`, so that {number} gets no traffic");
+                let text =
+                    format!("the Service has no port called `{name}`, so that {number} gets no traffic");
                 let field = Field::root().key("ports");
                 notes.say(*position, (Severity::Warning, Code::ReferencedResourceNotFound), &field, text);
             }
@@ -178,7 +184,9 @@ fn is_family_of(service: &Service, address: IpAddr) -> bool {
 fn container_port(target: &TargetPort, pod: &Pod) -> Option<u16> {
     match target {
         TargetPort::Number(number) => Some(*number),
-        TargetPort::Name(name) => pod.ports.iter().find(|(known, _)| known == name).map(|(_, number)| *number),
+        TargetPort::Name(name) => {
+            pod.ports.iter().find(|(known, _)| known == name).map(|(_, number)| *number)
+        }
     }
 }
 

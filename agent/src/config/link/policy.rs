@@ -22,10 +22,16 @@ pub(super) enum Closeness {
 }
 
 /// How closely a host names a service; `None`: not at all.
-pub(super) fn closeness(named: Option<&ObjectName>, pattern: &HostPattern, service: &ObjectName) -> Option<Closeness> {
+pub(super) fn closeness(
+    named: Option<&ObjectName>,
+    pattern: &HostPattern,
+    service: &ObjectName,
+) -> Option<Closeness> {
     match pattern {
         HostPattern::Any => Some(Closeness::Any),
-        HostPattern::Suffix(suffix) => service.fqdn().ends_with(&**suffix).then_some(Closeness::Suffix(suffix.len())),
+        HostPattern::Suffix(suffix) => {
+            service.fqdn().ends_with(&**suffix).then_some(Closeness::Suffix(suffix.len()))
+        }
         HostPattern::Exact(_) => (named == Some(service)).then_some(Closeness::Exact),
     }
 }
@@ -33,7 +39,11 @@ pub(super) fn closeness(named: Option<&ObjectName>, pattern: &HostPattern, servi
 type Rule<'a> = (usize, &'a Object, &'a DestinationRule);
 
 /// The policies, sorted by service.
-pub(super) fn policies(world: &World<'_>, endpoints: &[Endpoint], notes: &mut LinkNotes<'_>) -> Vec<TrafficPolicy> {
+pub(super) fn policies(
+    world: &World<'_>,
+    endpoints: &[Endpoint],
+    notes: &mut LinkNotes<'_>,
+) -> Vec<TrafficPolicy> {
     let rules = world.by_age(|spec| match spec {
         Spec::DestinationRule(rule) => Some(rule),
         _ => None,
@@ -72,12 +82,18 @@ fn merge(service: &ObjectName, rules: &[Rule<'_>], notes: &mut LinkNotes<'_>) ->
     };
     for (position, _, rule) in &rules[1..] {
         let level = (Severity::Warning, Code::Ignored);
-        let text = format!("{} is about {service} as well: only the subsets of this one are added", first.name());
+        let text =
+            format!("{} is about {service} as well: only the subsets of this one are added", first.name());
         notes.say(*position, level, &Field::spec().key("host"), text);
         for (index, subset) in &rule.subsets {
             if policy.subsets.iter().any(|known| known.name == subset.name) {
                 let field = Field::spec().key("subsets").index(*index);
-                notes.say(*position, level, &field, format!("{} has a subset {} too", first.name(), subset.name));
+                notes.say(
+                    *position,
+                    level,
+                    &field,
+                    format!("{} has a subset {} too", first.name(), subset.name),
+                );
             } else {
                 policy.subsets.push(subset.clone());
             }
@@ -88,12 +104,18 @@ fn merge(service: &ObjectName, rules: &[Rule<'_>], notes: &mut LinkNotes<'_>) ->
 
 fn check_hosts(world: &World<'_>, rules: &[Rule<'_>], notes: &mut LinkNotes<'_>) {
     for (position, _, rule) in rules {
-        let known = world.services.keys().any(|service| {
-            closeness(rule.service.as_ref(), &rule.pattern, service).is_some()
-        });
+        let known = world
+            .services
+            .keys()
+            .any(|service| closeness(rule.service.as_ref(), &rule.pattern, service).is_some());
         if !known {
             let level = (Severity::Warning, Code::UnknownDestinationRuleHost);
-            notes.say(*position, level, &Field::spec().key("host"), "the host names no Service among the documents");
+            notes.say(
+                *position,
+                level,
+                &Field::spec().key("host"),
+                "the host names no Service among the documents",
+            );
         }
     }
 }

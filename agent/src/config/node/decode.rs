@@ -133,6 +133,47 @@ impl de::Error for DecodeError {
     fn missing_field(field: &'static str) -> Self {
         Self::new(format!("the required field `{field}` is missing"))
     }
+
+    fn invalid_type(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
+        Self::new(format!("expected {}, found {}", describe(expected), describe_found(found)))
+    }
+
+    fn invalid_value(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
+        Self::invalid_type(found, expected)
+    }
+
+    fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
+        Self::new(format!("`{variant}` is none of {}", expected.join(", ")))
+    }
+}
+
+/// Rust's names of types in the words of YAML.
+fn describe(expected: &dyn de::Expected) -> String {
+    match expected.to_string().as_str() {
+        "u16" => "a number from 0 to 65535".to_owned(),
+        "u32" => "a number from 0 to 4294967295".to_owned(),
+        "i64" => "a whole number".to_owned(),
+        // A version such as 1.10 is a number to YAML, and not the one that is meant.
+        "a string" => "a string (in quotes if it looks like a number)".to_owned(),
+        "a sequence" => "a list".to_owned(),
+        "a map" => "a mapping".to_owned(),
+        other if other.starts_with("struct ") => "a mapping".to_owned(),
+        other => other.to_owned(),
+    }
+}
+
+fn describe_found(found: de::Unexpected<'_>) -> String {
+    match found {
+        de::Unexpected::Unit => "nothing (null)".to_owned(),
+        de::Unexpected::Bool(value) => value.to_string(),
+        de::Unexpected::Unsigned(value) => format!("the number {value}"),
+        de::Unexpected::Signed(value) => format!("the number {value}"),
+        de::Unexpected::Float(value) => format!("the number {value}"),
+        de::Unexpected::Str(text) => format!("the text `{text}`"),
+        de::Unexpected::Seq => "a list".to_owned(),
+        de::Unexpected::Map => "a mapping".to_owned(),
+        other => other.to_string(),
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -264,7 +305,10 @@ struct Items<'de, 'c> {
 impl<'de> de::SeqAccess<'de> for Items<'de, '_> {
     type Error = DecodeError;
 
-    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, DecodeError> {
+    fn next_element_seed<T: DeserializeSeed<'de>>(
+        &mut self,
+        seed: T,
+    ) -> Result<Option<T::Value>, DecodeError> {
         let Some((index, node)) = self.items.next() else { return Ok(None) };
         let path = Path::Index(self.reader.path, index);
         let reader = Reader { node, context: self.reader.context, path: &path, required: true };
@@ -289,7 +333,8 @@ impl<'de> Entries<'de, '_> {
             None => Ok(false),
             Some(Known::Ignored(_)) => Ok(true),
             Some(Known::Later(_, names)) => {
-                check_names(&entry.value, names).map_err(|error| error.within(key_step(entry), entry.line))?;
+                check_names(&entry.value, names)
+                    .map_err(|error| error.within(key_step(entry), entry.line))?;
                 if !entry.value.is_empty() {
                     let field = self.reader.path.to_field().key(&entry.key);
                     self.reader.context.later.borrow_mut().push(field);
@@ -333,7 +378,10 @@ impl<'de> de::MapAccess<'de> for Entries<'de, '_> {
             }
             self.value = Some(entry);
             let key: StrDeserializer<'_, DecodeError> = (*entry.key).into_deserializer();
-            return seed.deserialize(key).map(Some).map_err(|error| error.within(key_step(entry), entry.line));
+            return seed
+                .deserialize(key)
+                .map(Some)
+                .map_err(|error| error.within(key_step(entry), entry.line));
         }
         Ok(None)
     }
@@ -388,7 +436,8 @@ mod tests {
 
     #[test]
     fn good_values_are_read() {
-        let outer = read("name: a\ncount: 3\nitems: [{weight: 1}]\nlabels: {a: b}\nstatus: {x: [1]}\n").expect("good");
+        let outer = read("name: a\ncount: 3\nitems: [{weight: 1}]\nlabels: {a: b}\nstatus: {x: [1]}\n")
+            .expect("good");
         assert_eq!(outer.value.items, [Inner { weight: 1 }]);
         assert_eq!(outer.later, []);
         let nulls = read("name: null\nitems: null\nlabels:\ninner: ~\n").expect("null is absent");
@@ -397,7 +446,8 @@ mod tests {
 
     #[test]
     fn fields_for_later_are_listed_with_their_path() {
-        let outer = read("items:\n- retries: {attempts: 3}\n- retries: {}\ninner: {retries: [{attempts: 1}]}\n");
+        let outer =
+            read("items:\n- retries: {attempts: 3}\n- retries: {}\ninner: {retries: [{attempts: 1}]}\n");
         let later: Vec<_> = outer.expect("good").later.iter().map(ToString::to_string).collect();
         assert_eq!(later, ["items[0].retries", "inner.retries"]);
     }
@@ -411,17 +461,17 @@ mod tests {
         };
         check("nam: a\n", "nam", 1, "unknown field");
         check("name: a\nitems:\n- weight: 1\n- weigth: 2\n", "items[1].weigth", 4, "fields here are: weight");
-        check("items:\n- weight: x\n", "items[0].weight", 2, "expected u32");
-        check("count: 70000\n", "count", 1, "expected u16");
-        check("count: -1\n", "count", 1, "expected u16");
+        check("items:\n- weight: x\n", "items[0].weight", 2, "expected a number from 0");
+        check("count: 70000\n", "count", 1, "expected a number from 0 to 65535");
+        check("count: -1\n", "count", 1, "expected a number from 0 to 65535");
         check("name: 1\n", "name", 1, "expected a string");
         check("labels:\n  a: 1.5\n", "labels.a", 2, "expected a string");
         check("labels:\n  a:\n", "labels.a", 2, "expected a string");
         check("items: [null]\n", "items[0]", 1, "null");
         check("items: [[1]]\n", "items[0]", 1, "a mapping");
-        check("items: {weight: 1}\n", "items", 1, "expected a sequence");
+        check("items: {weight: 1}\n", "items", 1, "expected a list");
         check("items:\n- retries:\n    atempts: 3\n", "items[0].retries.atempts", 3, "attempts");
         check("inner: {retries: 3}\n", "inner.retries", 1, "expected a mapping of attempts");
-        check("just text\n", "", 1, "expected struct Outer");
+        check("just text\n", "", 1, "expected a mapping");
     }
 }
