@@ -3,6 +3,6 @@
 mod table;
 
 pub use table::{
-    Action, Backend, Cluster, ClusterKey, Forward, Frontend, GatewayListener, HeaderOps, Route, RouteName,
-    RoutingTable, TableVersion, Upstream, VirtualHost, WeightedBackend, Weights,
+    Action, Backend, Cluster, ClusterKey, Forward, Frontend, GatewayListener, HeaderOps, Route, RouteName, RoutingTable,
+    TableVersion, Upstream, VirtualHost, WeightedBackend, Weights,
 };

@@ -126,7 +126,12 @@ fn load_file(
 
 impl FileState {
     /// Takes in the objects of a file that could be parsed.
-    fn take(&mut self, results: Vec<Result<Object, Rejected>>, previous: &State, before: Option<&FileState>) {
+    fn take(
+        &mut self,
+        results: Vec<Result<Object, Box<Rejected>>>,
+        previous: &State,
+        before: Option<&FileState>,
+    ) {
         let mut nameless = false;
         for result in results {
             match result {
@@ -136,7 +141,7 @@ impl FileState {
                         Some(last_good) => self.objects.push(last_good),
                         None => nameless = true,
                     }
-                    self.rejected.push(rejected);
+                    self.rejected.push(*rejected);
                 }
             }
         }

@@ -127,7 +127,7 @@ impl Directory {
                 Ok(event) => self.settle(event),
                 // Watching again costs nothing where the directory is the same, and follows one that was replaced.
                 Err(RecvTimeoutError::Timeout) => {
-                    drop(self.watcher.watch(&self.dir, RecursiveMode::NonRecursive))
+                    drop(self.watcher.watch(&self.dir, RecursiveMode::NonRecursive));
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
             }

@@ -1,8 +1,8 @@
 //! The request's phases in one readable place: what happens to an accepted connection.
 
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::net::SocketAddr;
 
 use arc_swap::ArcSwap;
 use bytes::BytesMut;

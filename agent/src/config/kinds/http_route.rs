@@ -4,6 +4,7 @@ mod filter;
 mod matching;
 mod schema;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -105,11 +106,10 @@ pub(super) fn decode(source: &Source<'_>, notes: &mut Notes<'_>) -> Result<HttpR
     let namespace = &source.name.namespace;
     let mut hostnames = Vec::new();
     for (index, host) in spec.hostnames.iter().enumerate() {
-        match host_pattern(host)
-            .filter(|pattern| *pattern != HostPattern::Any && host.parse::<std::net::IpAddr>().is_err())
-        {
-            Some(pattern) => hostnames.push(pattern),
-            None => {
+        let is_address = host.parse::<IpAddr>().is_ok();
+        match host_pattern(host) {
+            Some(pattern) if pattern != HostPattern::Any && !is_address => hostnames.push(pattern),
+            _ => {
                 let field = field.key("hostnames").index(index);
                 notes.error(&field, format!("`{host}` is no host name or wildcard"));
             }

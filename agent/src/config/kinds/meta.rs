@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 
 use super::super::field::Field;
 use super::super::node::{DecodeError, Extra, Known, Node, decode};
@@ -40,7 +39,7 @@ pub(crate) struct ObjectMeta {
     deletion_timestamp: Option<String>,
     labels: BTreeMap<String, String>,
     #[serde(rename = "annotations")]
-    _annotations: BTreeMap<String, IgnoredAny>,
+    _annotations: BTreeMap<String, String>,
     /// The object's owners.
     pub owner_references: Vec<OwnerReference>,
 }

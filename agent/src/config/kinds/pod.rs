@@ -160,10 +160,11 @@ struct Container {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[serde(deny_unknown_fields)]
 struct ContainerPort {
     name: Option<String>,
-    container_port: u16,
+    #[serde(rename = "containerPort")]
+    number: u16,
     protocol: Option<String>,
 }
 
@@ -172,9 +173,9 @@ struct ContainerPort {
 struct PodStatus {
     phase: Option<String>,
     #[serde(rename = "podIP")]
-    pod_ip: Option<String>,
+    ip: Option<String>,
     #[serde(rename = "podIPs")]
-    pod_ips: Vec<PodIp>,
+    ips: Vec<PodIp>,
     conditions: Option<Vec<PodCondition>>,
 }
 
@@ -225,7 +226,7 @@ pub(super) fn decode(source: &Source<'_>, notes: &mut Notes<'_>) -> Result<Pod, 
     let ports = ports.filter(|port| matches!(port.protocol.as_deref(), None | Some("TCP")));
     Ok(Pod {
         workload,
-        ports: ports.filter_map(|port| Some((port.name.as_deref()?.into(), port.container_port))).collect(),
+        ports: ports.filter_map(|port| Some((port.name.as_deref()?.into(), port.number))).collect(),
         ended: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
         deleted: source.meta.is_deleted(),
         host_network: host_network.unwrap_or(false),
@@ -235,8 +236,8 @@ pub(super) fn decode(source: &Source<'_>, notes: &mut Notes<'_>) -> Result<Pod, 
 fn addresses(status: &PodStatus, notes: &mut Notes<'_>) -> Vec<IpAddr> {
     let field = Field::root().key("status");
     let list = field.key("podIPs");
-    let single = status.pod_ip.iter().map(|ip| (field.key("podIP"), ip));
-    let several = status.pod_ips.iter().enumerate().map(|(index, ip)| (list.index(index).key("ip"), &ip.ip));
+    let single = status.ip.iter().map(|ip| (field.key("podIP"), ip));
+    let several = status.ips.iter().enumerate().map(|(index, ip)| (list.index(index).key("ip"), &ip.ip));
     let mut addresses = Vec::new();
     for (field, text) in single.chain(several).filter(|(_, text)| !text.is_empty()) {
         match text.parse::<IpAddr>() {

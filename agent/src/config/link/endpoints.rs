@@ -81,25 +81,25 @@ pub(super) fn endpoints(
 
 /// Pods by what refers to them.
 struct Pods<'w> {
-    by_name: &'w Workloads<'w>,
-    by_address: HashMap<IpAddr, &'w Workload>,
-    by_namespace: HashMap<&'w str, Vec<(&'w Workload, &'w Pod)>>,
+    named: &'w Workloads<'w>,
+    at: HashMap<IpAddr, &'w Workload>,
+    namedspace: HashMap<&'w str, Vec<(&'w Workload, &'w Pod)>>,
 }
 
 impl<'w> Pods<'w> {
     fn new(workloads: &'w Workloads<'w>) -> Self {
-        let mut pods = Self { by_name: workloads, by_address: HashMap::new(), by_namespace: HashMap::new() };
+        let mut pods = Self { named: workloads, at: HashMap::new(), namedspace: HashMap::new() };
         for (name, (workload, pod)) in workloads {
-            pods.by_address.extend(workload.addresses.iter().map(|address| (*address, workload)));
-            pods.by_namespace.entry(&name.namespace).or_default().push((workload, pod));
+            pods.at.extend(workload.addresses.iter().map(|address| (*address, workload)));
+            pods.namedspace.entry(&name.namespace).or_default().push((workload, pod));
         }
         pods
     }
 
     fn of(&self, endpoint: &SliceEndpoint) -> Option<&'w Workload> {
         match &endpoint.pod {
-            Some(pod) => self.by_name.get(pod).map(|(workload, _)| workload),
-            None => self.by_address.get(&endpoint.address).copied(),
+            Some(pod) => self.named.get(pod).map(|(workload, _)| workload),
+            None => self.at.get(&endpoint.address).copied(),
         }
     }
 }
@@ -153,7 +153,7 @@ fn check_ports(service: &Service, slices: &[(usize, &EndpointSlice)], notes: &mu
 
 fn from_pods(name: &ObjectName, service: &Service, pods: &Pods<'_>) -> Vec<Endpoint> {
     let mut endpoints = Vec::new();
-    let candidates = pods.by_namespace.get(&*name.namespace).into_iter().flatten();
+    let candidates = pods.namedspace.get(&*name.namespace).into_iter().flatten();
     for (workload, pod) in candidates.filter(|(workload, _)| selects(&service.selector, &workload.labels)) {
         // The pod's own record has the address even where it is its node's.
         let addresses = pod.workload.addresses.iter().filter(|address| is_family_of(service, **address));

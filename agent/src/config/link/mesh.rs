@@ -47,7 +47,8 @@ pub(super) fn routes(
             });
             rules.push(rule);
         }
-        if !(services.is_empty() && hosts.is_empty()) && !rules.is_empty() {
+        let takes_traffic = !services.is_empty() || !hosts.is_empty();
+        if takes_traffic && !rules.is_empty() {
             let services = services.into_iter().map(|service| (service, None)).collect();
             let source = object.name().clone();
             tables.push(RouteTable { source, kind: RouteKind::VirtualService, services, hosts, rules });
@@ -120,12 +121,15 @@ fn other_hosts(
 
 type Level = (Severity, Code);
 
+/// Says something on the destination at a position of the rule: the field within it, the position, level and text.
+type Say<'a> = dyn FnMut(&[&str], usize, Level, String) + 'a;
+
 /// Looks up the destinations of a rule; one that is not there answers 503, as in Istio.
 fn resolve(
     world: &World<'_>,
     policies: &BTreeMap<&ObjectName, &TrafficPolicy>,
     rule: &mut HttpRule,
-    say: &mut dyn FnMut(&[&str], usize, Level, String),
+    say: &mut Say<'_>,
 ) {
     let RouteAction::Forward { destinations, .. } = &mut rule.action else { return };
     for (index, weighted) in destinations.iter_mut().enumerate() {

@@ -196,7 +196,7 @@ impl<'de> Reader<'de, '_> {
         shape: Option<Shape>,
         visitor: V,
     ) -> Result<V::Value, DecodeError> {
-        visitor.visit_map(Entries { entries: entries.iter(), value: None, reader: self, shape })
+        visitor.visit_map(Entries { rest: entries.iter(), value: None, reader: self, shape })
     }
 
     fn at_line<T>(self, result: Result<T, DecodeError>) -> Result<T, DecodeError> {
@@ -317,13 +317,13 @@ impl<'de> de::SeqAccess<'de> for Items<'de, '_> {
 }
 
 struct Entries<'de, 'c> {
-    entries: std::slice::Iter<'de, Entry>,
+    rest: std::slice::Iter<'de, Entry>,
     value: Option<&'de Entry>,
     reader: Reader<'de, 'c>,
     shape: Option<Shape>,
 }
 
-impl<'de> Entries<'de, '_> {
+impl Entries<'_, '_> {
     /// Whether the entry is one that the struct accepts without decoding it.
     fn skip(&self, entry: &Entry) -> Result<bool, DecodeError> {
         let Some(shape) = self.shape.filter(|shape| !shape.fields.contains(&&*entry.key)) else {
@@ -372,7 +372,7 @@ impl<'de> de::MapAccess<'de> for Entries<'de, '_> {
     type Error = DecodeError;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, DecodeError> {
-        while let Some(entry) = self.entries.next() {
+        while let Some(entry) = self.rest.next() {
             if self.skip(entry)? {
                 continue;
             }

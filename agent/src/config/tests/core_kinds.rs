@@ -127,7 +127,7 @@ fn pods_become_endpoints_only_while_they_run() {
 fn slices_are_the_truth_where_a_service_has_one() {
     let slice = |conditions: &str| {
         format!(
-            r#"
+            r"
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
 metadata: {{name: order-service-x, labels: {{kubernetes.io/service-name: order-service}}}}
@@ -142,7 +142,7 @@ endpoints:
   hints: {{forZones: [{{name: a}}]}}
 - addresses: [10.9.9.9]
   conditions: {{ready: false}}
-"#
+"
         )
     };
     let check = |conditions: &str, first: &str| {
@@ -196,7 +196,7 @@ fn bad_core_objects_name_their_field() {
     service("clusterIP: 10.0.0.300", "5 spec.clusterIP: ", "no IP address");
     service("clusterIP: 0.0.0.0", "5 spec.clusterIP: ", "can't be the address");
     service("type: Cluster", "5 spec.type: ", "no type of a Service");
-    service("type: ExternalName", "5 spec.externalName: ", "needs an externalName");
+    service("type: ExternalName", "4 spec.externalName: ", "needs an externalName");
     service("ports: [{port: 0}]", "5 spec.ports[0].port: ", "0 is no port");
     service("ports: [{port: 80000}]", "5 spec.ports[0].port: ", "from 0 to 65535");
     service("ports: [{port: 80}, {port: 81}]", "5 spec.ports[0].name: ", "needs a name");

@@ -144,7 +144,7 @@ fn bad_gateways_name_their_field() {
     check_bad(&conflict, "9 spec.listeners: ", "belongs to the Gateway default/edge");
     let listener = "{name: a, port: 80, protocol: HTTP}";
     let attach = |meta: &str, spec: &str, start: &str, part: &str| {
-        check_bad(&(gateway(listener) + &route(meta, spec)), start, part)
+        check_bad(&(gateway(listener) + &route(meta, spec)), start, part);
     };
     attach("", "parentRefs: [{name: nowhere}]", "9 spec.parentRefs[0]: ", "no Gateway default/nowhere");
     attach("", "parentRefs: [{name: edge, sectionName: x}]", "9 spec.parentRefs[0]: ", "no such listener");

@@ -192,6 +192,12 @@ fn bad_http_routes_name_their_field() {
     );
     check("timeouts: {request: 1.5s}", &at("timeouts.request"), "no duration");
     check("timeouts: {request: 1s, backendRequest: 2s}", &at("timeouts.backendRequest"), "longer than");
+}
+
+#[test]
+fn bad_filters_and_backends_name_their_field() {
+    let check = |fields: &str, start: &str, part: &str| check_bad(&with_fields(fields), start, part);
+    let at = |path: &str| format!("7 spec.rules[0].{path}: ");
     check("filters: [{type: Rewrite}]", &at("filters[0].type"), "is none of");
     check("filters: [{type: URLRewrite}]", &at("filters[0].urlRewrite"), "is missing");
     check(

@@ -12,7 +12,7 @@ use super::read::InputFile;
 use super::{Report, Severity, State, load};
 
 /// Services with pods behind them, for routes to refer to.
-pub(super) const SHOP: &str = r#"
+pub(super) const SHOP: &str = r"
 apiVersion: v1
 kind: Service
 metadata: {name: order-service}
@@ -40,7 +40,7 @@ apiVersion: v1
 kind: Pod
 metadata: {name: order-2, labels: {app: order, version: v2}}
 status: {podIP: 10.0.0.2}
-"#;
+";
 
 pub(super) fn file(path: &str, text: &str) -> InputFile {
     InputFile { path: path.into(), text: Ok(text.to_owned()) }
@@ -100,7 +100,7 @@ fn the_examples_load_unchanged() {
 
 #[test]
 fn lists_and_later_kinds_are_accepted() {
-    let state = load_texts(&[r#"
+    let state = load_texts(&[r"
 apiVersion: v1
 kind: List
 items:
@@ -126,7 +126,7 @@ kind: Secret
 metadata: {name: secret}
 type: kubernetes.io/tls
 data: {tls.crt: aGk=}
-"#]);
+"]);
     assert_eq!(messages(&state.report, Severity::Warning), [""; 0]);
     assert_eq!(state.model.services.len(), 2);
     let later = state.report.objects.iter().filter(|object| object.state.as_str() == "not yet enforced");

@@ -139,7 +139,7 @@ fn redirects_and_direct_responses_are_answers() {
     };
     let plain = Redirect { status: 301, scheme: None, authority: None, port: None, path: None };
     let check = |fields: &str, expected: Redirect| {
-        assert_eq!(action(fields), RouteAction::Redirect(expected), "{fields}")
+        assert_eq!(action(fields), RouteAction::Redirect(expected), "{fields}");
     };
     check("redirect: {authority: a.b}", Redirect { authority: Some("a.b".into()), ..plain.clone() });
     check(
@@ -204,7 +204,7 @@ fn the_closest_host_takes_a_service() {
     assert_eq!(taken, [("a", 1), ("b", 1), ("c", 1)]);
     check_bad(
         &[one("a", "order-service"), one("b", "order-service")].concat(),
-        "8 spec.hosts: ",
+        "9 spec.hosts: ",
         "its rules come first",
     );
 }
@@ -262,7 +262,7 @@ fn unresolved_destinations_answer_503() {
 #[test]
 fn bad_virtual_services_name_their_field() {
     let field = |fields: &str, start: &str, part: &str| {
-        check_bad(&with_fields(&format!("    {fields}\n")), start, part)
+        check_bad(&with_fields(&format!("    {fields}\n")), start, part);
     };
     field("timeuot: 1s", "8 spec.http[0].timeuot: ", "unknown field");
     field("timeout: 10", "8 spec.http[0].timeout: ", "expected a string");
@@ -298,7 +298,7 @@ fn bad_virtual_services_name_their_field() {
         "control characters",
     );
     let rule = |rule: &str, start: &str, part: &str| {
-        check_bad(&with_rules(&format!("  http:\n  - {rule}\n")), start, part)
+        check_bad(&with_rules(&format!("  http:\n  - {rule}\n")), start, part);
     };
     rule("name: empty", "7 spec.http[0]: ", "needs one of route");
     rule("redirect: {redirectCode: 200}", "7 spec.http[0].redirect.redirectCode: ", "is none of");

@@ -151,7 +151,7 @@ fn rewrites(
     }
     let with = |path| PathRewrite { authority: authority.clone(), path };
     let uri = rewrite.uri.as_deref().filter(|uri| !uri.is_empty());
-    match (uri, &rewrite.uri_regex_rewrite) {
+    match (uri, &rewrite.by_regex) {
         (Some(_), Some(_)) => {
             notes.error(field, "uri and uriRegexRewrite exclude each other");
             None
@@ -159,7 +159,8 @@ fn rewrites(
         (None, None) => Some(vec![(matches, with(None))]),
         (None, Some(by_regex)) => match regex::part(&by_regex.expression) {
             Ok((regex, text)) => {
-                let path = RedirectPath::Regex(RewriteRegex(regex, text), by_regex.rewrite.as_str().into());
+                let path =
+                    RedirectPath::Regex(RewriteRegex(regex, text), by_regex.substitution.as_str().into());
                 Some(vec![(matches, with(Some(path)))])
             }
             Err(reason) => {
@@ -239,12 +240,12 @@ fn redirect_of(written: &HttpRedirect, field: &Field, notes: &mut Notes<'_>) -> 
         notes.error(&field.key("authority"), format!("`{}` is no host", authority.unwrap_or_default()));
     }
     let uri = written.uri.as_deref().filter(|uri| !uri.is_empty());
-    let path = uri.map(|uri| match uri.strip_prefix(PREFIX_PLACEHOLDER) {
-        Some(prefix) => RedirectPath::Prefix(prefix.into()),
-        None => {
-            check_path(uri, &field.key("uri"), notes);
-            RedirectPath::Full(uri.into())
+    let path = uri.map(|uri| {
+        if let Some(prefix) = uri.strip_prefix(PREFIX_PLACEHOLDER) {
+            return RedirectPath::Prefix(prefix.into());
         }
+        check_path(uri, &field.key("uri"), notes);
+        RedirectPath::Full(uri.into())
     });
     Redirect { status, scheme: scheme.map(Into::into), authority: authority.map(Into::into), port, path }
 }

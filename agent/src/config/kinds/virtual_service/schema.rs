@@ -135,7 +135,8 @@ pub(super) struct PortSelector {
 pub(super) struct Rewrite {
     pub uri: Option<String>,
     pub authority: Option<String>,
-    pub uri_regex_rewrite: Option<UriRegexRewrite>,
+    #[serde(rename = "uriRegexRewrite")]
+    pub by_regex: Option<UriRegexRewrite>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -143,8 +144,8 @@ pub(super) struct Rewrite {
 pub(super) struct UriRegexRewrite {
     #[serde(rename = "match")]
     pub expression: String,
-    #[serde(default)]
-    pub rewrite: String,
+    #[serde(rename = "rewrite", default)]
+    pub substitution: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
