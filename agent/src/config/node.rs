@@ -3,6 +3,7 @@
 
 mod decode;
 
+use std::collections::HashSet;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -140,14 +141,17 @@ impl Node {
     /// The first key that a mapping gives twice, with the second one's line.
     pub fn duplicate(&self) -> Option<(Field, u32)> {
         match &self.value {
-            Value::Map(entries) => entries.iter().enumerate().find_map(|(position, entry)| {
-                if entries[..position].iter().any(|before| before.key == entry.key) {
-                    return Some((Field::root().key(&entry.key), entry.line));
-                }
-                let (mut field, line) = entry.value.duplicate()?;
-                field.prepend(Step::Key(entry.key.to_string()));
-                Some((field, line))
-            }),
+            Value::Map(entries) => {
+                let mut seen = HashSet::with_capacity(entries.len());
+                entries.iter().find_map(|entry| {
+                    if !seen.insert(&*entry.key) {
+                        return Some((Field::root().key(&entry.key), entry.line));
+                    }
+                    let (mut field, line) = entry.value.duplicate()?;
+                    field.prepend(Step::Key(entry.key.to_string()));
+                    Some((field, line))
+                })
+            }
             Value::Seq(items) => items.iter().enumerate().find_map(|(index, item)| {
                 let (mut field, line) = item.duplicate()?;
                 field.prepend(Step::Index(index));

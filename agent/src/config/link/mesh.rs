@@ -6,7 +6,7 @@ use super::super::field::Field;
 use super::super::kinds::{Spec, VirtualService};
 use super::super::object::Object;
 use super::super::report::{Code, Severity};
-use super::policy::{Closeness, closeness};
+use super::host::HostIndex;
 use super::{LinkNotes, World};
 use crate::model::{
     Destination, HostPattern, HttpRule, ObjectName, RequestMatch, RouteAction, RouteKind, RouteTable,
@@ -63,23 +63,16 @@ fn taken_services(
     documents: &[Rules<'_>],
     notes: &mut LinkNotes<'_>,
 ) -> BTreeMap<usize, Vec<ObjectName>> {
+    let mut index = HostIndex::default();
+    for (order, (_, _, route)) in documents.iter().enumerate() {
+        for host in &route.hosts {
+            index.add(order, host.service.as_ref(), &host.pattern);
+        }
+    }
     let mut taken: BTreeMap<usize, Vec<ObjectName>> = BTreeMap::new();
     for service in world.services.keys() {
-        let mut closest: Option<Closeness> = None;
-        let mut winners: Vec<&Rules<'_>> = Vec::new();
-        for document in documents {
-            let hosts = document.2.hosts.iter();
-            let best =
-                hosts.filter_map(|host| closeness(host.service.as_ref(), &host.pattern, service)).max();
-            let Some(best) = best else { continue };
-            if closest.is_none_or(|closest| best > closest) {
-                winners.clear();
-            } else if closest.is_some_and(|closest| best < closest) {
-                continue;
-            }
-            closest = Some(best);
-            winners.push(document);
-        }
+        let winners: Vec<&Rules<'_>> =
+            index.closest(service).into_iter().map(|order| &documents[order]).collect();
         for (order, (position, ..)) in winners.iter().enumerate() {
             taken.entry(*position).or_default().push((*service).clone());
             if order > 0 {

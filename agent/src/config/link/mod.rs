@@ -3,6 +3,7 @@
 
 mod endpoints;
 mod gateway;
+mod host;
 mod http_route;
 mod mesh;
 mod policy;

@@ -7,34 +7,9 @@ use super::super::kinds::{DestinationRule, Spec};
 use super::super::object::Object;
 use super::super::report::{Code, Severity};
 use super::endpoints::selects;
+use super::host::{HostIndex, holds};
 use super::{LinkNotes, World};
 use crate::model::{Endpoint, HostPattern, ObjectName, TrafficPolicy};
-
-/// How closely a host names a service; the closest wins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Closeness {
-    /// By `*`.
-    Any,
-    /// By a wildcard of this length.
-    Suffix(usize),
-    /// By its own name.
-    Exact,
-}
-
-/// How closely a host names a service; `None`: not at all.
-pub(super) fn closeness(
-    named: Option<&ObjectName>,
-    pattern: &HostPattern,
-    service: &ObjectName,
-) -> Option<Closeness> {
-    match pattern {
-        HostPattern::Any => Some(Closeness::Any),
-        HostPattern::Suffix(suffix) => {
-            service.fqdn().ends_with(&**suffix).then_some(Closeness::Suffix(suffix.len()))
-        }
-        HostPattern::Exact(_) => (named == Some(service)).then_some(Closeness::Exact),
-    }
-}
 
 type Rule<'a> = (usize, &'a Object, &'a DestinationRule);
 
@@ -53,15 +28,13 @@ pub(super) fn policies(
     for endpoint in endpoints {
         by_service.entry(&endpoint.service).or_default().push(endpoint);
     }
+    let mut index = HostIndex::default();
+    for (order, (_, _, rule)) in rules.iter().enumerate() {
+        index.add(order, rule.service.as_ref(), &rule.pattern);
+    }
     let mut policies = Vec::new();
     for service in world.services.keys() {
-        let found: Vec<(Closeness, Rule<'_>)> = rules
-            .iter()
-            .filter_map(|rule| Some((closeness(rule.2.service.as_ref(), &rule.2.pattern, service)?, *rule)))
-            .collect();
-        let Some(closest) = found.iter().map(|(closeness, _)| *closeness).max() else { continue };
-        let mut rules: Vec<Rule<'_>> =
-            found.into_iter().filter(|(closeness, _)| *closeness == closest).map(|(_, rule)| rule).collect();
+        let mut rules: Vec<Rule<'_>> = index.closest(service).into_iter().map(|order| rules[order]).collect();
         // The service's own namespace has the say; the sort keeps the order by age.
         rules.sort_by_key(|(_, object, _)| object.name().namespace != service.namespace);
         check_subsets(&rules, by_service.get(service).map_or(&[][..], Vec::as_slice), notes);
@@ -104,10 +77,12 @@ fn merge(service: &ObjectName, rules: &[Rule<'_>], notes: &mut LinkNotes<'_>) ->
 
 fn check_hosts(world: &World<'_>, rules: &[Rule<'_>], notes: &mut LinkNotes<'_>) {
     for (position, _, rule) in rules {
-        let known = world
-            .services
-            .keys()
-            .any(|service| closeness(rule.service.as_ref(), &rule.pattern, service).is_some());
+        let known = match &rule.pattern {
+            HostPattern::Exact(_) => {
+                rule.service.as_ref().is_some_and(|service| world.services.contains_key(service))
+            }
+            wildcard => world.services.keys().any(|service| holds(wildcard, service)),
+        };
         if !known {
             let level = (Severity::Warning, Code::UnknownDestinationRuleHost);
             notes.say(

@@ -5,6 +5,7 @@ mod destination_rule;
 mod gateway;
 mod http_route;
 mod last_good;
+mod mangled;
 mod virtual_service;
 mod watching;
 
@@ -186,4 +187,26 @@ fn of_two_objects_with_one_name_the_first_counts() {
     );
     let errors = messages(&state.report, Severity::Error);
     assert!(errors.len() == 1 && errors[0].contains("already given at 0.yaml:1"), "{errors:?}");
+}
+
+/// A bound that even an unoptimized build keeps easily, and time that grows with the square does not.
+#[test]
+fn many_objects_take_linear_time() {
+    let mut text = String::new();
+    for number in 0..2000 {
+        let service = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: s{number}}}\nspec: {{ports: [{{port: 80}}]}}\n---\n"
+        );
+        let route = format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: s{number}}}\nspec: {{hosts: [s{number}], http: [{{route: [{{destination: {{host: s{number}}}}}]}}]}}\n---\n"
+        );
+        text.push_str(&service);
+        text.push_str(&route);
+    }
+    let begin = std::time::Instant::now();
+    let state = load_texts(&[&text]);
+    assert_eq!(state.model.mesh_routes.len(), 2000);
+    let again = load(&state, vec![file("0.yaml", &text)]);
+    assert_eq!(again.model, state.model);
+    assert!(begin.elapsed() < std::time::Duration::from_secs(30), "{:?}", begin.elapsed());
 }
