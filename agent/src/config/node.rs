@@ -2,6 +2,7 @@
 //! wrong object names its own line and field and leaves the other objects of the file alone.
 
 mod decode;
+mod error;
 
 use std::collections::HashSet;
 use std::fmt;
@@ -11,7 +12,8 @@ use serde_saphyr::{DuplicateKeyPolicy, Spanned};
 
 use super::field::{Field, Step};
 
-pub(crate) use decode::{DecodeError, Decoded, Extra, Known, check_names, decode};
+pub(crate) use decode::{Decoded, Extra, Known, check_names, decode};
+pub(crate) use error::DecodeError;
 
 /// Values of one file, aliases expanded, beyond which it is refused. A file of the largest permitted size with one
 /// value for each eight bytes stays below it; an alias bomb does not.

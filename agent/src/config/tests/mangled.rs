@@ -23,12 +23,12 @@ fn mangle(text: &str, at: usize, kind: u8, byte: char) -> String {
         1 => lines.truncate(line),
         2 => lines.insert(line, lines[line].clone()),
         3 => {
-            lines[line] = lines[line];
+            lines[line] = lines[line]
                 .chars()
                 .enumerate()
                 .filter(|(index, _)| *index != position)
                 .map(|(_, c)| c)
-                .collect()
+                .collect();
         }
         _ => {
             let (before, after): (Vec<_>, Vec<_>) =
