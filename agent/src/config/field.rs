@@ -78,7 +78,10 @@ mod tests {
     fn fields_read_as_users_write_them() {
         let check = |field: Field, expected: &str| assert_eq!(field.to_string(), expected);
         check(Field::root(), "");
-        check(Field::spec().key("http").index(0).key("route").index(1).key("weight"), "spec.http[0].route[1].weight");
+        check(
+            Field::spec().key("http").index(0).key("route").index(1).key("weight"),
+            "spec.http[0].route[1].weight",
+        );
         check(
             Field::root().key("metadata").key("labels").key("app.kubernetes.io/name"),
             "metadata.labels[\"app.kubernetes.io/name\"]",

@@ -111,10 +111,13 @@ fn load_file(
         return broken(Code::InvalidYaml, Severity::Warning, 0, "the file is empty".to_owned());
     }
     match node::parse(&text) {
-        Err(error) => broken(Code::InvalidYaml, Severity::Error, error.line, format!("no valid YAML: {error}")),
+        Err(error) => {
+            broken(Code::InvalidYaml, Severity::Error, error.line, format!("no valid YAML: {error}"))
+        }
         Ok(documents) => {
             let results = documents.into_iter().flat_map(|document| read_objects(path, document)).collect();
-            let mut state = FileState { content, messages: Vec::new(), objects: Vec::new(), rejected: Vec::new() };
+            let mut state =
+                FileState { content, messages: Vec::new(), objects: Vec::new(), rejected: Vec::new() };
             state.take(results, previous, before);
             state
         }
@@ -123,7 +126,12 @@ fn load_file(
 
 impl FileState {
     /// Takes in the objects of a file that could be parsed.
-    fn take(&mut self, results: Vec<Result<Object, Rejected>>, previous: &State, before: Option<&FileState>) {
+    fn take(
+        &mut self,
+        results: Vec<Result<Object, Box<Rejected>>>,
+        previous: &State,
+        before: Option<&FileState>,
+    ) {
         let mut nameless = false;
         for result in results {
             match result {
@@ -133,7 +141,7 @@ impl FileState {
                         Some(last_good) => self.objects.push(last_good),
                         None => nameless = true,
                     }
-                    self.rejected.push(rejected);
+                    self.rejected.push(*rejected);
                 }
             }
         }

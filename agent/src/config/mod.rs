@@ -11,6 +11,9 @@ mod read;
 mod report;
 mod watch;
 
+#[cfg(test)]
+mod tests;
+
 pub use load::{State, load};
 pub use read::{FileProblem, InputFile, analyze, load_dir};
 pub use report::{Code, FileReport, Message, ObjectReport, ObjectState, Report, Severity};

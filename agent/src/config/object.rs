@@ -136,7 +136,7 @@ impl<'a> Notes<'a> {
 }
 
 /// Reads one document, or the items of a `kind: List`, in written order.
-pub(crate) fn read_objects(file: &Arc<str>, node: Node) -> Vec<Result<Object, Rejected>> {
+pub(crate) fn read_objects(file: &Arc<str>, node: Node) -> Vec<Result<Object, Box<Rejected>>> {
     let api_version = node.get("apiVersion").and_then(Node::as_str).unwrap_or_default();
     let kind = node.get("kind").and_then(Node::as_str).unwrap_or_default();
     // Typed lists (`PodList`) come from the API server itself; both forms hold whole objects.
@@ -154,7 +154,7 @@ fn list_items(is_list: bool, node: &Node) -> Option<&[Node]> {
     }
 }
 
-fn read_object(file: &Arc<str>, node: Node) -> Result<Object, Rejected> {
+fn read_object(file: &Arc<str>, node: Node) -> Result<Object, Box<Rejected>> {
     let mut notes = Notes::new(&node);
     let (header, meta) = read_header(file, &node, &mut notes);
     if let Some((field, line)) = node.duplicate() {
@@ -185,7 +185,7 @@ fn read_object(file: &Arc<str>, node: Node) -> Result<Object, Rejected> {
             let node = kind.keeps_lines().then(|| Arc::new(node));
             Ok(Object { header, created, spec, messages, not_enforced, node })
         }
-        _ => Err(Rejected { header, messages }),
+        _ => Err(Box::new(Rejected { header, messages })),
     }
 }
 

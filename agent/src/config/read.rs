@@ -45,7 +45,10 @@ impl From<io::Error> for FileProblem {
 
 /// Reads the documents of a directory. A directory that can't be read is an empty state whose report says so.
 pub fn load_dir(dir: &Path) -> State {
-    load(&State::default(), read_dir(dir).unwrap_or_else(|problem| vec![InputFile { path: display(dir), text: Err(problem) }]))
+    load(
+        &State::default(),
+        read_dir(dir).unwrap_or_else(|problem| vec![InputFile { path: display(dir), text: Err(problem) }]),
+    )
 }
 
 /// Checks files and directories offline, as the agent would.
@@ -54,7 +57,8 @@ pub fn analyze(paths: &[PathBuf]) -> Report {
     for path in paths {
         if path.is_dir() {
             files.extend(
-                read_dir(path).unwrap_or_else(|problem| vec![InputFile { path: display(path), text: Err(problem) }]),
+                read_dir(path)
+                    .unwrap_or_else(|problem| vec![InputFile { path: display(path), text: Err(problem) }]),
             );
         } else {
             files.push(read_file(path));

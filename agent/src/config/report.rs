@@ -223,7 +223,9 @@ impl Report {
     /// One line for each message, for logs and terminals: `file:line: severity: Kind ns/name: field: text [code]`.
     pub fn lines(&self) -> impl Iterator<Item = (Severity, String)> {
         let files = self.files.iter().flat_map(|file| {
-            file.messages.iter().map(move |message| (message.severity, Line { file: &file.file, title: None, message }))
+            file.messages
+                .iter()
+                .map(move |message| (message.severity, Line { file: &file.file, title: None, message }))
         });
         let objects = self.objects.iter().flat_map(|object| {
             object.messages.iter().map(move |message| {

@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind};
 use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher};
@@ -21,11 +21,8 @@ use super::read::{is_document, load_dir, read_dir};
 /// Quiet time after which a change is taken as complete.
 const SETTLE: Duration = Duration::from_millis(25);
 
-/// Quiet periods to wait for a writer to close its file; with [`SETTLE`], half a second.
-const SETTLES_MAX: u32 = 20;
-
-/// Events that a busy directory may send before it is read in spite of them.
-const EVENTS_MAX: u32 = 10_000;
+/// How long a writer may take to close its file, and a busy directory to be quiet, before it is read in spite of them.
+const SETTLE_MAX: Duration = Duration::from_millis(500);
 
 /// How often the directory is read without any event.
 const POLL: Duration = Duration::from_secs(3);
@@ -126,7 +123,9 @@ impl Directory {
                 Ok(event) if !is_change(&event) => continue,
                 Ok(event) => self.settle(event),
                 // Watching again costs nothing where the directory is the same, and follows one that was replaced.
-                Err(RecvTimeoutError::Timeout) => drop(self.watcher.watch(&self.dir, RecursiveMode::NonRecursive)),
+                Err(RecvTimeoutError::Timeout) => {
+                    drop(self.watcher.watch(&self.dir, RecursiveMode::NonRecursive));
+                }
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             if let Some(state) = refresh(&self.state, &self.dir) {
@@ -142,16 +141,12 @@ impl Directory {
     fn settle(&self, first: notify::Result<Event>) {
         let mut writing = Writing::default();
         writing.note(first);
-        let mut settles = 0;
-        for _ in 0..EVENTS_MAX {
+        let begin = Instant::now();
+        while begin.elapsed() < SETTLE_MAX {
             match self.incoming.recv_timeout(SETTLE) {
                 Ok(event) => writing.note(event),
-                Err(RecvTimeoutError::Timeout) => {
-                    settles += 1;
-                    if writing.0.is_empty() || settles == SETTLES_MAX {
-                        return;
-                    }
-                }
+                Err(RecvTimeoutError::Timeout) if writing.0.is_empty() => return,
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         }

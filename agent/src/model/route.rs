@@ -345,11 +345,16 @@ impl RequestMatch {
         let path = match &self.path {
             None => (PathRank::Any, 0),
             Some(MatchPath::Regex(_, text)) => (PathRank::Regex, text.len()),
-            Some(MatchPath::Prefix(path) | MatchPath::PathPrefix(path) | MatchPath::PrefixIgnoreCase(path)) => {
-                (PathRank::Prefix, path.len())
-            }
+            Some(
+                MatchPath::Prefix(path) | MatchPath::PathPrefix(path) | MatchPath::PrefixIgnoreCase(path),
+            ) => (PathRank::Prefix, path.len()),
             Some(MatchPath::Exact(path) | MatchPath::ExactIgnoreCase(path)) => (PathRank::Exact, path.len()),
         };
-        Specificity { path, method: self.method.is_some(), headers: self.headers.len(), query: self.query.len() }
+        Specificity {
+            path,
+            method: self.method.is_some(),
+            headers: self.headers.len(),
+            query: self.query.len(),
+        }
     }
 }

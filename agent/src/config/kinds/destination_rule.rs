@@ -35,8 +35,15 @@ const CLIENT_TLS: &[&str] = &[
     "subjectAltNames",
 ];
 
-const CONSISTENT_HASH: &[&str] =
-    &["httpCookie", "httpHeaderName", "httpQueryParameterName", "maglev", "minimumRingSize", "ringHash", "useSourceIp"];
+const CONSISTENT_HASH: &[&str] = &[
+    "httpCookie",
+    "httpHeaderName",
+    "httpQueryParameterName",
+    "maglev",
+    "minimumRingSize",
+    "ringHash",
+    "useSourceIp",
+];
 
 const EXTRAS: &[&[Extra]] = &[
     DOCUMENT,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// The longest duration that is accepted: a year, far from any overflow.
-const DURATION_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+const DURATION_MAX: Duration = Duration::from_hours(366 * 24);
 
 /// A duration as Istio writes it: `10s`, `1.5h`, `1h30m`, `250ms`, `0s`. `None` where it is none.
 pub(super) fn istio(text: &str) -> Option<Duration> {
@@ -46,13 +46,14 @@ pub(super) fn gateway(text: &str) -> Option<Duration> {
     (parts > 0).then_some(total)
 }
 
+/// Units with their seconds; `ms` stands before `m`, which begins it.
+const UNITS: [(&str, f64); 7] =
+    [("ns", 1e-9), ("us", 1e-6), ("µs", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
+
 /// Splits `1.5h30m` into `1.5`, seconds per hour, and `30m`.
 fn split(text: &str) -> Option<(&str, f64, &str)> {
     let number = text.bytes().take_while(|byte| byte.is_ascii_digit() || *byte == b'.').count();
     let (amount, after) = text.split_at(number);
-    // Longer units first: `ms` is no `m`.
-    const UNITS: [(&str, f64); 7] =
-        [("ns", 1e-9), ("us", 1e-6), ("µs", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
     let (unit, factor) = UNITS.iter().find(|(unit, _)| after.starts_with(unit))?;
     Some((amount, *factor, &after[unit.len()..]))
 }

@@ -104,7 +104,11 @@ pub(super) fn decode(source: &Source<'_>, notes: &mut Notes<'_>) -> Result<Endpo
     let service = source.meta.labels().get(SERVICE_NAME).map(|service| ObjectName::new(namespace, service));
     if service.is_none() {
         let field = Field::root().key("metadata").key("labels");
-        notes.warning(Code::Ignored, &field, format!("without the label {SERVICE_NAME} the slice serves nothing"));
+        notes.warning(
+            Code::Ignored,
+            &field,
+            format!("without the label {SERVICE_NAME} the slice serves nothing"),
+        );
     }
     match slice.address_type.as_deref() {
         Some("IPv4" | "IPv6") => {}
@@ -121,11 +125,19 @@ pub(super) fn decode(source: &Source<'_>, notes: &mut Notes<'_>) -> Result<Endpo
     }
     let ports = slice.ports.iter().filter(|port| matches!(port.protocol.as_deref(), None | Some("TCP")));
     let ports = ports.filter_map(|port| Some((port.name.as_deref().unwrap_or_default().into(), port.port?)));
-    Ok(EndpointSlice { service, ports: ports.collect(), endpoints: endpoints(&slice.endpoints, namespace, notes) })
+    Ok(EndpointSlice {
+        service,
+        ports: ports.collect(),
+        endpoints: endpoints(&slice.endpoints, namespace, notes),
+    })
 }
 
 fn is_beta(source: &Source<'_>) -> bool {
-    source.node.get("apiVersion").and_then(|node| node.as_str()).is_some_and(|version| version.ends_with("v1beta1"))
+    source
+        .node
+        .get("apiVersion")
+        .and_then(|node| node.as_str())
+        .is_some_and(|version| version.ends_with("v1beta1"))
 }
 
 fn endpoints(written: &[SliceAddress], namespace: &str, notes: &mut Notes<'_>) -> Vec<SliceEndpoint> {

@@ -203,7 +203,8 @@ pub(super) fn decode(source: &Source<'_>, notes: &mut Notes<'_>) -> Result<Gatew
         let same = |before: &Listener| {
             before.port == written.port
                 && before.protocol == written.protocol
-                && before.hostname.as_deref().unwrap_or_default() == written.hostname.as_deref().unwrap_or_default()
+                && before.hostname.as_deref().unwrap_or_default()
+                    == written.hostname.as_deref().unwrap_or_default()
         };
         if spec.listeners[..index].iter().any(same) {
             notes.error(&field, "another listener has the same port, protocol and hostname");
@@ -240,10 +241,12 @@ fn listener(written: &Listener, field: &Field, notes: &mut Notes<'_>) -> Option<
     }
     let hostname = match written.hostname.as_deref().filter(|hostname| !hostname.is_empty()) {
         None => HostPattern::Any,
-        Some(hostname) => host_pattern(hostname).filter(|pattern| *pattern != HostPattern::Any).unwrap_or_else(|| {
-            notes.error(&field.key("hostname"), format!("`{hostname}` is no host name or wildcard"));
-            HostPattern::Any
-        }),
+        Some(hostname) => {
+            host_pattern(hostname).filter(|pattern| *pattern != HostPattern::Any).unwrap_or_else(|| {
+                notes.error(&field.key("hostname"), format!("`{hostname}` is no host name or wildcard"));
+                HostPattern::Any
+            })
+        }
     };
     let namespaces = namespaces(&written.allowed_routes.namespaces, &field.key("allowedRoutes"), notes);
     let kinds = &written.allowed_routes.kinds;
@@ -261,7 +264,10 @@ fn listener(written: &Listener, field: &Field, notes: &mut Notes<'_>) -> Option<
             return None;
         }
         other => {
-            notes.error(&field.key("protocol"), format!("`{other}` is no protocol: HTTP, HTTPS, TLS, TCP or UDP"));
+            notes.error(
+                &field.key("protocol"),
+                format!("`{other}` is no protocol: HTTP, HTTPS, TLS, TCP or UDP"),
+            );
             return None;
         }
     }

@@ -4,6 +4,7 @@ mod filter;
 mod matching;
 mod schema;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -105,9 +106,10 @@ pub(super) fn decode(source: &Source<'_>, notes: &mut Notes<'_>) -> Result<HttpR
     let namespace = &source.name.namespace;
     let mut hostnames = Vec::new();
     for (index, host) in spec.hostnames.iter().enumerate() {
-        match host_pattern(host).filter(|pattern| *pattern != HostPattern::Any && host.parse::<std::net::IpAddr>().is_err()) {
-            Some(pattern) => hostnames.push(pattern),
-            None => {
+        let is_address = host.parse::<IpAddr>().is_ok();
+        match host_pattern(host) {
+            Some(pattern) if pattern != HostPattern::Any && !is_address => hostnames.push(pattern),
+            _ => {
                 let field = field.key("hostnames").index(index);
                 notes.error(&field, format!("`{host}` is no host name or wildcard"));
             }
@@ -124,7 +126,11 @@ pub(super) fn decode(source: &Source<'_>, notes: &mut Notes<'_>) -> Result<HttpR
         rule_of(rule, &context, notes)
     });
     let rules = rules.collect();
-    Ok(HttpRoute { parents: parents(&spec.parent_refs, namespace, &field.key("parentRefs"), notes), hostnames, rules })
+    Ok(HttpRoute {
+        parents: parents(&spec.parent_refs, namespace, &field.key("parentRefs"), notes),
+        hostnames,
+        rules,
+    })
 }
 
 /// Where a rule stands.
@@ -137,7 +143,10 @@ struct RuleContext<'a> {
 fn parents(written: &[ParentSpec], namespace: &str, field: &Field, notes: &mut Notes<'_>) -> Vec<Parent> {
     let mut parents = Vec::with_capacity(written.len());
     for (index, parent) in written.iter().enumerate() {
-        let kind = match (parent.group.as_deref().unwrap_or(GATEWAY_API), parent.kind.as_deref().unwrap_or("Gateway")) {
+        let kind = match (
+            parent.group.as_deref().unwrap_or(GATEWAY_API),
+            parent.kind.as_deref().unwrap_or("Gateway"),
+        ) {
             (GATEWAY_API, "Gateway") => ParentKind::Gateway,
             ("" | "core", "Service") => ParentKind::Service,
             _ => ParentKind::Other,
@@ -168,7 +177,10 @@ fn rule_of(rule: &RuleSpec, context: &RuleContext<'_>, notes: &mut Notes<'_>) ->
         let text = text.as_deref()?;
         let timeout = duration::gateway(text);
         if timeout.is_none() {
-            notes.error(&field.key("timeouts").key(name), format!("`{text}` is no duration such as `10s` or `1m30s`"));
+            notes.error(
+                &field.key("timeouts").key(name),
+                format!("`{text}` is no duration such as `10s` or `1m30s`"),
+            );
         }
         // Zero turns the timeout off.
         timeout.filter(|timeout| !timeout.is_zero())

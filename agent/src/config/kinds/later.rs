@@ -10,7 +10,8 @@ const ROOT: &[Extra] = &[Extra {
     of: "Unread",
     fields: &[Known::Ignored(&["apiVersion", "kind", "metadata", "spec", "status"])],
 }];
-const SECRET: &[Extra] = &[Extra { of: "Unread", fields: &[Known::Ignored(&["data", "immutable", "stringData", "type"])] }];
+const SECRET: &[Extra] =
+    &[Extra { of: "Unread", fields: &[Known::Ignored(&["data", "immutable", "stringData", "type"])] }];
 
 #[derive(Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -33,11 +34,8 @@ fn spec_fields(kind: &str) -> Option<&'static [&'static str]> {
             "subjectAltNames",
             "workloadSelector",
         ],
-        "WorkloadEntry" => {
-            &["address", "labels", "locality", "network", "ports", "serviceAccount", "weight"]
-        }
-        "GRPCRoute" => &["hostnames", "parentRefs", "rules", "useDefaultGateways"],
-        "TLSRoute" => &["hostnames", "parentRefs", "rules", "useDefaultGateways"],
+        "WorkloadEntry" => &["address", "labels", "locality", "network", "ports", "serviceAccount", "weight"],
+        "GRPCRoute" | "TLSRoute" => &["hostnames", "parentRefs", "rules", "useDefaultGateways"],
         "TCPRoute" => &["parentRefs", "rules", "useDefaultGateways"],
         "BackendTLSPolicy" => &["options", "targetRefs", "validation"],
         "Namespace" => &["finalizers"],

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 
 use super::super::field::Field;
 use super::super::node::{DecodeError, Extra, Known, Node, decode};
@@ -40,7 +39,7 @@ pub(crate) struct ObjectMeta {
     deletion_timestamp: Option<String>,
     labels: BTreeMap<String, String>,
     #[serde(rename = "annotations")]
-    _annotations: BTreeMap<String, IgnoredAny>,
+    _annotations: BTreeMap<String, String>,
     /// The object's owners.
     pub owner_references: Vec<OwnerReference>,
 }
@@ -95,7 +94,10 @@ pub(crate) fn object_name(kind: &str, meta: &ObjectMeta, notes: &mut Notes<'_>) 
     if name.is_empty() {
         notes.error(&field.key("name"), "the object has no name");
     } else if !is_object_name(name) {
-        notes.error(&field.key("name"), format!("`{name}` is no name: lower-case letters, digits, `-` and `.`"));
+        notes.error(
+            &field.key("name"),
+            format!("`{name}` is no name: lower-case letters, digits, `-` and `.`"),
+        );
     }
     let namespace = namespace_of(kind, meta.namespace.as_deref());
     if !namespace.is_empty() && !is_object_name(namespace) {

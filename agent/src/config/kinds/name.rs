@@ -75,7 +75,8 @@ mod tests {
 
     #[test]
     fn host_patterns_are_names_or_leading_wildcards() {
-        let check = |host: &str, expected: Option<HostPattern>| assert_eq!(host_pattern(host), expected, "{host}");
+        let check =
+            |host: &str, expected: Option<HostPattern>| assert_eq!(host_pattern(host), expected, "{host}");
         check("*", Some(HostPattern::Any));
         check("*.Example.com", Some(HostPattern::Suffix(".example.com".into())));
         check("a.example.com.", Some(HostPattern::Exact("a.example.com".into())));

@@ -160,10 +160,11 @@ struct Container {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[serde(deny_unknown_fields)]
 struct ContainerPort {
     name: Option<String>,
-    container_port: u16,
+    #[serde(rename = "containerPort")]
+    number: u16,
     protocol: Option<String>,
 }
 
@@ -172,9 +173,9 @@ struct ContainerPort {
 struct PodStatus {
     phase: Option<String>,
     #[serde(rename = "podIP")]
-    pod_ip: Option<String>,
+    ip: Option<String>,
     #[serde(rename = "podIPs")]
-    pod_ips: Vec<PodIp>,
+    ips: Vec<PodIp>,
     conditions: Option<Vec<PodCondition>>,
 }
 
@@ -195,14 +196,22 @@ struct PodCondition {
 /// Decodes a Pod.
 pub(super) fn decode(source: &Source<'_>, notes: &mut Notes<'_>) -> Result<Pod, DecodeError> {
     let PodDocument { spec, status } = decode_node(source.node, EXTRAS)?.value;
-    let PodSpec { containers, init_containers, node_name, service_account_name, service_account, host_network } = spec;
+    let PodSpec {
+        containers,
+        init_containers,
+        node_name,
+        service_account_name,
+        service_account,
+        host_network,
+    } = spec;
     let ready = status.conditions.as_ref().is_none_or(|conditions| {
         conditions.iter().any(|condition| condition.condition == "Ready" && condition.status == "True")
     });
     let name = source.name.clone();
     let uid = source.meta.uid.as_deref().map_or_else(|| name.to_string().into(), Into::into);
     let labels = source.meta.labels();
-    let account = [service_account_name, service_account].into_iter().flatten().find(|account| !account.is_empty());
+    let account =
+        [service_account_name, service_account].into_iter().flatten().find(|account| !account.is_empty());
     let workload = Workload {
         uid,
         workload: workload_name(&name, source.meta, &labels),
@@ -217,7 +226,7 @@ pub(super) fn decode(source: &Source<'_>, notes: &mut Notes<'_>) -> Result<Pod, 
     let ports = ports.filter(|port| matches!(port.protocol.as_deref(), None | Some("TCP")));
     Ok(Pod {
         workload,
-        ports: ports.filter_map(|port| Some((port.name.as_deref()?.into(), port.container_port))).collect(),
+        ports: ports.filter_map(|port| Some((port.name.as_deref()?.into(), port.number))).collect(),
         ended: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
         deleted: source.meta.is_deleted(),
         host_network: host_network.unwrap_or(false),
@@ -227,8 +236,8 @@ pub(super) fn decode(source: &Source<'_>, notes: &mut Notes<'_>) -> Result<Pod, 
 fn addresses(status: &PodStatus, notes: &mut Notes<'_>) -> Vec<IpAddr> {
     let field = Field::root().key("status");
     let list = field.key("podIPs");
-    let single = status.pod_ip.iter().map(|ip| (field.key("podIP"), ip));
-    let several = status.pod_ips.iter().enumerate().map(|(index, ip)| (list.index(index).key("ip"), &ip.ip));
+    let single = status.ip.iter().map(|ip| (field.key("podIP"), ip));
+    let several = status.ips.iter().enumerate().map(|(index, ip)| (list.index(index).key("ip"), &ip.ip));
     let mut addresses = Vec::new();
     for (field, text) in single.chain(several).filter(|(_, text)| !text.is_empty()) {
         match text.parse::<IpAddr>() {
@@ -250,7 +259,8 @@ fn workload_name(pod: &ObjectName, meta: &ObjectMeta, labels: &Labels) -> Arc<st
     if owner.kind != "ReplicaSet" {
         return owner.name.as_str().into();
     }
-    let by_label = labels.get("pod-template-hash").and_then(|hash| owner.name.strip_suffix(&**hash)?.strip_suffix('-'));
+    let by_label =
+        labels.get("pod-template-hash").and_then(|hash| owner.name.strip_suffix(&**hash)?.strip_suffix('-'));
     let deployment = by_label.or_else(|| owner.name.rsplit_once('-').map(|(name, _)| name));
     deployment.unwrap_or(&owner.name).into()
 }

@@ -40,7 +40,9 @@ impl ReferenceGrant {
         });
         let to = self.to.iter().any(|to| {
             let named = to.name.as_deref().filter(|name| !name.is_empty());
-            matches!(to.group.as_str(), "" | "core") && to.kind == "Service" && named.is_none_or(|name| name == service)
+            matches!(to.group.as_str(), "" | "core")
+                && to.kind == "Service"
+                && named.is_none_or(|name| name == service)
         });
         from && to
     }

@@ -38,7 +38,7 @@ const EXTRAS: &[&[Extra]] = &[
                 Known::Later("sessionAffinityConfig", &["clientIP"]),
             ],
         },
-        Extra { of: "Port", fields: &[Known::Ignored(&["nodePort"])] },
+        Extra { of: "PortSpec", fields: &[Known::Ignored(&["nodePort"])] },
     ],
 ];
 
@@ -79,7 +79,7 @@ struct ServiceSpec {
     #[serde(rename = "clusterIPs")]
     cluster_ips: Vec<String>,
     selector: BTreeMap<String, String>,
-    ports: Vec<Port>,
+    ports: Vec<PortSpec>,
     publish_not_ready_addresses: Option<bool>,
     external_name: Option<String>,
     session_affinity: Option<String>,
@@ -88,7 +88,7 @@ struct ServiceSpec {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct Port {
+struct PortSpec {
     name: Option<String>,
     port: u16,
     target_port: Option<TargetPort>,
@@ -178,7 +178,7 @@ fn cluster_ips(spec: &ServiceSpec, field: &Field, notes: &mut Notes<'_>) -> Vec<
     addresses
 }
 
-fn ports(written: &[Port], field: &Field, notes: &mut Notes<'_>) -> Vec<(ServicePort, TargetPort)> {
+fn ports(written: &[PortSpec], field: &Field, notes: &mut Notes<'_>) -> Vec<(ServicePort, TargetPort)> {
     let mut ports: Vec<(ServicePort, TargetPort)> = Vec::new();
     for (index, port) in written.iter().enumerate() {
         let field = field.index(index);
@@ -213,7 +213,7 @@ fn ports(written: &[Port], field: &Field, notes: &mut Notes<'_>) -> Vec<(Service
     ports
 }
 
-fn protocol(port: &Port, field: &Field, notes: &mut Notes<'_>) -> AppProtocol {
+fn protocol(port: &PortSpec, field: &Field, notes: &mut Notes<'_>) -> AppProtocol {
     if let Some(written) = port.app_protocol.as_deref().filter(|written| !written.is_empty()) {
         return app_protocol(written).unwrap_or_else(|| {
             let text = format!("`{written}` is not known: the first bytes of each connection decide");

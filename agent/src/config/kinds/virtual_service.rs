@@ -45,7 +45,11 @@ pub(super) fn decode(source: &Source<'_>, notes: &mut Notes<'_>) -> Result<Virtu
     let hosts = hosts(&spec, source.name, &field.key("hosts"), notes);
     let mut rules = Vec::new();
     for (position, rule) in spec.http.iter().enumerate() {
-        let context = RuleContext { position, field: field.key("http").index(position), namespace: &source.name.namespace };
+        let context = RuleContext {
+            position,
+            field: field.key("http").index(position),
+            namespace: &source.name.namespace,
+        };
         rules.extend(rule_of(rule, &context, notes).into_iter().map(|rule| (position, rule)));
     }
     if spec.http.is_empty() && notes.not_enforced.is_empty() {
@@ -73,7 +77,12 @@ fn mesh_of(spec: &VirtualServiceSpec, field: &Field, notes: &mut Notes<'_>) -> b
     spec.gateways.iter().any(|gateway| gateway == MESH)
 }
 
-fn hosts(spec: &VirtualServiceSpec, name: &ObjectName, field: &Field, notes: &mut Notes<'_>) -> Vec<MeshHost> {
+fn hosts(
+    spec: &VirtualServiceSpec,
+    name: &ObjectName,
+    field: &Field,
+    notes: &mut Notes<'_>,
+) -> Vec<MeshHost> {
     if spec.hosts.is_empty() {
         // A delegate's rules belong to the VirtualService that refers to it.
         notes.later(field);

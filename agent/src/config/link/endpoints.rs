@@ -42,7 +42,11 @@ pub(super) fn workloads<'a>(world: &World<'a>) -> Workloads<'a> {
 }
 
 /// All endpoints, sorted: from EndpointSlices where a service has any, else from the pods that it selects.
-pub(super) fn endpoints(world: &World<'_>, workloads: &Workloads<'_>, notes: &mut LinkNotes<'_>) -> Vec<Endpoint> {
+pub(super) fn endpoints(
+    world: &World<'_>,
+    workloads: &Workloads<'_>,
+    notes: &mut LinkNotes<'_>,
+) -> Vec<Endpoint> {
     let mut slices: HashMap<&ObjectName, Vec<(usize, &EndpointSlice)>> = HashMap::new();
     for (position, object) in world.objects.iter().enumerate() {
         if let Spec::EndpointSlice(slice) = &object.spec
@@ -70,31 +74,32 @@ pub(super) fn endpoints(world: &World<'_>, workloads: &Workloads<'_>, notes: &mu
         }
     }
     endpoints.sort();
-    endpoints.dedup_by(|a, b| (&a.service, a.service_port, a.address) == (&b.service, b.service_port, b.address));
+    endpoints
+        .dedup_by(|a, b| (&a.service, a.service_port, a.address) == (&b.service, b.service_port, b.address));
     endpoints
 }
 
 /// Pods by what refers to them.
 struct Pods<'w> {
-    by_name: &'w Workloads<'w>,
-    by_address: HashMap<IpAddr, &'w Workload>,
-    by_namespace: HashMap<&'w str, Vec<(&'w Workload, &'w Pod)>>,
+    named: &'w Workloads<'w>,
+    at: HashMap<IpAddr, &'w Workload>,
+    namedspace: HashMap<&'w str, Vec<(&'w Workload, &'w Pod)>>,
 }
 
 impl<'w> Pods<'w> {
     fn new(workloads: &'w Workloads<'w>) -> Self {
-        let mut pods = Self { by_name: workloads, by_address: HashMap::new(), by_namespace: HashMap::new() };
+        let mut pods = Self { named: workloads, at: HashMap::new(), namedspace: HashMap::new() };
         for (name, (workload, pod)) in workloads {
-            pods.by_address.extend(workload.addresses.iter().map(|address| (*address, workload)));
-            pods.by_namespace.entry(&name.namespace).or_default().push((workload, pod));
+            pods.at.extend(workload.addresses.iter().map(|address| (*address, workload)));
+            pods.namedspace.entry(&name.namespace).or_default().push((workload, pod));
         }
         pods
     }
 
     fn of(&self, endpoint: &SliceEndpoint) -> Option<&'w Workload> {
         match &endpoint.pod {
-            Some(pod) => self.by_name.get(pod).map(|(workload, _)| workload),
-            None => self.by_address.get(&endpoint.address).copied(),
+            Some(pod) => self.named.get(pod).map(|(workload, _)| workload),
+            None => self.at.get(&endpoint.address).copied(),
         }
     }
 }
@@ -137,7 +142,8 @@ fn check_ports(service: &Service, slices: &[(usize, &EndpointSlice)], notes: &mu
     for (position, slice) in slices {
         for (name, number) in &slice.ports {
             if !service.ports.iter().any(|(port, _)| port.name == *name) {
-                let text = format!("the Service has no port called `{name}`, so that {number} gets no traffic");
+                let text =
+                    format!("the Service has no port called `{name}`, so that {number} gets no traffic");
                 let field = Field::root().key("ports");
                 notes.say(*position, (Severity::Warning, Code::ReferencedResourceNotFound), &field, text);
             }
@@ -147,7 +153,7 @@ fn check_ports(service: &Service, slices: &[(usize, &EndpointSlice)], notes: &mu
 
 fn from_pods(name: &ObjectName, service: &Service, pods: &Pods<'_>) -> Vec<Endpoint> {
     let mut endpoints = Vec::new();
-    let candidates = pods.by_namespace.get(&*name.namespace).into_iter().flatten();
+    let candidates = pods.namedspace.get(&*name.namespace).into_iter().flatten();
     for (workload, pod) in candidates.filter(|(workload, _)| selects(&service.selector, &workload.labels)) {
         // The pod's own record has the address even where it is its node's.
         let addresses = pod.workload.addresses.iter().filter(|address| is_family_of(service, **address));
@@ -178,7 +184,9 @@ fn is_family_of(service: &Service, address: IpAddr) -> bool {
 fn container_port(target: &TargetPort, pod: &Pod) -> Option<u16> {
     match target {
         TargetPort::Number(number) => Some(*number),
-        TargetPort::Name(name) => pod.ports.iter().find(|(known, _)| known == name).map(|(_, number)| *number),
+        TargetPort::Name(name) => {
+            pod.ports.iter().find(|(known, _)| known == name).map(|(_, number)| *number)
+        }
     }
 }
 

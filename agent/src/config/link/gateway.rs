@@ -75,7 +75,12 @@ fn serve<'a>(
                 "listener {}: port {} for the same hosts belongs to the Gateway {}",
                 spec.name, spec.port, other.listener.gateway
             );
-            notes.say(position, (Severity::Error, Code::ListenerConflict), &Field::spec().key("listeners"), text);
+            notes.say(
+                position,
+                (Severity::Error, Code::ListenerConflict),
+                &Field::spec().key("listeners"),
+                text,
+            );
             continue;
         }
         let listener = Listener {
@@ -149,7 +154,8 @@ fn attach_to(
     for served in listeners.iter_mut().filter(|served| named(served)) {
         if !is_allowed(world, served, route) {
             if problem.0 == Code::NoMatchingParent {
-                let text = format!("the listener {} does not take this route's namespace or kind", served.spec.name);
+                let text =
+                    format!("the listener {} does not take this route's namespace or kind", served.spec.name);
                 problem = (Code::NotAllowedByListeners, text);
             }
             continue;
@@ -175,7 +181,8 @@ fn is_allowed(world: &World<'_>, served: &Served<'_>, route: &Object) -> bool {
         AllowedNamespaces::All => true,
         AllowedNamespaces::None => false,
         AllowedNamespaces::Selector(selector) => {
-            let mut labels: Labels = world.namespaces.get(&**namespace).map(|labels| (*labels).clone()).unwrap_or_default();
+            let mut labels: Labels =
+                world.namespaces.get(&**namespace).map(|labels| (*labels).clone()).unwrap_or_default();
             labels.insert(NAMESPACE_NAME.into(), Arc::clone(namespace));
             selector.matches(&labels)
         }
@@ -197,8 +204,12 @@ fn common(a: &HostPattern, b: &HostPattern) -> Option<HostPattern> {
     match (a, b) {
         (HostPattern::Any, other) | (other, HostPattern::Any) => Some(other.clone()),
         (HostPattern::Exact(x), HostPattern::Exact(y)) => (x == y).then(|| a.clone()),
-        (HostPattern::Suffix(suffix), HostPattern::Exact(name)) => name.ends_with(&**suffix).then(|| b.clone()),
-        (HostPattern::Exact(name), HostPattern::Suffix(suffix)) => name.ends_with(&**suffix).then(|| a.clone()),
+        (HostPattern::Suffix(suffix), HostPattern::Exact(name)) => {
+            name.ends_with(&**suffix).then(|| b.clone())
+        }
+        (HostPattern::Exact(name), HostPattern::Suffix(suffix)) => {
+            name.ends_with(&**suffix).then(|| a.clone())
+        }
         (HostPattern::Suffix(x), HostPattern::Suffix(y)) if x.ends_with(&**y) => Some(a.clone()),
         (HostPattern::Suffix(x), HostPattern::Suffix(y)) if y.ends_with(&**x) => Some(b.clone()),
         (HostPattern::Suffix(_), HostPattern::Suffix(_)) => None,

@@ -50,7 +50,8 @@ pub(super) fn mesh_routes(world: &World<'_>, notes: &mut LinkNotes<'_>) -> Vec<R
             continue;
         }
         if !spec.hostnames.is_empty() {
-            let text = "hostnames have no effect on a route of a Service: the Service is what the client dials";
+            let text =
+                "hostnames have no effect on a route of a Service: the Service is what the client dials";
             notes.say(position, (Severity::Warning, Code::Ignored), &Field::spec().key("hostnames"), text);
         }
         let rules = rules(world, route, notes);
@@ -62,7 +63,13 @@ pub(super) fn mesh_routes(world: &World<'_>, notes: &mut LinkNotes<'_>) -> Vec<R
         for (services, rules) in [(foreign, consumer_rules), (own, rules)] {
             if !services.is_empty() {
                 let source = object.name().clone();
-                tables.push(RouteTable { source, kind: RouteKind::HttpRoute, services, hosts: Vec::new(), rules });
+                tables.push(RouteTable {
+                    source,
+                    kind: RouteKind::HttpRoute,
+                    services,
+                    hosts: Vec::new(),
+                    rules,
+                });
             }
         }
     }
@@ -70,7 +77,11 @@ pub(super) fn mesh_routes(world: &World<'_>, notes: &mut LinkNotes<'_>) -> Vec<R
 }
 
 /// The rules of a route, one for each alternative, the most specific first.
-pub(super) fn rules(world: &World<'_>, (position, object, route): Route<'_>, notes: &mut LinkNotes<'_>) -> Vec<HttpRule> {
+pub(super) fn rules(
+    world: &World<'_>,
+    (position, object, route): Route<'_>,
+    notes: &mut LinkNotes<'_>,
+) -> Vec<HttpRule> {
     let mut rules = Vec::new();
     for (index, rule) in route.rules.iter().enumerate() {
         let field = Field::spec().key("rules").index(index);
@@ -104,11 +115,12 @@ fn action(
     let list = field.key("backendRefs");
     let mut destinations = Vec::with_capacity(backends.len());
     for (index, backend) in backends.iter().enumerate() {
-        let destination = destination(world, &object.name().namespace, backend).unwrap_or_else(|(code, text)| {
-            let text = format!("{text}: requests get {INVALID_BACKEND_STATUS}");
-            notes.say(position, (Severity::Warning, code), &list.index(index), text);
-            Destination::Invalid { status: INVALID_BACKEND_STATUS }
-        });
+        let destination =
+            destination(world, &object.name().namespace, backend).unwrap_or_else(|(code, text)| {
+                let text = format!("{text}: requests get {INVALID_BACKEND_STATUS}");
+                notes.say(position, (Severity::Warning, code), &list.index(index), text);
+                Destination::Invalid { status: INVALID_BACKEND_STATUS }
+            });
         destinations.push(WeightedDestination {
             destination,
             weight: backend.weight,
@@ -130,13 +142,20 @@ fn action(
     RouteAction::Forward { destinations, rewrite }
 }
 
-fn destination(world: &World<'_>, namespace: &str, backend: &BackendRef) -> Result<Destination, (Code, String)> {
+fn destination(
+    world: &World<'_>,
+    namespace: &str,
+    backend: &BackendRef,
+) -> Result<Destination, (Code, String)> {
     let BackendRef { is_service, name, port, .. } = backend;
     if !is_service {
         return Err((Code::InvalidKind, "only a Service can be a backend".to_owned()));
     }
     if *name.namespace != *namespace && !is_granted(world, namespace, name) {
-        return Err((Code::RefNotPermitted, format!("no ReferenceGrant lets routes of {namespace} refer to {name}")));
+        return Err((
+            Code::RefNotPermitted,
+            format!("no ReferenceGrant lets routes of {namespace} refer to {name}"),
+        ));
     }
     match world.service_problem(name, *port) {
         Some((_, text)) => Err((Code::BackendNotFound, text)),

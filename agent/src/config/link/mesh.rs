@@ -6,16 +6,21 @@ use super::super::field::Field;
 use super::super::kinds::{Spec, VirtualService};
 use super::super::object::Object;
 use super::super::report::{Code, Severity};
-use super::policy::{Closeness, closeness};
+use super::host::HostIndex;
 use super::{LinkNotes, World};
 use crate::model::{
-    Destination, HostPattern, HttpRule, ObjectName, RequestMatch, RouteAction, RouteKind, RouteTable, TrafficPolicy,
+    Destination, HostPattern, HttpRule, ObjectName, RequestMatch, RouteAction, RouteKind, RouteTable,
+    TrafficPolicy,
 };
 
 type Rules<'a> = (usize, &'a Object, &'a VirtualService);
 
 /// The routes in order of precedence: oldest first, then by name.
-pub(super) fn routes(world: &World<'_>, policies: &[TrafficPolicy], notes: &mut LinkNotes<'_>) -> Vec<RouteTable> {
+pub(super) fn routes(
+    world: &World<'_>,
+    policies: &[TrafficPolicy],
+    notes: &mut LinkNotes<'_>,
+) -> Vec<RouteTable> {
     let mut documents = world.by_age(|spec| match spec {
         Spec::VirtualService(route) => Some(route),
         _ => None,
@@ -42,7 +47,8 @@ pub(super) fn routes(world: &World<'_>, policies: &[TrafficPolicy], notes: &mut 
             });
             rules.push(rule);
         }
-        if !(services.is_empty() && hosts.is_empty()) && !rules.is_empty() {
+        let takes_traffic = !services.is_empty() || !hosts.is_empty();
+        if takes_traffic && !rules.is_empty() {
             let services = services.into_iter().map(|service| (service, None)).collect();
             let source = object.name().clone();
             tables.push(RouteTable { source, kind: RouteKind::VirtualService, services, hosts, rules });
@@ -57,26 +63,23 @@ fn taken_services(
     documents: &[Rules<'_>],
     notes: &mut LinkNotes<'_>,
 ) -> BTreeMap<usize, Vec<ObjectName>> {
+    let mut index = HostIndex::default();
+    for (order, (_, _, route)) in documents.iter().enumerate() {
+        for host in &route.hosts {
+            index.add(order, host.service.as_ref(), &host.pattern);
+        }
+    }
     let mut taken: BTreeMap<usize, Vec<ObjectName>> = BTreeMap::new();
     for service in world.services.keys() {
-        let mut closest: Option<Closeness> = None;
-        let mut winners: Vec<&Rules<'_>> = Vec::new();
-        for document in documents {
-            let hosts = document.2.hosts.iter();
-            let best = hosts.filter_map(|host| closeness(host.service.as_ref(), &host.pattern, service)).max();
-            let Some(best) = best else { continue };
-            if closest.is_none_or(|closest| best > closest) {
-                winners.clear();
-            } else if closest.is_some_and(|closest| best < closest) {
-                continue;
-            }
-            closest = Some(best);
-            winners.push(document);
-        }
+        let winners: Vec<&Rules<'_>> =
+            index.closest(service).into_iter().map(|order| &documents[order]).collect();
         for (order, (position, ..)) in winners.iter().enumerate() {
             taken.entry(*position).or_default().push((*service).clone());
             if order > 0 {
-                let text = format!("{} names the host of {service} as well; its rules come first", winners[0].1.name());
+                let text = format!(
+                    "{} names the host of {service} as well; its rules come first",
+                    winners[0].1.name()
+                );
                 let level = (Severity::Warning, Code::ConflictingMeshGatewayVirtualServiceHosts);
                 notes.say(*position, level, &Field::spec().key("hosts"), text);
             }
@@ -86,7 +89,11 @@ fn taken_services(
 }
 
 /// Hosts that are not the names of services, wildcards among them.
-fn other_hosts(world: &World<'_>, (position, _, route): Rules<'_>, notes: &mut LinkNotes<'_>) -> Vec<HostPattern> {
+fn other_hosts(
+    world: &World<'_>,
+    (position, _, route): Rules<'_>,
+    notes: &mut LinkNotes<'_>,
+) -> Vec<HostPattern> {
     let mut hosts = Vec::new();
     for (index, host) in route.hosts.iter().enumerate() {
         if host.service.as_ref().is_some_and(|service| world.services.contains_key(service)) {
@@ -107,18 +114,26 @@ fn other_hosts(world: &World<'_>, (position, _, route): Rules<'_>, notes: &mut L
 
 type Level = (Severity, Code);
 
+/// Says something on the destination at a position of the rule: the field within it, the position, level and text.
+type Say<'a> = dyn FnMut(&[&str], usize, Level, String) + 'a;
+
 /// Looks up the destinations of a rule; one that is not there answers 503, as in Istio.
 fn resolve(
     world: &World<'_>,
     policies: &BTreeMap<&ObjectName, &TrafficPolicy>,
     rule: &mut HttpRule,
-    say: &mut dyn FnMut(&[&str], usize, Level, String),
+    say: &mut Say<'_>,
 ) {
     let RouteAction::Forward { destinations, .. } = &mut rule.action else { return };
     for (index, weighted) in destinations.iter_mut().enumerate() {
         let found = problem(world, policies, &weighted.destination);
         if let Some((field, severity, text)) = found {
-            say(field, index, (severity, Code::ReferencedResourceNotFound), format!("{text}: requests get 503"));
+            say(
+                field,
+                index,
+                (severity, Code::ReferencedResourceNotFound),
+                format!("{text}: requests get 503"),
+            );
             weighted.destination = Destination::Invalid { status: 503 };
         }
     }
@@ -139,14 +154,16 @@ fn problem(
         return Some((&["port", "number"], severity, text));
     }
     let subset = subset.as_ref()?;
-    let known = policies.get(service).is_some_and(|policy| policy.subsets.iter().any(|known| known.name == *subset));
+    let known =
+        policies.get(service).is_some_and(|policy| policy.subsets.iter().any(|known| known.name == *subset));
     let text = format!("no DestinationRule gives {service} a subset {subset}");
     (!known).then_some((&["subset"], Severity::Error, text))
 }
 
 /// Says which rules never get a request, because one before them takes all.
 fn check_reachable(position: usize, route: &VirtualService, notes: &mut LinkNotes<'_>) {
-    let takes_all = |rule: &HttpRule| rule.matches.is_empty() || rule.matches.contains(&RequestMatch::default());
+    let takes_all =
+        |rule: &HttpRule| rule.matches.is_empty() || rule.matches.contains(&RequestMatch::default());
     for (order, (index, rule)) in route.rules.iter().enumerate() {
         let before = route.rules[..order].iter().filter(|(before, _)| before != index);
         let hidden_by = before.clone().find(|(_, before)| {

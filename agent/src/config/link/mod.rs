@@ -3,6 +3,7 @@
 
 mod endpoints;
 mod gateway;
+mod host;
 mod http_route;
 mod mesh;
 mod policy;
@@ -85,8 +86,9 @@ impl<'a> World<'a> {
     /// Objects of a kind with their positions, oldest first and then by name: the order of precedence among equals.
     fn by_age<T>(&self, kind: impl Fn(&'a Spec) -> Option<&'a T>) -> Vec<(usize, &'a Object, &'a T)> {
         let objects = self.objects.iter().enumerate();
-        let mut found: Vec<_> =
-            objects.filter_map(|(position, object)| Some((position, &**object, kind(&object.spec)?))).collect();
+        let mut found: Vec<_> = objects
+            .filter_map(|(position, object)| Some((position, &**object, kind(&object.spec)?)))
+            .collect();
         found.sort_by_key(|(_, object, _)| (&object.created, object.name()));
         found
     }
@@ -95,7 +97,10 @@ impl<'a> World<'a> {
     /// proves little: the files may be a part of a larger set.
     fn service_problem(&self, service: &ObjectName, port: Option<u16>) -> Option<(Severity, String)> {
         if self.external.contains(service) {
-            return Some((Severity::Error, format!("the Service {service} is an ExternalName, which is not served yet")));
+            return Some((
+                Severity::Error,
+                format!("the Service {service} is an ExternalName, which is not served yet"),
+            ));
         }
         let Some(found) = self.services.get(service) else {
             let severity = if self.services.is_empty() { Severity::Warning } else { Severity::Error };
@@ -115,7 +120,13 @@ struct LinkNotes<'a> {
 
 impl LinkNotes<'_> {
     /// Says something on a field of an object, once.
-    fn say(&mut self, position: usize, (severity, code): (Severity, Code), field: &Field, text: impl Into<String>) {
+    fn say(
+        &mut self,
+        position: usize,
+        (severity, code): (Severity, Code),
+        field: &Field,
+        text: impl Into<String>,
+    ) {
         let message = self.objects[position].message(severity, code, field, text.into());
         let messages = &mut self.linked[position].messages;
         if !messages.contains(&message) {

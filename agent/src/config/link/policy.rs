@@ -7,33 +7,18 @@ use super::super::kinds::{DestinationRule, Spec};
 use super::super::object::Object;
 use super::super::report::{Code, Severity};
 use super::endpoints::selects;
+use super::host::{HostIndex, holds};
 use super::{LinkNotes, World};
 use crate::model::{Endpoint, HostPattern, ObjectName, TrafficPolicy};
-
-/// How closely a host names a service; the closest wins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Closeness {
-    /// By `*`.
-    Any,
-    /// By a wildcard of this length.
-    Suffix(usize),
-    /// By its own name.
-    Exact,
-}
-
-/// How closely a host names a service; `None`: not at all.
-pub(super) fn closeness(named: Option<&ObjectName>, pattern: &HostPattern, service: &ObjectName) -> Option<Closeness> {
-    match pattern {
-        HostPattern::Any => Some(Closeness::Any),
-        HostPattern::Suffix(suffix) => service.fqdn().ends_with(&**suffix).then_some(Closeness::Suffix(suffix.len())),
-        HostPattern::Exact(_) => (named == Some(service)).then_some(Closeness::Exact),
-    }
-}
 
 type Rule<'a> = (usize, &'a Object, &'a DestinationRule);
 
 /// The policies, sorted by service.
-pub(super) fn policies(world: &World<'_>, endpoints: &[Endpoint], notes: &mut LinkNotes<'_>) -> Vec<TrafficPolicy> {
+pub(super) fn policies(
+    world: &World<'_>,
+    endpoints: &[Endpoint],
+    notes: &mut LinkNotes<'_>,
+) -> Vec<TrafficPolicy> {
     let rules = world.by_age(|spec| match spec {
         Spec::DestinationRule(rule) => Some(rule),
         _ => None,
@@ -43,15 +28,13 @@ pub(super) fn policies(world: &World<'_>, endpoints: &[Endpoint], notes: &mut Li
     for endpoint in endpoints {
         by_service.entry(&endpoint.service).or_default().push(endpoint);
     }
+    let mut index = HostIndex::default();
+    for (order, (_, _, rule)) in rules.iter().enumerate() {
+        index.add(order, rule.service.as_ref(), &rule.pattern);
+    }
     let mut policies = Vec::new();
     for service in world.services.keys() {
-        let found: Vec<(Closeness, Rule<'_>)> = rules
-            .iter()
-            .filter_map(|rule| Some((closeness(rule.2.service.as_ref(), &rule.2.pattern, service)?, *rule)))
-            .collect();
-        let Some(closest) = found.iter().map(|(closeness, _)| *closeness).max() else { continue };
-        let mut rules: Vec<Rule<'_>> =
-            found.into_iter().filter(|(closeness, _)| *closeness == closest).map(|(_, rule)| rule).collect();
+        let mut rules: Vec<Rule<'_>> = index.closest(service).into_iter().map(|order| rules[order]).collect();
         // The service's own namespace has the say; the sort keeps the order by age.
         rules.sort_by_key(|(_, object, _)| object.name().namespace != service.namespace);
         check_subsets(&rules, by_service.get(service).map_or(&[][..], Vec::as_slice), notes);
@@ -72,12 +55,18 @@ fn merge(service: &ObjectName, rules: &[Rule<'_>], notes: &mut LinkNotes<'_>) ->
     };
     for (position, _, rule) in &rules[1..] {
         let level = (Severity::Warning, Code::Ignored);
-        let text = format!("{} is about {service} as well: only the subsets of this one are added", first.name());
+        let text =
+            format!("{} is about {service} as well: only the subsets of this one are added", first.name());
         notes.say(*position, level, &Field::spec().key("host"), text);
         for (index, subset) in &rule.subsets {
             if policy.subsets.iter().any(|known| known.name == subset.name) {
                 let field = Field::spec().key("subsets").index(*index);
-                notes.say(*position, level, &field, format!("{} has a subset {} too", first.name(), subset.name));
+                notes.say(
+                    *position,
+                    level,
+                    &field,
+                    format!("{} has a subset {} too", first.name(), subset.name),
+                );
             } else {
                 policy.subsets.push(subset.clone());
             }
@@ -88,12 +77,20 @@ fn merge(service: &ObjectName, rules: &[Rule<'_>], notes: &mut LinkNotes<'_>) ->
 
 fn check_hosts(world: &World<'_>, rules: &[Rule<'_>], notes: &mut LinkNotes<'_>) {
     for (position, _, rule) in rules {
-        let known = world.services.keys().any(|service| {
-            closeness(rule.service.as_ref(), &rule.pattern, service).is_some()
-        });
+        let known = match &rule.pattern {
+            HostPattern::Exact(_) => {
+                rule.service.as_ref().is_some_and(|service| world.services.contains_key(service))
+            }
+            wildcard => world.services.keys().any(|service| holds(wildcard, service)),
+        };
         if !known {
             let level = (Severity::Warning, Code::UnknownDestinationRuleHost);
-            notes.say(*position, level, &Field::spec().key("host"), "the host names no Service among the documents");
+            notes.say(
+                *position,
+                level,
+                &Field::spec().key("host"),
+                "the host names no Service among the documents",
+            );
         }
     }
 }

@@ -5,12 +5,12 @@
 //! ([`Known::Ignored`]) or that are not enforced yet ([`Known::Later`]); any other field is unknown, which is an error.
 
 use std::cell::RefCell;
-use std::fmt;
 
 use serde::de::value::StrDeserializer;
 use serde::de::{self, Deserialize, DeserializeSeed, Deserializer, IntoDeserializer, Visitor};
 use serde::forward_to_deserialize_any;
 
+use super::error::DecodeError;
 use super::{Entry, Node, Value};
 use crate::config::field::{Field, Step};
 
@@ -39,17 +39,6 @@ pub(crate) struct Decoded<T> {
     pub value: T,
     /// Paths of fields that are not enforced yet.
     pub later: Vec<Field>,
-}
-
-/// Why a node is not what its type says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct DecodeError {
-    /// The field.
-    pub field: Field,
-    /// Its line; 0 until a value on the way out knows one.
-    pub line: u32,
-    /// What is wrong.
-    pub text: String,
 }
 
 /// Decodes a node.
@@ -94,47 +83,6 @@ impl Path<'_> {
     }
 }
 
-impl DecodeError {
-    fn new(text: String) -> Self {
-        Self { field: Field::root(), line: 0, text }
-    }
-
-    fn within(mut self, step: Step, line: u32) -> Self {
-        self.field.prepend(step);
-        self.or_line(line)
-    }
-
-    fn or_line(mut self, line: u32) -> Self {
-        if self.line == 0 {
-            self.line = line;
-        }
-        self
-    }
-}
-
-impl fmt::Display for DecodeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.field, self.text)
-    }
-}
-
-impl std::error::Error for DecodeError {}
-
-impl de::Error for DecodeError {
-    fn custom<T: fmt::Display>(text: T) -> Self {
-        Self::new(text.to_string())
-    }
-
-    fn unknown_field(_field: &str, expected: &'static [&'static str]) -> Self {
-        let names = expected.join(", ");
-        Self::new(format!("unknown field; fields here are: {names}"))
-    }
-
-    fn missing_field(field: &'static str) -> Self {
-        Self::new(format!("the required field `{field}` is missing"))
-    }
-}
-
 #[derive(Clone, Copy)]
 struct Reader<'de, 'c> {
     node: &'de Node,
@@ -155,7 +103,7 @@ impl<'de> Reader<'de, '_> {
         shape: Option<Shape>,
         visitor: V,
     ) -> Result<V::Value, DecodeError> {
-        visitor.visit_map(Entries { entries: entries.iter(), value: None, reader: self, shape })
+        visitor.visit_map(Entries { rest: entries.iter(), value: None, reader: self, shape })
     }
 
     fn at_line<T>(self, result: Result<T, DecodeError>) -> Result<T, DecodeError> {
@@ -264,7 +212,10 @@ struct Items<'de, 'c> {
 impl<'de> de::SeqAccess<'de> for Items<'de, '_> {
     type Error = DecodeError;
 
-    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, DecodeError> {
+    fn next_element_seed<T: DeserializeSeed<'de>>(
+        &mut self,
+        seed: T,
+    ) -> Result<Option<T::Value>, DecodeError> {
         let Some((index, node)) = self.items.next() else { return Ok(None) };
         let path = Path::Index(self.reader.path, index);
         let reader = Reader { node, context: self.reader.context, path: &path, required: true };
@@ -273,13 +224,13 @@ impl<'de> de::SeqAccess<'de> for Items<'de, '_> {
 }
 
 struct Entries<'de, 'c> {
-    entries: std::slice::Iter<'de, Entry>,
+    rest: std::slice::Iter<'de, Entry>,
     value: Option<&'de Entry>,
     reader: Reader<'de, 'c>,
     shape: Option<Shape>,
 }
 
-impl<'de> Entries<'de, '_> {
+impl Entries<'_, '_> {
     /// Whether the entry is one that the struct accepts without decoding it.
     fn skip(&self, entry: &Entry) -> Result<bool, DecodeError> {
         let Some(shape) = self.shape.filter(|shape| !shape.fields.contains(&&*entry.key)) else {
@@ -289,7 +240,8 @@ impl<'de> Entries<'de, '_> {
             None => Ok(false),
             Some(Known::Ignored(_)) => Ok(true),
             Some(Known::Later(_, names)) => {
-                check_names(&entry.value, names).map_err(|error| error.within(key_step(entry), entry.line))?;
+                check_names(&entry.value, names)
+                    .map_err(|error| error.within(key_step(entry), entry.line))?;
                 if !entry.value.is_empty() {
                     let field = self.reader.path.to_field().key(&entry.key);
                     self.reader.context.later.borrow_mut().push(field);
@@ -327,13 +279,16 @@ impl<'de> de::MapAccess<'de> for Entries<'de, '_> {
     type Error = DecodeError;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, DecodeError> {
-        while let Some(entry) = self.entries.next() {
+        while let Some(entry) = self.rest.next() {
             if self.skip(entry)? {
                 continue;
             }
             self.value = Some(entry);
             let key: StrDeserializer<'_, DecodeError> = (*entry.key).into_deserializer();
-            return seed.deserialize(key).map(Some).map_err(|error| error.within(key_step(entry), entry.line));
+            return seed
+                .deserialize(key)
+                .map(Some)
+                .map_err(|error| error.within(key_step(entry), entry.line));
         }
         Ok(None)
     }
@@ -388,7 +343,8 @@ mod tests {
 
     #[test]
     fn good_values_are_read() {
-        let outer = read("name: a\ncount: 3\nitems: [{weight: 1}]\nlabels: {a: b}\nstatus: {x: [1]}\n").expect("good");
+        let outer = read("name: a\ncount: 3\nitems: [{weight: 1}]\nlabels: {a: b}\nstatus: {x: [1]}\n")
+            .expect("good");
         assert_eq!(outer.value.items, [Inner { weight: 1 }]);
         assert_eq!(outer.later, []);
         let nulls = read("name: null\nitems: null\nlabels:\ninner: ~\n").expect("null is absent");
@@ -397,7 +353,8 @@ mod tests {
 
     #[test]
     fn fields_for_later_are_listed_with_their_path() {
-        let outer = read("items:\n- retries: {attempts: 3}\n- retries: {}\ninner: {retries: [{attempts: 1}]}\n");
+        let outer =
+            read("items:\n- retries: {attempts: 3}\n- retries: {}\ninner: {retries: [{attempts: 1}]}\n");
         let later: Vec<_> = outer.expect("good").later.iter().map(ToString::to_string).collect();
         assert_eq!(later, ["items[0].retries", "inner.retries"]);
     }
@@ -411,17 +368,17 @@ mod tests {
         };
         check("nam: a\n", "nam", 1, "unknown field");
         check("name: a\nitems:\n- weight: 1\n- weigth: 2\n", "items[1].weigth", 4, "fields here are: weight");
-        check("items:\n- weight: x\n", "items[0].weight", 2, "expected u32");
-        check("count: 70000\n", "count", 1, "expected u16");
-        check("count: -1\n", "count", 1, "expected u16");
+        check("items:\n- weight: x\n", "items[0].weight", 2, "expected a number from 0");
+        check("count: 70000\n", "count", 1, "expected a number from 0 to 65535");
+        check("count: -1\n", "count", 1, "expected a number from 0 to 65535");
         check("name: 1\n", "name", 1, "expected a string");
         check("labels:\n  a: 1.5\n", "labels.a", 2, "expected a string");
         check("labels:\n  a:\n", "labels.a", 2, "expected a string");
         check("items: [null]\n", "items[0]", 1, "null");
         check("items: [[1]]\n", "items[0]", 1, "a mapping");
-        check("items: {weight: 1}\n", "items", 1, "expected a sequence");
+        check("items: {weight: 1}\n", "items", 1, "expected a list");
         check("items:\n- retries:\n    atempts: 3\n", "items[0].retries.atempts", 3, "attempts");
         check("inner: {retries: 3}\n", "inner.retries", 1, "expected a mapping of attempts");
-        check("just text\n", "", 1, "expected struct Outer");
+        check("just text\n", "", 1, "expected a mapping");
     }
 }

@@ -56,14 +56,16 @@ impl Filters {
             self.rewrite = rewrite_of(rewrite, &field.key("urlRewrite"), notes);
         }
         if let Some(extension) = &filter.extension_ref {
-            let text = format!("no extension {} of {} called {}", extension.kind, extension.group, extension.name);
+            let text =
+                format!("no extension {} of {} called {}", extension.kind, extension.group, extension.name);
             notes.error(&field.key("extensionRef"), text);
         }
     }
 
     /// Refuses a prefix replacement where a path is not matched by prefix: there is nothing to replace.
     pub fn check_prefix(&self, matches: &[RequestMatch], field: &Field, notes: &mut Notes<'_>) {
-        let paths = [self.redirect.as_ref().and_then(|redirect| redirect.path.as_ref()), self.rewrite.path.as_ref()];
+        let paths =
+            [self.redirect.as_ref().and_then(|redirect| redirect.path.as_ref()), self.rewrite.path.as_ref()];
         let replaces_prefix = paths.into_iter().flatten().any(|path| matches!(path, RedirectPath::Prefix(_)));
         let by_prefix = |one: &RequestMatch| matches!(one.path, Some(MatchPath::PathPrefix(_)));
         if replaces_prefix && !matches.iter().all(by_prefix) {
@@ -85,8 +87,16 @@ impl Filters {
 /// Whether the filter has the field that its type names, and no other.
 fn is_complete(filter: &FilterSpec, field: &Field, notes: &mut Notes<'_>) -> bool {
     let present = [
-        (FilterType::RequestHeaderModifier, "requestHeaderModifier", filter.request_header_modifier.is_some()),
-        (FilterType::ResponseHeaderModifier, "responseHeaderModifier", filter.response_header_modifier.is_some()),
+        (
+            FilterType::RequestHeaderModifier,
+            "requestHeaderModifier",
+            filter.request_header_modifier.is_some(),
+        ),
+        (
+            FilterType::ResponseHeaderModifier,
+            "responseHeaderModifier",
+            filter.response_header_modifier.is_some(),
+        ),
         (FilterType::RequestRedirect, "requestRedirect", filter.request_redirect.is_some()),
         (FilterType::UrlRewrite, "urlRewrite", filter.url_rewrite.is_some()),
         (FilterType::ExtensionRef, "extensionRef", filter.extension_ref.is_some()),
@@ -105,7 +115,12 @@ fn is_complete(filter: &FilterSpec, field: &Field, notes: &mut Notes<'_>) -> boo
 fn header_ops(modifier: &HeaderModifier, field: &Field, notes: &mut Notes<'_>) -> Vec<HeaderOp> {
     let mut operations = Vec::new();
     for (index, name) in modifier.remove.iter().enumerate() {
-        operations.extend(header::change(name, HeaderChange::Remove, &field.key("remove").index(index), notes));
+        operations.extend(header::change(
+            name,
+            HeaderChange::Remove,
+            &field.key("remove").index(index),
+            notes,
+        ));
     }
     for (index, value) in modifier.set.iter().enumerate() {
         let change = HeaderChange::Set(value.value.as_str().into());
@@ -125,7 +140,10 @@ fn redirect_of(written: &RedirectSpec, field: &Field, notes: &mut Notes<'_>) -> 
     }
     let scheme = written.scheme.as_deref();
     if scheme.is_some_and(|scheme| !matches!(scheme, "http" | "https")) {
-        notes.error(&field.key("scheme"), format!("`{}` is no scheme: http or https", scheme.unwrap_or_default()));
+        notes.error(
+            &field.key("scheme"),
+            format!("`{}` is no scheme: http or https", scheme.unwrap_or_default()),
+        );
     }
     if written.port == Some(0) {
         notes.error(&field.key("port"), "0 is no port");

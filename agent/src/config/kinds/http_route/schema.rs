@@ -14,27 +14,27 @@ pub(super) const EXTRAS: &[&[Extra]] = &[
             of: "RuleSpec",
             fields: &[
                 Known::Later("retry", &["attempts", "backoff", "codes"]),
-                Known::Later("sessionPersistence", &[
-                    "absoluteTimeout",
-                    "cookieConfig",
-                    "idleTimeout",
-                    "sessionName",
-                    "type",
-                ]),
+                Known::Later(
+                    "sessionPersistence",
+                    &["absoluteTimeout", "cookieConfig", "idleTimeout", "sessionName", "type"],
+                ),
             ],
         },
         Extra {
             of: "FilterSpec",
             fields: &[
                 Known::Later("requestMirror", &["backendRef", "fraction", "percent"]),
-                Known::Later("cors", &[
-                    "allowCredentials",
-                    "allowHeaders",
-                    "allowMethods",
-                    "allowOrigins",
-                    "exposeHeaders",
-                    "maxAge",
-                ]),
+                Known::Later(
+                    "cors",
+                    &[
+                        "allowCredentials",
+                        "allowHeaders",
+                        "allowMethods",
+                        "allowOrigins",
+                        "exposeHeaders",
+                        "maxAge",
+                    ],
+                ),
                 Known::Later("externalAuth", &["backendRef", "forwardBody", "grpc", "http", "protocol"]),
             ],
         },

@@ -8,11 +8,11 @@ use super::super::super::object::Notes;
 use super::super::{header, regex, service_of_host};
 use super::RuleContext;
 use super::schema::{
-    Headers, HeaderOperations, HttpDirectResponse, HttpRedirect, HttpRoute, Rewrite, RouteDestination,
+    HeaderOperations, Headers, HttpDirectResponse, HttpRedirect, HttpRoute, Rewrite, RouteDestination,
 };
 use crate::model::{
-    Destination, DirectResponse, HeaderChange, HeaderOp, MatchPath, PathRewrite, Redirect, RedirectPath, RequestMatch,
-    RewriteRegex, RouteAction, WeightedDestination,
+    Destination, DirectResponse, HeaderChange, HeaderOp, MatchPath, PathRewrite, Redirect, RedirectPath,
+    RequestMatch, RewriteRegex, RouteAction, WeightedDestination,
 };
 
 /// The redirect target that means the matched prefix.
@@ -89,7 +89,10 @@ fn destinations(
         sum += u64::from(weight);
         let headers = header_changes(route.headers.as_ref(), &field.key("headers"), notes);
         if headers.authority.is_some() {
-            notes.error(&field.key("headers"), "the host of one destination can't be changed: use rewrite.authority");
+            notes.error(
+                &field.key("headers"),
+                "the host of one destination can't be changed: use rewrite.authority",
+            );
         }
         destinations.push(WeightedDestination {
             destination: destination(route, context.namespace, &field.key("destination"), notes),
@@ -106,7 +109,12 @@ fn destinations(
     destinations
 }
 
-fn destination(route: &RouteDestination, namespace: &str, field: &Field, notes: &mut Notes<'_>) -> Destination {
+fn destination(
+    route: &RouteDestination,
+    namespace: &str,
+    field: &Field,
+    notes: &mut Notes<'_>,
+) -> Destination {
     let target = &route.destination;
     if target.host.is_empty() || target.host.contains('*') {
         notes.error(&field.key("host"), format!("`{}` is no host name", target.host));
@@ -143,7 +151,7 @@ fn rewrites(
     }
     let with = |path| PathRewrite { authority: authority.clone(), path };
     let uri = rewrite.uri.as_deref().filter(|uri| !uri.is_empty());
-    match (uri, &rewrite.uri_regex_rewrite) {
+    match (uri, &rewrite.by_regex) {
         (Some(_), Some(_)) => {
             notes.error(field, "uri and uriRegexRewrite exclude each other");
             None
@@ -151,7 +159,8 @@ fn rewrites(
         (None, None) => Some(vec![(matches, with(None))]),
         (None, Some(by_regex)) => match regex::part(&by_regex.expression) {
             Ok((regex, text)) => {
-                let path = RedirectPath::Regex(RewriteRegex(regex, text), by_regex.rewrite.as_str().into());
+                let path =
+                    RedirectPath::Regex(RewriteRegex(regex, text), by_regex.substitution.as_str().into());
                 Some(vec![(matches, with(Some(path)))])
             }
             Err(reason) => {
@@ -161,10 +170,19 @@ fn rewrites(
         },
         (Some(uri), None) => {
             check_path(uri, &field.key("uri"), notes);
-            Some(split_by_path(matches).into_iter().map(|(is_prefix, matches)| {
-                let path = if is_prefix { RedirectPath::Prefix(uri.into()) } else { RedirectPath::Full(uri.into()) };
-                (matches, with(Some(path)))
-            }).collect())
+            Some(
+                split_by_path(matches)
+                    .into_iter()
+                    .map(|(is_prefix, matches)| {
+                        let path = if is_prefix {
+                            RedirectPath::Prefix(uri.into())
+                        } else {
+                            RedirectPath::Full(uri.into())
+                        };
+                        (matches, with(Some(path)))
+                    })
+                    .collect(),
+            )
         }
     }
 }
@@ -195,7 +213,10 @@ fn redirect_of(written: &HttpRedirect, field: &Field, notes: &mut Notes<'_>) -> 
     }
     let scheme = written.scheme.as_deref().filter(|scheme| !scheme.is_empty());
     if scheme.is_some_and(|scheme| !matches!(scheme, "http" | "https")) {
-        notes.error(&field.key("scheme"), format!("`{}` is no scheme: http or https", scheme.unwrap_or_default()));
+        notes.error(
+            &field.key("scheme"),
+            format!("`{}` is no scheme: http or https", scheme.unwrap_or_default()),
+        );
     }
     let by_scheme = if scheme == Some("https") { 443 } else { 80 };
     let port = match (written.port, written.derive_port.as_deref()) {
@@ -219,12 +240,12 @@ fn redirect_of(written: &HttpRedirect, field: &Field, notes: &mut Notes<'_>) -> 
         notes.error(&field.key("authority"), format!("`{}` is no host", authority.unwrap_or_default()));
     }
     let uri = written.uri.as_deref().filter(|uri| !uri.is_empty());
-    let path = uri.map(|uri| match uri.strip_prefix(PREFIX_PLACEHOLDER) {
-        Some(prefix) => RedirectPath::Prefix(prefix.into()),
-        None => {
-            check_path(uri, &field.key("uri"), notes);
-            RedirectPath::Full(uri.into())
+    let path = uri.map(|uri| {
+        if let Some(prefix) = uri.strip_prefix(PREFIX_PLACEHOLDER) {
+            return RedirectPath::Prefix(prefix.into());
         }
+        check_path(uri, &field.key("uri"), notes);
+        RedirectPath::Full(uri.into())
     });
     Redirect { status, scheme: scheme.map(Into::into), authority: authority.map(Into::into), port, path }
 }
@@ -245,7 +266,11 @@ fn response_of(written: &HttpDirectResponse, field: &Field, notes: &mut Notes<'_
 }
 
 /// The changes of a rule or of one destination: removals first, as Envoy orders them.
-pub(super) fn header_changes(written: Option<&Headers>, field: &Field, notes: &mut Notes<'_>) -> HeaderChanges {
+pub(super) fn header_changes(
+    written: Option<&Headers>,
+    field: &Field,
+    notes: &mut Notes<'_>,
+) -> HeaderChanges {
     let Some(written) = written else { return HeaderChanges::default() };
     let mut authority = None;
     let request = operations(&written.request, &field.key("request"), Some(&mut authority), notes);
@@ -261,20 +286,31 @@ fn operations(
 ) -> Vec<HeaderOp> {
     let mut operations = Vec::new();
     for (index, name) in written.remove.iter().enumerate() {
-        operations.extend(header::change(name, HeaderChange::Remove, &field.key("remove").index(index), notes));
+        operations.extend(header::change(
+            name,
+            HeaderChange::Remove,
+            &field.key("remove").index(index),
+            notes,
+        ));
     }
-    let mut values = |name: &str, written: &BTreeMap<String, String>, change: fn(Arc<str>) -> HeaderChange| {
-        let field = field.key(name);
-        for (key, value) in written {
-            let is_host = matches!(key.to_ascii_lowercase().as_str(), "host" | ":authority");
-            match authority.as_deref_mut().filter(|_| is_host && name == "set") {
-                Some(authority) => *authority = Some(value.as_str().into()),
-                None => {
-                    operations.extend(header::change(key, change(value.as_str().into()), &field.key(key), notes));
+    let mut values =
+        |name: &str, written: &BTreeMap<String, String>, change: fn(Arc<str>) -> HeaderChange| {
+            let field = field.key(name);
+            for (key, value) in written {
+                let is_host = matches!(key.to_ascii_lowercase().as_str(), "host" | ":authority");
+                match authority.as_deref_mut().filter(|_| is_host && name == "set") {
+                    Some(authority) => *authority = Some(value.as_str().into()),
+                    None => {
+                        operations.extend(header::change(
+                            key,
+                            change(value.as_str().into()),
+                            &field.key(key),
+                            notes,
+                        ));
+                    }
                 }
             }
-        }
-    };
+        };
     values("set", &written.set, HeaderChange::Set);
     values("add", &written.add, HeaderChange::Add);
     operations

@@ -11,7 +11,11 @@ use super::{MESH, without_effect};
 use crate::model::{MatchPath, MatchValue, RequestMatch};
 
 /// The alternatives of a rule; `None`: every one is for a Gateway alone, so that the rule takes nothing in the mesh.
-pub(super) fn matches(written: &[HttpMatch], field: &Field, notes: &mut Notes<'_>) -> Option<Vec<RequestMatch>> {
+pub(super) fn matches(
+    written: &[HttpMatch],
+    field: &Field,
+    notes: &mut Notes<'_>,
+) -> Option<Vec<RequestMatch>> {
     let mut matches = Vec::with_capacity(written.len());
     for (index, alternative) in written.iter().enumerate() {
         let field = field.index(index);
@@ -32,9 +36,10 @@ fn request_match(written: &HttpMatch, field: &Field, notes: &mut Notes<'_>) -> R
     let scheme = single("scheme", &written.scheme).map(lower_case);
     let method = single("method", &written.method);
     let authority = single("authority", &written.authority).map(lower_case);
-    let path = written.uri.as_ref().and_then(|uri| {
-        path_match(uri, written.ignore_uri_case.unwrap_or(false), &field.key("uri"), notes)
-    });
+    let path = written
+        .uri
+        .as_ref()
+        .and_then(|uri| path_match(uri, written.ignore_uri_case.unwrap_or(false), &field.key("uri"), notes));
     if written.port == Some(0) {
         notes.error(&field.key("port"), "0 is no port");
     }
@@ -52,7 +57,12 @@ fn request_match(written: &HttpMatch, field: &Field, notes: &mut Notes<'_>) -> R
     }
 }
 
-fn path_match(uri: &StringMatch, ignore_case: bool, field: &Field, notes: &mut Notes<'_>) -> Option<MatchPath> {
+fn path_match(
+    uri: &StringMatch,
+    ignore_case: bool,
+    field: &Field,
+    notes: &mut Notes<'_>,
+) -> Option<MatchPath> {
     Some(match (value_match(uri, field, notes)?, ignore_case) {
         (MatchValue::Exact(path), false) => MatchPath::Exact(path),
         (MatchValue::Prefix(path), false) => MatchPath::Prefix(path),
@@ -60,7 +70,11 @@ fn path_match(uri: &StringMatch, ignore_case: bool, field: &Field, notes: &mut N
         (MatchValue::Prefix(path), true) => MatchPath::PrefixIgnoreCase(path.to_ascii_lowercase().into()),
         (MatchValue::Regex(regex, text), ignore_case) => {
             if ignore_case {
-                without_effect(field, "ignoreUriCase has no effect on an expression: begin it with `(?i)`", notes);
+                without_effect(
+                    field,
+                    "ignoreUriCase has no effect on an expression: begin it with `(?i)`",
+                    notes,
+                );
             }
             MatchPath::Regex(regex, text)
         }
@@ -79,10 +93,16 @@ fn headers(
         let field = field.key(key);
         if matches!(key.as_str(), "uri" | "scheme" | "method" | "authority") {
             // Istio ignores these names here, whatever the header's value.
-            without_effect(&field, &format!("`{key}` is matched by the field of this name, never as a header"), notes);
+            without_effect(
+                &field,
+                &format!("`{key}` is matched by the field of this name, never as a header"),
+                notes,
+            );
             continue;
         }
-        if let (Some(name), Some(value)) = (header::name(key, &field, notes), value_match(value, &field, notes)) {
+        if let (Some(name), Some(value)) =
+            (header::name(key, &field, notes), value_match(value, &field, notes))
+        {
             matches.push((name, value));
         }
     }
@@ -94,9 +114,9 @@ fn named(
     field: &Field,
     notes: &mut Notes<'_>,
 ) -> Vec<(Arc<str>, MatchValue)> {
-    let matches = written.iter().filter_map(|(key, value)| {
-        Some((key.as_str().into(), value_match(value, &field.key(key), notes)?))
-    });
+    let matches = written
+        .iter()
+        .filter_map(|(key, value)| Some((key.as_str().into(), value_match(value, &field.key(key), notes)?)));
     matches.collect()
 }
 

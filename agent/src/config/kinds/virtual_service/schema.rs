@@ -22,30 +22,36 @@ pub(super) const EXTRAS: &[&[Extra]] = &[
         Extra {
             of: "HttpRoute",
             fields: &[
-                Known::Later("retries", &[
-                    "attempts",
-                    "backoff",
-                    "perTryTimeout",
-                    "retryIgnorePreviousHosts",
-                    "retryOn",
-                    "retryRemoteLocalities",
-                ]),
+                Known::Later(
+                    "retries",
+                    &[
+                        "attempts",
+                        "backoff",
+                        "perTryTimeout",
+                        "retryIgnorePreviousHosts",
+                        "retryOn",
+                        "retryRemoteLocalities",
+                    ],
+                ),
                 Known::Later("fault", &["abort", "delay"]),
                 Known::Later("mirror", &["host", "port", "subset"]),
                 Known::Later("mirrors", &["destination", "percentage"]),
                 Known::Later("mirrorPercent", &[]),
                 Known::Later("mirror_percent", &[]),
                 Known::Later("mirrorPercentage", &["value"]),
-                Known::Later("corsPolicy", &[
-                    "allowCredentials",
-                    "allowHeaders",
-                    "allowMethods",
-                    "allowOrigin",
-                    "allowOrigins",
-                    "exposeHeaders",
-                    "maxAge",
-                    "unmatchedPreflights",
-                ]),
+                Known::Later(
+                    "corsPolicy",
+                    &[
+                        "allowCredentials",
+                        "allowHeaders",
+                        "allowMethods",
+                        "allowOrigin",
+                        "allowOrigins",
+                        "exposeHeaders",
+                        "maxAge",
+                        "unmatchedPreflights",
+                    ],
+                ),
                 Known::Later("delegate", &["name", "namespace"]),
             ],
         },
@@ -129,7 +135,8 @@ pub(super) struct PortSelector {
 pub(super) struct Rewrite {
     pub uri: Option<String>,
     pub authority: Option<String>,
-    pub uri_regex_rewrite: Option<UriRegexRewrite>,
+    #[serde(rename = "uriRegexRewrite")]
+    pub by_regex: Option<UriRegexRewrite>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -137,8 +144,8 @@ pub(super) struct Rewrite {
 pub(super) struct UriRegexRewrite {
     #[serde(rename = "match")]
     pub expression: String,
-    #[serde(default)]
-    pub rewrite: String,
+    #[serde(rename = "rewrite", default)]
+    pub substitution: String,
 }
 
 #[derive(Debug, Default, Deserialize)]

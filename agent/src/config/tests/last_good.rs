@@ -1,0 +1,124 @@
+//! What is wrong keeps its last good version; everything else goes on.
+
+use super::{file, messages};
+use crate::config::read::{FileProblem, InputFile};
+use crate::config::{Severity, State, load};
+
+fn service(name: &str, port: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{ports: [{{port: {port}}}]}}\n---\n"
+    )
+}
+
+/// `name:port` of all services.
+fn services(state: &State) -> Vec<String> {
+    let services = state.model.services.iter();
+    services.map(|service| format!("{}:{}", service.name.name, service.ports[0].port)).collect()
+}
+
+fn states(state: &State) -> Vec<&'static str> {
+    state.report.objects.iter().map(|object| object.state.as_str()).collect()
+}
+
+/// Loads `a.yaml` with two services and `b.yaml` with one, then what `a.yaml` became.
+fn after(text: &str) -> State {
+    let before = [
+        file("a.yaml", &(service("one", "1") + &service("two", "2"))),
+        file("b.yaml", &service("three", "3")),
+    ];
+    let state = load(&State::default(), before.to_vec());
+    assert_eq!(services(&state), ["one:1", "three:3", "two:2"]);
+    load(&state, vec![file("a.yaml", text), before[1].clone()])
+}
+
+#[test]
+fn a_good_change_is_taken() {
+    let state = after(&service("one", "10"));
+    assert_eq!(services(&state), ["one:10", "three:3"]);
+    assert_eq!(messages(&state.report, Severity::Info), [""; 0]);
+}
+
+#[test]
+fn a_broken_file_keeps_all_its_objects() {
+    let state = after("apiVersion: v1\nkind: [Service\n");
+    assert_eq!(services(&state), ["one:1", "three:3", "two:2"]);
+    let errors = messages(&state.report, Severity::Error);
+    assert!(errors.len() == 1 && errors[0].starts_with("2 : no valid YAML"), "{errors:?}");
+    assert!(errors[0].contains("the last good version of its 2 objects stays"), "{errors:?}");
+}
+
+#[test]
+fn a_wrong_object_keeps_its_own_last_version() {
+    let state = after(&(service("one", "70000") + &service("two", "20")));
+    assert_eq!(services(&state), ["one:1", "three:3", "two:20"]);
+    assert_eq!(states(&state), ["rejected, last good kept", "applied", "applied"]);
+    let repaired = load(&state, vec![file("a.yaml", &service("one", "11"))]);
+    assert_eq!(services(&repaired), ["one:11"]);
+    assert_eq!(states(&repaired), ["applied"]);
+}
+
+#[test]
+fn a_last_good_version_survives_further_wrong_ones() {
+    let first = after(&service("one", "x"));
+    let second = load(&first, vec![file("a.yaml", &service("one", "y"))]);
+    assert_eq!(services(&second), ["one:1"]);
+}
+
+#[test]
+fn a_wrong_object_that_never_was_right_is_not_there() {
+    let state = load(&State::default(), vec![file("a.yaml", &(service("one", "x") + &service("two", "2")))]);
+    assert_eq!(services(&state), ["two:2"]);
+    assert_eq!(states(&state), ["rejected", "applied"]);
+}
+
+#[test]
+fn a_mistyped_kind_does_not_take_the_object_away() {
+    let state = after(&(service("one", "1").replace("Service", "Servce") + &service("two", "2")));
+    assert_eq!(services(&state), ["one:1", "three:3", "two:2"]);
+    let warnings = messages(&state.report, Severity::Warning);
+    assert!(warnings.iter().any(|text| text.contains("stays in force until every document")), "{warnings:?}");
+}
+
+#[test]
+fn an_empty_file_is_one_being_written() {
+    let state = after("");
+    assert_eq!(services(&state), ["one:1", "three:3", "two:2"]);
+    assert_eq!(services(&after("# nothing here\n")), ["three:3"]);
+}
+
+#[test]
+fn a_file_that_is_gone_takes_its_objects_with_it() {
+    let state = after(&service("one", "1"));
+    assert_eq!(services(&load(&state, vec![file("b.yaml", &service("three", "3"))])), ["three:3"]);
+    assert!(services(&load(&state, Vec::new())).is_empty());
+}
+
+#[test]
+fn an_object_may_move_to_another_file() {
+    let state = after(&service("two", "2"));
+    let moved =
+        load(&state, vec![file("b.yaml", &service("three", "3")), file("c.yaml", &service("two", "x"))]);
+    assert_eq!(services(&moved), ["three:3", "two:2"]);
+}
+
+#[test]
+fn a_file_that_cannot_be_read_keeps_its_objects() {
+    for problem in [FileProblem::TooLarge, FileProblem::NotUtf8(3), FileProblem::Unreadable("no".to_owned())]
+    {
+        let state = load(&State::default(), vec![file("a.yaml", &service("one", "1"))]);
+        let text = problem.to_string();
+        let state = load(&state, vec![InputFile { path: "a.yaml".into(), text: Err(problem) }]);
+        assert_eq!(services(&state), ["one:1"]);
+        assert!(messages(&state.report, Severity::Error)[0].contains(&text));
+    }
+}
+
+#[test]
+fn the_same_files_are_told_from_others() {
+    let files = vec![file("a.yaml", &service("one", "1"))];
+    let state = load(&State::default(), files.clone());
+    assert!(state.is_made_of(&files));
+    assert!(!state.is_made_of(&[file("a.yaml", &service("one", "2"))]));
+    assert!(!state.is_made_of(&[file("b.yaml", &service("one", "1"))]));
+    assert!(!state.is_made_of(&[]));
+}
