@@ -171,10 +171,12 @@ fn connections_with_surplus_bytes_are_not_kept() {
 fn draining_ends_idle_connections_and_announces_it_on_busy_ones() {
     run(async {
         let (go, wait) = tokio::sync::watch::channel(false);
+        let (arrives, mut arrived) = tokio::sync::mpsc::unbounded_channel();
         let address = upstream(move |mut peer, _| {
-            let mut wait = wait.clone();
+            let (mut wait, arrives) = (wait.clone(), arrives.clone());
             async move {
                 peer.head().await;
+                arrives.send(()).expect("the test waits");
                 wait.wait_for(|go| *go).await.expect("the test goes on");
                 peer.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
             }
@@ -183,6 +185,7 @@ fn draining_ends_idle_connections_and_announces_it_on_busy_ones() {
         let proxy = Setup::service(&[address]).start().await;
         let (mut idle, mut busy) = (proxy.client().await, proxy.client().await);
         busy.send("GET / HTTP/1.1\r\nHost: web\r\n\r\n").await;
+        arrived.recv().await.expect("the request arrives");
         proxy.drain.send(true).expect("the proxy listens");
         assert_eq!(idle.rest().await, "");
         go.send(true).expect("the upstream waits");
