@@ -28,11 +28,13 @@ use super::{Context, Downstream};
 /// Serves one client connection until it is closed. Runs within a `LocalSet`.
 pub async fn serve(ctx: Context, downstream: Downstream) {
     let mut drain = ctx.drain.clone();
+    let grace = ctx.http.settings(&downstream.origin).drain_grace;
     let mut drained = pin!(async move {
         if drain.wait_for(|drains| *drains).await.is_err() {
             // Whoever could ask for a drain is gone.
             std::future::pending::<()>().await;
         }
+        tokio::time::sleep(grace).await;
     });
     let mut connection = Connection::new(ctx, downstream);
     let ending = loop {

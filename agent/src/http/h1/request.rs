@@ -205,8 +205,8 @@ fn explain(error: httparse::Error, head: &[u8], limits: &Limits) -> Refusal {
     match error {
         httparse::Error::TooManyHeaders => return Refusal::with(431, "header_too_many"),
         httparse::Error::HeaderName | httparse::Error::HeaderValue => return explain_fields(head),
-        // A line end in the wrong place belongs to the fields unless the request line has a word too many.
-        httparse::Error::NewLine if line.split(|byte| *byte == b' ').count() == 3 => {
+        // A line end in the wrong place belongs to the fields unless the request line goes on after the version.
+        httparse::Error::NewLine if line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0") => {
             return explain_fields(head);
         }
         _ => {}

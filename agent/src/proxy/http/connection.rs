@@ -2,9 +2,11 @@
 
 use std::future::{Future, poll_fn};
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::task::{self, Poll, ready};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -12,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use super::HttpSettings;
-use super::worker::{Buffers, make_room};
+use super::worker::{Buffers, HttpWorker, make_room};
 use crate::balance::Pick;
 use crate::http::Refusal;
 use crate::http::h1::HeadScan;
@@ -27,7 +29,7 @@ pub(super) struct Connection {
     pub(super) ctx: Context,
     pub(super) settings: Rc<HttpSettings>,
     pub(super) io: TcpStream,
-    pub(super) buffers: Box<Buffers>,
+    pub(super) buffers: Buffers,
     pub(super) peer: SocketAddr,
     pub(super) original_destination: SocketAddr,
     pub(super) origin: Origin,
@@ -102,6 +104,9 @@ impl Connection {
                     Err(refusal) => return HeadRead::Refused(refusal),
                 }
             }
+            if deadline.is_none() {
+                deadline = self.settings.header_timeout.map(|timeout| Instant::now() + timeout);
+            }
             make_room(&mut self.buffers.client_in);
             match read_until(&mut self.io, &mut self.buffers.client_in, deadline).await {
                 Ok(0) if self.buffers.client_in.is_empty() => return HeadRead::Closed,
@@ -110,14 +115,11 @@ impl Connection {
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => return HeadRead::TooLate,
                 Err(_) => return HeadRead::Closed,
             }
-            if deadline.is_none() {
-                deadline = self.settings.header_timeout.map(|timeout| Instant::now() + timeout);
-            }
         }
     }
 
     fn take_head(&mut self, scan: &mut HeadScan) -> Result<bool, Refusal> {
-        let Buffers { head, client_in, .. } = &mut *self.buffers;
+        let Buffers { head, client_in, .. } = &mut self.buffers;
         if client_in.is_empty() {
             return Ok(false);
         }
@@ -128,22 +130,26 @@ impl Connection {
         Ok(true)
     }
 
-    /// Waits, without buffers, until there is something to read; false once the connection is to be closed instead.
+    /// Waits, without buffers, for the first bytes of a request; false once the connection is to be closed instead.
     async fn wait(&mut self, mut drained: Pin<&mut impl Future<Output = ()>>) -> bool {
         self.ctx.http.keep_buffers(std::mem::take(&mut self.buffers));
         let timeout =
             if self.served == 0 { self.settings.header_timeout } else { self.settings.idle_timeout };
         let until = timeout.map(|timeout| Instant::now() + timeout);
-        let (io, idle) = (&self.io, &mut self.idle);
-        let readable = poll_fn(|cx| io.poll_read_ready(cx));
-        let readable = tokio::select! {
+        let Self { ctx, io, idle, buffers, .. } = self;
+        let read = tokio::select! {
             biased;
-            readable = readable => readable.is_ok(),
+            read = poll_fn(|cx| poll_first_bytes(cx, io, &ctx.http, buffers)) => matches!(read, Ok(1..)),
             () = drained.as_mut() => false,
             () = idle_until(idle, until) => false,
         };
-        self.buffers = self.ctx.http.take_buffers();
-        readable
+        read || self.has_unread_request()
+    }
+
+    /// What the client has sent by the time of a drain is still answered.
+    fn has_unread_request(&self) -> bool {
+        let peeked = socket2::SockRef::from(&self.io).peek(&mut [MaybeUninit::uninit()]);
+        self.draining() && matches!(peeked, Ok(1..))
     }
 
     /// Ends the connection.
@@ -164,6 +170,23 @@ impl Connection {
         }
         ctx.http.keep_buffers(buffers);
     }
+}
+
+/// Reads into buffers that are taken only once there is something to read. Readiness alone is a hint.
+fn poll_first_bytes(
+    cx: &mut task::Context<'_>,
+    io: &mut TcpStream,
+    worker: &HttpWorker,
+    buffers: &mut Buffers,
+) -> Poll<io::Result<usize>> {
+    ready!(io.poll_read_ready(cx))?;
+    *buffers = worker.take_buffers();
+    make_room(&mut buffers.client_in);
+    let read = pin!(io.read_buf(&mut buffers.client_in)).poll(cx);
+    if read.is_pending() {
+        worker.keep_buffers(std::mem::take(buffers));
+    }
+    read
 }
 
 async fn linger(io: &mut TcpStream, limit: u64) {

@@ -18,6 +18,7 @@ use bytes::{Buf, BytesMut};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::HttpSettings;
@@ -44,8 +45,10 @@ pub(super) struct Terms<'a> {
     pub settings: &'a HttpSettings,
     /// The route's changes to the response.
     pub changes: Changes<'a>,
-    /// Whether the client's connection may be kept.
+    /// Whether the client's connection may be kept, but for a drain.
     pub may_keep: bool,
+    /// Whether the agent drains, asked when the response comes.
+    pub drain: &'a watch::Receiver<bool>,
     /// Whether the upstream may switch protocols.
     pub may_switch: bool,
     /// When the exchange must be over, and what it is then.
@@ -290,7 +293,10 @@ impl Download<'_> {
     fn fate(&self, framing: Framing) -> Fate {
         let body_in_doubt =
             self.head.expects_continue() && !self.progress.continued.get() && !self.progress.uploaded.get();
-        let keep = self.terms.may_keep && framing != Framing::UntilClose && !body_in_doubt;
+        let keep = self.terms.may_keep
+            && !*self.terms.drain.borrow()
+            && framing != Framing::UntilClose
+            && !body_in_doubt;
         if keep { Fate::Keep } else { Fate::Close }
     }
 

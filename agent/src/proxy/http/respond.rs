@@ -95,7 +95,7 @@ impl Connection {
 
     /// Keeps the client's request id where it is one, else makes one.
     fn choose_request_id(&mut self) {
-        let Buffers { head, request_id, .. } = &mut *self.buffers;
+        let Buffers { head, request_id, .. } = &mut self.buffers;
         let given = head.fields().first(Known::XRequestId).and_then(|value| std::str::from_utf8(value).ok());
         match given {
             Some(id) if !id.is_empty() && id.len() <= MAX_REQUEST_ID_BYTES => request_id.push_str(id),
@@ -159,7 +159,7 @@ impl Connection {
 
     fn write_request(&mut self, planned: &Planned<'_>) {
         let changes = planned.request_changes();
-        let Buffers { head, request, request_id, .. } = &mut *self.buffers;
+        let Buffers { head, request, request_id, .. } = &mut self.buffers;
         let mut target = None;
         let mut authority = changes.authority();
         if let (Plan::Forward { forward, .. }, Some(matched)) = (planned.plan, planned.route) {
@@ -201,6 +201,7 @@ impl Connection {
             settings: &self.settings,
             changes: planned.response_changes(),
             may_keep: self.may_keep(),
+            drain: &self.ctx.drain,
             may_switch: self.settings.upgrades && self.buffers.head.upgrade().is_some(),
             deadline,
         };
@@ -242,7 +243,7 @@ impl Connection {
 
     async fn discard(&mut self, body: &mut BodyTransfer) -> bool {
         let limit = body.bytes().saturating_add(self.settings.discard_bytes);
-        let Buffers { client_in, upstream_out, .. } = &mut *self.buffers;
+        let Buffers { client_in, upstream_out, .. } = &mut self.buffers;
         loop {
             take_direct(body, client_in);
             upstream_out.clear();
@@ -335,7 +336,7 @@ impl Connection {
 
     /// Copies both ways until both sides have closed theirs. What either sent ahead goes first.
     async fn tunnel(&mut self, mut upstream: UpstreamConnection, trail: &mut Trail<'_>) -> Ending {
-        let Buffers { client_in, upstream_in, .. } = &mut *self.buffers;
+        let Buffers { client_in, upstream_in, .. } = &mut self.buffers;
         let (to_upstream, to_client) = (Cell::new(0), Cell::new(0));
         let ahead = tokio::try_join!(
             write_parts(&mut upstream.io, [&client_in[..], &[], &[]], None, &to_upstream),

@@ -21,6 +21,9 @@ pub struct HttpSettings {
     pub connect_timeout: Duration,
     /// Endpoints tried for one request until one can be connected to.
     pub connect_attempts: usize,
+    /// How long an idle connection may still send a request once the agent drains. Its answer then says that the connection
+    /// closes, which a client can't race with as it can with a connection that closes under its request.
+    pub drain_grace: Duration,
     /// Requests served on one connection before it is closed.
     pub max_requests: Option<u32>,
     /// Whether `Upgrade` is passed on, and the connection tunnelled once the upstream has switched.
@@ -45,6 +48,7 @@ impl HttpSettings {
             body_timeout: None,
             connect_timeout: Duration::from_secs(5),
             connect_attempts: 3,
+            drain_grace: Duration::from_secs(3),
             max_requests: None,
             upgrades: true,
             trust_forwarded_proto: true,

@@ -52,6 +52,11 @@ impl Connection {
         goal: Goal<'_>,
         wanted: Wanted,
     ) -> Result<UpstreamConnection, Problem> {
+        if let Goal::Cluster(cluster) = goal
+            && let Some(early) = self.take_early(cluster)
+        {
+            return Ok(early);
+        }
         let mut avoid = Vec::new();
         let mut problem = Problem::NoEndpoint;
         for _ in 0..self.settings.connect_attempts.max(1) {
@@ -82,6 +87,18 @@ impl Connection {
         Err(problem)
     }
 
+    /// The connection that was opened while the protocol was being told, if it leads to one of the cluster's endpoints.
+    fn take_early(&mut self, cluster: &Cluster) -> Option<UpstreamConnection> {
+        let belongs = |early: &Pick| cluster.endpoints.iter().any(|upstream| Arc::ptr_eq(upstream, early.upstream()));
+        let (pick, io) = self.early.take_if(|(early, _)| belongs(early))?;
+        let key = PoolKey {
+            uid: Some(Arc::clone(&pick.upstream().uid)),
+            address: pick.upstream().address,
+            source: self.upstream_source(),
+        };
+        Some(UpstreamConnection { io, key, reused: false, pick: Some(pick) })
+    }
+
     async fn connect(
         &mut self,
         address: SocketAddr,
@@ -91,9 +108,6 @@ impl Connection {
         let source = self.upstream_source();
         let uid = pick.as_ref().map(|pick| Arc::clone(&pick.upstream().uid));
         let key = PoolKey { uid, address, source };
-        if let Some((_, io)) = self.early.take_if(|(early, _)| early.upstream().address == address) {
-            return Ok(UpstreamConnection { io, key, reused: false, pick });
-        }
         if let Some(io) = wanted.kept.and_then(|liveness| self.ctx.http.pool().take(&key, liveness)) {
             return Ok(UpstreamConnection { io, key, reused: true, pick });
         }

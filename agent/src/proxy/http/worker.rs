@@ -31,7 +31,7 @@ pub struct HttpWorker {
     gateway: Rc<HttpSettings>,
     pool: Pool,
     random: Rc<Random>,
-    spare: RefCell<Vec<Box<Buffers>>>,
+    spare: RefCell<Vec<Buffers>>,
     date: RefCell<(u64, String)>,
 }
 
@@ -158,11 +158,11 @@ impl HttpWorker {
         out.extend_from_slice(date.1.as_bytes());
     }
 
-    pub(super) fn take_buffers(&self) -> Box<Buffers> {
+    pub(super) fn take_buffers(&self) -> Buffers {
         self.spare.borrow_mut().pop().unwrap_or_default()
     }
 
-    pub(super) fn keep_buffers(&self, mut buffers: Box<Buffers>) {
+    pub(super) fn keep_buffers(&self, mut buffers: Buffers) {
         let mut spare = self.spare.borrow_mut();
         if spare.len() < MAX_SPARE && buffers.is_modest() {
             buffers.next_request();

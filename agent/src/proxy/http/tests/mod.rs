@@ -1,0 +1,9 @@
+//! Wire tests: real sockets on loopback, raw bytes on both sides.
+
+mod bodies;
+mod connections;
+mod failures;
+mod gateway;
+mod harness;
+mod heads;
+mod upgrades;
