@@ -98,7 +98,7 @@ impl ChunkDecoder {
     fn frame_byte(&mut self, byte: u8) -> Result<(), Refusal> {
         self.state = match (self.state, byte) {
             (State::SizeStart | State::Size, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => self.digit(byte)?,
-            (State::Size, b'\r') | (State::Extension, b'\r') => State::SizeLf,
+            (State::Size | State::Extension, b'\r') => State::SizeLf,
             (State::Size, b';') => State::Extension,
             (State::Extension, b'\t' | b' '..=b'~' | 0x80..) => self.extension_byte()?,
             (State::SizeLf, b'\n') => self.size_end(),

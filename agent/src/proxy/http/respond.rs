@@ -294,7 +294,7 @@ impl Connection {
     /// Answers a request that found no upstream; its body has not been touched.
     async fn fail(&mut self, problem: Problem, trail: &mut Trail<'_>) -> Option<Ending> {
         trail.fail(problem);
-        let answer = problem.answer()?;
+        let Some(answer) = problem.answer() else { return Some(Ending::Now) };
         self.answer(answer, Changes::default(), trail).await
     }
 

@@ -92,7 +92,8 @@ impl Connection {
         let uid = pick.as_ref().map(|pick| Arc::clone(&pick.upstream().uid));
         let key = PoolKey { uid, address, source };
         if let Some((_, io)) = self.early.take_if(|(early, _)| early.upstream().address == address) {
-            return Ok(UpstreamConnection { io, key, reused: false, pick });
+            // It may have been closed meanwhile, like one that was kept.
+            return Ok(UpstreamConnection { io, key, reused: true, pick });
         }
         if let Some(io) = wanted.kept.and_then(|liveness| self.ctx.http.pool().take(&key, liveness)) {
             return Ok(UpstreamConnection { io, key, reused: true, pick });
