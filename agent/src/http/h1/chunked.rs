@@ -205,8 +205,11 @@ fn write_hex(out: &mut BytesMut, value: usize) {
 mod tests {
     use super::*;
 
-    /// Decodes in pieces of `step` bytes: data, forwarded trailers, bytes left over.
-    fn decode(input: &[u8], step: usize) -> Result<Option<(Vec<u8>, Vec<u8>, usize)>, &'static str> {
+    /// Data, forwarded trailers, and how many bytes are left over.
+    type Decoded = (Vec<u8>, Vec<u8>, usize);
+
+    /// Decodes in pieces of `step` bytes; nothing where the body does not end.
+    fn decode(input: &[u8], step: usize) -> Result<Option<Decoded>, &'static str> {
         let mut decoder = ChunkDecoder::default();
         let (mut data, mut at, mut end) = (Vec::new(), 0, 0);
         loop {

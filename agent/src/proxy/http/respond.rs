@@ -219,7 +219,7 @@ impl Connection {
         match finished.fate {
             Fate::Switch => return Some(self.tunnel(upstream, trail).await),
             Fate::Keep | Fate::Close if finished.reusable => {
-                self.ctx.http.pool().put(upstream.key, upstream.io)
+                self.ctx.http.pool().put(upstream.key, upstream.io);
             }
             Fate::Keep | Fate::Close => {}
         }
