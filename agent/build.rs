@@ -31,7 +31,16 @@ fn build(source: &Path, out: &Path) -> Result<(), String> {
     let mut cargo = toolchain()?;
     cargo
         .current_dir(source)
-        .args(["build", "--release", "--locked", "-Z", "build-std=core", "--target", "bpfel-unknown-none", "--target-dir"])
+        .args([
+            "build",
+            "--release",
+            "--locked",
+            "-Z",
+            "build-std=core",
+            "--target",
+            "bpfel-unknown-none",
+            "--target-dir",
+        ])
         .arg(&target)
         .env("RUSTFLAGS", "-C linker=bpf-linker -C target-cpu=v3 -C debuginfo=2 -C link-arg=--btf");
     let output = cargo.output().map_err(|error| format!("cannot run the eBPF toolchain's cargo: {error}"))?;
@@ -43,7 +52,8 @@ fn build(source: &Path, out: &Path) -> Result<(), String> {
         return Err("the kernel programs in agent-ebpf do not build (see the lines above)".into());
     }
     let object = target.join("bpfel-unknown-none/release/sluice-ebpf");
-    std::fs::copy(&object, out.join("sluice-ebpf.o")).map_err(|error| format!("{}: {error}", object.display()))?;
+    std::fs::copy(&object, out.join("sluice-ebpf.o"))
+        .map_err(|error| format!("{}: {error}", object.display()))?;
     Ok(())
 }
 
@@ -64,7 +74,8 @@ fn toolchain() -> Result<Command, String> {
     };
     for (name, _) in env::vars_os() {
         let name = name.to_string_lossy().into_owned();
-        let set_here = matches!(name.as_str(), "RUSTC" | "RUSTC_BOOTSTRAP") && cargo.get_envs().any(|(k, _)| *k == *name);
+        let set_here = matches!(name.as_str(), "RUSTC" | "RUSTC_BOOTSTRAP")
+            && cargo.get_envs().any(|(k, _)| *k == *name);
         if !set_here && is_outer_cargo(&name) {
             cargo.env_remove(&name);
         }
@@ -74,7 +85,16 @@ fn toolchain() -> Result<Command, String> {
 
 fn is_outer_cargo(name: &str) -> bool {
     name.starts_with("CARGO_") && name != "CARGO_HOME"
-        || matches!(name, "CARGO" | "RUSTC" | "RUSTC_WRAPPER" | "RUSTC_WORKSPACE_WRAPPER" | "RUSTUP_TOOLCHAIN" | "TARGET" | "HOST")
+        || matches!(
+            name,
+            "CARGO"
+                | "RUSTC"
+                | "RUSTC_WRAPPER"
+                | "RUSTC_WORKSPACE_WRAPPER"
+                | "RUSTUP_TOOLCHAIN"
+                | "TARGET"
+                | "HOST"
+        )
 }
 
 fn nightly_has_source() -> bool {
@@ -83,10 +103,12 @@ fn nightly_has_source() -> bool {
 
 /// Whether the compiler that `program args` runs has the source of `core` beside it.
 fn has_source(program: &str, args: &[&str]) -> bool {
-    let output = Command::new(program).args(args).args(["--print", "sysroot"]).env_remove("RUSTUP_TOOLCHAIN").output();
+    let output =
+        Command::new(program).args(args).args(["--print", "sysroot"]).env_remove("RUSTUP_TOOLCHAIN").output();
     output.is_ok_and(|output| {
         let sysroot = String::from_utf8_lossy(&output.stdout);
-        output.status.success() && Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core/Cargo.toml").exists()
+        output.status.success()
+            && Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core/Cargo.toml").exists()
     })
 }
 

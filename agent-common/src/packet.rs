@@ -200,8 +200,14 @@ mod tests {
     #[test]
     fn reads_the_ends_of_both_families() {
         let v4 = parse(ipv4().as_slice()).unwrap();
-        assert_eq!((v4.family, &v4.source[..4], &v4.destination[..4]), (Family::V4, &[10, 10, 1, 2][..], &[10, 96, 0, 1][..]));
-        assert_eq!((u16::from_be_bytes(v4.source_port), u16::from_be_bytes(v4.destination_port)), (40000, 80));
+        assert_eq!(
+            (v4.family, &v4.source[..4], &v4.destination[..4]),
+            (Family::V4, &[10, 10, 1, 2][..], &[10, 96, 0, 1][..])
+        );
+        assert_eq!(
+            (u16::from_be_bytes(v4.source_port), u16::from_be_bytes(v4.destination_port)),
+            (40000, 80)
+        );
         assert!(v4.opens());
         let v6 = parse(ipv6().as_slice()).unwrap();
         assert_eq!((v6.family, v6.source, v6.destination), (Family::V6, [0xfd; 16], [0xfc; 16]));
@@ -244,8 +250,14 @@ mod tests {
 
     #[test]
     fn only_a_bare_syn_opens() {
-        for (flags, opens) in [(TCP_SYN, true), (TCP_SYN | TCP_ACK, false), (TCP_ACK, false), (0x04, false), (0xc2, true)] {
-            assert_eq!(parse(patched(ipv4(), &[(47, flags)]).as_slice()).unwrap().opens(), opens, "{flags:#x}");
+        for (flags, opens) in
+            [(TCP_SYN, true), (TCP_SYN | TCP_ACK, false), (TCP_ACK, false), (0x04, false), (0xc2, true)]
+        {
+            assert_eq!(
+                parse(patched(ipv4(), &[(47, flags)]).as_slice()).unwrap().opens(),
+                opens,
+                "{flags:#x}"
+            );
         }
     }
 }

@@ -18,7 +18,9 @@ fn web() -> Topology {
         .pod(PodSpec::new("client", "node1"))
         .pod(backend("near", "node1"))
         .pod(backend("far", "node2"))
-        .service(ServiceSpec::new("web").port("http", 80, 8080).port("tcp", 81, 8080).undeclared_port(82, 8080))
+        .service(
+            ServiceSpec::new("web").port("http", 80, 8080).port("tcp", 81, 8080).undeclared_port(82, 8080),
+        )
 }
 
 const CAPTURED: &str = "sluice_capture_packets_total{reason=\"captured\"}";
@@ -37,7 +39,11 @@ fn the_backend_sees_the_pods_own_address_on_every_kind_of_port() -> Result<()> {
             for _ in 0..16 {
                 let text = mesh.get("client", mesh.service("web", family, port)?, "web", "/x")?.text();
                 let words: Vec<&str> = text.split_whitespace().collect();
-                ensure!(words[2] == mesh.pod_ip("client", family)?.to_string(), "port {port}: the peer was {}", words[2]);
+                ensure!(
+                    words[2] == mesh.pod_ip("client", family)?.to_string(),
+                    "port {port}: the peer was {}",
+                    words[2]
+                );
                 seen.insert(words[1].to_owned());
                 sent += 1;
             }
@@ -108,7 +114,8 @@ fn killed_restarted_stopped() -> Result<()> {
     }
     let mut mesh = Mesh::up("killed", web(), &[])?;
     let to = mesh.service("web", 0, 80)?;
-    let via = |mesh: &Mesh| Ok::<_, anyhow::Error>(mesh.get("client", to, "web", "/")?.header("via").is_some());
+    let via =
+        |mesh: &Mesh| Ok::<_, anyhow::Error>(mesh.get("client", to, "web", "/")?.header("via").is_some());
     ensure!(via(&mesh)?, "the first request did not pass the agent");
     let second = mesh.agents.pop();
     let first = mesh.agents.pop();
@@ -157,7 +164,8 @@ fn stopping_and_starting_under_load_loses_nothing() -> Result<()> {
 
 /// Sends frames from the client pod's interface and returns how much a reason's counter grew.
 fn send_frames(mesh: &Mesh, frames: &[Vec<u8>]) -> Result<()> {
-    let hex: Vec<String> = frames.iter().map(|f| f.iter().fold(String::new(), |t, b| format!("{t}{b:02x}"))).collect();
+    let hex: Vec<String> =
+        frames.iter().map(|f| f.iter().fold(String::new(), |t, b| format!("{t}{b:02x}"))).collect();
     let script = "import socket,sys\n\
                   s=socket.socket(socket.AF_PACKET,socket.SOCK_RAW)\n\
                   s.bind(('eth0',0))\n\
@@ -270,8 +278,13 @@ fn a_dead_endpoint_is_reset_and_recorded() -> Result<()> {
     let mesh = Mesh::up("deaf", topology, &[])?;
     let http = mesh.get("client", mesh.service("web", 0, 80)?, "web", "/")?;
     ensure!(http.status == 503, "HTTP to a dead endpoint answered {}", http.status);
-    let tcp = mesh.lab.pod("client")?.in_netns(|| get(mesh.service("web", 0, 81)?, "web", "/", TIMEOUT).map_err(anyhow::Error::from))?;
+    let tcp = mesh
+        .lab
+        .pod("client")?
+        .in_netns(|| get(mesh.service("web", 0, 81)?, "web", "/", TIMEOUT).map_err(anyhow::Error::from))?;
     ensure!(tcp.is_err(), "TCP to a dead endpoint answered");
     let log = || mesh.agents[0].log();
-    wait_for("both in the access log", Duration::from_secs(5), || log().matches("\"response_flags\":\"UF\"").count() >= 2)
+    wait_for("both in the access log", Duration::from_secs(5), || {
+        log().matches("\"response_flags\":\"UF\"").count() >= 2
+    })
 }

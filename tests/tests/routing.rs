@@ -14,7 +14,10 @@ const CANARY: &str = include_str!("../../examples/order-service.yaml");
 
 fn shop() -> Topology {
     let backend = |name: &str, app: &str, version: &str, node: &str| {
-        PodSpec::new(name, node).label("app", app).label("version", version).runs(Program::Http { port: 8080 })
+        PodSpec::new(name, node)
+            .label("app", app)
+            .label("version", version)
+            .runs(Program::Http { port: 8080 })
     };
     Topology::with_nodes(2)
         .pod(PodSpec::new("client", "node1").label("app", "client"))
@@ -56,7 +59,9 @@ fn the_canary_takes_a_tenth_evenly_and_beta_users_always_get_v2() -> Result<()> 
         let beta = pod.in_netns(|| {
             let mut connection = Connection::open(to, common::TIMEOUT)?;
             (0..50)
-                .map(|_| connection.get("order-service", "/", &[("X-User-Group", "beta")]).map(|r| version(&r)))
+                .map(|_| {
+                    connection.get("order-service", "/", &[("X-User-Group", "beta")]).map(|r| version(&r))
+                })
                 .collect::<std::io::Result<Vec<_>>>()
         })??;
         ensure!(beta.iter().all(|version| version == "v2"), "a beta user saw {beta:?}");
@@ -87,9 +92,11 @@ fn edits_move_live_traffic_and_lose_none_of_it() -> Result<()> {
     };
     let load = Load::start(&mesh.lab.pod("client")?.netns(), &plan)?;
     load.wait_requests(100, LIMIT)?;
-    for (rules, products) in
-        [(format!("{PRODUCTS}{LEGACY}"), "product"), (LEGACY.to_owned(), "monolith"), (format!("{PRODUCTS}{LEGACY}"), "product")]
-    {
+    for (rules, products) in [
+        (format!("{PRODUCTS}{LEGACY}"), "product"),
+        (LEGACY.to_owned(), "monolith"),
+        (format!("{PRODUCTS}{LEGACY}"), "product"),
+    ] {
         let before = mesh.version("node1")?;
         mesh.write("monolith.yaml", &monolith(&rules))?;
         mesh.wait_version_above("node1", before)?;
@@ -113,16 +120,23 @@ fn a_broken_edit_changes_nothing_and_is_reported_with_its_line() -> Result<()> {
     }
     let mesh = Mesh::up("broken", shop(), &[("monolith.yaml", &monolith(&format!("{PRODUCTS}{LEGACY}")))])?;
     let to = mesh.service("monolith", 0, 8080)?;
-    let product = || mesh.get("client", to, "monolith", "/api/products/1").map(|r| r.header("x-pod") == Some("product"));
+    let product = || {
+        mesh.get("client", to, "monolith", "/api/products/1").map(|r| r.header("x-pod") == Some("product"))
+    };
     ensure!(product()?, "the route is not there to begin with");
     let broken = [
         ("unknown field", monolith(&PRODUCTS.replace("    route:", "    rout:")), Some(11)),
-        ("no YAML", "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: [\n".to_owned(), None),
+        (
+            "no YAML",
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: [\n".to_owned(),
+            None,
+        ),
         ("cut short", monolith(PRODUCTS)[..60].to_owned(), None),
     ];
     for (what, text, line) in broken {
         mesh.write("monolith.yaml", &text)?;
-        let reported = || mesh.verb("node1", "status").is_ok_and(|status| report_of(&status, "monolith.yaml").is_some());
+        let reported =
+            || mesh.verb("node1", "status").is_ok_and(|status| report_of(&status, "monolith.yaml").is_some());
         wait_for(&format!("the report of {what}"), LIMIT, reported)?;
         let status = mesh.verb("node1", "status")?;
         let report = report_of(&status, "monolith.yaml").context("reported")?;
@@ -133,7 +147,8 @@ fn a_broken_edit_changes_nothing_and_is_reported_with_its_line() -> Result<()> {
             ensure!(product()?, "{what}: the last good route is gone");
         }
         mesh.write("monolith.yaml", &monolith(&format!("{PRODUCTS}{LEGACY}")))?;
-        let clean = || mesh.verb("node1", "status").is_ok_and(|status| report_of(&status, "monolith.yaml").is_none());
+        let clean =
+            || mesh.verb("node1", "status").is_ok_and(|status| report_of(&status, "monolith.yaml").is_none());
         wait_for("the report to go", LIMIT, clean)?;
     }
     ensure!(mesh.agents[0].log().contains("monolith.yaml"), "the log does not name the file");

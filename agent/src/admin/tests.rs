@@ -221,7 +221,11 @@ fn routes_show_rules_in_words() {
 fn endpoints_show_pods_readiness_and_load() {
     let Fixture { source, _subscriber, .. } = fixture();
     let table = source.tables.load_full();
-    let pick = table.clusters.values().next().and_then(|cluster| cluster.pick(std::net::Ipv4Addr::LOCALHOST.into(), 0, &[]));
+    let pick = table
+        .clusters
+        .values()
+        .next()
+        .and_then(|cluster| cluster.pick(std::net::Ipv4Addr::LOCALHOST.into(), 0, &[]));
     let dump = body(&source, "/endpoints");
     let first = json!({
         "cluster": "default/order:80", "policy": "LEAST_REQUEST", "address": "10.0.0.1:8080",

@@ -55,14 +55,18 @@ fn hint(error: &io::Error) -> &'static str {
 impl Gateways {
     /// Opens what the table adds and closes what it no longer has. Errors leave the other listeners as they should be.
     pub(super) fn reconcile(&mut self, table: &RoutingTable, workers: &[WorkerHandle]) -> Vec<ListenerError> {
-        let wanted: BTreeSet<Key> = table.gateways.iter().flat_map(|gateway| {
-            let one = |address| (Arc::clone(&gateway.name), address, gateway.port);
-            if gateway.addresses.is_empty() {
-                vec![one(None)]
-            } else {
-                gateway.addresses.iter().map(|address| one(Some(*address))).collect()
-            }
-        }).collect();
+        let wanted: BTreeSet<Key> = table
+            .gateways
+            .iter()
+            .flat_map(|gateway| {
+                let one = |address| (Arc::clone(&gateway.name), address, gateway.port);
+                if gateway.addresses.is_empty() {
+                    vec![one(None)]
+                } else {
+                    gateway.addresses.iter().map(|address| one(Some(*address))).collect()
+                }
+            })
+            .collect();
         self.open.retain(|key, _| wanted.contains(key));
         let missing: Vec<Key> = wanted.into_iter().filter(|key| !self.open.contains_key(key)).collect();
         let mut errors = Vec::new();

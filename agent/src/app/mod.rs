@@ -17,12 +17,14 @@ use anyhow::Context as _;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::capture::{CaptureListeners, CaptureSettings, Engine, EngineHandle, LocalAddresses, SpoofingConnector};
+use crate::admin::{self, Role, Source};
+use crate::capture::{
+    CaptureListeners, CaptureSettings, Engine, EngineHandle, LocalAddresses, SpoofingConnector,
+};
+use crate::config;
 use crate::net::{Connector, PlainConnector};
 use crate::proxy::{Command, WorkerHandle, WorkerSettings, start_worker};
 use crate::telemetry::log::LogHandle;
-use crate::admin::{self, Role, Source};
-use crate::config;
 pub use settings::{CaptureOptions, Settings};
 use status::Observed;
 use tables::Tables;
@@ -63,8 +65,11 @@ pub async fn start(settings: Settings, log: LogHandle) -> anyhow::Result<Running
     let admin = bind(settings.admin, "--admin")?;
     let metrics = bind(settings.metrics, "--metrics")?;
     let health = bind(settings.health, "--health")?;
-    let addresses =
-        Addresses { admin: admin.local_addr()?, metrics: metrics.local_addr()?, health: health.local_addr()? };
+    let addresses = Addresses {
+        admin: admin.local_addr()?,
+        metrics: metrics.local_addr()?,
+        health: health.local_addr()?,
+    };
 
     let tables = Arc::new(Tables::new());
     let drain = watch::Sender::new(false);
@@ -105,7 +110,10 @@ fn serve_apart(listener: TcpListener, role: Role, source: Arc<Source>) -> anyhow
             tracing::error!(%error, ?role, "a server could not start");
         }
     };
-    std::thread::Builder::new().name(format!("{role:?}").to_lowercase()).spawn(serve).context("starting a server")?;
+    std::thread::Builder::new()
+        .name(format!("{role:?}").to_lowercase())
+        .spawn(serve)
+        .context("starting a server")?;
     Ok(())
 }
 
@@ -172,7 +180,11 @@ impl Workers<'_> {
             let worker = start_worker(self.worker(index)?).context("starting a worker")?;
             for socket in listeners.get(index).iter().flat_map(|pair| &pair.sockets) {
                 let socket = socket.try_clone().context("sharing a capture listener")?;
-                worker.commands.send(Command::Capture(socket.into())).ok().context("a worker ended at its start")?;
+                worker
+                    .commands
+                    .send(Command::Capture(socket.into()))
+                    .ok()
+                    .context("a worker ended at its start")?;
             }
             workers.push(worker);
         }

@@ -149,8 +149,15 @@ impl Observed {
             uptime_seconds: self.started.elapsed().as_secs(),
             ready: *self.ready.borrow(),
             capture: capture.map_or_else(not_capturing, capturing),
-            table: TableStatus::new(&self.tables.load(), changing.applied.map(|applied| rfc3339(applied.at).to_string())),
-            listeners: own.map(|(name, address)| listener(name, address)).into_iter().chain(changing.listeners.iter().cloned()).collect(),
+            table: TableStatus::new(
+                &self.tables.load(),
+                changing.applied.map(|applied| rfc3339(applied.at).to_string()),
+            ),
+            listeners: own
+                .map(|(name, address)| listener(name, address))
+                .into_iter()
+                .chain(changing.listeners.iter().cloned())
+                .collect(),
             config: serde_json::to_value(&changing.report).unwrap_or_default(),
             workers: workers
                 .map(|(id, open)| WorkerStatus { id, connections: open.load(Ordering::Relaxed) as u64 })
@@ -173,7 +180,8 @@ fn not_capturing() -> CaptureStatus {
 
 fn capturing(status: capture::CaptureStatus) -> CaptureStatus {
     let hooked = |name: String| InterfaceStatus { name, not_captured: None };
-    let failed = status.failed.into_iter().map(|(name, reason)| InterfaceStatus { name, not_captured: Some(reason) });
+    let failed =
+        status.failed.into_iter().map(|(name, reason)| InterfaceStatus { name, not_captured: Some(reason) });
     CaptureStatus {
         mode: "packet".to_owned(),
         attach: status.attach.to_owned(),
@@ -185,10 +193,15 @@ fn capturing(status: capture::CaptureStatus) -> CaptureStatus {
 }
 
 fn count_objects(metrics: &Metrics, report: &Report) {
-    let count = |wanted: fn(&ObjectState) -> bool| report.objects.iter().filter(|object| wanted(&object.state)).count();
+    let count = |wanted: fn(&ObjectState) -> bool| {
+        report.objects.iter().filter(|object| wanted(&object.state)).count()
+    };
     let rejected = count(|state| matches!(state, ObjectState::Rejected { .. }));
     metrics.config_objects(ConfigState::Accepted, count(|state| matches!(state, ObjectState::Applied)));
-    metrics.config_objects(ConfigState::Partial, count(|state| matches!(state, ObjectState::NotEnforced { .. })));
+    metrics.config_objects(
+        ConfigState::Partial,
+        count(|state| matches!(state, ObjectState::NotEnforced { .. })),
+    );
     metrics.config_objects(ConfigState::Rejected, rejected);
     let broken = report.files.iter().filter(|file| !file.messages.is_empty()).count();
     metrics.config_rejected(rejected + broken);

@@ -50,7 +50,8 @@ impl Cluster {
 
     fn of_family(&self, client: IpAddr) -> &[Arc<Upstream>] {
         // Sorted by address, and every IPv4 address sorts before every IPv6 one.
-        let (v4, v6) = self.endpoints.split_at(self.endpoints.partition_point(|upstream| upstream.address.is_ipv4()));
+        let (v4, v6) =
+            self.endpoints.split_at(self.endpoints.partition_point(|upstream| upstream.address.is_ipv4()));
         let same = if client.to_canonical().is_ipv4() { v4 } else { v6 };
         if same.is_empty() { &self.endpoints } else { same }
     }

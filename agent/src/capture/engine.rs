@@ -166,7 +166,9 @@ impl Engine {
         let snapshot = self.netlink.snapshot().await?;
         let addresses: HashSet<_> = snapshot.addresses.iter().copied().collect();
         self.programs.set_addresses(&addresses)?;
-        if self.local.load().len() != addresses.len() || !self.local.load().iter().all(|a| addresses.contains(a)) {
+        if self.local.load().len() != addresses.len()
+            || !self.local.load().iter().all(|a| addresses.contains(a))
+        {
             self.local.store(Arc::new(addresses.into_iter().collect()));
         }
         let desired = snapshot.desired(&self.settings);
@@ -205,7 +207,10 @@ impl Engine {
         let wanted: HashSet<_> = table.frontends.keys().copied().collect();
         self.captured = self.programs.set_destinations(&wanted)?;
         if self.captured.over_capacity > 0 {
-            tracing::error!(left_out = self.captured.over_capacity, "more destinations than the kernel map holds; those go direct");
+            tracing::error!(
+                left_out = self.captured.over_capacity,
+                "more destinations than the kernel map holds; those go direct"
+            );
         }
         Ok(())
     }

@@ -6,7 +6,9 @@ use std::io;
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
     /// The process lacks a privilege.
-    #[error("capture needs root (CAP_NET_ADMIN, CAP_BPF and CAP_SYS_ADMIN): run as root, or use --capture off")]
+    #[error(
+        "capture needs root (CAP_NET_ADMIN, CAP_BPF and CAP_SYS_ADMIN): run as root, or use --capture off"
+    )]
     Privilege,
     /// The kernel refused the programs. The verifier's words are kept.
     #[error("the kernel refused program {program}: {source}")]

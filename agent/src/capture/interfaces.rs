@@ -53,7 +53,10 @@ impl Snapshot {
                 None
             }
         };
-        self.links.iter().filter_map(|(index, link)| Some((*index, (link.name.clone(), hook(index, link)?)))).collect()
+        self.links
+            .iter()
+            .filter_map(|(index, link)| Some((*index, (link.name.clone(), hook(index, link)?))))
+            .collect()
     }
 
     /// Refuses to start where an uplink is missing. Without one, replies from other nodes would pass the agent by.
@@ -82,11 +85,10 @@ mod tests {
     }
 
     fn snapshot() -> Snapshot {
-        let links = [("lo", true), ("eth0", true), ("eth1", true), ("veth1", true), ("tun0", false), ("veth2", true)];
+        let links =
+            [("lo", true), ("eth0", true), ("eth1", true), ("veth1", true), ("tun0", false), ("veth2", true)];
         Snapshot {
-            links: (1u32..)
-                .zip(links.map(|(name, ethernet)| Link { name: name.into(), ethernet }))
-                .collect(),
+            links: (1u32..).zip(links.map(|(name, ethernet)| Link { name: name.into(), ethernet })).collect(),
             addresses: BTreeSet::new(),
             gateways: BTreeSet::from([2, 5]),
         }
@@ -100,7 +102,11 @@ mod tests {
         };
         let automatic = settings("veth*", &[]);
         assert_eq!(names(&automatic, Hooked::Pod), ["veth1", "veth2"]);
-        assert_eq!(names(&automatic, Hooked::Uplink), ["eth0"], "an interface without Ethernet headers is left out");
+        assert_eq!(
+            names(&automatic, Hooked::Uplink),
+            ["eth0"],
+            "an interface without Ethernet headers is left out"
+        );
         assert_eq!(names(&settings("veth*", &["eth1"]), Hooked::Uplink), ["eth1"]);
         assert_eq!(names(&settings("*", &["eth1"]), Hooked::Pod), ["eth0", "eth1", "veth1", "veth2"]);
     }

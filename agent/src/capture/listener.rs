@@ -40,7 +40,10 @@ impl CaptureListeners {
 
     /// Where they listen.
     pub fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
-        self.sockets.iter().map(|s| s.local_addr()?.as_socket().ok_or(io::ErrorKind::Unsupported.into())).collect()
+        self.sockets
+            .iter()
+            .map(|s| s.local_addr()?.as_socket().ok_or(io::ErrorKind::Unsupported.into()))
+            .collect()
     }
 }
 
@@ -84,7 +87,9 @@ impl SpoofingConnector {
     fn source(&self, target: ConnectTarget) -> Option<IpAddr> {
         let destination = target.address.ip();
         target.source.filter(|source| {
-            source.is_ipv4() == destination.is_ipv4() && *source != destination && !self.local.load().contains(&destination)
+            source.is_ipv4() == destination.is_ipv4()
+                && *source != destination
+                && !self.local.load().contains(&destination)
         })
     }
 
@@ -152,4 +157,3 @@ fn set_port_range(fd: RawFd) -> io::Result<()> {
     let range = u32::from(*SPOOFED_PORTS.end()) << 16 | u32::from(*SPOOFED_PORTS.start());
     set_option(fd, libc::IPPROTO_IP, IP_LOCAL_PORT_RANGE, range.cast_signed())
 }
-

@@ -64,8 +64,14 @@ impl Netlink {
             .map_err(CaptureError::netlink("listing addresses"))?;
         // `Local` is this node's end of a point-to-point link, where `Address` is the other one.
         let own = |attributes: &[AddressAttribute]| {
-            let local = attributes.iter().find_map(|a| if let AddressAttribute::Local(ip) = a { Some(*ip) } else { None });
-            local.or_else(|| attributes.iter().find_map(|a| if let AddressAttribute::Address(ip) = a { Some(*ip) } else { None }))
+            let local = attributes
+                .iter()
+                .find_map(|a| if let AddressAttribute::Local(ip) = a { Some(*ip) } else { None });
+            local.or_else(|| {
+                attributes
+                    .iter()
+                    .find_map(|a| if let AddressAttribute::Address(ip) = a { Some(*ip) } else { None })
+            })
         };
         Ok(messages.iter().filter_map(|message| own(&message.attributes)).collect())
     }
@@ -83,15 +89,23 @@ impl Netlink {
                 .try_collect()
                 .await
                 .map_err(CaptureError::netlink("listing routes"))?;
-            found.extend(routes.iter().filter(|route| route.header.kind == RouteType::Unicast).flat_map(gateway_links));
+            found.extend(
+                routes.iter().filter(|route| route.header.kind == RouteType::Unicast).flat_map(gateway_links),
+            );
         }
         Ok(found)
     }
 }
 
 fn link(message: &LinkMessage) -> Option<(u32, Link)> {
-    let name = message.attributes.iter().find_map(|a| if let LinkAttribute::IfName(name) = a { Some(name.clone()) } else { None })?;
-    Some((message.header.index, Link { name, ethernet: message.header.link_layer_type == LinkLayerType::Ether }))
+    let name = message
+        .attributes
+        .iter()
+        .find_map(|a| if let LinkAttribute::IfName(name) = a { Some(name.clone()) } else { None })?;
+    Some((
+        message.header.index,
+        Link { name, ethernet: message.header.link_layer_type == LinkLayerType::Ether },
+    ))
 }
 
 /// The interfaces through which a route reaches a gateway.
@@ -104,7 +118,9 @@ fn gateway_links(route: &RouteMessage) -> Vec<u32> {
         match attribute {
             RouteAttribute::Oif(index) if has_gateway(&route.attributes) => links.push(*index),
             RouteAttribute::MultiPath(hops) => {
-                links.extend(hops.iter().filter(|hop| has_gateway(&hop.attributes)).map(|hop| hop.interface_index));
+                links.extend(
+                    hops.iter().filter(|hop| has_gateway(&hop.attributes)).map(|hop| hop.interface_index),
+                );
             }
             _ => {}
         }

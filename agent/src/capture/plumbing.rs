@@ -25,7 +25,13 @@ pub async fn install(handle: &Handle, marks: Marks) -> Result<(), CaptureError> 
     remove(handle, marks).await?;
     nft(&nft_rules(marks))?;
     for route in local_routes(marks) {
-        handle.route().add(route).replace().execute().await.map_err(CaptureError::netlink("adding the local route"))?;
+        handle
+            .route()
+            .add(route)
+            .replace()
+            .execute()
+            .await
+            .map_err(CaptureError::netlink("adding the local route"))?;
     }
     let rule = || {
         let rule = handle.rule().add().fw_mark(marks.deliver).priority(marks.rule_priority);
@@ -46,7 +52,12 @@ pub async fn remove(handle: &Handle, marks: Marks) -> Result<(), CaptureError> {
             .await
             .map_err(CaptureError::netlink("listing rules"))?;
         for rule in rules.into_iter().filter(|rule| is_ours(rule, marks)) {
-            handle.rule().del(rule).execute().await.map_err(CaptureError::netlink("removing the mark's rule"))?;
+            handle
+                .rule()
+                .del(rule)
+                .execute()
+                .await
+                .map_err(CaptureError::netlink("removing the mark's rule"))?;
         }
     }
     for route in local_routes(marks) {
@@ -61,7 +72,8 @@ pub async fn remove(handle: &Handle, marks: Marks) -> Result<(), CaptureError> {
 /// A rule of ours is known by its mark and table together.
 fn is_ours(rule: &RuleMessage, marks: Marks) -> bool {
     rule.attributes.contains(&RuleAttribute::FwMark(marks.deliver))
-        && (rule.attributes.contains(&RuleAttribute::Table(marks.table)) || u32::from(rule.header.table) == marks.table)
+        && (rule.attributes.contains(&RuleAttribute::Table(marks.table))
+            || u32::from(rule.header.table) == marks.table)
 }
 
 fn local_routes(marks: Marks) -> [RouteMessage; 2] {
@@ -102,9 +114,14 @@ fn nft_rules(marks: Marks) -> String {
 
 /// Gives a script to nft, which applies it as one transaction.
 fn nft(script: &str) -> Result<(), CaptureError> {
-    let spawned =
-        Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
-    let mut child = spawned.map_err(|error| CaptureError::Nft(format!("{error}; install the nftables package")))?;
+    let spawned = Command::new("nft")
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut child =
+        spawned.map_err(|error| CaptureError::Nft(format!("{error}; install the nftables package")))?;
     let mut stdin = child.stdin.take().expect("stdin is piped");
     let written = stdin.write_all(script.as_bytes());
     drop(stdin);
@@ -132,13 +149,22 @@ pub async fn clash(handle: &Handle, marks: Marks) -> Result<Option<String>, Capt
 }
 
 fn takes(rule: &RuleMessage, marks: Marks) -> bool {
-    let mark = rule.attributes.iter().find_map(|a| if let RuleAttribute::FwMark(mark) = a { Some(*mark) } else { None });
-    let mask = rule.attributes.iter().find_map(|a| if let RuleAttribute::FwMask(mask) = a { Some(*mask) } else { None });
-    mark.is_some_and(|mark| [marks.deliver, marks.own].iter().any(|ours| ours & mask.unwrap_or(u32::MAX) == mark))
+    let mark = rule
+        .attributes
+        .iter()
+        .find_map(|a| if let RuleAttribute::FwMark(mark) = a { Some(*mark) } else { None });
+    let mask = rule
+        .attributes
+        .iter()
+        .find_map(|a| if let RuleAttribute::FwMask(mask) = a { Some(*mask) } else { None });
+    mark.is_some_and(|mark| {
+        [marks.deliver, marks.own].iter().any(|ours| ours & mask.unwrap_or(u32::MAX) == mark)
+    })
 }
 
 fn describe(rule: &RuleMessage) -> String {
-    let number = |pick: fn(&RuleAttribute) -> Option<u32>| rule.attributes.iter().find_map(pick).unwrap_or_default();
+    let number =
+        |pick: fn(&RuleAttribute) -> Option<u32>| rule.attributes.iter().find_map(pick).unwrap_or_default();
     let mark = number(|a| if let RuleAttribute::FwMark(mark) = a { Some(*mark) } else { None });
     let table = number(|a| if let RuleAttribute::Table(table) = a { Some(*table) } else { None });
     format!("ip rule with fwmark {mark:#x} leads to table {table}")
@@ -163,7 +189,8 @@ mod tests {
         let marks = Marks::default();
         let rule = |mark, mask, table| {
             let mut rule = RuleMessage::default();
-            rule.attributes = vec![RuleAttribute::FwMark(mark), RuleAttribute::FwMask(mask), RuleAttribute::Table(table)];
+            rule.attributes =
+                vec![RuleAttribute::FwMark(mark), RuleAttribute::FwMask(mask), RuleAttribute::Table(table)];
             rule
         };
         let cases = [

@@ -5,11 +5,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use agent_common::capture::{
-    Action, AddressKey, CaptureConfig, DestinationKey, DestinationValue, Reason,
-};
+use agent_common::capture::{Action, AddressKey, CaptureConfig, DestinationKey, DestinationValue, Reason};
 use aya::maps::{HashMap, MapData, MapError, PerCpuArray, SockMap};
-use aya::programs::tc::{NlOptions, SchedClassifierLinkId, TcAttachOptions, qdisc_add_clsact, qdisc_detach_program};
+use aya::programs::tc::{
+    NlOptions, SchedClassifierLinkId, TcAttachOptions, qdisc_add_clsact, qdisc_detach_program,
+};
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
 
@@ -80,7 +80,9 @@ impl Programs {
             program.load().map_err(|source| load_error(hook.program(), source))?;
         }
         Ok(Self {
-            attach: if aya::util::KernelVersion::current().is_ok_and(|v| v >= aya::util::KernelVersion::new(6, 6, 0)) {
+            attach: if aya::util::KernelVersion::current()
+                .is_ok_and(|v| v >= aya::util::KernelVersion::new(6, 6, 0))
+            {
                 Attach::Tcx
             } else {
                 Attach::Clsact
@@ -117,8 +119,10 @@ impl Programs {
     pub fn clear_listeners(&mut self, workers: u32) -> Result<(), CaptureError> {
         for index in 0..workers * 2 {
             match self.listeners.clear_index(&index) {
-                Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EINVAL) => {}
-                Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => {}
+                Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EINVAL) => {
+                }
+                Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => {
+                }
                 result => result.map_err(|source| CaptureError::Map { map: "LISTENERS", source })?,
             }
         }
@@ -176,8 +180,14 @@ impl Programs {
         }
         let mut over_capacity = 0;
         for new in wanted.difference(&self.captured).copied().collect::<Vec<_>>() {
-            match self.destinations.insert(destination_key(new), DestinationValue { action: Action::Agent as u32 }, 0) {
-                Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::E2BIG) => over_capacity += 1,
+            match self.destinations.insert(
+                destination_key(new),
+                DestinationValue { action: Action::Agent as u32 },
+                0,
+            ) {
+                Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::E2BIG) => {
+                    over_capacity += 1
+                }
                 result => {
                     result.map_err(error)?;
                     self.captured.insert(new);
@@ -236,14 +246,19 @@ fn classifier(ebpf: &mut Ebpf, hook: Hooked) -> &mut SchedClassifier {
     program.try_into().expect("the program is a classifier")
 }
 
-fn map<T: TryFrom<aya::maps::Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, CaptureError> {
+fn map<T: TryFrom<aya::maps::Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<T, CaptureError> {
     let map = ebpf.take_map(name).expect("the object holds the map");
     T::try_from(map).map_err(|source| CaptureError::Map { map: name, source })
 }
 
 fn load_error(program: &'static str, source: ProgramError) -> CaptureError {
     match &source {
-        ProgramError::LoadError { io_error, .. } if io_error.raw_os_error() == Some(libc::EPERM) => CaptureError::Privilege,
+        ProgramError::LoadError { io_error, .. } if io_error.raw_os_error() == Some(libc::EPERM) => {
+            CaptureError::Privilege
+        }
         _ => CaptureError::Load { program, source: Box::new(source) },
     }
 }
@@ -253,7 +268,9 @@ fn prepare_clsact(interface: &str, hook: Hooked) -> Result<(), aya::programs::tc
     // The qdisc may be there already; if it could not be made, attaching says so.
     let _ = qdisc_add_clsact(interface);
     match qdisc_detach_program(interface, TcAttachType::Ingress, hook.program()) {
-        Err(aya::programs::tc::TcError::IoError(error)) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(aya::programs::tc::TcError::IoError(error)) if error.kind() == std::io::ErrorKind::NotFound => {
+            Ok(())
+        }
         result => result,
     }
 }

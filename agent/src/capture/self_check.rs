@@ -47,7 +47,8 @@ impl Check {
 
 /// Looks at everything.
 pub async fn checks(settings: &CaptureSettings) -> Vec<Check> {
-    let mut checks = vec![kernel(), programs(settings), nft(), forwarding("ipv4/ip_forward", "IPv4 forwarding")];
+    let mut checks =
+        vec![kernel(), programs(settings), nft(), forwarding("ipv4/ip_forward", "IPv4 forwarding")];
     checks.push(forwarding("ipv6/conf/all/forwarding", "IPv6 forwarding"));
     match Netlink::open() {
         Ok((netlink, _)) => {
@@ -64,7 +65,13 @@ fn kernel() -> Check {
     let attach = match aya::util::KernelVersion::current() {
         Ok(version) if version >= aya::util::KernelVersion::new(6, 6, 0) => "programs attach by tcx",
         Ok(version) if version >= aya::util::KernelVersion::new(6, 1, 0) => "programs attach by clsact",
-        _ => return Check::new("kernel", Outcome::Warning, format!("{}: older than 6.1, not tested", release.trim())),
+        _ => {
+            return Check::new(
+                "kernel",
+                Outcome::Warning,
+                format!("{}: older than 6.1, not tested", release.trim()),
+            );
+        }
     };
     Check::new("kernel", Outcome::Ok, format!("{}: {attach}", release.trim()))
 }
@@ -86,7 +93,11 @@ fn forwarding(key: &str, name: &'static str) -> Check {
         Ok(value) if value.trim() == "1" => Check::new(name, Outcome::Ok, "on"),
         Ok(_) => {
             let sysctl = key.replace('/', ".");
-            Check::new(name, Outcome::Warning, format!("off: pods cannot reach other nodes; `sysctl -w net.{sysctl}=1`"))
+            Check::new(
+                name,
+                Outcome::Warning,
+                format!("off: pods cannot reach other nodes; `sysctl -w net.{sysctl}=1`"),
+            )
         }
         Err(error) => Check::new(name, Outcome::Warning, format!("unknown: {error}")),
     }
@@ -99,7 +110,8 @@ async fn interfaces(settings: &CaptureSettings, netlink: &Netlink) -> Check {
         Ok::<_, CaptureError>(snapshot.desired(settings))
     };
     Check::of("interfaces", seen.await, |desired| {
-        let names: Vec<String> = desired.into_values().map(|(name, hook)| format!("{name} ({hook:?})")).collect();
+        let names: Vec<String> =
+            desired.into_values().map(|(name, hook)| format!("{name} ({hook:?})")).collect();
         names.join(", ").to_lowercase()
     })
 }
@@ -107,9 +119,11 @@ async fn interfaces(settings: &CaptureSettings, netlink: &Netlink) -> Check {
 async fn marks(settings: &CaptureSettings, netlink: &Netlink) -> Check {
     match plumbing::clash(netlink.handle(), settings.marks).await {
         Ok(None) => Check::new("marks", Outcome::Ok, "no other rule uses ours"),
-        Ok(Some(rule)) => {
-            Check::new("marks", Outcome::Failed, format!("{rule}: choose others with --deliver-mark and --own-mark"))
-        }
+        Ok(Some(rule)) => Check::new(
+            "marks",
+            Outcome::Failed,
+            format!("{rule}: choose others with --deliver-mark and --own-mark"),
+        ),
         Err(error) => Check::new("marks", Outcome::Failed, error.to_string()),
     }
 }

@@ -32,7 +32,9 @@ pub(super) fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     match args.output.output {
         Format::Json => output::json(&checks)?,
         Format::Table => {
-            let row = |check: &Check| [check.name.to_owned(), result(check.outcome).to_owned(), check.detail.clone()];
+            let row = |check: &Check| {
+                [check.name.to_owned(), result(check.outcome).to_owned(), check.detail.clone()]
+            };
             output::table(["check", "result", "detail"], &checks.iter().map(row).collect::<Vec<_>>())?;
         }
     }

@@ -9,7 +9,9 @@ pub(super) fn run(args: &ClientArgs) -> anyhow::Result<ExitCode> {
     let dump: EndpointsDump = ask(args, "/endpoints")?;
     match args.output.output {
         Format::Json => output::json(&dump)?,
-        Format::Table => output::table(["cluster", "address", "pod", "node", "active", "policy"], &rows(&dump))?,
+        Format::Table => {
+            output::table(["cluster", "address", "pod", "node", "active", "policy"], &rows(&dump))?
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

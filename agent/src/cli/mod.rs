@@ -91,5 +91,6 @@ pub fn run() -> ExitCode {
 fn ask<T: DeserializeOwned>(args: &ClientArgs, path: &str) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let answer = runtime.block_on(client::get(args.admin, path))?;
-    serde_json::from_slice(&answer).with_context(|| format!("the answer to {path} is not what this version expects"))
+    serde_json::from_slice(&answer)
+        .with_context(|| format!("the answer to {path} is not what this version expects"))
 }

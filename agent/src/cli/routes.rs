@@ -18,7 +18,10 @@ pub(super) fn run(args: &ClientArgs) -> anyhow::Result<ExitCode> {
 fn rows(dump: &RoutesDump) -> Vec<[String; 5]> {
     let mut rows = Vec::new();
     for host in &dump.hosts {
-        let name = host.listener.as_ref().map_or(host.name.clone(), |listener| format!("{} ({listener})", host.name));
+        let name = host
+            .listener
+            .as_ref()
+            .map_or(host.name.clone(), |listener| format!("{} ({listener})", host.name));
         for (index, rule) in host.rules.iter().enumerate() {
             rows.push([
                 if index == 0 { name.clone() } else { String::new() },
@@ -47,7 +50,8 @@ fn target(rule: &RuleDump) -> String {
         _ => format!("{cluster}={weight}"),
     };
     let names = rule.destinations.iter().map(|to| {
-        let cluster = to.cluster.clone().unwrap_or_else(|| format!("unresolved ({})", to.status.unwrap_or_default()));
+        let cluster =
+            to.cluster.clone().unwrap_or_else(|| format!("unresolved ({})", to.status.unwrap_or_default()));
         one(cluster, to.weight)
     });
     names.collect::<Vec<_>>().join(", ")

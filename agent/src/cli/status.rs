@@ -26,8 +26,16 @@ fn render(status: &Status) -> String {
     let table = &status.table;
     let counts = table.counts;
     let mut lines = vec![
-        format!("node         {} ({readiness}, version {}, up {} s)", status.node, status.version, status.uptime_seconds),
-        format!("table        version {}.{}, in force since {}", table.epoch, table.version, table.applied_at.as_deref().unwrap_or("-")),
+        format!(
+            "node         {} ({readiness}, version {}, up {} s)",
+            status.node, status.version, status.uptime_seconds
+        ),
+        format!(
+            "table        version {}.{}, in force since {}",
+            table.epoch,
+            table.version,
+            table.applied_at.as_deref().unwrap_or("-")
+        ),
         format!(
             "             {} services, {} routes, {} clusters, {} endpoints",
             counts.services, counts.routes, counts.clusters, counts.endpoints
@@ -36,7 +44,8 @@ fn render(status: &Status) -> String {
     ];
     lines.extend(capture(status));
     for listener in &status.listeners {
-        let state = listener.error.as_ref().map_or(listener.address.clone(), |error| format!("NOT OPEN: {error}"));
+        let state =
+            listener.error.as_ref().map_or(listener.address.clone(), |error| format!("NOT OPEN: {error}"));
         lines.push(format!("listener     {} {state}", listener.name));
     }
     lines.extend(documents(&status.config));
@@ -49,7 +58,8 @@ fn capture(status: &Status) -> Vec<String> {
         return vec!["capture      off".to_owned()];
     }
     let hooked = |interfaces: &[InterfaceStatus]| {
-        let names: Vec<_> = interfaces.iter().filter(|i| i.not_captured.is_none()).map(|i| i.name.as_str()).collect();
+        let names: Vec<_> =
+            interfaces.iter().filter(|i| i.not_captured.is_none()).map(|i| i.name.as_str()).collect();
         if names.is_empty() { "none".to_owned() } else { names.join(", ") }
     };
     let mut lines = vec![
@@ -63,7 +73,10 @@ fn capture(status: &Status) -> Vec<String> {
         }
     }
     if capture.destinations_over_capacity > 0 {
-        lines.push(format!("             {} destinations over capacity go direct", capture.destinations_over_capacity));
+        lines.push(format!(
+            "             {} destinations over capacity go direct",
+            capture.destinations_over_capacity
+        ));
     }
     lines
 }
@@ -94,7 +107,10 @@ fn describe(owner: &Value, message: &Value) -> String {
         Some(kind) => format!(" {kind} {}/{}:", text(&owner["namespace"]), text(&owner["name"])),
         None => String::new(),
     };
-    let field = message["field"].as_str().filter(|field| !field.is_empty()).map_or(String::new(), |f| format!(" {f}:"));
+    let field = message["field"]
+        .as_str()
+        .filter(|field| !field.is_empty())
+        .map_or(String::new(), |f| format!(" {f}:"));
     format!(
         "{}:{}: {}:{object}{field} {} [{}]",
         text(&owner["file"]),

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::model::{
-    AppProtocol, DirectResponse, HeaderOp, LbPolicy, ListenerProtocol, ObjectName, PathRewrite, Redirect, Workload,
+    AppProtocol, DirectResponse, HeaderOp, LbPolicy, ListenerProtocol, ObjectName, PathRewrite, Redirect,
+    Workload,
 };
 use crate::route::{HostTable, RuleSet};
 

@@ -158,9 +158,9 @@ impl PartialEq for MatchPath {
 impl PartialEq for MatchValue {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Exact(a), Self::Exact(b)) | (Self::Prefix(a), Self::Prefix(b)) | (Self::Regex(_, a), Self::Regex(_, b)) => {
-                a == b
-            }
+            (Self::Exact(a), Self::Exact(b))
+            | (Self::Prefix(a), Self::Prefix(b))
+            | (Self::Regex(_, a), Self::Regex(_, b)) => a == b,
             (Self::Present, Self::Present) => true,
             _ => false,
         }

@@ -27,7 +27,10 @@ pub trait Connector: std::fmt::Debug {
 /// Idle connections are probed after three minutes, then every 15 seconds, and given up after nine probes: dead peers go,
 /// silent ones stay.
 pub fn keepalive() -> TcpKeepalive {
-    TcpKeepalive::new().with_time(Duration::from_secs(180)).with_interval(Duration::from_secs(15)).with_retries(9)
+    TcpKeepalive::new()
+        .with_time(Duration::from_secs(180))
+        .with_interval(Duration::from_secs(15))
+        .with_retries(9)
 }
 
 /// Connects from the node's own address; a target's source is not used.

@@ -36,7 +36,8 @@ pub fn classify(bytes: &[u8]) -> Spoken {
     match rest.iter().position(|b| *b == b'\n') {
         Some(end) => {
             let line = rest[..end].strip_suffix(b"\r").unwrap_or(&rest[..end]);
-            let versioned = line.rsplit(|b| *b == b' ').next().is_some_and(|last| last.starts_with(b"HTTP/1."));
+            let versioned =
+                line.rsplit(|b| *b == b' ').next().is_some_and(|last| last.starts_with(b"HTTP/1."));
             if versioned { Spoken::Http } else { Spoken::Opaque }
         }
         None if bytes.len() >= REQUEST_LINE_MAX => Spoken::Http,
@@ -83,7 +84,8 @@ mod tests {
 
     #[test]
     fn a_decision_does_not_change_with_more_bytes() {
-        let texts: [&[u8]; 3] = [b"GET / HTTP/1.1\r\nHost: a\r\n", b"GET key\r\nGET k HTTP/1.1\r\n", b"\x16\x03\x01"];
+        let texts: [&[u8]; 3] =
+            [b"GET / HTTP/1.1\r\nHost: a\r\n", b"GET key\r\nGET k HTTP/1.1\r\n", b"\x16\x03\x01"];
         for text in texts {
             let mut decided = Spoken::Undecided;
             for len in 0..=text.len() {

@@ -13,7 +13,8 @@ const BACKLOG: i32 = 4096;
 pub fn gateway_listener(address: Option<IpAddr>, port: u16) -> io::Result<TcpListener> {
     let bind = |ip: IpAddr| {
         let address = SocketAddr::new(ip, port);
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+        let socket =
+            Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
         socket.set_reuse_port(true)?;
         if address.is_ipv6() {

@@ -31,7 +31,7 @@ pub struct PoolLimits {
 impl Default for PoolLimits {
     /// 60 s, 512 for a key, 4096 in all.
     fn default() -> Self {
-        Self { idle: Duration::from_secs(60), per_key: 512, total: 4096 }
+        Self { idle: Duration::from_mins(1), per_key: 512, total: 4096 }
     }
 }
 
@@ -100,10 +100,10 @@ impl Pool {
             return;
         }
         let per_key = shelves.limits.per_key;
-        let shelf = shelves.by_key.entry(key).or_default();
-        shelf.push(Idle { io, since: Instant::now() });
-        if shelf.len() > per_key {
-            shelf.remove(0);
+        let idle = shelves.by_key.entry(key).or_default();
+        idle.push(Idle { io, since: Instant::now() });
+        if idle.len() > per_key {
+            idle.remove(0);
         } else {
             shelves.total += 1;
         }
@@ -141,10 +141,10 @@ async fn sweep(shelves: Weak<RefCell<Shelves>>, every: Duration) {
     loop {
         tokio::time::sleep(every).await;
         let Some(shelves) = shelves.upgrade() else { return };
-        let mut shelves = shelves.borrow_mut();
-        shelves.sweep();
-        if shelves.total == 0 {
-            shelves.sweeping = false;
+        let mut inner = shelves.borrow_mut();
+        inner.sweep();
+        if inner.total == 0 {
+            inner.sweeping = false;
             return;
         }
     }

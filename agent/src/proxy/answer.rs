@@ -113,12 +113,13 @@ impl Problem {
                 "http_request_error"
             }
             Self::NoHost | Self::NoRoute => "destination_not_found",
-            Self::NoCluster { .. } | Self::NoWeight | Self::NoEndpoint => "destination_unavailable",
             Self::Connect(io::ErrorKind::ConnectionRefused) => "connection_refused",
             Self::Connect(io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable) => {
                 "destination_ip_unroutable"
             }
-            Self::Connect(_) => "destination_unavailable",
+            Self::NoCluster { .. } | Self::NoWeight | Self::NoEndpoint | Self::Connect(_) => {
+                "destination_unavailable"
+            }
             Self::ConnectTimeout => "connection_timeout",
             Self::UpstreamClosed => "connection_terminated",
             Self::UpstreamTruncated => "http_response_incomplete",
@@ -293,8 +294,12 @@ mod tests {
 
     #[test]
     fn the_length_of_an_answer_is_true() {
-        let worker =
-            HttpWorker::new(HttpSettings::captured(), HttpSettings::gateway(), PoolLimits::default(), Rc::new(Random::new(1)));
+        let worker = HttpWorker::new(
+            HttpSettings::captured(),
+            HttpSettings::gateway(),
+            PoolLimits::default(),
+            Rc::new(Random::new(1)),
+        );
         let answers = [
             Problem::NoRoute.answer().expect("an answer"),
             Answer { status: 200, body: b"hello", ..Answer::default() },

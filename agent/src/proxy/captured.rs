@@ -22,8 +22,14 @@ pub(super) async fn serve(context: Context, io: TcpStream, peer: SocketAddr, lis
         return;
     }
     let table = context.tables.load_full();
-    let downstream =
-        Downstream { io, read: BytesMut::new(), peer, original_destination, origin: Origin::Outbound, early: None };
+    let downstream = Downstream {
+        io,
+        read: BytesMut::new(),
+        peer,
+        original_destination,
+        origin: Origin::Outbound,
+        early: None,
+    };
     match table.frontends.get(&original_destination) {
         Some(frontend) => by_protocol(context, downstream, &table, frontend).await,
         // The table changed between the kernel's decision and now.
@@ -34,7 +40,12 @@ pub(super) async fn serve(context: Context, io: TcpStream, peer: SocketAddr, lis
     }
 }
 
-async fn by_protocol(context: Context, mut downstream: Downstream, table: &Arc<RoutingTable>, frontend: &Arc<Frontend>) {
+async fn by_protocol(
+    context: Context,
+    mut downstream: Downstream,
+    table: &Arc<RoutingTable>,
+    frontend: &Arc<Frontend>,
+) {
     let dial = Dial::frontend(frontend, downstream.original_destination);
     match frontend.protocol {
         AppProtocol::Http => http::serve(context, downstream).await,

@@ -52,7 +52,8 @@ pub(super) async fn detect(context: &Context, downstream: &mut Downstream, dial:
             _ = upstream.io.readable() => Told::Opaque(Ok(upstream)),
         },
         Err(undialled) => {
-            let spoken = timeout(SPEAK_AFTER_FAILURE, client_speaks(&downstream.io, &mut downstream.read)).await;
+            let spoken =
+                timeout(SPEAK_AFTER_FAILURE, client_speaks(&downstream.io, &mut downstream.read)).await;
             match spoken {
                 Ok(Spoken::Http) => Told::Http(None),
                 _ => Told::Opaque(Err(undialled)),

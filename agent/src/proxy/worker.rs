@@ -101,7 +101,8 @@ fn obey(context: &Context, command: Command) -> io::Result<()> {
 
 async fn gateway(context: Context, io: TcpStream, peer: SocketAddr, origin: Origin) {
     let Ok(original_destination) = io.local_addr() else { return };
-    let downstream = Downstream { io, read: BytesMut::new(), peer, original_destination, origin, early: None };
+    let downstream =
+        Downstream { io, read: BytesMut::new(), peer, original_destination, origin, early: None };
     http::serve(context, downstream).await;
 }
 

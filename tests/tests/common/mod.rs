@@ -80,7 +80,8 @@ impl Mesh {
     /// One metric's value in a node: the sum over all series whose line starts with `prefix`.
     pub fn metric(&self, node: &str, prefix: &str) -> Result<f64> {
         let text = self.lab.node(node)?.in_netns(|| get(METRICS, "localhost", "/metrics", TIMEOUT))??.text();
-        let values = text.lines().filter(|line| line.starts_with(prefix)).filter_map(|line| line.rsplit(' ').next());
+        let values =
+            text.lines().filter(|line| line.starts_with(prefix)).filter_map(|line| line.rsplit(' ').next());
         Ok(values.filter_map(|value| value.parse::<f64>().ok()).sum())
     }
 
@@ -106,11 +107,17 @@ pub fn leftovers(lab: &Lab, node: &str) -> Result<String> {
     let mut found = String::new();
     for family in ["-4", "-6"] {
         let rules = ask(&["ip", family, "rule"])?;
-        found.extend(rules.lines().filter(|line| line.contains("fwmark")).map(|line| format!("rule {line}\n")));
+        found.extend(
+            rules.lines().filter(|line| line.contains("fwmark")).map(|line| format!("rule {line}\n")),
+        );
         let routes = ask(&["ip", family, "route", "show", "table", "all", "type", "local", "dev", "lo"])?;
-        found.extend(routes.lines().filter(|line| line.contains("default")).map(|line| format!("route {line}\n")));
+        found.extend(
+            routes.lines().filter(|line| line.contains("default")).map(|line| format!("route {line}\n")),
+        );
     }
-    found.extend(ask(&["nft", "list", "tables"])?.lines().filter(|l| l.contains("sluice")).map(|l| format!("{l}\n")));
+    found.extend(
+        ask(&["nft", "list", "tables"])?.lines().filter(|l| l.contains("sluice")).map(|l| format!("{l}\n")),
+    );
     let programs = ask(&["bpftool", "net", "-j"])?;
     let programs: Value = serde_json::from_str(&programs).context("bpftool net")?;
     let attached = programs[0]["tc"].as_array().context("bpftool net has no tc")?;

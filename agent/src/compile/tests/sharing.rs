@@ -55,7 +55,12 @@ fn a_change_of_one_endpoint_shares_all_the_rest() {
 
 /// Two turns were taken before, so the third of two endpoints is the first again.
 fn picked_address(cluster: &Cluster) -> String {
-    cluster.pick(std::net::Ipv4Addr::LOCALHOST.into(), 0, &[]).expect("has endpoints").upstream().address.to_string()
+    cluster
+        .pick(std::net::Ipv4Addr::LOCALHOST.into(), 0, &[])
+        .expect("has endpoints")
+        .upstream()
+        .address
+        .to_string()
 }
 
 #[test]

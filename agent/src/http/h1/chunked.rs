@@ -98,7 +98,7 @@ impl ChunkDecoder {
     fn frame_byte(&mut self, byte: u8) -> Result<(), Refusal> {
         self.state = match (self.state, byte) {
             (State::SizeStart | State::Size, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => self.digit(byte)?,
-            (State::Size, b'\r') | (State::Extension, b'\r') => State::SizeLf,
+            (State::Size | State::Extension, b'\r') => State::SizeLf,
             (State::Size, b';') => State::Extension,
             (State::Extension, b'\t' | b' '..=b'~' | 0x80..) => self.extension_byte()?,
             (State::SizeLf, b'\n') => self.size_end(),
@@ -205,8 +205,11 @@ fn write_hex(out: &mut BytesMut, value: usize) {
 mod tests {
     use super::*;
 
-    /// Decodes in pieces of `step` bytes: data, forwarded trailers, bytes left over.
-    fn decode(input: &[u8], step: usize) -> Result<Option<(Vec<u8>, Vec<u8>, usize)>, &'static str> {
+    /// Data, forwarded trailers, and how many bytes are left over.
+    type Decoded = (Vec<u8>, Vec<u8>, usize);
+
+    /// Decodes in pieces of `step` bytes; nothing where the body does not end.
+    fn decode(input: &[u8], step: usize) -> Result<Option<Decoded>, &'static str> {
         let mut decoder = ChunkDecoder::default();
         let (mut data, mut at, mut end) = (Vec::new(), 0, 0);
         loop {

@@ -7,6 +7,7 @@ use crate::http::Refusal;
 
 /// The options of the `Connection` fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option that a peer may or may not give")]
 pub struct ConnectionOptions {
     /// `close`.
     pub close: bool,

@@ -59,14 +59,13 @@ impl RequestWriter<'_> {
     fn write_request_line(&self, out: &mut BytesMut) {
         out.extend_from_slice(self.head.method().as_bytes());
         out.put_u8(b' ');
-        match self.target {
-            Some(target) => out.extend_from_slice(target.as_bytes()),
-            None => {
-                out.extend_from_slice(self.head.path().as_bytes());
-                if let Some(query) = self.head.query() {
-                    out.put_u8(b'?');
-                    out.extend_from_slice(query.as_bytes());
-                }
+        if let Some(target) = self.target {
+            out.extend_from_slice(target.as_bytes());
+        } else {
+            out.extend_from_slice(self.head.path().as_bytes());
+            if let Some(query) = self.head.query() {
+                out.put_u8(b'?');
+                out.extend_from_slice(query.as_bytes());
             }
         }
         out.extend_from_slice(b" HTTP/1.1\r\n");

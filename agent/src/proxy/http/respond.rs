@@ -219,7 +219,7 @@ impl Connection {
         match finished.fate {
             Fate::Switch => return Some(self.tunnel(upstream, trail).await),
             Fate::Keep | Fate::Close if finished.reusable => {
-                self.ctx.http.pool().put(upstream.key, upstream.io)
+                self.ctx.http.pool().put(upstream.key, upstream.io);
             }
             Fate::Keep | Fate::Close => {}
         }
@@ -294,7 +294,7 @@ impl Connection {
     /// Answers a request that found no upstream; its body has not been touched.
     async fn fail(&mut self, problem: Problem, trail: &mut Trail<'_>) -> Option<Ending> {
         trail.fail(problem);
-        let answer = problem.answer()?;
+        let Some(answer) = problem.answer() else { return Some(Ending::Now) };
         self.answer(answer, Changes::default(), trail).await
     }
 

@@ -63,7 +63,7 @@ impl HttpSettings {
         Self {
             request: Limits { underscores: false, ..Limits::default() },
             header_timeout: Some(Duration::from_secs(10)),
-            idle_timeout: Some(Duration::from_secs(60)),
+            idle_timeout: Some(Duration::from_mins(1)),
             body_timeout: Some(Duration::from_secs(30)),
             max_requests: Some(1000),
             upgrades: false,

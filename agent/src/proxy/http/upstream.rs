@@ -61,10 +61,12 @@ impl Connection {
         let mut problem = Problem::NoEndpoint;
         for _ in 0..self.settings.connect_attempts.max(1) {
             let pick = match goal {
-                Goal::Cluster(cluster) => match cluster.pick(self.peer.ip(), self.ctx.random.next(), &avoid) {
-                    Some(pick) => Some(pick),
-                    None => break,
-                },
+                Goal::Cluster(cluster) => {
+                    match cluster.pick(self.peer.ip(), self.ctx.random.next(), &avoid) {
+                        Some(pick) => Some(pick),
+                        None => break,
+                    }
+                }
                 Goal::Address(_) => None,
             };
             let address = match goal {
@@ -89,14 +91,16 @@ impl Connection {
 
     /// The connection that was opened while the protocol was being told, if it leads to one of the cluster's endpoints.
     fn take_early(&mut self, cluster: &Cluster) -> Option<UpstreamConnection> {
-        let belongs = |early: &Pick| cluster.endpoints.iter().any(|upstream| Arc::ptr_eq(upstream, early.upstream()));
+        let belongs =
+            |early: &Pick| cluster.endpoints.iter().any(|upstream| Arc::ptr_eq(upstream, early.upstream()));
         let (pick, io) = self.early.take_if(|(early, _)| belongs(early))?;
         let key = PoolKey {
             uid: Some(Arc::clone(&pick.upstream().uid)),
             address: pick.upstream().address,
             source: self.upstream_source(),
         };
-        Some(UpstreamConnection { io, key, reused: false, pick: Some(pick) })
+        // It may have been closed meanwhile, like one that was kept.
+        Some(UpstreamConnection { io, key, reused: true, pick: Some(pick) })
     }
 
     async fn connect(

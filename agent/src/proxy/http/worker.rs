@@ -178,8 +178,12 @@ mod tests {
 
     #[test]
     fn request_ids_are_random_uuids() {
-        let worker =
-            HttpWorker::new(HttpSettings::captured(), HttpSettings::gateway(), PoolLimits::default(), Rc::new(Random::new(1)));
+        let worker = HttpWorker::new(
+            HttpSettings::captured(),
+            HttpSettings::gateway(),
+            PoolLimits::default(),
+            Rc::new(Random::new(1)),
+        );
         let ids: Vec<String> = std::iter::repeat_with(|| {
             let mut id = String::new();
             worker.write_request_id(&mut id);
@@ -199,8 +203,12 @@ mod tests {
 
     #[test]
     fn dates_follow_the_clock() {
-        let worker =
-            HttpWorker::new(HttpSettings::captured(), HttpSettings::gateway(), PoolLimits::default(), Rc::new(Random::new(1)));
+        let worker = HttpWorker::new(
+            HttpSettings::captured(),
+            HttpSettings::gateway(),
+            PoolLimits::default(),
+            Rc::new(Random::new(1)),
+        );
         let check = |second, expected: &str| {
             let mut out = BytesMut::new();
             worker.write_date(UNIX_EPOCH + std::time::Duration::from_secs(second), &mut out);

@@ -27,9 +27,9 @@ fn pipelined_requests_are_answered_in_order() {
     run(async {
         let proxy = Setup::service(&[echo().await, echo().await]).start().await;
         let mut client = proxy.client().await;
-        let requests: String =
+        let requests: Vec<String> =
             (0..50).map(|number| format!("GET /{number} HTTP/1.1\r\nHost: web\r\n\r\n")).collect();
-        client.send(&requests).await;
+        client.send(requests.concat()).await;
         for number in 0..50 {
             assert_eq!(client.message().await.1, format!("0 GET /{number} HTTP/1.1"));
         }
@@ -171,12 +171,12 @@ fn connections_with_surplus_bytes_are_not_kept() {
 fn draining_ends_idle_connections_and_announces_it_on_busy_ones() {
     run(async {
         let (go, wait) = tokio::sync::watch::channel(false);
-        let (arrives, mut arrived) = tokio::sync::mpsc::unbounded_channel();
+        let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
         let address = upstream(move |mut peer, _| {
-            let (mut wait, arrives) = (wait.clone(), arrives.clone());
+            let (mut wait, tell) = (wait.clone(), tell.clone());
             async move {
                 peer.head().await;
-                arrives.send(()).expect("the test waits");
+                tell.send(()).expect("the test waits");
                 wait.wait_for(|go| *go).await.expect("the test goes on");
                 peer.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
             }
@@ -185,7 +185,7 @@ fn draining_ends_idle_connections_and_announces_it_on_busy_ones() {
         let proxy = Setup::service(&[address]).start().await;
         let (mut idle, mut busy) = (proxy.client().await, proxy.client().await);
         busy.send("GET / HTTP/1.1\r\nHost: web\r\n\r\n").await;
-        arrived.recv().await.expect("the request arrives");
+        told.recv().await.expect("the request arrives");
         proxy.drain.send(true).expect("the proxy listens");
         assert_eq!(idle.rest().await, "");
         go.send(true).expect("the upstream waits");

@@ -142,12 +142,8 @@ impl Setup {
         let records = Rc::new(Records::default());
         let (drain, draining) = watch::channel(false);
         let random = Rc::new(crate::proxy::Random::new(1));
-        let worker = Rc::new(HttpWorker::new(
-            self.captured,
-            self.gateway,
-            PoolLimits::default(),
-            Rc::clone(&random),
-        ));
+        let worker =
+            Rc::new(HttpWorker::new(self.captured, self.gateway, PoolLimits::default(), Rc::clone(&random)));
         let ctx = Context {
             tables: Arc::new(ArcSwap::from_pointee(table)),
             connector: Rc::new(Loopback),
@@ -173,7 +169,10 @@ impl Setup {
 
 async fn connect_early(ctx: &Context) -> (Pick, TcpStream) {
     let table = ctx.tables.load_full();
-    let pick = table.frontends[&service_address()].tcp.pick(std::net::Ipv4Addr::LOCALHOST.into(), 0, &[]).expect("an endpoint");
+    let pick = table.frontends[&service_address()]
+        .tcp
+        .pick(std::net::Ipv4Addr::LOCALHOST.into(), 0, &[])
+        .expect("an endpoint");
     let io = TcpStream::connect(pick.upstream().address).await.expect("connects");
     (pick, io)
 }
