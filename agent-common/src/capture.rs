@@ -164,12 +164,11 @@ pub enum Verdict {
 pub fn decide(opens: bool, owner: Owner, local: bool, own_mark: u32) -> Verdict {
     match owner {
         Owner::Full { mark } if mark == own_mark => Verdict::Deliver,
-        Owner::Full { .. } => Verdict::Pass,
         Owner::Request if !local => Verdict::Deliver,
         // A client may reuse a port whose last connection the agent still remembers.
         Owner::TimeWait if !local && !opens => Verdict::Deliver,
         Owner::TimeWait | Owner::None if opens && !local => Verdict::Open,
-        Owner::Request | Owner::TimeWait | Owner::None => Verdict::Pass,
+        Owner::Full { .. } | Owner::Request | Owner::TimeWait | Owner::None => Verdict::Pass,
     }
 }
 

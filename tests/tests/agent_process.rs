@@ -48,7 +48,7 @@ fn an_agent_gets_its_node_and_ends_as_asked() -> Result<()> {
     let agent = first.start_agent(&options)?;
     let other = second.start_agent(&options)?;
     let log = agent.log();
-    let directory = lab.directory();
+    let _directory = lab.directory();
     for wanted in [
         "arguments: agent --node node1 --uplink eth0 --pod-interfaces pod-* ".to_owned(),
         format!("--config {} --workers=1\n", options.config.display()),

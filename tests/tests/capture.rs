@@ -182,7 +182,9 @@ fn frames_that_are_not_plain_tcp_are_passed_by_their_reason() -> Result<()> {
     let (v4, v6) = (syn_v4(&mesh)?, syn_v6(&mesh)?);
     let patched = |frame: &[u8], patches: &[(usize, u8)]| {
         let mut frame = frame.to_vec();
-        patches.iter().for_each(|(at, byte)| frame[*at] = *byte);
+        for (at, byte) in patches {
+            frame[*at] = *byte;
+        }
         frame
     };
     let tagged = [&v4[..12], &[0x81, 0x00, 0x00, 0x07], &v4[12..]].concat();

@@ -155,8 +155,13 @@ fn a_broken_edit_changes_nothing_and_is_reported_with_its_line() -> Result<()> {
     Ok(())
 }
 
-/// The rejected parts of a status that name a file, as text.
+/// What a status says against a file: its own errors and those of its objects, as text.
 fn report_of(status: &serde_json::Value, file: &str) -> Option<String> {
-    let text = serde_json::to_string(&status["config"]).ok()?;
-    (text.contains("rejected") && text.contains(file)).then_some(text)
+    let config = &status["config"];
+    let owners = ["files", "objects"].iter().filter_map(|list| config[list].as_array()).flatten();
+    let wrong = owners
+        .filter(|owner| owner["file"].as_str().is_some_and(|path| path.ends_with(file)))
+        .filter(|owner| owner["messages"].to_string().contains("\"error\""));
+    let text: Vec<String> = wrong.map(ToString::to_string).collect();
+    (!text.is_empty()).then(|| text.join("\n"))
 }

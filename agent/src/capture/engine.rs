@@ -178,7 +178,9 @@ impl Engine {
             .filter(|(index, name, hook)| desired.get(index).is_none_or(|(n, h)| n != name || h != hook))
             .map(|(index, ..)| index)
             .collect();
-        gone.into_iter().for_each(|index| self.programs.detach(index));
+        for index in gone {
+            self.programs.detach(index);
+        }
         self.failed.retain(|index, _| desired.contains_key(index));
         let present: HashSet<u32> = self.programs.attached().map(|(index, ..)| index).collect();
         for (index, (name, hook)) in desired.into_iter().filter(|(index, _)| !present.contains(index)) {

@@ -145,21 +145,15 @@ pub async fn clash(handle: &Handle, marks: Marks) -> Result<Option<String>, Capt
         .try_collect()
         .await
         .map_err(CaptureError::netlink("listing rules"))?;
-    Ok(rules.iter().find(|rule| !is_ours(rule, marks) && takes(rule, marks)).map(|rule| describe(rule)))
+    Ok(rules.iter().find(|rule| !is_ours(rule, marks) && takes(rule, marks)).map(describe))
 }
 
 fn takes(rule: &RuleMessage, marks: Marks) -> bool {
-    let mark = rule
-        .attributes
-        .iter()
-        .find_map(|a| if let RuleAttribute::FwMark(mark) = a { Some(*mark) } else { None });
-    let mask = rule
-        .attributes
-        .iter()
-        .find_map(|a| if let RuleAttribute::FwMask(mask) = a { Some(*mask) } else { None });
-    mark.is_some_and(|mark| {
-        [marks.deliver, marks.own].iter().any(|ours| ours & mask.unwrap_or(u32::MAX) == mark)
-    })
+    let number = |pick: fn(&RuleAttribute) -> Option<u32>| rule.attributes.iter().find_map(pick);
+    let wanted = number(|a| if let RuleAttribute::FwMark(mark) = a { Some(*mark) } else { None });
+    let mask =
+        number(|a| if let RuleAttribute::FwMask(mask) = a { Some(*mask) } else { None }).unwrap_or(u32::MAX);
+    wanted.is_some_and(|wanted| [marks.deliver, marks.own].iter().any(|ours| ours & mask == wanted))
 }
 
 fn describe(rule: &RuleMessage) -> String {

@@ -186,7 +186,7 @@ impl Programs {
                 0,
             ) {
                 Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::E2BIG) => {
-                    over_capacity += 1
+                    over_capacity += 1;
                 }
                 result => {
                     result.map_err(error)?;

@@ -10,7 +10,7 @@ pub(super) fn run(args: &ClientArgs) -> anyhow::Result<ExitCode> {
     match args.output.output {
         Format::Json => output::json(&dump)?,
         Format::Table => {
-            output::table(["cluster", "address", "pod", "node", "active", "policy"], &rows(&dump))?
+            output::table(["cluster", "address", "pod", "node", "active", "policy"], &rows(&dump))?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -28,7 +28,7 @@ pub trait Connector: std::fmt::Debug {
 /// silent ones stay.
 pub fn keepalive() -> TcpKeepalive {
     TcpKeepalive::new()
-        .with_time(Duration::from_secs(180))
+        .with_time(Duration::from_mins(3))
         .with_interval(Duration::from_secs(15))
         .with_retries(9)
 }

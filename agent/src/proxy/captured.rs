@@ -30,14 +30,12 @@ pub(super) async fn serve(context: Context, io: TcpStream, peer: SocketAddr, lis
         origin: Origin::Outbound,
         early: None,
     };
-    match table.frontends.get(&original_destination) {
-        Some(frontend) => by_protocol(context, downstream, &table, frontend).await,
+    let Some(frontend) = table.frontends.get(&original_destination) else {
         // The table changed between the kernel's decision and now.
-        None => {
-            let dial = Dial::original(original_destination);
-            tcp::serve(&context, downstream, &table, dial, None).await;
-        }
-    }
+        let dial = Dial::original(original_destination);
+        return tcp::serve(&context, downstream, &table, dial, None).await;
+    };
+    by_protocol(context, downstream, &table, frontend).await;
 }
 
 async fn by_protocol(
