@@ -17,8 +17,9 @@ const NODE: &str = "node1";
 const REQUESTS_MAX: usize = 20;
 
 fn topology() -> Topology {
-    let backend =
-        |name: &str, node: &str| PodSpec::new(name, node).label("app", "web").runs(Program::Http { port: 8080 });
+    let backend = |name: &str, node: &str| {
+        PodSpec::new(name, node).label("app", "web").runs(Program::Http { port: 8080 })
+    };
     Topology::with_nodes(2)
         .pod(PodSpec::new("client", NODE))
         .pod(backend("near", NODE))
@@ -107,7 +108,10 @@ fn every_port_is_captured(mesh: &Mesh) -> Result<()> {
             while answered.len() < 2 && sent < REQUESTS_MAX {
                 let text = mesh.get("client", mesh.service("web", family, port)?, "web", "/")?.text();
                 let words: Vec<&str> = text.split_whitespace().collect();
-                ensure!(words.get(2) == Some(&own.as_str()), "port {port}: the backend saw {text:?}, not {own}");
+                ensure!(
+                    words.get(2) == Some(&own.as_str()),
+                    "port {port}: the backend saw {text:?}, not {own}"
+                );
                 answered.insert(words[1].to_owned());
                 sent += 1;
             }
