@@ -35,8 +35,9 @@ pub(super) async fn detect(context: &Context, downstream: &mut Downstream, dial:
         spoken = client_speaks(&downstream.io, &mut downstream.read) => {
             let dialled = dialling.await;
             return match spoken {
-                Spoken::Http => Told::Http(dialled.ok()),
-                Spoken::Opaque | Spoken::Undecided => Told::Opaque(dialled),
+                Ok(Spoken::Http) => Told::Http(dialled.ok()),
+                Ok(Spoken::Opaque | Spoken::Undecided) => Told::Opaque(dialled),
+                Err(error) => Told::Opaque(dialled.map(|dialled| dialled.without_client(error))),
             };
         }
         dialled = &mut dialling => dialled,
@@ -45,8 +46,9 @@ pub(super) async fn detect(context: &Context, downstream: &mut Downstream, dial:
         Ok(upstream) => tokio::select! {
             biased;
             spoken = client_speaks(&downstream.io, &mut downstream.read) => match spoken {
-                Spoken::Http => Told::Http(Some(upstream)),
-                Spoken::Opaque | Spoken::Undecided => Told::Opaque(Ok(upstream)),
+                Ok(Spoken::Http) => Told::Http(Some(upstream)),
+                Ok(Spoken::Opaque | Spoken::Undecided) => Told::Opaque(Ok(upstream)),
+                Err(error) => Told::Opaque(Ok(upstream.without_client(error))),
             },
             // Bytes, the end, or an error: each ends the waiting, and the relay finds out which it was.
             _ = upstream.io.readable() => Told::Opaque(Ok(upstream)),
@@ -55,28 +57,26 @@ pub(super) async fn detect(context: &Context, downstream: &mut Downstream, dial:
             let spoken =
                 timeout(SPEAK_AFTER_FAILURE, client_speaks(&downstream.io, &mut downstream.read)).await;
             match spoken {
-                Ok(Spoken::Http) => Told::Http(None),
+                Ok(Ok(Spoken::Http)) => Told::Http(None),
                 _ => Told::Opaque(Err(undialled)),
             }
         }
     }
 }
 
-/// Reads until the client's protocol is told. The end of its bytes, or an error, tells that it is nothing of ours. Safe to
-/// drop at any point: what was read is in the buffer.
-async fn client_speaks(io: &TcpStream, read: &mut BytesMut) -> Spoken {
+/// Reads until the client's protocol is told. The end of its bytes tells that it is nothing of ours. Safe to drop at any
+/// point: what was read is in the buffer. A socket says only once that it was reset, so the error must not be lost.
+async fn client_speaks(io: &TcpStream, read: &mut BytesMut) -> io::Result<Spoken> {
     loop {
         match classify(read) {
             Spoken::Undecided => {}
-            spoken => return spoken,
+            spoken => return Ok(spoken),
         }
-        if io.readable().await.is_err() {
-            return Spoken::Opaque;
-        }
+        io.readable().await?;
         read.reserve(READ_BYTES);
         match io.try_read_buf(read) {
-            Ok(0) => return Spoken::Opaque,
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Spoken::Opaque,
+            Ok(0) => return Ok(Spoken::Opaque),
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
             Ok(_) | Err(_) => {}
         }
     }
