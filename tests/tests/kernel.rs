@@ -38,6 +38,7 @@ fn captures_survives_its_agent_and_lets_go() -> Result<()> {
     let config = lab.directory().join("config");
     lab.write_documents(&config)?;
     let mut mesh = Mesh { agents: Vec::new(), lab, config };
+    foreign_filter(&mesh)?;
     let bare = footprint(&mesh)?;
     preflight(&mesh)?;
     ensure!(footprint(&mesh)?.since(&bare).is_empty(), "the check changed the node");
@@ -62,11 +63,24 @@ fn captures_survives_its_agent_and_lets_go() -> Result<()> {
     ensure!(mesh.agents.remove(0).terminate()?.success(), "the agent failed at its stop");
     let left = footprint(&mesh)?;
     ensure!(left.since(&bare).is_empty(), "left behind: {:?}", left.since(&bare));
+    ensure!(bare.since(&left).is_empty(), "taken from others: {:?}", bare.since(&left));
     every_port_is_direct(&mesh)
 }
 
 fn footprint(mesh: &Mesh) -> Result<Footprint> {
     Footprint::of(&mesh.lab.node(NODE)?)
+}
+
+/// Somebody else's filter on the uplink, of the kind that agents share a queueing discipline with on older kernels.
+fn foreign_filter(mesh: &Mesh) -> Result<()> {
+    // The one instruction of the classic program returns 0: no match.
+    for words in [
+        &["qdisc", "add", "dev", "eth0", "clsact"][..],
+        &["filter", "add", "dev", "eth0", "egress", "bpf", "bytecode", "1,6 0 0 0"],
+    ] {
+        exec::run(mesh.lab.node(NODE)?.command("tc")?.args(words))?;
+    }
+    Ok(())
 }
 
 /// `sluice check` finds nothing that stops capture; the programs load.

@@ -115,7 +115,8 @@ fn redis_answers_commands_and_pipelines() -> Result<()> {
                 ensure!(answer.trim() == expected, "{kind}, family {family}: {words:?} answered {answer:?}");
             }
             // 10,000 commands that wait for no answer in between.
-            let commands: String = (0..10_000).map(|n| format!("SET pipelined:{n} {n}\r\n")).collect();
+            let commands: String =
+                (0..10_000).fold(String::new(), |text, n| text + &format!("SET pipelined:{n} {n}\r\n"));
             let piped = exec::run_with_input(&mut redis_cli(&mesh, to, &["--pipe"])?, &commands)?;
             let said = String::from_utf8_lossy(&piped.stdout);
             ensure!(said.contains("errors: 0, replies: 10000"), "{kind}, family {family}: {said}");
@@ -147,7 +148,7 @@ impl Talker {
         let (sender, lines) = channel();
         std::thread::spawn(move || {
             let lines = BufReader::new(stdout).lines();
-            lines.map_while(|line| line.ok()).all(|line| sender.send(line).is_ok());
+            lines.map_while(Result::ok).all(|line| sender.send(line).is_ok());
         });
         Ok(Self { child, lines })
     }

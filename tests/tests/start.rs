@@ -163,8 +163,8 @@ fn a_node_that_is_not_as_said() -> Result<()> {
 
     let node = site.lab.node(NODE)?.netns();
     node.ip_batch(&format!("route del default via {}\nroute del default via {}\n", WORLD.v4, WORLD.v6))?;
-    let none = site.agent(&[], &[])?;
-    refuses(&site, "no uplink", none, &["no interface carries a route through a gateway", "--uplink"])
+    let lost = site.agent(&[], &[])?;
+    refuses(&site, "no uplink", lost, &["no interface carries a route through a gateway", "--uplink"])
 }
 
 #[test]
