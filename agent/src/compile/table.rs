@@ -63,6 +63,8 @@ pub struct GatewayListener {
     /// The Gateway and the listener's name, `namespace/gateway/listener`; several listeners that share a port are one
     /// entry under the first one's name.
     pub name: Arc<str>,
+    /// The names of all that share it, in the order of the documents.
+    pub listeners: Vec<Arc<str>>,
     /// Addresses to bind; empty: all.
     pub addresses: Vec<IpAddr>,
     /// The port to bind.

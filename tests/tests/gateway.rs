@@ -1,0 +1,432 @@
+//! Gateway mode: the real binary as an unprivileged reverse proxy, routed by Gateway and HTTPRoute documents.
+
+mod common;
+
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use common::edge::{OPEN, PORT, Seen, check, gateway, route, send, services};
+use common::{LIMIT, Mesh};
+use lab::backend::{dead_address, echo, echo_reply, http, listen};
+use lab::loopback::{Site, service};
+use lab::{PodSpec, Program, ServiceSpec, Topology, unprivileged, wait_for};
+
+#[test]
+fn the_agent_runs_without_privilege() -> Result<()> {
+    let site = Site::new(&[("gateway.yaml", &gateway(OPEN))])?;
+    let agent = site.start(&[])?;
+    let status = std::fs::read_to_string(format!("/proc/{}/status", agent.pid()))?;
+    let field = |name: &str| {
+        status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim).unwrap_or_default().to_owned()
+    };
+    ensure!(field("CapEff:").trim_start_matches('0').is_empty(), "it has {}", field("CapEff:"));
+    ensure!(!field("Uid:").starts_with("0\t"), "it runs as root");
+    for (address, path, expected) in [
+        (agent.health, "/healthz", 200),
+        (agent.health, "/readyz", 200),
+        (agent.health, "/healthz/ready", 200),
+        (agent.metrics, "/metrics", 200),
+        (agent.metrics, "/stats/prometheus", 200),
+        (agent.metrics, "/config_dump", 404),
+        (agent.health, "/metrics", 404),
+    ] {
+        let status = agent.ask(address, path)?.status;
+        ensure!(status == expected, "{path} answered {status}");
+    }
+    let status = agent.status()?;
+    ensure!(status["capture"]["mode"] == "off" && status["ready"] == true, "{status}");
+    Ok(())
+}
+
+#[test]
+fn a_start_that_cannot_be_says_why_in_one_line_and_fails() -> Result<()> {
+    let taken = TcpListener::bind("127.0.0.1:0")?;
+    let taken_port = taken.local_addr()?.port();
+    let of_port = |port: u16| gateway(&format!("  - {{name: http, port: {port}, protocol: HTTP}}\n"));
+    let privileged = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start")?;
+    let mut cases = vec![
+        (of_port(taken_port).replace("GATEWAY_IP", "127.0.0.1"), vec!["infra/edge/http", "has the port"]),
+        (gateway(OPEN).replace("GATEWAY_IP", "192.0.2.1"), vec!["infra/edge/http", "192.0.2.1"]),
+    ];
+    if privileged.trim() == "1024" {
+        cases.push((of_port(81), vec!["infra/edge/http", ":81", "CAP_NET_BIND_SERVICE"]));
+    }
+    for (document, words) in cases {
+        let site = Site::new(&[("gateway.yaml", &document)])?;
+        let output = site.command().args(site.arguments()).output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.code() == Some(1), "{words:?}: {:?}\n{said}", output.status);
+        let last = said.lines().last().context("it said nothing")?;
+        ensure!(words.iter().all(|word| last.contains(word)), "no {words:?} in {last}");
+    }
+    let site = Site::new(&[])?;
+    let busy = format!("127.0.0.1:{taken_port}");
+    let output = site.command().args(site.arguments()).args(["--admin", &busy]).output()?;
+    // The flag is there twice.
+    ensure!(output.status.code() == Some(2), "{output:?}");
+    let output =
+        site.command().args(["agent", "--capture", "off", "--config", "/nonexistent", "--admin", &busy]).output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.code() == Some(1) && said.contains(&format!("--admin {busy}")), "{said}");
+    Ok(())
+}
+
+#[test]
+fn listeners_and_hostnames_choose_the_route() -> Result<()> {
+    let listeners = format!(
+        "{OPEN}  - {{name: shop, port: 8080, protocol: HTTP, hostname: shop.example, allowedRoutes: {{namespaces: {{from: All}}}}}}\n  \
+         - {{name: wild, port: 8080, protocol: HTTP, hostname: \"*.example\", allowedRoutes: {{namespaces: {{from: All}}}}}}\n  \
+         - {{name: other, port: 8081, protocol: HTTP, allowedRoutes: {{namespaces: {{from: All}}}}}}\n"
+    );
+    let to = |service: &str| format!("  - backendRefs: [{{name: {service}, port: 80}}]\n");
+    let section = |name: &str, section: &str, hosts: &str, service: &str| {
+        route(name, hosts, &to(service)).replace("namespace: infra}]", &format!("namespace: infra, sectionName: {section}}}]"))
+    };
+    let by_port = route("by-port", "  hostnames: [port.test]\n", &to("port"))
+        .replace("namespace: infra}]", "namespace: infra, port: 8081}]");
+    let routes = [
+        section("any", "http", "", "any"),
+        section("shop", "shop", "", "shop"),
+        section("wild", "wild", "  hostnames: [\"*.example\", \"*.a.example\", api.example]\n", "wild"),
+        section("deep", "wild", "  hostnames: [\"*.a.example\"]\n", "deep"),
+        route("everywhere", "  hostnames: [all.test]\n", &to("all")),
+        by_port,
+    ];
+    let names = ["any", "shop", "wild", "deep", "all", "port"];
+    let site = Site::new(&[
+        ("gateway.yaml", &gateway(&listeners)),
+        ("services.yaml", &services(&names)?),
+        ("routes.yaml", &routes.concat()),
+    ])?;
+    let agent = site.start(&[])?;
+    for (port, host, expected) in [
+        (PORT, "nowhere.test", "any"),
+        (PORT, "shop.example", "shop"),
+        (PORT, "SHOP.Example:8080", "shop"),
+        (PORT, "shop.example.", "shop"),
+        (PORT, "api.example", "wild"),
+        (PORT, "x.y.example", "wild"),
+        (PORT, "x.a.example", "wild"),
+        (PORT, "example", "any"),
+        (PORT, "all.test", "all"),
+        (8081, "all.test", "all"),
+        (8081, "port.test", "port"),
+        (PORT, "port.test", "any"),
+        (8081, "nowhere.test", "404"),
+        (8081, "shop.example", "404"),
+    ] {
+        check(site.at(port), host, "/", &[], expected).with_context(|| format!("port {port}"))?;
+    }
+    let status = agent.status()?;
+    let listed: Vec<_> = status["listeners"].as_array().context("listeners")?.iter().collect();
+    for (name, port) in [("http", PORT), ("shop", PORT), ("wild", PORT), ("other", 8081)] {
+        let wanted = (format!("infra/edge/{name}"), site.at(port).to_string());
+        let found = listed.iter().any(|one| (one["name"] == *wanted.0) && (one["address"] == *wanted.1));
+        ensure!(found, "no {wanted:?} in {listed:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn matches_and_their_precedence_across_routes() -> Result<()> {
+    let to = |service: &str| format!("    backendRefs: [{{name: {service}, port: 80}}]\n");
+    let rule = |matches: &str, service: &str| format!("  - matches: [{matches}]\n{}", to(service));
+    let prefix = |more: &str| format!("{{path: {{type: PathPrefix, value: /p}}{more}}}");
+    let dated = |text: String, date: &str| text.replace("namespace: default}", &format!("namespace: default, creationTimestamp: {date}}}"));
+    let newer = [
+        rule(&prefix(""), "newer"),
+        rule(&prefix(", method: PUT"), "put"),
+        rule(&prefix(", headers: [{name: X-One, value: \"1\"}]"), "one"),
+        rule(&prefix(", headers: [{name: x-one, value: \"1\"}, {name: x-two, type: RegularExpression, value: \"[0-9]+\"}]"), "two"),
+        rule(&prefix(", queryParams: [{name: q, value: \"1\"}]"), "query"),
+        rule("{path: {value: /p/long}}", "long"),
+        rule("{path: {type: Exact, value: /p/long/exact}}", "exact"),
+        rule("{path: {type: RegularExpression, value: \"/r/[0-9]+\"}}, {path: {type: Exact, value: /other}}", "regex"),
+        rule("{path: {value: /tie}}", "newer"),
+    ];
+    let routes = [
+        dated(route("a-newer", "", &newer.concat()), "2026-02-01T00:00:00Z"),
+        dated(route("z-older", "", &rule(&prefix(""), "older")), "2025-02-01T00:00:00Z"),
+        dated(route("b-tie", "", &rule("{path: {value: /tie}}", "older")), "2026-02-01T00:00:00Z"),
+    ];
+    let names = ["newer", "older", "put", "one", "two", "query", "long", "exact", "regex"];
+    let site = Site::new(&[
+        ("gateway.yaml", &gateway(OPEN)),
+        ("services.yaml", &services(&names)?),
+        ("routes.yaml", &routes.concat()),
+    ])?;
+    let _agent = site.start(&[])?;
+    let (one, two) = (("x-one", "1"), ("X-Two", "22"));
+    for (what, headers, expected) in [
+        // Of equals the older route, and of routes of one age the first by name.
+        ("/p", &[][..], "older"),
+        ("/tie", &[], "newer"),
+        ("/p/x", &[], "older"),
+        ("/px", &[], "404"),
+        ("PUT /p", &[], "put"),
+        ("PUT /p", &[one], "put"),
+        ("/p", &[one], "one"),
+        ("/p", &[one, two], "two"),
+        ("/p", &[("x-one", "1"), ("x-two", "2a")], "one"),
+        ("/p", &[("x-one", "11")], "older"),
+        ("/p?q=1", &[], "query"),
+        ("/p?q=2", &[], "older"),
+        ("/p?a=b&q=1", &[one], "one"),
+        ("/p/long", &[], "long"),
+        ("/p/long/", &[one, two], "long"),
+        ("/p/longer", &[], "older"),
+        ("/p/long/exact", &[], "exact"),
+        ("/p/long/exact/", &[], "long"),
+        ("/r/12", &[], "regex"),
+        ("/r/12x", &[], "404"),
+        ("/r/", &[], "404"),
+        ("/other", &[], "regex"),
+        ("/", &[], "404"),
+    ] {
+        check(site.at(PORT), "any.test", what, headers, expected)?;
+    }
+    Ok(())
+}
+
+/// A rule for everything below a path, with filters.
+fn filtered(path: &str, filters: &str) -> String {
+    format!("  - matches: [{{path: {{value: {path}}}}}]\n    filters: [{filters}]\n    backendRefs: [{{name: web, port: 80}}]\n")
+}
+
+#[test]
+fn redirects_say_where_to() -> Result<()> {
+    let redirect = |path: &str, what: &str| {
+        filtered(path, &format!("{{type: RequestRedirect, requestRedirect: {what}}}"))
+            .replace("    backendRefs: [{name: web, port: 80}]\n", "")
+    };
+    let rules = [
+        redirect("/scheme", "{scheme: https, statusCode: 301}"),
+        redirect("/host", "{hostname: other.test}"),
+        redirect("/port", "{port: 8443, statusCode: 307}"),
+        redirect("/full", "{path: {type: ReplaceFullPath, replaceFullPath: /new}, statusCode: 308}"),
+        redirect("/prefix", "{path: {type: ReplacePrefixMatch, replacePrefixMatch: /to}, statusCode: 303}"),
+        redirect("/all", "{scheme: https, hostname: o.test, port: 444, path: {type: ReplaceFullPath, replaceFullPath: /}}"),
+    ];
+    let site = Site::new(&[
+        ("gateway.yaml", &gateway(OPEN)),
+        ("services.yaml", &services(&["web"])?),
+        ("routes.yaml", &route("moves", "", &rules.concat())),
+    ])?;
+    let _agent = site.start(&[])?;
+    for (path, status, location) in [
+        ("/scheme/a?b=c", 301, "https://my.test/scheme/a?b=c"),
+        ("/host", 302, "http://other.test:8080/host"),
+        ("/port/x", 307, "http://my.test:8443/port/x"),
+        ("/full/x?y=1", 308, "http://my.test:8080/new?y=1"),
+        ("/prefix/x/", 303, "http://my.test:8080/to/x/"),
+        ("/all", 302, "https://o.test:444/"),
+    ] {
+        let seen = send(site.at(PORT), "my.test:8080", path, &[])?;
+        let found = (seen.response.status, seen.got("location"));
+        ensure!(found == (status, vec![location]), "{path}: {found:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn rewrites_and_header_changes_reach_the_backend_and_the_client() -> Result<()> {
+    let rewrite = |path: &str, what: &str| filtered(path, &format!("{{type: URLRewrite, urlRewrite: {what}}}"));
+    let modify = |path: &str, side: &str, what: &str| {
+        let (upper, lower) = (format!("{side}HeaderModifier"), format!("{}HeaderModifier", side.to_lowercase()));
+        filtered(path, &format!("{{type: {upper}, {lower}: {what}}}"))
+    };
+    let changes = "{set: [{name: x-set, value: new}], add: [{name: x-add, value: more}], remove: [x-gone]}";
+    let rules = [
+        rewrite("/host", "{hostname: inner.test}"),
+        rewrite("/full", "{path: {type: ReplaceFullPath, replaceFullPath: /all/new}}"),
+        rewrite("/prefix", "{hostname: i.test, path: {type: ReplacePrefixMatch, replacePrefixMatch: /v2}}"),
+        rewrite("/strip", "{path: {type: ReplacePrefixMatch, replacePrefixMatch: /}}"),
+        modify("/request", "Request", changes),
+        modify("/response", "Response", &changes.replace("x-gone", "x-backend")),
+    ];
+    let site = Site::new(&[
+        ("gateway.yaml", &gateway(OPEN)),
+        ("services.yaml", &services(&["web"])?),
+        ("routes.yaml", &route("changes", "", &rules.concat())),
+    ])?;
+    let _agent = site.start(&[])?;
+    let ask = |path: &str| -> Result<Seen> {
+        let seen = send(site.at(PORT), "my.test", path, &[("x-set", "old"), ("X-Add", "first"), ("X-Gone", "1")])?;
+        ensure!(seen.who() == "web", "{path}: {seen:?}");
+        Ok(seen)
+    };
+    for (path, target, host) in [
+        ("/host/a?b", "/host/a?b", "inner.test"),
+        ("/full/a?b=c", "/all/new?b=c", "my.test"),
+        ("/prefix/a/b?c", "/v2/a/b?c", "i.test"),
+        ("/prefix", "/v2", "i.test"),
+        ("/strip/a", "/a", "my.test"),
+        ("/strip", "/", "my.test"),
+    ] {
+        let seen = ask(path)?;
+        let found = (seen.request["target"].as_str().unwrap_or_default(), seen.sent("host"));
+        ensure!(found == (target, vec![host]), "{path}: {found:?}");
+        ensure!(seen.sent("x-forwarded-host") == ["my.test"], "{path}: {seen:?}");
+    }
+    let seen = ask("/request")?;
+    ensure!(seen.sent("x-set") == ["new"] && seen.sent("x-gone").is_empty(), "{seen:?}");
+    ensure!(seen.sent("x-add") == ["first", "more"], "{seen:?}");
+    let seen = ask("/response")?;
+    ensure!(seen.got("x-set") == ["new"] && seen.got("x-add") == ["more"], "{seen:?}");
+    ensure!(seen.got("x-backend").is_empty() && seen.got("x-pod") == ["web"], "{seen:?}");
+    ensure!(seen.sent("x-set") == ["old"], "{seen:?}");
+    Ok(())
+}
+
+#[test]
+fn weights_timeouts_and_backends_that_are_not_there() -> Result<()> {
+    let never = http(listen()?, |request| {
+        // Longer than any test: the client's time ends first.
+        std::thread::park();
+        echo_reply("never", request)
+    })?;
+    let to = |path: &str, backends: &str| format!("  - matches: [{{path: {{value: {path}}}}}]\n    backendRefs: [{backends}]\n");
+    let rules = [
+        to("/split", "{name: a, port: 80, weight: 90}, {name: b, port: 80, weight: 10}"),
+        to("/none", "{name: missing, port: 80}"),
+        to("/half", "{name: a, port: 80}, {name: missing, port: 80}"),
+        to("/port", "{name: a, port: 81}"),
+        to("/kind", "{group: example.com, kind: Bucket, name: a}"),
+        to("/zero", "{name: a, port: 80, weight: 0}"),
+        to("/empty", "{name: empty, port: 80}"),
+        to("/dead", "{name: dead, port: 80}"),
+        to("/slow", "{name: never, port: 80}") + "    timeouts: {request: 300ms}\n",
+        to("/try", "{name: never, port: 80}") + "    timeouts: {request: 10s, backendRequest: 300ms}\n",
+        to("/quick", "{name: a, port: 80}") + "    timeouts: {request: 10s}\n",
+    ];
+    let more = [
+        service("default", "empty", 80, &[]),
+        service("default", "dead", 80, &[dead_address()?]),
+        service("default", "never", 80, &[never]),
+    ];
+    let site = Site::new(&[
+        ("gateway.yaml", &gateway(OPEN)),
+        ("services.yaml", &(services(&["a", "b"])? + &more.concat())),
+        ("routes.yaml", &route("backends", "", &rules.concat())),
+    ])?;
+    let agent = site.start(&[])?;
+    let to = site.at(PORT);
+    let versions: Vec<String> = (0..1000)
+        .map(|_| Ok(if send(to, "x.test", "/split", &[])?.who() == "b" { "v2" } else { "v1" }.to_owned()))
+        .collect::<Result<_>>()?;
+    common::check_canary(&versions)?;
+    for (path, expected) in [
+        ("/none", "500"),
+        ("/port", "500"),
+        ("/kind", "500"),
+        ("/zero", "500"),
+        ("/empty", "503"),
+        ("/dead", "503"),
+        ("/slow", "504"),
+        ("/try", "504"),
+        ("/quick", "a"),
+    ] {
+        let begin = Instant::now();
+        check(to, "x.test", path, &[], expected)?;
+        ensure!(begin.elapsed() < Duration::from_secs(5), "{path} took {:?}", begin.elapsed());
+    }
+    let half: Vec<String> = (0..40).map(|_| Ok(send(to, "x.test", "/half", &[])?.who())).collect::<Result<_>>()?;
+    let failed = half.iter().filter(|who| *who == "500").count();
+    ensure!((10..=30).contains(&failed) && half.iter().all(|who| who == "500" || who == "a"), "{half:?}");
+    let flags = ["NC", "UH", "UF", "UT"].map(|flag| agent.scrape().map(|seen| seen.sum("istio_requests_total", &[("response_flags", flag)])));
+    for count in flags {
+        ensure!(count? > 0.0, "a flag was never counted");
+    }
+    Ok(())
+}
+
+#[test]
+fn references_across_namespaces_need_leave() -> Result<()> {
+    let grant = "apiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\nmetadata: {name: g, namespace: vault}\nspec:\n  \
+                 from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: default}]\n  to: [{group: \"\", kind: Service}]\n";
+    let listener = |name: &str, port: u16, from: &str| {
+        format!("  - {{name: {name}, port: {port}, protocol: HTTP, allowedRoutes: {{namespaces: {from}}}}}\n")
+    };
+    let listeners = [
+        listener("all", 8080, "{from: All}"),
+        listener("same", 8081, "{from: Same}"),
+        listener("labelled", 8082, "{from: Selector, selector: {matchLabels: {tier: front}}}"),
+        listener("named", 8083, "{from: Selector, selector: {matchLabels: {kubernetes.io/metadata.name: default}}}"),
+    ];
+    let rules = "  - matches: [{path: {value: /vault}}]\n    backendRefs: [{name: safe, namespace: vault, port: 80}]\n  \
+                 - backendRefs: [{name: web, port: 80}]\n";
+    let namespace = |tier: &str| format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: default, labels: {{tier: {tier}}}}}\n");
+    let site = Site::new(&[
+        ("gateway.yaml", &gateway(&listeners.concat())),
+        ("services.yaml", &(services(&["web"])? + &service("vault", "safe", 80, &[echo("safe")?]))),
+        ("routes.yaml", &route("r", "", rules)),
+        ("namespace.yaml", &namespace("back")),
+    ])?;
+    let agent = site.start(&[])?;
+    let look = |expected: [(u16, &str, &str); 5]| -> Result<()> {
+        for (port, path, who) in expected {
+            check(site.at(port), "x.test", path, &[], who).with_context(|| format!("port {port}"))?;
+        }
+        Ok(())
+    };
+    look([(8080, "/", "web"), (8080, "/vault", "500"), (8081, "/", "404"), (8082, "/", "404"), (8083, "/", "web")])?;
+    let report = agent.status()?["config"].to_string();
+    ensure!(report.contains("RefNotPermitted"), "{report}");
+    agent.apply("grant.yaml", grant)?;
+    agent.apply("namespace.yaml", &namespace("front"))?;
+    look([(8080, "/", "web"), (8080, "/vault", "safe"), (8081, "/", "404"), (8082, "/", "web"), (8083, "/vault", "safe")])?;
+    ensure!(!agent.status()?["config"].to_string().contains("RefNotPermitted"));
+    Ok(())
+}
+
+const MESH_ROUTE: &str = "apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: web, namespace: default}
+spec:
+  parentRefs: [{group: \"\", kind: Service, name: web, port: 80}]
+  rules:
+  - matches: [{path: {value: /new}}]
+    filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /old}}}]
+    backendRefs: [{name: next, port: 80}]
+  - matches: [{path: {value: /gone}}]
+    backendRefs: [{name: missing, port: 80}]
+  - backendRefs: [{name: web, port: 80}]
+";
+
+#[test]
+fn an_httproute_on_a_service_routes_captured_pods() -> Result<()> {
+    if unprivileged("an_httproute_on_a_service_routes_captured_pods") {
+        return Ok(());
+    }
+    let backend = |name: &str| {
+        PodSpec::new(&format!("{name}-1"), "node1").label("app", name).runs(Program::Http { port: 8080 })
+    };
+    let topology = Topology::with_nodes(1)
+        .pod(PodSpec::new("client", "node1"))
+        .pod(backend("web"))
+        .pod(backend("next"))
+        .service(ServiceSpec::new("web").port("http", 80, 8080).port("http", 81, 8080))
+        .service(ServiceSpec::new("next").port("http", 80, 8080));
+    let mesh = Mesh::up("mesh_route", topology, &[("route.yaml", MESH_ROUTE)])?;
+    for family in 0..2 {
+        for (port, path, expected) in [
+            (80, "/new/a", "next-1"),
+            (80, "/newer", "web-1"),
+            (80, "/", "web-1"),
+            (80, "/gone", ""),
+            // The parent is one port of the Service.
+            (81, "/new/a", "web-1"),
+        ] {
+            let response = mesh.get("client", mesh.service("web", family, port)?, "web", path)?;
+            let status = if expected.is_empty() { 500 } else { 200 };
+            let found = (response.status, response.header("x-pod").unwrap_or_default());
+            ensure!(found == (status, expected), "{port} {path}: {found:?}");
+            ensure!(path != "/new/a" || port == 81 || response.text().contains("/old/a"), "{}", response.text());
+        }
+    }
+    mesh.write("route.yaml", "")?;
+    let to = mesh.service("web", 0, 80)?;
+    let back = || mesh.get("client", to, "web", "/new/a").is_ok_and(|r| r.header("x-pod") == Some("web-1"));
+    wait_for("the route to go with its document", LIMIT, back)
+}
