@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "every test binary uses its own part of this")]
 
 pub mod edge;
+pub mod hostile;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
