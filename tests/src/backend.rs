@@ -174,7 +174,10 @@ mod tests {
         for path in ["/a?b=1", "/c"] {
             let response = connection.request("PUT", "web", path, &[("X-Y", "z")]).expect("answers");
             let seen: Value = serde_json::from_slice(&response.body).expect("JSON");
-            assert_eq!((&seen["backend"], &seen["method"], &seen["target"]), (&json!("one"), &json!("PUT"), &json!(path)));
+            assert_eq!(
+                (&seen["backend"], &seen["method"], &seen["target"]),
+                (&json!("one"), &json!("PUT"), &json!(path))
+            );
             assert_eq!(seen["headers"], json!([["host", "web"], ["x-y", "z"]]));
         }
     }

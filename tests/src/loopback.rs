@@ -218,7 +218,8 @@ impl Drop for LoopbackAgent<'_> {
 
 /// The binary, or a copy of it where its directory is closed to others.
 fn reachable(binary: PathBuf, directory: &Path) -> Result<PathBuf> {
-    let open = |path: &Path| fs::metadata(path).is_ok_and(|found| found.permissions().mode() & 0o005 == 0o005);
+    let open =
+        |path: &Path| fs::metadata(path).is_ok_and(|found| found.permissions().mode() & 0o005 == 0o005);
     if !is_root() || binary.ancestors().filter(|path| !path.as_os_str().is_empty()).all(open) {
         return Ok(binary);
     }
@@ -249,8 +250,9 @@ pub fn service(namespace: &str, name: &str, port: u16, backends: &[SocketAddr]) 
 
 /// An address that tells services apart.
 fn cluster_ip(namespace: &str, name: &str) -> Ipv4Addr {
-    let hash = namespace.bytes().chain(name.bytes()).fold(7_u32, |sum, byte| {
-        sum.wrapping_mul(31).wrapping_add(u32::from(byte))
-    });
+    let hash = namespace
+        .bytes()
+        .chain(name.bytes())
+        .fold(7_u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(u32::from(byte)));
     Ipv4Addr::from_bits(0x0a60_0000 + hash % 0xfffe + 1)
 }

@@ -65,8 +65,10 @@ fn a_start_that_cannot_be_says_why_in_one_line_and_fails() -> Result<()> {
     let output = site.command().args(site.arguments()).args(["--admin", &busy]).output()?;
     // The flag is there twice.
     ensure!(output.status.code() == Some(2), "{output:?}");
-    let output =
-        site.command().args(["agent", "--capture", "off", "--config", "/nonexistent", "--admin", &busy]).output()?;
+    let output = site
+        .command()
+        .args(["agent", "--capture", "off", "--config", "/nonexistent", "--admin", &busy])
+        .output()?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(output.status.code() == Some(1) && said.contains(&format!("--admin {busy}")), "{said}");
     Ok(())
@@ -81,7 +83,8 @@ fn listeners_and_hostnames_choose_the_route() -> Result<()> {
     );
     let to = |service: &str| format!("  - backendRefs: [{{name: {service}, port: 80}}]\n");
     let section = |name: &str, section: &str, hosts: &str, service: &str| {
-        route(name, hosts, &to(service)).replace("namespace: infra}]", &format!("namespace: infra, sectionName: {section}}}]"))
+        route(name, hosts, &to(service))
+            .replace("namespace: infra}]", &format!("namespace: infra, sectionName: {section}}}]"))
     };
     let by_port = route("by-port", "  hostnames: [port.test]\n", &to("port"))
         .replace("namespace: infra}]", "namespace: infra, port: 8081}]");
@@ -133,16 +136,26 @@ fn matches_and_their_precedence_across_routes() -> Result<()> {
     let to = |service: &str| format!("    backendRefs: [{{name: {service}, port: 80}}]\n");
     let rule = |matches: &str, service: &str| format!("  - matches: [{matches}]\n{}", to(service));
     let prefix = |more: &str| format!("{{path: {{type: PathPrefix, value: /p}}{more}}}");
-    let dated = |text: String, date: &str| text.replace("namespace: default}", &format!("namespace: default, creationTimestamp: {date}}}"));
+    let dated = |text: String, date: &str| {
+        text.replace("namespace: default}", &format!("namespace: default, creationTimestamp: {date}}}"))
+    };
     let newer = [
         rule(&prefix(""), "newer"),
         rule(&prefix(", method: PUT"), "put"),
         rule(&prefix(", headers: [{name: X-One, value: \"1\"}]"), "one"),
-        rule(&prefix(", headers: [{name: x-one, value: \"1\"}, {name: x-two, type: RegularExpression, value: \"[0-9]+\"}]"), "two"),
+        rule(
+            &prefix(
+                ", headers: [{name: x-one, value: \"1\"}, {name: x-two, type: RegularExpression, value: \"[0-9]+\"}]",
+            ),
+            "two",
+        ),
         rule(&prefix(", queryParams: [{name: q, value: \"1\"}]"), "query"),
         rule("{path: {value: /p/long}}", "long"),
         rule("{path: {type: Exact, value: /p/long/exact}}", "exact"),
-        rule("{path: {type: RegularExpression, value: \"/r/[0-9]+\"}}, {path: {type: Exact, value: /other}}", "regex"),
+        rule(
+            "{path: {type: RegularExpression, value: \"/r/[0-9]+\"}}, {path: {type: Exact, value: /other}}",
+            "regex",
+        ),
         rule("{path: {value: /tie}}", "newer"),
     ];
     let routes = [
@@ -191,7 +204,9 @@ fn matches_and_their_precedence_across_routes() -> Result<()> {
 
 /// A rule for everything below a path, with filters.
 fn filtered(path: &str, filters: &str) -> String {
-    format!("  - matches: [{{path: {{value: {path}}}}}]\n    filters: [{filters}]\n    backendRefs: [{{name: web, port: 80}}]\n")
+    format!(
+        "  - matches: [{{path: {{value: {path}}}}}]\n    filters: [{filters}]\n    backendRefs: [{{name: web, port: 80}}]\n"
+    )
 }
 
 #[test]
@@ -206,7 +221,10 @@ fn redirects_say_where_to() -> Result<()> {
         redirect("/port", "{port: 8443, statusCode: 307}"),
         redirect("/full", "{path: {type: ReplaceFullPath, replaceFullPath: /new}, statusCode: 308}"),
         redirect("/prefix", "{path: {type: ReplacePrefixMatch, replacePrefixMatch: /to}, statusCode: 303}"),
-        redirect("/all", "{scheme: https, hostname: o.test, port: 444, path: {type: ReplaceFullPath, replaceFullPath: /}}"),
+        redirect(
+            "/all",
+            "{scheme: https, hostname: o.test, port: 444, path: {type: ReplaceFullPath, replaceFullPath: /}}",
+        ),
     ];
     let site = Site::new(&[
         ("gateway.yaml", &gateway(OPEN)),
@@ -231,9 +249,11 @@ fn redirects_say_where_to() -> Result<()> {
 
 #[test]
 fn rewrites_and_header_changes_reach_the_backend_and_the_client() -> Result<()> {
-    let rewrite = |path: &str, what: &str| filtered(path, &format!("{{type: URLRewrite, urlRewrite: {what}}}"));
+    let rewrite =
+        |path: &str, what: &str| filtered(path, &format!("{{type: URLRewrite, urlRewrite: {what}}}"));
     let modify = |path: &str, side: &str, what: &str| {
-        let (upper, lower) = (format!("{side}HeaderModifier"), format!("{}HeaderModifier", side.to_lowercase()));
+        let (upper, lower) =
+            (format!("{side}HeaderModifier"), format!("{}HeaderModifier", side.to_lowercase()));
         filtered(path, &format!("{{type: {upper}, {lower}: {what}}}"))
     };
     let changes = "{set: [{name: x-set, value: new}], add: [{name: x-add, value: more}], remove: [x-gone]}";
@@ -252,7 +272,8 @@ fn rewrites_and_header_changes_reach_the_backend_and_the_client() -> Result<()> 
     ])?;
     let _agent = site.start(&[])?;
     let ask = |path: &str| -> Result<Seen> {
-        let seen = send(site.at(PORT), "my.test", path, &[("x-set", "old"), ("X-Add", "first"), ("X-Gone", "1")])?;
+        let seen =
+            send(site.at(PORT), "my.test", path, &[("x-set", "old"), ("X-Add", "first"), ("X-Gone", "1")])?;
         ensure!(seen.who() == "web", "{path}: {seen:?}");
         Ok(seen)
     };
@@ -286,7 +307,9 @@ fn weights_timeouts_and_backends_that_are_not_there() -> Result<()> {
         std::thread::park();
         echo_reply("never", request)
     })?;
-    let to = |path: &str, backends: &str| format!("  - matches: [{{path: {{value: {path}}}}}]\n    backendRefs: [{backends}]\n");
+    let to = |path: &str, backends: &str| {
+        format!("  - matches: [{{path: {{value: {path}}}}}]\n    backendRefs: [{backends}]\n")
+    };
     let rules = [
         to("/split", "{name: a, port: 80, weight: 90}, {name: b, port: 80, weight: 10}"),
         to("/none", "{name: missing, port: 80}"),
@@ -331,10 +354,12 @@ fn weights_timeouts_and_backends_that_are_not_there() -> Result<()> {
         check(to, "x.test", path, &[], expected)?;
         ensure!(begin.elapsed() < Duration::from_secs(5), "{path} took {:?}", begin.elapsed());
     }
-    let half: Vec<String> = (0..40).map(|_| Ok(send(to, "x.test", "/half", &[])?.who())).collect::<Result<_>>()?;
+    let half: Vec<String> =
+        (0..40).map(|_| Ok(send(to, "x.test", "/half", &[])?.who())).collect::<Result<_>>()?;
     let failed = half.iter().filter(|who| *who == "500").count();
     ensure!((10..=30).contains(&failed) && half.iter().all(|who| who == "500" || who == "a"), "{half:?}");
-    let flags = ["NC", "UH", "UF", "UT"].map(|flag| agent.scrape().map(|seen| seen.sum("istio_requests_total", &[("response_flags", flag)])));
+    let flags = ["NC", "UH", "UF", "UT"]
+        .map(|flag| agent.scrape().map(|seen| seen.sum("istio_requests_total", &[("response_flags", flag)])));
     for count in flags {
         ensure!(count? > 0.0, "a flag was never counted");
     }
@@ -352,11 +377,17 @@ fn references_across_namespaces_need_leave() -> Result<()> {
         listener("all", 8080, "{from: All}"),
         listener("same", 8081, "{from: Same}"),
         listener("labelled", 8082, "{from: Selector, selector: {matchLabels: {tier: front}}}"),
-        listener("named", 8083, "{from: Selector, selector: {matchLabels: {kubernetes.io/metadata.name: default}}}"),
+        listener(
+            "named",
+            8083,
+            "{from: Selector, selector: {matchLabels: {kubernetes.io/metadata.name: default}}}",
+        ),
     ];
     let rules = "  - matches: [{path: {value: /vault}}]\n    backendRefs: [{name: safe, namespace: vault, port: 80}]\n  \
                  - backendRefs: [{name: web, port: 80}]\n";
-    let namespace = |tier: &str| format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: default, labels: {{tier: {tier}}}}}\n");
+    let namespace = |tier: &str| {
+        format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: default, labels: {{tier: {tier}}}}}\n")
+    };
     let site = Site::new(&[
         ("gateway.yaml", &gateway(&listeners.concat())),
         ("services.yaml", &(services(&["web"])? + &service("vault", "safe", 80, &[echo("safe")?]))),
@@ -370,12 +401,24 @@ fn references_across_namespaces_need_leave() -> Result<()> {
         }
         Ok(())
     };
-    look([(8080, "/", "web"), (8080, "/vault", "500"), (8081, "/", "404"), (8082, "/", "404"), (8083, "/", "web")])?;
+    look([
+        (8080, "/", "web"),
+        (8080, "/vault", "500"),
+        (8081, "/", "404"),
+        (8082, "/", "404"),
+        (8083, "/", "web"),
+    ])?;
     let report = agent.status()?["config"].to_string();
     ensure!(report.contains("RefNotPermitted"), "{report}");
     agent.apply("grant.yaml", grant)?;
     agent.apply("namespace.yaml", &namespace("front"))?;
-    look([(8080, "/", "web"), (8080, "/vault", "safe"), (8081, "/", "404"), (8082, "/", "web"), (8083, "/vault", "safe")])?;
+    look([
+        (8080, "/", "web"),
+        (8080, "/vault", "safe"),
+        (8081, "/", "404"),
+        (8082, "/", "web"),
+        (8083, "/vault", "safe"),
+    ])?;
     ensure!(!agent.status()?["config"].to_string().contains("RefNotPermitted"));
     Ok(())
 }
@@ -422,7 +465,11 @@ fn an_httproute_on_a_service_routes_captured_pods() -> Result<()> {
             let status = if expected.is_empty() { 500 } else { 200 };
             let found = (response.status, response.header("x-pod").unwrap_or_default());
             ensure!(found == (status, expected), "{port} {path}: {found:?}");
-            ensure!(path != "/new/a" || port == 81 || response.text().contains("/old/a"), "{}", response.text());
+            ensure!(
+                path != "/new/a" || port == 81 || response.text().contains("/old/a"),
+                "{}",
+                response.text()
+            );
         }
     }
     std::fs::remove_file(mesh.config.join("route.yaml"))?;

@@ -32,7 +32,10 @@ fn listeners(agent: &LoopbackAgent<'_>) -> Result<Vec<(String, String)>> {
     let status = agent.status()?;
     let list = status["listeners"].as_array().context("status has no listeners")?;
     let pair = |one: &serde_json::Value| {
-        (one["name"].as_str().unwrap_or_default().to_owned(), one["address"].as_str().unwrap_or_default().to_owned())
+        (
+            one["name"].as_str().unwrap_or_default().to_owned(),
+            one["address"].as_str().unwrap_or_default().to_owned(),
+        )
     };
     Ok(list.iter().map(pair).filter(|(name, _)| name.contains('/')).collect())
 }
@@ -96,8 +99,12 @@ fn a_listener_that_cannot_open_is_reported_and_the_others_serve() -> Result<()> 
     agent.apply("gateway.yaml", &gateway(&format!("{OPEN}{}", listener("two", 8081, ""))))?;
     let status = agent.status()?;
     let list = status["listeners"].as_array().context("listeners")?;
-    let two = list.iter().find(|one| one["name"] == "infra/edge/two").context("the listener is not listed")?;
-    ensure!(two["error"].as_str().is_some_and(|error| error.contains("another process has the port")), "{two}");
+    let two =
+        list.iter().find(|one| one["name"] == "infra/edge/two").context("the listener is not listed")?;
+    ensure!(
+        two["error"].as_str().is_some_and(|error| error.contains("another process has the port")),
+        "{two}"
+    );
     let table = agent.verb(&["status"])?;
     let table = String::from_utf8_lossy(&table.stdout).into_owned();
     ensure!(table.contains("infra/edge/two NOT OPEN"), "{table}");
@@ -213,7 +220,8 @@ fn sigterm_lets_the_request_in_flight_end() -> Result<()> {
     });
     was_asked.recv_timeout(LIMIT)?;
     agent.signal()?;
-    let state = |path: &str| agent.ask(agent.health, path).map(|response| response.status).unwrap_or_default();
+    let state =
+        |path: &str| agent.ask(agent.health, path).map(|response| response.status).unwrap_or_default();
     wait_for("readiness to end", LIMIT, || state("/readyz") == 503)?;
     ensure!(state("/healthz") == 200, "a draining agent is alive");
     let refused = || TcpStream::connect_timeout(&address, TIMEOUT).is_err();

@@ -114,14 +114,20 @@ fn behave(to: SocketAddr, stop: &AtomicBool) -> Result<u32> {
         let (path, token) = (format!("/good/{count}"), format!("{SECRET}-{count}"));
         let seen = send_on(&mut connection, "web", &path, &[("x-token", &token)])?;
         ensure!(seen.response.status == 200, "request {count}: {seen:?}");
-        ensure!(seen.request["target"] == path && seen.sent("x-token") == [token], "request {count}: {seen:?}");
+        ensure!(
+            seen.request["target"] == path && seen.sent("x-token") == [token],
+            "request {count}: {seen:?}"
+        );
         count += 1;
     }
     Ok(count)
 }
 
 /// Runs hostile exchanges beside a well-behaved client, which `good` runs until it is told to stop.
-fn beside(good: impl FnOnce(&AtomicBool) -> Result<u32> + Send, hostile: impl FnOnce() -> Result<()>) -> Result<()> {
+fn beside(
+    good: impl FnOnce(&AtomicBool) -> Result<u32> + Send,
+    hostile: impl FnOnce() -> Result<()>,
+) -> Result<()> {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let good = scope.spawn(|| good(&stop));
@@ -141,7 +147,8 @@ fn bad_upstream(listener: TcpListener) -> Result<SocketAddr> {
     Ok(raw(listener, move |mut stream| {
         let head = stream.try_clone().and_then(|stream| read_head(&mut BufReader::new(stream)));
         let target = head.unwrap_or_default();
-        let index = target.split(' ').nth(1).and_then(|path| path.strip_prefix("/bad/")?.parse::<usize>().ok());
+        let index =
+            target.split(' ').nth(1).and_then(|path| path.strip_prefix("/bad/")?.parse::<usize>().ok());
         if let Some(case) = index.and_then(|index| cases.get(index)) {
             // The agent may have gone away at the first wrong byte.
             let _ = stream.write_all(&case.bytes);
@@ -205,7 +212,8 @@ fn garbage_behind_good_requests_on_one_connection() -> Result<()> {
         let bytes = [good(1).as_bytes(), good(2).as_bytes(), &case.bytes].concat();
         let answer = exchange(site.at(PORT), &Case { bytes, closes: case.closes, ..*case })?;
         let text = String::from_utf8_lossy(&answer).into_owned();
-        let statuses: Vec<&str> = text.match_indices("HTTP/1.1 ").map(|(at, _)| &text[at + 9..at + 12]).collect();
+        let statuses: Vec<&str> =
+            text.match_indices("HTTP/1.1 ").map(|(at, _)| &text[at + 9..at + 12]).collect();
         let Gets::Status(status) = case.gets else { continue };
         ensure!(statuses == ["200", "200", &status.to_string()], "{:?}: {statuses:?} {text}", case.counted);
         ensure!(text.contains("/good/1") && text.contains("/good/2") && !text.contains("smuggled"), "{text}");
@@ -238,7 +246,9 @@ fn garbage_from_and_to_captured_pods() -> Result<()> {
     beside(
         |stop| client.in_netns(|| behave(web, stop))?,
         || {
-            check_all(&from_clients(), "downstream", scrape, |_, case| client.in_netns(|| exchange(web, case))?)?;
+            check_all(&from_clients(), "downstream", scrape, |_, case| {
+                client.in_netns(|| exchange(web, case))?
+            })?;
             check_all(&from_upstreams(), "upstream", scrape, |index, _| {
                 client.in_netns(|| exchange(bad, &ask_bad(index)))?
             })

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::compile::{GatewayListener, RoutingTable};
+use crate::model::HostPattern;
 use crate::net::gateway_listener;
 use crate::proxy::{Command, WorkerHandle};
 
@@ -26,17 +27,17 @@ struct Open {
     /// The name that new connections get; dropping it closes the workers' sockets.
     name: watch::Sender<Arc<str>>,
     /// The Gateways' listeners that share the socket.
-    listeners: Vec<Arc<str>>,
+    listeners: Vec<(Arc<str>, HostPattern)>,
 }
 
 /// A listener that could not be opened.
 #[derive(Debug, thiserror::Error)]
-#[error("gateway listener {name}: {}:{port}: {source}{}", address.map_or("*".to_owned(), |ip| ip.to_string()), hint(source))]
+#[error("gateway listener {name}: {}:{port}: {reason}{}", address.map_or("*".to_owned(), |ip| ip.to_string()), hint(reason))]
 pub struct ListenerError {
     name: Arc<str>,
     address: Option<IpAddr>,
     port: u16,
-    source: io::Error,
+    reason: io::Error,
 }
 
 impl ListenerError {
@@ -77,8 +78,8 @@ impl Gateways {
                     tracing::info!(gateway = &*gateway.name, address = %open.address, "listening");
                     self.open.insert((address, port), open);
                 }
-                Err(source) => {
-                    errors.push(ListenerError { name: Arc::clone(&gateway.name), address, port, source });
+                Err(reason) => {
+                    errors.push(ListenerError { name: Arc::clone(&gateway.name), address, port, reason });
                 }
             }
         }
@@ -89,7 +90,7 @@ impl Gateways {
     pub(super) fn addresses(&self) -> Vec<(String, SocketAddr)> {
         let open = self.open.values();
         let mut addresses: Vec<_> = open
-            .flat_map(|open| open.listeners.iter().map(|name| (name.to_string(), open.address)))
+            .flat_map(|open| open.listeners.iter().map(|(name, _)| (name.to_string(), open.address)))
             .collect();
         addresses.sort_unstable();
         addresses

@@ -51,7 +51,7 @@ fn merge(
     let first = listeners.first()?;
     let name_of = |listener: &Listener| format!("{}/{}", listener.gateway, listener.name).into();
     let name: Arc<str> = name_of(first);
-    let names = listeners.iter().map(|listener| name_of(listener)).collect();
+    let names = listeners.iter().map(|listener| (name_of(listener), listener.hostname.clone())).collect();
     let before = previous.gateways.iter().find(|gateway| gateway.name == name);
     let hosts = hosts(listeners).into_iter().map(|(pattern, tables)| {
         let before = before.and_then(|gateway| gateway.hosts.get(&pattern));
@@ -59,18 +59,20 @@ fn merge(
         (pattern, host)
     });
     let Binding { port, addresses, protocol } = binding;
-    let gateway = GatewayListener {
-        name,
-        listeners: names,
-        addresses,
-        port,
-        protocol,
-        hosts: HostTable::new(hosts),
-    };
+    let gateway =
+        GatewayListener { name, listeners: names, addresses, port, protocol, hosts: HostTable::new(hosts) };
     Some(match before {
         Some(before) if same(before, &gateway) => Arc::clone(before),
         _ => Arc::new(gateway),
     })
+}
+
+impl GatewayListener {
+    /// The name of the listener that a host belongs to: that with the most specific hostname that covers it.
+    pub fn owner(&self, host: &HostPattern) -> &Arc<str> {
+        let with = |hostname: &HostPattern| self.listeners.iter().find(|(_, own)| own == hostname);
+        wider(host).iter().find_map(with).map_or(&self.name, |(name, _)| name)
+    }
 }
 
 /// Every pattern that listeners or their routes name, with the route tables that serve it: groups of equally specific

@@ -186,7 +186,11 @@ pub fn from_strangers() -> Vec<Case> {
             "",
         )
     };
-    vec![field("X_User: root", 400, "header_underscore"), not_found("other", "/"), not_found("web", "/nowhere")]
+    vec![
+        field("X_User: root", 400, "header_underscore"),
+        not_found("other", "/"),
+        not_found("web", "/nowhere"),
+    ]
 }
 
 /// What upstreams answer, and what the client gets instead. They close after it.
@@ -206,7 +210,10 @@ pub fn from_upstreams() -> Vec<Case> {
         answer("A: b\0\r\n", "header_control_byte"),
         answer("Content-Length: 1\r\nContent-Length: 2\r\n", "content_length_repeated"),
         answer("Content-Length: x\r\n", "content_length_malformed"),
-        answer("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", "transfer_encoding_with_content_length"),
+        answer(
+            "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+            "transfer_encoding_with_content_length",
+        ),
         answer("Transfer-Encoding: gzip\r\n", "transfer_encoding_not_chunked"),
         answer(&format!("A: {}\r\n", "b".repeat(66_000)), "header_too_long"),
         answer(&"A: b\r\n".repeat(101), "header_too_many"),
@@ -215,8 +222,11 @@ pub fn from_upstreams() -> Vec<Case> {
     ];
     let cut = case("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhel", 200, "upstream_truncated");
     cases.push(Case { gets: Gets::Cut, ..cut });
-    let cut =
-        case("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", 200, "upstream_truncated");
+    let cut = case(
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
+        200,
+        "upstream_truncated",
+    );
     cases.push(Case { gets: Gets::Cut, ..cut });
     cases
 }

@@ -97,11 +97,7 @@ pub(super) fn plan<'t>(table: &'t RoutingTable, head: &RequestHead, entry: Entry
 
 /// The Gateway's listener that a connection came in by: by its name, or by its address where the listener has been given
 /// another name since.
-fn gateway<'t>(
-    table: &'t RoutingTable,
-    name: &str,
-    dialled: SocketAddr,
-) -> Option<&'t Arc<GatewayListener>> {
+fn gateway<'t>(table: &'t RoutingTable, name: &str, dialled: SocketAddr) -> Option<&'t Arc<GatewayListener>> {
     let ip = dialled.ip().to_canonical();
     let named = table.gateways.iter().find(|gateway| &*gateway.name == name);
     let on = |addressed: bool| {
