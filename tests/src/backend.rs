@@ -1,6 +1,7 @@
 //! Servers inside the test's own process: one that answers HTTP/1.1 by a function, and one that says whatever bytes a
 //! script says. Each connection has a thread, which ends with its connection or with the process.
 
+use std::fmt::Write as _;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -122,7 +123,8 @@ fn serve(stream: &TcpStream, answer: &impl Fn(&Request) -> Reply) -> io::Result<
         let reply = answer(&request);
         let mut head = format!("HTTP/1.1 {} Said\r\ncontent-length: {}\r\n", reply.status, reply.body.len());
         for (name, value) in &reply.headers {
-            head.push_str(&format!("{name}: {value}\r\n"));
+            // Writing to a String cannot fail.
+            let _ = write!(head, "{name}: {value}\r\n");
         }
         head.push_str("\r\n");
         let mut bytes = head.into_bytes();

@@ -1,6 +1,7 @@
 //! An agent with `--capture off` on loopback, without namespaces and without privilege: started by root it runs as
 //! nobody. Each has a loopback address of its own, so that fixed Gateway ports of several never meet.
 
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
@@ -237,13 +238,15 @@ pub fn service(namespace: &str, name: &str, port: u16, backends: &[SocketAddr]) 
         ip = cluster_ip(namespace, name),
     );
     for (index, backend) in backends.iter().enumerate() {
-        text.push_str(&format!(
+        // Writing to a String cannot fail.
+        let _ = write!(
+            text,
             "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: {name}-{index}\n  \
              namespace: {namespace}\n  labels: {{kubernetes.io/service-name: {name}}}\naddressType: IPv4\n\
              ports:\n- {{name: http, port: {}}}\nendpoints:\n- addresses: [\"{}\"]\n  conditions: {{ready: true}}\n",
             backend.port(),
             backend.ip()
-        ));
+        );
     }
     text + "---\n"
 }

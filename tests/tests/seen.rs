@@ -165,6 +165,8 @@ fn the_metrics_and_the_log_tell_what_a_pod_did() -> Result<()> {
     let tcp = labels("cache", "v3", &[("request_protocol", "tcp"), ("response_flags", "-")]);
     let closed = || scrape(&mesh).and_then(|seen| value(&seen, "istio_tcp_connections_closed_total", &tcp));
     wait_for("four connections to be closed", LIMIT, || closed().is_ok_and(|count| count > 3.5))?;
+    let requests = || scrape(&mesh).map(|seen| seen.sum("istio_requests_total", &[]));
+    wait_for("ten requests to be counted", LIMIT, || requests().is_ok_and(|count| count > 9.5))?;
     let seen = scrape(&mesh)?;
     expect(&seen, "istio_requests_total", &ok, 7.0)?;
     expect(&seen, "istio_requests_total", &http_labels("deaf", "v2", "503", "UF"), 3.0)?;
