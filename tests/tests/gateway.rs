@@ -1,12 +1,13 @@
 //! Gateway mode: the real binary as an unprivileged reverse proxy, routed by Gateway and HTTPRoute documents.
 
 mod common;
+mod edge;
 
 use std::net::TcpListener;
 
 use anyhow::{Context, Result, ensure};
-use common::edge::{OPEN, PORT, check, gateway, route, services};
 use common::{LIMIT, Mesh};
+use edge::{OPEN, PORT, check, gateway, route, services};
 use lab::loopback::Site;
 use lab::{PodSpec, Program, ServiceSpec, Topology, unprivileged, wait_for};
 

@@ -1,6 +1,7 @@
 //! Gateways whose documents change while they serve, and their end.
 
 mod common;
+mod edge;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -8,8 +9,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use common::edge::{OPEN, PORT, check, gateway, route, send_on, services};
 use common::{LIMIT, TIMEOUT};
+use edge::{OPEN, PORT, check, gateway, route, send_on, services};
 use lab::backend::{echo_reply, http, listen};
 use lab::http::Connection;
 use lab::load::{Load, Plan};

@@ -2,12 +2,13 @@
 //! backends that are not there, references across namespaces.
 
 mod common;
+mod edge;
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use common::LIMIT;
-use common::edge::{OPEN, PORT, Seen, check, gateway, route, send, services};
+use edge::{OPEN, PORT, Seen, check, gateway, route, send, services};
 use lab::backend::{dead_address, echo, echo_reply, http, listen};
 use lab::loopback::{Site, service};
 use lab::wait_for;

@@ -2,15 +2,17 @@
 //! nobody else.
 
 mod common;
+mod edge;
+mod garbage;
 
 use std::io::{BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, ensure};
-use common::edge::{OPEN, PORT, gateway, route, send_on};
-use common::hostile::{Case, Counted, Gets, from_clients, from_strangers, from_upstreams};
 use common::{LIMIT, Mesh, TIMEOUT};
+use edge::{OPEN, PORT, gateway, route, send_on};
+use garbage::{Case, Counted, Gets, from_clients, from_strangers, from_upstreams};
 use lab::agent::METRICS;
 use lab::backend::{echo, echo_reply, http, listen, raw, read_head};
 use lab::http::{Connection, get};

@@ -1,12 +1,13 @@
 //! The admin addresses and the command line, asked as operators ask them.
 
 mod common;
+mod edge;
 
 use std::process::Output;
 
 use anyhow::{Context, Result, ensure};
-use common::edge::{OPEN, PORT, check, gateway, route, services};
 use common::{LIMIT, TIMEOUT};
+use edge::{OPEN, PORT, check, gateway, route, services};
 use lab::http::Connection;
 use lab::loopback::{LoopbackAgent, Site, service};
 use lab::wait_for;

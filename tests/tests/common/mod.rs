@@ -1,9 +1,6 @@
 //! What the agent's tests share: a lab with an agent on every node, and the words to ask them.
 #![allow(dead_code, reason = "every test binary uses its own part of this")]
 
-pub mod edge;
-pub mod hostile;
-
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Command;

@@ -1,6 +1,8 @@
 //! Gateways and HTTPRoutes as documents, and a client that says what its request became.
+#![allow(dead_code, reason = "every test binary uses its own part of this")]
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::backend;
@@ -8,7 +10,8 @@ use lab::http::{Connection, Response};
 use lab::loopback::service;
 use serde_json::Value;
 
-use super::TIMEOUT;
+/// How long one read or write may take.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The port that the tests' Gateway listeners have at their own address.
 pub const PORT: u16 = 8080;
