@@ -72,10 +72,14 @@ fn listeners_come_change_and_go_with_the_document() -> Result<()> {
     check(site.at(8080), "x.test", "/", &[], "404")?;
     check(site.at(8082), "x.test", "/", &[], "web")?;
     wait_for("port 8081 to close", LIMIT, || !open(8081))?;
-    // Removed.
+    // Removed, and a connection that is kept has no use any more.
+    let mut kept = Connection::open(site.at(8080), TIMEOUT)?;
+    ensure!(send_on(&mut kept, "a.test", "/", &[])?.who() == "web" && kept.is_reusable());
     agent.apply("gateway.yaml", &gateway(&listener("two", 8082, "")))?;
     wanted(&[("two", 8082)])?;
     wait_for("port 8080 to close", LIMIT, || !open(8080))?;
+    let last = send_on(&mut kept, "a.test", "/", &[])?;
+    ensure!(last.response.status == 404 && !kept.is_reusable(), "{last:?}");
     check(site.at(8082), "x.test", "/", &[], "web")?;
     // A broken edit changes nothing.
     site.write("gateway.yaml", &gateway("  - {name: two, port: 8083, protocol: HTP}\n"))?;

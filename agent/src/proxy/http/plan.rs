@@ -81,11 +81,12 @@ pub(super) fn plan<'t>(table: &'t RoutingTable, head: &RequestHead, entry: Entry
             // The table no longer knows the address: the traffic goes where it would go without us.
             None => return Planned { route: None, plan: Plan::Original },
         },
-        Origin::Gateway(name) => match gateway(table, name, entry.original_destination)
-            .and_then(|gateway| gateway.hosts.find(head.host()))
-        {
-            Some(host) => host,
-            None => return Planned { route: None, plan: Plan::Fail(Problem::NoHost) },
+        Origin::Gateway(name) => match gateway(table, name, entry.original_destination) {
+            Some(gateway) => match gateway.hosts.find(head.host()) {
+                Some(host) => host,
+                None => return Planned { route: None, plan: Plan::Fail(Problem::NoHost) },
+            },
+            None => return Planned { route: None, plan: Plan::Fail(Problem::NoListener) },
         },
     };
     let origin = RequestOrigin { source: entry.source, port: entry.original_destination.port() };

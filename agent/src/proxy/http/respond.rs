@@ -311,7 +311,8 @@ impl Connection {
         let framing = self.buffers.head.framing();
         let body = BodyTransfer::new(framing, Framing::Chunked);
         let in_doubt = !framing.is_empty() && self.buffers.head.expects_continue();
-        let fate = if self.may_keep() && !in_doubt { Fate::Keep } else { Fate::Close };
+        let useless = answer.problem == Some(Problem::NoListener);
+        let fate = if self.may_keep() && !in_doubt && !useless { Fate::Keep } else { Fate::Close };
         let Some(bytes) = self.send(answer, fate, changes).await else {
             trail.fail(Problem::ClientClosed);
             return Some(Ending::Now);
