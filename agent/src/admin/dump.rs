@@ -154,8 +154,8 @@ pub(super) fn virtual_hosts(table: &RoutingTable) -> Vec<TableHost<'_>> {
             gateway.addresses.iter().map(|address| SocketAddr::new(*address, gateway.port)).collect();
         let any = addresses.is_empty().then(|| SocketAddr::from(([0, 0, 0, 0], gateway.port)));
         let addresses: Vec<_> = addresses.into_iter().chain(any).collect();
-        gateway.hosts.iter().map(move |(_, host)| TableHost {
-            listener: Some(&gateway.name),
+        gateway.hosts.iter().map(move |(pattern, host)| TableHost {
+            listener: Some(gateway.owner(&pattern)),
             addresses: addresses.clone(),
             protocol: "http",
             host,

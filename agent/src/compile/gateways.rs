@@ -49,7 +49,9 @@ fn merge(
     scope: &Scope<'_>,
 ) -> Option<Arc<GatewayListener>> {
     let first = listeners.first()?;
-    let name: Arc<str> = format!("{}/{}", first.gateway, first.name).into();
+    let name_of = |listener: &Listener| format!("{}/{}", listener.gateway, listener.name).into();
+    let name: Arc<str> = name_of(first);
+    let names = listeners.iter().map(|listener| (name_of(listener), listener.hostname.clone())).collect();
     let before = previous.gateways.iter().find(|gateway| gateway.name == name);
     let hosts = hosts(listeners).into_iter().map(|(pattern, tables)| {
         let before = before.and_then(|gateway| gateway.hosts.get(&pattern));
@@ -57,11 +59,20 @@ fn merge(
         (pattern, host)
     });
     let Binding { port, addresses, protocol } = binding;
-    let gateway = GatewayListener { name, addresses, port, protocol, hosts: HostTable::new(hosts) };
+    let gateway =
+        GatewayListener { name, listeners: names, addresses, port, protocol, hosts: HostTable::new(hosts) };
     Some(match before {
         Some(before) if same(before, &gateway) => Arc::clone(before),
         _ => Arc::new(gateway),
     })
+}
+
+impl GatewayListener {
+    /// The name of the listener that a host belongs to: that with the most specific hostname that covers it.
+    pub fn owner(&self, host: &HostPattern) -> &Arc<str> {
+        let with = |hostname: &HostPattern| self.listeners.iter().find(|(_, own)| own == hostname);
+        wider(host).iter().find_map(with).map_or(&self.name, |(name, _)| name)
+    }
 }
 
 /// Every pattern that listeners or their routes name, with the route tables that serve it: groups of equally specific
@@ -136,7 +147,8 @@ fn virtual_host(
 }
 
 fn same(before: &GatewayListener, after: &GatewayListener) -> bool {
-    before.addresses == after.addresses
+    before.listeners == after.listeners
+        && before.addresses == after.addresses
         && before.port == after.port
         && before.protocol == after.protocol
         && before.hosts.iter().count() == after.hosts.iter().count()

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::model::{
-    AppProtocol, DirectResponse, HeaderOp, LbPolicy, ListenerProtocol, ObjectName, PathRewrite, Redirect,
-    Workload,
+    AppProtocol, DirectResponse, HeaderOp, HostPattern, LbPolicy, ListenerProtocol, ObjectName, PathRewrite,
+    Redirect, Workload,
 };
 use crate::route::{HostTable, RuleSet};
 
@@ -63,6 +63,8 @@ pub struct GatewayListener {
     /// The Gateway and the listener's name, `namespace/gateway/listener`; several listeners that share a port are one
     /// entry under the first one's name.
     pub name: Arc<str>,
+    /// The names of all that share it, with their hostnames, in the order of the documents.
+    pub listeners: Vec<(Arc<str>, HostPattern)>,
     /// Addresses to bind; empty: all.
     pub addresses: Vec<IpAddr>,
     /// The port to bind.

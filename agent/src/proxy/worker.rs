@@ -48,8 +48,9 @@ pub struct WorkerSettings {
 pub enum Command {
     /// Serve captured connections from this listener.
     Capture(StdListener),
-    /// Serve a Gateway's listener, called so in records, until the receiver's sender is gone.
-    Gateway(Arc<str>, StdListener, watch::Receiver<()>),
+    /// Serve a Gateway's listener until the receiver's sender is gone; records call it what the receiver says when a
+    /// connection comes.
+    Gateway(StdListener, watch::Receiver<Arc<str>>),
 }
 
 /// A running worker. It ends when the handle is dropped and its connections have ended, or with the process.
@@ -87,14 +88,40 @@ fn obey(context: &Context, command: Command) -> io::Result<()> {
     match command {
         Command::Capture(listener) => {
             let address = listener.local_addr()?;
-            let serve = move |context, io, peer| captured::serve(context, io, peer, address);
-            accept_on(context, listener, Origin::Outbound, None, serve)
+            let serve = move |context, io, peer, _| captured::serve(context, io, peer, address);
+            accept_on(context, listener, Entrance::Captured, serve)
         }
-        Command::Gateway(name, listener, until) => {
-            let origin = Origin::Gateway(name);
-            let served = origin.clone();
-            let serve = move |context, io, peer| gateway(context, io, peer, served.clone());
-            accept_on(context, listener, origin, Some(until), serve)
+        Command::Gateway(listener, name) => accept_on(context, listener, Entrance::Gateway(name), gateway),
+    }
+}
+
+/// Where a listener's connections come from.
+enum Entrance {
+    Captured,
+    /// A Gateway's listener: its name, until the sender is gone.
+    Gateway(watch::Receiver<Arc<str>>),
+}
+
+impl Entrance {
+    /// The origin of a connection that comes now.
+    fn origin(&self) -> Origin {
+        match self {
+            Self::Captured => Origin::Outbound,
+            Self::Gateway(name) => Origin::Gateway(Arc::clone(&name.borrow())),
+        }
+    }
+
+    /// Waits until the listener shall close: a Gateway's is removed, or the agent drains. A capture listener never does;
+    /// the kernel stops handing it connections instead, and those under way are still accepted.
+    fn closed(&self, mut drain: watch::Receiver<bool>) -> impl Future<Output = ()> + use<> {
+        let name = if let Self::Gateway(name) = self { Some(name.clone()) } else { None };
+        async move {
+            let Some(mut name) = name else { return std::future::pending().await };
+            let removed = async { while name.changed().await.is_ok() {} };
+            tokio::select! {
+                () = removed => {}
+                _ = drain.wait_for(|draining| *draining) => {}
+            }
         }
     }
 }
@@ -109,19 +136,18 @@ async fn gateway(context: Context, io: TcpStream, peer: SocketAddr, origin: Orig
 fn accept_on<Serve, Served>(
     context: &Context,
     listener: StdListener,
-    origin: Origin,
-    until: Option<watch::Receiver<()>>,
+    entrance: Entrance,
     serve: Serve,
 ) -> io::Result<()>
 where
-    Serve: Fn(Context, TcpStream, SocketAddr) -> Served + 'static,
+    Serve: Fn(Context, TcpStream, SocketAddr, Origin) -> Served + 'static,
     Served: Future<Output = ()> + 'static,
 {
     listener.set_nonblocking(true)?;
     let listener = TcpListener::from_std(listener)?;
     let context = context.clone();
     spawn_local(async move {
-        let mut end = std::pin::pin!(closed(until, context.drain.clone()));
+        let mut end = std::pin::pin!(entrance.closed(context.drain.clone()));
         let mut ending = false;
         loop {
             let accepted = tokio::select! {
@@ -137,8 +163,9 @@ where
             match accepted {
                 Ok((io, peer)) => {
                     prepare(&io);
-                    let served = serve(context.clone(), io, peer);
-                    spawn_local(counted(context.clone(), origin.clone(), served));
+                    let origin = entrance.origin();
+                    let served = serve(context.clone(), io, peer, origin.clone());
+                    spawn_local(counted(context.clone(), origin, served));
                 }
                 // The client is gone already.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -150,17 +177,6 @@ where
         }
     });
     Ok(())
-}
-
-/// Waits until a Gateway's listener shall close: its sender is gone, or the agent drains. A capture listener never does;
-/// the kernel stops handing it connections instead, and those under way are still accepted.
-async fn closed(until: Option<watch::Receiver<()>>, mut drain: watch::Receiver<bool>) {
-    let Some(mut until) = until else { return std::future::pending().await };
-    let removed = async { while until.changed().await.is_ok() {} };
-    tokio::select! {
-        () = removed => {}
-        _ = drain.wait_for(|draining| *draining) => {}
-    }
 }
 
 /// Connection-wide socket options. They only improve matters: failing to set one is no reason to refuse the client.

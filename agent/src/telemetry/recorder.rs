@@ -44,10 +44,13 @@ impl WorkerRecorder {
         }
     }
 
+    /// Counts a peer that broke the protocol of a request: by what it said, by saying it too slowly (`SI`), or by leaving
+    /// off in the middle of an answer or before it (`UC`).
     fn protocol_error(&self, flags: ResponseFlags, details: &'static str) {
-        let side = if flags.contains(Flag::DownstreamProtocol) {
+        let has = |wanted: [Flag; 2]| wanted.into_iter().any(|flag| flags.contains(flag));
+        let side = if has([Flag::DownstreamProtocol, Flag::IdleTimeout]) {
             "downstream"
-        } else if flags.contains(Flag::UpstreamProtocol) {
+        } else if has([Flag::UpstreamProtocol, Flag::UpstreamClosed]) {
             "upstream"
         } else {
             return;
@@ -97,7 +100,6 @@ impl Recorder for WorkerRecorder {
                 series.received_bytes.inc_by(record.sent_bytes);
             },
         );
-        self.protocol_error(record.flags, record.details);
         self.access.write(&mut self.line.borrow_mut(), |line| access::connection(line, record));
     }
 

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::changes::Changes;
-use crate::compile::{Action, Backend, Cluster, Forward, RoutingTable, VirtualHost, WeightedBackend};
+use crate::compile::{Action, Backend, Cluster, Forward, GatewayListener, RoutingTable, WeightedBackend};
 use crate::http::h1::RequestHead;
 use crate::model::{DirectResponse, Redirect, Workload};
 use crate::proxy::answer::Problem;
@@ -81,9 +81,12 @@ pub(super) fn plan<'t>(table: &'t RoutingTable, head: &RequestHead, entry: Entry
             // The table no longer knows the address: the traffic goes where it would go without us.
             None => return Planned { route: None, plan: Plan::Original },
         },
-        Origin::Gateway(name) => match gateway_host(table, name, head.host()) {
-            Some(host) => host,
-            None => return Planned { route: None, plan: Plan::Fail(Problem::NoHost) },
+        Origin::Gateway(name) => match gateway(table, name, entry.original_destination) {
+            Some(gateway) => match gateway.hosts.find(head.host()) {
+                Some(host) => host,
+                None => return Planned { route: None, plan: Plan::Fail(Problem::NoHost) },
+            },
+            None => return Planned { route: None, plan: Plan::Fail(Problem::NoListener) },
         },
     };
     let origin = RequestOrigin { source: entry.source, port: entry.original_destination.port() };
@@ -93,8 +96,18 @@ pub(super) fn plan<'t>(table: &'t RoutingTable, head: &RequestHead, entry: Entry
     }
 }
 
-fn gateway_host<'t>(table: &'t RoutingTable, name: &str, host: &str) -> Option<&'t Arc<VirtualHost>> {
-    table.gateways.iter().find(|gateway| &*gateway.name == name)?.hosts.find(host)
+/// The Gateway's listener that a connection came in by: by its name, or by its address where the listener has been given
+/// another name since.
+fn gateway<'t>(table: &'t RoutingTable, name: &str, dialled: SocketAddr) -> Option<&'t Arc<GatewayListener>> {
+    let ip = dialled.ip().to_canonical();
+    let named = table.gateways.iter().find(|gateway| &*gateway.name == name);
+    let on = |addressed: bool| {
+        table.gateways.iter().find(move |gateway| {
+            gateway.port == dialled.port()
+                && if addressed { gateway.addresses.contains(&ip) } else { gateway.addresses.is_empty() }
+        })
+    };
+    named.or_else(|| on(true)).or_else(|| on(false))
 }
 
 fn follow(matched: RouteMatch<'_>) -> Plan<'_> {

@@ -12,7 +12,7 @@ use super::exchange::{self, Finished, Progress, Start, Terms, take_direct};
 use super::heads::{Fate, RequestWriter};
 use super::plan::{Entry, Plan, Planned, plan};
 use super::record::Trail;
-use super::upstream::{Goal, UpstreamConnection, Wanted};
+use super::upstream::{Goal, Unreached, UpstreamConnection, Wanted};
 use super::wire::write_parts;
 use super::worker::{Buffers, make_room};
 use crate::compile::RoutingTable;
@@ -127,7 +127,10 @@ impl Connection {
         loop {
             let mut upstream = match self.acquire(goal, wanted).await {
                 Ok(upstream) => upstream,
-                Err(problem) => return self.fail(problem, trail).await,
+                Err(Unreached { problem, last }) => {
+                    (trail.upstream, trail.endpoint) = last.map_or((None, None), |(at, to)| (Some(at), to));
+                    return self.fail(problem, trail).await;
+                }
             };
             trail.upstream = Some(upstream.key.address);
             trail.endpoint = upstream.pick.as_ref().map(|pick| Arc::clone(pick.upstream()));
@@ -308,7 +311,8 @@ impl Connection {
         let framing = self.buffers.head.framing();
         let body = BodyTransfer::new(framing, Framing::Chunked);
         let in_doubt = !framing.is_empty() && self.buffers.head.expects_continue();
-        let fate = if self.may_keep() && !in_doubt { Fate::Keep } else { Fate::Close };
+        let useless = answer.problem == Some(Problem::NoListener);
+        let fate = if self.may_keep() && !in_doubt && !useless { Fate::Keep } else { Fate::Close };
         let Some(bytes) = self.send(answer, fate, changes).await else {
             trail.fail(Problem::ClientClosed);
             return Some(Ending::Now);

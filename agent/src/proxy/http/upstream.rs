@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::connection::Connection;
 use crate::balance::Pick;
-use crate::compile::Cluster;
+use crate::compile::{Cluster, Upstream};
 use crate::net::ConnectTarget;
 use crate::pool::{Liveness, PoolKey};
 use crate::proxy::answer::Problem;
@@ -25,6 +25,15 @@ pub(super) struct UpstreamConnection {
     pub reused: bool,
     /// The endpoint's load; `None` for an address that no table names.
     pub pick: Option<Pick>,
+}
+
+/// No endpoint could be connected to.
+#[derive(Debug)]
+pub(super) struct Unreached {
+    /// Why the last one could not.
+    pub problem: Problem,
+    /// The last one that was tried: its address, and what the table knows of it.
+    pub last: Option<(SocketAddr, Option<Arc<Upstream>>)>,
 }
 
 /// Where a request is to go.
@@ -51,14 +60,14 @@ impl Connection {
         &mut self,
         goal: Goal<'_>,
         wanted: Wanted,
-    ) -> Result<UpstreamConnection, Problem> {
+    ) -> Result<UpstreamConnection, Unreached> {
         if let Goal::Cluster(cluster) = goal
             && let Some(early) = self.take_early(cluster)
         {
             return Ok(early);
         }
         let mut avoid = Vec::new();
-        let mut problem = Problem::NoEndpoint;
+        let mut unreached = Unreached { problem: Problem::NoEndpoint, last: None };
         for _ in 0..self.settings.connect_attempts.max(1) {
             let pick = match goal {
                 Goal::Cluster(cluster) => {
@@ -79,14 +88,17 @@ impl Connection {
                 // The cluster has no endpoint left that has not been tried.
                 break;
             }
+            let endpoint = pick.as_ref().map(|pick| Arc::clone(pick.upstream()));
             match self.connect(address, pick, wanted).await {
                 Ok(connection) => return Ok(connection),
-                Err(failed @ (Problem::RequestTimeout | Problem::TryTimeout)) => return Err(failed),
-                Err(failed) => problem = failed,
+                Err(problem) => unreached = Unreached { problem, last: Some((address, endpoint)) },
+            }
+            if matches!(unreached.problem, Problem::RequestTimeout | Problem::TryTimeout) {
+                break;
             }
             avoid.push(address);
         }
-        Err(problem)
+        Err(unreached)
     }
 
     /// The connection that was opened while the protocol was being told, if it leads to one of the cluster's endpoints.
