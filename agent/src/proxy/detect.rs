@@ -19,6 +19,11 @@ const READ_BYTES: usize = 8 * 1024;
 /// How long a silent client may still speak once its endpoint can't be reached: an HTTP request gets a proper answer.
 const SPEAK_AFTER_FAILURE: Duration = Duration::from_secs(1);
 
+/// How long a client that speaks HTTP waits for the connection that was dialled before it spoke.
+const EARLY_PATIENCE: Duration = Duration::from_millis(100);
+/// How long a client may leave it open what its first bytes are; after that they are passed on as they came.
+const UNDECIDED_MAX: Duration = Duration::from_secs(5);
+
 /// What was told.
 pub(super) enum Told {
     /// HTTP/1, with the connection that was opened meanwhile.
@@ -33,11 +38,11 @@ pub(super) async fn detect(context: &Context, downstream: &mut Downstream, dial:
     let dialled = tokio::select! {
         biased;
         spoken = client_speaks(&downstream.io, &mut downstream.read) => {
-            let dialled = dialling.await;
             return match spoken {
-                Ok(Spoken::Http) => Told::Http(dialled.ok()),
-                Ok(Spoken::Opaque | Spoken::Undecided) => Told::Opaque(dialled),
-                Err(error) => Told::Opaque(dialled.map(|dialled| dialled.without_client(error))),
+                // The route says where HTTP goes; an endpoint that is silent must not hold it up.
+                Ok(Spoken::Http) => Told::Http(timeout(EARLY_PATIENCE, dialling).await.ok().and_then(Result::ok)),
+                Ok(Spoken::Opaque | Spoken::Undecided) => Told::Opaque(dialling.await),
+                Err(error) => Told::Opaque(dialling.await.map(|dialled| dialled.without_client(error))),
             };
         }
         dialled = &mut dialling => dialled,
@@ -72,7 +77,14 @@ async fn client_speaks(io: &TcpStream, read: &mut BytesMut) -> io::Result<Spoken
             Spoken::Undecided => {}
             spoken => return Ok(spoken),
         }
-        io.readable().await?;
+        if read.is_empty() {
+            io.readable().await?;
+        } else {
+            match timeout(UNDECIDED_MAX, io.readable()).await {
+                Ok(readable) => readable?,
+                Err(_) => return Ok(Spoken::Opaque),
+            }
+        }
         read.reserve(READ_BYTES);
         match io.try_read_buf(read) {
             Ok(0) => return Ok(Spoken::Opaque),

@@ -186,11 +186,29 @@ fn prepare(io: &TcpStream) {
 }
 
 async fn counted(context: Context, origin: Origin, served: impl Future<Output = ()>) {
-    context.open.fetch_add(1, Ordering::Relaxed);
-    context.recorder.downstream(&origin, true);
+    let _open = Open::new(context.clone(), origin);
     served.await;
-    context.recorder.downstream(&origin, false);
-    context.open.fetch_sub(1, Ordering::Relaxed);
+}
+
+/// An open client connection; counted until dropped, whatever ends it.
+struct Open {
+    context: Context,
+    origin: Origin,
+}
+
+impl Open {
+    fn new(context: Context, origin: Origin) -> Self {
+        context.open.fetch_add(1, Ordering::Relaxed);
+        context.recorder.downstream(&origin, true);
+        Self { context, origin }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.context.recorder.downstream(&self.origin, false);
+        self.context.open.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Context {

@@ -230,7 +230,8 @@ impl Download<'_> {
         self.pass_body(response.status(), BodyTransfer::new(response.framing(), framing)).await?;
         let reusable = response.version() == Version::Http11
             && response.connection().persistent(response.version())
-            && response.framing() != Framing::UntilClose;
+            && response.framing() != Framing::UntilClose
+            && !self.body_in_doubt();
         Ok(Finished { fate, reusable })
     }
 
@@ -289,15 +290,19 @@ impl Download<'_> {
     }
 
     /// A client that waits for 100 and gets its answer instead may send the body or not; only closing tells its next
-    /// request from the body's bytes.
+    /// request from the body's bytes. The upstream is in the same doubt about us, even where the whole body was sent.
     fn fate(&self, framing: Framing) -> Fate {
-        let body_in_doubt =
-            self.head.expects_continue() && !self.progress.continued.get() && !self.progress.uploaded.get();
+        let body_in_doubt = self.body_in_doubt();
         let keep = self.terms.may_keep
             && !*self.terms.drain.borrow()
             && framing != Framing::UntilClose
             && !body_in_doubt;
         if keep { Fate::Keep } else { Fate::Close }
+    }
+
+    fn body_in_doubt(&self) -> bool {
+        let asked = self.head.expects_continue() && !self.head.framing().is_empty();
+        asked && !self.progress.continued.get()
     }
 
     fn write_head(&mut self, response: &ResponseHead, framing: Framing, fate: Fate) {

@@ -121,8 +121,9 @@ impl Connection {
         let framing = self.buffers.head.framing();
         let mut body = BodyTransfer::new(framing, framing);
         let deadline = deadline(planned, trail.start.at);
-        // A request with a body can't be sent twice, so the kernel is asked whether the connection still lives.
-        let liveness = if framing.is_empty() { Liveness::Heard } else { Liveness::Asked };
+        // A request that can't be sent twice asks the kernel whether the connection still lives.
+        let repeatable = framing.is_empty() && self.buffers.head.is_idempotent();
+        let liveness = if repeatable { Liveness::Heard } else { Liveness::Asked };
         let mut wanted = Wanted { kept: Some(liveness), deadline };
         loop {
             let mut upstream = match self.acquire(goal, wanted).await {
@@ -232,6 +233,9 @@ impl Connection {
     /// The request's answer is out; decides about the connection. What is left of the body is read and dropped within
     /// bounds, else its bytes would be taken for the next request.
     async fn settle(&mut self, fate: Fate, mut body: BodyTransfer) -> Option<Ending> {
+        // An upload that was cut short leaves its last piece staged: it is taken from the sender, and must go before what
+        // follows it in the buffer is read as the next request.
+        take_direct(&mut body, &mut self.buffers.client_in);
         let done = body.is_done();
         if fate != Fate::Keep {
             let quiet = done && self.buffers.client_in.is_empty();
