@@ -13,7 +13,7 @@ use arc_swap::ArcSwap;
 use bytes::BytesMut;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
-use tokio::task::{LocalSet, spawn_local};
+use tokio::task::spawn_local;
 
 use super::http::{HttpSettings, HttpWorker};
 use super::{Context, Downstream, Random, captured, http};
@@ -52,7 +52,7 @@ pub enum Command {
     Gateway(Arc<str>, StdListener, watch::Receiver<()>),
 }
 
-/// A running worker. It ends when the handle is dropped and its connections have ended, or with the process.
+/// A running worker. It ends with the process: connections go on without a handle.
 pub struct WorkerHandle {
     /// Gives it commands.
     pub commands: mpsc::UnboundedSender<Command>,
@@ -69,18 +69,19 @@ pub fn start_worker(settings: WorkerSettings) -> io::Result<WorkerHandle> {
 }
 
 fn run(settings: WorkerSettings, mut commands: mpsc::UnboundedReceiver<Command>) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let options = tokio::runtime::LocalOptions::default();
+    // A `LocalSet` would queue every wake-up a second time.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build_local(options)?;
     let context = Context::new(settings);
-    let local = LocalSet::new();
-    local.spawn_local(async move {
+    runtime.block_on(async move {
         while let Some(command) = commands.recv().await {
             if let Err(error) = obey(&context, command) {
                 tracing::error!(%error, "a worker could not take a listener");
             }
         }
-    });
-    runtime.block_on(local);
-    Ok(())
+        // Connections go on after the last command.
+        std::future::pending().await
+    })
 }
 
 fn obey(context: &Context, command: Command) -> io::Result<()> {
@@ -118,8 +119,10 @@ where
     Served: Future<Output = ()> + 'static,
 {
     listener.set_nonblocking(true)?;
+    prepare(&listener);
     let listener = TcpListener::from_std(listener)?;
     let context = context.clone();
+    let serve = Rc::new(serve);
     spawn_local(async move {
         let mut end = std::pin::pin!(closed(until, context.drain.clone()));
         let mut ending = false;
@@ -136,9 +139,10 @@ where
             };
             match accepted {
                 Ok((io, peer)) => {
-                    prepare(&io);
-                    let served = serve(context.clone(), io, peer);
-                    spawn_local(counted(context.clone(), origin.clone(), served));
+                    let counted = Counted::new(context.clone(), origin.clone());
+                    let serve = Rc::clone(&serve);
+                    // Called within, as a future that is handed over would be held twice.
+                    spawn_local(async move { serve(counted.context.clone(), io, peer).await });
                 }
                 // The client is gone already.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -163,18 +167,33 @@ async fn closed(until: Option<watch::Receiver<()>>, mut drain: watch::Receiver<b
     }
 }
 
-/// Connection-wide socket options. They only improve matters: failing to set one is no reason to refuse the client.
-fn prepare(io: &TcpStream) {
-    let _ = io.set_nodelay(true);
-    let _ = socket2::SockRef::from(io).set_tcp_keepalive(&keepalive());
+/// Socket options of connections, which Linux gives them from their listener: set once, they cost no system call for
+/// each. They only improve matters: failing to set one is no reason to refuse clients.
+fn prepare(listener: &StdListener) {
+    let socket = socket2::SockRef::from(listener);
+    let _ = socket.set_tcp_nodelay(true);
+    let _ = socket.set_tcp_keepalive(&keepalive());
 }
 
-async fn counted(context: Context, origin: Origin, served: impl Future<Output = ()>) {
-    context.open.fetch_add(1, Ordering::Relaxed);
-    context.recorder.downstream(&origin, true);
-    served.await;
-    context.recorder.downstream(&origin, false);
-    context.open.fetch_sub(1, Ordering::Relaxed);
+/// Counts a client connection for as long as it lives.
+struct Counted {
+    context: Context,
+    origin: Origin,
+}
+
+impl Counted {
+    fn new(context: Context, origin: Origin) -> Self {
+        context.open.fetch_add(1, Ordering::Relaxed);
+        context.recorder.downstream(&origin, true);
+        Self { context, origin }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.context.recorder.downstream(&self.origin, false);
+        self.context.open.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Context {
@@ -191,5 +210,36 @@ impl Context {
             http: Rc::new(http),
             random,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The size of the future that an async function of four parameters returns.
+    fn size<A, B, C, D, F: Future>(_: impl Fn(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn an_idle_connection_is_small() {
+        for (what, bytes, most) in
+            [("gateway", size(gateway), 2304), ("captured", size(captured::serve), 2816)]
+        {
+            assert!(bytes <= most, "the future of a {what} connection has {bytes} bytes, not {most}");
+        }
+    }
+
+    #[test]
+    fn connections_get_the_listeners_options() {
+        let listener = StdListener::bind("127.0.0.1:0").expect("loopback");
+        prepare(&listener);
+        let client = std::net::TcpStream::connect(listener.local_addr().expect("bound")).expect("connects");
+        let (accepted, _) = listener.accept().expect("it is in the queue");
+        let socket = socket2::SockRef::from(&accepted);
+        assert!(accepted.nodelay().expect("a socket") && socket.keepalive().expect("a socket"));
+        assert_eq!(socket.tcp_keepalive_retries().expect("a socket"), 9);
+        drop(client);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use super::contender::{Contender, Running};
 use super::load::{self, Counted, Loop};
@@ -129,6 +129,7 @@ impl Row {
 fn with_cpu(pid: Option<u32>, load: impl FnOnce() -> Result<Counted>) -> Result<Vec<(Metric, f64)>> {
     let before = pid.map(process::cpu_seconds).transpose()?;
     let counted = load()?;
+    ensure!(counted.requests > 0.0, "no request was answered");
     let mut values = vec![(Metric::Rate, counted.per_second)];
     if let (Some(pid), Some(before)) = (pid, before) {
         let used = process::cpu_seconds(pid)? - before;
