@@ -13,7 +13,7 @@ use arc_swap::ArcSwap;
 use bytes::BytesMut;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
-use tokio::task::{LocalSet, spawn_local};
+use tokio::task::spawn_local;
 
 use super::http::{HttpSettings, HttpWorker};
 use super::{Context, Downstream, Random, captured, http};
@@ -53,7 +53,7 @@ pub enum Command {
     Gateway(StdListener, watch::Receiver<Arc<str>>),
 }
 
-/// A running worker. It ends when the handle is dropped and its connections have ended, or with the process.
+/// A running worker. It ends with the process: connections go on without a handle.
 pub struct WorkerHandle {
     /// Gives it commands.
     pub commands: mpsc::UnboundedSender<Command>,
@@ -70,18 +70,19 @@ pub fn start_worker(settings: WorkerSettings) -> io::Result<WorkerHandle> {
 }
 
 fn run(settings: WorkerSettings, mut commands: mpsc::UnboundedReceiver<Command>) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let options = tokio::runtime::LocalOptions::default();
+    // A `LocalSet` would queue every wake-up a second time.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build_local(options)?;
     let context = Context::new(settings);
-    let local = LocalSet::new();
-    local.spawn_local(async move {
+    runtime.block_on(async move {
         while let Some(command) = commands.recv().await {
             if let Err(error) = obey(&context, command) {
                 tracing::error!(%error, "a worker could not take a listener");
             }
         }
-    });
-    runtime.block_on(local);
-    Ok(())
+        // Connections go on after the last command.
+        std::future::pending().await
+    })
 }
 
 fn obey(context: &Context, command: Command) -> io::Result<()> {
@@ -144,8 +145,10 @@ where
     Served: Future<Output = ()> + 'static,
 {
     listener.set_nonblocking(true)?;
+    prepare(&listener);
     let listener = TcpListener::from_std(listener)?;
     let context = context.clone();
+    let serve = Rc::new(serve);
     spawn_local(async move {
         let mut end = std::pin::pin!(entrance.closed(context.drain.clone()));
         let mut ending = false;
@@ -162,10 +165,12 @@ where
             };
             match accepted {
                 Ok((io, peer)) => {
-                    prepare(&io);
-                    let origin = entrance.origin();
-                    let served = serve(context.clone(), io, peer, origin.clone());
-                    spawn_local(counted(context.clone(), origin, served));
+                    let counted = Counted::new(context.clone(), entrance.origin());
+                    let serve = Rc::clone(&serve);
+                    // Called within, as a future that is handed over would be held twice.
+                    spawn_local(async move {
+                        serve(counted.context.clone(), io, peer, counted.origin.clone()).await;
+                    });
                 }
                 // The client is gone already.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -179,24 +184,21 @@ where
     Ok(())
 }
 
-/// Connection-wide socket options. They only improve matters: failing to set one is no reason to refuse the client.
-fn prepare(io: &TcpStream) {
-    let _ = io.set_nodelay(true);
-    let _ = socket2::SockRef::from(io).set_tcp_keepalive(&keepalive());
+/// Socket options of connections, which Linux gives them from their listener: set once, they cost no system call for
+/// each. They only improve matters: failing to set one is no reason to refuse clients.
+fn prepare(listener: &StdListener) {
+    let socket = socket2::SockRef::from(listener);
+    let _ = socket.set_tcp_nodelay(true);
+    let _ = socket.set_tcp_keepalive(&keepalive());
 }
 
-async fn counted(context: Context, origin: Origin, served: impl Future<Output = ()>) {
-    let _open = Open::new(context.clone(), origin);
-    served.await;
-}
-
-/// An open client connection; counted until dropped, whatever ends it.
-struct Open {
+/// Counts a client connection for as long as it lives.
+struct Counted {
     context: Context,
     origin: Origin,
 }
 
-impl Open {
+impl Counted {
     fn new(context: Context, origin: Origin) -> Self {
         context.open.fetch_add(1, Ordering::Relaxed);
         context.recorder.downstream(&origin, true);
@@ -204,7 +206,7 @@ impl Open {
     }
 }
 
-impl Drop for Open {
+impl Drop for Counted {
     fn drop(&mut self) {
         self.context.recorder.downstream(&self.origin, false);
         self.context.open.fetch_sub(1, Ordering::Relaxed);
@@ -225,5 +227,36 @@ impl Context {
             http: Rc::new(http),
             random,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The size of the future that an async function of four parameters returns.
+    fn size<A, B, C, D, F: Future>(_: impl Fn(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn an_idle_connection_is_small() {
+        for (what, bytes, most) in
+            [("gateway", size(gateway), 2304), ("captured", size(captured::serve), 2816)]
+        {
+            assert!(bytes <= most, "the future of a {what} connection has {bytes} bytes, not {most}");
+        }
+    }
+
+    #[test]
+    fn connections_get_the_listeners_options() {
+        let listener = StdListener::bind("127.0.0.1:0").expect("loopback");
+        prepare(&listener);
+        let client = std::net::TcpStream::connect(listener.local_addr().expect("bound")).expect("connects");
+        let (accepted, _) = listener.accept().expect("it is in the queue");
+        let socket = socket2::SockRef::from(&accepted);
+        assert!(accepted.nodelay().expect("a socket") && socket.keepalive().expect("a socket"));
+        assert_eq!(socket.tcp_keepalive_retries().expect("a socket"), 9);
+        drop(client);
     }
 }

@@ -3,9 +3,10 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use prometheus::{IntCounter, IntGauge};
 
 use super::access;
@@ -151,7 +152,7 @@ fn as_float(bytes: u64) -> f64 {
 /// memory is not used again while it stands for that pod here.
 struct Cache<S> {
     hasher: RandomState,
-    entries: HashMap<u64, Entry<S>>,
+    entries: HashMap<u64, Entry<S>, RandomState>,
 }
 
 struct Entry<S> {
@@ -166,7 +167,7 @@ struct Entry<S> {
 
 impl<S> Default for Cache<S> {
     fn default() -> Self {
-        Self { hasher: RandomState::new(), entries: HashMap::new() }
+        Self { hasher: RandomState::default(), entries: HashMap::default() }
     }
 }
 

@@ -33,6 +33,8 @@ use crate::route::RequestView;
 
 /// Bytes that a client may send ahead (of its next request, or of a switch) while it is answered.
 const MAX_AHEAD_BYTES: usize = 16 * 1024;
+/// Body bytes that are copied behind their head instead of being written from where they were read.
+const MAX_COPIED_BYTES: usize = 1024;
 /// Interim responses passed on for one request.
 const MAX_INTERIM: u32 = 32;
 
@@ -337,7 +339,14 @@ impl Download<'_> {
 
     /// Writes what is encoded and `direct` bytes as they came.
     async fn flush(&mut self, direct: usize) -> Result<(), Problem> {
-        let parts = [&self.client_out[..], &self.upstream_in[..direct], &[]];
+        // A short body costs less to copy than the kernel's handling of a second slice.
+        let gathered = if direct <= MAX_COPIED_BYTES {
+            self.client_out.extend_from_slice(&self.upstream_in[..direct]);
+            0
+        } else {
+            direct
+        };
+        let parts = [&self.client_out[..], &self.upstream_in[..gathered], &[]];
         let patience = self.terms.settings.body_timeout;
         match write_parts(&mut self.client, parts, patience, &self.progress.delivered).await {
             Ok(()) => {

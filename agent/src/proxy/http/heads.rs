@@ -221,8 +221,30 @@ fn write_via(out: &mut BytesMut, received: Version) {
 
 /// Writes an address and ends the line; v4 clients of a v6 socket as v4.
 fn write_address(out: &mut BytesMut, address: IpAddr) {
-    // Writing to a buffer that grows can't fail.
-    let _ = write!(out.writer(), "{}\r\n", address.to_canonical());
+    match address.to_canonical() {
+        IpAddr::V4(v4) => {
+            let [a, b, c, d] = v4.octets();
+            write_octet(out, a);
+            for octet in [b, c, d] {
+                out.put_u8(b'.');
+                write_octet(out, octet);
+            }
+            out.extend_from_slice(b"\r\n");
+        }
+        // Writing to a buffer that grows can't fail.
+        IpAddr::V6(v6) => drop(write!(out.writer(), "{v6}\r\n")),
+    }
+}
+
+/// Writes a number without leading zeros.
+fn write_octet(out: &mut BytesMut, octet: u8) {
+    if octet >= 100 {
+        out.put_u8(b'0' + octet / 100);
+    }
+    if octet >= 10 {
+        out.put_u8(b'0' + octet / 10 % 10);
+    }
+    out.put_u8(b'0' + octet % 10);
 }
 
 /// Whether `Connection` takes a field away, and may.

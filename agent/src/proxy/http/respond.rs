@@ -28,7 +28,10 @@ const MAX_REQUEST_ID_BYTES: usize = 256;
 const TUNNEL_BUFFER_BYTES: usize = 32 * 1024;
 
 impl Connection {
-    /// Answers the request in `buffers.head`; gives how the connection ends, or nothing where it goes on.
+    /// Answers the request in `buffers.head`. What most requests do not come to is boxed: the rest then fits the allocator's
+    /// small sizes, of which it keeps many at hand.
+    ///
+    /// Gives how the connection ends, or nothing where it goes on.
     pub(super) async fn respond(&mut self) -> Option<Ending> {
         let start = Start::now();
         let table = self.ctx.tables.load_full();
@@ -57,13 +60,13 @@ impl Connection {
                 });
                 let answer =
                     Answer { status: redirect.status, location: location.as_deref(), ..Answer::default() };
-                self.answer(answer, planned.response_changes(), &mut trail).await
+                Box::pin(self.answer(answer, planned.response_changes(), &mut trail)).await
             }
             Plan::Respond(response) => {
                 let answer = Answer { status: response.status, body: &response.body, ..Answer::default() };
-                self.answer(answer, planned.response_changes(), &mut trail).await
+                Box::pin(self.answer(answer, planned.response_changes(), &mut trail)).await
             }
-            Plan::Fail(problem) => self.fail(problem, &mut trail).await,
+            Plan::Fail(problem) => Box::pin(self.fail(problem, &mut trail)).await,
         };
         self.record(&trail, Some(&self.buffers.head));
         ending
@@ -130,7 +133,7 @@ impl Connection {
                 Ok(upstream) => upstream,
                 Err(Unreached { problem, last }) => {
                     (trail.upstream, trail.endpoint) = last.map_or((None, None), |(at, to)| (Some(at), to));
-                    return self.fail(problem, trail).await;
+                    return Box::pin(self.fail(problem, trail)).await;
                 }
             };
             trail.upstream = Some(upstream.key.address);
@@ -148,7 +151,7 @@ impl Connection {
                     wanted.kept = None;
                     self.buffers.upstream_in.clear();
                 }
-                Err(problem) => return self.give_up(problem, &progress, body, trail).await,
+                Err(problem) => return Box::pin(self.give_up(problem, &progress, body, trail)).await,
             }
         }
     }
@@ -221,7 +224,7 @@ impl Connection {
         trail: &mut Trail<'_>,
     ) -> Option<Ending> {
         match finished.fate {
-            Fate::Switch => return Some(self.tunnel(upstream, trail).await),
+            Fate::Switch => return Some(Box::pin(self.tunnel(upstream, trail)).await),
             Fate::Keep | Fate::Close if finished.reusable => {
                 self.ctx.http.pool().put(upstream.key, upstream.io);
             }
@@ -244,7 +247,8 @@ impl Connection {
         if done {
             return None;
         }
-        let discard = tokio::time::timeout(self.settings.discard_time, self.discard(&mut body)).await;
+        let time = self.settings.discard_time;
+        let discard = Box::pin(tokio::time::timeout(time, self.discard(&mut body))).await;
         if discard.unwrap_or(false) { None } else { Some(Ending::Linger) }
     }
 

@@ -132,9 +132,8 @@ impl Connection {
             Some((at, problem)) if at < connect_by => (at, problem),
             _ => (connect_by, Problem::ConnectTimeout),
         };
-        match tokio::time::timeout_at(until, self.ctx.connector.connect(ConnectTarget { address, source }))
-            .await
-        {
+        let dial = self.ctx.connector.connect(ConnectTarget { address, source });
+        match Box::pin(tokio::time::timeout_at(until, dial)).await {
             Ok(Ok(io)) => Ok(UpstreamConnection { io, key, reused: false, pick }),
             Ok(Err(error)) => Err(Problem::Connect(error.kind())),
             Err(_) => Err(late),
