@@ -14,7 +14,7 @@ const GROUP_GAP: f64 = 14.0;
 const UNIT: f64 = 300.0;
 /// Longer bars are cut: direct is not what the eye should compare with.
 const RATIO_MAX: f64 = 2.2;
-const TOP: f64 = 46.0;
+const TOP: f64 = 58.0;
 
 /// Draws the rates of the report as ratios to nginx.
 pub fn draw(report: &Report) -> String {
@@ -30,9 +30,16 @@ pub fn draw(report: &Report) -> String {
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width:.0} {y:.0}\" font-family=\"sans-serif\" font-size=\"11\">\n\
          <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
          <text x=\"8\" y=\"18\" font-size=\"14\">Requests per second, nginx = 1 (median of paired rounds; whisker: lowest to highest)</text>\n\
+         <text x=\"8\" y=\"34\">This run: {}</text>\n\
          {body}<line x1=\"{line}\" x2=\"{line}\" y1=\"{}\" y2=\"{y:.0}\" stroke=\"#333\" stroke-dasharray=\"3\"/>\n</svg>\n",
+        escaped(&report.verdict()),
         TOP - 8.0
     )
+}
+
+/// Text as XML takes it.
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;")
 }
 
 /// One row's bars; returns where they end.
@@ -95,6 +102,7 @@ mod tests {
             svg.contains("sluice 1.20") && svg.contains("nginx 1.00") && !svg.contains("direct"),
             "{svg}"
         );
+        assert!(svg.contains("This run: valid"), "{svg}");
         assert!(svg.starts_with("<svg") && svg.ends_with("</svg>\n"));
     }
 }
