@@ -173,7 +173,7 @@ pub fn routes(table: &RoutingTable) -> RoutesDump {
             listener: entry.listener.map(ToString::to_string),
             addresses: entry.addresses.iter().map(ToString::to_string).collect(),
             protocol: entry.protocol.to_owned(),
-            rules: entry.host.rules.rules().iter().map(|(matches, route)| rule(matches, route)).collect(),
+            rules: entry.host.rules().map(|(matches, route)| rule(matches, route)).collect(),
         }
     };
     RoutesDump {

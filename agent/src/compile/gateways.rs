@@ -8,7 +8,7 @@ use super::hosts::{HostCompiler, sort_by_precedence};
 use super::routes::Scope;
 use super::{GatewayListener, RoutingTable, VirtualHost};
 use crate::model::{HostPattern, Listener, ListenerProtocol, RouteKind, RouteTable};
-use crate::route::{HostTable, Rule};
+use crate::route::{HostTable, Rule, RuleSet};
 
 /// Route tables by the host that leads to them.
 type TablesByHost<'a> = HashMap<HostPattern, Vec<&'a RouteTable>>;
@@ -143,7 +143,7 @@ fn virtual_host(
         }
         rules.append(&mut of_group);
     }
-    compiler.finish(pattern.to_string(), rules)
+    compiler.finish(pattern.to_string(), vec![RuleSet::new(rules)], None)
 }
 
 fn same(before: &GatewayListener, after: &GatewayListener) -> bool {

@@ -20,8 +20,8 @@ pub(super) struct HostCompiler<'a> {
 
 impl<'a> HostCompiler<'a> {
     pub(super) fn new(scope: &'a Scope<'a>, port: u16, previous: Option<&'a Arc<VirtualHost>>) -> Self {
-        let routes = previous.into_iter().flat_map(|host| host.rules.routes());
-        let known = routes.map(|route| (&route.name, route)).collect();
+        let routes = previous.into_iter().flat_map(|host| host.rules());
+        let known = routes.map(|(_, route)| (&route.name, route)).collect();
         Self { scope, port, previous, known }
     }
 
@@ -46,11 +46,16 @@ impl<'a> HostCompiler<'a> {
     }
 
     /// The host, or its equal from the previous table.
-    pub(super) fn finish(&self, name: impl Into<Arc<str>>, rules: Vec<Rule>) -> Arc<VirtualHost> {
-        let name = name.into();
+    pub(super) fn finish(
+        &self,
+        name: impl Into<Arc<str>>,
+        layers: Vec<RuleSet>,
+        default: Option<Arc<Route>>,
+    ) -> Arc<VirtualHost> {
+        let host = VirtualHost { name: name.into(), layers, default };
         match self.previous {
-            Some(before) if before.name == name && same(before.rules.rules(), &rules) => Arc::clone(before),
-            _ => Arc::new(VirtualHost { name, rules: RuleSet::new(rules) }),
+            Some(before) if same(before, &host) => Arc::clone(before),
+            _ => Arc::new(host),
         }
     }
 
@@ -95,7 +100,14 @@ fn precedence(conditions: &RequestMatch) -> Precedence {
     (kind, length, conditions.method.is_some(), conditions.headers.len(), conditions.query.len())
 }
 
-fn same(before: &[Rule], after: &[Rule]) -> bool {
+fn same(before: &VirtualHost, after: &VirtualHost) -> bool {
+    before.name == after.name
+        && before.default.as_ref().map(Arc::as_ptr) == after.default.as_ref().map(Arc::as_ptr)
+        && before.layers.len() == after.layers.len()
+        && before.layers.iter().zip(&after.layers).all(|(a, b)| same_rules(a.rules(), b.rules()))
+}
+
+fn same_rules(before: &[Rule], after: &[Rule]) -> bool {
     before.len() == after.len()
         && before.iter().zip(after).all(|(a, b)| Arc::ptr_eq(&a.1, &b.1) && a.0 == b.0)
 }

@@ -12,6 +12,7 @@ use crate::model::{
 };
 use crate::route::{RequestOrigin, RequestView};
 
+mod origins;
 mod sharing;
 
 struct Get<'a>(&'a str, &'a str);
@@ -180,7 +181,7 @@ fn key(service: &str, port: u16, subset: Option<&str>) -> ClusterKey {
 
 fn found<'a>(frontend: &'a Frontend, path: &str) -> Option<&'a Arc<Route>> {
     let origin = RequestOrigin { source: None, port: frontend.port };
-    frontend.http.rules.find(&Get("", path), &origin).map(|matched| matched.route)
+    frontend.http.find(&Get("", path), &origin).map(|matched| matched.route)
 }
 
 fn rule_name(route: Option<&Arc<Route>>) -> Option<&str> {
@@ -366,9 +367,8 @@ fn precedence_of_the_gateway_api() {
     let table = fresh(&model);
     let order: Vec<usize> = frontend(&table, "10.96.0.1:80")
         .http
-        .rules
-        .routes()
-        .map(|route| route.name.rule.parse().expect("is a number"))
+        .rules()
+        .map(|(_, route)| route.name.rule.parse().expect("is a number"))
         .collect();
     assert_eq!(order, (0..matches.len()).collect::<Vec<_>>());
 }
@@ -421,7 +421,7 @@ fn hosts_of_a_mesh_route_are_conditions() {
     table.hosts = vec![host("a.example"), host("*.wild.example")];
     model.mesh_routes = vec![table];
     let table = fresh(&model);
-    let rules = &frontend(&table, "10.96.0.1:80").http.rules;
+    let rules = &frontend(&table, "10.96.0.1:80").http;
     for (name, expected) in [
         ("a.example", true),
         ("b.example", false),
@@ -460,7 +460,7 @@ fn check_gateway(listeners: Vec<Listener>, cases: &[(&str, &str, Option<&str>)])
     assert_eq!(table.gateways.len(), 1);
     for (name, path, expected) in cases {
         let host = table.gateways[0].hosts.find(name);
-        let matched = host.and_then(|host| host.rules.find(&Get(name, path), &RequestOrigin::default()));
+        let matched = host.and_then(|host| host.find(&Get(name, path), &RequestOrigin::default()));
         assert_eq!(rule_name(matched.map(|matched| matched.route)), *expected, "{name}{path}");
     }
 }

@@ -90,7 +90,7 @@ pub(super) fn plan<'t>(table: &'t RoutingTable, head: &RequestHead, entry: Entry
         },
     };
     let origin = RequestOrigin { source: entry.source, port: entry.original_destination.port() };
-    match host.rules.find(head, &origin) {
+    match host.find(head, &origin) {
         Some(route) => Planned { route: Some(route), plan: follow(route) },
         None => Planned { route: None, plan: Plan::Fail(Problem::NoRoute) },
     }
