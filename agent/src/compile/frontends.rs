@@ -7,11 +7,11 @@ use std::sync::Arc;
 use regex_automata::meta::Regex;
 
 use super::hosts::{HostCompiler, sort_by_precedence};
-use super::routes::{Scope, default_route};
+use super::routes::{Dialled, Scope, default_route};
 use super::{Cluster, ClusterKey, Frontend, RoutingTable, VirtualHost, mesh_routes};
 use crate::model::{
-    Endpoint, HostPattern, MatchValue, Model, ObjectName, RequestMatch, RouteKind, RouteTable, Service,
-    ServicePort,
+    AppProtocol, Endpoint, HostPattern, MatchValue, Model, ObjectName, RequestMatch, RouteKind, RouteTable,
+    Service, ServicePort,
 };
 use crate::route::{Rule, RuleSet};
 
@@ -34,6 +34,9 @@ pub(super) fn compile(
             let Some(cluster) = scope.clusters.get(&key) else { continue };
             let before = known.get(&(&service.name, port.port)).copied();
             let host = virtual_host(service, port, cluster, &Lookup { scope, routes: &routes, before });
+            if !is_known(port, cluster, &host) {
+                continue;
+            }
             let frontend = share(
                 Frontend {
                     service: service.name.clone(),
@@ -51,6 +54,13 @@ pub(super) fn compile(
         }
     }
     frontends
+}
+
+/// Whether there is anything that the agent could serve. The documents may be a part of the cluster's: a service whose
+/// endpoints they don't have, and that no rule is about, is left to whoever serves it without the agent.
+fn is_known(port: &ServicePort, cluster: &Cluster, host: &VirtualHost) -> bool {
+    let has_rules = port.protocol != AppProtocol::Tcp && !host.layers.is_empty();
+    has_rules || !cluster.endpoints.is_empty() || !cluster.unready.is_empty()
 }
 
 /// Endpoints by service and port. Those that are not ready are there too: a client that dials one by its own address
@@ -101,7 +111,8 @@ fn virtual_host(
     cluster: &Arc<Cluster>,
     lookup: &Lookup<'_>,
 ) -> Arc<VirtualHost> {
-    let compiler = HostCompiler::new(lookup.scope, port.port, lookup.before.map(|frontend| &frontend.http));
+    let dialled = Dialled { port: port.port, headless: service.headless.then_some(&service.name) };
+    let compiler = HostCompiler::new(lookup.scope, dialled, lookup.before.map(|frontend| &frontend.http));
     let tables = lookup.routes.get(&service.name).map_or(&[][..], Vec::as_slice);
     let layers = mesh_layers(&compiler, &service.name, tables, port.port);
     // Callers that no rule can concern are served as if there were none, as in Istio, where each client compiles its

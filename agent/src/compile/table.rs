@@ -184,6 +184,8 @@ pub struct WeightedBackend {
 pub enum Backend {
     /// A cluster of the same table.
     Cluster(Arc<Cluster>),
+    /// The endpoint that the client dialled by its own address: a headless service's rule that sends to that service.
+    Original,
     /// An unresolved reference: answered with this status.
     Invalid {
         /// The status.
