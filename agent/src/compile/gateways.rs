@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::hosts::{HostCompiler, sort_by_precedence};
-use super::routes::Scope;
+use super::routes::{Dialled, Scope};
 use super::{GatewayListener, RoutingTable, VirtualHost};
 use crate::model::{HostPattern, Listener, ListenerProtocol, RouteKind, RouteTable};
-use crate::route::{HostTable, Rule};
+use crate::route::{HostTable, Rule, RuleSet};
 
 /// Route tables by the host that leads to them.
 type TablesByHost<'a> = HashMap<HostPattern, Vec<&'a RouteTable>>;
@@ -53,9 +53,10 @@ fn merge(
     let name: Arc<str> = name_of(first);
     let names = listeners.iter().map(|listener| (name_of(listener), listener.hostname.clone())).collect();
     let before = previous.gateways.iter().find(|gateway| gateway.name == name);
+    let dialled = Dialled { port: binding.port, headless: None };
     let hosts = hosts(listeners).into_iter().map(|(pattern, tables)| {
         let before = before.and_then(|gateway| gateway.hosts.get(&pattern));
-        let host = virtual_host(&pattern, &tables, &HostCompiler::new(scope, binding.port, before));
+        let host = virtual_host(&pattern, &tables, &HostCompiler::new(scope, dialled, before));
         (pattern, host)
     });
     let Binding { port, addresses, protocol } = binding;
@@ -143,7 +144,7 @@ fn virtual_host(
         }
         rules.append(&mut of_group);
     }
-    compiler.finish(pattern.to_string(), rules)
+    compiler.finish(pattern.to_string(), vec![RuleSet::new(rules)], None)
 }
 
 fn same(before: &GatewayListener, after: &GatewayListener) -> bool {

@@ -169,10 +169,10 @@ impl Connection {
         let Buffers { head, request, request_id, .. } = &mut self.buffers;
         let mut target = None;
         let mut authority = changes.authority();
-        if let (Plan::Forward { forward, .. }, Some(matched)) = (planned.plan, planned.route) {
-            let rewrite = forward.rewrite.path.as_ref();
-            target = rewrite.map(|rewrite| rewrite_path(&matched, rewrite, head.path(), head.query()));
-            authority = authority.or(forward.rewrite.authority.as_deref());
+        if let (Some(rewrite), Some(matched)) = (planned.rewrite(), planned.route) {
+            let path = rewrite.path.as_ref();
+            target = path.map(|path| rewrite_path(&matched, path, head.path(), head.query()));
+            authority = authority.or(rewrite.authority.as_deref());
         }
         let fallback;
         let authority = match (authority, head.authority()) {

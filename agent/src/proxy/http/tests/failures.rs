@@ -206,7 +206,7 @@ fn without_an_endpoint_there_is_a_503_that_says_why() {
             let seen = proxy.records(2).await.remove(1);
             assert_eq!((&*seen.flags, seen.details), (flags, details));
         };
-        check(Setup::service(&[]), 503, "UH", "no_ready_endpoint").await;
+        check(Setup::with_rule(&[], rule()), 503, "UH", "no_ready_endpoint").await;
         check(Setup::service(&[nobody().await]), 503, "UF", "connect_refused").await;
         check(Setup::service(&[nobody().await, nobody().await]), 503, "UF", "connect_refused").await;
     });
