@@ -26,7 +26,7 @@ pub const TCP_SYN: u8 = 0x02;
 /// TCP flag bits.
 pub const TCP_ACK: u8 = 0x10;
 
-/// Bounds-checked access to a frame's bytes, from its Ethernet header on.
+/// Bounds-checked access to a frame's bytes, from its first header on.
 pub trait Frame {
     /// `N` bytes at `offset`; `None` where the frame is shorter.
     fn bytes<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
@@ -77,46 +77,53 @@ impl Segment {
 #[inline(always)]
 pub fn parse(frame: &(impl Frame + ?Sized)) -> Result<Segment, Reason> {
     let ethertype = u16::from_be_bytes(frame.bytes(12).ok_or(Reason::Truncated)?);
+    parse_network(frame, ethertype, ETHERNET_LEN)
+}
+
+/// Reads a packet whose network header is at `start`; of an interface without Ethernet headers that is 0, and the kernel
+/// says the `ethertype`.
+#[inline(always)]
+pub fn parse_network(frame: &(impl Frame + ?Sized), ethertype: u16, start: u32) -> Result<Segment, Reason> {
     match ethertype {
-        ETHERTYPE_IPV4 => parse_ipv4(frame),
-        ETHERTYPE_IPV6 => parse_ipv6(frame),
+        ETHERTYPE_IPV4 => parse_ipv4(frame, start),
+        ETHERTYPE_IPV6 => parse_ipv6(frame, start),
         // VLAN tags (0x8100, 0x88a8) included: what the tag isolates is not ours to join.
         _ => Err(Reason::NotIp),
     }
 }
 
 #[inline(always)]
-fn parse_ipv4(frame: &(impl Frame + ?Sized)) -> Result<Segment, Reason> {
-    let [version_and_len] = frame.bytes(ETHERNET_LEN).ok_or(Reason::Truncated)?;
+fn parse_ipv4(frame: &(impl Frame + ?Sized), start: u32) -> Result<Segment, Reason> {
+    let [version_and_len] = frame.bytes(start).ok_or(Reason::Truncated)?;
     match version_and_len {
         0x45 => {}
         0x46..=0x4f => return Err(Reason::IpOptions),
         _ => return Err(Reason::Malformed),
     }
-    let fragment = u16::from_be_bytes(frame.bytes(ETHERNET_LEN + 6).ok_or(Reason::Truncated)?);
+    let fragment = u16::from_be_bytes(frame.bytes(start + 6).ok_or(Reason::Truncated)?);
     if fragment & FRAGMENT_MASK != 0 {
         return Err(Reason::Fragment);
     }
-    let [protocol] = frame.bytes(ETHERNET_LEN + 9).ok_or(Reason::Truncated)?;
+    let [protocol] = frame.bytes(start + 9).ok_or(Reason::Truncated)?;
     if protocol != PROTOCOL_TCP {
         return Err(Reason::NotTcp);
     }
-    let total = u16::from_be_bytes(frame.bytes(ETHERNET_LEN + 2).ok_or(Reason::Truncated)?);
+    let total = u16::from_be_bytes(frame.bytes(start + 2).ok_or(Reason::Truncated)?);
     if u32::from(total) < IPV4_LEN + TCP_LEN {
         return Err(Reason::Truncated);
     }
-    let source: [u8; 4] = frame.bytes(ETHERNET_LEN + 12).ok_or(Reason::Truncated)?;
-    let destination: [u8; 4] = frame.bytes(ETHERNET_LEN + 16).ok_or(Reason::Truncated)?;
-    parse_tcp(frame, ETHERNET_LEN + IPV4_LEN, Family::V4, (widen(source), widen(destination)))
+    let source: [u8; 4] = frame.bytes(start + 12).ok_or(Reason::Truncated)?;
+    let destination: [u8; 4] = frame.bytes(start + 16).ok_or(Reason::Truncated)?;
+    parse_tcp(frame, start + IPV4_LEN, Family::V4, (widen(source), widen(destination)))
 }
 
 #[inline(always)]
-fn parse_ipv6(frame: &(impl Frame + ?Sized)) -> Result<Segment, Reason> {
-    let [version] = frame.bytes(ETHERNET_LEN).ok_or(Reason::Truncated)?;
+fn parse_ipv6(frame: &(impl Frame + ?Sized), start: u32) -> Result<Segment, Reason> {
+    let [version] = frame.bytes(start).ok_or(Reason::Truncated)?;
     if version >> 4 != 6 {
         return Err(Reason::Malformed);
     }
-    let [next_header] = frame.bytes(ETHERNET_LEN + 6).ok_or(Reason::Truncated)?;
+    let [next_header] = frame.bytes(start + 6).ok_or(Reason::Truncated)?;
     match next_header {
         PROTOCOL_TCP => {}
         44 => return Err(Reason::Fragment),
@@ -124,14 +131,14 @@ fn parse_ipv6(frame: &(impl Frame + ?Sized)) -> Result<Segment, Reason> {
         0 | 43 | 51 | 60 | 135 | 139 | 140 => return Err(Reason::IpOptions),
         _ => return Err(Reason::NotTcp),
     }
-    let payload = u16::from_be_bytes(frame.bytes(ETHERNET_LEN + 4).ok_or(Reason::Truncated)?);
+    let payload = u16::from_be_bytes(frame.bytes(start + 4).ok_or(Reason::Truncated)?);
     // Zero is what GRO writes into packets over 64 KiB (BIG TCP, RFC 2675 without the option).
     if payload != 0 && u32::from(payload) < TCP_LEN {
         return Err(Reason::Truncated);
     }
-    let source: [u8; 16] = frame.bytes(ETHERNET_LEN + 8).ok_or(Reason::Truncated)?;
-    let destination: [u8; 16] = frame.bytes(ETHERNET_LEN + 24).ok_or(Reason::Truncated)?;
-    parse_tcp(frame, ETHERNET_LEN + IPV6_LEN, Family::V6, (source, destination))
+    let source: [u8; 16] = frame.bytes(start + 8).ok_or(Reason::Truncated)?;
+    let destination: [u8; 16] = frame.bytes(start + 24).ok_or(Reason::Truncated)?;
+    parse_tcp(frame, start + IPV6_LEN, Family::V6, (source, destination))
 }
 
 #[inline(always)]
@@ -236,6 +243,24 @@ mod tests {
         ];
         for (what, frame, reason) in cases {
             assert_eq!(parse(frame.as_slice()), Err(*reason), "{what}");
+        }
+    }
+
+    #[test]
+    fn without_an_ethernet_header_the_same_is_read() {
+        for (frame, ethertype) in [(ipv4(), ETHERTYPE_IPV4), (ipv6(), ETHERTYPE_IPV6)] {
+            let packet = &frame[ETHERNET_LEN as usize..];
+            assert_eq!(parse_network(packet, ethertype, 0), parse(frame.as_slice()));
+            for len in 0..packet.len() {
+                assert_eq!(
+                    parse_network(&packet[..len], ethertype, 0),
+                    Err(Reason::Truncated),
+                    "{len} bytes"
+                );
+            }
+            assert_eq!(parse_network(packet, 0x8100, 0), Err(Reason::NotIp));
+            let other = if ethertype == ETHERTYPE_IPV4 { ETHERTYPE_IPV6 } else { ETHERTYPE_IPV4 };
+            assert_eq!(parse_network(packet, other, 0), Err(Reason::Malformed));
         }
     }
 

@@ -7,13 +7,13 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 
 use crate::ctx::{Assigned, Packet};
-use crate::deliver;
+use crate::deliver::{self, Begins};
 use crate::maps::DESTINATIONS;
 
 /// Entry point.
 #[classifier]
 pub fn from_pod(context: TcContext) -> i32 {
-    deliver::run(&context, open)
+    deliver::run(&context, Begins::Ethernet, open)
 }
 
 #[inline(always)]

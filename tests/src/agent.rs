@@ -35,6 +35,8 @@ pub struct AgentOptions {
     pub config: PathBuf,
     /// The interfaces of pods.
     pub pod_interfaces: String,
+    /// The one interface by which replies come back; `None`: what the agent takes by default.
+    pub uplink: Option<String>,
     /// Further arguments.
     pub arguments: Vec<String>,
 }
@@ -46,6 +48,7 @@ impl AgentOptions {
             binary: built_binary()?,
             config: config.into(),
             pod_interfaces: "pod-*".to_owned(),
+            uplink: Some("eth0".to_owned()),
             arguments: Vec::new(),
         })
     }
@@ -80,15 +83,9 @@ pub(crate) fn start(node: &Node<'_>, options: &AgentOptions) -> Result<Agent> {
         .with_context(|| format!("opening {}", log.display()))?;
     let mut command = node.agent_command(&options.binary)?;
     command
-        .args([
-            "agent",
-            "--node",
-            node.name(),
-            "--uplink",
-            "eth0",
-            "--pod-interfaces",
-            &options.pod_interfaces,
-        ])
+        .args(["agent", "--node", node.name()])
+        .args(options.uplink.iter().flat_map(|uplink| ["--uplink", uplink]))
+        .args(["--pod-interfaces", &options.pod_interfaces])
         .arg("--config")
         .arg(&options.config)
         .args(&options.arguments)

@@ -30,6 +30,7 @@ fn options(lab: &Lab, script: &str) -> Result<AgentOptions> {
     Ok(AgentOptions {
         binary,
         config,
+        uplink: Some("eth0".to_owned()),
         pod_interfaces: "pod-*".to_owned(),
         arguments: vec!["--workers=1".to_owned()],
     })

@@ -10,9 +10,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 use common::{LIMIT, Mesh};
-use lab::address::WORLD;
 use lab::wait::wait_until;
-use lab::{AgentOptions, Footprint, Lab, PodSpec, Program, ServiceSpec, Topology, unprivileged};
+use lab::{AgentOptions, Footprint, Lab, PodSpec, Program, ServiceSpec, Topology, exec, unprivileged};
 
 const NODE: &str = "node1";
 
@@ -161,10 +160,13 @@ fn a_node_that_is_not_as_said() -> Result<()> {
     usual(&mut no_config, Path::new("/nonexistent/documents"), ETH0, &[]);
     refuses(&site, "no configuration", no_config, &["--config", "/nonexistent/documents"])?;
 
-    let node = site.lab.node(NODE)?.netns();
-    node.ip_batch(&format!("route del default via {}\nroute del default via {}\n", WORLD.v4, WORLD.v6))?;
-    let lost = site.agent(&[], &[])?;
-    refuses(&site, "no uplink", lost, &["no interface carries a route through a gateway", "--uplink"])
+    for family in ["-4", "-6"] {
+        let rule = |verb| site.command(&["ip", family, "rule", verb, "fwmark", "0x1520", "table", "77"]);
+        exec::run(&mut rule("add")?)?;
+        refuses(&site, "mark taken", site.agent(ETH0, &[])?, &["fwmark 0x1520", "table 77", "--own-mark"])?;
+        exec::run(&mut rule("del")?)?;
+    }
+    Ok(())
 }
 
 #[test]

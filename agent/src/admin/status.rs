@@ -36,6 +36,9 @@ pub struct CaptureStatus {
     pub mode: String,
     /// How programs are attached: `tcx`, `clsact`; empty where none are.
     pub attach: String,
+    /// Why captured packets would be lost, so that new connections go direct for now.
+    #[serde(default)]
+    pub paused: Option<String>,
     /// Pod interfaces that match.
     pub interfaces: Vec<InterfaceStatus>,
     /// Interfaces on which replies come back.

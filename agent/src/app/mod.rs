@@ -23,7 +23,7 @@ use crate::capture::{
     CaptureListeners, CaptureSettings, Claim, Engine, EngineHandle, LocalAddresses, SpoofingConnector,
 };
 use crate::config;
-use crate::net::{Connector, PlainConnector};
+use crate::net::{Connector, PlainConnector, server_listener};
 use crate::proxy::{Command, WorkerHandle, WorkerSettings, start_worker};
 use crate::telemetry::log::LogHandle;
 pub use settings::{CaptureOptions, Settings};
@@ -159,7 +159,7 @@ impl Running {
 
 /// Binds before anything is changed on the node.
 fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
-    let listener = match TcpListener::bind(address) {
+    let listener = match server_listener(address) {
         Err(error) if error.kind() == ErrorKind::AddrInUse => {
             bail!(
                 "{address} is taken by another process; is an agent running already? {flag} sets another address"
@@ -167,7 +167,6 @@ fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
         }
         bound => bound.with_context(|| format!("{flag} {address}"))?,
     };
-    listener.set_nonblocking(true).with_context(|| format!("{flag} {address}"))?;
     Ok(listener)
 }
 

@@ -36,7 +36,7 @@ pub struct Settings {
 pub struct CaptureOptions {
     /// Interfaces that lead to pods.
     pub pod_interfaces: Glob,
-    /// Interfaces that lead off the node; empty: those that carry a route through a gateway.
+    /// Interfaces by which replies to the agent come back; empty: all but the pods' and loopback.
     pub uplinks: Vec<String>,
     /// The port of the first worker's capture listener; further workers take free ones.
     pub outbound_port: u16,

@@ -1,6 +1,6 @@
 //! The life of capture: start, follow interfaces and tables, stop.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,17 +9,21 @@ use futures_util::stream::{Stream, StreamExt};
 use tokio::sync::{oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
-use super::interfaces::Hooked;
+use super::interfaces::{Hooked, Snapshot};
 use super::listener::CaptureListeners;
 use super::netlink::Netlink;
+use super::plumbing::Plumbing;
 use super::programs::{Attach, Captured, Counters, Programs};
-use super::{CaptureError, CaptureSettings, CaptureStatus, LocalAddresses, plumbing};
+use super::upkeep::Upkeep;
+use super::{CaptureError, CaptureSettings, CaptureStatus, LocalAddresses};
 use crate::compile::RoutingTable;
 
 /// Netlink may drop messages under pressure; everything is read anew this often.
 const RESYNC: Duration = Duration::from_secs(5);
 /// Changes that arrive together are answered by one reading.
 const SETTLE: Duration = Duration::from_millis(5);
+/// Changes that never end are answered all the same.
+const SETTLE_MAX: Duration = Duration::from_millis(100);
 
 /// Yields once for each change that netlink reports.
 type Changes = Pin<Box<dyn Stream<Item = ()> + Send>>;
@@ -40,7 +44,13 @@ pub struct Engine {
     changes: Changes,
     local: LocalAddresses,
     tables: watch::Receiver<Arc<RoutingTable>>,
+    plumbing: Plumbing,
+    upkeep: Upkeep,
+    /// Whether new connections go direct because captured packets would be lost.
+    paused: bool,
     captured: Captured,
+    /// Entries that found no room in the maps of addresses and of bridges.
+    over_capacity: (usize, usize),
     failed: BTreeMap<u32, (String, String)>,
     status: watch::Sender<CaptureStatus>,
     stop: oneshot::Receiver<oneshot::Sender<()>>,
@@ -84,9 +94,14 @@ impl Engine {
     ) -> Result<(Self, EngineHandle), CaptureError> {
         let (netlink, changes) = Netlink::open()?;
         netlink.snapshot().await?.check_uplinks(&settings)?;
+        let ipv6 = listeners.iter().all(CaptureListeners::has_ipv6);
+        let plumbing = Plumbing { marks: settings.marks, ipv6 };
+        if let Some(rule) = plumbing.clash(netlink.handle()).await? {
+            return Err(CaptureError::MarkTaken(rule));
+        }
         let programs = Programs::load(settings.marks, settings.workers)?;
         // One transaction, or nothing: where nft is missing there is nothing to undo yet.
-        plumbing::install_notrack(settings.marks)?;
+        plumbing.install_notrack()?;
         let (stop_sender, stop) = oneshot::channel();
         let (status, status_receiver) = watch::channel(CaptureStatus::default());
         let counters = programs.counters();
@@ -97,7 +112,11 @@ impl Engine {
             changes: Box::pin(changes),
             local,
             tables,
+            plumbing,
+            upkeep: Upkeep::new(plumbing),
+            paused: false,
             captured: Captured::default(),
+            over_capacity: (0, 0),
             failed: BTreeMap::new(),
             status,
             stop,
@@ -110,7 +129,7 @@ impl Engine {
     }
 
     async fn install(&mut self, listeners: &[CaptureListeners]) -> Result<(), CaptureError> {
-        plumbing::install_routing(self.netlink.handle(), self.settings.marks).await?;
+        self.plumbing.install_routing(self.netlink.handle()).await?;
         // Uplinks come before the listeners, so that no reply is ever missed.
         let Reconciled { hooked, failed } = self.reconcile().await?;
         if let Some(error) = failed.into_iter().next() {
@@ -132,13 +151,13 @@ impl Engine {
                 Some(()) = self.changes.next() => {
                     self.settle().await;
                     self.reconcile_or_report().await;
+                    self.keep_up(false).await;
                 }
-                _ = resync.tick() => self.reconcile_or_report().await,
-                Ok(()) = self.tables.changed() => {
-                    if let Err(error) = self.apply_table() {
-                        tracing::error!(%error, "the kernel's destinations could not be updated; the last ones stay");
-                    }
+                _ = resync.tick() => {
+                    self.reconcile_or_report().await;
+                    self.keep_up(true).await;
                 }
+                Ok(()) = self.tables.changed() => self.apply_table_or_report(),
                 stopped = &mut self.stop => {
                     if let Err(error) = self.programs.clear_listeners(self.settings.workers) {
                         tracing::error!(%error, "capture listeners could not be taken from the kernel");
@@ -164,14 +183,31 @@ impl Engine {
                 }
             }
         }
-        if let Err(error) = plumbing::remove(self.netlink.handle(), self.settings.marks).await {
+        if let Err(error) = self.plumbing.remove(self.netlink.handle()).await {
             tracing::error!(%error, "capture could not be removed completely");
         }
     }
 
     /// Lets a burst of changes end.
     async fn settle(&mut self) {
-        while let Ok(Some(())) = tokio::time::timeout(SETTLE, self.changes.next()).await {}
+        let burst =
+            async { while let Ok(Some(())) = tokio::time::timeout(SETTLE, self.changes.next()).await {} };
+        // Past the limit the rest of the burst is the next change.
+        let _ = tokio::time::timeout(SETTLE_MAX, burst).await;
+    }
+
+    /// Sees to it that captured packets reach the agent, or else that none are captured. `thorough` looks at the nft table
+    /// too, and tries once more what could not be repaired.
+    async fn keep_up(&mut self, thorough: bool) {
+        self.upkeep.look_at_routing(self.netlink.handle(), thorough).await;
+        if thorough {
+            self.upkeep.look_at_notrack().await;
+        }
+        let broken = self.upkeep.broken().is_some();
+        if broken != self.paused {
+            self.paused = broken;
+            self.apply_table_or_report();
+        }
     }
 
     async fn reconcile_or_report(&mut self) {
@@ -191,13 +227,7 @@ impl Engine {
     /// Brings hooks and addresses in line with the interfaces that are there.
     async fn reconcile(&mut self) -> Result<Reconciled, CaptureError> {
         let snapshot = self.netlink.snapshot().await?;
-        let addresses: HashSet<_> = snapshot.addresses.iter().copied().collect();
-        self.programs.set_addresses(&addresses)?;
-        if self.local.load().len() != addresses.len()
-            || !self.local.load().iter().all(|a| addresses.contains(a))
-        {
-            self.local.store(Arc::new(addresses.into_iter().collect()));
-        }
+        self.follow_addresses(&snapshot)?;
         let desired = snapshot.desired(&self.settings);
         let gone: Vec<u32> = self
             .programs
@@ -217,6 +247,8 @@ impl Engine {
                     self.failed.remove(&index);
                     reconciled.hooked.push((name, hook));
                 }
+                // It went while we looked.
+                Err(_) if !self.netlink.has_link(index).await => {}
                 Err(error) => {
                     let reason = match &error {
                         CaptureError::Interface { reason, .. } => reason.clone(),
@@ -232,10 +264,35 @@ impl Engine {
         Ok(reconciled)
     }
 
+    /// Brings the maps of addresses and of bridges in line, and what the connectors know.
+    fn follow_addresses(&mut self, snapshot: &Snapshot) -> Result<(), CaptureError> {
+        let addresses = self.programs.set_addresses(snapshot.addresses.iter().copied())?;
+        let bridges = self.programs.set_bridges(snapshot.bridge_ports())?;
+        if self.over_capacity != (addresses, bridges) {
+            self.over_capacity = (addresses, bridges);
+            tracing::error!(
+                addresses,
+                bridges,
+                "so many of the node's addresses and bridge ports are left out of the kernel's maps"
+            );
+        }
+        if self.local.load().iter().copied().collect::<BTreeSet<_>>() != snapshot.addresses {
+            self.local.store(Arc::new(snapshot.addresses.iter().copied().collect()));
+        }
+        Ok(())
+    }
+
+    fn apply_table_or_report(&mut self) {
+        if let Err(error) = self.apply_table() {
+            tracing::error!(%error, "the kernel's destinations could not be updated; the last ones stay");
+        }
+    }
+
     fn apply_table(&mut self) -> Result<(), CaptureError> {
         let table = self.tables.borrow_and_update().clone();
-        let wanted: HashSet<_> = table.frontends.keys().copied().collect();
-        self.captured = self.programs.set_destinations(&wanted)?;
+        // Without destinations everything goes direct.
+        let wanted = table.frontends.keys().copied().filter(|_| !self.paused);
+        self.captured = self.programs.set_destinations(wanted)?;
         if self.captured.over_capacity > 0 {
             tracing::error!(
                 left_out = self.captured.over_capacity,
@@ -246,14 +303,15 @@ impl Engine {
     }
 
     fn publish(&self) {
-        let names = |hook| {
-            let hooked = self.programs.attached().filter(|(.., h)| *h == hook);
+        let names = |pods: bool| {
+            let hooked = self.programs.attached().filter(|(.., hook)| (*hook == Hooked::Pod) == pods);
             hooked.map(|(_, name, _)| name.to_owned()).collect()
         };
         self.status.send_replace(CaptureStatus {
             attach: self.programs.attach_kind().as_str(),
-            pod_interfaces: names(Hooked::Pod),
-            uplinks: names(Hooked::Uplink),
+            pod_interfaces: names(true),
+            uplinks: names(false),
+            paused: self.upkeep.broken().map(ToOwned::to_owned),
             failed: self.failed.values().cloned().collect(),
             destinations: self.captured.destinations,
             destinations_over_capacity: self.captured.over_capacity,

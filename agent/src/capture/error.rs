@@ -43,9 +43,9 @@ pub enum CaptureError {
         /// Why.
         reason: String,
     },
-    /// No uplink given, and none found.
-    #[error("no uplink: no interface carries a route through a gateway; name one with --uplink")]
-    NoUplink,
+    /// Somebody else's rule gives our marks a meaning.
+    #[error("{0}: choose others with --deliver-mark and --own-mark")]
+    MarkTaken(String),
     /// A named uplink is not there.
     #[error("uplink {0} does not exist; `ip link` lists the interfaces")]
     UnknownUplink(String),

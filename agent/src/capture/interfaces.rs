@@ -12,8 +12,6 @@ pub struct Snapshot {
     pub links: BTreeMap<u32, Link>,
     /// The node's own addresses.
     pub addresses: BTreeSet<IpAddr>,
-    /// Indexes of interfaces that carry a route through a gateway.
-    pub gateways: BTreeSet<u32>,
 }
 
 /// One interface.
@@ -21,8 +19,23 @@ pub struct Snapshot {
 pub struct Link {
     /// Its name.
     pub name: String,
-    /// Whether its frames have Ethernet headers.
-    pub ethernet: bool,
+    /// What its packets begin with.
+    pub header: Header,
+    /// The index of the interface that it is a port of.
+    pub master: Option<u32>,
+    /// Its address where it is a bridge.
+    pub bridge: Option<[u8; 6]>,
+}
+
+/// What an interface's packets begin with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Header {
+    /// An Ethernet header.
+    Ethernet,
+    /// The IP header: tun, `WireGuard`, IP in IP and their kind.
+    Network,
+    /// Something that the programs can't read.
+    Other,
 }
 
 /// Which program an interface has.
@@ -30,43 +43,52 @@ pub struct Link {
 pub enum Hooked {
     /// It leads to a pod.
     Pod,
-    /// It leads off the node.
+    /// Replies to the agent may come in by it.
     Uplink,
+    /// As an uplink, without Ethernet headers.
+    UplinkL3,
+}
+
+impl Hooked {
+    /// Every one.
+    pub const ALL: [Self; 3] = [Self::Pod, Self::Uplink, Self::UplinkL3];
 }
 
 /// The interfaces that shall be hooked, by index: an interface that vanishes and comes back is another one.
 pub type Desired = BTreeMap<u32, (String, Hooked)>;
 
 impl Snapshot {
-    /// What shall be hooked. A pod pattern wins over an uplink name.
+    /// What shall be hooked: pods' interfaces, and all others unless some are named. A pod pattern wins over an uplink name.
     pub fn desired(&self, settings: &CaptureSettings) -> Desired {
-        let hook = |index: &u32, link: &Link| {
-            if !link.ethernet || link.name == "lo" {
-                None
-            } else if settings.pod_interfaces.matches(&link.name) {
-                Some(Hooked::Pod)
-            } else if settings.uplinks.contains(&link.name)
-                || settings.uplinks.is_empty() && self.gateways.contains(index)
-            {
-                Some(Hooked::Uplink)
-            } else {
-                None
+        let hook = |link: &Link| {
+            let pod = settings.pod_interfaces.matches(&link.name);
+            let uplink = settings.uplinks.is_empty() || settings.uplinks.contains(&link.name);
+            match link.header {
+                _ if link.name == "lo" => None,
+                Header::Ethernet if pod => Some(Hooked::Pod),
+                Header::Ethernet if uplink => Some(Hooked::Uplink),
+                Header::Network if uplink && !pod => Some(Hooked::UplinkL3),
+                Header::Ethernet | Header::Network | Header::Other => None,
             }
         };
         self.links
             .iter()
-            .filter_map(|(index, link)| Some((*index, (link.name.clone(), hook(index, link)?))))
+            .filter_map(|(index, link)| Some((*index, (link.name.clone(), hook(link)?))))
             .collect()
     }
 
-    /// Refuses to start where an uplink is missing. Without one, replies from other nodes would pass the agent by.
+    /// The ports of bridges, with the bridge's address.
+    pub fn bridge_ports(&self) -> impl Iterator<Item = (u32, [u8; 6])> {
+        self.links.iter().filter_map(|(index, link)| Some((*index, self.links.get(&link.master?)?.bridge?)))
+    }
+
+    /// Refuses to start where a named uplink is missing. Without it, replies from other nodes would pass the agent by.
     pub fn check_uplinks(&self, settings: &CaptureSettings) -> Result<(), CaptureError> {
         let names: BTreeSet<&str> = self.links.values().map(|link| link.name.as_str()).collect();
-        if let Some(missing) = settings.uplinks.iter().find(|name| !names.contains(name.as_str())) {
-            return Err(CaptureError::UnknownUplink(missing.clone()));
+        match settings.uplinks.iter().find(|name| !names.contains(name.as_str())) {
+            Some(missing) => Err(CaptureError::UnknownUplink(missing.clone())),
+            None => Ok(()),
         }
-        let mut desired = self.desired(settings).into_values();
-        if desired.any(|(_, hook)| hook == Hooked::Uplink) { Ok(()) } else { Err(CaptureError::NoUplink) }
     }
 }
 
@@ -84,14 +106,23 @@ mod tests {
         }
     }
 
+    fn link(name: &str, header: Header) -> Link {
+        Link { name: name.to_owned(), header, master: None, bridge: None }
+    }
+
     fn snapshot() -> Snapshot {
-        let links =
-            [("lo", true), ("eth0", true), ("eth1", true), ("veth1", true), ("tun0", false), ("veth2", true)];
-        Snapshot {
-            links: (1u32..).zip(links.map(|(name, ethernet)| Link { name: name.into(), ethernet })).collect(),
-            addresses: BTreeSet::new(),
-            gateways: BTreeSet::from([2, 5]),
-        }
+        use Header::{Ethernet, Network, Other};
+        let links = [
+            ("lo", Ethernet),
+            ("eth0", Ethernet),
+            ("eth1", Ethernet),
+            ("veth1", Ethernet),
+            ("tun0", Network),
+            ("veth2", Ethernet),
+            ("ib0", Other),
+        ];
+        let links = links.map(|(name, header)| link(name, header));
+        Snapshot { links: (1u32..).zip(links).collect(), addresses: BTreeSet::new() }
     }
 
     #[test]
@@ -102,21 +133,37 @@ mod tests {
         };
         let automatic = settings("veth*", &[]);
         assert_eq!(names(&automatic, Hooked::Pod), ["veth1", "veth2"]);
-        assert_eq!(
-            names(&automatic, Hooked::Uplink),
-            ["eth0"],
-            "an interface without Ethernet headers is left out"
-        );
-        assert_eq!(names(&settings("veth*", &["eth1"]), Hooked::Uplink), ["eth1"]);
-        assert_eq!(names(&settings("*", &["eth1"]), Hooked::Pod), ["eth0", "eth1", "veth1", "veth2"]);
+        assert_eq!(names(&automatic, Hooked::Uplink), ["eth0", "eth1"]);
+        assert_eq!(names(&automatic, Hooked::UplinkL3), ["tun0"]);
+        let named = settings("veth*", &["eth1"]);
+        assert_eq!(names(&named, Hooked::Uplink), ["eth1"]);
+        assert_eq!(names(&named, Hooked::UplinkL3), [""; 0]);
+        assert_eq!(names(&settings("veth*", &["tun0"]), Hooked::UplinkL3), ["tun0"]);
+        let all = settings("*", &["eth1", "tun0"]);
+        assert_eq!(names(&all, Hooked::Pod), ["eth0", "eth1", "veth1", "veth2"]);
+        assert_eq!(names(&all, Hooked::UplinkL3), [""; 0], "a pod's interface has Ethernet headers");
     }
 
     #[test]
-    fn missing_uplinks_are_named() {
+    fn only_named_uplinks_can_be_missing() {
         assert!(snapshot().check_uplinks(&settings("veth*", &[])).is_ok());
         let unknown = snapshot().check_uplinks(&settings("veth*", &["eth9"])).unwrap_err();
         assert!(unknown.to_string().contains("eth9"));
-        let none = Snapshot { gateways: BTreeSet::new(), ..snapshot() };
-        assert!(matches!(none.check_uplinks(&settings("veth*", &[])), Err(CaptureError::NoUplink)));
+    }
+
+    #[test]
+    fn ports_of_bridges_are_known_with_their_bridge() {
+        let mac = [2, 0, 0, 0, 0, 9];
+        let bridge = Link { bridge: Some(mac), ..link("br0", Header::Ethernet) };
+        let port = |master| Link { master: Some(master), ..link("veth1", Header::Ethernet) };
+        let links = BTreeMap::from([
+            (1, bridge),
+            (2, port(1)),
+            (3, port(4)),
+            (4, link("bond0", Header::Ethernet)),
+            (5, port(6)),
+        ]);
+        let snapshot = Snapshot { links, addresses: BTreeSet::new() };
+        assert_eq!(snapshot.bridge_ports().collect::<Vec<_>>(), [(2, mac)]);
     }
 }

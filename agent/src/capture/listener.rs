@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpStream;
 
-use super::plumbing::LISTEN_ADDRESSES;
+use super::plumbing::{LISTEN_ADDRESSES, has_ipv6};
 use super::{CaptureError, LocalAddresses};
-use crate::net::{ConnectTarget, Connector, keepalive};
+use crate::net::{ConnectSource, ConnectTarget, Connector, keepalive};
 
 /// How many connections may wait to be accepted.
 const BACKLOG: i32 = 4096;
@@ -21,21 +21,30 @@ const BACKLOG: i32 = 4096;
 const SPOOFED_PORTS: std::ops::RangeInclusive<u16> = 61000..=65535;
 /// How many ports are tried where the kernel can't choose within the range by itself (before 6.3).
 const PORT_TRIES: u32 = 64;
+/// How often a pod's address is tried with another port, before the node's own speaks in its place.
+const SPOOFED_TRIES: u32 = 3;
 
-/// One worker's listeners, IPv4 and IPv6. On loopback: the kernel programs assign packets to them whatever address they
+/// One worker's listeners, one per family that the node has. On loopback: the kernel programs assign packets to them whatever address they
 /// are bound to, and nothing else shall reach them.
 #[derive(Debug)]
 pub struct CaptureListeners {
-    /// The IPv4 and the IPv6 one.
-    pub sockets: [Socket; 2],
+    /// The IPv4 one and, where the node has IPv6, that one.
+    pub sockets: Vec<Socket>,
 }
 
 impl CaptureListeners {
-    /// Binds both on one port; 0 takes a free one.
+    /// Binds each on the same port; 0 takes a free one.
     pub fn bind(port: u16, own_mark: u32) -> Result<Self, CaptureError> {
-        let v4 = listener(SocketAddr::new(LISTEN_ADDRESSES[0], port), own_mark)?;
-        let v6 = listener(SocketAddr::new(LISTEN_ADDRESSES[1], port), own_mark)?;
-        Ok(Self { sockets: [v4, v6] })
+        let mut sockets = vec![listener(SocketAddr::new(LISTEN_ADDRESSES[0], port), own_mark)?];
+        if has_ipv6() {
+            sockets.push(listener(SocketAddr::new(LISTEN_ADDRESSES[1], port), own_mark)?);
+        }
+        Ok(Self { sockets })
+    }
+
+    /// Whether both families are listened for.
+    pub fn has_ipv6(&self) -> bool {
+        self.sockets.len() == LISTEN_ADDRESSES.len()
     }
 
     /// Where they listen.
@@ -82,21 +91,28 @@ impl SpoofingConnector {
     /// The source to bind. None towards the node itself and towards the pod itself: the reply to a pod's address would
     /// be sent to the pod there, past the agent.
     fn source(&self, target: ConnectTarget) -> Option<IpAddr> {
+        let ConnectSource::Pod(source) = target.source else { return None };
         let destination = target.address.ip();
-        target.source.filter(|source| {
-            source.is_ipv4() == destination.is_ipv4()
-                && *source != destination
-                && !self.local.load().contains(&destination)
-        })
+        let returns = source.is_ipv4() == destination.is_ipv4()
+            && source != destination
+            && !self.local.load().contains(&destination);
+        returns.then_some(source)
     }
 
-    fn open(&self, target: ConnectTarget) -> io::Result<Socket> {
+    async fn connect_as(&self, target: ConnectTarget, source: Option<IpAddr>) -> io::Result<TcpStream> {
+        let socket = self.open(target, source)?;
+        crate::net::finish_connect(socket, target.address).await
+    }
+
+    fn open(&self, target: ConnectTarget, source: Option<IpAddr>) -> io::Result<Socket> {
         let domain = Domain::for_address(target.address);
         let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-        socket.set_mark(self.own_mark)?;
+        if target.source != ConnectSource::Translated {
+            socket.set_mark(self.own_mark)?;
+        }
         socket.set_tcp_nodelay(true)?;
         socket.set_tcp_keepalive(&keepalive())?;
-        if let Some(source) = self.source(target) {
+        if let Some(source) = source {
             set_transparent(&socket, target.address)?;
             self.bind_spoofed(&socket, source)?;
         }
@@ -127,10 +143,23 @@ impl SpoofingConnector {
 impl Connector for SpoofingConnector {
     fn connect(&self, target: ConnectTarget) -> Pin<Box<dyn Future<Output = io::Result<TcpStream>> + '_>> {
         Box::pin(async move {
-            let socket = self.open(target)?;
-            crate::net::finish_connect(socket, target.address).await
+            if let Some(source) = self.source(target) {
+                for _ in 0..SPOOFED_TRIES {
+                    match self.connect_as(target, Some(source)).await {
+                        Err(error) if no_port(&error) => {}
+                        result => return result,
+                    }
+                }
+                tracing::debug!(%source, address = %target.address, "no source port left; connecting as the node");
+            }
+            self.connect_as(target, None).await
         })
     }
+}
+
+/// Whether the ends of a connection are all taken. Where the port is chosen before the connect, another one may do.
+fn no_port(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::AddrInUse)
 }
 
 #[expect(unsafe_code, reason = "IPV6_TRANSPARENT has no safe wrapper")]
@@ -153,4 +182,43 @@ fn set_port_range(fd: RawFd) -> io::Result<()> {
     const IP_LOCAL_PORT_RANGE: i32 = 51;
     let range = u32::from(*SPOOFED_PORTS.end()) << 16 | u32::from(*SPOOFED_PORTS.start());
     set_option(fd, libc::IPPROTO_IP, IP_LOCAL_PORT_RANGE, range.cast_signed())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_lack_of_ports_is_answered_with_another() {
+        for (errno, expected) in [
+            (libc::EADDRNOTAVAIL, true),
+            (libc::EADDRINUSE, true),
+            (libc::ECONNREFUSED, false),
+            (libc::EHOSTUNREACH, false),
+            (libc::EPERM, false),
+        ] {
+            assert_eq!(no_port(&io::Error::from_raw_os_error(errno)), expected, "{errno}");
+        }
+    }
+
+    #[test]
+    fn pods_are_spoken_for_only_where_the_reply_comes_back() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let local = LocalAddresses::default();
+        local.store(std::sync::Arc::new(vec![ip("10.88.0.1")]));
+        let connector = SpoofingConnector::new(1, local, 0);
+        let pod = ConnectSource::Pod(ip("10.10.1.1"));
+        let cases = [
+            (pod, "10.10.1.2:80", true),
+            (pod, "10.10.1.1:80", false),
+            (pod, "10.88.0.1:80", false),
+            (pod, "[fd00::1]:80", false),
+            (ConnectSource::Node, "10.10.1.2:80", false),
+            (ConnectSource::Translated, "10.10.1.2:80", false),
+        ];
+        for (source, address, expected) in cases {
+            let target = ConnectTarget { address: address.parse().unwrap(), source };
+            assert_eq!(connector.source(target).is_some(), expected, "{target:?}");
+        }
+    }
 }

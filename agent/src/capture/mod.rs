@@ -9,10 +9,12 @@ mod error;
 mod glob;
 mod interfaces;
 mod listener;
+mod mirror;
 mod netlink;
 mod plumbing;
 mod programs;
 mod self_check;
+mod upkeep;
 
 pub use claim::Claim;
 pub use engine::{Engine, EngineHandle};
@@ -33,7 +35,7 @@ use arc_swap::ArcSwap;
 pub struct CaptureSettings {
     /// Interfaces that lead to pods.
     pub pod_interfaces: Glob,
-    /// Interfaces that lead off the node; empty: those that carry a route through a gateway.
+    /// Interfaces by which replies to the agent come back; empty: all but the pods' and loopback.
     pub uplinks: Vec<String>,
     /// The marks and the routing table that lead captured packets to the agent.
     pub marks: Marks,
@@ -71,6 +73,8 @@ pub struct CaptureStatus {
     pub attach: &'static str,
     /// Pod interfaces with the program.
     pub pod_interfaces: Vec<String>,
+    /// Why captured packets would be lost, so that none are captured.
+    pub paused: Option<String>,
     /// Uplinks with the program.
     pub uplinks: Vec<String>,
     /// Interfaces that should have it and do not, with the reason.

@@ -1,17 +1,16 @@
-//! Reading links, addresses and routes, and hearing when they change.
+//! Reading links and addresses, and hearing when they change.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use futures_util::stream::{Stream, StreamExt, TryStreamExt};
 use netlink_packet_route::address::AddressAttribute;
-use netlink_packet_route::link::{LinkAttribute, LinkLayerType, LinkMessage};
-use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage};
 use netlink_packet_route::tc::{TcAttribute, TcHandle};
-use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection};
+use rtnetlink::{Handle, MulticastGroup, new_multicast_connection};
 
 use super::CaptureError;
-use super::interfaces::{Link, Snapshot};
+use super::interfaces::{Header, Link, Snapshot};
 
 /// A connection to the kernel's routing socket.
 pub struct Netlink {
@@ -27,6 +26,8 @@ impl Netlink {
             MulticastGroup::Ipv6Ifaddr,
             MulticastGroup::Ipv4Route,
             MulticastGroup::Ipv6Route,
+            MulticastGroup::Ipv4Rule,
+            MulticastGroup::Ipv6Rule,
         ];
         let (connection, handle, messages) = new_multicast_connection(&groups)
             .map_err(|source| CaptureError::Listener { doing: "opening a netlink socket", source })?;
@@ -41,11 +42,14 @@ impl Netlink {
 
     /// Reads everything anew.
     pub async fn snapshot(&self) -> Result<Snapshot, CaptureError> {
-        Ok(Snapshot {
-            links: self.links().await?,
-            addresses: self.addresses().await?,
-            gateways: self.gateways().await?,
-        })
+        Ok(Snapshot { links: self.links().await?, addresses: self.addresses().await? })
+    }
+
+    /// Whether an interface is there; one that the kernel can't be asked about counts as there.
+    pub async fn has_link(&self, index: u32) -> bool {
+        let answer: Result<Vec<_>, _> =
+            self.handle.link().get().match_index(index).execute().try_collect().await;
+        !matches!(answer, Err(rtnetlink::Error::NetlinkError(message)) if message.raw_code() == -libc::ENODEV)
     }
 
     /// Takes the clsact qdisc off an interface on which nobody has a filter. An interface that is gone is no error.
@@ -95,55 +99,42 @@ impl Netlink {
         };
         Ok(messages.iter().filter_map(|message| own(&message.attributes)).collect())
     }
-
-    async fn gateways(&self) -> Result<BTreeSet<u32>, CaptureError> {
-        let mut found = BTreeSet::new();
-        let v4 = RouteMessageBuilder::<std::net::Ipv4Addr>::new().build();
-        let v6 = RouteMessageBuilder::<std::net::Ipv6Addr>::new().build();
-        for family in [v4, v6] {
-            let routes: Vec<RouteMessage> = self
-                .handle
-                .route()
-                .get(family)
-                .execute()
-                .try_collect()
-                .await
-                .map_err(CaptureError::netlink("listing routes"))?;
-            found.extend(
-                routes.iter().filter(|route| route.header.kind == RouteType::Unicast).flat_map(gateway_links),
-            );
-        }
-        Ok(found)
-    }
 }
 
 fn link(message: &LinkMessage) -> Option<(u32, Link)> {
-    let name = message
-        .attributes
+    let attributes = &message.attributes;
+    let name = attributes
         .iter()
         .find_map(|a| if let LinkAttribute::IfName(name) = a { Some(name.clone()) } else { None })?;
-    Some((
-        message.header.index,
-        Link { name, ethernet: message.header.link_layer_type == LinkLayerType::Ether },
-    ))
+    let master = attributes
+        .iter()
+        .find_map(|a| if let LinkAttribute::Controller(index) = a { Some(*index) } else { None });
+    let address = || {
+        let bytes = attributes
+            .iter()
+            .find_map(|a| if let LinkAttribute::Address(bytes) = a { Some(bytes) } else { None })?;
+        <[u8; 6]>::try_from(bytes.as_slice()).ok()
+    };
+    let is_bridge = attributes.iter().any(
+        |a| matches!(a, LinkAttribute::LinkInfo(infos) if infos.contains(&LinkInfo::Kind(InfoKind::Bridge))),
+    );
+    let bridge = if is_bridge { address() } else { None };
+    let header = header(message.header.link_layer_type);
+    Some((message.header.index, Link { name, header, master, bridge }))
 }
 
-/// The interfaces through which a route reaches a gateway.
-fn gateway_links(route: &RouteMessage) -> Vec<u32> {
-    let mut links = Vec::new();
-    let has_gateway = |attributes: &[RouteAttribute]| {
-        attributes.iter().any(|a| matches!(a, RouteAttribute::Gateway(_) | RouteAttribute::Via(_)))
-    };
-    for attribute in &route.attributes {
-        match attribute {
-            RouteAttribute::Oif(index) if has_gateway(&route.attributes) => links.push(*index),
-            RouteAttribute::MultiPath(hops) => {
-                links.extend(
-                    hops.iter().filter(|hop| has_gateway(&hop.attributes)).map(|hop| hop.interface_index),
-                );
-            }
-            _ => {}
-        }
+/// Loopback has Ethernet headers too.
+fn header(kind: LinkLayerType) -> Header {
+    match kind {
+        LinkLayerType::Ether | LinkLayerType::Loopback => Header::Ethernet,
+        LinkLayerType::None
+        | LinkLayerType::Rawip
+        | LinkLayerType::Ppp
+        | LinkLayerType::Tunnel
+        | LinkLayerType::Tunnel6
+        | LinkLayerType::Sit
+        | LinkLayerType::Ipgre
+        | LinkLayerType::Ip6gre => Header::Network,
+        _ => Header::Other,
     }
-    links
 }

@@ -1,12 +1,14 @@
 //! The loaded kernel programs and their maps.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use agent_common::capture::{Action, AddressKey, CaptureConfig, DestinationKey, DestinationValue, Reason};
-use aya::maps::{HashMap, MapData, MapError, PerCpuArray, SockMap};
+use agent_common::capture::{
+    Action, AddressKey, BridgeMac, CaptureConfig, DestinationKey, DestinationValue, Reason,
+};
+use aya::maps::{MapData, MapError, PerCpuArray, SockMap};
 use aya::programs::tc::{
     NlOptions, SchedClassifierLinkId, TcAttachOptions, qdisc_add_clsact, qdisc_detach_program,
 };
@@ -15,6 +17,7 @@ use aya::{Ebpf, EbpfError, EbpfLoader};
 
 use super::interfaces::Hooked;
 use super::listener::CaptureListeners;
+use super::mirror::Mirror;
 use super::{CaptureError, Marks};
 
 /// The object that the build script made, aligned as the ELF reader asks.
@@ -28,10 +31,9 @@ pub struct Programs {
     ebpf: Ebpf,
     attach: Attach,
     links: BTreeMap<u32, Attached>,
-    destinations: HashMap<MapData, DestinationKey, DestinationValue>,
-    captured: HashSet<SocketAddr>,
-    addresses: HashMap<MapData, AddressKey, u32>,
-    local: HashSet<IpAddr>,
+    destinations: Mirror<DestinationKey, DestinationValue>,
+    addresses: Mirror<AddressKey, u32>,
+    bridges: Mirror<u32, BridgeMac>,
     listeners: SockMap<MapData>,
     counters: Counters,
 }
@@ -76,7 +78,7 @@ impl Programs {
         let config = CaptureConfig { deliver_mark: marks.deliver, own_mark: marks.own, workers, padding: 0 };
         let mut ebpf =
             EbpfLoader::new().override_global("CONFIG", &config, true).load(OBJECT).map_err(object_error)?;
-        for hook in [Hooked::Pod, Hooked::Uplink] {
+        for hook in Hooked::ALL {
             let program = classifier(&mut ebpf, hook);
             program.load().map_err(|source| load_error(hook.program(), source))?;
         }
@@ -89,10 +91,9 @@ impl Programs {
                 Attach::Clsact
             },
             links: BTreeMap::new(),
-            destinations: map(&mut ebpf, "DESTINATIONS")?,
-            captured: HashSet::new(),
-            addresses: map(&mut ebpf, "LOCAL_ADDRESSES")?,
-            local: HashSet::new(),
+            destinations: Mirror::new("DESTINATIONS", map(&mut ebpf, "DESTINATIONS")?),
+            addresses: Mirror::new("LOCAL_ADDRESSES", map(&mut ebpf, "LOCAL_ADDRESSES")?),
+            bridges: Mirror::new("BRIDGES", map(&mut ebpf, "BRIDGES")?),
             listeners: map(&mut ebpf, "LISTENERS")?,
             counters: Counters(Arc::new(map(&mut ebpf, "COUNTERS")?)),
             ebpf,
@@ -173,43 +174,27 @@ impl Programs {
     }
 
     /// Makes the captured destinations these; what is already right is not touched.
-    pub fn set_destinations(&mut self, wanted: &HashSet<SocketAddr>) -> Result<Captured, CaptureError> {
-        let error = |source| CaptureError::Map { map: "DESTINATIONS", source };
-        for gone in self.captured.difference(wanted).copied().collect::<Vec<_>>() {
-            self.destinations.remove(&destination_key(gone)).map_err(error)?;
-            self.captured.remove(&gone);
-        }
-        let mut over_capacity = 0;
-        for new in wanted.difference(&self.captured).copied().collect::<Vec<_>>() {
-            match self.destinations.insert(
-                destination_key(new),
-                DestinationValue { action: Action::Agent as u32 },
-                0,
-            ) {
-                Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::E2BIG) => {
-                    over_capacity += 1;
-                }
-                result => {
-                    result.map_err(error)?;
-                    self.captured.insert(new);
-                }
-            }
-        }
-        Ok(Captured { destinations: self.captured.len(), over_capacity })
+    pub fn set_destinations(
+        &mut self,
+        wanted: impl Iterator<Item = SocketAddr>,
+    ) -> Result<Captured, CaptureError> {
+        let value = DestinationValue { action: Action::Agent as u32 };
+        let over_capacity =
+            self.destinations.set(&wanted.map(|to| (destination_key(to), value)).collect())?;
+        Ok(Captured { destinations: self.destinations.len(), over_capacity })
     }
 
-    /// Makes the node's own addresses these.
-    pub fn set_addresses(&mut self, wanted: &HashSet<IpAddr>) -> Result<(), CaptureError> {
-        let error = |source| CaptureError::Map { map: "LOCAL_ADDRESSES", source };
-        for gone in self.local.difference(wanted).copied().collect::<Vec<_>>() {
-            self.addresses.remove(&AddressKey { address: octets(gone) }).map_err(error)?;
-            self.local.remove(&gone);
-        }
-        for new in wanted.difference(&self.local).copied().collect::<Vec<_>>() {
-            self.addresses.insert(AddressKey { address: octets(new) }, 1, 0).map_err(error)?;
-            self.local.insert(new);
-        }
-        Ok(())
+    /// Makes the node's own addresses these. Answers how many found no room.
+    pub fn set_addresses(&mut self, wanted: impl Iterator<Item = IpAddr>) -> Result<usize, CaptureError> {
+        self.addresses.set(&wanted.map(|ip| (AddressKey { address: octets(ip) }, 1)).collect())
+    }
+
+    /// Makes the ports of bridges these, by index, with their bridge's address. Answers how many found no room.
+    pub fn set_bridges(
+        &mut self,
+        wanted: impl Iterator<Item = (u32, [u8; 6])>,
+    ) -> Result<usize, CaptureError> {
+        self.bridges.set(&wanted.map(|(port, mac)| (port, BridgeMac { mac, padding: [0; 2] })).collect())
     }
 
     /// The programs' counters, readable from anywhere.
@@ -238,6 +223,7 @@ impl Hooked {
         match self {
             Self::Pod => "from_pod",
             Self::Uplink => "from_uplink",
+            Self::UplinkL3 => "from_uplink_l3",
         }
     }
 }

@@ -6,8 +6,9 @@ use std::process::Command;
 use serde::Serialize;
 
 use super::netlink::Netlink;
+use super::plumbing::{Plumbing, has_ipv6};
 use super::programs::Programs;
-use super::{CaptureError, CaptureSettings, plumbing};
+use super::{CaptureError, CaptureSettings};
 
 /// One thing looked at.
 #[derive(Debug, Clone, Serialize)]
@@ -49,7 +50,11 @@ impl Check {
 pub async fn checks(settings: &CaptureSettings) -> Vec<Check> {
     let mut checks =
         vec![kernel(), programs(settings), nft(), forwarding("ipv4/ip_forward", "IPv4 forwarding")];
-    checks.push(forwarding("ipv6/conf/all/forwarding", "IPv6 forwarding"));
+    checks.push(if has_ipv6() {
+        forwarding("ipv6/conf/all/forwarding", "IPv6 forwarding")
+    } else {
+        Check::new("IPv6", Outcome::Warning, "this node has none, or none on loopback: only IPv4 is captured")
+    });
     match Netlink::open() {
         Ok((netlink, _)) => {
             checks.push(interfaces(settings, &netlink).await);
@@ -117,13 +122,10 @@ async fn interfaces(settings: &CaptureSettings, netlink: &Netlink) -> Check {
 }
 
 async fn marks(settings: &CaptureSettings, netlink: &Netlink) -> Check {
-    match plumbing::clash(netlink.handle(), settings.marks).await {
+    let plumbing = Plumbing { marks: settings.marks, ipv6: has_ipv6() };
+    match plumbing.clash(netlink.handle()).await {
         Ok(None) => Check::new("marks", Outcome::Ok, "no other rule uses ours"),
-        Ok(Some(rule)) => Check::new(
-            "marks",
-            Outcome::Failed,
-            format!("{rule}: choose others with --deliver-mark and --own-mark"),
-        ),
+        Ok(Some(rule)) => Check::new("marks", Outcome::Failed, CaptureError::MarkTaken(rule).to_string()),
         Err(error) => Check::new("marks", Outcome::Failed, error.to_string()),
     }
 }

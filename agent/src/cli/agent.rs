@@ -62,7 +62,8 @@ pub(super) struct CaptureArgs {
     /// The host-side interfaces of pods: names with `*` and `?`, separated by commas.
     #[arg(long, env = "SLUICE_POD_INTERFACES", value_name = "GLOB", default_value = "veth*,cali*,lxc*,gke*")]
     pod_interfaces: Glob,
-    /// An interface that leads off the node; may be given several times. Default: those with a route through a gateway.
+    /// An interface by which replies from other nodes come back; may be given several times. Default: every one but the
+    /// pods' and loopback.
     #[arg(long, env = "SLUICE_UPLINK", value_name = "IFACE", value_delimiter = ',')]
     uplink: Vec<String>,
     /// The port of the first worker's capture listener, on loopback; further workers take free ones.
@@ -74,9 +75,12 @@ pub(super) struct CaptureArgs {
     /// The mark of the agent's own sockets.
     #[arg(long, env = "SLUICE_OWN_MARK", value_parser = number, default_value = "0x1520")]
     own_mark: u32,
-    /// The routing table of the deliver mark.
-    #[arg(long, env = "SLUICE_ROUTE_TABLE", default_value_t = 1510)]
+    /// The routing table of the deliver mark; none of the kernel's own (0 and 253 to 255).
+    #[arg(long, env = "SLUICE_ROUTE_TABLE", value_parser = table, default_value_t = 1510)]
     route_table: u32,
+    /// What a stop leaves in the kernel. `remove`: nothing.
+    #[arg(long, env = "SLUICE_ON_STOP", value_parser = on_stop, default_value = "remove")]
+    on_stop: OnStop,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -84,6 +88,12 @@ enum CaptureMode {
     Auto,
     Packet,
     Off,
+}
+
+/// What is left in the kernel when the agent stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OnStop {
+    Remove,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -108,6 +118,8 @@ impl CaptureArgs {
             self.deliver_mark != self.own_mark && self.deliver_mark != 0 && self.own_mark != 0,
             "--deliver-mark and --own-mark must differ from each other and from zero"
         );
+        // The engine removes what it installed; there is no other way to stop.
+        let OnStop::Remove = self.on_stop;
         let marks = Marks {
             deliver: self.deliver_mark,
             own: self.own_mark,
@@ -173,6 +185,26 @@ fn number(text: &str) -> Result<u32, std::num::ParseIntError> {
     }
 }
 
+/// A routing table that is not one of the kernel's own: unspecified, default, main, local.
+fn table(text: &str) -> Result<u32, String> {
+    match number(text).map_err(|error| error.to_string())? {
+        0 | 253..=255 => Err("this table is the kernel's own; take another one".to_owned()),
+        table => Ok(table),
+    }
+}
+
+fn on_stop(text: &str) -> Result<OnStop, String> {
+    match text {
+        "remove" => Ok(OnStop::Remove),
+        "keep" => {
+            Err("keeping connections over a stop waits for hand-over to the next agent, which this version \
+                       does not have; the only value is `remove`"
+                .to_owned())
+        }
+        _ => Err("the only value is `remove`".to_owned()),
+    }
+}
+
 fn hostname() -> String {
     nix::unistd::gethostname()
         .ok()
@@ -186,4 +218,25 @@ fn cores() -> u16 {
         .and_then(|cores| u16::try_from(cores.get()).ok())
         .unwrap_or(1)
         .min(64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_own_tables_are_refused() {
+        for text in ["0", "253", "254", "0xff"] {
+            assert!(table(text).unwrap_err().contains("kernel's own"), "{text}");
+        }
+        assert_eq!((table("1510"), table("252"), table("0x100")), (Ok(1510), Ok(252), Ok(256)));
+        assert!(table("main").is_err());
+    }
+
+    #[test]
+    fn a_stop_can_only_remove() {
+        assert_eq!(on_stop("remove"), Ok(OnStop::Remove));
+        assert!(on_stop("keep").unwrap_err().contains("hand-over"));
+        assert!(on_stop("").unwrap_err().contains("`remove`"));
+    }
 }

@@ -67,6 +67,9 @@ fn capture(status: &Status) -> Vec<String> {
         format!("             pods: {}", hooked(&capture.interfaces)),
         format!("             uplinks: {}", hooked(&capture.uplinks)),
     ];
+    if let Some(reason) = &capture.paused {
+        lines.push(format!("             PAUSED, everything goes direct: {reason}"));
+    }
     for interface in capture.interfaces.iter().chain(&capture.uplinks) {
         if let Some(reason) = &interface.not_captured {
             lines.push(format!("             NOT CAPTURED {}: {reason}", interface.name));

@@ -14,8 +14,20 @@ use tokio::net::TcpStream;
 pub struct ConnectTarget {
     /// The endpoint.
     pub address: SocketAddr,
-    /// The address that the endpoint shall see: the captured pod's own. `None`: the node's.
-    pub source: Option<IpAddr>,
+    /// As whom.
+    pub source: ConnectSource,
+}
+
+/// Whom an endpoint shall see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ConnectSource {
+    /// A captured pod, by its own address.
+    Pod(IpAddr),
+    /// The node.
+    Node,
+    /// The node, as any of its processes: the address may be one that only the node's NAT understands, which never sees
+    /// the packets of the agent's other connections.
+    Translated,
 }
 
 /// Opens upstream connections. One implementation binds pods' addresses, one does not; tests have their own.
@@ -33,7 +45,7 @@ pub fn keepalive() -> TcpKeepalive {
         .with_retries(9)
 }
 
-/// Connects from the node's own address; a target's source is not used.
+/// Connects from the node's own address; whoever a target's source is.
 #[derive(Debug, Default)]
 pub struct PlainConnector;
 

@@ -5,7 +5,7 @@ mod copy;
 mod detect;
 mod listen;
 
-pub use connect::{ConnectTarget, Connector, PlainConnector, finish_connect, keepalive};
+pub use connect::{ConnectSource, ConnectTarget, Connector, PlainConnector, finish_connect, keepalive};
 pub use copy::{RelayFailure, Relayed, relay};
 pub use detect::{Spoken, classify};
-pub use listen::gateway_listener;
+pub use listen::{gateway_listener, lacks_ipv6, server_listener};

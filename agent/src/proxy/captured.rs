@@ -33,7 +33,7 @@ pub(super) async fn serve(context: Context, io: TcpStream, peer: SocketAddr, lis
     };
     let Some(frontend) = table.frontends.get(&original_destination) else {
         // The table changed between the kernel's decision and now.
-        let dial = Dial::original(original_destination);
+        let dial = Dial::unknown(original_destination);
         return Box::pin(tcp::serve(&context, downstream, &table, dial, None)).await;
     };
     by_protocol(context, downstream, &table, frontend).await;

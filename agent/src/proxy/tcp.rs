@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use super::{Context, Downstream};
 use crate::balance::Pick;
 use crate::compile::{Cluster, Frontend, RoutingTable};
-use crate::net::{ConnectTarget, RelayFailure, Relayed, relay};
+use crate::net::{ConnectSource, ConnectTarget, RelayFailure, Relayed, relay};
 use crate::telemetry::{ConnectionRecord, Flag, ResponseFlags};
 
 /// How long one endpoint may take to accept.
@@ -25,18 +25,20 @@ pub(super) struct Dial {
     /// The cluster to choose from; `None`: the address that the client dialled.
     cluster: Option<Arc<Cluster>>,
     original: SocketAddr,
+    /// Whether no table knows the address.
+    unknown: bool,
 }
 
 impl Dial {
-    /// Where the client dialled.
-    pub(super) fn original(original: SocketAddr) -> Self {
-        Self { cluster: None, original }
+    /// Where the client dialled, which no table knows: the node's NAT may.
+    pub(super) fn unknown(original: SocketAddr) -> Self {
+        Self { cluster: None, original, unknown: true }
     }
 
     /// An endpoint of the service; of a headless one, the endpoint that the client dialled.
     pub(super) fn frontend(frontend: &Frontend, original: SocketAddr) -> Self {
         let cluster = (!frontend.headless).then(|| frontend.tcp.clone());
-        Self { cluster, original }
+        Self { cluster, original, unknown: false }
     }
 }
 
@@ -72,7 +74,8 @@ pub(super) struct Undialled {
 /// Connects to an endpoint, and to another one where the first can't be reached.
 pub(super) async fn dial(context: &Context, peer: SocketAddr, dial: &Dial) -> Result<Dialled, Undialled> {
     let Some(cluster) = &dial.cluster else {
-        let io = connect(context, peer, dial.original).await?;
+        let source = if dial.unknown { ConnectSource::Translated } else { ConnectSource::Pod(peer.ip()) };
+        let io = connect(context, ConnectTarget { address: dial.original, source }).await?;
         return Ok(Dialled { io, address: dial.original, pick: None, client_error: None });
     };
     let mut tried = Vec::new();
@@ -83,7 +86,7 @@ pub(super) async fn dial(context: &Context, peer: SocketAddr, dial: &Dial) -> Re
         if tried.contains(&address) {
             break;
         }
-        match connect(context, peer, address).await {
+        match connect(context, ConnectTarget { address, source: ConnectSource::Pod(peer.ip()) }).await {
             Ok(io) => return Ok(Dialled { io, address, pick: Some(pick), client_error: None }),
             Err(error) => failure = error,
         }
@@ -92,8 +95,8 @@ pub(super) async fn dial(context: &Context, peer: SocketAddr, dial: &Dial) -> Re
     Err(failure)
 }
 
-async fn connect(context: &Context, peer: SocketAddr, address: SocketAddr) -> Result<TcpStream, Undialled> {
-    let target = ConnectTarget { address, source: Some(peer.ip()) };
+async fn connect(context: &Context, target: ConnectTarget) -> Result<TcpStream, Undialled> {
+    let address = target.address;
     let failed = |details| Undialled { flag: Flag::UpstreamConnectFailure, details, last: Some(address) };
     match tokio::time::timeout(CONNECT_TIMEOUT, context.connector.connect(target)).await {
         Ok(Ok(io)) => Ok(io),

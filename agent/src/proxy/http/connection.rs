@@ -34,6 +34,8 @@ pub(super) struct Connection {
     pub(super) original_destination: SocketAddr,
     pub(super) origin: Origin,
     pub(super) early: Option<(Pick, TcpStream)>,
+    /// Whether no table knows what the client dialled: the node's NAT may, so the agent dials as any process would.
+    pub(super) unknown: bool,
     /// Requests answered so far.
     pub(super) served: u32,
     /// One timer for all the waits between requests; it is set anew when it fires too early, not for each wait.
@@ -71,7 +73,19 @@ impl Connection {
         let settings = ctx.http.settings(&origin);
         let mut buffers = ctx.http.take_buffers();
         buffers.client_in.extend_from_slice(&read);
-        Self { ctx, settings, io, buffers, peer, original_destination, origin, early, served: 0, idle: None }
+        Self {
+            ctx,
+            settings,
+            io,
+            buffers,
+            peer,
+            original_destination,
+            origin,
+            early,
+            unknown: false,
+            served: 0,
+            idle: None,
+        }
     }
 
     /// Whether the agent drains.

@@ -47,6 +47,8 @@ impl Connection {
                 self.forward(Goal::Cluster(cluster), &planned, &mut trail).await
             }
             Plan::Original => {
+                // Without a route: no table knows the address. The client's next connection goes past us.
+                self.unknown = planned.route.is_none();
                 self.forward(Goal::Address(self.original_destination), &planned, &mut trail).await
             }
             Plan::Redirect(redirect) => {
@@ -110,7 +112,7 @@ impl Connection {
     fn may_keep(&self) -> bool {
         let head = &self.buffers.head;
         let more = self.settings.max_requests.is_none_or(|max| self.served < max);
-        head.connection().persistent(head.version()) && more && !self.draining()
+        head.connection().persistent(head.version()) && more && !self.unknown && !self.draining()
     }
 
     /// Sends the request on, once more on a new connection where a kept one turned out to be closed.

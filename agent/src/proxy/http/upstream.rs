@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::connection::Connection;
 use crate::balance::Pick;
 use crate::compile::{Cluster, Upstream};
-use crate::net::ConnectTarget;
+use crate::net::{ConnectSource, ConnectTarget};
 use crate::pool::{Liveness, PoolKey};
 use crate::proxy::answer::Problem;
 use crate::telemetry::Origin;
@@ -132,8 +132,13 @@ impl Connection {
             Some((at, problem)) if at < connect_by => (at, problem),
             _ => (connect_by, Problem::ConnectTimeout),
         };
-        let dial = self.ctx.connector.connect(ConnectTarget { address, source });
-        match Box::pin(tokio::time::timeout_at(until, dial)).await {
+        let source = match source {
+            Some(pod) => ConnectSource::Pod(pod),
+            None if self.unknown => ConnectSource::Translated,
+            None => ConnectSource::Node,
+        };
+        let connecting = self.ctx.connector.connect(ConnectTarget { address, source });
+        match Box::pin(tokio::time::timeout_at(until, connecting)).await {
             Ok(Ok(io)) => Ok(UpstreamConnection { io, key, reused: false, pick }),
             Ok(Err(error)) => Err(Problem::Connect(error.kind())),
             Err(_) => Err(late),
@@ -143,8 +148,8 @@ impl Connection {
     /// The address that the endpoint sees: a captured pod's own.
     fn upstream_source(&self) -> Option<IpAddr> {
         match self.origin {
-            Origin::Outbound => Some(self.peer.ip()),
-            Origin::Gateway(_) => None,
+            Origin::Outbound if !self.unknown => Some(self.peer.ip()),
+            Origin::Outbound | Origin::Gateway(_) => None,
         }
     }
 }

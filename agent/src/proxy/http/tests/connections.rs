@@ -247,3 +247,18 @@ fn the_early_connection_is_used_where_the_route_picks_its_endpoint() {
         }
     });
 }
+
+#[test]
+fn an_address_that_no_table_knows_is_dialled_and_the_connection_not_kept() {
+    run(async {
+        let mut setup = Setup::service(&[]);
+        setup.original_destination = echo().await;
+        let proxy = setup.start().await;
+        let mut client = proxy.client().await;
+        client.send("GET /a HTTP/1.1\r\nHost: web\r\n\r\n").await;
+        let (head, body) = client.message().await;
+        assert_eq!(body, "0 GET /a HTTP/1.1");
+        assert_eq!(field(&head, "connection").as_deref(), Some("close"), "{head}");
+        assert_eq!(client.rest().await, "");
+    });
+}

@@ -1,0 +1,53 @@
+//! A kernel map that the agent alone writes, with a copy of what is in it.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+
+use aya::Pod;
+use aya::maps::{HashMap as KernelMap, MapData, MapError};
+
+use super::CaptureError;
+
+/// The map and its copy.
+pub struct Mirror<K, V> {
+    name: &'static str,
+    kernel: KernelMap<MapData, K, V>,
+    held: HashMap<K, V>,
+}
+
+impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Mirror<K, V> {
+    /// Of an empty map.
+    pub fn new(name: &'static str, kernel: KernelMap<MapData, K, V>) -> Self {
+        Self { name, kernel, held: HashMap::new() }
+    }
+
+    /// Makes the map hold what is wanted; what is already right is not touched. Answers how many entries found no room.
+    pub fn set(&mut self, wanted: &HashMap<K, V>) -> Result<usize, CaptureError> {
+        let error = |source| CaptureError::Map { map: self.name, source };
+        for gone in self.held.keys().filter(|key| !wanted.contains_key(key)).copied().collect::<Vec<_>>() {
+            self.kernel.remove(&gone).map_err(error)?;
+            self.held.remove(&gone);
+        }
+        let mut over_capacity = 0;
+        for (key, value) in wanted {
+            if self.held.get(key) == Some(value) {
+                continue;
+            }
+            match self.kernel.insert(key, value, 0) {
+                Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::E2BIG) => {
+                    over_capacity += 1;
+                }
+                result => {
+                    result.map_err(error)?;
+                    self.held.insert(*key, *value);
+                }
+            }
+        }
+        Ok(over_capacity)
+    }
+
+    /// How many entries the map holds.
+    pub fn len(&self) -> usize {
+        self.held.len()
+    }
+}
