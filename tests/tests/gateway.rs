@@ -69,7 +69,7 @@ fn a_start_that_cannot_be_says_why_in_one_line_and_fails() -> Result<()> {
         .args(["agent", "--capture", "off", "--config", "/nonexistent", "--admin", &busy])
         .output()?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    ensure!(output.status.code() == Some(1) && said.contains(&format!("--admin {busy}")), "{said}");
+    ensure!(output.status.code() == Some(1) && said.contains(&busy) && said.contains("--admin"), "{said}");
     Ok(())
 }
 
