@@ -55,6 +55,20 @@ impl Packet<'_> {
         u16::from_be(unsafe { (*self.0.skb.skb).protocol } as u16)
     }
 
+    /// The packet's mark.
+    #[inline(always)]
+    pub fn mark(&self) -> u32 {
+        // SAFETY: a field of the context that the verifier checks.
+        unsafe { (*self.0.skb.skb).mark }
+    }
+
+    /// Takes the packet's mark off.
+    #[inline(always)]
+    pub fn clear_mark(&self) {
+        // SAFETY: a field of the context that programs of this type may write.
+        unsafe { (*self.0.skb.skb).mark = 0 }
+    }
+
     /// The index of the interface that it came in by.
     #[inline(always)]
     pub fn interface(&self) -> u32 {

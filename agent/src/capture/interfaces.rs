@@ -60,9 +60,15 @@ pub type Desired = BTreeMap<u32, (String, Hooked)>;
 impl Snapshot {
     /// What shall be hooked: pods' interfaces, and all others unless some are named. A pod pattern wins over an uplink name.
     pub fn desired(&self, settings: &CaptureSettings) -> Desired {
-        let hook = |link: &Link| {
-            let pod = settings.pod_interfaces.matches(&link.name);
-            let uplink = settings.uplinks.is_empty() || settings.uplinks.contains(&link.name);
+        let is_pod = |link: &Link| settings.pod_interfaces.matches(&link.name);
+        // What a pod sends by a port of a bridge comes out of the bridge.
+        let bridges: BTreeSet<u32> =
+            self.links.values().filter(|link| is_pod(link)).filter_map(|link| link.master).collect();
+        let hook = |index: &u32, link: &Link| {
+            let pod = is_pod(link);
+            let uplink = settings.uplinks.is_empty()
+                || settings.uplinks.contains(&link.name)
+                || link.bridge.is_some() && bridges.contains(index);
             match link.header {
                 _ if link.name == "lo" => None,
                 Header::Ethernet if pod => Some(Hooked::Pod),
@@ -73,7 +79,7 @@ impl Snapshot {
         };
         self.links
             .iter()
-            .filter_map(|(index, link)| Some((*index, (link.name.clone(), hook(link)?))))
+            .filter_map(|(index, link)| Some((*index, (link.name.clone(), hook(index, link)?))))
             .collect()
     }
 
@@ -165,5 +171,12 @@ mod tests {
         ]);
         let snapshot = Snapshot { links, addresses: BTreeSet::new() };
         assert_eq!(snapshot.bridge_ports().collect::<Vec<_>>(), [(2, mac)]);
+        let desired = snapshot.desired(&settings("veth*", &["eth0"]));
+        assert_eq!(
+            desired.get(&1),
+            Some(&("br0".to_owned(), Hooked::Uplink)),
+            "a bridge of pods is always hooked"
+        );
+        assert_eq!(desired.get(&4), None);
     }
 }
