@@ -341,9 +341,20 @@ fn bad_virtual_services_name_their_field() {
         "8 spec.http[0].headers.request.set.x: ",
         "control characters",
     );
+    field(
+        "headers: {request: {set: {host: \"x\\r\\n\\r\\nGET /admin\"}}}",
+        "8 spec.http[0].headers.request.set.host: ",
+        "no host",
+    );
+    field(
+        "rewrite: {uriRegexRewrite: {match: a, rewrite: \"/b HTTP/1.1\\r\\n\"}}",
+        "8 spec.http[0].rewrite.uriRegexRewrite.rewrite: ",
+        "control characters",
+    );
     let rule = |rule: &str, start: &str, part: &str| {
         check_bad(&with_rules(&format!("  http:\n  - {rule}\n")), start, part);
     };
+    rule("redirect: {uri: \"%PREFIX()%\\r\\nx: y\"}", "7 spec.http[0].redirect.uri: ", "control characters");
     rule("name: empty", "7 spec.http[0]: ", "needs one of route");
     rule("delegate: {name: other, namespace: n}", "7 spec.http[0].delegate: ", "rules of n/other");
     rule("delegate: {nmae: other}", "7 spec.http[0].delegate.nmae: ", "unknown field");

@@ -165,6 +165,7 @@ fn rewrites(
         (None, None) => Some(vec![(matches, with(None))]),
         (None, Some(by_regex)) => match regex::part(&by_regex.expression) {
             Ok((regex, text)) => {
+                check_path_bytes(&by_regex.substitution, &field.key("uriRegexRewrite").key("rewrite"), notes);
                 let path =
                     RedirectPath::Regex(RewriteRegex(regex, text), by_regex.substitution.as_str().into());
                 Some(vec![(matches, with(Some(path)))])
@@ -248,6 +249,7 @@ fn redirect_of(written: &HttpRedirect, field: &Field, notes: &mut Notes<'_>) -> 
     let uri = written.uri.as_deref().filter(|uri| !uri.is_empty());
     let path = uri.map(|uri| {
         if let Some(prefix) = uri.strip_prefix(PREFIX_PLACEHOLDER) {
+            check_path_bytes(prefix, &field.key("uri"), notes);
             return RedirectPath::Prefix(prefix.into());
         }
         check_path(uri, &field.key("uri"), notes);
@@ -305,6 +307,9 @@ fn operations(
             for (key, value) in written {
                 let is_host = matches!(key.to_ascii_lowercase().as_str(), "host" | ":authority");
                 match authority.as_deref_mut().filter(|_| is_host && name == "set") {
+                    Some(_) if !is_authority(value) => {
+                        notes.error(&field.key(key), format!("`{value}` is no host"));
+                    }
                     Some(authority) => *authority = Some(value.as_str().into()),
                     None => {
                         operations.extend(header::change(
@@ -323,9 +328,21 @@ fn operations(
 }
 
 fn check_path(path: &str, field: &Field, notes: &mut Notes<'_>) {
-    if !path.starts_with('/') || path.bytes().any(|byte| byte <= b' ' || byte == 0x7f) {
+    if !path.starts_with('/') || has_forbidden_bytes(path) {
         notes.error(field, format!("`{path}` is no path: it begins with `/` and has no spaces"));
     }
+}
+
+/// Part of a path: its bytes reach the wire as they are.
+fn check_path_bytes(part: &str, field: &Field, notes: &mut Notes<'_>) {
+    if has_forbidden_bytes(part) {
+        notes.error(field, format!("{part:?} has spaces or control characters, which no path has"));
+    }
+}
+
+/// Spaces and control characters would end the request line, or begin another request.
+fn has_forbidden_bytes(path: &str) -> bool {
+    path.bytes().any(|byte| byte <= b' ' || byte == 0x7f)
 }
 
 fn is_authority(text: &str) -> bool {
