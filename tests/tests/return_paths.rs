@@ -8,7 +8,7 @@ use std::os::fd::AsRawFd;
 
 use anyhow::{Context, Result, ensure};
 use common::Mesh;
-use lab::address::{GATEWAY, node, pod_cidrs};
+use lab::address::{node, pod_cidrs};
 use lab::{AgentOptions, Lab, PodSpec, Program, ServiceSpec, Topology, unprivileged};
 
 fn backend(name: &str, node: &str) -> PodSpec {
@@ -89,43 +89,6 @@ fn a_tunnel_without_ethernet_headers() -> Result<()> {
         let (second, first) = (ends.pop().context("two ends")?, ends.pop().context("two ends")?);
         carry(first.try_clone()?, second.try_clone()?);
         carry(second, first);
-        Ok(())
-    })?;
-    is_captured(&mesh)
-}
-
-#[test]
-fn pods_that_are_ports_of_one_bridge() -> Result<()> {
-    if unprivileged("pods_that_are_ports_of_one_bridge") {
-        return Ok(());
-    }
-    let topology = Topology::with_nodes(1).pod(PodSpec::new("client", "node1")).pod(backend("near", "node1"));
-    let mesh = mesh("bridge", topology, |lab| {
-        let netns = lab.node("node1")?.netns();
-        netns.ip_batch(&format!(
-            "link add cni0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0\nlink set cni0 up\n\
-             addr add {}/32 dev cni0 scope link\naddr add {}/128 dev cni0 nodad\n",
-            GATEWAY.v4, GATEWAY.v6
-        ))?;
-        let own = node(0);
-        for pod in lab.pods() {
-            let (port, ip) = (pod.host_interface(), pod.address());
-            netns.ip_batch(&format!(
-                "addr del {}/32 dev {port}\naddr del {}/128 dev {port}\nlink set {port} master cni0\n\
-                 route replace {ip4}/32 dev cni0 src {}\nroute del {ip6}/128 dev {port}\n\
-                 route add {ip6}/128 dev cni0 src {}\n",
-                GATEWAY.v4,
-                GATEWAY.v6,
-                own.v4,
-                own.v6,
-                ip4 = ip.v4,
-                ip6 = ip.v6
-            ))?;
-            // The pods see each other on the link: frames between them are not for the bridge itself.
-            let (v4, v6) = pod_cidrs(0);
-            pod.netns()
-                .ip_batch(&format!("route add {v4} dev eth0 scope link\nroute add {v6} dev eth0\n"))?;
-        }
         Ok(())
     })?;
     is_captured(&mesh)

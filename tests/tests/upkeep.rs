@@ -3,8 +3,7 @@
 mod common;
 
 use anyhow::{Result, ensure};
-use common::{LIMIT, Mesh, TIMEOUT};
-use lab::http::Connection;
+use common::{LIMIT, Mesh};
 use lab::{AgentOptions, Lab, PodSpec, Program, ServiceSpec, Topology, exec, unprivileged, wait_for};
 use serde_json::Value;
 
@@ -95,25 +94,5 @@ fn a_node_without_ipv6_captures_ipv4() -> Result<()> {
     ensure!(mesh.agents.remove(0).terminate()?.success(), "the agent failed at its stop");
     let left = common::leftovers(&mesh.lab, NODE)?;
     ensure!(left.is_empty(), "left behind:\n{left}");
-    Ok(())
-}
-
-#[test]
-fn a_service_that_goes_is_reached_as_the_node_would() -> Result<()> {
-    if unprivileged("a_service_that_goes_is_reached_as_the_node_would") {
-        return Ok(());
-    }
-    let mesh = Mesh::up("unknown", topology(), &[])?;
-    let to = mesh.service("web", 0, 80)?;
-    let mut client = mesh.lab.pod("client")?.in_netns(|| Connection::open(to, TIMEOUT))??;
-    ensure!(client.get("web", "/", &[])?.header("via").is_some(), "the connection is not captured");
-    let version = mesh.version(NODE)?;
-    mesh.write("services.yaml", "")?;
-    mesh.wait_version_above(NODE, version)?;
-    // Only kube-proxy knows the address now.
-    let response = client.get("web", "/", &[])?;
-    ensure!(response.status == 200, "{response:?}");
-    ensure!(response.header("connection") == Some("close"), "the connection is kept: {response:?}");
-    ensure!(passes_the_agent(&mesh, 0) == Some(false), "the next connection does not go direct");
     Ok(())
 }

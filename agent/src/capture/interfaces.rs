@@ -64,6 +64,7 @@ impl Snapshot {
         // What a pod sends by a port of a bridge comes out of the bridge.
         let bridges: BTreeSet<u32> =
             self.links.values().filter(|link| is_pod(link)).filter_map(|link| link.master).collect();
+        let ports: BTreeSet<u32> = self.bridge_ports().map(|(port, _)| port).collect();
         let hook = |index: &u32, link: &Link| {
             let pod = is_pod(link);
             let uplink = settings.uplinks.is_empty()
@@ -71,6 +72,8 @@ impl Snapshot {
                 || link.bridge.is_some() && bridges.contains(index);
             match link.header {
                 _ if link.name == "lo" => None,
+                // The listener does not come through a bridge with the packet; what it would take goes direct instead.
+                Header::Ethernet if pod && ports.contains(index) => None,
                 Header::Ethernet if pod => Some(Hooked::Pod),
                 Header::Ethernet if uplink => Some(Hooked::Uplink),
                 Header::Network if uplink && !pod => Some(Hooked::UplinkL3),
@@ -177,6 +180,6 @@ mod tests {
             Some(&("br0".to_owned(), Hooked::Uplink)),
             "a bridge of pods is always hooked"
         );
-        assert_eq!(desired.get(&4), None);
+        assert_eq!((desired.get(&2), desired.get(&4)), (None, None), "a pod at a bridge goes direct");
     }
 }

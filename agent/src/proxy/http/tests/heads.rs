@@ -160,19 +160,3 @@ fn redirects_and_fixed_answers() {
         assert_eq!(client.message().await.1, "short and stout");
     });
 }
-
-#[test]
-fn an_address_without_a_frontend_is_reached_as_dialled() {
-    run(async {
-        let mut setup = Setup::service(&[]);
-        setup.original_destination = echo().await;
-        let address = setup.original_destination;
-        let proxy = setup.start().await;
-        let mut client = proxy.client().await;
-        for path in ["/a", "/b"] {
-            client.send(format!("GET {path} HTTP/1.1\r\nHost: anything\r\n\r\n")).await;
-            assert_eq!(client.message().await.1, format!("0 GET {path} HTTP/1.1"));
-        }
-        assert_eq!(proxy.records(2).await[1].upstream, Some(address));
-    });
-}
