@@ -144,9 +144,9 @@ mod tests {
         assert_eq!(names(&automatic, Hooked::Pod), ["veth1", "veth2"]);
         assert_eq!(names(&automatic, Hooked::Uplink), ["eth0", "eth1"]);
         assert_eq!(names(&automatic, Hooked::UplinkL3), ["tun0"]);
-        let named = settings("veth*", &["eth1"]);
-        assert_eq!(names(&named, Hooked::Uplink), ["eth1"]);
-        assert_eq!(names(&named, Hooked::UplinkL3), [""; 0]);
+        let given = settings("veth*", &["eth1"]);
+        assert_eq!(names(&given, Hooked::Uplink), ["eth1"]);
+        assert_eq!(names(&given, Hooked::UplinkL3), [""; 0]);
         assert_eq!(names(&settings("veth*", &["tun0"]), Hooked::UplinkL3), ["tun0"]);
         let all = settings("*", &["eth1", "tun0"]);
         assert_eq!(names(&all, Hooked::Pod), ["eth0", "eth1", "veth1", "veth2"]);

@@ -37,7 +37,7 @@ impl Plumbing {
     }
 
     /// Whether the nft table still is as it was installed. An error says that nft could not be asked.
-    pub fn has_notrack(self) -> Result<bool, CaptureError> {
+    pub fn has_notrack() -> Result<bool, CaptureError> {
         match nft(&format!("list table inet {NFT_TABLE}\n")) {
             Ok(table) => Ok(table.matches("notrack").count() == 2),
             // With its position in the script before it, unlike the error of a missing program.

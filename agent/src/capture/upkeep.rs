@@ -66,7 +66,7 @@ impl Upkeep {
     /// Looks at the nft table, and puts it back where it is missing.
     pub async fn look_at_notrack(&mut self) {
         let plumbing = self.plumbing;
-        let look = move || match plumbing.has_notrack() {
+        let look = move || match Plumbing::has_notrack() {
             Ok(true) => Notrack::InPlace,
             Ok(false) => match plumbing.install_notrack() {
                 Ok(()) => Notrack::Reinstalled,

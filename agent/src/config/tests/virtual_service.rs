@@ -351,6 +351,10 @@ fn bad_virtual_services_name_their_field() {
         "8 spec.http[0].rewrite.uriRegexRewrite.rewrite: ",
         "control characters",
     );
+}
+
+#[test]
+fn bad_rules_name_their_field() {
     let rule = |rule: &str, start: &str, part: &str| {
         check_bad(&with_rules(&format!("  http:\n  - {rule}\n")), start, part);
     };
