@@ -63,18 +63,6 @@ pub struct AddressKey {
     pub address: [u8; 16],
 }
 
-/// The address of the bridge that an interface is a port of.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BridgeMac {
-    /// Its MAC address.
-    pub mac: [u8; 6],
-    /// Spelled out.
-    pub padding: [u8; 2],
-}
-
-const _: () = assert!(size_of::<BridgeMac>() == 8 && align_of::<BridgeMac>() == 1);
-
 /// Why a program did what it did with a packet; the index into its per-CPU counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u32)]
@@ -187,7 +175,7 @@ pub fn decide(opens: bool, owner: Owner, local: bool, own_mark: u32) -> Verdict 
 #[cfg(feature = "user")]
 #[expect(unsafe_code, reason = "aya's marker for types that are plain bytes")]
 mod pod {
-    use super::{AddressKey, BridgeMac, CaptureConfig, DestinationKey, DestinationValue};
+    use super::{AddressKey, CaptureConfig, DestinationKey, DestinationValue};
 
     // SAFETY: repr(C), integers only, padding spelled out, every bit pattern valid.
     unsafe impl aya::Pod for CaptureConfig {}
@@ -197,8 +185,6 @@ mod pod {
     unsafe impl aya::Pod for DestinationValue {}
     // SAFETY: as above.
     unsafe impl aya::Pod for AddressKey {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for BridgeMac {}
 }
 
 #[cfg(test)]

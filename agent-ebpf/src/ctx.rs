@@ -9,7 +9,7 @@ use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, bpf_sock, bpf_sock_tuple};
 use aya_ebpf::helpers::generated::{
     bpf_get_hash_recalc, bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_fullsock, bpf_sk_release,
-    bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_skc_lookup_tcp,
+    bpf_skb_load_bytes, bpf_skc_lookup_tcp,
 };
 use aya_ebpf::programs::TcContext;
 
@@ -53,42 +53,6 @@ impl Packet<'_> {
     pub fn ethertype(&self) -> u16 {
         // SAFETY: a field of the context that the verifier checks; 16 bits in network byte order.
         u16::from_be(unsafe { (*self.0.skb.skb).protocol } as u16)
-    }
-
-    /// The packet's mark.
-    #[inline(always)]
-    pub fn mark(&self) -> u32 {
-        // SAFETY: a field of the context that the verifier checks.
-        unsafe { (*self.0.skb.skb).mark }
-    }
-
-    /// Takes the packet's mark off.
-    #[inline(always)]
-    pub fn clear_mark(&self) {
-        // SAFETY: a field of the context that programs of this type may write.
-        unsafe { (*self.0.skb.skb).mark = 0 }
-    }
-
-    /// The index of the interface that it came in by.
-    #[inline(always)]
-    pub fn interface(&self) -> u32 {
-        // SAFETY: a field of the context that the verifier checks.
-        unsafe { (*self.0.skb.skb).ifindex }
-    }
-
-    /// Writes the frame's destination. Where the kernel can't, the frame stays as it is.
-    #[inline(always)]
-    pub fn set_destination_mac(&self, mac: [u8; 6]) {
-        // SAFETY: the helper reads six bytes of `mac` and refuses offsets outside the packet.
-        unsafe {
-            bpf_skb_store_bytes(
-                self.0.skb.skb,
-                0,
-                mac.as_ptr().cast::<c_void>(),
-                mac.len() as u32,
-                0,
-            );
-        }
     }
 
     /// Whose connection the segment belongs to.

@@ -7,7 +7,7 @@ use agent_common::packet::{Segment, parse, parse_network};
 use aya_ebpf::programs::TcContext;
 
 use crate::ctx::Packet;
-use crate::maps::{BRIDGES, LOCAL_ADDRESSES, config, count};
+use crate::maps::{LOCAL_ADDRESSES, config, count};
 
 /// Ends a classifier without a decision, so that programs after ours still see the packet (on tcx, 0 would end the chain).
 const NEXT: i32 = -1;
@@ -39,9 +39,6 @@ pub fn run(
     match reason {
         Reason::Captured | Reason::Established => {
             context.skb.set_mark(config.deliver_mark);
-            if begins == Begins::Ethernet {
-                lead_to_bridge(&packet);
-            }
             ACCEPT
         }
         _ => NEXT,
@@ -67,16 +64,6 @@ fn verdict(
         Verdict::Pass => Reason::NotOurs,
         Verdict::Open => open(packet, &segment, config),
     })
-}
-
-/// A bridge would switch the frame to the port of whoever has its destination address; the mark only counts in the stack,
-/// and only frames for the bridge's own address get there.
-#[inline(always)]
-fn lead_to_bridge(packet: &Packet<'_>) {
-    if let Some(bridge) = BRIDGES.get_ptr(&packet.interface()) {
-        // SAFETY: the kernel keeps a map value's memory valid for the run of the program.
-        packet.set_destination_mac(unsafe { (*bridge).mac });
-    }
 }
 
 /// Whether the node itself is the receiver.

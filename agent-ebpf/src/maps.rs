@@ -1,7 +1,7 @@
 //! Every map, with the one who writes it.
 
 use agent_common::capture::{
-    AddressKey, BridgeMac, CaptureConfig, DestinationKey, DestinationValue, MAX_WORKERS, Reason,
+    AddressKey, CaptureConfig, DestinationKey, DestinationValue, MAX_WORKERS, Reason,
 };
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{HashMap, PerCpuArray, SockMap};
@@ -24,10 +24,6 @@ pub static DESTINATIONS: HashMap<DestinationKey, DestinationValue> = HashMap::wi
 /// The node's own addresses. Written by the agent when netlink says so.
 #[map]
 pub static LOCAL_ADDRESSES: HashMap<AddressKey, u32> = HashMap::with_max_entries(16_384, 0);
-
-/// Interfaces that are ports of a bridge, by their index. Written by the agent when netlink says so.
-#[map]
-pub static BRIDGES: HashMap<u32, BridgeMac> = HashMap::with_max_entries(4096, 0);
 
 /// Capture listeners: worker `n` has `2n` (IPv4) and `2n + 1` (IPv6). Written by the agent; a closed socket leaves by itself.
 #[map]

@@ -49,8 +49,8 @@ pub struct Engine {
     /// Whether new connections go direct because captured packets would be lost.
     paused: bool,
     captured: Captured,
-    /// Entries that found no room in the maps of addresses and of bridges.
-    over_capacity: (usize, usize),
+    /// The node's addresses that found no room in the kernel's map.
+    addresses_left_out: usize,
     failed: BTreeMap<u32, (String, String)>,
     status: watch::Sender<CaptureStatus>,
     stop: oneshot::Receiver<oneshot::Sender<()>>,
@@ -116,7 +116,7 @@ impl Engine {
             upkeep: Upkeep::new(plumbing),
             paused: false,
             captured: Captured::default(),
-            over_capacity: (0, 0),
+            addresses_left_out: 0,
             failed: BTreeMap::new(),
             status,
             stop,
@@ -264,17 +264,12 @@ impl Engine {
         Ok(reconciled)
     }
 
-    /// Brings the maps of addresses and of bridges in line, and what the connectors know.
+    /// Brings the map of addresses in line, and what the connectors know.
     fn follow_addresses(&mut self, snapshot: &Snapshot) -> Result<(), CaptureError> {
-        let addresses = self.programs.set_addresses(snapshot.addresses.iter().copied())?;
-        let bridges = self.programs.set_bridges(snapshot.bridge_ports())?;
-        if self.over_capacity != (addresses, bridges) {
-            self.over_capacity = (addresses, bridges);
-            tracing::error!(
-                addresses,
-                bridges,
-                "so many of the node's addresses and bridge ports are left out of the kernel's maps"
-            );
+        let left_out = self.programs.set_addresses(snapshot.addresses.iter().copied())?;
+        if self.addresses_left_out != left_out {
+            self.addresses_left_out = left_out;
+            tracing::error!(left_out, "so many of the node's addresses found no room in the kernel's map");
         }
         if self.local.load().iter().copied().collect::<BTreeSet<_>>() != snapshot.addresses {
             self.local.store(Arc::new(snapshot.addresses.iter().copied().collect()));

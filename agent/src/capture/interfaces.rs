@@ -23,8 +23,8 @@ pub struct Link {
     pub header: Header,
     /// The index of the interface that it is a port of.
     pub master: Option<u32>,
-    /// Its address where it is a bridge.
-    pub bridge: Option<[u8; 6]>,
+    /// Whether it is a bridge.
+    pub is_bridge: bool,
 }
 
 /// What an interface's packets begin with.
@@ -61,19 +61,16 @@ impl Snapshot {
     /// What shall be hooked: pods' interfaces, and all others unless some are named. A pod pattern wins over an uplink name.
     pub fn desired(&self, settings: &CaptureSettings) -> Desired {
         let is_pod = |link: &Link| settings.pod_interfaces.matches(&link.name);
-        // What a pod sends by a port of a bridge comes out of the bridge.
-        let bridges: BTreeSet<u32> =
-            self.links.values().filter(|link| is_pod(link)).filter_map(|link| link.master).collect();
-        let ports: BTreeSet<u32> = self.bridge_ports().map(|(port, _)| port).collect();
-        let hook = |index: &u32, link: &Link| {
+        let is_port = |link: &Link| {
+            link.master.and_then(|master| self.links.get(&master)).is_some_and(|master| master.is_bridge)
+        };
+        let hook = |link: &Link| {
             let pod = is_pod(link);
-            let uplink = settings.uplinks.is_empty()
-                || settings.uplinks.contains(&link.name)
-                || link.bridge.is_some() && bridges.contains(index);
+            let uplink = settings.uplinks.is_empty() || settings.uplinks.contains(&link.name);
             match link.header {
                 _ if link.name == "lo" => None,
-                // The listener does not come through a bridge with the packet; what it would take goes direct instead.
-                Header::Ethernet if pod && ports.contains(index) => None,
+                // A bridge switches frames past the stack, where the mark means nothing: its pods go direct.
+                Header::Ethernet if pod && is_port(link) => None,
                 Header::Ethernet if pod => Some(Hooked::Pod),
                 Header::Ethernet if uplink => Some(Hooked::Uplink),
                 Header::Network if uplink && !pod => Some(Hooked::UplinkL3),
@@ -82,13 +79,8 @@ impl Snapshot {
         };
         self.links
             .iter()
-            .filter_map(|(index, link)| Some((*index, (link.name.clone(), hook(index, link)?))))
+            .filter_map(|(index, link)| Some((*index, (link.name.clone(), hook(link)?))))
             .collect()
-    }
-
-    /// The ports of bridges, with the bridge's address.
-    pub fn bridge_ports(&self) -> impl Iterator<Item = (u32, [u8; 6])> {
-        self.links.iter().filter_map(|(index, link)| Some((*index, self.links.get(&link.master?)?.bridge?)))
     }
 
     /// Refuses to start where a named uplink is missing. Without it, replies from other nodes would pass the agent by.
@@ -116,7 +108,7 @@ mod tests {
     }
 
     fn link(name: &str, header: Header) -> Link {
-        Link { name: name.to_owned(), header, master: None, bridge: None }
+        Link { name: name.to_owned(), header, master: None, is_bridge: false }
     }
 
     fn snapshot() -> Snapshot {
@@ -161,25 +153,12 @@ mod tests {
     }
 
     #[test]
-    fn ports_of_bridges_are_known_with_their_bridge() {
-        let mac = [2, 0, 0, 0, 0, 9];
-        let bridge = Link { bridge: Some(mac), ..link("br0", Header::Ethernet) };
+    fn pods_at_a_bridge_go_direct() {
+        let bridge = Link { is_bridge: true, ..link("br0", Header::Ethernet) };
         let port = |master| Link { master: Some(master), ..link("veth1", Header::Ethernet) };
-        let links = BTreeMap::from([
-            (1, bridge),
-            (2, port(1)),
-            (3, port(4)),
-            (4, link("bond0", Header::Ethernet)),
-            (5, port(6)),
-        ]);
-        let snapshot = Snapshot { links, addresses: BTreeSet::new() };
-        assert_eq!(snapshot.bridge_ports().collect::<Vec<_>>(), [(2, mac)]);
-        let desired = snapshot.desired(&settings("veth*", &["eth0"]));
-        assert_eq!(
-            desired.get(&1),
-            Some(&("br0".to_owned(), Hooked::Uplink)),
-            "a bridge of pods is always hooked"
-        );
-        assert_eq!((desired.get(&2), desired.get(&4)), (None, None), "a pod at a bridge goes direct");
+        let links =
+            BTreeMap::from([(1, bridge), (2, port(1)), (3, port(4)), (4, link("bond0", Header::Ethernet))]);
+        let desired = Snapshot { links, addresses: BTreeSet::new() }.desired(&settings("veth*", &["eth0"]));
+        assert_eq!(desired, BTreeMap::from([(3, ("veth1".to_owned(), Hooked::Pod))]));
     }
 }

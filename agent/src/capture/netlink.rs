@@ -109,18 +109,11 @@ fn link(message: &LinkMessage) -> Option<(u32, Link)> {
     let master = attributes
         .iter()
         .find_map(|a| if let LinkAttribute::Controller(index) = a { Some(*index) } else { None });
-    let address = || {
-        let bytes = attributes
-            .iter()
-            .find_map(|a| if let LinkAttribute::Address(bytes) = a { Some(bytes) } else { None })?;
-        <[u8; 6]>::try_from(bytes.as_slice()).ok()
-    };
     let is_bridge = attributes.iter().any(
         |a| matches!(a, LinkAttribute::LinkInfo(infos) if infos.contains(&LinkInfo::Kind(InfoKind::Bridge))),
     );
-    let bridge = if is_bridge { address() } else { None };
     let header = header(message.header.link_layer_type);
-    Some((message.header.index, Link { name, header, master, bridge }))
+    Some((message.header.index, Link { name, header, master, is_bridge }))
 }
 
 /// Loopback has Ethernet headers too.

@@ -5,9 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use agent_common::capture::{
-    Action, AddressKey, BridgeMac, CaptureConfig, DestinationKey, DestinationValue, Reason,
-};
+use agent_common::capture::{Action, AddressKey, CaptureConfig, DestinationKey, DestinationValue, Reason};
 use aya::maps::{MapData, MapError, PerCpuArray, SockMap};
 use aya::programs::tc::{
     NlOptions, SchedClassifierLinkId, TcAttachOptions, qdisc_add_clsact, qdisc_detach_program,
@@ -33,7 +31,6 @@ pub struct Programs {
     links: BTreeMap<u32, Attached>,
     destinations: Mirror<DestinationKey, DestinationValue>,
     addresses: Mirror<AddressKey, u32>,
-    bridges: Mirror<u32, BridgeMac>,
     listeners: SockMap<MapData>,
     counters: Counters,
 }
@@ -93,7 +90,6 @@ impl Programs {
             links: BTreeMap::new(),
             destinations: Mirror::new("DESTINATIONS", map(&mut ebpf, "DESTINATIONS")?),
             addresses: Mirror::new("LOCAL_ADDRESSES", map(&mut ebpf, "LOCAL_ADDRESSES")?),
-            bridges: Mirror::new("BRIDGES", map(&mut ebpf, "BRIDGES")?),
             listeners: map(&mut ebpf, "LISTENERS")?,
             counters: Counters(Arc::new(map(&mut ebpf, "COUNTERS")?)),
             ebpf,
@@ -187,14 +183,6 @@ impl Programs {
     /// Makes the node's own addresses these. Answers how many found no room.
     pub fn set_addresses(&mut self, wanted: impl Iterator<Item = IpAddr>) -> Result<usize, CaptureError> {
         self.addresses.set(&wanted.map(|ip| (AddressKey { address: octets(ip) }, 1)).collect())
-    }
-
-    /// Makes the ports of bridges these, by index, with their bridge's address. Answers how many found no room.
-    pub fn set_bridges(
-        &mut self,
-        wanted: impl Iterator<Item = (u32, [u8; 6])>,
-    ) -> Result<usize, CaptureError> {
-        self.bridges.set(&wanted.map(|(port, mac)| (port, BridgeMac { mac, padding: [0; 2] })).collect())
     }
 
     /// The programs' counters, readable from anywhere.
