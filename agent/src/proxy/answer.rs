@@ -6,9 +6,8 @@ use std::io;
 use bytes::BytesMut;
 
 use super::http::HttpWorker;
-use super::http::changes::write_field;
 use super::http::heads::{Fate, write_date, write_fate, write_status_line};
-use crate::http::Refusal;
+use crate::http::{FieldSink, Refusal};
 use crate::http::h1::Version;
 use crate::telemetry::Flag;
 
@@ -175,35 +174,45 @@ impl Answer<'_> {
     pub fn start(&self, to: AnswerTo, worker: &HttpWorker, out: &mut BytesMut) {
         let reason = reason_phrase(self.status);
         write_status_line(out, self.status, reason.as_bytes());
-        out.extend_from_slice(b"server: sluice\r\n");
+        self.write_fields(worker, out);
+        write_fate(out, to.fate, to.client);
+    }
+
+    /// The fields, whatever the version.
+    pub fn write_fields(&self, worker: &HttpWorker, out: &mut impl FieldSink) {
+        out.field(b"server", b"sluice");
         write_date(worker, out);
         if let Some(location) = self.location {
-            write_field(out, b"location", location.as_bytes());
+            out.field(b"location", location.as_bytes());
         }
         if self.status == 405 {
             // CONNECT is the only method that the agent itself refuses.
-            out.extend_from_slice(b"allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n");
+            out.field(b"allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
         }
         if let Some(problem) = self.problem {
             let (error, details) = (problem.proxy_error(), problem.details());
             let value = format!("sluice; error={error}; details=\"{details}\"");
-            write_field(out, b"proxy-status", value.as_bytes());
+            out.field(b"proxy-status", value.as_bytes());
         }
         let has_body = !matches!(self.status, 204 | 304);
         if has_body {
             let length = self.body_len().to_string();
             if self.body_len() > 0 {
-                out.extend_from_slice(b"content-type: text/plain; charset=utf-8\r\n");
+                out.field(b"content-type", b"text/plain; charset=utf-8");
             }
-            write_field(out, b"content-length", length.as_bytes());
+            out.field(b"content-length", length.as_bytes());
         }
-        write_fate(out, to.fate, to.client);
     }
 
     /// Ends the head and writes the body; gives the body's bytes.
     pub fn finish(&self, to: AnswerTo, out: &mut BytesMut) -> u64 {
         out.extend_from_slice(b"\r\n");
-        if to.to_head || matches!(self.status, 204 | 304) {
+        self.write_body(to.to_head, out)
+    }
+
+    /// Writes the body; gives its bytes.
+    pub fn write_body(&self, to_head: bool, out: &mut BytesMut) -> u64 {
+        if to_head || matches!(self.status, 204 | 304) {
             return 0;
         }
         match self.problem {

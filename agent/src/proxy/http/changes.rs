@@ -1,7 +1,6 @@
 //! The header changes of a route and of its backend, applied while a head is written.
 
-use bytes::BytesMut;
-
+use crate::http::FieldSink;
 use crate::model::{HeaderChange, HeaderOp};
 
 /// The route's changes, then the backend's.
@@ -27,7 +26,7 @@ impl Changes<'_> {
     }
 
     /// Writes the fields that are set or added and not taken away by a later change.
-    pub fn write(&self, out: &mut BytesMut) {
+    pub fn write(&self, out: &mut impl FieldSink) {
         let mut rest = self.iter();
         while let Some(op) = rest.next() {
             let value = match &op.change {
@@ -36,7 +35,7 @@ impl Changes<'_> {
             };
             let overruled = rest.clone().any(|later| replaces(later, op.name.as_bytes()));
             if !overruled && !is_authority(op) {
-                write_field(out, op.name.as_bytes(), value.as_bytes());
+                out.field(op.name.as_bytes(), value.as_bytes());
             }
         }
     }
@@ -50,17 +49,10 @@ fn is_authority(op: &HeaderOp) -> bool {
     &*op.name == "host" || &*op.name == ":authority"
 }
 
-/// Writes one field line.
-pub(in crate::proxy) fn write_field(out: &mut BytesMut, name: &[u8], value: &[u8]) {
-    out.reserve(name.len() + value.len() + 4);
-    out.extend_from_slice(name);
-    out.extend_from_slice(b": ");
-    out.extend_from_slice(value);
-    out.extend_from_slice(b"\r\n");
-}
-
 #[cfg(test)]
 mod tests {
+    use bytes::BytesMut;
+
     use super::*;
 
     fn op(text: &str) -> HeaderOp {

@@ -282,7 +282,7 @@ impl Download<'_> {
     /// The framing that the client gets: as received where its version allows.
     fn client_framing(&self, response: &ResponseHead) -> Framing {
         match (response.framing(), self.head.version()) {
-            (Framing::Chunked | Framing::UntilClose, Version::Http11) => Framing::Chunked,
+            (Framing::Chunked | Framing::UntilClose, Version::Http11 | Version::Http2) => Framing::Chunked,
             (Framing::Chunked | Framing::UntilClose, Version::Http10) => Framing::UntilClose,
             (framing, _) => framing,
         }

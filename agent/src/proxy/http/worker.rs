@@ -148,14 +148,14 @@ impl HttpWorker {
         let _ = write!(out, "{time:08x}-{middle:04x}-{version:04x}-{clock:04x}-{node:012x}");
     }
 
-    /// Writes `now` as an HTTP date; formatted once a second.
-    pub(super) fn write_date(&self, now: SystemTime, out: &mut BytesMut) {
+    /// Hands over `now` as an HTTP date; formatted once a second.
+    pub(super) fn with_date(&self, now: SystemTime, write: impl FnOnce(&str)) {
         let second = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let mut date = self.date.borrow_mut();
         if date.0 != second || date.1.is_empty() {
             *date = (second, httpdate::fmt_http_date(now));
         }
-        out.extend_from_slice(date.1.as_bytes());
+        write(&date.1);
     }
 
     pub(super) fn take_buffers(&self) -> Buffers {
@@ -210,9 +210,9 @@ mod tests {
             Rc::new(Random::new(1)),
         );
         let check = |second, expected: &str| {
-            let mut out = BytesMut::new();
-            worker.write_date(UNIX_EPOCH + std::time::Duration::from_secs(second), &mut out);
-            assert_eq!(out, expected);
+            worker.with_date(UNIX_EPOCH + std::time::Duration::from_secs(second), |date| {
+                assert_eq!(date, expected);
+            });
         };
         check(0, "Thu, 01 Jan 1970 00:00:00 GMT");
         check(1, "Thu, 01 Jan 1970 00:00:01 GMT");
