@@ -4,8 +4,10 @@ mod connect;
 mod copy;
 mod detect;
 mod listen;
+mod replay;
 
 pub use connect::{ConnectTarget, Connector, PlainConnector, finish_connect, keepalive};
 pub use copy::{RelayFailure, Relayed, relay};
 pub use detect::{Spoken, classify};
 pub use listen::gateway_listener;
+pub use replay::Replay;

@@ -3,6 +3,10 @@
 //! A connection is put here only between two messages, with nothing unread. It is taken last in, first out, so that
 //! those not needed grow old and leave.
 
+mod http2;
+
+pub use http2::{DialTurn, Http2Pool, Keepalive, Lease, Turn};
+
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;

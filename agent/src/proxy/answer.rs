@@ -4,10 +4,13 @@
 use std::io;
 
 use bytes::BytesMut;
+use h2::Reason;
+use http::HeaderMap;
 
 use super::http::HttpWorker;
 use super::http::heads::{Fate, write_date, write_fate, write_status_line};
 use crate::http::{FieldSink, Refusal};
+use crate::http::grpc::{self, GrpcStatus};
 use crate::http::h1::Version;
 use crate::telemetry::Flag;
 
@@ -45,6 +48,10 @@ pub(super) enum Problem {
     UpstreamTruncated,
     /// The upstream broke the protocol.
     UpstreamProtocol(&'static str),
+    /// The upstream reset the request's stream, with this HTTP/2 error code.
+    UpstreamReset(u32),
+    /// All connections that the upstream may have are full.
+    UpstreamFull,
     /// The request's time is over.
     RequestTimeout,
     /// One try's time is over.
@@ -61,7 +68,12 @@ impl Problem {
             Self::NoHost | Self::NoRoute => 404,
             Self::NoCluster { status } => status,
             Self::NoWeight => 500,
-            Self::NoEndpoint | Self::Connect(_) | Self::ConnectTimeout | Self::UpstreamClosed => 503,
+            Self::NoEndpoint
+            | Self::Connect(_)
+            | Self::ConnectTimeout
+            | Self::UpstreamClosed
+            | Self::UpstreamReset(_)
+            | Self::UpstreamFull => 503,
             Self::UpstreamTruncated | Self::UpstreamProtocol(_) => 502,
             Self::RequestTimeout | Self::TryTimeout => 504,
         }
@@ -79,6 +91,8 @@ impl Problem {
             Self::Connect(_) | Self::ConnectTimeout => Flag::UpstreamConnectFailure,
             Self::UpstreamClosed | Self::UpstreamTruncated => Flag::UpstreamClosed,
             Self::UpstreamProtocol(_) => Flag::UpstreamProtocol,
+            Self::UpstreamReset(_) => Flag::UpstreamReset,
+            Self::UpstreamFull => Flag::UpstreamOverflow,
             Self::RequestTimeout | Self::TryTimeout => Flag::UpstreamTimeout,
         }
     }
@@ -100,6 +114,8 @@ impl Problem {
             Self::UpstreamClosed => "upstream_closed",
             Self::UpstreamTruncated => "upstream_truncated",
             Self::UpstreamProtocol(reason) => reason,
+            Self::UpstreamReset(code) => reset_details(code),
+            Self::UpstreamFull => "upstream_full",
             Self::RequestTimeout => "request_timeout",
             Self::TryTimeout => "try_timeout",
         }
@@ -120,10 +136,29 @@ impl Problem {
                 "destination_unavailable"
             }
             Self::ConnectTimeout => "connection_timeout",
-            Self::UpstreamClosed => "connection_terminated",
+            Self::UpstreamClosed | Self::UpstreamReset(_) => "connection_terminated",
+            Self::UpstreamFull => "connection_limit_reached",
             Self::UpstreamTruncated => "http_response_incomplete",
             Self::UpstreamProtocol(_) => "http_protocol_error",
             Self::RequestTimeout | Self::TryTimeout => "http_response_timeout",
+        }
+    }
+
+    /// The gRPC status of the answer.
+    pub fn grpc_status(self) -> GrpcStatus {
+        match self {
+            Self::UpstreamReset(code) => GrpcStatus::of_reset(code),
+            other => GrpcStatus::of_http(other.status()),
+        }
+    }
+
+    /// The HTTP/2 error code that ends a stream whose answer has begun. An upstream's own code is passed on.
+    pub fn reset_code(self) -> Reason {
+        match self {
+            Self::UpstreamReset(code) => Reason::from(code),
+            Self::RequestTimeout | Self::TryTimeout | Self::BodyTimeout | Self::ClientClosed => Reason::CANCEL,
+            Self::Refused(_) => Reason::PROTOCOL_ERROR,
+            _ => Reason::INTERNAL_ERROR,
         }
     }
 
@@ -132,6 +167,19 @@ impl Problem {
         let status = self.status();
         let problem = (status != 0).then_some(self)?;
         Some(Answer { status, problem: Some(problem), ..Answer::default() })
+    }
+}
+
+fn reset_details(code: u32) -> &'static str {
+    match Reason::from(code) {
+        Reason::NO_ERROR => "upstream_reset_no_error",
+        Reason::REFUSED_STREAM => "upstream_reset_refused_stream",
+        Reason::CANCEL => "upstream_reset_cancel",
+        Reason::ENHANCE_YOUR_CALM => "upstream_reset_enhance_your_calm",
+        Reason::HTTP_1_1_REQUIRED => "upstream_reset_http_1_1_required",
+        Reason::INTERNAL_ERROR => "upstream_reset_internal_error",
+        Reason::PROTOCOL_ERROR => "upstream_reset_protocol_error",
+        _ => "upstream_reset",
     }
 }
 
@@ -170,6 +218,19 @@ pub(super) struct AnswerTo {
 }
 
 impl Answer<'_> {
+    /// The same for a gRPC client: a head alone that holds the status (a response that consists of trailers only).
+    pub fn write_grpc(&self, worker: &HttpWorker, out: &mut HeaderMap) -> GrpcStatus {
+        let status = self.problem.map_or(GrpcStatus::of_http(self.status), Problem::grpc_status);
+        out.field(b"content-type", b"application/grpc");
+        out.field(b"grpc-status", status.0.to_string().as_bytes());
+        let mut text = BytesMut::new();
+        self.write_body(false, &mut text);
+        out.field(b"grpc-message", grpc::message(text.trim_ascii_end()).as_bytes());
+        out.field(b"server", b"sluice");
+        write_date(worker, out);
+        status
+    }
+
     /// Writes the head but for its end, so that a route can add fields; then see [`Self::finish`].
     pub fn start(&self, to: AnswerTo, worker: &HttpWorker, out: &mut BytesMut) {
         let reason = reason_phrase(self.status);
@@ -298,6 +359,8 @@ mod tests {
         check(Problem::ConnectTimeout, 503, Flag::UpstreamConnectFailure, "connect_timeout");
         check(Problem::UpstreamClosed, 503, Flag::UpstreamClosed, "upstream_closed");
         check(Problem::UpstreamProtocol("bare_lf"), 502, Flag::UpstreamProtocol, "bare_lf");
+        check(Problem::UpstreamReset(7), 503, Flag::UpstreamReset, "upstream_reset_refused_stream");
+        check(Problem::UpstreamFull, 503, Flag::UpstreamOverflow, "upstream_full");
         check(Problem::RequestTimeout, 504, Flag::UpstreamTimeout, "request_timeout");
     }
 

@@ -21,7 +21,7 @@ const SPEAK_AFTER_FAILURE: Duration = Duration::from_secs(1);
 
 /// What was told.
 pub(super) enum Told {
-    /// HTTP/1, with the connection that was opened meanwhile.
+    /// HTTP/1 or HTTP/2, with the connection that was opened meanwhile.
     Http(Option<Dialled>),
     /// Anything else, with the endpoint's connection or the reason why there is none.
     Opaque(Result<Dialled, Undialled>),
@@ -35,7 +35,7 @@ pub(super) async fn detect(context: &Context, downstream: &mut Downstream, dial:
         spoken = client_speaks(&downstream.io, &mut downstream.read) => {
             let dialled = dialling.await;
             return match spoken {
-                Spoken::Http => Told::Http(dialled.ok()),
+                Spoken::Http | Spoken::Http2 => Told::Http(dialled.ok()),
                 Spoken::Opaque | Spoken::Undecided => Told::Opaque(dialled),
             };
         }
@@ -45,7 +45,7 @@ pub(super) async fn detect(context: &Context, downstream: &mut Downstream, dial:
         Ok(upstream) => tokio::select! {
             biased;
             spoken = client_speaks(&downstream.io, &mut downstream.read) => match spoken {
-                Spoken::Http => Told::Http(Some(upstream)),
+                Spoken::Http | Spoken::Http2 => Told::Http(Some(upstream)),
                 Spoken::Opaque | Spoken::Undecided => Told::Opaque(Ok(upstream)),
             },
             // Bytes, the end, or an error: each ends the waiting, and the relay finds out which it was.
@@ -55,7 +55,7 @@ pub(super) async fn detect(context: &Context, downstream: &mut Downstream, dial:
             let spoken =
                 timeout(SPEAK_AFTER_FAILURE, client_speaks(&downstream.io, &mut downstream.read)).await;
             match spoken {
-                Ok(Spoken::Http) => Told::Http(None),
+                Ok(Spoken::Http | Spoken::Http2) => Told::Http(None),
                 _ => Told::Opaque(Err(undialled)),
             }
         }

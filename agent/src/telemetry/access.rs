@@ -63,6 +63,7 @@ pub(super) fn request(buffer: &mut Vec<u8>, record: &RequestRecord<'_>) {
         .text("authority", record.authority)
         .text("protocol", record.protocol)
         .raw("response_code", record.status)
+        .optional("grpc_status", record.grpc_status.map(|status| status.name()))
         .display("response_flags", record.flags)
         .optional("response_code_details", non_empty(record.details))
         .raw("bytes_received", record.request_bytes)

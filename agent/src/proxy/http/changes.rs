@@ -5,11 +5,11 @@ use crate::model::{HeaderChange, HeaderOp};
 
 /// The route's changes, then the backend's.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Changes<'a>(pub [&'a [HeaderOp]; 2]);
+pub(in crate::proxy) struct Changes<'a>(pub [&'a [HeaderOp]; 2]);
 
-impl Changes<'_> {
-    fn iter(&self) -> impl Iterator<Item = &HeaderOp> + Clone {
-        self.0.iter().copied().flatten()
+impl<'a> Changes<'a> {
+    fn iter(&self) -> impl Iterator<Item = &'a HeaderOp> + Clone {
+        self.0.into_iter().flatten()
     }
 
     /// Whether received (and own) values of a field go.
@@ -18,7 +18,7 @@ impl Changes<'_> {
     }
 
     /// The authority that is set by way of the `host` field.
-    pub fn authority(&self) -> Option<&str> {
+    pub fn into_authority(self) -> Option<&'a str> {
         self.iter().filter(|op| is_authority(op)).fold(None, |last, op| match &op.change {
             HeaderChange::Set(value) => Some(&**value),
             HeaderChange::Add(_) | HeaderChange::Remove => last,
@@ -94,7 +94,7 @@ mod tests {
     #[test]
     fn the_last_authority_counts() {
         let ops = [op("host=a"), op("x=y"), op("host=b"), op("host+c")];
-        assert_eq!(Changes([&ops, &[]]).authority(), Some("b"));
-        assert_eq!(Changes([&[], &[]]).authority(), None);
+        assert_eq!(Changes([&ops, &[]]).into_authority(), Some("b"));
+        assert_eq!(Changes([&[], &[]]).into_authority(), None);
     }
 }

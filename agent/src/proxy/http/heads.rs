@@ -16,7 +16,7 @@ use crate::route::RequestView;
 
 /// What a request's head becomes.
 #[derive(Debug)]
-pub(super) struct RequestWriter<'a> {
+pub(in crate::proxy) struct RequestWriter<'a> {
     /// The head as received.
     pub head: &'a RequestHead,
     /// The new path and query, where a rewrite gives one.
@@ -161,7 +161,7 @@ pub(in crate::proxy) enum Fate {
 
 /// What a response's head becomes.
 #[derive(Debug)]
-pub(super) struct ResponseWriter<'a> {
+pub(in crate::proxy) struct ResponseWriter<'a> {
     /// The head as received.
     pub head: &'a ResponseHead,
     /// The version that the client speaks.

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use super::changes::Changes;
 use crate::compile::{Action, Backend, Cluster, Forward, RoutingTable, VirtualHost, WeightedBackend};
 use crate::http::h1::RequestHead;
-use crate::model::{DirectResponse, Redirect, Workload};
+use crate::model::{AppProtocol, DirectResponse, Redirect, Workload};
 use crate::proxy::answer::Problem;
 use crate::route::{RequestOrigin, RequestView, RouteMatch};
 use crate::telemetry::Origin;
 
 /// What is done with a request.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Plan<'t> {
+pub(in crate::proxy) enum Plan<'t> {
     /// Sent to an endpoint of a cluster.
     Forward {
         /// The route's destinations.
@@ -24,7 +24,10 @@ pub(super) enum Plan<'t> {
         cluster: &'t Arc<Cluster>,
     },
     /// Sent to the address that the client dialled.
-    Original,
+    Original {
+        /// What is spoken there.
+        protocol: AppProtocol,
+    },
     /// Answered with a redirect.
     Redirect(&'t Redirect),
     /// Answered with a fixed response.
@@ -35,7 +38,7 @@ pub(super) enum Plan<'t> {
 
 /// The route that took a request, if one did, and what it asks for.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Planned<'t> {
+pub(in crate::proxy) struct Planned<'t> {
     /// The route.
     pub route: Option<RouteMatch<'t>>,
     /// What it asks for.
@@ -57,6 +60,15 @@ impl<'t> Planned<'t> {
         Changes([route.unwrap_or_default(), backend.unwrap_or_default()])
     }
 
+    /// What the upstream's port declares.
+    pub fn protocol(&self) -> AppProtocol {
+        match self.plan {
+            Plan::Forward { cluster, .. } => cluster.protocol,
+            Plan::Original { protocol } => protocol,
+            Plan::Redirect(_) | Plan::Respond(_) | Plan::Fail(_) => AppProtocol::Undeclared,
+        }
+    }
+
     fn backend(&self) -> Option<&'t WeightedBackend> {
         if let Plan::Forward { backend, .. } = self.plan { Some(backend) } else { None }
     }
@@ -64,7 +76,7 @@ impl<'t> Planned<'t> {
 
 /// Where a request entered and by whom.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Entry<'a> {
+pub(in crate::proxy) struct Entry<'a> {
     /// Where the connection entered.
     pub origin: &'a Origin,
     /// What the client dialled.
@@ -74,12 +86,16 @@ pub(super) struct Entry<'a> {
 }
 
 /// Finds what `table` asks for.
-pub(super) fn plan<'t>(table: &'t RoutingTable, head: &RequestHead, entry: Entry<'_>) -> Planned<'t> {
+pub(in crate::proxy) fn plan<'t>(table: &'t RoutingTable, head: &RequestHead, entry: Entry<'_>) -> Planned<'t> {
+    let mut protocol = AppProtocol::Undeclared;
     let host = match entry.origin {
         Origin::Outbound => match table.frontends.get(&entry.original_destination) {
-            Some(frontend) => &frontend.http,
+            Some(frontend) => {
+                protocol = frontend.protocol;
+                &frontend.http
+            }
             // The table no longer knows the address: the traffic goes where it would go without us.
-            None => return Planned { route: None, plan: Plan::Original },
+            None => return Planned { route: None, plan: Plan::Original { protocol } },
         },
         Origin::Gateway(name) => match gateway_host(table, name, head.host()) {
             Some(host) => host,
@@ -88,7 +104,7 @@ pub(super) fn plan<'t>(table: &'t RoutingTable, head: &RequestHead, entry: Entry
     };
     let origin = RequestOrigin { source: entry.source, port: entry.original_destination.port() };
     match host.rules.find(head, &origin) {
-        Some(route) => Planned { route: Some(route), plan: follow(route) },
+        Some(route) => Planned { route: Some(route), plan: follow(route, protocol) },
         None => Planned { route: None, plan: Plan::Fail(Problem::NoRoute) },
     }
 }
@@ -97,7 +113,8 @@ fn gateway_host<'t>(table: &'t RoutingTable, name: &str, host: &str) -> Option<&
     table.gateways.iter().find(|gateway| &*gateway.name == name)?.hosts.find(host)
 }
 
-fn follow(matched: RouteMatch<'_>) -> Plan<'_> {
+/// `protocol`: what is spoken at the address that the client dialled.
+fn follow(matched: RouteMatch<'_>, protocol: AppProtocol) -> Plan<'_> {
     match &matched.route.action {
         Action::Forward(forward) => match forward.draw().map(|backend| (backend, &backend.backend)) {
             Some((backend, Backend::Cluster(cluster))) => Plan::Forward { forward, backend, cluster },
@@ -106,6 +123,6 @@ fn follow(matched: RouteMatch<'_>) -> Plan<'_> {
         },
         Action::Redirect(redirect) => Plan::Redirect(redirect),
         Action::Respond(response) => Plan::Respond(response),
-        Action::Original => Plan::Original,
+        Action::Original => Plan::Original { protocol },
     }
 }
