@@ -57,4 +57,4 @@ pub async fn serve(ctx: Context, downstream: Downstream) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -62,7 +62,7 @@ fn hostile_requests_are_refused_and_nobody_sees_them() {
         check(&format!("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n{tail}"), 400, "host_repeated").await;
         check(&format!("GET / HTTP/1.1\r\n\r\n{tail}"), 400, "host_missing").await;
         check("CONNECT db:3306 HTTP/1.1\r\nHost: db:3306\r\n\r\n", 405, "method_connect").await;
-        check("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, "version_unsupported").await;
+        check("GET / HTTP/2.0\r\nHost: web\r\n\r\n", 505, "version_unsupported").await;
         check("\x16\x03\x01\x02\0\x01", 400, "head_control_byte").await;
         check(&format!("GET /{} HTTP/1.1\r\nHost: web\r\n\r\n", "a".repeat(9000)), 414, "target_too_long")
             .await;
