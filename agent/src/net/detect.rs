@@ -100,8 +100,12 @@ mod tests {
 
     #[test]
     fn a_decision_does_not_change_with_more_bytes() {
-        let texts: [&[u8]; 4] =
-            [HTTP2_PREFACE, b"GET / HTTP/1.1\r\nHost: a\r\n", b"GET key\r\nGET k HTTP/1.1\r\n", b"\x16\x03\x01"];
+        let texts: [&[u8]; 4] = [
+            HTTP2_PREFACE,
+            b"GET / HTTP/1.1\r\nHost: a\r\n",
+            b"GET key\r\nGET k HTTP/1.1\r\n",
+            b"\x16\x03\x01",
+        ];
         for text in texts {
             let mut decided = Spoken::Undecided;
             for len in 0..=text.len() {

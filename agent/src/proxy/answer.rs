@@ -9,9 +9,9 @@ use http::HeaderMap;
 
 use super::http::HttpWorker;
 use super::http::heads::{Fate, write_date, write_fate, write_status_line};
-use crate::http::{FieldSink, Refusal};
 use crate::http::grpc::{self, GrpcStatus};
 use crate::http::h1::Version;
+use crate::http::{FieldSink, Refusal};
 use crate::telemetry::Flag;
 
 /// Why a request did not get its upstream's answer.
@@ -156,7 +156,9 @@ impl Problem {
     pub fn reset_code(self) -> Reason {
         match self {
             Self::UpstreamReset(code) => Reason::from(code),
-            Self::RequestTimeout | Self::TryTimeout | Self::BodyTimeout | Self::ClientClosed => Reason::CANCEL,
+            Self::RequestTimeout | Self::TryTimeout | Self::BodyTimeout | Self::ClientClosed => {
+                Reason::CANCEL
+            }
             Self::Refused(_) => Reason::PROTOCOL_ERROR,
             _ => Reason::INTERNAL_ERROR,
         }

@@ -179,8 +179,7 @@ impl<S> Cache<S> {
     fn with(&mut self, traffic: &Traffic<'_>, make: impl FnOnce() -> Arc<S>, count: impl FnOnce(&S)) {
         let Traffic { origin, source, destination, service, status, grpc, grpc_status, flags } = traffic;
         let outcome = (status, grpc, grpc_status, flags);
-        let hash =
-            self.hasher.hash_one((origin, address(*source), address(*destination), service, outcome));
+        let hash = self.hasher.hash_one((origin, address(*source), address(*destination), service, outcome));
         if let Some(entry) = self.entries.get(&hash).filter(|entry| entry.is_for(traffic)) {
             count(&entry.series);
             return;

@@ -108,8 +108,8 @@ mod tests {
 
     #[test]
     fn cookies_are_joined() {
-        let head =
-            read("http://a/", "GET", &[("cookie", "a=1"), ("x", "y"), ("cookie", "b=2; c=3")], true).expect("good");
+        let head = read("http://a/", "GET", &[("cookie", "a=1"), ("x", "y"), ("cookie", "b=2; c=3")], true)
+            .expect("good");
         let cookies: Vec<_> = head.fields().iter().filter(|field| field.name == b"cookie").collect();
         assert_eq!((cookies.len(), cookies[0].value), (1, &b"a=1; b=2; c=3"[..]));
     }
@@ -120,7 +120,8 @@ mod tests {
             let refusal = read(uri, method, fields, false).map(drop).expect_err("refused");
             assert_eq!((refusal.status, refusal.reason), (status, reason), "{uri} {method} {fields:?}");
         };
-        let get = |fields: &[(&str, &str)], status, reason: &str| check("http://a/", "GET", fields, status, reason);
+        let get =
+            |fields: &[(&str, &str)], status, reason: &str| check("http://a/", "GET", fields, status, reason);
         get(&[("host", "b")], 400, "host_conflict");
         get(&[("host", "a:80")], 400, "host_conflict");
         get(&[("host", "a"), ("host", "b")], 400, "host_conflict");
@@ -128,7 +129,11 @@ mod tests {
         get(&[("content-length", "5, 6")], 400, "content_length_repeated");
         get(&[("content-length", "+5")], 400, "content_length_malformed");
         get(&[("content-length", "99999999999999999999")], 400, "content_length_overflow");
-        get(&[("transfer-encoding", "chunked"), ("content-length", "5")], 400, "transfer_encoding_with_content_length");
+        get(
+            &[("transfer-encoding", "chunked"), ("content-length", "5")],
+            400,
+            "transfer_encoding_with_content_length",
+        );
         get(&[("x", " a")], 400, "header_value_space");
         get(&[("x", "a\t")], 400, "header_value_space");
         get(&[("x_user", "root")], 400, "header_underscore");

@@ -31,7 +31,8 @@ mod tests {
         }
         let status = StatusCode::from_u16(status).expect("a status");
         let mut head = ResponseHead::default();
-        read_response(&mut head, status, &map, false, &Limits::default()).map_err(|refusal| refusal.reason)?;
+        read_response(&mut head, status, &map, false, &Limits::default())
+            .map_err(|refusal| refusal.reason)?;
         Ok(head)
     }
 
@@ -44,7 +45,10 @@ mod tests {
         assert_eq!(framing(103, &[("link", "</a>")]), Ok(Framing::None));
         assert_eq!(framing(101, &[]), Err("status_out_of_range"));
         assert_eq!(framing(600, &[]), Err("status_out_of_range"));
-        assert_eq!(framing(200, &[("content-length", "5"), ("content-length", "6")]), Err("content_length_repeated"));
+        assert_eq!(
+            framing(200, &[("content-length", "5"), ("content-length", "6")]),
+            Err("content_length_repeated")
+        );
         assert_eq!(framing(200, &[("x", "a ")]), Err("header_value_space"));
         assert!(read(103, &[]).expect("good").is_interim());
     }

@@ -62,8 +62,12 @@ mod tests {
 
     #[test]
     fn what_frames_a_message_is_no_trailer() {
-        let trailers =
-            same_version(map(&[("grpc-status", "0"), ("host", "a"), ("x-request-id", "b"), ("te", "trailers")]));
+        let trailers = same_version(map(&[
+            ("grpc-status", "0"),
+            ("host", "a"),
+            ("x-request-id", "b"),
+            ("te", "trailers"),
+        ]));
         assert_eq!(trailers, map(&[("grpc-status", "0"), ("x-request-id", "b")]));
     }
 }

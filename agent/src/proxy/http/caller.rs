@@ -63,15 +63,13 @@ impl<'a> Caller<'a> {
     /// What the table asks for.
     pub fn plan<'t>(&self, table: &'t RoutingTable, head: &RequestHead) -> Planned<'t> {
         let source = self.source(table).map(|source| &**source);
-        let entry =
-            Entry { origin: self.origin, original_destination: self.original_destination, source };
+        let entry = Entry { origin: self.origin, original_destination: self.original_destination, source };
         plan(table, head, entry)
     }
 
     /// Keeps the client's request id where it is one, else makes one.
     pub fn choose_request_id(&self, head: &RequestHead, request_id: &mut String) {
-        let given =
-            head.fields().first(Known::XRequestId).and_then(|value| std::str::from_utf8(value).ok());
+        let given = head.fields().first(Known::XRequestId).and_then(|value| std::str::from_utf8(value).ok());
         match given {
             Some(id) if !id.is_empty() && id.len() <= MAX_REQUEST_ID_BYTES => request_id.push_str(id),
             _ => self.ctx.http.write_request_id(request_id),
@@ -155,6 +153,7 @@ pub(in crate::proxy) fn deadline(
         given = head.fields().first(Known::GrpcTimeout).and_then(grpc::timeout);
     }
     let given = given.map(|timeout| (timeout, Problem::RequestTimeout));
-    let (timeout, problem) = [whole, try_, given].into_iter().flatten().min_by_key(|(timeout, _)| *timeout)?;
+    let (timeout, problem) =
+        [whole, try_, given].into_iter().flatten().min_by_key(|(timeout, _)| *timeout)?;
     Some((start.checked_add(timeout)?, problem))
 }

@@ -86,7 +86,11 @@ pub(in crate::proxy) struct Entry<'a> {
 }
 
 /// Finds what `table` asks for.
-pub(in crate::proxy) fn plan<'t>(table: &'t RoutingTable, head: &RequestHead, entry: Entry<'_>) -> Planned<'t> {
+pub(in crate::proxy) fn plan<'t>(
+    table: &'t RoutingTable,
+    head: &RequestHead,
+    entry: Entry<'_>,
+) -> Planned<'t> {
     let mut protocol = AppProtocol::Undeclared;
     let host = match entry.origin {
         Origin::Outbound => match table.frontends.get(&entry.original_destination) {

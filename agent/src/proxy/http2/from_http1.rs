@@ -44,7 +44,8 @@ impl Connection {
             trail.upstream = Some(stream.address);
             trail.endpoint = stream.pick.as_ref().map(|pick| Arc::clone(pick.upstream()));
             let progress = Progress::default();
-            let turn = Turn { planned, deadline, progress: &progress, delivered: &delivered.delivered, fate: &fate };
+            let turn =
+                Turn { planned, deadline, progress: &progress, delivered: &delivered.delivered, fate: &fate };
             let result = self.exchange_http2(&stream, &mut body, turn).await;
             trail.request_bytes = body.bytes();
             trail.response_bytes = progress.response_bytes.get();
@@ -54,7 +55,9 @@ impl Connection {
                     trail.status = progress.status.get();
                     return self.settle(fate.get(), body).await;
                 }
-                Err(failed) if again && may_retry(failed, &progress, &stream, self.buffers.head.is_idempotent()) => {
+                Err(failed)
+                    if again && may_retry(failed, &progress, &stream, self.buffers.head.is_idempotent()) =>
+                {
                     again = false;
                 }
                 Err(failed) => {
@@ -95,8 +98,7 @@ impl Connection {
             delivered: turn.delivered,
         };
         let to_head = head.method() == "HEAD";
-        let answers =
-            Http2Upstream { response: answer, body: None, to_head, limits: &settings.response };
+        let answers = Http2Upstream { response: answer, body: None, to_head, limits: &settings.response };
         let mut source = Http1Source {
             io: client_read,
             input: client_in,

@@ -167,8 +167,7 @@ impl Stream<'_> {
         trail.endpoint = stream.pick.as_ref().map(|pick| Arc::clone(pick.upstream()));
         let result = self.over_http2(&stream, turn).await;
         let idempotent = self.buffers.head.is_idempotent();
-        let retry =
-            result.is_err_and(|failed| may_retry(failed, turn.progress, &stream, idempotent));
+        let retry = result.is_err_and(|failed| may_retry(failed, turn.progress, &stream, idempotent));
         (result, retry)
     }
 
@@ -183,8 +182,7 @@ impl Stream<'_> {
         let changes = turn.planned.response_changes();
         let client = Http2Client { respond: send, worker: &session.ctx.http, settings, changes };
         let to_head = head.method() == "HEAD";
-        let upstream =
-            Http2Upstream { response: answer, body: None, to_head, limits: &settings.response };
+        let upstream = Http2Upstream { response: answer, body: None, to_head, limits: &settings.response };
         let sink = Http2Sink { stream: upload, side: Side::Upstream, patience: None };
         let upload = exchange::upload(body, sink, ends, turn.progress);
         let download = exchange::download(client, upstream, response, turn.progress);
@@ -328,11 +326,12 @@ impl Stream<'_> {
             answer.status
         };
         changes.write(&mut fields);
-        let sent = self.send.send_response(response(status, fields), body.is_empty()).and_then(|mut stream| {
-            let bytes = body.len() as u64;
-            // Small: a page of our own or of the route's document. It waits for the client's window without us.
-            if bytes > 0 { stream.send_data(body.freeze(), true).map(|()| bytes) } else { Ok(0) }
-        });
+        let sent =
+            self.send.send_response(response(status, fields), body.is_empty()).and_then(|mut stream| {
+                let bytes = body.len() as u64;
+                // Small: a page of our own or of the route's document. It waits for the client's window without us.
+                if bytes > 0 { stream.send_data(body.freeze(), true).map(|()| bytes) } else { Ok(0) }
+            });
         match sent {
             Ok(bytes) => (trail.status, trail.response_bytes) = (status, bytes),
             Err(_) => trail.fail(Problem::ClientClosed),

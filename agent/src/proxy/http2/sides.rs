@@ -19,11 +19,11 @@ use crate::http::body::{BodyTransfer, Framing};
 use crate::http::h1::{Limits, RequestHead, ResponseHead, Version};
 use crate::http::h2::read_response;
 use crate::proxy::answer::Problem;
+use crate::proxy::http::HttpSettings;
 use crate::proxy::http::changes::Changes;
 use crate::proxy::http::exchange::HeadReading;
 use crate::proxy::http::heads::{Fate, ResponseWriter};
 use crate::proxy::http::worker::HttpWorker;
-use crate::proxy::http::HttpSettings;
 
 /// An HTTP/2 client that waits for its answer.
 pub(super) struct Http2Client<'a> {
@@ -172,7 +172,9 @@ impl Answers for Http2Upstream<'_> {
         let Self { response, body, .. } = self;
         let (status, fields) = poll_fn(|cx| {
             if let Poll::Ready(Some(interim)) = response.poll_informational(cx) {
-                return Poll::Ready(interim.map(|interim| (interim.status(), interim.into_parts().0.headers)));
+                return Poll::Ready(
+                    interim.map(|interim| (interim.status(), interim.into_parts().0.headers)),
+                );
             }
             std::pin::Pin::new(&mut *response).poll(cx).map_ok(|answer| {
                 let (parts, stream) = answer.into_parts();

@@ -32,7 +32,8 @@ fn messages_go_back_and_forth_before_either_side_ends() {
         .await;
         let proxy = Setup::service(&[upstream]).speaking(AppProtocol::Grpc).start().await;
         let client = Client::connect(&proxy).await;
-        let (response, mut send) = client.start(request("POST", "/a.B/C", &[GRPC, ("te", "trailers")]), false).await;
+        let (response, mut send) =
+            client.start(request("POST", "/a.B/C", &[GRPC, ("te", "trailers")]), false).await;
         let mut body = response.await.expect("an answer before the request's end").into_body();
         for message in ["one", "two"] {
             send.send_data(message.into(), false).expect("sent");
@@ -64,7 +65,12 @@ fn our_own_answers_have_a_grpc_status() {
         refused.captured.request.underscores = false;
         for (setup, status, message, flags) in [
             (service(), "14", "Service Unavailable: connect_refused", "UF"),
-            (Setup::service(&[]).speaking(AppProtocol::Grpc), "14", "Service Unavailable: no_ready_endpoint", "UH"),
+            (
+                Setup::service(&[]).speaking(AppProtocol::Grpc),
+                "14",
+                "Service Unavailable: no_ready_endpoint",
+                "UH",
+            ),
             (service().and_rule(elsewhere), "12", "Not Found: route_not_found", "NR"),
             (service().and_rule(rule_with(RouteAction::Respond(page))), "14", "slow down: 100%25", "-"),
         ] {
@@ -75,7 +81,10 @@ fn our_own_answers_have_a_grpc_status() {
             assert_eq!((answer.field("grpc-message"), answer.field("content-type")), (message, GRPC.1));
             assert!(answer.trailers.is_none() && answer.body.is_empty(), "a head alone");
             let seen = &proxy.records(1).await[0];
-            assert_eq!((&*seen.flags, seen.grpc_status.map(|code| code.to_string()).as_deref()), (flags, Some(status)));
+            assert_eq!(
+                (&*seen.flags, seen.grpc_status.map(|code| code.to_string()).as_deref()),
+                (flags, Some(status))
+            );
         }
     });
 }

@@ -26,7 +26,8 @@ fn a_flood_of_resets_ends_the_connection() {
         })
         .await;
         let mut setup = Setup::service(&[upstream]).speaking(AppProtocol::Http2);
-        setup.captured.http2 = Http2Settings { reset_burst: 10, resets_per_second: 0, ..Http2Settings::captured() };
+        setup.captured.http2 =
+            Http2Settings { reset_burst: 10, resets_per_second: 0, ..Http2Settings::captured() };
         let proxy = setup.start().await;
         let client = Client::connect(&proxy).await;
         let mut started = 0;

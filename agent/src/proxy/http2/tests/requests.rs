@@ -15,8 +15,13 @@ fn http2_to_http2() {
         let upstream = echo().await;
         let proxy = Setup::service(&[upstream]).speaking(AppProtocol::Http2).start().await;
         let client = Client::connect(&proxy).await;
-        let fields =
-            [("x-a", "1"), ("te", "trailers"), ("x-request-id", "id-1"), ("cookie", "a=1"), ("cookie", "b=2")];
+        let fields = [
+            ("x-a", "1"),
+            ("te", "trailers"),
+            ("x-request-id", "id-1"),
+            ("cookie", "a=1"),
+            ("cookie", "b=2"),
+        ];
         let answer = client.get(request("GET", "/x?y=z", &fields)).await;
         assert_eq!((answer.status, answer.field("x-upstream"), answer.field("via")), (200, "h2", "2 sluice"));
         assert_eq!(answer.field("te"), "", "hop-by-hop");
@@ -72,7 +77,10 @@ fn http2_to_http1_with_bodies_and_trailers() {
             trailers.insert("host", "evil".parse().expect("a value"));
             body.send_trailers(trailers).expect("sent");
             let interim = poll_fn(|cx| response.poll_informational(cx)).await.expect("103").expect("103");
-            assert_eq!((interim.status().as_u16(), interim.headers()["link"].as_bytes()), (103, &b"</x>"[..]));
+            assert_eq!(
+                (interim.status().as_u16(), interim.headers()["link"].as_bytes()),
+                (103, &b"</x>"[..])
+            );
             let answer = whole(response).await;
             assert_eq!((answer.status, &*answer.body), (200, "abc"));
             assert_eq!((answer.field("x-kept"), answer.field("x-secret")), ("2", ""));
@@ -100,7 +108,9 @@ fn http1_to_http2_with_bodies_and_trailers() {
             while !body.ends_with("0\r\nx-sum: 5\r\n\r\n") {
                 body.push_str(&client.bytes(1).await);
             }
-            for line in ["0 POST http://web:80/a?b\n", "x-kept: 2\n", "te: trailers\n", "via: 1.1 sluice\n", "hello"] {
+            for line in
+                ["0 POST http://web:80/a?b\n", "x-kept: 2\n", "te: trailers\n", "via: 1.1 sluice\n", "hello"]
+            {
                 assert!(body.contains(line), "{line} is not in {body}");
             }
             for gone in ["x-hop", "connection", "transfer-encoding", "host: web:80\n"] {

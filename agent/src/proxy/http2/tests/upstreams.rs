@@ -115,7 +115,10 @@ fn a_connection_that_is_gone_is_replaced() {
                 if number == 0 {
                     connection.graceful_shutdown();
                 } else if number == 1 {
-                    let _ = futures_util::future::poll_immediate(std::future::poll_fn(|cx| connection.poll_closed(cx))).await;
+                    let _ = futures_util::future::poll_immediate(std::future::poll_fn(|cx| {
+                        connection.poll_closed(cx)
+                    }))
+                    .await;
                     return;
                 }
             }
