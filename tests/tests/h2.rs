@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -52,8 +52,7 @@ fn web() -> Topology {
 /// The Python with grpcio that `scripts/setup` makes; made here where it is missing.
 fn python() -> Result<PathBuf> {
     let target = lab::agent::built_binary()?;
-    let target =
-        target.parent().and_then(std::path::Path::parent).context("the binary lies in target/PROFILE")?;
+    let target = target.parent().and_then(Path::parent).context("the binary lies in target/PROFILE")?;
     let python = target.join("grpc/bin/python");
     let has_grpc = |python: &PathBuf| exec::run(Command::new(python).args(["-c", "import grpc"])).is_ok();
     if !has_grpc(&python) {
@@ -153,9 +152,9 @@ fn series(mesh: &Mesh, name: &str, labels: &[&str]) -> Result<f64> {
     Ok(found.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
 }
 
-fn echo(python: &PathBuf) -> Topology {
+fn echo(python: &Path) -> Topology {
     let server = |name: &str, node: &str| {
-        let argv = [&python.display().to_string(), PEER, "serve", "50051", name].map(|word| word.to_string());
+        let argv = [&*python.to_string_lossy(), PEER, "serve", "50051", name].map(str::to_owned);
         PodSpec::new(name, node)
             .label("app", "echo")
             .runs(Program::Server { argv: argv.to_vec(), port: 50051 })

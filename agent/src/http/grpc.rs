@@ -146,8 +146,8 @@ mod tests {
     #[test]
     fn timeouts() {
         let check = |text: &str, expected| assert_eq!(timeout(text.as_bytes()), expected, "{text}");
-        check("1H", Some(Duration::from_secs(3600)));
-        check("2M", Some(Duration::from_secs(120)));
+        check("1H", Some(Duration::from_hours(1)));
+        check("2M", Some(Duration::from_mins(2)));
         check("3S", Some(Duration::from_secs(3)));
         check("250m", Some(Duration::from_millis(250)));
         check("10u", Some(Duration::from_micros(10)));

@@ -58,9 +58,33 @@ pub fn classify(bytes: &[u8]) -> Spoken {
     }
 }
 
+/// Bytes of an HTTP/2 frame's head (RFC 9113 section 4.1).
+pub const HTTP2_FRAME_HEAD: usize = 9;
+
+/// Whether a server's first bytes are the head of an HTTP/2 SETTINGS frame, which must come first: a length of whole
+/// settings, type 4, no flag, stream 0.
+pub fn is_http2_settings(head: [u8; HTTP2_FRAME_HEAD]) -> bool {
+    const MAX_LENGTH: u32 = 64 * 6;
+    let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+    length.is_multiple_of(6) && length <= MAX_LENGTH && head[3..] == [4, 0, 0, 0, 0, 0]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn settings_frames() {
+        let check = |head, expected| assert_eq!(is_http2_settings(head), expected, "{head:?}");
+        check([0, 0, 0, 4, 0, 0, 0, 0, 0], true);
+        check([0, 0, 24, 4, 0, 0, 0, 0, 0], true);
+        check([0, 0, 25, 4, 0, 0, 0, 0, 0], false);
+        check([1, 0, 0, 4, 0, 0, 0, 0, 0], false);
+        check([0, 0, 0, 4, 1, 0, 0, 0, 0], false);
+        check([0, 0, 0, 4, 0, 0, 0, 0, 1], false);
+        check(*b"INFO {\"se", false);
+        check([0x4a, 0, 0, 0, 10, b'8', b'.', b'0', b'.'], false);
+    }
 
     #[test]
     fn first_bytes() {

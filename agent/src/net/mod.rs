@@ -8,6 +8,6 @@ mod replay;
 
 pub use connect::{ConnectTarget, Connector, PlainConnector, finish_connect, keepalive};
 pub use copy::{RelayFailure, Relayed, relay};
-pub use detect::{Spoken, classify};
+pub use detect::{HTTP2_FRAME_HEAD, Spoken, classify, is_http2_settings};
 pub use listen::gateway_listener;
 pub use replay::Replay;

@@ -54,7 +54,7 @@ pub(in crate::proxy) struct Outgoing<'a> {
     pub authority: Cow<'a, str>,
 }
 
-impl<'a> Caller<'a> {
+impl Caller<'_> {
     /// The client's pod, where known.
     pub fn source<'t>(&self, table: &'t RoutingTable) -> Option<&'t Arc<Workload>> {
         table.workloads.get(&self.peer.ip().to_canonical())

@@ -271,6 +271,6 @@ impl<W: AsyncWrite + Unpin> BodySink for Http1Sink<'_, W> {
 
     /// The connection's reading half tells.
     async fn gone(&mut self) {
-        pending().await
+        pending::<()>().await;
     }
 }

@@ -57,7 +57,13 @@ pub(super) async fn respond(
     let body = Http2Source { body, side: Side::Client, patience };
     let mut stream = Stream { session: &session, buffers, send, body };
     match read {
-        Ok(()) => stream.serve(&table, &mut trail).await,
+        Ok(()) => {
+            if is_grpc(&stream.buffers.head) {
+                // A call may be silent in one direction for as long as it likes; PINGs tell whether its client lives.
+                stream.body.patience = None;
+            }
+            stream.serve(&table, &mut trail).await;
+        }
         Err(refusal) => stream.refuse(Problem::Refused(refusal), &mut trail),
     }
     session.ctx.http.keep_buffers(stream.buffers);

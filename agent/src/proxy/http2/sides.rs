@@ -153,7 +153,7 @@ impl<'a> Responder for Http1Client<'a> {
 
     /// The connection's reading half tells.
     async fn gone(&mut self) {
-        pending().await
+        pending::<()>().await;
     }
 }
 

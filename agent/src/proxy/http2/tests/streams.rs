@@ -75,17 +75,17 @@ fn an_upstream_that_reads_nothing_holds_the_client_back() {
         let proxy = Setup::service(&[upstream]).start().await;
         let client = Client::connect(&proxy).await;
         let length = BIG.to_string();
-        let (response, mut send) =
+        let (response, mut upload) =
             client.start(request("POST", "/", &[("content-length", &length)]), false).await;
         let sent = Rc::new(Cell::new(0_usize));
         let counted = Rc::clone(&sent);
         tokio::task::spawn_local(async move {
             while counted.get() < BIG {
-                send.reserve_capacity(16 * 1024);
-                let granted = poll_fn(|cx| send.poll_capacity(cx)).await.expect("open").expect("open");
+                upload.reserve_capacity(16 * 1024);
+                let granted = poll_fn(|cx| upload.poll_capacity(cx)).await.expect("open").expect("open");
                 let piece = granted.min(16 * 1024).min(BIG - counted.get());
                 counted.set(counted.get() + piece);
-                send.send_data(vec![b'x'; piece].into(), counted.get() == BIG).expect("open");
+                upload.send_data(vec![b'x'; piece].into(), counted.get() == BIG).expect("open");
             }
         });
         let mut before = 0;
