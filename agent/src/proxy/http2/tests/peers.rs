@@ -1,5 +1,6 @@
 //! HTTP/2 clients and upstreams that tests script.
 
+use std::borrow::BorrowMut;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -89,7 +90,8 @@ pub async fn whole(response: ResponseFuture) -> Whole {
 }
 
 /// A body to its end.
-pub async fn rest(mut body: RecvStream) -> Result<(String, Option<HeaderMap>), h2::Error> {
+pub async fn rest(mut body: impl BorrowMut<RecvStream>) -> Result<(String, Option<HeaderMap>), h2::Error> {
+    let body = body.borrow_mut();
     let mut read = BytesMut::new();
     while let Some(data) = body.data().await {
         let data = data?;
