@@ -71,6 +71,14 @@ struct Shared {
     closed: Rc<Cell<bool>>,
 }
 
+impl Shelf {
+    /// The connection with the fewest streams of those that have room.
+    fn least_busy(&self) -> Option<usize> {
+        let free = self.connections.iter().enumerate().filter(|(_, shared)| shared.has_room());
+        free.min_by_key(|(_, shared)| shared.streams.get()).map(|(at, _)| at)
+    }
+}
+
 impl Shared {
     /// Whether it takes further requests, once streams are free.
     fn is_open(&self) -> bool {
@@ -140,10 +148,11 @@ impl Http2Pool {
     pub fn take(&self, key: &PoolKey) -> Turn {
         let mut shelves = self.0.borrow_mut();
         if let Some(shelf) = shelves.by_key.get_mut(key) {
-            shelf.connections.retain(|shared| shared.is_open());
-            let free = shelf.connections.iter().filter(|shared| shared.has_room());
-            if let Some(shared) = free.min_by_key(|shared| shared.streams.get()) {
-                return Turn::Stream(Lease::new(shared));
+            while let Some(at) = shelf.least_busy() {
+                if shelf.connections[at].is_open() {
+                    return Turn::Stream(Lease::new(&shelf.connections[at]));
+                }
+                shelf.connections.swap_remove(at);
             }
             if shelf.dialling {
                 return Turn::Wait(Rc::clone(&shelf.dialled));

@@ -167,5 +167,12 @@ fn gateways_route_http2_by_authority() {
         let mut other = request("GET", "/", &[]);
         *other.uri_mut() = "http://other/".parse().expect("a URI");
         assert_eq!(client.get(other).await.status, 404);
+
+        // A backend that declares nothing is spoken to in the version that every server speaks.
+        let http1 = crate::proxy::http::tests::harness::echo().await;
+        let setup = Setup::gateway(HostPattern::Any, rule(), &[http1]);
+        let proxy = setup.speaking(AppProtocol::Undeclared).start().await;
+        let answer = Client::connect(&proxy).await.get(request("GET", "/", &[])).await;
+        assert_eq!((answer.status, &*answer.body), (200, "0 GET / HTTP/1.1"));
     });
 }
