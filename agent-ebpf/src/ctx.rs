@@ -8,8 +8,8 @@ use agent_common::packet::{Family, Frame, Segment};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, bpf_sock, bpf_sock_tuple};
 use aya_ebpf::helpers::generated::{
-    bpf_get_hash_recalc, bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_fullsock, bpf_sk_release, bpf_skb_load_bytes,
-    bpf_skc_lookup_tcp,
+    bpf_get_hash_recalc, bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_fullsock, bpf_sk_release,
+    bpf_skb_load_bytes, bpf_skc_lookup_tcp,
 };
 use aya_ebpf::programs::TcContext;
 
@@ -20,11 +20,6 @@ const TCP_TIME_WAIT: u32 = 6;
 const TCP_LISTEN: u32 = 10;
 const TCP_NEW_SYN_RECV: u32 = 12;
 
-/// Ends a classifier without a decision, so that programs after ours still see the packet (on tcx, 0 would end the chain).
-pub const NEXT: i32 = -1;
-/// Lets the packet go on into the stack, with no further classifier.
-pub const ACCEPT: i32 = 0;
-
 /// A packet at a TC hook.
 pub struct Packet<'a>(pub &'a TcContext);
 
@@ -34,7 +29,12 @@ impl Frame for Packet<'_> {
         let mut bytes = [0u8; N];
         // SAFETY: the helper writes at most N bytes to `bytes` and refuses offsets outside the packet.
         let result = unsafe {
-            bpf_skb_load_bytes(self.0.as_ptr().cast::<c_void>(), offset, bytes.as_mut_ptr().cast::<c_void>(), N as u32)
+            bpf_skb_load_bytes(
+                self.0.as_ptr().cast::<c_void>(),
+                offset,
+                bytes.as_mut_ptr().cast::<c_void>(),
+                N as u32,
+            )
         };
         if result == 0 { Some(bytes) } else { None }
     }
@@ -111,8 +111,10 @@ impl Packet<'_> {
     fn assign_to(&self, index: u32) -> Option<bool> {
         // SAFETY: the map is a static that the loader relocates; the socket is released on the only path.
         unsafe {
-            let listener =
-                bpf_map_lookup_elem((&raw const LISTENERS).cast_mut().cast::<c_void>(), (&raw const index).cast::<c_void>());
+            let listener = bpf_map_lookup_elem(
+                (&raw const LISTENERS).cast_mut().cast::<c_void>(),
+                (&raw const index).cast::<c_void>(),
+            );
             if listener.is_null() {
                 return None;
             }
@@ -151,7 +153,8 @@ fn tuple(segment: &Segment) -> (bpf_sock_tuple, u32) {
         match segment.family {
             Family::V4 => {
                 let ends = &mut tuple.__bindgen_anon_1.ipv4;
-                let [s, d] = [&segment.source, &segment.destination].map(|a| u32::from_ne_bytes([a[0], a[1], a[2], a[3]]));
+                let [s, d] = [&segment.source, &segment.destination]
+                    .map(|a| u32::from_ne_bytes([a[0], a[1], a[2], a[3]]));
                 ends.saddr = s;
                 ends.daddr = d;
                 ends.sport = u16::from_ne_bytes(segment.source_port);

@@ -3,6 +3,7 @@
 #![no_main]
 
 mod ctx;
+mod deliver;
 mod maps;
 mod tc_pod;
 mod tc_uplink;

@@ -1,6 +1,8 @@
 //! Every map, with the one who writes it.
 
-use agent_common::capture::{AddressKey, CaptureConfig, DestinationKey, DestinationValue, MAX_WORKERS, Reason};
+use agent_common::capture::{
+    AddressKey, CaptureConfig, DestinationKey, DestinationValue, MAX_WORKERS, Reason,
+};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{HashMap, PerCpuArray, SockMap};
 

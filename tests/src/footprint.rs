@@ -50,6 +50,11 @@ impl Footprint {
         Ok(Self { lines })
     }
 
+    /// Every line, in order.
+    pub fn lines(&self) -> impl Iterator<Item = &str> {
+        self.lines.iter().map(String::as_str)
+    }
+
     /// What is here and was not in `before`.
     pub fn since<'a>(&'a self, before: &'a Self) -> Vec<&'a str> {
         self.lines.difference(&before.lines).map(String::as_str).collect()

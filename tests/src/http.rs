@@ -59,7 +59,18 @@ impl Connection {
 
     /// Sends a GET and reads the whole answer.
     pub fn get(&mut self, host: &str, path: &str, headers: &[(&str, &str)]) -> io::Result<Response> {
-        let mut request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n");
+        self.request("GET", host, path, headers)
+    }
+
+    /// Sends a request without a body, of any method but HEAD, and reads the whole answer.
+    pub fn request(
+        &mut self,
+        method: &str,
+        host: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> io::Result<Response> {
+        let mut request = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\n");
         for (name, value) in headers {
             // Writing to a String cannot fail.
             let _ = write!(request, "{name}: {value}\r\n");
@@ -82,7 +93,7 @@ pub fn get(address: SocketAddr, host: &str, path: &str, timeout: Duration) -> io
     Connection::open(address, timeout)?.get(host, path, &[("Connection", "close")])
 }
 
-fn read_response(stream: &mut impl BufRead) -> io::Result<Response> {
+pub(crate) fn read_response(stream: &mut impl BufRead) -> io::Result<Response> {
     let status_line = read_line(stream)?;
     let status = status_line
         .strip_prefix("HTTP/1.")
@@ -120,7 +131,7 @@ fn read_body(stream: &mut impl BufRead, head: &Response) -> io::Result<Vec<u8>> 
     Ok(body)
 }
 
-fn read_chunks(stream: &mut impl BufRead) -> io::Result<Vec<u8>> {
+pub(crate) fn read_chunks(stream: &mut impl BufRead) -> io::Result<Vec<u8>> {
     let mut body = Vec::new();
     loop {
         let line = read_line(stream)?;
@@ -139,7 +150,7 @@ fn read_chunks(stream: &mut impl BufRead) -> io::Result<Vec<u8>> {
     Ok(body)
 }
 
-fn read_exactly(stream: &mut impl BufRead, length: usize, body: &mut Vec<u8>) -> io::Result<()> {
+pub(crate) fn read_exactly(stream: &mut impl BufRead, length: usize, body: &mut Vec<u8>) -> io::Result<()> {
     let start = body.len();
     if length > BODY_MAX - start.min(BODY_MAX) {
         return Err(malformed("a body too large to read whole"));
@@ -148,7 +159,7 @@ fn read_exactly(stream: &mut impl BufRead, length: usize, body: &mut Vec<u8>) ->
     stream.read_exact(&mut body[start..])
 }
 
-fn read_line(stream: &mut impl BufRead) -> io::Result<String> {
+pub(crate) fn read_line(stream: &mut impl BufRead) -> io::Result<String> {
     let mut line = Vec::new();
     stream.take(LINE_MAX).read_until(b'\n', &mut line)?;
     if line.is_empty() {
@@ -158,7 +169,7 @@ fn read_line(stream: &mut impl BufRead) -> io::Result<String> {
     Ok(String::from_utf8_lossy(text).into_owned())
 }
 
-fn malformed(what: &str) -> io::Error {
+pub(crate) fn malformed(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("malformed answer: {what}"))
 }
 

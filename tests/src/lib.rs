@@ -23,10 +23,13 @@ pub mod state;
 pub mod wait;
 
 pub mod agent;
+pub mod backend;
 pub mod footprint;
 pub mod http;
 pub mod load;
+pub mod loopback;
 pub mod program;
+pub mod promtext;
 
 mod lab;
 mod privilege;

@@ -73,21 +73,33 @@ struct Shared {
 impl Load {
     /// Starts sending from inside a network namespace.
     pub fn start(netns: &Netns, plan: &Plan) -> Result<Self> {
+        Self::start_in(Some(netns), plan)
+    }
+
+    /// Starts sending from where the test itself runs.
+    pub fn start_here(plan: &Plan) -> Result<Self> {
+        Self::start_in(None, plan)
+    }
+
+    fn start_in(netns: Option<&Netns>, plan: &Plan) -> Result<Self> {
         ensure!(plan.rate > 0 && !plan.paths.is_empty(), "a load needs a rate and a path");
         let shared = Arc::new(Shared::default());
         let begin = Instant::now();
         let mut load = Self { shared: Arc::clone(&shared), senders: Vec::new() };
         for index in 0..SENDERS {
-            let namespace = netns.open()?;
+            let namespace = netns.map(Netns::open).transpose()?;
             let mut sender = Sender {
                 plan: plan.clone(),
                 shared: Arc::clone(&shared),
                 keeps: index % 2 == 0,
                 connection: None,
             };
-            let run = move || match setns(&namespace, CloneFlags::CLONE_NEWNET) {
-                Ok(()) => sender.run(begin, index),
-                Err(error) => sender.fail(begin, &format!("entering the namespace: {error}")),
+            let run = move || {
+                let enter = |namespace| setns(namespace, CloneFlags::CLONE_NEWNET);
+                match namespace.map_or(Ok(()), enter) {
+                    Ok(()) => sender.run(begin, index),
+                    Err(error) => sender.fail(begin, &format!("entering the namespace: {error}")),
+                }
             };
             let spawned = std::thread::Builder::new().name(format!("load-{index}")).spawn(run);
             load.senders.push(spawned.context("starting a sender")?);

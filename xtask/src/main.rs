@@ -1,5 +1,6 @@
-//! Developer chores: `cargo xtask lab|tidy|demo|vm`.
+//! Developer chores: `cargo xtask lab|tidy|demo|bench|vm`.
 
+mod bench;
 mod demo;
 mod lab_verbs;
 mod tidy;
@@ -34,6 +35,11 @@ enum Chore {
     },
     /// Show the product end to end, and check what is shown
     Demo(demo::Options),
+    /// Compare the agent with its peers
+    Bench {
+        #[command(subcommand)]
+        verb: bench::Verb,
+    },
     /// Run test binaries on other kernels, in virtual machines
     Vm(vm::Options),
 }
@@ -53,6 +59,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Chore::Lab { verb } => lab_verbs::run(verb),
         Chore::Tidy { root } => tidy::run(&root),
         Chore::Demo(options) => demo::run(&options),
+        Chore::Bench { verb } => bench::run(&verb),
         Chore::Vm(options) => vm::run(&options),
     }
 }

@@ -22,7 +22,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody listens there.
-    #[error("no agent answers at {address}: {source}; is `sluice agent` running, and is --admin right?")]
+    #[error("no agent answers at {address} (is `sluice agent` running, and is --admin right?)")]
     Connect {
         /// Where.
         address: SocketAddr,

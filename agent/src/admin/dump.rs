@@ -13,7 +13,8 @@ use crate::compile::{
     WeightedBackend,
 };
 use crate::model::{
-    HeaderChange, LbPolicy, MatchPath, MatchValue, PathRewrite, Redirect, RedirectPath, RequestMatch,
+    HeaderChange, LbPolicy, MatchPath, MatchValue, PathRewrite, Redirect, RedirectPath, RedirectPort,
+    RequestMatch,
 };
 
 /// All virtual hosts.
@@ -85,8 +86,11 @@ pub struct RuleDump {
 /// One weighted destination.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DestinationDump {
-    /// The cluster, `namespace/service:port[/subset]`; `None`: unresolved.
+    /// The cluster, `namespace/service:port[/subset]`; `None`: unresolved, or the address that the client dialled.
     pub cluster: Option<String>,
+    /// Whether it is the address that the client dialled.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub original: bool,
     /// The status that requests get where it is unresolved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<u16>,
@@ -154,8 +158,8 @@ pub(super) fn virtual_hosts(table: &RoutingTable) -> Vec<TableHost<'_>> {
             gateway.addresses.iter().map(|address| SocketAddr::new(*address, gateway.port)).collect();
         let any = addresses.is_empty().then(|| SocketAddr::from(([0, 0, 0, 0], gateway.port)));
         let addresses: Vec<_> = addresses.into_iter().chain(any).collect();
-        gateway.hosts.iter().map(move |(_, host)| TableHost {
-            listener: Some(&gateway.name),
+        gateway.hosts.iter().map(move |(pattern, host)| TableHost {
+            listener: Some(gateway.owner(&pattern)),
             addresses: addresses.clone(),
             protocol: "http",
             host,
@@ -173,7 +177,7 @@ pub fn routes(table: &RoutingTable) -> RoutesDump {
             listener: entry.listener.map(ToString::to_string),
             addresses: entry.addresses.iter().map(ToString::to_string).collect(),
             protocol: entry.protocol.to_owned(),
-            rules: entry.host.rules.rules().iter().map(|(matches, route)| rule(matches, route)).collect(),
+            rules: entry.host.rules().map(|(matches, route)| rule(matches, route)).collect(),
         }
     };
     RoutesDump {
@@ -255,11 +259,13 @@ fn rule(matches: &[RequestMatch], route: &Route) -> RuleDump {
 fn destination(weighted: &WeightedBackend) -> DestinationDump {
     let (cluster, status) = match &weighted.backend {
         Backend::Cluster(cluster) => (Some(cluster_name(&cluster.key)), None),
+        Backend::Original => (None, None),
         Backend::Invalid { status } => (None, Some(*status)),
     };
+    let original = matches!(weighted.backend, Backend::Original);
     let mut changes = headers(&weighted.request_headers);
     changes.extend(headers(&weighted.response_headers));
-    DestinationDump { cluster, status, weight: weighted.weight, headers: changes }
+    DestinationDump { cluster, status, original, weight: weighted.weight, headers: changes }
 }
 
 /// Conditions in words, e.g. `path prefix /api, header x-user-group = beta`.
@@ -316,7 +322,10 @@ fn redirect_text(redirect: &Redirect) -> String {
     let mut words = vec![redirect.status.to_string()];
     words.extend(redirect.scheme.iter().map(|scheme| format!("scheme {scheme}")));
     words.extend(redirect.authority.iter().map(|authority| format!("host {authority}")));
-    words.extend(redirect.port.iter().map(|port| format!("port {port}")));
+    words.extend(redirect.port.iter().map(|port| match port {
+        RedirectPort::Number(port) => format!("port {port}"),
+        RedirectPort::Request => "the request's port".to_owned(),
+    }));
     words.extend(redirect.path.as_ref().map(new_path_text));
     words.join(", ")
 }

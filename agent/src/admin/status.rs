@@ -95,7 +95,7 @@ impl TableStatus {
             applied_at,
             counts: TableCounts {
                 services: services.len(),
-                routes: hosts.iter().map(|host| host.host.rules.rules().len()).sum(),
+                routes: hosts.iter().map(|host| host.host.rules().count()).sum(),
                 endpoints: whole().map(|cluster| cluster.endpoints.len()).sum(),
                 clusters: table.clusters.len(),
             },

@@ -111,8 +111,13 @@ fn rules(order: &ObjectName) -> Vec<HttpRule> {
         request_headers: Vec::new(),
         ..forward.clone()
     };
-    let redirect =
-        Redirect { status: 301, scheme: Some("https".into()), authority: None, port: Some(8443), path: None };
+    let redirect = Redirect {
+        status: 301,
+        scheme: Some("https".into()),
+        authority: None,
+        port: Some(8443.into()),
+        path: None,
+    };
     let body = b"gone".as_slice().into();
     vec![
         other("moved", RouteAction::Redirect(redirect)),

@@ -1,18 +1,20 @@
 //! Gateway listeners: opened and closed on every worker as tables come and go.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use crate::compile::RoutingTable;
+use crate::compile::{GatewayListener, RoutingTable};
+use crate::model::HostPattern;
 use crate::net::gateway_listener;
 use crate::proxy::{Command, WorkerHandle};
 
-/// What a socket is for: the listener's name, its address (`None`: all) and its port.
-type Key = (Arc<str>, Option<IpAddr>, u16);
+/// What a socket is bound to: its address (`None`: all) and its port. Not its name, which is that of the first of the
+/// Gateway's listeners there: a socket stays open when that one goes and another stays.
+type Key = (Option<IpAddr>, u16);
 
 /// The open listeners.
 #[derive(Default)]
@@ -22,18 +24,20 @@ pub(super) struct Gateways {
 
 struct Open {
     address: SocketAddr,
-    /// Dropping it closes the workers' sockets.
-    _until: watch::Sender<()>,
+    /// The name that new connections get; dropping it closes the workers' sockets.
+    name: watch::Sender<Arc<str>>,
+    /// The Gateways' listeners that share the socket.
+    listeners: Vec<(Arc<str>, HostPattern)>,
 }
 
 /// A listener that could not be opened.
 #[derive(Debug, thiserror::Error)]
-#[error("gateway listener {name}: {}:{port}: {source}{}", address.map_or("*".to_owned(), |ip| ip.to_string()), hint(source))]
+#[error("gateway listener {name}: {}:{port}: {reason}{}", address.map_or("*".to_owned(), |ip| ip.to_string()), hint(reason))]
 pub struct ListenerError {
     name: Arc<str>,
     address: Option<IpAddr>,
     port: u16,
-    source: io::Error,
+    reason: io::Error,
 }
 
 impl ListenerError {
@@ -55,55 +59,71 @@ fn hint(error: &io::Error) -> &'static str {
 impl Gateways {
     /// Opens what the table adds and closes what it no longer has. Errors leave the other listeners as they should be.
     pub(super) fn reconcile(&mut self, table: &RoutingTable, workers: &[WorkerHandle]) -> Vec<ListenerError> {
-        let wanted: BTreeSet<Key> = table
-            .gateways
-            .iter()
-            .flat_map(|gateway| {
-                let one = |address| (Arc::clone(&gateway.name), address, gateway.port);
-                if gateway.addresses.is_empty() {
-                    vec![one(None)]
-                } else {
-                    gateway.addresses.iter().map(|address| one(Some(*address))).collect()
-                }
-            })
-            .collect();
-        self.open.retain(|key, _| wanted.contains(key));
-        let missing: Vec<Key> = wanted.into_iter().filter(|key| !self.open.contains_key(key)).collect();
+        let mut wanted: BTreeMap<Key, &GatewayListener> = BTreeMap::new();
+        for gateway in &table.gateways {
+            let any = gateway.addresses.is_empty().then_some(None);
+            for address in gateway.addresses.iter().copied().map(Some).chain(any) {
+                wanted.entry((address, gateway.port)).or_insert(gateway);
+            }
+        }
+        self.open.retain(|key, _| wanted.contains_key(key));
         let mut errors = Vec::new();
-        for (name, address, port) in missing {
-            match open(&name, address, port, workers) {
+        for ((address, port), gateway) in wanted {
+            if let Some(open) = self.open.get_mut(&(address, port)) {
+                open.rename(gateway);
+                continue;
+            }
+            match open(gateway, address, workers) {
                 Ok(open) => {
-                    tracing::info!(gateway = &*name, address = %open.address, "listening");
-                    self.open.insert((name, address, port), open);
+                    tracing::info!(gateway = &*gateway.name, address = %open.address, "listening");
+                    self.open.insert((address, port), open);
                 }
-                Err(source) => errors.push(ListenerError { name, address, port, source }),
+                Err(reason) => {
+                    errors.push(ListenerError { name: Arc::clone(&gateway.name), address, port, reason });
+                }
             }
         }
         errors
     }
 
-    /// The open listeners by name.
+    /// The listeners that are open, by name.
     pub(super) fn addresses(&self) -> Vec<(String, SocketAddr)> {
-        self.open.iter().map(|((name, ..), open)| (name.to_string(), open.address)).collect()
+        let open = self.open.values();
+        let mut addresses: Vec<_> = open
+            .flat_map(|open| open.listeners.iter().map(|(name, _)| (name.to_string(), open.address)))
+            .collect();
+        addresses.sort_unstable();
+        addresses
     }
 }
 
-fn open(name: &Arc<str>, address: Option<IpAddr>, port: u16, workers: &[WorkerHandle]) -> io::Result<Open> {
-    let (until, closed) = watch::channel(());
+impl Open {
+    fn rename(&mut self, gateway: &GatewayListener) {
+        self.listeners.clone_from(&gateway.listeners);
+        self.name.send_if_modified(|name| {
+            let renamed = *name != gateway.name;
+            name.clone_from(&gateway.name);
+            renamed
+        });
+    }
+}
+
+fn open(gateway: &GatewayListener, address: Option<IpAddr>, workers: &[WorkerHandle]) -> io::Result<Open> {
+    let (name, named) = watch::channel(Arc::clone(&gateway.name));
     let mut bound: Option<SocketAddr> = None;
     // All sockets are bound before any is served: either every worker has one or none.
     let sockets: Vec<_> = workers
         .iter()
         .map(|_| {
-            let socket = gateway_listener(address, bound.map_or(port, |address| address.port()))?;
+            let socket = gateway_listener(address, bound.map_or(gateway.port, |address| address.port()))?;
             bound = Some(socket.local_addr()?);
             Ok(socket)
         })
         .collect::<io::Result<_>>()?;
     for (worker, socket) in workers.iter().zip(sockets) {
-        let command = Command::Gateway(Arc::clone(name), socket, closed.clone());
+        let command = Command::Gateway(socket, named.clone());
         worker.commands.send(command).map_err(|_| io::Error::other("a worker has ended"))?;
     }
     let address = bound.ok_or_else(|| io::Error::other("there is no worker"))?;
-    Ok(Open { address, _until: until })
+    Ok(Open { address, name, listeners: gateway.listeners.clone() })
 }

@@ -8,18 +8,19 @@ mod status;
 mod tables;
 
 use std::hash::{BuildHasher, RandomState};
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::admin::{self, Role, Source};
 use crate::capture::{
-    CaptureListeners, CaptureSettings, Engine, EngineHandle, LocalAddresses, SpoofingConnector,
+    CaptureListeners, CaptureSettings, Claim, Engine, EngineHandle, LocalAddresses, SpoofingConnector,
 };
 use crate::config;
 use crate::net::{Connector, PlainConnector};
@@ -57,11 +58,15 @@ pub struct Addresses {
 struct RunningCapture {
     handle: EngineHandle,
     engine: JoinHandle<Engine>,
+    /// Let go when nothing is left in the kernel.
+    claim: Claim,
 }
 
 /// Starts an agent. Ready means: the documents are loaded, the listeners open, the kernel programs in place. On an error
 /// nothing stays behind.
 pub async fn start(settings: Settings, log: LogHandle) -> anyhow::Result<Running> {
+    // The node comes first: a second agent must not touch what the first one has installed.
+    let claim = settings.capture.is_some().then(Claim::take).transpose()?;
     let admin = bind(settings.admin, "--admin")?;
     let metrics = bind(settings.metrics, "--metrics")?;
     let health = bind(settings.health, "--health")?;
@@ -83,16 +88,17 @@ pub async fn start(settings: Settings, log: LogHandle) -> anyhow::Result<Running
     let (state, changes) = config::watch(settings.config.clone()).context("--config")?;
     let mut follower = follow::Follower::new(Arc::clone(&tables), Arc::clone(&observed), workers);
     follower.first(&state)?;
-    let capture = match &settings.capture {
-        Some(options) => Some(start_capture(options, &settings, &listeners, local, &tables).await?),
+    let source = Arc::new(observed.source(log));
+    for (listener, role) in [(admin, Role::Admin), (metrics, Role::Metrics), (health, Role::Health)] {
+        serve_apart(listener, role, Arc::clone(&source))?;
+    }
+    // The last that can fail, and it undoes itself: nothing stays in the kernel without an agent.
+    let capture = match claim.zip(settings.capture.as_ref()) {
+        Some(asked) => Some(start_capture(asked, &settings, &listeners, local, &tables).await?),
         None => None,
     };
     if let Some(capture) = &capture {
         observed.set_capture(&capture.handle);
-    }
-    let source = Arc::new(observed.source(log));
-    for (listener, role) in [(admin, Role::Admin), (metrics, Role::Metrics), (health, Role::Health)] {
-        serve_apart(listener, role, Arc::clone(&source))?;
     }
     let follower = tokio::spawn(follower.run(changes));
     observed.set_ready(true);
@@ -125,9 +131,9 @@ impl Running {
         self.observed.set_ready(false);
         self.follower.abort();
         let engine = match self.capture {
-            Some(RunningCapture { handle, engine }) => {
+            Some(RunningCapture { handle, engine, claim }) => {
                 handle.stop_capturing().await;
-                Some(engine)
+                Some((engine, claim))
             }
             None => None,
         };
@@ -140,19 +146,27 @@ impl Running {
         if cut > 0 {
             tracing::warn!(connections = cut, "the drain's time is over; closing what is still open");
         }
-        if let Some(engine) = engine {
+        if let Some((engine, claim)) = engine {
             match engine.await {
                 Ok(engine) => engine.remove().await,
                 Err(error) => tracing::error!(%error, "capture ended badly and could not be removed"),
             }
+            drop(claim);
         }
         tracing::info!("stopped");
     }
 }
 
-/// Binds before anything else is done: a port in use is an agent that runs already.
+/// Binds before anything is changed on the node.
 fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
-    let listener = TcpListener::bind(address).with_context(|| format!("{flag} {address}"))?;
+    let listener = match TcpListener::bind(address) {
+        Err(error) if error.kind() == ErrorKind::AddrInUse => {
+            bail!(
+                "{address} is taken by another process; is an agent running already? {flag} sets another address"
+            )
+        }
+        bound => bound.with_context(|| format!("{flag} {address}"))?,
+    };
     listener.set_nonblocking(true).with_context(|| format!("{flag} {address}"))?;
     Ok(listener)
 }
@@ -214,7 +228,7 @@ impl Workers<'_> {
 }
 
 async fn start_capture(
-    options: &CaptureOptions,
+    (claim, options): (Claim, &CaptureOptions),
     settings: &Settings,
     listeners: &[CaptureListeners],
     local: LocalAddresses,
@@ -227,5 +241,5 @@ async fn start_capture(
         workers: u32::try_from(settings.workers).context("too many workers")?,
     };
     let (engine, handle) = Engine::start(capture, listeners, local, tables.subscribe()).await?;
-    Ok(RunningCapture { handle, engine: tokio::spawn(engine.run()) })
+    Ok(RunningCapture { handle, engine: tokio::spawn(engine.run()), claim })
 }

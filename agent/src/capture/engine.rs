@@ -12,7 +12,7 @@ use tokio::time::MissedTickBehavior;
 use super::interfaces::Hooked;
 use super::listener::CaptureListeners;
 use super::netlink::Netlink;
-use super::programs::{Captured, Counters, Programs};
+use super::programs::{Attach, Captured, Counters, Programs};
 use super::{CaptureError, CaptureSettings, CaptureStatus, LocalAddresses, plumbing};
 use crate::compile::RoutingTable;
 
@@ -23,6 +23,14 @@ const SETTLE: Duration = Duration::from_millis(5);
 
 /// Yields once for each change that netlink reports.
 type Changes = Pin<Box<dyn Stream<Item = ()> + Send>>;
+
+/// What one look at the interfaces changed.
+#[derive(Default)]
+struct Reconciled {
+    hooked: Vec<(String, Hooked)>,
+    /// Failures that are new, or have a new reason.
+    failed: Vec<CaptureError>,
+}
 
 /// Capture, installed and running on the caller's task.
 pub struct Engine {
@@ -77,6 +85,8 @@ impl Engine {
         let (netlink, changes) = Netlink::open()?;
         netlink.snapshot().await?.check_uplinks(&settings)?;
         let programs = Programs::load(settings.marks, settings.workers)?;
+        // One transaction, or nothing: where nft is missing there is nothing to undo yet.
+        plumbing::install_notrack(settings.marks)?;
         let (stop_sender, stop) = oneshot::channel();
         let (status, status_receiver) = watch::channel(CaptureStatus::default());
         let counters = programs.counters();
@@ -100,14 +110,15 @@ impl Engine {
     }
 
     async fn install(&mut self, listeners: &[CaptureListeners]) -> Result<(), CaptureError> {
-        plumbing::install(self.netlink.handle(), self.settings.marks).await?;
+        plumbing::install_routing(self.netlink.handle(), self.settings.marks).await?;
         // Uplinks come before the listeners, so that no reply is ever missed.
-        self.reconcile().await?;
-        if let Some((interface, reason)) = self.failed.values().next() {
-            return Err(CaptureError::Interface { interface: interface.clone(), reason: reason.clone() });
+        let Reconciled { hooked, failed } = self.reconcile().await?;
+        if let Some(error) = failed.into_iter().next() {
+            return Err(error);
         }
         self.apply_table()?;
         self.programs.set_listeners(listeners)?;
+        report_hooked(&hooked);
         self.publish();
         Ok(())
     }
@@ -144,7 +155,15 @@ impl Engine {
 
     /// Removes programs, rules, routes and the nft table.
     pub async fn remove(mut self) {
+        let hooked: Vec<u32> = self.programs.attached().map(|(index, ..)| index).collect();
         self.programs.detach_all();
+        if self.programs.attach_kind() == Attach::Clsact {
+            for index in hooked {
+                if let Err(error) = self.netlink.remove_idle_clsact(index).await {
+                    tracing::debug!(index, %error, "removing the clsact qdisc");
+                }
+            }
+        }
         if let Err(error) = plumbing::remove(self.netlink.handle(), self.settings.marks).await {
             tracing::error!(%error, "capture could not be removed completely");
         }
@@ -156,13 +175,21 @@ impl Engine {
     }
 
     async fn reconcile_or_report(&mut self) {
-        if let Err(error) = self.reconcile().await {
-            tracing::error!(%error, "interfaces could not be read; the hooks stay as they are");
+        match self.reconcile().await {
+            Ok(Reconciled { hooked, failed }) => {
+                report_hooked(&hooked);
+                for error in failed {
+                    tracing::error!(%error, "interface not captured");
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "interfaces could not be read; the hooks stay as they are");
+            }
         }
     }
 
     /// Brings hooks and addresses in line with the interfaces that are there.
-    async fn reconcile(&mut self) -> Result<(), CaptureError> {
+    async fn reconcile(&mut self) -> Result<Reconciled, CaptureError> {
         let snapshot = self.netlink.snapshot().await?;
         let addresses: HashSet<_> = snapshot.addresses.iter().copied().collect();
         self.programs.set_addresses(&addresses)?;
@@ -183,11 +210,12 @@ impl Engine {
         }
         self.failed.retain(|index, _| desired.contains_key(index));
         let present: HashSet<u32> = self.programs.attached().map(|(index, ..)| index).collect();
+        let mut reconciled = Reconciled::default();
         for (index, (name, hook)) in desired.into_iter().filter(|(index, _)| !present.contains(index)) {
             match self.programs.attach(index, &name, hook) {
                 Ok(()) => {
-                    tracing::info!(interface = name, ?hook, "hooked");
                     self.failed.remove(&index);
+                    reconciled.hooked.push((name, hook));
                 }
                 Err(error) => {
                     let reason = match &error {
@@ -196,12 +224,12 @@ impl Engine {
                     };
                     let known = self.failed.insert(index, (name, reason.clone()));
                     if known.is_none_or(|(_, before)| before != reason) {
-                        tracing::error!(%error, "interface not captured");
+                        reconciled.failed.push(error);
                     }
                 }
             }
         }
-        Ok(())
+        Ok(reconciled)
     }
 
     fn apply_table(&mut self) -> Result<(), CaptureError> {
@@ -230,5 +258,11 @@ impl Engine {
             destinations: self.captured.destinations,
             destinations_over_capacity: self.captured.over_capacity,
         });
+    }
+}
+
+fn report_hooked(hooked: &[(String, Hooked)]) {
+    for (interface, hook) in hooked {
+        tracing::info!(interface, ?hook, "hooked");
     }
 }

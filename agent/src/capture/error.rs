@@ -1,6 +1,7 @@
 //! What can stop capture, each with what to do about it.
 
 use std::io;
+use std::net::SocketAddr;
 
 /// Capture can't start, or can't go on as asked.
 #[derive(Debug, thiserror::Error)]
@@ -10,6 +11,11 @@ pub enum CaptureError {
         "capture needs root (CAP_NET_ADMIN, CAP_BPF and CAP_SYS_ADMIN): run as root, or use --capture off"
     )]
     Privilege,
+    /// Another agent has the node.
+    #[error(
+        "another agent captures on this node already; stop it first, or start this one with --capture off"
+    )]
+    Claimed,
     /// The kernel refused the programs. The verifier's words are kept.
     #[error("the kernel refused program {program}: {source}")]
     Load {
@@ -51,6 +57,9 @@ pub enum CaptureError {
         /// The error.
         source: rtnetlink::Error,
     },
+    /// The capture port is in use.
+    #[error("capture listener: {0} is taken by another process; --outbound-port sets another port")]
+    PortTaken(SocketAddr),
     /// A socket could not be made.
     #[error("capture listener, {doing}: {source}")]
     Listener {

@@ -58,10 +58,7 @@ fn listener(address: SocketAddr, own_mark: u32) -> Result<Socket, CaptureError> 
     set_transparent(&socket, address).map_err(CaptureError::listener("setting IP_TRANSPARENT"))?;
     socket.set_mark(own_mark).map_err(CaptureError::listener("setting SO_MARK"))?;
     socket.bind(&address.into()).map_err(|source| match source.kind() {
-        io::ErrorKind::AddrInUse => CaptureError::Listener {
-            doing: "its port is taken by another process; is an agent running already? --outbound-port sets another one",
-            source,
-        },
+        io::ErrorKind::AddrInUse => CaptureError::PortTaken(address),
         _ => CaptureError::Listener { doing: "binding", source },
     })?;
     socket.listen(BACKLOG).map_err(CaptureError::listener("listening"))?;

@@ -3,6 +3,7 @@
 //! [`Engine`] owns the kernel side (programs, maps, mark rule, local route, nft table) from start to stop. It reacts to
 //! two things: interfaces and addresses that come and go, and routing tables that change what is captured.
 
+mod claim;
 mod engine;
 mod error;
 mod glob;
@@ -13,6 +14,7 @@ mod plumbing;
 mod programs;
 mod self_check;
 
+pub use claim::Claim;
 pub use engine::{Engine, EngineHandle};
 pub use error::CaptureError;
 pub use glob::Glob;

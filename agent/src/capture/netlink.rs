@@ -7,6 +7,7 @@ use futures_util::stream::{Stream, StreamExt, TryStreamExt};
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{LinkAttribute, LinkLayerType, LinkMessage};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+use netlink_packet_route::tc::{TcAttribute, TcHandle};
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection};
 
 use super::CaptureError;
@@ -45,6 +46,25 @@ impl Netlink {
             addresses: self.addresses().await?,
             gateways: self.gateways().await?,
         })
+    }
+
+    /// Takes the clsact qdisc off an interface on which nobody has a filter. An interface that is gone is no error.
+    pub async fn remove_idle_clsact(&self, index: u32) -> Result<(), rtnetlink::Error> {
+        // The kernel's own numbers are positive.
+        let Ok(index) = i32::try_from(index) else { return Ok(()) };
+        let filters = || self.handle.traffic_filter(index).get();
+        for side in [filters().ingress(), filters().egress()] {
+            let filters: Vec<_> = side.execute().try_collect().await?;
+            if !filters.is_empty() {
+                return Ok(());
+            }
+        }
+        let mut request = self.handle.qdisc().del(index);
+        let message = request.message_mut();
+        message.header.parent = TcHandle::CLSACT;
+        message.header.handle = TcHandle { major: 0xffff, minor: 0 };
+        message.attributes.push(TcAttribute::Kind("clsact".to_owned()));
+        request.execute().await
     }
 
     async fn links(&self) -> Result<BTreeMap<u32, Link>, CaptureError> {

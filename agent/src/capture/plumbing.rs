@@ -20,10 +20,14 @@ pub const NFT_TABLE: &str = "sluice";
 /// The loopback interface's index is 1 in every network namespace.
 const LOOPBACK: u32 = 1;
 
-/// Installs everything anew; what an earlier run left is replaced.
-pub async fn install(handle: &Handle, marks: Marks) -> Result<(), CaptureError> {
-    remove(handle, marks).await?;
-    nft(&nft_rules(marks))?;
+/// Installs the nft table anew, in one transaction; what an earlier run left is replaced.
+pub fn install_notrack(marks: Marks) -> Result<(), CaptureError> {
+    nft(&nft_rules(marks))
+}
+
+/// Installs the rules and routes anew; what an earlier run left is replaced.
+pub async fn install_routing(handle: &Handle, marks: Marks) -> Result<(), CaptureError> {
+    remove_routing(handle, marks).await?;
     for route in local_routes(marks) {
         handle
             .route()
@@ -41,8 +45,13 @@ pub async fn install(handle: &Handle, marks: Marks) -> Result<(), CaptureError> 
     rule().v6().execute().await.map_err(CaptureError::netlink("adding the mark's IPv6 rule"))
 }
 
-/// Removes everything that [`install`] made. What is not there is no error.
+/// Removes rules, routes and the nft table. What is not there is no error.
 pub async fn remove(handle: &Handle, marks: Marks) -> Result<(), CaptureError> {
+    remove_routing(handle, marks).await?;
+    nft(&nft_removal())
+}
+
+async fn remove_routing(handle: &Handle, marks: Marks) -> Result<(), CaptureError> {
     for version in [IpVersion::V4, IpVersion::V6] {
         let rules: Vec<RuleMessage> = handle
             .rule()
@@ -66,7 +75,7 @@ pub async fn remove(handle: &Handle, marks: Marks) -> Result<(), CaptureError> {
             result => result.map_err(CaptureError::netlink("removing the local route"))?,
         }
     }
-    nft(&nft_removal())
+    Ok(())
 }
 
 /// A rule of ours is known by its mark and table together.
@@ -120,8 +129,9 @@ fn nft(script: &str) -> Result<(), CaptureError> {
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn();
-    let mut child =
-        spawned.map_err(|error| CaptureError::Nft(format!("{error}; install the nftables package")))?;
+    let mut child = spawned.map_err(|error| {
+        CaptureError::Nft(format!("{error}; install the nftables package, or add its directory to PATH"))
+    })?;
     let mut stdin = child.stdin.take().expect("stdin is piped");
     let written = stdin.write_all(script.as_bytes());
     drop(stdin);

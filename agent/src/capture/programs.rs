@@ -11,7 +11,7 @@ use aya::programs::tc::{
     NlOptions, SchedClassifierLinkId, TcAttachOptions, qdisc_add_clsact, qdisc_detach_program,
 };
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
-use aya::{Ebpf, EbpfLoader};
+use aya::{Ebpf, EbpfError, EbpfLoader};
 
 use super::interfaces::Hooked;
 use super::listener::CaptureListeners;
@@ -74,7 +74,8 @@ impl Programs {
     /// Loads everything; nothing is attached yet.
     pub fn load(marks: Marks, workers: u32) -> Result<Self, CaptureError> {
         let config = CaptureConfig { deliver_mark: marks.deliver, own_mark: marks.own, workers, padding: 0 };
-        let mut ebpf = EbpfLoader::new().override_global("CONFIG", &config, true).load(OBJECT)?;
+        let mut ebpf =
+            EbpfLoader::new().override_global("CONFIG", &config, true).load(OBJECT).map_err(object_error)?;
         for hook in [Hooked::Pod, Hooked::Uplink] {
             let program = classifier(&mut ebpf, hook);
             program.load().map_err(|source| load_error(hook.program(), source))?;
@@ -254,6 +255,17 @@ fn map<T: TryFrom<aya::maps::Map, Error = MapError>>(
     T::try_from(map).map_err(|source| CaptureError::Map { map: name, source })
 }
 
+fn object_error(error: EbpfError) -> CaptureError {
+    match &error {
+        EbpfError::MapError(MapError::CreateError { io_error, .. })
+            if io_error.raw_os_error() == Some(libc::EPERM) =>
+        {
+            CaptureError::Privilege
+        }
+        _ => CaptureError::Object(error),
+    }
+}
+
 fn load_error(program: &'static str, source: ProgramError) -> CaptureError {
     match &source {
         ProgramError::LoadError { io_error, .. } if io_error.raw_os_error() == Some(libc::EPERM) => {
@@ -281,7 +293,7 @@ fn innermost(error: &ProgramError) -> String {
     while let Some(source) = cause.source() {
         cause = source;
     }
-    format!("the program cannot be attached: {cause}")
+    format!("the program cannot be attached: {cause}; `bpftool net` lists what is attached there already")
 }
 
 fn destination_key(address: SocketAddr) -> DestinationKey {

@@ -18,7 +18,10 @@ pub(super) struct CheckArgs {
 
 pub(super) fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     let Some(options) = args.capture.options()? else {
-        output::text("capture is off: nothing is asked of this node")?;
+        match args.output.output {
+            Format::Json => output::json(&[(); 0])?,
+            Format::Table => output::text("capture is off: nothing is asked of this node")?,
+        }
         return Ok(ExitCode::SUCCESS);
     };
     let settings = CaptureSettings {

@@ -10,13 +10,13 @@ pub(super) fn run(args: &ClientArgs) -> anyhow::Result<ExitCode> {
     match args.output.output {
         Format::Json => output::json(&dump)?,
         Format::Table => {
-            output::table(["cluster", "address", "pod", "node", "active", "policy"], &rows(&dump))?;
+            output::table(["cluster", "address", "pod", "node", "state", "active", "policy"], &rows(&dump))?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn rows(dump: &EndpointsDump) -> Vec<[String; 6]> {
+fn rows(dump: &EndpointsDump) -> Vec<[String; 7]> {
     let known = |name: &Option<String>| name.clone().unwrap_or_else(|| "-".to_owned());
     let endpoints = dump.endpoints.iter().map(|endpoint| {
         [
@@ -24,10 +24,11 @@ fn rows(dump: &EndpointsDump) -> Vec<[String; 6]> {
             endpoint.address.clone(),
             known(&endpoint.pod),
             known(&endpoint.node),
+            if endpoint.ready { "ready" } else { "not ready" }.to_owned(),
             endpoint.active.to_string(),
             endpoint.policy.clone(),
         ]
     });
-    let none = |cluster: &String| [cluster.as_str(), "none", "-", "-", "-", "-"].map(str::to_owned);
+    let none = |cluster: &String| [cluster.as_str(), "none", "-", "-", "-", "-", "-"].map(str::to_owned);
     endpoints.chain(dump.empty.iter().map(none)).collect()
 }

@@ -50,8 +50,11 @@ fn target(rule: &RuleDump) -> String {
         _ => format!("{cluster}={weight}"),
     };
     let names = rule.destinations.iter().map(|to| {
-        let cluster =
-            to.cluster.clone().unwrap_or_else(|| format!("unresolved ({})", to.status.unwrap_or_default()));
+        let cluster = match &to.cluster {
+            Some(cluster) => cluster.clone(),
+            None if to.original => "where it was sent".to_owned(),
+            None => format!("unresolved ({})", to.status.unwrap_or_default()),
+        };
         one(cluster, to.weight)
     });
     names.collect::<Vec<_>>().join(", ")

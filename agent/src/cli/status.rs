@@ -93,12 +93,31 @@ fn documents(report: &Value) -> Vec<String> {
         in_state("notEnforced"),
         in_state("rejected")
     )];
+    for object in objects.iter().filter(|object| object["state"] == "notEnforced") {
+        lines.push(format!("             {}", not_enforced(object)));
+    }
     for owner in list("files").iter().chain(objects) {
         for message in owner["messages"].as_array().into_iter().flatten() {
             lines.push(format!("             {}", describe(owner, message)));
         }
     }
     lines
+}
+
+/// An object of which a part, or all, waits for a later version.
+fn not_enforced(object: &Value) -> String {
+    let fields: Vec<&str> =
+        object["fields"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let what = if fields.is_empty() { "all of it".to_owned() } else { fields.join(", ") };
+    let text = |name: &str| object[name].as_str().unwrap_or_default();
+    format!(
+        "{}:{}: not yet enforced: {} {}/{}: {what}",
+        text("file"),
+        object["line"],
+        text("kind"),
+        text("namespace"),
+        text("name")
+    )
 }
 
 fn describe(owner: &Value, message: &Value) -> String {

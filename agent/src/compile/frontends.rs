@@ -7,13 +7,13 @@ use std::sync::Arc;
 use regex_automata::meta::Regex;
 
 use super::hosts::{HostCompiler, sort_by_precedence};
-use super::routes::{Scope, default_route};
+use super::routes::{Dialled, Scope, default_route};
 use super::{Cluster, ClusterKey, Frontend, RoutingTable, VirtualHost, mesh_routes};
 use crate::model::{
-    Endpoint, HostPattern, MatchValue, Model, ObjectName, RequestMatch, RouteKind, RouteTable, Service,
-    ServicePort,
+    AppProtocol, Endpoint, HostPattern, MatchValue, Model, ObjectName, RequestMatch, RouteKind, RouteTable,
+    Service, ServicePort,
 };
-use crate::route::Rule;
+use crate::route::{Rule, RuleSet};
 
 type MeshRoutes<'a> = HashMap<&'a ObjectName, Vec<(&'a RouteTable, Option<u16>)>>;
 
@@ -34,6 +34,9 @@ pub(super) fn compile(
             let Some(cluster) = scope.clusters.get(&key) else { continue };
             let before = known.get(&(&service.name, port.port)).copied();
             let host = virtual_host(service, port, cluster, &Lookup { scope, routes: &routes, before });
+            if !is_known(port, cluster, &host) {
+                continue;
+            }
             let frontend = share(
                 Frontend {
                     service: service.name.clone(),
@@ -51,6 +54,13 @@ pub(super) fn compile(
         }
     }
     frontends
+}
+
+/// Whether there is anything that the agent could serve. The documents may be a part of the cluster's: a service whose
+/// endpoints they don't have, and that no rule is about, is left to whoever serves it without the agent.
+fn is_known(port: &ServicePort, cluster: &Cluster, host: &VirtualHost) -> bool {
+    let has_rules = port.protocol != AppProtocol::Tcp && !host.layers.is_empty();
+    has_rules || !cluster.endpoints.is_empty() || !cluster.unready.is_empty()
 }
 
 /// Endpoints by service and port. Those that are not ready are there too: a client that dials one by its own address
@@ -101,31 +111,46 @@ fn virtual_host(
     cluster: &Arc<Cluster>,
     lookup: &Lookup<'_>,
 ) -> Arc<VirtualHost> {
-    let compiler = HostCompiler::new(lookup.scope, port.port, lookup.before.map(|frontend| &frontend.http));
+    let dialled = Dialled { port: port.port, headless: service.headless.then_some(&service.name) };
+    let compiler = HostCompiler::new(lookup.scope, dialled, lookup.before.map(|frontend| &frontend.http));
     let tables = lookup.routes.get(&service.name).map_or(&[][..], Vec::as_slice);
-    let mut rules = mesh_rules(&compiler, tables, port.port);
-    if rules.is_empty() {
-        let route = default_route(&service.name, service.headless, cluster);
-        rules.push((Vec::new(), compiler.share(route)));
-    }
-    compiler.finish(format!("{}:{}", service.name.fqdn(), port.port), rules)
+    let layers = mesh_layers(&compiler, &service.name, tables, port.port);
+    // Callers that no rule can concern are served as if there were none, as in Istio, where each client compiles its
+    // own rules. The same goes for a port of which no rule speaks.
+    let default = (!layers.iter().any(RuleSet::concerns_everyone))
+        .then(|| compiler.share(default_route(&service.name, service.headless, cluster)));
+    compiler.finish(format!("{}:{}", service.name.fqdn(), port.port), layers, default)
 }
 
-/// The rules that the documents give to one port. None means that the service is on its own: also where a
-/// VirtualService speaks of other ports alone, as in Istio.
-fn mesh_rules(compiler: &HostCompiler<'_>, tables: &[(&RouteTable, Option<u16>)], port: u16) -> Vec<Rule> {
-    let mut here =
+/// The rules that the documents give to one port: those of consumers in their own namespaces first (GEP-1426), then the
+/// service's own.
+fn mesh_layers(
+    compiler: &HostCompiler<'_>,
+    service: &ObjectName,
+    tables: &[(&RouteTable, Option<u16>)],
+    port: u16,
+) -> Vec<RuleSet> {
+    let here =
         tables.iter().filter(|(_, only)| only.is_none_or(|only| only == port)).map(|(table, _)| *table);
-    let http_routes: Vec<_> = here.clone().filter(|table| table.kind == RouteKind::HttpRoute).collect();
-    if http_routes.is_empty() {
-        let first = here.find(|table| table.kind == RouteKind::VirtualService);
-        return first.map_or_else(Vec::new, |table| compiler.table(table));
-    }
+    let (http_routes, virtual_services): (Vec<_>, Vec<_>) =
+        here.partition(|table| table.kind == RouteKind::HttpRoute);
+    let (producers, consumers): (Vec<_>, Vec<_>) =
+        http_routes.into_iter().partition(|table| table.source.namespace == service.namespace);
+    let own = match virtual_services.first() {
+        Some(table) if producers.is_empty() => compiler.table(table),
+        _ => merged(compiler, &producers),
+    };
+    let layers = [merged(compiler, &consumers), own];
+    layers.into_iter().filter(|rules| !rules.is_empty()).map(RuleSet::new).collect()
+}
+
+/// The rules of HTTPRoutes, by the Gateway API's precedence.
+fn merged(compiler: &HostCompiler<'_>, tables: &[&RouteTable]) -> Vec<Rule> {
     let of_table = |table: &&RouteTable| {
         let hosts = host_conditions(&table.hosts);
         compiler.table(table).into_iter().map(move |rule| with_hosts(rule, &hosts)).collect::<Vec<_>>()
     };
-    let mut rules: Vec<Rule> = http_routes.iter().flat_map(of_table).collect();
+    let mut rules: Vec<Rule> = tables.iter().flat_map(of_table).collect();
     sort_by_precedence(&mut rules);
     rules
 }

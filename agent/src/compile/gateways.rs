@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::hosts::{HostCompiler, sort_by_precedence};
-use super::routes::Scope;
+use super::routes::{Dialled, Scope};
 use super::{GatewayListener, RoutingTable, VirtualHost};
 use crate::model::{HostPattern, Listener, ListenerProtocol, RouteKind, RouteTable};
-use crate::route::{HostTable, Rule};
+use crate::route::{HostTable, Rule, RuleSet};
 
 /// Route tables by the host that leads to them.
 type TablesByHost<'a> = HashMap<HostPattern, Vec<&'a RouteTable>>;
@@ -49,19 +49,31 @@ fn merge(
     scope: &Scope<'_>,
 ) -> Option<Arc<GatewayListener>> {
     let first = listeners.first()?;
-    let name: Arc<str> = format!("{}/{}", first.gateway, first.name).into();
+    let name_of = |listener: &Listener| format!("{}/{}", listener.gateway, listener.name).into();
+    let name: Arc<str> = name_of(first);
+    let names = listeners.iter().map(|listener| (name_of(listener), listener.hostname.clone())).collect();
     let before = previous.gateways.iter().find(|gateway| gateway.name == name);
+    let dialled = Dialled { port: binding.port, headless: None };
     let hosts = hosts(listeners).into_iter().map(|(pattern, tables)| {
         let before = before.and_then(|gateway| gateway.hosts.get(&pattern));
-        let host = virtual_host(&pattern, &tables, &HostCompiler::new(scope, binding.port, before));
+        let host = virtual_host(&pattern, &tables, &HostCompiler::new(scope, dialled, before));
         (pattern, host)
     });
     let Binding { port, addresses, protocol } = binding;
-    let gateway = GatewayListener { name, addresses, port, protocol, hosts: HostTable::new(hosts) };
+    let gateway =
+        GatewayListener { name, listeners: names, addresses, port, protocol, hosts: HostTable::new(hosts) };
     Some(match before {
         Some(before) if same(before, &gateway) => Arc::clone(before),
         _ => Arc::new(gateway),
     })
+}
+
+impl GatewayListener {
+    /// The name of the listener that a host belongs to: that with the most specific hostname that covers it.
+    pub fn owner(&self, host: &HostPattern) -> &Arc<str> {
+        let with = |hostname: &HostPattern| self.listeners.iter().find(|(_, own)| own == hostname);
+        wider(host).iter().find_map(with).map_or(&self.name, |(name, _)| name)
+    }
 }
 
 /// Every pattern that listeners or their routes name, with the route tables that serve it: groups of equally specific
@@ -132,11 +144,12 @@ fn virtual_host(
         }
         rules.append(&mut of_group);
     }
-    compiler.finish(pattern.to_string(), rules)
+    compiler.finish(pattern.to_string(), vec![RuleSet::new(rules)], None)
 }
 
 fn same(before: &GatewayListener, after: &GatewayListener) -> bool {
-    before.addresses == after.addresses
+    before.listeners == after.listeners
+        && before.addresses == after.addresses
         && before.port == after.port
         && before.protocol == after.protocol
         && before.hosts.iter().count() == after.hosts.iter().count()

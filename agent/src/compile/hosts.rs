@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::routes::{Scope, share};
+use super::routes::{Dialled, Scope, share};
 use super::{Route, RouteName, VirtualHost};
 use crate::model::{HttpRule, MatchPath, RequestMatch, RouteKind, RouteTable};
 use crate::route::{Rule, RuleSet};
@@ -12,17 +12,20 @@ use crate::route::{Rule, RuleSet};
 /// Compiles the rules of route tables, in order of precedence of the tables.
 pub(super) struct HostCompiler<'a> {
     scope: &'a Scope<'a>,
-    /// The port that clients dial.
-    port: u16,
+    dialled: Dialled<'a>,
     previous: Option<&'a Arc<VirtualHost>>,
     known: HashMap<&'a RouteName, &'a Arc<Route>>,
 }
 
 impl<'a> HostCompiler<'a> {
-    pub(super) fn new(scope: &'a Scope<'a>, port: u16, previous: Option<&'a Arc<VirtualHost>>) -> Self {
-        let routes = previous.into_iter().flat_map(|host| host.rules.routes());
-        let known = routes.map(|route| (&route.name, route)).collect();
-        Self { scope, port, previous, known }
+    pub(super) fn new(
+        scope: &'a Scope<'a>,
+        dialled: Dialled<'a>,
+        previous: Option<&'a Arc<VirtualHost>>,
+    ) -> Self {
+        let routes = previous.into_iter().flat_map(|host| host.rules());
+        let known = routes.map(|(_, route)| (&route.name, route)).collect();
+        Self { scope, dialled, previous, known }
     }
 
     /// The rules of one document. The port is known here, so conditions on it are decided here, and a rule that is for
@@ -30,7 +33,7 @@ impl<'a> HostCompiler<'a> {
     pub(super) fn table(&self, table: &RouteTable) -> Vec<Rule> {
         let rules = table.rules.iter().filter_map(|rule| {
             let matches = self.alternatives(rule)?;
-            let route = self.scope.route(table, rule, self.port);
+            let route = self.scope.route(table, rule, self.dialled);
             Some((matches, self.share(route)))
         });
         match table.kind {
@@ -46,11 +49,16 @@ impl<'a> HostCompiler<'a> {
     }
 
     /// The host, or its equal from the previous table.
-    pub(super) fn finish(&self, name: impl Into<Arc<str>>, rules: Vec<Rule>) -> Arc<VirtualHost> {
-        let name = name.into();
+    pub(super) fn finish(
+        &self,
+        name: impl Into<Arc<str>>,
+        layers: Vec<RuleSet>,
+        default: Option<Arc<Route>>,
+    ) -> Arc<VirtualHost> {
+        let host = VirtualHost { name: name.into(), layers, default };
         match self.previous {
-            Some(before) if before.name == name && same(before.rules.rules(), &rules) => Arc::clone(before),
-            _ => Arc::new(VirtualHost { name, rules: RuleSet::new(rules) }),
+            Some(before) if same(before, &host) => Arc::clone(before),
+            _ => Arc::new(host),
         }
     }
 
@@ -58,7 +66,7 @@ impl<'a> HostCompiler<'a> {
         let matches: Vec<RequestMatch> = rule
             .matches
             .iter()
-            .filter(|conditions| conditions.port.is_none_or(|port| port == self.port))
+            .filter(|conditions| conditions.port.is_none_or(|port| port == self.dialled.port))
             .map(|conditions| RequestMatch { port: None, ..conditions.clone() })
             .collect();
         (rule.matches.is_empty() || !matches.is_empty()).then_some(matches)
@@ -95,7 +103,14 @@ fn precedence(conditions: &RequestMatch) -> Precedence {
     (kind, length, conditions.method.is_some(), conditions.headers.len(), conditions.query.len())
 }
 
-fn same(before: &[Rule], after: &[Rule]) -> bool {
+fn same(before: &VirtualHost, after: &VirtualHost) -> bool {
+    before.name == after.name
+        && before.default.as_ref().map(Arc::as_ptr) == after.default.as_ref().map(Arc::as_ptr)
+        && before.layers.len() == after.layers.len()
+        && before.layers.iter().zip(&after.layers).all(|(a, b)| same_rules(a.rules(), b.rules()))
+}
+
+fn same_rules(before: &[Rule], after: &[Rule]) -> bool {
     before.len() == after.len()
         && before.iter().zip(after).all(|(a, b)| Arc::ptr_eq(&a.1, &b.1) && a.0 == b.0)
 }

@@ -26,8 +26,10 @@ pub use weights::Weights;
 /// Compiles what the documents say. Pure: the same model after the same table gives the same table.
 ///
 /// - A service's rules are those of its HTTPRoutes where it has any, merged by the Gateway API's precedence; else those
-///   of its first VirtualService (Istio does not merge them in the mesh either, and lets the Gateway API win). A
-///   request that fits none of them is answered with 404. Without either, everything goes to the service itself.
+///   of its first VirtualService (Istio does not merge them in the mesh either, and lets the Gateway API win). Routes
+///   of other namespaces take their place for the callers of those namespaces. A request that fits none of the rules is
+///   answered with 404, but for callers that no rule can concern: then, and without any rules, everything goes to the
+///   service itself.
 /// - A destination that can't be resolved becomes [`Backend::Invalid`]; its share of requests is answered with an error
 ///   and the rest is served.
 pub fn compile(model: &Model, previous: &RoutingTable, version: TableVersion) -> RoutingTable {

@@ -17,12 +17,21 @@ pub(super) struct Scope<'a> {
     pub(super) clusters: &'a BTreeMap<ClusterKey, Arc<Cluster>>,
 }
 
+/// What the client of a route dials.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Dialled<'a> {
+    /// The port.
+    pub(super) port: u16,
+    /// The service, where clients dial its endpoints by their own addresses.
+    pub(super) headless: Option<&'a ObjectName>,
+}
+
 impl Scope<'_> {
-    /// Compiles a rule; `port` is the one that the client dials.
-    pub(super) fn route(&self, table: &RouteTable, rule: &HttpRule, port: u16) -> Route {
+    /// Compiles a rule.
+    pub(super) fn route(&self, table: &RouteTable, rule: &HttpRule, dialled: Dialled<'_>) -> Route {
         let action = match &rule.action {
             RouteAction::Forward { destinations, rewrite } => {
-                Action::Forward(self.forward(table.kind, destinations, rewrite, port))
+                Action::Forward(self.forward(table.kind, destinations, rewrite, dialled))
             }
             RouteAction::Redirect(redirect) => Action::Redirect(redirect.clone()),
             RouteAction::Respond(response) => Action::Respond(response.clone()),
@@ -46,11 +55,11 @@ impl Scope<'_> {
         kind: RouteKind,
         destinations: &[WeightedDestination],
         rewrite: &PathRewrite,
-        port: u16,
+        dialled: Dialled<'_>,
     ) -> Forward {
         let weights: Vec<u32> = destinations.iter().map(|destination| destination.weight).collect();
         let backends = destinations.iter().map(|weighted| WeightedBackend {
-            backend: self.resolve(kind, &weighted.destination, port),
+            backend: self.resolve(kind, &weighted.destination, dialled),
             weight: weighted.weight,
             request_headers: header_ops(&weighted.request_headers),
             response_headers: header_ops(&weighted.response_headers),
@@ -58,13 +67,17 @@ impl Scope<'_> {
         Forward { backends: backends.collect(), weights: Weights::new(&weights), rewrite: rewrite.clone() }
     }
 
-    fn resolve(&self, kind: RouteKind, destination: &Destination, dialled: u16) -> Backend {
+    fn resolve(&self, kind: RouteKind, destination: &Destination, dialled: Dialled<'_>) -> Backend {
         let (service, port, subset) = match destination {
             Destination::Service { service, port, subset } => (service, *port, subset),
             Destination::Invalid { status } => return Backend::Invalid { status: *status },
         };
-        let cluster = self
-            .destination_port(service, port, dialled)
+        let port = self.destination_port(service, port, dialled.port);
+        // Who dials one of a headless service's pods means that pod, not any.
+        if dialled.headless == Some(service) && subset.is_none() && port == Some(dialled.port) {
+            return Backend::Original;
+        }
+        let cluster = port
             .map(|port| ClusterKey { service: service.clone(), port, subset: subset.clone() })
             .and_then(|key| self.clusters.get(&key));
         match cluster {
@@ -165,6 +178,7 @@ fn same_action(a: &Action, b: &Action) -> bool {
 fn same_backend(a: &WeightedBackend, b: &WeightedBackend) -> bool {
     let same_target = match (&a.backend, &b.backend) {
         (Backend::Cluster(a), Backend::Cluster(b)) => Arc::ptr_eq(a, b),
+        (Backend::Original, Backend::Original) => true,
         (Backend::Invalid { status: a }, Backend::Invalid { status: b }) => a == b,
         _ => false,
     };

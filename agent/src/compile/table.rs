@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::model::{
-    AppProtocol, DirectResponse, HeaderOp, LbPolicy, ListenerProtocol, ObjectName, PathRewrite, Redirect,
-    Workload,
+    AppProtocol, DirectResponse, HeaderOp, HostPattern, LbPolicy, ListenerProtocol, ObjectName, PathRewrite,
+    Redirect, RequestMatch, Workload,
 };
-use crate::route::{HostTable, RuleSet};
+use crate::route::{HostTable, RequestOrigin, RequestView, RouteMatch, RuleSet};
 
 use super::Weights;
 
@@ -63,6 +63,8 @@ pub struct GatewayListener {
     /// The Gateway and the listener's name, `namespace/gateway/listener`; several listeners that share a port are one
     /// entry under the first one's name.
     pub name: Arc<str>,
+    /// The names of all that share it, with their hostnames, in the order of the documents.
+    pub listeners: Vec<(Arc<str>, HostPattern)>,
     /// Addresses to bind; empty: all.
     pub addresses: Vec<IpAddr>,
     /// The port to bind.
@@ -78,8 +80,28 @@ pub struct GatewayListener {
 pub struct VirtualHost {
     /// What dumps and logs call it, e.g. `order-service.default.svc.cluster.local:80` or `*.example.com`.
     pub name: Arc<str>,
-    /// The rules, compiled; see [`RuleSet::find`].
-    pub rules: RuleSet,
+    /// The rules, compiled. The first layer that concerns a caller is the only one for it: a route that consumers have
+    /// in their own namespace takes the place of the service's own rules, and is not merged with them.
+    pub layers: Vec<RuleSet>,
+    /// For callers that no layer concerns; a service's own, as a request that fits no rule is for a Gateway to refuse.
+    pub default: Option<Arc<Route>>,
+}
+
+impl VirtualHost {
+    /// The route of a request; see [`RuleSet::find`].
+    pub fn find(&self, request: &impl RequestView, origin: &RequestOrigin<'_>) -> Option<RouteMatch<'_>> {
+        match self.layers.iter().find(|layer| layer.concerns(origin)) {
+            Some(layer) => layer.find(request, origin),
+            None => self.default.as_ref().map(RouteMatch::unconditional),
+        }
+    }
+
+    /// All rules with their alternatives, in order of precedence, the default last; for dumps.
+    pub fn rules(&self) -> impl Iterator<Item = (&[RequestMatch], &Arc<Route>)> {
+        let layers = self.layers.iter().flat_map(RuleSet::rules);
+        let default = self.default.iter().map(|route| (&[][..], route));
+        layers.map(|(matches, route)| (&matches[..], route)).chain(default)
+    }
 }
 
 /// Where a route came from.
@@ -162,6 +184,8 @@ pub struct WeightedBackend {
 pub enum Backend {
     /// A cluster of the same table.
     Cluster(Arc<Cluster>),
+    /// The endpoint that the client dialled by its own address: a headless service's rule that sends to that service.
+    Original,
     /// An unresolved reference: answered with this status.
     Invalid {
         /// The status.

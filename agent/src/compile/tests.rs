@@ -12,6 +12,7 @@ use crate::model::{
 };
 use crate::route::{RequestOrigin, RequestView};
 
+mod origins;
 mod sharing;
 
 struct Get<'a>(&'a str, &'a str);
@@ -180,7 +181,7 @@ fn key(service: &str, port: u16, subset: Option<&str>) -> ClusterKey {
 
 fn found<'a>(frontend: &'a Frontend, path: &str) -> Option<&'a Arc<Route>> {
     let origin = RequestOrigin { source: None, port: frontend.port };
-    frontend.http.rules.find(&Get("", path), &origin).map(|matched| matched.route)
+    frontend.http.find(&Get("", path), &origin).map(|matched| matched.route)
 }
 
 fn rule_name(route: Option<&Arc<Route>>) -> Option<&str> {
@@ -195,6 +196,7 @@ fn backends(route: &Route) -> Vec<Result<String, u16>> {
             let ClusterKey { service, port, subset } = &cluster.key;
             Ok(format!("{}:{port}/{}", service.name, subset.as_deref().unwrap_or("")))
         }
+        Backend::Original => Ok("original".to_owned()),
         Backend::Invalid { status } => Err(*status),
     };
     forward.backends.iter().map(|weighted| text(&weighted.backend)).collect()
@@ -256,6 +258,51 @@ fn a_headless_service_is_met_at_its_endpoints() {
 }
 
 #[test]
+fn a_rule_of_a_headless_service_for_itself_keeps_the_pod_that_was_dialled() {
+    let mut model = canary();
+    model.services[0].cluster_ips.clear();
+    model.services[0].headless = true;
+    model.services[0].ports.push(ServicePort { name: "b".into(), port: 81, protocol: AppProtocol::Http });
+    for (destination, expected) in [
+        (to("order", None, None, 1), "original"),
+        (to("order", Some(80), None, 1), "original"),
+        (to("order", Some(81), None, 1), "order:81/"),
+        (to("order", None, Some("v2"), 1), "order:80/v2"),
+        (to("user", None, None, 1), "user:80/"),
+    ] {
+        let rules = vec![rule("r", vec![], vec![destination])];
+        let mesh_routes = vec![routes(RouteKind::VirtualService, "v", "order", rules)];
+        let table = fresh(&Model { mesh_routes, ..model.clone() });
+        let route = found(frontend(&table, "10.0.0.1:8080"), "/").expect("fits");
+        assert_eq!(backends(route), [Ok(expected.to_owned())]);
+    }
+}
+
+#[test]
+fn a_service_of_which_nothing_is_known_is_not_captured() {
+    let captured = |change: fn(&mut Model)| {
+        let mut model = canary();
+        model.mesh_routes.clear();
+        change(&mut model);
+        fresh(&model).frontends.contains_key(&socket("10.96.0.1:80"))
+    };
+    let unknown: fn(&mut Model) = |model| model.endpoints.retain(|one| one.service != name("order"));
+    assert!(captured(|_| {}));
+    assert!(!captured(unknown));
+    assert!(captured(|model| model.endpoints.iter_mut().for_each(|one| one.ready = false)));
+    let with_rules = |model: &mut Model| {
+        model.endpoints.clear();
+        model.mesh_routes = canary().mesh_routes;
+    };
+    assert!(captured(with_rules));
+    assert!(!captured(|model| {
+        model.endpoints.clear();
+        model.mesh_routes = canary().mesh_routes;
+        model.services[0].ports[0].protocol = AppProtocol::Tcp;
+    }));
+}
+
+#[test]
 fn of_two_services_with_one_address_the_first_by_name_is_kept() {
     let mut model = canary();
     model.services[1].cluster_ips = vec![ip("10.96.0.1")];
@@ -281,7 +328,7 @@ fn balancing_is_the_subsets_then_the_ports_then_the_services() {
 #[test]
 fn destination_ports_are_resolved() {
     let mut model = canary();
-    model.services[0].ports.push(ServicePort { name: "admin".into(), port: 81, protocol: AppProtocol::Tcp });
+    model.services[0].ports.push(ServicePort { name: "admin".into(), port: 81, protocol: AppProtocol::Http });
     model.services[1].ports[0].port = 3001;
     let check = |kind, destination: WeightedDestination, dialled: &str, expected: Result<&str, u16>| {
         let table = routes(kind, "r", "order", vec![rule("r", vec![], vec![destination.clone()])]);
@@ -366,9 +413,8 @@ fn precedence_of_the_gateway_api() {
     let table = fresh(&model);
     let order: Vec<usize> = frontend(&table, "10.96.0.1:80")
         .http
-        .rules
-        .routes()
-        .map(|route| route.name.rule.parse().expect("is a number"))
+        .rules()
+        .map(|(_, route)| route.name.rule.parse().expect("is a number"))
         .collect();
     assert_eq!(order, (0..matches.len()).collect::<Vec<_>>());
 }
@@ -390,6 +436,7 @@ fn only_the_first_virtual_service_of_a_host_counts() {
 fn rules_for_other_ports_are_left_out() {
     let on_port = |port| RequestMatch { port: Some(port), ..RequestMatch::default() };
     let mut model = canary();
+    model.endpoints.push(endpoint("order", 81, "10.0.0.1:8081", "v1"));
     model.services[0].ports.push(ServicePort { name: "b".into(), port: 81, protocol: AppProtocol::Http });
     model.mesh_routes = vec![routes(
         RouteKind::VirtualService,
@@ -405,6 +452,7 @@ fn rules_for_other_ports_are_left_out() {
 #[test]
 fn a_parent_reference_with_a_port_is_for_that_port() {
     let mut model = canary();
+    model.endpoints.push(endpoint("order", 81, "10.0.0.1:8081", "v1"));
     model.services[0].ports.push(ServicePort { name: "b".into(), port: 81, protocol: AppProtocol::Http });
     let mut table = routes(RouteKind::HttpRoute, "r", "order", vec![says("here", vec![])]);
     table.services[0].1 = Some(81);
@@ -421,7 +469,7 @@ fn hosts_of_a_mesh_route_are_conditions() {
     table.hosts = vec![host("a.example"), host("*.wild.example")];
     model.mesh_routes = vec![table];
     let table = fresh(&model);
-    let rules = &frontend(&table, "10.96.0.1:80").http.rules;
+    let rules = &frontend(&table, "10.96.0.1:80").http;
     for (name, expected) in [
         ("a.example", true),
         ("b.example", false),
@@ -460,7 +508,7 @@ fn check_gateway(listeners: Vec<Listener>, cases: &[(&str, &str, Option<&str>)])
     assert_eq!(table.gateways.len(), 1);
     for (name, path, expected) in cases {
         let host = table.gateways[0].hosts.find(name);
-        let matched = host.and_then(|host| host.rules.find(&Get(name, path), &RequestOrigin::default()));
+        let matched = host.and_then(|host| host.find(&Get(name, path), &RequestOrigin::default()));
         assert_eq!(rule_name(matched.map(|matched| matched.route)), *expected, "{name}{path}");
     }
 }

@@ -1,7 +1,7 @@
 //! Texts -> [`State`]: what is in force, and a report. Pure: the state before goes in, because what is wrong now keeps
 //! its last good version from then.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
@@ -20,6 +20,8 @@ pub struct State {
     /// What became of each object.
     pub report: Report,
     files: BTreeMap<Arc<str>, FileState>,
+    /// The objects in force, last good ones among them.
+    in_force: BTreeMap<ObjectId, Arc<Object>>,
 }
 
 /// One file, as it was last read.
@@ -28,8 +30,10 @@ struct FileState {
     content: Content,
     /// Why the file as a whole is not what it should be.
     messages: Vec<Message>,
-    /// Objects in force, last good ones among them.
+    /// Valid objects.
     objects: Vec<Arc<Object>>,
+    /// Objects that the file has no valid version of: what is in force of them stays, unless another file has one.
+    kept: BTreeSet<ObjectId>,
     /// Objects that are refused.
     rejected: Vec<Rejected>,
 }
@@ -71,7 +75,8 @@ impl State {
 }
 
 /// Makes the state of these files. A file that can't be read or parsed keeps all of its objects from `previous`, an
-/// object that is not valid keeps its own last good version, and a file that is gone takes its objects with it.
+/// object that is not valid keeps its own last good version, and a file that is gone takes its objects with it. A valid
+/// version in any file comes before every one that is kept.
 pub fn load(previous: &State, files: Vec<InputFile>) -> State {
     let mut states = BTreeMap::new();
     for file in files {
@@ -83,7 +88,7 @@ pub fn load(previous: &State, files: Vec<InputFile>) -> State {
         };
         states.insert(file.path, state);
     }
-    assemble(states)
+    assemble(previous, states)
 }
 
 fn load_file(
@@ -92,22 +97,21 @@ fn load_file(
     text: Result<String, FileProblem>,
     (path, content): (&Arc<str>, Content),
 ) -> FileState {
-    let kept = || before.map(|state| state.objects.clone()).unwrap_or_default();
     let broken = |code, severity, line, text: String| {
-        let objects = kept();
-        let text = match objects.len() {
+        let kept = before.map(FileState::ids).unwrap_or_default();
+        let text = match kept.len() {
             0 => text,
             count => format!("{text}; the last good version of its {count} objects stays in force"),
         };
         let messages = vec![Message { severity, code, line, field: String::new(), text }];
-        FileState { content: content.clone(), messages, objects, rejected: Vec::new() }
+        FileState { messages, kept, ..FileState::empty(content.clone()) }
     };
     let text = match text {
         Ok(text) => text,
         Err(problem) => return broken(Code::InvalidYaml, Severity::Error, 0, format!("the file {problem}")),
     };
     // An editor that writes in place empties the file first. Whoever means that the objects go deletes the file.
-    if text.trim().is_empty() && before.is_some_and(|state| !state.objects.is_empty()) {
+    if text.trim().is_empty() && before.is_some_and(|state| !state.ids().is_empty()) {
         return broken(Code::InvalidYaml, Severity::Warning, 0, "the file is empty".to_owned());
     }
     match node::parse(&text) {
@@ -116,8 +120,7 @@ fn load_file(
         }
         Ok(documents) => {
             let results = documents.into_iter().flat_map(|document| read_objects(path, document)).collect();
-            let mut state =
-                FileState { content, messages: Vec::new(), objects: Vec::new(), rejected: Vec::new() };
+            let mut state = FileState::empty(content);
             state.take(results, previous, before);
             state
         }
@@ -125,6 +128,16 @@ fn load_file(
 }
 
 impl FileState {
+    fn empty(content: Content) -> Self {
+        let (messages, objects, kept, rejected) = Default::default();
+        Self { content, messages, objects, kept, rejected }
+    }
+
+    /// The objects that the file has or had.
+    fn ids(&self) -> BTreeSet<ObjectId> {
+        self.objects.iter().map(|object| object.header.id.clone()).chain(self.kept.iter().cloned()).collect()
+    }
+
     /// Takes in the objects of a file that could be parsed.
     fn take(
         &mut self,
@@ -132,14 +145,16 @@ impl FileState {
         previous: &State,
         before: Option<&FileState>,
     ) {
-        let mut nameless = false;
+        let mut unknown = Vec::new();
         for result in results {
             match result {
                 Ok(object) => self.objects.push(Arc::new(object)),
                 Err(rejected) => {
-                    match previous.object(&rejected.header.id, before) {
-                        Some(last_good) => self.objects.push(last_good),
-                        None => nameless = true,
+                    let id = &rejected.header.id;
+                    if previous.in_force.contains_key(id) {
+                        self.kept.insert(id.clone());
+                    } else {
+                        unknown.push(id.clone());
                     }
                     self.rejected.push(*rejected);
                 }
@@ -147,78 +162,81 @@ impl FileState {
         }
         // A wrong document that was never seen under this name may be a known one whose kind or name was mistyped:
         // then the one that is missing now must not go.
-        if let (true, Some(before)) = (nameless, before) {
-            let ids: BTreeSet<&ObjectId> = self.objects.iter().map(|object| &object.header.id).collect();
-            let missing: Vec<Arc<Object>> =
-                before.objects.iter().filter(|object| !ids.contains(&object.header.id)).cloned().collect();
-            for object in &missing {
+        let here = self.ids();
+        if let (true, Some(before)) = (unknown.iter().any(|id| !here.contains(id)), before) {
+            for id in before.ids().into_iter().filter(|id| !here.contains(id)) {
                 let text = format!(
                     "{} {} is no longer in the file; it stays in force until every document of the file is valid",
-                    object.header.id.kind,
-                    object.name()
+                    id.kind, id.name
                 );
-                let line = 0;
                 self.messages.push(Message {
                     severity: Severity::Warning,
                     code: Code::SchemaValidationError,
-                    line,
+                    line: 0,
                     field: String::new(),
                     text,
                 });
+                self.kept.insert(id);
             }
-            self.objects.extend(missing);
         }
     }
 }
 
-impl State {
-    /// The version of an object that is in force: the file's own, else any file's.
-    fn object(&self, id: &ObjectId, own: Option<&FileState>) -> Option<Arc<Object>> {
-        let find = |state: &FileState| state.objects.iter().find(|object| object.header.id == *id).cloned();
-        own.and_then(find).or_else(|| self.files.values().find_map(find))
+/// The objects in force, and what there is to say on those that are given twice.
+struct InForce {
+    objects: BTreeMap<ObjectId, Arc<Object>>,
+    /// Those of `objects` that no file has a valid version of.
+    kept: BTreeSet<ObjectId>,
+    duplicates: Vec<ObjectReport>,
+}
+
+impl InForce {
+    /// Of valid objects with one name the first counts; without any the version that is in force already.
+    fn choose(previous: &State, files: &BTreeMap<Arc<str>, FileState>) -> Self {
+        let mut chosen = Self { objects: BTreeMap::new(), kept: BTreeSet::new(), duplicates: Vec::new() };
+        for object in files.values().flat_map(|state| &state.objects) {
+            let winner = chosen.objects.entry(object.header.id.clone()).or_insert_with(|| Arc::clone(object));
+            if !Arc::ptr_eq(winner, object) {
+                chosen.duplicates.push(duplicate_report(&object.header, &winner.header));
+            }
+        }
+        for id in files.values().flat_map(|state| &state.kept) {
+            if let (false, Some(last_good)) = (chosen.objects.contains_key(id), previous.in_force.get(id)) {
+                chosen.objects.insert(id.clone(), Arc::clone(last_good));
+                chosen.kept.insert(id.clone());
+            }
+        }
+        chosen
     }
 }
 
-/// Puts the files together: of objects with one name the first counts.
-fn assemble(files: BTreeMap<Arc<str>, FileState>) -> State {
-    let mut first: HashMap<&ObjectId, &Header> = HashMap::new();
-    let mut objects: Vec<Arc<Object>> = Vec::new();
-    let mut duplicates = Vec::new();
-    for object in files.values().flat_map(|state| &state.objects) {
-        match first.get(&object.header.id) {
-            None => {
-                first.insert(&object.header.id, &object.header);
-                objects.push(Arc::clone(object));
-            }
-            Some(winner) => duplicates.push(duplicate_report(&object.header, winner)),
-        }
-    }
+/// Puts the files together.
+fn assemble(previous: &State, files: BTreeMap<Arc<str>, FileState>) -> State {
+    let InForce { objects: in_force, kept, duplicates } = InForce::choose(previous, &files);
+    let objects: Vec<Arc<Object>> = in_force.values().cloned().collect();
     let (model, linked) = link(&objects);
-    let rejected_ids: BTreeSet<(&str, &ObjectId)> = files
-        .iter()
-        .flat_map(|(path, state)| state.rejected.iter().map(|rejected| (&**path, &rejected.header.id)))
-        .collect();
+    let rejected = || files.values().flat_map(|state| &state.rejected);
+    let rejected_ids: BTreeSet<&ObjectId> = rejected().map(|rejected| &rejected.header.id).collect();
     let mut reports = duplicates;
     for (object, linked) in objects.iter().zip(linked) {
+        let id = &object.header.id;
         // A last good version is told of by the report of the version that is refused.
-        if !rejected_ids.contains(&(&*object.header.file, &object.header.id)) {
+        if !(kept.contains(id) && rejected_ids.contains(id)) {
             reports.push(object_report(object, linked));
         }
     }
-    for state in files.values() {
-        reports.extend(state.rejected.iter().map(|rejected| {
-            let last_good = state.objects.iter().any(|object| object.header.id == rejected.header.id);
-            report(&rejected.header, ObjectState::Rejected { last_good }, rejected.messages.clone())
-        }));
-    }
+    reports.extend(rejected().map(|rejected| {
+        let last_good = kept.contains(&rejected.header.id);
+        report(&rejected.header, ObjectState::Rejected { last_good }, rejected.messages.clone())
+    }));
     reports.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
     let file_reports = files.iter().map(|(path, state)| FileReport {
         file: Arc::clone(path),
-        objects: state.objects.len(),
+        objects: state.objects.len() + state.kept.intersection(&kept).count(),
         messages: state.messages.clone(),
     });
     let report = Report { files: file_reports.collect(), objects: reports };
-    State { model, report, files }
+    State { model, report, files, in_force }
 }
 
 fn duplicate_report(header: &Header, winner: &Header) -> ObjectReport {

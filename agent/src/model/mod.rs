@@ -8,8 +8,8 @@ mod workload;
 pub use name::ObjectName;
 pub use route::{
     Destination, DirectResponse, HeaderChange, HeaderOp, HostPattern, HttpRule, Listener, ListenerProtocol,
-    MatchPath, MatchValue, PathRewrite, Redirect, RedirectPath, RequestMatch, RewriteRegex, RouteAction,
-    RouteKind, RouteTable, Specificity, WeightedDestination,
+    MatchPath, MatchValue, PathRewrite, Redirect, RedirectPath, RedirectPort, RequestMatch, RewriteRegex,
+    RouteAction, RouteKind, RouteTable, Specificity, WeightedDestination,
 };
 pub use service::{AppProtocol, Endpoint, LbPolicy, Service, ServicePort, Subset, TrafficPolicy};
 pub use workload::{Labels, Workload};

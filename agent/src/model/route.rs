@@ -247,6 +247,21 @@ impl PartialEq for RewriteRegex {
     }
 }
 
+/// The port that a redirect names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RedirectPort {
+    /// This one.
+    Number(u16),
+    /// The one that the request came to, whatever the scheme or host becomes.
+    Request,
+}
+
+impl From<u16> for RedirectPort {
+    fn from(port: u16) -> Self {
+        Self::Number(port)
+    }
+}
+
 /// A redirect answer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Redirect {
@@ -257,7 +272,7 @@ pub struct Redirect {
     /// The host; `None`: the request's.
     pub authority: Option<Arc<str>>,
     /// The port; `None`: left out where it is the scheme's own, else the listener's.
-    pub port: Option<u16>,
+    pub port: Option<RedirectPort>,
     /// The path; `None`: the request's.
     pub path: Option<RedirectPath>,
 }

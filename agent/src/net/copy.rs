@@ -38,6 +38,8 @@ pub enum RelayFailure {
 }
 
 /// Copies until both directions have ended, or one fails; the other side of a failure is reset, not closed politely.
+///
+/// A side that takes no more bytes may still have sent some: its last words are delivered before the end.
 pub async fn relay(downstream: &mut TcpStream, upstream: &mut TcpStream) -> Relayed {
     let mut relayed = Relayed::default();
     let result = {
@@ -45,16 +47,18 @@ pub async fn relay(downstream: &mut TcpStream, upstream: &mut TcpStream) -> Rela
         let (server_read, server_write) = upstream.split();
         let up = pump(client_read, server_write, &mut relayed.sent);
         let down = pump(server_read, client_write, &mut relayed.received);
-        tokio::try_join!(
-            async { up.await.map_err(|end| end.failure(RelayFailure::Downstream, RelayFailure::Upstream)) },
-            async { down.await.map_err(|end| end.failure(RelayFailure::Upstream, RelayFailure::Downstream)) },
-        )
+        tokio::try_join!(async { end(up.await, RelayFailure::Downstream, RelayFailure::Upstream) }, async {
+            end(down.await, RelayFailure::Upstream, RelayFailure::Downstream)
+        },)
     };
-    if let Err(failure) = result {
+    relayed.failure = match result {
+        Ok((up, down)) => up.or(down),
+        Err(failure) => Some(failure),
+    };
+    if relayed.failure.is_some() {
         // Dropping a socket that lingers for no time sends RST: the survivor learns that the stream was cut.
         let _ = downstream.set_zero_linger();
         let _ = upstream.set_zero_linger();
-        relayed.failure = Some(failure);
     }
     relayed
 }
@@ -65,16 +69,16 @@ enum PumpError {
     Write(io::Error),
 }
 
-impl PumpError {
-    fn failure(
-        self,
-        reader: impl FnOnce(io::Error) -> RelayFailure,
-        writer: impl FnOnce(io::Error) -> RelayFailure,
-    ) -> RelayFailure {
-        match self {
-            Self::Read(error) => reader(error),
-            Self::Write(error) => writer(error),
-        }
+/// What the end of one direction means: a reader that fails ends both, a writer that fails only its own.
+fn end(
+    pumped: Result<(), PumpError>,
+    reader: impl FnOnce(io::Error) -> RelayFailure,
+    writer: impl FnOnce(io::Error) -> RelayFailure,
+) -> Result<Option<RelayFailure>, RelayFailure> {
+    match pumped {
+        Ok(()) => Ok(None),
+        Err(PumpError::Write(error)) => Ok(Some(writer(error))),
+        Err(PumpError::Read(error)) => Err(reader(error)),
     }
 }
 
@@ -123,4 +127,71 @@ fn step(reader: &ReadHalf<'_>, writer: &WriteHalf<'_>, copied: &mut u64) -> Resu
         *copied += written as u64;
         Ok(if written == len { Step::Moved } else { Step::Rest(scratch[written..len].to_vec()) })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+        let address = listener.local_addr().expect("bound");
+        let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());
+        (near.expect("connects"), far.expect("accepts").0)
+    }
+
+    #[tokio::test]
+    async fn half_close_is_kept_and_bytes_are_counted() {
+        let ((mut client, mut down), (mut up, mut server)) = (pair().await, pair().await);
+        let relaying = tokio::spawn(async move { relay(&mut down, &mut up).await });
+        client.write_all(b"ping").await.expect("writes");
+        client.shutdown().await.expect("shuts down");
+        let mut got = Vec::new();
+        server.read_to_end(&mut got).await.expect("reads to the end");
+        assert_eq!(got, b"ping");
+        server.write_all(b"pong!").await.expect("the other direction is open");
+        drop(server);
+        let mut got = Vec::new();
+        client.read_to_end(&mut got).await.expect("reads to the end");
+        assert_eq!(got, b"pong!");
+        let relayed = relaying.await.expect("ends");
+        assert_eq!((relayed.sent, relayed.received), (4, 5));
+        assert!(relayed.failure.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_reset_is_passed_on() {
+        let ((mut client, mut down), (mut up, server)) = (pair().await, pair().await);
+        let relaying = tokio::spawn(async move { relay(&mut down, &mut up).await });
+        server.set_zero_linger().expect("sets");
+        drop(server);
+        let error = client.read_u8().await.expect_err("the stream was cut");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        assert!(matches!(relaying.await.expect("ends").failure, Some(RelayFailure::Upstream(_))));
+    }
+
+    /// A server that answers, closes with bytes unread and so resets: the client shall still get the answer.
+    #[tokio::test]
+    async fn last_words_reach_a_client_that_is_still_sending() {
+        let ((mut client, mut down), (mut up, mut server)) = (pair().await, pair().await);
+        let relaying = tokio::spawn(async move {
+            let relayed = relay(&mut down, &mut up).await;
+            drop(down);
+            relayed
+        });
+        client.write_all(&[b'x'; 1024]).await.expect("writes");
+        server.readable().await.expect("readable");
+        server.write_all(b"-ERR busy\r\n").await.expect("writes");
+        drop(server);
+        let mut answer = [0; 11];
+        let read = tokio::time::timeout(Duration::from_secs(5), client.read_exact(&mut answer)).await;
+        read.expect("in time").expect("the answer arrives");
+        assert_eq!(&answer, b"-ERR busy\r\n");
+        drop(client);
+        relaying.await.expect("ends");
+    }
 }

@@ -42,7 +42,8 @@ pub fn classify(bytes: &[u8]) -> Spoken {
         Some(_) => return Spoken::Opaque,
     }
     let rest = &bytes[method_len + 1..];
-    if rest.first().is_some_and(|b| !b.is_ascii_graphic()) {
+    // Absolute-form and CONNECT are for a forward proxy, which must see them as they are.
+    if rest.first().is_some_and(|b| !matches!(b, b'/' | b'*')) {
         return Spoken::Opaque;
     }
     match rest.iter().position(|b| *b == b'\n') {
@@ -113,6 +114,8 @@ mod tests {
             (b" GET / HTTP/1.1\r\n", Spoken::Opaque),
             (b"GET  / HTTP/1.1\r\n", Spoken::Opaque),
             (b"GET \x00\x01", Spoken::Opaque),
+            (b"CONNECT example.com:443 HTTP/1.1\r\n", Spoken::Opaque),
+            (b"GET http://example.com/ HTTP/1.1\r\n", Spoken::Opaque),
             (b"EHLO example.com\r\n", Spoken::Opaque),
             (b"SSH-2.0-OpenSSH_9.2\r\n", Spoken::Opaque),
             (b"ABCDEFGHIJKLMNOPQRSTUVWXYZ", Spoken::Opaque),

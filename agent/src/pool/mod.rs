@@ -66,7 +66,7 @@ pub struct Pool(Rc<RefCell<Shelves>>);
 #[derive(Debug)]
 struct Shelves {
     limits: PoolLimits,
-    by_key: HashMap<PoolKey, Vec<Idle>>,
+    by_key: HashMap<PoolKey, Vec<Idle>, foldhash::fast::RandomState>,
     total: usize,
     sweeping: bool,
 }
@@ -80,7 +80,7 @@ struct Idle {
 impl Pool {
     /// An empty pool.
     pub fn new(limits: PoolLimits) -> Self {
-        let shelves = Shelves { limits, by_key: HashMap::new(), total: 0, sweeping: false };
+        let shelves = Shelves { limits, by_key: HashMap::default(), total: 0, sweeping: false };
         Self(Rc::new(RefCell::new(shelves)))
     }
 
@@ -97,7 +97,7 @@ impl Pool {
         }
     }
 
-    /// Keeps a connection that is between two messages. Within a `LocalSet`, which runs the pool's sweeper.
+    /// Keeps a connection that is between two messages. Within a local runtime, which runs the pool's sweeper.
     pub fn put(&self, key: PoolKey, io: TcpStream) {
         let mut shelves = self.0.borrow_mut();
         if shelves.total >= shelves.limits.total {

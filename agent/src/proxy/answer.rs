@@ -25,6 +25,8 @@ pub(super) enum Problem {
     BodyTimeout,
     /// The client is gone.
     ClientClosed,
+    /// The Gateway listener that the connection came in by is gone.
+    NoListener,
     /// No virtual host of the listener has the request's host.
     NoHost,
     /// No rule of the virtual host fits.
@@ -65,7 +67,7 @@ impl Problem {
             Self::Refused(refusal) => refusal.status,
             Self::HeaderTimeout | Self::BodyTimeout => 408,
             Self::ClientClosed => 0,
-            Self::NoHost | Self::NoRoute => 404,
+            Self::NoListener | Self::NoHost | Self::NoRoute => 404,
             Self::NoCluster { status } => status,
             Self::NoWeight => 500,
             Self::NoEndpoint
@@ -85,7 +87,7 @@ impl Problem {
             Self::Refused(_) => Flag::DownstreamProtocol,
             Self::HeaderTimeout | Self::BodyTimeout => Flag::IdleTimeout,
             Self::ClientClosed => Flag::DownstreamClosed,
-            Self::NoHost | Self::NoRoute => Flag::NoRoute,
+            Self::NoListener | Self::NoHost | Self::NoRoute => Flag::NoRoute,
             Self::NoCluster { .. } | Self::NoWeight => Flag::NoCluster,
             Self::NoEndpoint => Flag::NoHealthyUpstream,
             Self::Connect(_) | Self::ConnectTimeout => Flag::UpstreamConnectFailure,
@@ -104,6 +106,7 @@ impl Problem {
             Self::HeaderTimeout => "header_timeout",
             Self::BodyTimeout => "body_timeout",
             Self::ClientClosed => "client_closed",
+            Self::NoListener => "listener_removed",
             Self::NoHost => "host_not_found",
             Self::NoRoute => "route_not_found",
             Self::NoCluster { .. } => "destination_not_found",
@@ -127,7 +130,7 @@ impl Problem {
             Self::Refused(_) | Self::HeaderTimeout | Self::BodyTimeout | Self::ClientClosed => {
                 "http_request_error"
             }
-            Self::NoHost | Self::NoRoute => "destination_not_found",
+            Self::NoListener | Self::NoHost | Self::NoRoute => "destination_not_found",
             Self::Connect(io::ErrorKind::ConnectionRefused) => "connection_refused",
             Self::Connect(io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable) => {
                 "destination_ip_unroutable"

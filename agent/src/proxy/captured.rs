@@ -13,7 +13,8 @@ use crate::compile::{Frontend, RoutingTable};
 use crate::model::AppProtocol;
 use crate::telemetry::Origin;
 
-/// Serves one captured connection to its end.
+/// Serves one captured connection to its end. What not every connection needs is boxed, as the future of the idle ones is
+/// most of what they cost.
 pub(super) async fn serve(context: Context, io: TcpStream, peer: SocketAddr, listener: SocketAddr) {
     let Ok(original_destination) = io.local_addr() else { return };
     if original_destination == listener {
@@ -33,7 +34,7 @@ pub(super) async fn serve(context: Context, io: TcpStream, peer: SocketAddr, lis
     let Some(frontend) = table.frontends.get(&original_destination) else {
         // The table changed between the kernel's decision and now.
         let dial = Dial::original(original_destination);
-        return tcp::serve(&context, downstream, &table, dial, None).await;
+        return Box::pin(tcp::serve(&context, downstream, &table, dial, None)).await;
     };
     by_protocol(context, downstream, &table, frontend).await;
 }
@@ -48,14 +49,16 @@ async fn by_protocol(
     match frontend.protocol {
         AppProtocol::Http | AppProtocol::Http2 | AppProtocol::Grpc => http::serve(context, downstream).await,
         AppProtocol::Tcp => {
-            tcp::serve(&context, downstream, table, dial, None).await;
+            Box::pin(tcp::serve(&context, downstream, table, dial, None)).await;
         }
-        AppProtocol::Undeclared => match detect(&context, &mut downstream, &dial).await {
+        AppProtocol::Undeclared => match Box::pin(detect(&context, &mut downstream, &dial)).await {
             Told::Http(dialled) => {
                 downstream.early = dialled.and_then(tcp::Dialled::into_early);
                 http::serve(context, downstream).await;
             }
-            Told::Opaque(dialled) => tcp::serve(&context, downstream, table, dial, Some(dialled)).await,
+            Told::Opaque(dialled) => {
+                Box::pin(tcp::serve(&context, downstream, table, dial, Some(dialled))).await;
+            }
         },
     }
 }

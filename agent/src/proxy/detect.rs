@@ -19,6 +19,11 @@ const READ_BYTES: usize = 8 * 1024;
 /// How long a silent client may still speak once its endpoint can't be reached: an HTTP request gets a proper answer.
 const SPEAK_AFTER_FAILURE: Duration = Duration::from_secs(1);
 
+/// How long a client that speaks HTTP waits for the connection that was dialled before it spoke.
+const EARLY_PATIENCE: Duration = Duration::from_millis(100);
+/// How long a client may leave it open what its first bytes are; after that they are passed on as they came.
+const UNDECIDED_MAX: Duration = Duration::from_secs(5);
+
 /// What was told.
 pub(super) enum Told {
     /// HTTP/1 or HTTP/2, with the connection that was opened meanwhile.
@@ -33,10 +38,11 @@ pub(super) async fn detect(context: &Context, downstream: &mut Downstream, dial:
     let dialled = tokio::select! {
         biased;
         spoken = client_speaks(&downstream.io, &mut downstream.read) => {
-            let dialled = dialling.await;
             return match spoken {
-                Spoken::Http | Spoken::Http2 => Told::Http(dialled.ok()),
-                Spoken::Opaque | Spoken::Undecided => Told::Opaque(dialled),
+                // The route says where HTTP goes; an endpoint that is silent must not hold it up.
+                Ok(Spoken::Http | Spoken::Http2) => Told::Http(timeout(EARLY_PATIENCE, dialling).await.ok().and_then(Result::ok)),
+                Ok(Spoken::Opaque | Spoken::Undecided) => Told::Opaque(dialling.await),
+                Err(error) => Told::Opaque(dialling.await.map(|dialled| dialled.without_client(error))),
             };
         }
         dialled = &mut dialling => dialled,
@@ -45,8 +51,9 @@ pub(super) async fn detect(context: &Context, downstream: &mut Downstream, dial:
         Ok(upstream) => tokio::select! {
             biased;
             spoken = client_speaks(&downstream.io, &mut downstream.read) => match spoken {
-                Spoken::Http | Spoken::Http2 => Told::Http(Some(upstream)),
-                Spoken::Opaque | Spoken::Undecided => Told::Opaque(Ok(upstream)),
+                Ok(Spoken::Http | Spoken::Http2) => Told::Http(Some(upstream)),
+                Ok(Spoken::Opaque | Spoken::Undecided) => Told::Opaque(Ok(upstream)),
+                Err(error) => Told::Opaque(Ok(upstream.without_client(error))),
             },
             // Bytes, the end, or an error: each ends the waiting, and the relay finds out which it was.
             () = server_speaks(&upstream.io) => Told::Opaque(Ok(upstream)),
@@ -55,7 +62,7 @@ pub(super) async fn detect(context: &Context, downstream: &mut Downstream, dial:
             let spoken =
                 timeout(SPEAK_AFTER_FAILURE, client_speaks(&downstream.io, &mut downstream.read)).await;
             match spoken {
-                Ok(Spoken::Http | Spoken::Http2) => Told::Http(None),
+                Ok(Ok(Spoken::Http | Spoken::Http2)) => Told::Http(None),
                 _ => Told::Opaque(Err(undialled)),
             }
         }
@@ -74,21 +81,26 @@ async fn server_speaks(io: &TcpStream) {
     }
 }
 
-/// Reads until the client's protocol is told. The end of its bytes, or an error, tells that it is nothing of ours. Safe to
-/// drop at any point: what was read is in the buffer.
-async fn client_speaks(io: &TcpStream, read: &mut BytesMut) -> Spoken {
+/// Reads until the client's protocol is told. The end of its bytes tells that it is nothing of ours. Safe to drop at any
+/// point: what was read is in the buffer. A socket says only once that it was reset, so the error must not be lost.
+async fn client_speaks(io: &TcpStream, read: &mut BytesMut) -> io::Result<Spoken> {
     loop {
         match classify(read) {
             Spoken::Undecided => {}
-            spoken => return spoken,
+            spoken => return Ok(spoken),
         }
-        if io.readable().await.is_err() {
-            return Spoken::Opaque;
+        if read.is_empty() {
+            io.readable().await?;
+        } else {
+            match timeout(UNDECIDED_MAX, io.readable()).await {
+                Ok(readable) => readable?,
+                Err(_) => return Ok(Spoken::Opaque),
+            }
         }
         read.reserve(READ_BYTES);
         match io.try_read_buf(read) {
-            Ok(0) => return Spoken::Opaque,
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Spoken::Opaque,
+            Ok(0) => return Ok(Spoken::Opaque),
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
             Ok(_) | Err(_) => {}
         }
     }

@@ -26,7 +26,10 @@ use connection::{Connection, Ending, HeadRead};
 use super::answer::Problem;
 use super::{Context, Downstream};
 
-/// Serves one client connection until it is closed. Runs within a `LocalSet`.
+/// Serves one client connection until it is closed. Runs within a local runtime.
+///
+/// Most connections are idle at any time, and their future is most of what each costs: what only a request needs is
+/// boxed, and there for as long as the request. The allocator hands the same warm memory to one request after another.
 pub async fn serve(ctx: Context, downstream: Downstream) {
     let mut drain = ctx.drain.clone();
     let grace = ctx.http.settings(&downstream.origin).drain_grace;
@@ -46,14 +49,14 @@ pub async fn serve(ctx: Context, downstream: Downstream) {
                 return Box::pin(super::http2::serve(ctx, downstream)).await;
             }
             HeadRead::Closed => break Ending::Now,
-            HeadRead::Refused(refusal) => break connection.refuse(Problem::Refused(refusal)).await,
-            HeadRead::TooLate => break connection.refuse(Problem::HeaderTimeout).await,
+            HeadRead::Refused(refusal) => break Box::pin(connection.refuse(Problem::Refused(refusal))).await,
+            HeadRead::TooLate => break Box::pin(connection.refuse(Problem::HeaderTimeout)).await,
         }
-        if let Some(ending) = connection.respond().await {
+        if let Some(ending) = Box::pin(connection.respond()).await {
             break ending;
         }
     };
-    connection.close(ending).await;
+    Box::pin(connection.close(ending)).await;
 }
 
 #[cfg(test)]

@@ -46,9 +46,15 @@ pub(super) struct Dialled {
     pub(super) io: TcpStream,
     address: SocketAddr,
     pick: Option<Pick>,
+    client_error: Option<io::Error>,
 }
 
 impl Dialled {
+    /// Says that the client's connection broke before there was anything to relay: the endpoint's is to be reset.
+    pub(super) fn without_client(self, error: io::Error) -> Self {
+        Self { client_error: Some(error), ..self }
+    }
+
     /// For the HTTP side, which may use it if its route leads to the same endpoint.
     pub(super) fn into_early(self) -> Option<(Pick, TcpStream)> {
         Some((self.pick?, self.io))
@@ -67,7 +73,7 @@ pub(super) struct Undialled {
 pub(super) async fn dial(context: &Context, peer: SocketAddr, dial: &Dial) -> Result<Dialled, Undialled> {
     let Some(cluster) = &dial.cluster else {
         let io = connect(context, peer, dial.original).await?;
-        return Ok(Dialled { io, address: dial.original, pick: None });
+        return Ok(Dialled { io, address: dial.original, pick: None, client_error: None });
     };
     let mut tried = Vec::new();
     let mut failure = Undialled { flag: Flag::NoHealthyUpstream, details: "no_healthy_upstream", last: None };
@@ -78,7 +84,7 @@ pub(super) async fn dial(context: &Context, peer: SocketAddr, dial: &Dial) -> Re
             break;
         }
         match connect(context, peer, address).await {
-            Ok(io) => return Ok(Dialled { io, address, pick: Some(pick) }),
+            Ok(io) => return Ok(Dialled { io, address, pick: Some(pick), client_error: None }),
             Err(error) => failure = error,
         }
         tried.push(address);
@@ -126,7 +132,7 @@ pub(super) async fn serve(
         Ok(mut dialled) => {
             ended.upstream = Some(dialled.address);
             context.recorder.connection_opened(&record(&downstream, table, &to, start, &ended));
-            ended.relayed = relay_with_prefix(&mut downstream, &mut dialled.io).await;
+            ended.relayed = relay_with_prefix(&mut downstream, &mut dialled).await;
             (ended.flags, ended.details) = outcome(ended.relayed.failure.as_ref());
         }
         Err(undialled) => {
@@ -149,7 +155,12 @@ struct Ended {
     details: &'static str,
 }
 
-async fn relay_with_prefix(downstream: &mut Downstream, upstream: &mut TcpStream) -> Relayed {
+async fn relay_with_prefix(downstream: &mut Downstream, dialled: &mut Dialled) -> Relayed {
+    let upstream = &mut dialled.io;
+    if let Some(error) = dialled.client_error.take() {
+        let _ = upstream.set_zero_linger();
+        return Relayed { failure: Some(RelayFailure::Downstream(error)), ..Relayed::default() };
+    }
     let prefix = std::mem::take(&mut downstream.read);
     if !prefix.is_empty()
         && let Err(error) = upstream.write_all(&prefix).await

@@ -13,7 +13,7 @@ use arc_swap::ArcSwap;
 use bytes::BytesMut;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
-use tokio::task::{LocalSet, spawn_local};
+use tokio::task::spawn_local;
 
 use super::http::{HttpSettings, HttpWorker};
 use super::{Context, Downstream, Random, captured, http};
@@ -48,11 +48,12 @@ pub struct WorkerSettings {
 pub enum Command {
     /// Serve captured connections from this listener.
     Capture(StdListener),
-    /// Serve a Gateway's listener, called so in records, until the receiver's sender is gone.
-    Gateway(Arc<str>, StdListener, watch::Receiver<()>),
+    /// Serve a Gateway's listener until the receiver's sender is gone; records call it what the receiver says when a
+    /// connection comes.
+    Gateway(StdListener, watch::Receiver<Arc<str>>),
 }
 
-/// A running worker. It ends when the handle is dropped and its connections have ended, or with the process.
+/// A running worker. It ends with the process: connections go on without a handle.
 pub struct WorkerHandle {
     /// Gives it commands.
     pub commands: mpsc::UnboundedSender<Command>,
@@ -69,32 +70,59 @@ pub fn start_worker(settings: WorkerSettings) -> io::Result<WorkerHandle> {
 }
 
 fn run(settings: WorkerSettings, mut commands: mpsc::UnboundedReceiver<Command>) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let options = tokio::runtime::LocalOptions::default();
+    // A `LocalSet` would queue every wake-up a second time.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build_local(options)?;
     let context = Context::new(settings);
-    let local = LocalSet::new();
-    local.spawn_local(async move {
+    runtime.block_on(async move {
         while let Some(command) = commands.recv().await {
             if let Err(error) = obey(&context, command) {
                 tracing::error!(%error, "a worker could not take a listener");
             }
         }
-    });
-    runtime.block_on(local);
-    Ok(())
+        // Connections go on after the last command.
+        std::future::pending().await
+    })
 }
 
 fn obey(context: &Context, command: Command) -> io::Result<()> {
     match command {
         Command::Capture(listener) => {
             let address = listener.local_addr()?;
-            let serve = move |context, io, peer| captured::serve(context, io, peer, address);
-            accept_on(context, listener, Origin::Outbound, None, serve)
+            let serve = move |context, io, peer, _| captured::serve(context, io, peer, address);
+            accept_on(context, listener, Entrance::Captured, serve)
         }
-        Command::Gateway(name, listener, until) => {
-            let origin = Origin::Gateway(name);
-            let served = origin.clone();
-            let serve = move |context, io, peer| gateway(context, io, peer, served.clone());
-            accept_on(context, listener, origin, Some(until), serve)
+        Command::Gateway(listener, name) => accept_on(context, listener, Entrance::Gateway(name), gateway),
+    }
+}
+
+/// Where a listener's connections come from.
+enum Entrance {
+    Captured,
+    /// A Gateway's listener: its name, until the sender is gone.
+    Gateway(watch::Receiver<Arc<str>>),
+}
+
+impl Entrance {
+    /// The origin of a connection that comes now.
+    fn origin(&self) -> Origin {
+        match self {
+            Self::Captured => Origin::Outbound,
+            Self::Gateway(name) => Origin::Gateway(Arc::clone(&name.borrow())),
+        }
+    }
+
+    /// Waits until the listener shall close: a Gateway's is removed, or the agent drains. A capture listener never does;
+    /// the kernel stops handing it connections instead, and those under way are still accepted.
+    fn closed(&self, mut drain: watch::Receiver<bool>) -> impl Future<Output = ()> + use<> {
+        let name = if let Self::Gateway(name) = self { Some(name.clone()) } else { None };
+        async move {
+            let Some(mut name) = name else { return std::future::pending().await };
+            let removed = async { while name.changed().await.is_ok() {} };
+            tokio::select! {
+                () = removed => {}
+                _ = drain.wait_for(|draining| *draining) => {}
+            }
         }
     }
 }
@@ -109,19 +137,20 @@ async fn gateway(context: Context, io: TcpStream, peer: SocketAddr, origin: Orig
 fn accept_on<Serve, Served>(
     context: &Context,
     listener: StdListener,
-    origin: Origin,
-    until: Option<watch::Receiver<()>>,
+    entrance: Entrance,
     serve: Serve,
 ) -> io::Result<()>
 where
-    Serve: Fn(Context, TcpStream, SocketAddr) -> Served + 'static,
+    Serve: Fn(Context, TcpStream, SocketAddr, Origin) -> Served + 'static,
     Served: Future<Output = ()> + 'static,
 {
     listener.set_nonblocking(true)?;
+    prepare(&listener);
     let listener = TcpListener::from_std(listener)?;
     let context = context.clone();
+    let serve = Rc::new(serve);
     spawn_local(async move {
-        let mut end = std::pin::pin!(closed(until, context.drain.clone()));
+        let mut end = std::pin::pin!(entrance.closed(context.drain.clone()));
         let mut ending = false;
         loop {
             let accepted = tokio::select! {
@@ -136,9 +165,12 @@ where
             };
             match accepted {
                 Ok((io, peer)) => {
-                    prepare(&io);
-                    let served = serve(context.clone(), io, peer);
-                    spawn_local(counted(context.clone(), origin.clone(), served));
+                    let counted = Counted::new(context.clone(), entrance.origin());
+                    let serve = Rc::clone(&serve);
+                    // Called within, as a future that is handed over would be held twice.
+                    spawn_local(async move {
+                        serve(counted.context.clone(), io, peer, counted.origin.clone()).await;
+                    });
                 }
                 // The client is gone already.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -152,29 +184,33 @@ where
     Ok(())
 }
 
-/// Waits until a Gateway's listener shall close: its sender is gone, or the agent drains. A capture listener never does;
-/// the kernel stops handing it connections instead, and those under way are still accepted.
-async fn closed(until: Option<watch::Receiver<()>>, mut drain: watch::Receiver<bool>) {
-    let Some(mut until) = until else { return std::future::pending().await };
-    let removed = async { while until.changed().await.is_ok() {} };
-    tokio::select! {
-        () = removed => {}
-        _ = drain.wait_for(|draining| *draining) => {}
+/// Socket options of connections, which Linux gives them from their listener: set once, they cost no system call for
+/// each. They only improve matters: failing to set one is no reason to refuse clients.
+fn prepare(listener: &StdListener) {
+    let socket = socket2::SockRef::from(listener);
+    let _ = socket.set_tcp_nodelay(true);
+    let _ = socket.set_tcp_keepalive(&keepalive());
+}
+
+/// Counts a client connection for as long as it lives.
+struct Counted {
+    context: Context,
+    origin: Origin,
+}
+
+impl Counted {
+    fn new(context: Context, origin: Origin) -> Self {
+        context.open.fetch_add(1, Ordering::Relaxed);
+        context.recorder.downstream(&origin, true);
+        Self { context, origin }
     }
 }
 
-/// Connection-wide socket options. They only improve matters: failing to set one is no reason to refuse the client.
-fn prepare(io: &TcpStream) {
-    let _ = io.set_nodelay(true);
-    let _ = socket2::SockRef::from(io).set_tcp_keepalive(&keepalive());
-}
-
-async fn counted(context: Context, origin: Origin, served: impl Future<Output = ()>) {
-    context.open.fetch_add(1, Ordering::Relaxed);
-    context.recorder.downstream(&origin, true);
-    served.await;
-    context.recorder.downstream(&origin, false);
-    context.open.fetch_sub(1, Ordering::Relaxed);
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.context.recorder.downstream(&self.origin, false);
+        self.context.open.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Context {
@@ -191,5 +227,36 @@ impl Context {
             http: Rc::new(http),
             random,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The size of the future that an async function of four parameters returns.
+    fn size<A, B, C, D, F: Future>(_: impl Fn(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn an_idle_connection_is_small() {
+        for (what, bytes, most) in
+            [("gateway", size(gateway), 2304), ("captured", size(captured::serve), 2816)]
+        {
+            assert!(bytes <= most, "the future of a {what} connection has {bytes} bytes, not {most}");
+        }
+    }
+
+    #[test]
+    fn connections_get_the_listeners_options() {
+        let listener = StdListener::bind("127.0.0.1:0").expect("loopback");
+        prepare(&listener);
+        let client = std::net::TcpStream::connect(listener.local_addr().expect("bound")).expect("connects");
+        let (accepted, _) = listener.accept().expect("it is in the queue");
+        let socket = socket2::SockRef::from(&accepted);
+        assert!(accepted.nodelay().expect("a socket") && socket.keepalive().expect("a socket"));
+        assert_eq!(socket.tcp_keepalive_retries().expect("a socket"), 9);
+        drop(client);
     }
 }

@@ -36,7 +36,8 @@ pub(super) fn prefix_taken(path: Option<&MatchPath>) -> (usize, bool) {
     }
 }
 
-fn origin_fits(conditions: &RequestMatch, origin: &RequestOrigin<'_>) -> bool {
+/// Whether the conditions on the origin hold.
+pub(super) fn origin_fits(conditions: &RequestMatch, origin: &RequestOrigin<'_>) -> bool {
     let RequestMatch { source_labels, source_namespace, port, .. } = conditions;
     port.is_none_or(|port| port == origin.port)
         && source_namespace

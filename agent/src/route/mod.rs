@@ -53,5 +53,13 @@ pub struct RouteMatch<'a> {
     pub by_element: bool,
 }
 
+impl<'a> RouteMatch<'a> {
+    /// A route that takes every request.
+    pub fn unconditional(route: &'a Arc<Route>) -> Self {
+        let (prefix_len, by_element) = conditions::prefix_taken(None);
+        Self { route, prefix_len, by_element }
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,7 @@
 use regex_automata::meta::Regex;
 
 use super::{RequestView, RouteMatch};
-use crate::model::{Redirect, RedirectPath, RewriteRegex, RouteKind};
+use crate::model::{Redirect, RedirectPath, RedirectPort, RewriteRegex, RouteKind};
 
 /// The new path, with the query as it was.
 ///
@@ -30,7 +30,7 @@ pub fn rewrite_path(
 
 /// The `Location` of a redirect.
 ///
-/// Port: the redirect's own; else none where it names a scheme (the scheme's well-known one); else the listener's, left
+/// Port: the redirect's own, where that of the request is left out if it was its own scheme's; else none where it names a scheme (the scheme's well-known one); else the listener's, left
 /// out where the scheme implies it. A VirtualService's authority is complete by itself and gets no listener port.
 pub fn redirect_location(
     matched: &RouteMatch<'_>,
@@ -51,7 +51,13 @@ pub fn redirect_location(
         return path;
     }
     let complete = redirect.scheme.is_some() || (redirect.authority.is_some() && is_virtual_service(matched));
-    let port = redirect.port.or_else(|| (!complete).then_some(listener_port));
+    let port = match redirect.port {
+        Some(RedirectPort::Number(port)) => Some(port),
+        Some(RedirectPort::Request) => {
+            Some(listener_port).filter(|port| !is_well_known(request.scheme(), *port))
+        }
+        None => (!complete).then_some(listener_port),
+    };
     let port =
         port.filter(|port| !is_well_known(scheme, *port)).map(|port| format!(":{port}")).unwrap_or_default();
     format!("{scheme}://{host}{port}{path}")

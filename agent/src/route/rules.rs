@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use super::conditions::{fits, prefix_taken};
+use super::conditions::{fits, origin_fits, prefix_taken};
 use super::prefixes::PrefixIndex;
 use super::{RequestOrigin, RequestView, RouteMatch};
 use crate::compile::Route;
@@ -30,6 +30,8 @@ pub struct RuleSet {
     folded_prefixes: PrefixIndex,
     /// Alternatives with an expression, and those without a condition on the path; ascending.
     others: Vec<u32>,
+    /// Whether some alternative has no condition on the origin.
+    of_everyone: bool,
 }
 
 impl RuleSet {
@@ -43,7 +45,9 @@ impl RuleSet {
                 always.into_iter().chain((0..matches.len()).map(move |index| (rule, Some(index))))
             })
             .collect();
-        let mut set = Self { rules, ranks, ..Self::default() };
+        let of_everyone =
+            rules.iter().any(|(matches, _)| matches.is_empty() || matches.iter().any(is_of_everyone));
+        let mut set = Self { rules, ranks, of_everyone, ..Self::default() };
         set.index();
         set
     }
@@ -96,6 +100,17 @@ impl RuleSet {
         self.route_match(best)
     }
 
+    /// Whether any rule can take a request of this origin, whatever the request is.
+    pub fn concerns(&self, origin: &RequestOrigin<'_>) -> bool {
+        self.of_everyone
+            || self.rules.iter().flat_map(|(matches, _)| matches).any(|one| origin_fits(one, origin))
+    }
+
+    /// Whether some rule can take a request of whatever origin.
+    pub fn concerns_everyone(&self) -> bool {
+        self.of_everyone
+    }
+
     /// The routes, in order of precedence, for dumps.
     pub fn routes(&self) -> impl Iterator<Item = &Arc<Route>> {
         self.rules.iter().map(|(_, route)| route)
@@ -123,6 +138,11 @@ impl fmt::Debug for RuleSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(&self.rules).finish()
     }
+}
+
+fn is_of_everyone(conditions: &RequestMatch) -> bool {
+    let RequestMatch { source_labels, source_namespace, port, .. } = conditions;
+    source_labels.is_empty() && source_namespace.is_none() && port.is_none()
 }
 
 /// The path in lower case; allocates only where it is not.

@@ -9,7 +9,8 @@ use super::conditions::{fits, prefix_taken};
 use super::{RequestOrigin, RequestView, RouteMatch, RuleSet, redirect_location, rewrite_path};
 use crate::compile::{Action, Route, RouteName};
 use crate::model::{
-    MatchPath, MatchValue, ObjectName, Redirect, RedirectPath, RequestMatch, RewriteRegex, Workload,
+    MatchPath, MatchValue, ObjectName, Redirect, RedirectPath, RedirectPort, RequestMatch, RewriteRegex,
+    Workload,
 };
 
 #[derive(Debug, Clone)]
@@ -296,9 +297,11 @@ fn locations() {
     let plain = Redirect { status: 302, scheme: None, authority: None, port: None, path: None };
     let https = Redirect { scheme: Some("https".into()), ..plain.clone() };
     let host = Redirect { authority: Some("other.example".into()), ..plain.clone() };
-    let port = Redirect { port: Some(8443), ..https.clone() };
+    let port = Redirect { port: Some(8443.into()), ..https.clone() };
     let path = Redirect { path: Some(RedirectPath::Prefix("/new".into())), ..plain.clone() };
-    let own_port = Redirect { port: Some(443), ..https.clone() };
+    let own_port = Redirect { port: Some(443.into()), ..https.clone() };
+    let kept = Redirect { port: Some(RedirectPort::Request), ..https.clone() };
+    let kept_host = Redirect { port: Some(RedirectPort::Request), ..host.clone() };
     for (kind, redirect, listener, expected) in [
         ("HTTPRoute", &plain, 80, "http://shop.example/old/a?q=1"),
         ("HTTPRoute", &plain, 8080, "http://shop.example:8080/old/a?q=1"),
@@ -308,6 +311,9 @@ fn locations() {
         ("HTTPRoute", &own_port, 80, "https://shop.example/old/a?q=1"),
         ("HTTPRoute", &host, 8080, "http://other.example:8080/old/a?q=1"),
         ("VirtualService", &host, 8080, "http://other.example/old/a?q=1"),
+        ("VirtualService", &kept, 80, "https://shop.example/old/a?q=1"),
+        ("VirtualService", &kept, 8080, "https://shop.example:8080/old/a?q=1"),
+        ("VirtualService", &kept_host, 8080, "http://other.example:8080/old/a?q=1"),
         ("VirtualService", &path, 80, "http://shop.example/new/a?q=1"),
     ] {
         let route = route(kind, "0");

@@ -3,9 +3,10 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use prometheus::{IntCounter, IntGauge};
 
 use super::access;
@@ -45,10 +46,13 @@ impl WorkerRecorder {
         }
     }
 
+    /// Counts a peer that broke the protocol of a request: by what it said, by saying it too slowly (`SI`), or by leaving
+    /// off in the middle of an answer or before it (`UC`).
     fn protocol_error(&self, flags: ResponseFlags, details: &'static str) {
-        let side = if flags.contains(Flag::DownstreamProtocol) {
+        let has = |wanted: [Flag; 2]| wanted.into_iter().any(|flag| flags.contains(flag));
+        let side = if has([Flag::DownstreamProtocol, Flag::IdleTimeout]) {
             "downstream"
-        } else if flags.contains(Flag::UpstreamProtocol) {
+        } else if has([Flag::UpstreamProtocol, Flag::UpstreamClosed]) {
             "upstream"
         } else {
             return;
@@ -100,7 +104,6 @@ impl Recorder for WorkerRecorder {
                 series.received_bytes.inc_by(record.sent_bytes);
             },
         );
-        self.protocol_error(record.flags, record.details);
         self.access.write(&mut self.line.borrow_mut(), |line| access::connection(line, record));
     }
 
@@ -154,7 +157,7 @@ fn as_float(bytes: u64) -> f64 {
 /// memory is not used again while it stands for that pod here.
 struct Cache<S> {
     hasher: RandomState,
-    entries: HashMap<u64, Entry<S>>,
+    entries: HashMap<u64, Entry<S>, RandomState>,
 }
 
 struct Entry<S> {
@@ -171,7 +174,7 @@ struct Entry<S> {
 
 impl<S> Default for Cache<S> {
     fn default() -> Self {
-        Self { hasher: RandomState::new(), entries: HashMap::new() }
+        Self { hasher: RandomState::default(), entries: HashMap::default() }
     }
 }
 

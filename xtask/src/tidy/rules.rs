@@ -25,7 +25,8 @@ pub fn examine(file: &str, text: &str) -> Vec<Finding> {
 }
 
 fn name(file: &str) -> Option<Finding> {
-    let path = Path::new(file);
+    // Cargo's own name for what test binaries share.
+    let path = Path::new(file.strip_prefix("tests/tests/common/").unwrap_or(file));
     let mut modules = path.components().map(|part| part.as_os_str().to_string_lossy());
     let empty = modules.find(|part| EMPTY_NAMES.contains(&part.trim_end_matches(".rs")))?;
     Some(stop(file, 1, format!("'{empty}' names no noun: call the module after what it owns")))
@@ -142,6 +143,9 @@ mod tests {
     fn names_and_first_lines() {
         check("agent/src/util.rs", "//! Bits.\n", &["'util.rs' names no noun"]);
         check("agent/src/helpers/time.rs", "//! Time.\n", &["'helpers' names no noun"]);
+        check("agent/src/common/mod.rs", "//! Bits.\n", &["'common' names no noun"]);
+        check("tests/tests/common/mod.rs", "//! A lab with agents.\n", &[]);
+        check("tests/tests/common/utils.rs", "//! Bits.\n", &["'utils.rs' names no noun"]);
         check("agent/src/a.rs", "use std::fmt;\n", &["begin with a //!"]);
         check("agent/src/a.rs", "", &["begin with a //!"]);
     }

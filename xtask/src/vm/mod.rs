@@ -70,8 +70,8 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 
 /// Builds an integration test and returns its binary.
 fn build_test(name: &str) -> Result<PathBuf> {
-    let arguments =
-        ["test", "--package", "sluice-tests", "--test", name, "--no-run", "--message-format=json"];
+    // The whole workspace, so that what its build has compiled serves here too.
+    let arguments = ["test", "--workspace", "--locked", "--test", name, "--no-run", "--message-format=json"];
     let mut cargo = command("cargo", arguments);
     let messages = stdout(cargo.current_dir(crate::workspace()))?;
     let binary = messages.lines().find_map(|line| executable_of(name, line));

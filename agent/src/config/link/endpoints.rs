@@ -73,7 +73,11 @@ pub(super) fn endpoints(
             None => endpoints.extend(from_pods(name, service, &pods)),
         }
     }
-    endpoints.sort();
+    // One address may be in two slices while it moves; the one that is ready counts.
+    endpoints.sort_by(|a, b| {
+        let key = |one: &Endpoint| (one.service_port, one.address, !one.ready);
+        a.service.cmp(&b.service).then_with(|| key(a).cmp(&key(b))).then_with(|| a.cmp(b))
+    });
     endpoints
         .dedup_by(|a, b| (&a.service, a.service_port, a.address) == (&b.service, b.service_port, b.address));
     endpoints

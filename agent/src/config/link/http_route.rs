@@ -4,7 +4,7 @@
 use std::cmp::Reverse;
 
 use super::super::field::Field;
-use super::super::kinds::{BackendRef, HttpRoute, ParentKind, RouteRule, RuleAction, Spec};
+use super::super::kinds::{BackendRef, HttpRoute, Parent, ParentKind, RouteRule, RuleAction, Spec};
 use super::super::object::Object;
 use super::super::report::{Code, Severity};
 use super::{LinkNotes, World};
@@ -37,14 +37,18 @@ pub(super) fn mesh_routes(world: &World<'_>, notes: &mut LinkNotes<'_>) -> Vec<R
             if parent.kind != ParentKind::Service {
                 continue;
             }
-            if let Some((_, text)) = world.service_problem(&parent.name, parent.port) {
-                let field = Field::spec().key("parentRefs").index(index);
-                notes.say(position, (Severity::Warning, Code::NoMatchingParent), &field, text);
-                continue;
-            }
+            let field = Field::spec().key("parentRefs").index(index);
+            let port = match parent_port(world, parent) {
+                Ok(port) => port,
+                Err(text) => {
+                    notes.say(position, (Severity::Warning, Code::NoMatchingParent), &field, text);
+                    continue;
+                }
+            };
+            super::opaque::check(world, (&parent.name, port), (position, &field), notes);
             let services =
                 if parent.name.namespace == object.name().namespace { &mut own } else { &mut foreign };
-            services.push((parent.name.clone(), parent.port));
+            services.push((parent.name.clone(), port));
         }
         if own.is_empty() && foreign.is_empty() {
             continue;
@@ -74,6 +78,24 @@ pub(super) fn mesh_routes(world: &World<'_>, notes: &mut LinkNotes<'_>) -> Vec<R
         }
     }
     tables
+}
+
+/// The port of a Service that a parent reference means, by number, by name (`sectionName`) or by both; `None`: all.
+fn parent_port(world: &World<'_>, parent: &Parent) -> Result<Option<u16>, String> {
+    if let Some((_, text)) = world.service_problem(&parent.name, parent.port) {
+        return Err(text);
+    }
+    let Some(section) = &parent.section else { return Ok(parent.port) };
+    let mut ports = world.services.get(&parent.name).into_iter().flat_map(|service| &service.ports);
+    match ports.find(|(port, _)| port.name == *section).map(|(port, _)| port.port) {
+        None => Err(format!("the Service {} has no TCP port called {section}", parent.name)),
+        Some(named) => match parent.port.filter(|port| *port != named) {
+            Some(port) => {
+                Err(format!("the port {section} of the Service {} is {named}, not {port}", parent.name))
+            }
+            None => Ok(Some(named)),
+        },
+    }
 }
 
 /// The rules of a route, one for each alternative, the most specific first.

@@ -6,8 +6,8 @@ use super::super::field::Field;
 use super::super::kinds::{Spec, VirtualService};
 use super::super::object::Object;
 use super::super::report::{Code, Severity};
-use super::host::HostIndex;
-use super::{LinkNotes, World};
+use super::host::{HostIndex, holds};
+use super::{LinkNotes, World, opaque};
 use crate::model::{
     Destination, HostPattern, HttpRule, ObjectName, RequestMatch, RouteAction, RouteKind, RouteTable,
     TrafficPolicy,
@@ -33,6 +33,7 @@ pub(super) fn routes(
     for (position, object, route) in documents {
         let services = taken.remove(&position).unwrap_or_default();
         let hosts = other_hosts(world, (position, object, route), notes);
+        check_match_ports(world, &services, (position, route), notes);
         check_reachable(position, route, notes);
         let mut rules = Vec::with_capacity(route.rules.len());
         for (index, rule) in &route.rules {
@@ -88,28 +89,58 @@ fn taken_services(
     taken
 }
 
-/// Hosts that are not the names of services, wildcards among them.
+/// Hosts that are not the names of services, wildcards among them. One that holds no service at all is for traffic that
+/// is not captured.
 fn other_hosts(
     world: &World<'_>,
     (position, _, route): Rules<'_>,
     notes: &mut LinkNotes<'_>,
 ) -> Vec<HostPattern> {
     let mut hosts = Vec::new();
+    let mut idle = 0;
     for (index, host) in route.hosts.iter().enumerate() {
-        if host.service.as_ref().is_some_and(|service| world.services.contains_key(service)) {
+        let field = Field::spec().key("hosts").index(index);
+        let named = host.service.as_ref().filter(|service| world.services.contains_key(service));
+        if let Some(service) = named {
+            opaque::check(world, (service, None), (position, &field), notes);
             continue;
         }
-        if let HostPattern::Exact(name) = &host.pattern
-            && !name.contains('.')
-        {
-            let field = Field::spec().key("hosts").index(index);
-            let level = (Severity::Warning, Code::ReferencedResourceNotFound);
-            let service = host.service.as_ref().map(ToString::to_string).unwrap_or_default();
-            notes.say(position, level, &field, format!("there is no Service {service}"));
-        }
         hosts.push(host.pattern.clone());
+        if world.services.keys().any(|service| holds(&host.pattern, service)) {
+            continue;
+        }
+        idle += 1;
+        let text = match &host.service {
+            Some(service) => format!("there is no Service {service}: the rules take no traffic to it"),
+            None => format!("the host {} is no Service: the rules take no traffic to it", host.pattern),
+        };
+        notes.say(position, (Severity::Warning, Code::ReferencedResourceNotFound), &field, text);
+        // Without any Service the documents are a part of a larger set, and say little on what is enforced of it.
+        if !world.services.is_empty() {
+            notes.later(position, &field);
+        }
+    }
+    if idle == route.hosts.len() && !world.services.is_empty() {
+        notes.not_enforced(position);
     }
     hosts
+}
+
+/// Lists conditions on ports where the rules have no effect.
+fn check_match_ports(
+    world: &World<'_>,
+    services: &[ObjectName],
+    (position, route): (usize, &VirtualService),
+    notes: &mut LinkNotes<'_>,
+) {
+    for (index, rule) in &route.rules {
+        for port in rule.matches.iter().filter_map(|one| one.port) {
+            for service in services {
+                let field = Field::spec().key("http").index(*index).key("match");
+                opaque::check(world, (service, Some(port)), (position, &field), notes);
+            }
+        }
+    }
 }
 
 type Level = (Severity, Code);

@@ -6,6 +6,7 @@ mod gateway;
 mod host;
 mod http_route;
 mod mesh;
+mod opaque;
 mod policy;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -131,6 +132,15 @@ impl LinkNotes<'_> {
         let messages = &mut self.linked[position].messages;
         if !messages.contains(&message) {
             messages.push(message);
+        }
+    }
+
+    /// Lists a field of an object as not enforced.
+    fn later(&mut self, position: usize, field: &Field) {
+        let path = field.to_string();
+        let fields = &mut self.linked[position].not_enforced;
+        if !fields.contains(&path) {
+            fields.push(path);
         }
     }
 

@@ -168,6 +168,19 @@ endpoints:
 }
 
 #[test]
+fn of_an_address_in_two_slices_the_ready_one_counts() {
+    let slice = |name: &str, ready: bool| {
+        format!(
+            "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}, labels: {{kubernetes.io/service-name: payment-service}}}}\naddressType: IPv4\nports: [{{name: http, port: 1}}]\nendpoints: [{{addresses: [10.9.0.1], conditions: {{ready: {ready}}}}}]\n"
+        )
+    };
+    for [first, second] in [[true, false], [false, true]] {
+        let model = good(&(slice("a", first) + &slice("b", second))).model;
+        assert_eq!(addresses(&model, "payment-service"), ["80->10.9.0.1:1"]);
+    }
+}
+
+#[test]
 fn the_beta_slice_is_read() {
     let text = "apiVersion: discovery.k8s.io/v1beta1\nkind: EndpointSlice\nmetadata: {name: x, labels: {kubernetes.io/service-name: payment-service}}\naddressType: IPv6\nports: [{name: http, port: 80}]\nendpoints: [{addresses: [\"fd00::1\"], topology: {kubernetes.io/hostname: n}}]\n";
     assert_eq!(addresses(&good(text).model, "payment-service"), ["80->[fd00::1]:80"]);

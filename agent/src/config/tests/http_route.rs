@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{check_bad, good, load_in_shop};
-use crate::config::State;
+use crate::config::{Code, State};
 use crate::model::{
     Destination, HttpRule, MatchPath, MatchValue, ObjectName, Redirect, RedirectPath, RouteAction, RouteKind,
 };
@@ -44,6 +44,34 @@ fn a_route_from_another_namespace_is_for_its_own_clients() {
     let text = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r, namespace: front}\nspec:\n  parentRefs: [{group: '', kind: Service, name: order-service, namespace: default}]\n  rules: [{filters: [{type: RequestRedirect, requestRedirect: {hostname: a.b}}]}]\n";
     let rules = rules(&good(text));
     assert_eq!(rules[0].matches[0].source_namespace.as_deref(), Some("front"));
+}
+
+#[test]
+fn a_section_of_a_service_is_one_of_its_ports() {
+    let with = |parent: &str| with_fields("name: r").replace("port: 80}]\n", &format!("{parent}}}]\n"));
+    let port = |parent: &str| good(&with(parent)).model.mesh_routes[0].services[0].1;
+    assert_eq!(port("sectionName: http"), Some(80));
+    assert_eq!(port("sectionName: http, port: 80"), Some(80));
+    let check = |parent: &str, part: &str| {
+        check_bad(&with(parent), "5 spec.parentRefs[0]: ", part);
+        let state = load_in_shop(&with(parent));
+        assert!(state.model.mesh_routes.is_empty(), "{parent}");
+        let messages = state.report.objects.iter().flat_map(|object| &object.messages);
+        assert!(messages.into_iter().any(|message| message.code == Code::NoMatchingParent), "{parent}");
+    };
+    check("sectionName: web", "no TCP port called web");
+    check("sectionName: http, port: 9000", "is 80, not 9000");
+    check("sectionName: http, port: 81", "no TCP port 81");
+}
+
+#[test]
+fn a_parent_that_is_an_opaque_port_is_not_enforced() {
+    let text = with_fields("name: r").replace("port: 80}]\n", "port: 9000}]\n");
+    check_bad(&text, "5 spec.parentRefs[0]: ", "port 9000 of the Service default/order-service");
+    let report = load_in_shop(&text).report;
+    let object = report.objects.iter().find(|object| &*object.kind == "HTTPRoute").expect("it");
+    let fields = &serde_json::to_value(object).expect("plain data")["fields"];
+    assert_eq!(*fields, serde_json::json!(["spec.parentRefs[0]"]));
 }
 
 #[test]
@@ -108,11 +136,11 @@ fn filters_are_read() {
     assert_eq!(redirect("hostname: a.b"), Redirect { authority: Some("a.b".into()), ..plain.clone() });
     assert_eq!(
         redirect("scheme: https, statusCode: 301"),
-        Redirect { status: 301, scheme: Some("https".into()), port: Some(443), ..plain.clone() }
+        Redirect { status: 301, scheme: Some("https".into()), port: Some(443.into()), ..plain.clone() }
     );
     assert_eq!(
         redirect("scheme: https, port: 8443"),
-        Redirect { scheme: Some("https".into()), port: Some(8443), ..plain.clone() }
+        Redirect { scheme: Some("https".into()), port: Some(8443.into()), ..plain.clone() }
     );
     assert_eq!(
         redirect("path: {type: ReplaceFullPath, replaceFullPath: /x}"),
@@ -215,6 +243,11 @@ fn bad_filters_and_backends_name_their_field() {
         "filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: host, value: x}]}}]",
         &at("filters[0].requestHeaderModifier.set[0]"),
         "can't be changed",
+    );
+    check(
+        "filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP}}]",
+        &at("filters[0].type"),
+        "not supported yet",
     );
     check(
         "filters: [{type: ExtensionRef, extensionRef: {group: a, kind: B, name: c}}]",

@@ -122,3 +122,37 @@ fn the_same_files_are_told_from_others() {
     assert!(!state.is_made_of(&[file("b.yaml", &service("one", "1"))]));
     assert!(!state.is_made_of(&[]));
 }
+
+#[test]
+fn a_broken_copy_does_not_freeze_the_good_one() {
+    let good = |port: &str| file("x.yaml", &service("one", port));
+    let broken = file("a.yaml", &service("one", "x"));
+    let state = load(&State::default(), vec![good("1")]);
+    let state = load(&state, vec![broken.clone(), good("1")]);
+    assert_eq!((services(&state), states(&state)), (vec!["one:1".to_owned()], vec!["rejected", "applied"]));
+    let state = load(&state, vec![broken.clone(), good("2")]);
+    assert_eq!((services(&state), states(&state)), (vec!["one:2".to_owned()], vec!["rejected", "applied"]));
+    // The object seems to have moved: what was in force last stays, not what was when the copy came.
+    let state = load(&state, vec![broken]);
+    assert_eq!(services(&state), ["one:2"]);
+    assert_eq!(states(&state), ["rejected, last good kept"]);
+    assert!(services(&load(&state, Vec::new())).is_empty());
+}
+
+#[test]
+fn a_good_and_a_broken_copy_in_one_file() {
+    for text in [service("one", "10") + &service("one", "x"), service("one", "x") + &service("one", "10")] {
+        let state = after(&text);
+        assert_eq!(services(&state), ["one:10", "three:3"], "{text}");
+        let mut states = states(&state);
+        states.sort_unstable();
+        assert_eq!(states, ["applied", "applied", "rejected"], "{text}");
+    }
+}
+
+#[test]
+fn a_valid_object_comes_before_one_that_is_kept() {
+    let state = after("kind: [\n");
+    let state = load(&state, vec![file("a.yaml", "kind: [\n"), file("c.yaml", &service("one", "11"))]);
+    assert_eq!(services(&state), ["one:11", "two:2"]);
+}

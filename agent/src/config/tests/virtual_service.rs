@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use super::{check_bad, good, load_in_shop};
+use crate::config::Severity;
 use crate::model::{
     Destination, HeaderChange, HostPattern, HttpRule, MatchPath, MatchValue, Model, ObjectName, Redirect,
-    RedirectPath, RouteAction, RouteKind,
+    RedirectPath, RedirectPort, RouteAction, RouteKind,
 };
 
 /// A VirtualService for `order-service` with these rules, whose first line is line 6.
@@ -144,17 +145,21 @@ fn redirects_and_direct_responses_are_answers() {
     check("redirect: {authority: a.b}", Redirect { authority: Some("a.b".into()), ..plain.clone() });
     check(
         "redirect: {scheme: https, redirectCode: 308}",
-        Redirect { scheme: Some("https".into()), port: Some(443), status: 308, ..plain.clone() },
+        Redirect { scheme: Some("https".into()), port: Some(443.into()), status: 308, ..plain.clone() },
     );
     check(
         "redirect: {uri: /x, port: 81}",
-        Redirect { path: Some(RedirectPath::Full("/x".into())), port: Some(81), ..plain.clone() },
+        Redirect { path: Some(RedirectPath::Full("/x".into())), port: Some(81.into()), ..plain.clone() },
     );
     check(
         "redirect: {uri: '%PREFIX()%/x'}",
         Redirect { path: Some(RedirectPath::Prefix("/x".into())), ..plain.clone() },
     );
-    check("redirect: {derivePort: FROM_PROTOCOL_DEFAULT}", Redirect { port: Some(80), ..plain });
+    check(
+        "redirect: {scheme: https, derivePort: FROM_REQUEST_PORT}",
+        Redirect { scheme: Some("https".into()), port: Some(RedirectPort::Request), ..plain.clone() },
+    );
+    check("redirect: {derivePort: FROM_PROTOCOL_DEFAULT}", Redirect { port: Some(80.into()), ..plain });
     let RouteAction::Respond(answer) = action("directResponse: {status: 503, body: {string: no}}") else {
         panic!()
     };
@@ -176,8 +181,6 @@ fn hosts_name_services_in_every_form() {
     check("[stock.back]", &["back/stock"], &[]);
     check("[stock.back.svc]", &["back/stock"], &[]);
     check("[stock.back.svc.cluster.local]", &["back/stock"], &[]);
-    check("[shop.example.com]", &[], &[HostPattern::Exact("shop.example.com".into())]);
-    check("[\"*.example.com\"]", &[], &[HostPattern::Suffix(".example.com".into())]);
     check(
         "[\"*.back.svc.cluster.local\"]",
         &["back/stock"],
@@ -188,6 +191,46 @@ fn hosts_name_services_in_every_form() {
         &["back/stock", "default/order-service", "default/payment-service"],
         &[HostPattern::Any],
     );
+}
+
+#[test]
+fn hosts_without_a_service_are_not_enforced() {
+    let check = |hosts: &str, state: &str, fields: &serde_json::Value, part: &str| {
+        let text = format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: v}}\nspec:\n  hosts: {hosts}\n  http: [{{route: [{{destination: {{host: order-service}}}}]}}]\n"
+        );
+        check_bad(&text, "5 spec.hosts[", part);
+        let report = load_in_shop(&text).report;
+        let object = report.objects.iter().find(|object| &*object.kind == "VirtualService").expect("it");
+        assert_eq!(object.state.as_str(), state, "{hosts}");
+        assert_eq!(serde_json::to_value(object).expect("plain data")["fields"], *fields, "{hosts}");
+    };
+    let whole = serde_json::json!([]);
+    check("[shop.example.com]", "not yet enforced", &whole, "shop.example.com is no Service");
+    check("['*.example.com']", "not yet enforced", &whole, "*.example.com is no Service");
+    check("[nowhere]", "not yet enforced", &whole, "no Service default/nowhere");
+    let second = serde_json::json!(["spec.hosts[1]"]);
+    check("[order-service, shop.example.com]", "partly enforced", &second, "is no Service");
+}
+
+#[test]
+fn rules_on_opaque_ports_are_not_enforced() {
+    let service = "---\napiVersion: v1\nkind: Service\nmetadata: {name: db}\nspec: {ports: [{name: tcp-a, port: 1}, {name: tcp-b, port: 2}]}\n";
+    let fields = |text: &str, part: &str| {
+        let text = text.to_owned() + service;
+        check_bad(&text, "", part);
+        let report = load_in_shop(&text).report;
+        let object = report.objects.iter().find(|object| &*object.kind == "VirtualService").expect("it");
+        serde_json::to_value(object).expect("plain data")["fields"].clone()
+    };
+    let all = with_fields("").replace("[order-service]", "[order-service, db]");
+    assert_eq!(fields(&all, "port 1, 2 of the Service default/db"), serde_json::json!(["spec.hosts[1]"]));
+    let one = with_fields("    match: [{port: 80}, {port: 9000}]\n");
+    assert_eq!(
+        fields(&one, "port 9000 of the Service default/order-service"),
+        serde_json::json!(["spec.http[0].match"])
+    );
+    good(&with_fields("    match: [{port: 80}]\n"));
 }
 
 #[test]
@@ -240,6 +283,7 @@ fn unresolved_destinations_answer_503() {
         let text = with_rules(&format!("  http:\n  - route:\n    - destination:\n        {destination}\n"));
         check_bad(&text, start, part);
         let state = load_in_shop(&text);
+        assert_eq!(state.report.count(Severity::Error), 1, "{destination}");
         let RouteAction::Forward { destinations, .. } = &rules(&state.model)[0].action else {
             panic!("a route")
         };
@@ -301,6 +345,8 @@ fn bad_virtual_services_name_their_field() {
         check_bad(&with_rules(&format!("  http:\n  - {rule}\n")), start, part);
     };
     rule("name: empty", "7 spec.http[0]: ", "needs one of route");
+    rule("delegate: {name: other, namespace: n}", "7 spec.http[0].delegate: ", "rules of n/other");
+    rule("delegate: {nmae: other}", "7 spec.http[0].delegate.nmae: ", "unknown field");
     rule("redirect: {redirectCode: 200}", "7 spec.http[0].redirect.redirectCode: ", "is none of");
     rule("redirect: {scheme: ftp}", "7 spec.http[0].redirect.scheme: ", "no scheme");
     rule("directResponse: {status: 99}", "7 spec.http[0].directResponse.status: ", "no status");

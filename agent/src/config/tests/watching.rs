@@ -105,6 +105,36 @@ async fn a_file_behind_a_link_is_polled() {
     until(&mut states, |state| names(state) == ["b"]).await;
 }
 
+/// The directory itself may be a link that is pointed elsewhere, or be replaced by another one. Each is seen within the
+/// second that an edit has; the machine's own pauses are what the second attempts are for.
+#[tokio::test]
+async fn a_directory_that_is_replaced_is_seen_within_a_second() {
+    let parent = TempDir::new().expect("a directory");
+    for name in ["a", "b", "c"] {
+        fs::create_dir(parent.path().join(name)).expect("made");
+        fs::write(parent.path().join(name).join("x.yaml"), service(name)).expect("written");
+    }
+    let dir = parent.path().join("config");
+    symlink("a", &dir).expect("linked");
+    let (initial, mut states) = watch(dir.clone()).expect("watched");
+    assert_eq!(names(&initial), ["a"]);
+    let swap = |to: &str| {
+        symlink(to, parent.path().join("next")).expect("linked");
+        fs::rename(parent.path().join("next"), &dir).expect("swapped");
+    };
+    let mut fastest = PATIENCE;
+    for to in ["b", "c", "a", "b"] {
+        let begin = std::time::Instant::now();
+        swap(to);
+        until(&mut states, |state| names(state) == [to]).await;
+        fastest = fastest.min(begin.elapsed());
+    }
+    assert!(fastest < Duration::from_secs(1), "{fastest:?}");
+    // The files of the new place are watched, too.
+    fs::write(parent.path().join("b").join("x.yaml"), service("edited")).expect("written");
+    until(&mut states, |state| names(state) == ["edited"]).await;
+}
+
 #[tokio::test]
 async fn a_directory_that_goes_keeps_its_objects() {
     let (dir, _, mut states) = start(&[("a.yaml", service("a"))]);

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::HttpSettings;
 use super::heads::RequestWriter;
-use super::plan::{Entry, Plan, Planned, plan};
+use super::plan::{Entry, Planned, plan};
 use crate::compile::RoutingTable;
 use crate::http::grpc;
 use crate::http::h1::{Known, RequestHead, Version};
@@ -92,10 +92,10 @@ impl Caller<'_> {
     pub fn outgoing<'h>(&self, planned: &Planned<'h>, head: &'h RequestHead) -> Outgoing<'h> {
         let mut target = None;
         let mut authority = planned.request_changes().into_authority();
-        if let (Plan::Forward { forward, .. }, Some(matched)) = (planned.plan, planned.route) {
-            let rewrite = forward.rewrite.path.as_ref();
-            target = rewrite.map(|rewrite| rewrite_path(&matched, rewrite, head.path(), head.query()));
-            authority = authority.or(forward.rewrite.authority.as_deref());
+        if let (Some(rewrite), Some(matched)) = (planned.rewrite(), planned.route) {
+            let path = rewrite.path.as_ref();
+            target = path.map(|path| rewrite_path(&matched, path, head.path(), head.query()));
+            authority = authority.or(rewrite.authority.as_deref());
         }
         let authority = match (authority, head.authority()) {
             (Some(set), _) => Cow::Borrowed(set),

@@ -33,6 +33,8 @@ use crate::route::RequestView;
 
 /// Bytes that a client may send ahead (of its next request, or of a switch) while it is answered.
 pub(in crate::proxy) const MAX_AHEAD_BYTES: usize = 16 * 1024;
+/// Body bytes that are copied behind their head instead of being written from where they were read.
+const MAX_COPIED_BYTES: usize = 1024;
 /// Interim responses passed on for one request.
 pub(in crate::proxy) const MAX_INTERIM: u32 = 32;
 
@@ -270,7 +272,8 @@ impl Download<'_> {
         self.pass_body(response.status(), BodyTransfer::new(response.framing(), framing)).await?;
         let reusable = response.version() == Version::Http11
             && response.connection().persistent(response.version())
-            && response.framing() != Framing::UntilClose;
+            && response.framing() != Framing::UntilClose
+            && !self.body_in_doubt();
         Ok(Finished { fate, reusable })
     }
 
@@ -315,15 +318,19 @@ impl Download<'_> {
     }
 
     /// A client that waits for 100 and gets its answer instead may send the body or not; only closing tells its next
-    /// request from the body's bytes.
+    /// request from the body's bytes. The upstream is in the same doubt about us, even where the whole body was sent.
     fn fate(&self, framing: Framing) -> Fate {
-        let body_in_doubt =
-            self.head.expects_continue() && !self.progress.continued.get() && !self.progress.uploaded.get();
+        let body_in_doubt = self.body_in_doubt();
         let keep = self.terms.may_keep
             && !*self.terms.drain.borrow()
             && framing != Framing::UntilClose
             && !body_in_doubt;
         if keep { Fate::Keep } else { Fate::Close }
+    }
+
+    fn body_in_doubt(&self) -> bool {
+        let asked = self.head.expects_continue() && !self.head.framing().is_empty();
+        asked && !self.progress.continued.get()
     }
 
     fn write_head(&mut self, response: &ResponseHead, framing: Framing, fate: Fate) {
@@ -358,7 +365,14 @@ impl Download<'_> {
 
     /// Writes what is encoded and `direct` bytes as they came.
     async fn flush(&mut self, direct: usize) -> Result<(), Problem> {
-        let parts = [&self.client_out[..], &self.upstream_in[..direct], &[]];
+        // A short body costs less to copy than the kernel's handling of a second slice.
+        let gathered = if direct <= MAX_COPIED_BYTES {
+            self.client_out.extend_from_slice(&self.upstream_in[..direct]);
+            0
+        } else {
+            direct
+        };
+        let parts = [&self.client_out[..], &self.upstream_in[..gathered], &[]];
         let patience = self.terms.settings.body_timeout;
         match write_parts(&mut self.client, parts, patience, &self.progress.delivered).await {
             Ok(()) => {

@@ -263,13 +263,34 @@ fn via(received: Version) -> &'static [u8] {
 /// More than the longest address: an IPv4-mapped IPv6 one has 45 letters.
 const MAX_ADDRESS_BYTES: usize = 48;
 
-/// An address as text in `buffer`; v4 clients of a v6 socket as v4.
+/// An address as text in `buffer`; v4 clients of a v6 socket as v4, digit by digit, as most are.
 fn address_text(address: IpAddr, buffer: &mut [u8; MAX_ADDRESS_BYTES]) -> &[u8] {
     let mut rest = &mut buffer[..];
-    // The buffer holds every address.
-    let _ = write!(rest, "{}", address.to_canonical());
+    match address.to_canonical() {
+        IpAddr::V4(v4) => {
+            let [a, b, c, d] = v4.octets();
+            write_octet(&mut rest, a);
+            for octet in [b, c, d] {
+                rest.put_u8(b'.');
+                write_octet(&mut rest, octet);
+            }
+        }
+        // The buffer holds every address.
+        IpAddr::V6(v6) => drop(write!(rest, "{v6}")),
+    }
     let left = rest.len();
     &buffer[..MAX_ADDRESS_BYTES - left]
+}
+
+/// Writes a number without leading zeros.
+fn write_octet(out: &mut impl BufMut, octet: u8) {
+    if octet >= 100 {
+        out.put_u8(b'0' + octet / 100);
+    }
+    if octet >= 10 {
+        out.put_u8(b'0' + octet / 10 % 10);
+    }
+    out.put_u8(b'0' + octet % 10);
 }
 
 /// Whether `Connection` takes a field away, and may.

@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::changes::Changes;
-use crate::compile::{Action, Backend, Cluster, Forward, RoutingTable, VirtualHost, WeightedBackend};
+use crate::compile::{Action, Backend, Cluster, GatewayListener, RoutingTable, WeightedBackend};
 use crate::http::h1::RequestHead;
-use crate::model::{AppProtocol, DirectResponse, Redirect, Workload};
+use crate::model::{AppProtocol, DirectResponse, PathRewrite, Redirect, Workload};
 use crate::proxy::answer::Problem;
 use crate::route::{RequestOrigin, RequestView, RouteMatch};
 use crate::telemetry::Origin;
@@ -16,11 +16,7 @@ use crate::telemetry::Origin;
 pub(in crate::proxy) enum Plan<'t> {
     /// Sent to an endpoint of a cluster.
     Forward {
-        /// The route's destinations.
-        forward: &'t Forward,
-        /// The one that was drawn.
-        backend: &'t WeightedBackend,
-        /// Its cluster.
+        /// The cluster that was drawn.
         cluster: &'t Arc<Cluster>,
     },
     /// Sent to the address that the client dialled.
@@ -43,20 +39,22 @@ pub(in crate::proxy) struct Planned<'t> {
     pub route: Option<RouteMatch<'t>>,
     /// What it asks for.
     pub plan: Plan<'t>,
+    /// The destination that was drawn, where it was one.
+    share: Option<&'t WeightedBackend>,
 }
 
 impl<'t> Planned<'t> {
     /// The changes to the request's fields.
     pub fn request_changes(&self) -> Changes<'t> {
         let route = self.route.map(|matched| &*matched.route.request_headers);
-        let backend = self.backend().map(|backend| &*backend.request_headers);
+        let backend = self.share.map(|backend| &*backend.request_headers);
         Changes([route.unwrap_or_default(), backend.unwrap_or_default()])
     }
 
     /// The changes to the response's fields.
     pub fn response_changes(&self) -> Changes<'t> {
         let route = self.route.map(|matched| &*matched.route.response_headers);
-        let backend = self.backend().map(|backend| &*backend.response_headers);
+        let backend = self.share.map(|backend| &*backend.response_headers);
         Changes([route.unwrap_or_default(), backend.unwrap_or_default()])
     }
 
@@ -69,8 +67,21 @@ impl<'t> Planned<'t> {
         }
     }
 
-    fn backend(&self) -> Option<&'t WeightedBackend> {
-        if let Plan::Forward { backend, .. } = self.plan { Some(backend) } else { None }
+    /// What the upstream sees as path and host.
+    pub fn rewrite(&self) -> Option<&'t PathRewrite> {
+        match &self.route?.route.action {
+            Action::Forward(forward) => Some(&forward.rewrite),
+            Action::Redirect(_) | Action::Respond(_) | Action::Original => None,
+        }
+    }
+
+    fn unrouted(plan: Plan<'t>) -> Self {
+        Self { route: None, plan, share: None }
+    }
+
+    fn routed(route: RouteMatch<'t>, protocol: AppProtocol) -> Self {
+        let (plan, share) = follow(route, protocol);
+        Self { route: Some(route), plan, share }
     }
 }
 
@@ -99,34 +110,55 @@ pub(in crate::proxy) fn plan<'t>(
                 &frontend.http
             }
             // The table no longer knows the address: the traffic goes where it would go without us.
-            None => return Planned { route: None, plan: Plan::Original { protocol } },
+            None => return Planned::unrouted(Plan::Original { protocol }),
         },
-        Origin::Gateway(name) => match gateway_host(table, name, head.host()) {
-            Some(host) => host,
-            None => return Planned { route: None, plan: Plan::Fail(Problem::NoHost) },
+        Origin::Gateway(name) => match gateway(table, name, entry.original_destination) {
+            Some(gateway) => match gateway.hosts.find(head.host()) {
+                Some(host) => host,
+                None => return Planned::unrouted(Plan::Fail(Problem::NoHost)),
+            },
+            None => return Planned::unrouted(Plan::Fail(Problem::NoListener)),
         },
     };
     let origin = RequestOrigin { source: entry.source, port: entry.original_destination.port() };
-    match host.rules.find(head, &origin) {
-        Some(route) => Planned { route: Some(route), plan: follow(route, protocol) },
-        None => Planned { route: None, plan: Plan::Fail(Problem::NoRoute) },
+    match host.find(head, &origin) {
+        Some(route) => Planned::routed(route, protocol),
+        None => Planned::unrouted(Plan::Fail(Problem::NoRoute)),
     }
 }
 
-fn gateway_host<'t>(table: &'t RoutingTable, name: &str, host: &str) -> Option<&'t Arc<VirtualHost>> {
-    table.gateways.iter().find(|gateway| &*gateway.name == name)?.hosts.find(host)
+/// The Gateway's listener that a connection came in by: by its name, or by its address where the listener has been given
+/// another name since, or the name to another port.
+fn gateway<'t>(table: &'t RoutingTable, name: &str, dialled: SocketAddr) -> Option<&'t Arc<GatewayListener>> {
+    let ip = dialled.ip().to_canonical();
+    let named =
+        table.gateways.iter().find(|gateway| &*gateway.name == name && gateway.port == dialled.port());
+    let on = |addressed: bool| {
+        table.gateways.iter().find(move |gateway| {
+            gateway.port == dialled.port()
+                && if addressed { gateway.addresses.contains(&ip) } else { gateway.addresses.is_empty() }
+        })
+    };
+    named.or_else(|| on(true)).or_else(|| on(false))
 }
 
-/// `protocol`: what is spoken at the address that the client dialled.
-fn follow(matched: RouteMatch<'_>, protocol: AppProtocol) -> Plan<'_> {
-    match &matched.route.action {
-        Action::Forward(forward) => match forward.draw().map(|backend| (backend, &backend.backend)) {
-            Some((backend, Backend::Cluster(cluster))) => Plan::Forward { forward, backend, cluster },
-            Some((_, Backend::Invalid { status })) => Plan::Fail(Problem::NoCluster { status: *status }),
-            None => Plan::Fail(Problem::NoWeight),
-        },
+/// What a route asks for, with the destination that was drawn. `protocol`: what is spoken at the address that the client
+/// dialled.
+fn follow(matched: RouteMatch<'_>, protocol: AppProtocol) -> (Plan<'_>, Option<&WeightedBackend>) {
+    let plan = match &matched.route.action {
+        Action::Forward(forward) => {
+            let drawn = forward.draw();
+            let plan = match drawn.map(|share| &share.backend) {
+                Some(Backend::Cluster(cluster)) => Plan::Forward { cluster },
+                Some(Backend::Original) => Plan::Original { protocol },
+                Some(Backend::Invalid { status }) => Plan::Fail(Problem::NoCluster { status: *status }),
+                None => Plan::Fail(Problem::NoWeight),
+            };
+            return (plan, drawn);
+        }
         Action::Redirect(redirect) => Plan::Redirect(redirect),
         Action::Respond(response) => Plan::Respond(response),
         Action::Original => Plan::Original { protocol },
-    }
+    };
+    (plan, None)
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::caller::{Caller, is_grpc};
 use super::exchange::Start;
+use super::upstream::Unreached;
 use crate::compile::{Cluster, Route, Upstream};
 use crate::http::grpc::GrpcStatus;
 use crate::http::h1::{Known, RequestHead, Version};
@@ -62,6 +63,12 @@ impl<'t> Trail<'t> {
             request_bytes: 0,
             response_bytes: 0,
         }
+    }
+
+    /// Notes where it could not be sent; gives why.
+    pub fn unreached(&mut self, unreached: Unreached) -> Problem {
+        (self.upstream, self.endpoint) = unreached.last.map_or((None, None), |(at, to)| (Some(at), to));
+        unreached.problem
     }
 
     /// Notes what went wrong.

@@ -26,7 +26,10 @@ use crate::route::{RequestView, redirect_location};
 const TUNNEL_BUFFER_BYTES: usize = 32 * 1024;
 
 impl Connection {
-    /// Answers the request in `buffers.head`; gives how the connection ends, or nothing where it goes on.
+    /// Answers the request in `buffers.head`. What most requests do not come to is boxed: the rest then fits the allocator's
+    /// small sizes, of which it keeps many at hand.
+    ///
+    /// Gives how the connection ends, or nothing where it goes on.
     pub(super) async fn respond(&mut self) -> Option<Ending> {
         let start = Start::now();
         let table = self.ctx.tables.load_full();
@@ -56,13 +59,13 @@ impl Connection {
                 });
                 let answer =
                     Answer { status: redirect.status, location: location.as_deref(), ..Answer::default() };
-                self.answer(answer, planned.response_changes(), &mut trail).await
+                Box::pin(self.answer(answer, planned.response_changes(), &mut trail)).await
             }
             Plan::Respond(response) => {
                 let answer = Answer { status: response.status, body: &response.body, ..Answer::default() };
-                self.answer(answer, planned.response_changes(), &mut trail).await
+                Box::pin(self.answer(answer, planned.response_changes(), &mut trail)).await
             }
-            Plan::Fail(problem) => self.fail(problem, &mut trail).await,
+            Plan::Fail(problem) => Box::pin(self.fail(problem, &mut trail)).await,
         };
         self.caller().record(&trail, Some(&self.buffers.head), &self.buffers.request_id);
         ending
@@ -104,13 +107,17 @@ impl Connection {
         let framing = self.buffers.head.framing();
         let mut body = BodyTransfer::new(framing, framing);
         let deadline = deadline(planned, &self.buffers.head, trail.start.at);
-        // A request with a body can't be sent twice, so the kernel is asked whether the connection still lives.
-        let liveness = if framing.is_empty() { Liveness::Heard } else { Liveness::Asked };
+        // A request that can't be sent twice asks the kernel whether the connection still lives.
+        let repeatable = framing.is_empty() && self.buffers.head.is_idempotent();
+        let liveness = if repeatable { Liveness::Heard } else { Liveness::Asked };
         let mut wanted = Wanted { kept: Some(liveness), deadline };
         loop {
             let mut upstream = match self.acquire(goal, wanted).await {
                 Ok(upstream) => upstream,
-                Err(problem) => return self.fail(problem, trail).await,
+                Err(unreached) => {
+                    let problem = trail.unreached(unreached);
+                    return Box::pin(self.fail(problem, trail)).await;
+                }
             };
             trail.upstream = Some(upstream.key.address);
             trail.endpoint = upstream.pick.as_ref().map(|pick| Arc::clone(pick.upstream()));
@@ -127,7 +134,7 @@ impl Connection {
                     wanted.kept = None;
                     self.buffers.upstream_in.clear();
                 }
-                Err(problem) => return self.give_up(problem, &progress, body, trail).await,
+                Err(problem) => return Box::pin(self.give_up(problem, &progress, body, trail)).await,
             }
         }
     }
@@ -176,7 +183,7 @@ impl Connection {
         trail: &mut Trail<'_>,
     ) -> Option<Ending> {
         match finished.fate {
-            Fate::Switch => return Some(self.tunnel(upstream, trail).await),
+            Fate::Switch => return Some(Box::pin(self.tunnel(upstream, trail)).await),
             Fate::Keep | Fate::Close if finished.reusable => {
                 self.ctx.http.pool().put(upstream.key, upstream.io);
             }
@@ -188,6 +195,9 @@ impl Connection {
     /// The request's answer is out; decides about the connection. What is left of the body is read and dropped within
     /// bounds, else its bytes would be taken for the next request.
     pub(in crate::proxy) async fn settle(&mut self, fate: Fate, mut body: BodyTransfer) -> Option<Ending> {
+        // An upload that was cut short leaves its last piece staged: it is taken from the sender, and must go before what
+        // follows it in the buffer is read as the next request.
+        take_direct(&mut body, &mut self.buffers.client_in);
         let done = body.is_done();
         if fate != Fate::Keep {
             let quiet = done && self.buffers.client_in.is_empty();
@@ -196,7 +206,8 @@ impl Connection {
         if done {
             return None;
         }
-        let discard = tokio::time::timeout(self.settings.discard_time, self.discard(&mut body)).await;
+        let time = self.settings.discard_time;
+        let discard = Box::pin(tokio::time::timeout(time, self.discard(&mut body))).await;
         if discard.unwrap_or(false) { None } else { Some(Ending::Linger) }
     }
 
@@ -267,7 +278,8 @@ impl Connection {
         let framing = self.buffers.head.framing();
         let body = BodyTransfer::new(framing, Framing::Chunked);
         let in_doubt = !framing.is_empty() && self.buffers.head.expects_continue();
-        let fate = if self.may_keep() && !in_doubt { Fate::Keep } else { Fate::Close };
+        let useless = answer.problem == Some(Problem::NoListener);
+        let fate = if self.may_keep() && !in_doubt && !useless { Fate::Keep } else { Fate::Close };
         let Some(bytes) = self.send(answer, fate, changes).await else {
             trail.fail(Problem::ClientClosed);
             return Some(Ending::Now);

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::caller::Caller;
 use super::connection::Connection;
 use crate::balance::Pick;
-use crate::compile::Cluster;
+use crate::compile::{Cluster, Upstream};
 use crate::net::ConnectTarget;
 use crate::pool::{Liveness, PoolKey};
 use crate::proxy::answer::Problem;
@@ -25,6 +25,15 @@ pub(in crate::proxy) struct UpstreamConnection {
     pub reused: bool,
     /// The endpoint's load; `None` for an address that no table names.
     pub pick: Option<Pick>,
+}
+
+/// No endpoint could be connected to.
+#[derive(Debug)]
+pub(in crate::proxy) struct Unreached {
+    /// Why the last one could not.
+    pub problem: Problem,
+    /// The last one that was tried: its address, and what the table knows of it.
+    pub last: Option<(SocketAddr, Option<Arc<Upstream>>)>,
 }
 
 /// Where a request is to go.
@@ -54,7 +63,7 @@ impl Connection {
         &mut self,
         goal: Goal<'_>,
         wanted: Wanted,
-    ) -> Result<UpstreamConnection, Problem> {
+    ) -> Result<UpstreamConnection, Unreached> {
         let mut early = self.early.take();
         let acquired = self.caller().acquire(goal, wanted, &mut early).await;
         self.early = early;
@@ -69,7 +78,7 @@ impl Caller<'_> {
         goal: Goal<'_>,
         wanted: Wanted,
         early: &mut Option<(Pick, TcpStream)>,
-    ) -> Result<UpstreamConnection, Problem> {
+    ) -> Result<UpstreamConnection, Unreached> {
         if let Goal::Cluster(cluster) = goal
             && let Some((pick, io)) = take_early(early, cluster)
         {
@@ -93,9 +102,9 @@ impl Caller<'_> {
         self,
         goal: Goal<'_>,
         mut connect: impl AsyncFnMut(PoolKey, Option<Pick>) -> Result<T, Problem>,
-    ) -> Result<T, Problem> {
+    ) -> Result<T, Unreached> {
         let mut avoid = Vec::new();
-        let mut problem = Problem::NoEndpoint;
+        let mut unreached = Unreached { problem: Problem::NoEndpoint, last: None };
         for _ in 0..self.settings.connect_attempts.max(1) {
             let (address, pick) = match goal {
                 Goal::Cluster(cluster) => {
@@ -110,14 +119,17 @@ impl Caller<'_> {
                 // The cluster has no endpoint left that has not been tried.
                 break;
             }
+            let endpoint = pick.as_ref().map(|pick| Arc::clone(pick.upstream()));
             match connect(self.pool_key(address, pick.as_ref()), pick).await {
                 Ok(connection) => return Ok(connection),
-                Err(failed @ (Problem::RequestTimeout | Problem::TryTimeout)) => return Err(failed),
-                Err(failed) => problem = failed,
+                Err(problem) => unreached = Unreached { problem, last: Some((address, endpoint)) },
+            }
+            if matches!(unreached.problem, Problem::RequestTimeout | Problem::TryTimeout) {
+                break;
             }
             avoid.push(address);
         }
-        Err(problem)
+        Err(unreached)
     }
 
     /// What a connection to this endpoint is kept under.
@@ -130,7 +142,7 @@ impl Caller<'_> {
     pub async fn dial(self, key: &PoolKey, deadline: Deadline) -> Result<TcpStream, Problem> {
         let (until, late) = self.connect_by(deadline);
         let target = ConnectTarget { address: key.address, source: key.source };
-        match tokio::time::timeout_at(until, self.ctx.connector.connect(target)).await {
+        match Box::pin(tokio::time::timeout_at(until, self.ctx.connector.connect(target))).await {
             Ok(Ok(io)) => Ok(io),
             Ok(Err(error)) => Err(Problem::Connect(error.kind())),
             Err(_) => Err(late),

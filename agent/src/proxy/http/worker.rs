@@ -1,7 +1,6 @@
 //! What the HTTP connections of one worker share: upstream connections, buffers, random numbers and the date.
 
 use std::cell::RefCell;
-use std::fmt::Write as _;
 use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -21,6 +20,8 @@ const MIN_READ_BYTES: usize = 2 * 1024;
 const MAX_READ_BYTES: usize = 256 * 1024;
 /// Buffers that grew beyond this are not kept.
 const MAX_KEPT_BYTES: usize = 64 * 1024;
+/// The length of a UUID as text.
+const REQUEST_ID_BYTES: usize = 36;
 /// Sets of buffers kept for connections that wake up.
 const MAX_SPARE: usize = 128;
 
@@ -114,6 +115,14 @@ impl ReadSize {
     }
 }
 
+/// Writes the last `digits` hexadecimal digits of a number, without what `write!` brings along.
+fn write_hex(out: &mut String, number: u64, digits: u32) {
+    for place in (0..digits).rev() {
+        let digit = u32::try_from(number >> (4 * place) & 0xf).unwrap_or_default();
+        out.push(char::from_digit(digit, 16).unwrap_or('0'));
+    }
+}
+
 impl HttpWorker {
     /// A worker with settings for captured connections and for those of Gateway listeners.
     pub fn new(captured: HttpSettings, gateway: HttpSettings, pool: PoolLimits, random: Rc<Random>) -> Self {
@@ -151,8 +160,12 @@ impl HttpWorker {
         let (time, version) = (high >> 32, high & 0x0fff | 0x4000);
         let (clock, node) = (low >> 48 & 0x3fff | 0x8000, low & 0xffff_ffff_ffff);
         let middle = high >> 16 & 0xffff;
-        // Writing to a String can't fail.
-        let _ = write!(out, "{time:08x}-{middle:04x}-{version:04x}-{clock:04x}-{node:012x}");
+        out.reserve(REQUEST_ID_BYTES);
+        write_hex(out, time, 8);
+        for (group, digits) in [(middle, 4), (version, 4), (clock, 4), (node, 12)] {
+            out.push('-');
+            write_hex(out, group, digits);
+        }
     }
 
     /// Hands over `now` as an HTTP date; formatted once a second.

@@ -136,6 +136,10 @@ impl Served {
                 biased;
                 Some(ended) = self.streams.join_next(), if !quiet => {
                     quiet_since = Instant::now();
+                    if matches!(ended, Ok(StreamEnd::Last)) && !self.draining {
+                        self.draining = true;
+                        connection.graceful_shutdown();
+                    }
                     let reset = matches!(ended, Ok(StreamEnd::Reset));
                     if reset && !budget.take(quiet_since) {
                         self.session.record_violation("h2_reset_flood");

@@ -39,7 +39,10 @@ impl Connection {
             self.early = early;
             let stream = match acquired {
                 Ok(stream) => stream,
-                Err(problem) => return self.fail(problem, trail).await,
+                Err(unreached) => {
+                    let problem = trail.unreached(unreached);
+                    return self.fail(problem, trail).await;
+                }
             };
             trail.upstream = Some(stream.address);
             trail.endpoint = stream.pick.as_ref().map(|pick| Arc::clone(pick.upstream()));

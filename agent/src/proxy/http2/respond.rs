@@ -37,6 +37,8 @@ pub(super) enum StreamEnd {
     Answered,
     /// In a reset that the client sent or earned.
     Reset,
+    /// With an answer after which the connection is of no more use: its Gateway listener is gone.
+    Last,
 }
 
 /// Answers one request.
@@ -67,8 +69,13 @@ pub(super) async fn respond(
         Err(refusal) => stream.refuse(Problem::Refused(refusal), &mut trail),
     }
     session.ctx.http.keep_buffers(stream.buffers);
-    let refused = Problem::ClientClosed.flag();
-    if trail.flags.contains(refused) { StreamEnd::Reset } else { StreamEnd::Answered }
+    if trail.flags.contains(Problem::ClientClosed.flag()) {
+        StreamEnd::Reset
+    } else if trail.details == Problem::NoListener.details() {
+        StreamEnd::Last
+    } else {
+        StreamEnd::Answered
+    }
 }
 
 /// A stream whose request's head has been read.
@@ -167,7 +174,7 @@ impl Stream<'_> {
         }
         let stream = match acquired {
             Ok(stream) => stream,
-            Err(problem) => return (Err(problem.into()), false),
+            Err(unreached) => return (Err(trail.unreached(unreached).into()), false),
         };
         trail.upstream = Some(stream.address);
         trail.endpoint = stream.pick.as_ref().map(|pick| Arc::clone(pick.upstream()));
@@ -204,7 +211,8 @@ impl Stream<'_> {
         trail: &mut Trail<'_>,
     ) -> (Result<(), Failed>, bool) {
         let framing = self.buffers.head.framing();
-        let liveness = if framing.is_empty() { Liveness::Heard } else { Liveness::Asked };
+        let repeatable = framing.is_empty() && self.buffers.head.is_idempotent();
+        let liveness = if repeatable { Liveness::Heard } else { Liveness::Asked };
         let wanted = Wanted { kept: fresh.then_some(liveness), deadline: turn.deadline };
         let mut early = self.session.early.take();
         let acquired = self.session.caller().acquire(goal, wanted, &mut early).await;
@@ -213,7 +221,7 @@ impl Stream<'_> {
         }
         let mut upstream = match acquired {
             Ok(upstream) => upstream,
-            Err(problem) => return (Err(problem.into()), false),
+            Err(unreached) => return (Err(trail.unreached(unreached).into()), false),
         };
         trail.upstream = Some(upstream.key.address);
         trail.endpoint = upstream.pick.as_ref().map(|pick| Arc::clone(pick.upstream()));

@@ -16,7 +16,7 @@ use crate::proxy::answer::Problem;
 use crate::proxy::http::HttpSettings;
 use crate::proxy::http::caller::{Caller, Outgoing};
 use crate::proxy::http::plan::Planned;
-use crate::proxy::http::upstream::{Deadline, Goal, take_early};
+use crate::proxy::http::upstream::{Deadline, Goal, Unreached, take_early};
 use crate::route::RequestView;
 
 /// A place for one request on a connection to an endpoint.
@@ -37,7 +37,7 @@ impl Caller<'_> {
         goal: Goal<'_>,
         deadline: Deadline,
         early: &mut Option<(Pick, TcpStream)>,
-    ) -> Result<UpstreamStream, Problem> {
+    ) -> Result<UpstreamStream, Unreached> {
         if let Goal::Cluster(cluster) = goal
             && let Some((pick, io)) = take_early(early, cluster)
         {

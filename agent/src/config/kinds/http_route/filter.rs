@@ -7,7 +7,8 @@ use super::schema::{
     FilterSpec, FilterType, HeaderModifier, ModifierType, PathModifier, RedirectSpec, RewriteSpec,
 };
 use crate::model::{
-    HeaderChange, HeaderOp, HostPattern, MatchPath, PathRewrite, Redirect, RedirectPath, RequestMatch,
+    HeaderChange, HeaderOp, HostPattern, MatchPath, PathRewrite, Redirect, RedirectPath, RedirectPort,
+    RequestMatch,
 };
 
 /// What the filters of a rule or a backend do together.
@@ -31,6 +32,10 @@ impl Filters {
                 notes.error(&field.key("type"), "a filter of this type is given twice");
             }
             seen.push(filter.filter_type);
+            // Without the check that it asks for, the rule would let everybody in.
+            if filter.filter_type == FilterType::ExternalAuth {
+                notes.error(&field.key("type"), "ExternalAuth is not supported yet");
+            }
             filters.add(filter, &field, notes);
         }
         if seen.contains(&FilterType::RequestRedirect) && seen.contains(&FilterType::UrlRewrite) {
@@ -154,7 +159,7 @@ fn redirect_of(written: &RedirectSpec, field: &Field, notes: &mut Notes<'_>) -> 
         status,
         scheme: scheme.map(Into::into),
         authority: hostname(written.hostname.as_deref(), field, notes),
-        port: written.port.or(by_scheme),
+        port: written.port.or(by_scheme).map(RedirectPort::Number),
         path: written.path.as_ref().and_then(|path| modifier_of(path, &field.key("path"), notes)),
     }
 }

@@ -8,11 +8,12 @@ use super::super::super::object::Notes;
 use super::super::{header, regex, service_of_host};
 use super::RuleContext;
 use super::schema::{
-    HeaderOperations, Headers, HttpDirectResponse, HttpRedirect, HttpRoute, Rewrite, RouteDestination,
+    Delegate, HeaderOperations, Headers, HttpDirectResponse, HttpRedirect, HttpRoute, Rewrite,
+    RouteDestination,
 };
 use crate::model::{
     Destination, DirectResponse, HeaderChange, HeaderOp, MatchPath, PathRewrite, Redirect, RedirectPath,
-    RequestMatch, RewriteRegex, RouteAction, WeightedDestination,
+    RedirectPort, RequestMatch, RewriteRegex, RouteAction, WeightedDestination,
 };
 
 /// The redirect target that means the matched prefix.
@@ -36,6 +37,14 @@ pub(super) fn actions(
     notes: &mut Notes<'_>,
 ) -> Option<Vec<(Vec<RequestMatch>, RouteAction)>> {
     let field = &context.field;
+    // Leaving the rule out would give its requests to the rules after it.
+    if let Some(Delegate { name, namespace }) = &rule.delegate {
+        let separator = if namespace.is_empty() { "" } else { "/" };
+        let text =
+            format!("delegates are not supported yet: write the rules of {namespace}{separator}{name} here");
+        notes.error(&field.key("delegate"), text);
+        return None;
+    }
     let kinds = [!rule.route.is_empty(), rule.redirect.is_some(), rule.direct_response.is_some()];
     if kinds.iter().filter(|kind| **kind).count() > 1 {
         notes.error(field, "route, redirect and directResponse exclude each other");
@@ -55,10 +64,7 @@ pub(super) fn actions(
         let action = |rewrite| RouteAction::Forward { destinations: destinations.clone(), rewrite };
         return Some(rewrites.into_iter().map(|(matches, rewrite)| (matches, action(rewrite))).collect());
     } else {
-        // A delegate does not act in the mesh by itself; it is listed as not enforced.
-        if !notes.not_enforced.contains(&field.key("delegate").to_string()) {
-            notes.error(field, "a rule needs one of route, redirect and directResponse");
-        }
+        notes.error(field, "a rule needs one of route, redirect and directResponse");
         return None;
     };
     if rule.rewrite.is_some() {
@@ -224,16 +230,16 @@ fn redirect_of(written: &HttpRedirect, field: &Field, notes: &mut Notes<'_>) -> 
             notes.error(field, "port and derivePort exclude each other");
             None
         }
-        (Some(port), None) => Some(port),
-        (None, Some("FROM_PROTOCOL_DEFAULT")) => Some(by_scheme),
-        (None, Some("FROM_REQUEST_PORT")) => None,
+        (Some(port), None) => Some(RedirectPort::Number(port)),
+        (None, Some("FROM_PROTOCOL_DEFAULT")) => Some(RedirectPort::Number(by_scheme)),
+        (None, Some("FROM_REQUEST_PORT")) => Some(RedirectPort::Request),
         (None, Some(other)) => {
             let text = format!("`{other}` is neither FROM_PROTOCOL_DEFAULT nor FROM_REQUEST_PORT");
             notes.error(&field.key("derivePort"), text);
             None
         }
         // A new scheme brings its own port.
-        (None, None) => scheme.map(|_| by_scheme),
+        (None, None) => scheme.map(|_| RedirectPort::Number(by_scheme)),
     };
     let authority = written.authority.as_deref().filter(|authority| !authority.is_empty());
     if authority.is_some_and(|authority| !is_authority(authority)) {

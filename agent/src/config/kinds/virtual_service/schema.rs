@@ -52,7 +52,6 @@ pub(super) const EXTRAS: &[&[Extra]] = &[
                         "unmatchedPreflights",
                     ],
                 ),
-                Known::Later("delegate", &["name", "namespace"]),
             ],
         },
         Extra { of: "HttpMatch", fields: &[Known::Later("statPrefix", &[])] },
@@ -77,8 +76,17 @@ pub(super) struct HttpRoute {
     pub rewrite: Option<Rewrite>,
     pub redirect: Option<HttpRedirect>,
     pub direct_response: Option<HttpDirectResponse>,
+    pub delegate: Option<Delegate>,
     pub timeout: Option<String>,
     pub headers: Option<Headers>,
+}
+
+/// The VirtualService whose rules stand in the place of this one.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Delegate {
+    pub name: String,
+    pub namespace: String,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -182,7 +182,7 @@ fn a_response_that_is_cut_short_is_not_passed_off_as_whole() {
 #[test]
 fn an_endpoint_that_refuses_is_passed_over() {
     run(async {
-        let proxy = Setup::service(&[nobody().await, echo().await, nobody().await]).start().await;
+        let proxy = Setup::service(&[nobody(), echo().await, nobody()]).start().await;
         for _ in 0..6 {
             assert_eq!(status(&proxy.exchange(GET).await), 200);
         }
@@ -206,9 +206,9 @@ fn without_an_endpoint_there_is_a_503_that_says_why() {
             let seen = proxy.records(2).await.remove(1);
             assert_eq!((&*seen.flags, seen.details), (flags, details));
         };
-        check(Setup::service(&[]), 503, "UH", "no_ready_endpoint").await;
-        check(Setup::service(&[nobody().await]), 503, "UF", "connect_refused").await;
-        check(Setup::service(&[nobody().await, nobody().await]), 503, "UF", "connect_refused").await;
+        check(Setup::with_rule(&[], rule()), 503, "UH", "no_ready_endpoint").await;
+        check(Setup::service(&[nobody()]), 503, "UF", "connect_refused").await;
+        check(Setup::service(&[nobody(), nobody()]), 503, "UF", "connect_refused").await;
     });
 }
 

@@ -358,9 +358,13 @@ pub async fn says(bytes: &'static [u8]) -> SocketAddr {
 }
 
 /// An address where nothing listens.
-pub async fn nobody() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
-    listener.local_addr().expect("bound")
+pub fn nobody() -> SocketAddr {
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("loopback");
+    let address = socket.local_addr().expect("bound");
+    // Bound and deaf for as long as the tests run, so that no other program gets the port.
+    std::mem::forget(socket);
+    address
 }
 
 pub fn name() -> ObjectName {

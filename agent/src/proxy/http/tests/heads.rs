@@ -107,6 +107,33 @@ fn routes_change_heads() {
 }
 
 #[test]
+fn a_rule_of_a_headless_service_keeps_the_pod_that_was_dialled() {
+    run(async {
+        let mut rule = rule();
+        let RouteAction::Forward { destinations, rewrite } = &mut rule.action else {
+            unreachable!("it forwards")
+        };
+        let change = HeaderOp { name: "x-share".into(), change: HeaderChange::Add("3".into()) };
+        destinations[0].request_headers = vec![change];
+        *rewrite = PathRewrite { authority: None, path: Some(RedirectPath::Full("/new".into())) };
+        let (dialled, other) =
+            (mirrors_head().await, says(b"HTTP/1.1 418 Other\r\nContent-Length: 0\r\n\r\n").await);
+        let mut setup = Setup::with_rule(&[other, dialled], rule);
+        setup.model.services[0].headless = true;
+        setup.model.services[0].cluster_ips.clear();
+        setup.original_destination = dialled;
+        let proxy = setup.start().await;
+        for _ in 0..4 {
+            let mut client = proxy.client().await;
+            client.send("GET /old HTTP/1.1\r\nHost: web\r\n\r\n").await;
+            let (head, body) = client.message().await;
+            assert!(body.starts_with("GET /new HTTP/1.1\r\nhost: web\r\n"), "{head}{body}");
+            assert_eq!(field(&body, "x-share").as_deref(), Some("3"));
+        }
+    });
+}
+
+#[test]
 fn redirects_and_fixed_answers() {
     run(async {
         let redirect = Redirect {

@@ -53,7 +53,7 @@ fn messages_go_back_and_forth_before_either_side_ends() {
 #[test]
 fn our_own_answers_have_a_grpc_status() {
     run(async {
-        let nobody = nobody().await;
+        let nobody = nobody();
         let page = DirectResponse { status: 429, body: (*b"slow down: 100%").into() };
         let service = || Setup::service(&[nobody]).speaking(AppProtocol::Grpc);
         let mut elsewhere = rule();
@@ -66,7 +66,7 @@ fn our_own_answers_have_a_grpc_status() {
         for (setup, status, message, flags) in [
             (service(), "14", "Service Unavailable: connect_refused", "UF"),
             (
-                Setup::service(&[]).speaking(AppProtocol::Grpc),
+                Setup::with_rule(&[], rule()).speaking(AppProtocol::Grpc),
                 "14",
                 "Service Unavailable: no_ready_endpoint",
                 "UH",

@@ -1,0 +1,56 @@
+//! What both TC hooks do: a packet of the agent's own connections is marked for delivery to it, everything else goes on.
+//!
+//! Fail-open: whatever is not understood, not routed or not wanted by a live agent goes on as if we were not there.
+
+use agent_common::capture::{AddressKey, CaptureConfig, Reason, Verdict, decide};
+use agent_common::packet::{Segment, parse};
+use aya_ebpf::programs::TcContext;
+
+use crate::ctx::Packet;
+use crate::maps::{LOCAL_ADDRESSES, config, count};
+
+/// Ends a classifier without a decision, so that programs after ours still see the packet (on tcx, 0 would end the chain).
+const NEXT: i32 = -1;
+/// Lets the packet go on into the stack, with no further classifier.
+const ACCEPT: i32 = 0;
+
+/// Runs a hook. `open` says what becomes of a segment that asks for a new connection.
+#[inline(always)]
+pub fn run(context: &TcContext, open: impl FnOnce(&Packet<'_>, &Segment, &CaptureConfig) -> Reason) -> i32 {
+    let config = config();
+    let reason = match verdict(context, &config, open) {
+        Ok(reason) | Err(reason) => reason,
+    };
+    count(reason);
+    match reason {
+        Reason::Captured | Reason::Established => {
+            context.skb.set_mark(config.deliver_mark);
+            ACCEPT
+        }
+        _ => NEXT,
+    }
+}
+
+#[inline(always)]
+fn verdict(
+    context: &TcContext,
+    config: &CaptureConfig,
+    open: impl FnOnce(&Packet<'_>, &Segment, &CaptureConfig) -> Reason,
+) -> Result<Reason, Reason> {
+    let packet = Packet(context);
+    if packet.tagged() {
+        return Err(Reason::NotIp);
+    }
+    let segment = parse(&packet)?;
+    Ok(match decide(segment.opens(), packet.owner(&segment), is_local(&segment), config.own_mark) {
+        Verdict::Deliver => Reason::Established,
+        Verdict::Pass => Reason::NotOurs,
+        Verdict::Open => open(&packet, &segment, config),
+    })
+}
+
+/// Whether the node itself is the receiver.
+#[inline(always)]
+fn is_local(segment: &Segment) -> bool {
+    LOCAL_ADDRESSES.get_ptr(&AddressKey { address: segment.destination }).is_some()
+}

@@ -1,0 +1,155 @@
+//! What capture needs of a kernel, in one short life of an agent: the programs load, connections of each kind are
+//! captured, and the agent's death and stop leave what they should. Small enough for an emulated machine, so that
+//! `cargo xtask vm --test kernel` proves it on kernels other than this one.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use common::Mesh;
+use lab::{AgentOptions, Footprint, Lab, PodSpec, Program, ServiceSpec, Topology, exec, unprivileged};
+use serde_json::Value;
+
+const NODE: &str = "node1";
+/// Every port leads to both backends at random; so many requests miss one of them once in 2^19 runs.
+const REQUESTS_MAX: usize = 20;
+
+fn topology() -> Topology {
+    let backend = |name: &str, node: &str| {
+        PodSpec::new(name, node).label("app", "web").runs(Program::Http { port: 8080 })
+    };
+    Topology::with_nodes(2)
+        .pod(PodSpec::new("client", NODE))
+        .pod(backend("near", NODE))
+        .pod(backend("far", "node2"))
+        .service(
+            ServiceSpec::new("web").port("http", 80, 8080).port("tcp", 81, 8080).undeclared_port(82, 8080),
+        )
+}
+
+#[test]
+fn captures_survives_its_agent_and_lets_go() -> Result<()> {
+    if unprivileged("captures_survives_its_agent_and_lets_go") {
+        return Ok(());
+    }
+    let lab = Lab::for_test("kernel", topology())?;
+    let config = lab.directory().join("config");
+    lab.write_documents(&config)?;
+    let mut mesh = Mesh { agents: Vec::new(), lab, config };
+    foreign_filter(&mesh)?;
+    let bare = footprint(&mesh)?;
+    preflight(&mesh)?;
+    ensure!(footprint(&mesh)?.since(&bare).is_empty(), "the check changed the node");
+
+    mesh.agents.push(mesh.start_agent(NODE)?);
+    ensure!(attached(&mesh)? == expected_attach()?, "attached as {}", attached(&mesh)?);
+    every_port_is_captured(&mesh)?;
+    let running = footprint(&mesh)?;
+    ensure!(!running.since(&bare).is_empty(), "the running agent left no trace: the look is blind");
+
+    mesh.agents.remove(0).kill9()?;
+    let killed = footprint(&mesh)?;
+    let filters = killed.since(&bare).iter().any(|line| line.contains("from_pod"));
+    ensure!(filters == (expected_attach()? == "clsact"), "of the killed agent: {:?}", killed.since(&bare));
+    every_port_is_direct(&mesh)?;
+
+    mesh.agents.push(mesh.start_agent(NODE)?);
+    every_port_is_captured(&mesh)?;
+    let (before, now) = (hooks(&running), hooks(&footprint(&mesh)?));
+    ensure!(before == now, "before the kill {before:?}, after the restart {now:?}");
+
+    ensure!(mesh.agents.remove(0).terminate()?.success(), "the agent failed at its stop");
+    let left = footprint(&mesh)?;
+    ensure!(left.since(&bare).is_empty(), "left behind: {:?}", left.since(&bare));
+    ensure!(bare.since(&left).is_empty(), "taken from others: {:?}", bare.since(&left));
+    every_port_is_direct(&mesh)
+}
+
+fn footprint(mesh: &Mesh) -> Result<Footprint> {
+    Footprint::of(&mesh.lab.node(NODE)?)
+}
+
+/// Somebody else's filter on the uplink, of the kind that agents share a queueing discipline with on older kernels.
+fn foreign_filter(mesh: &Mesh) -> Result<()> {
+    // The one instruction of the classic program returns 0: no match.
+    for words in [
+        &["qdisc", "add", "dev", "eth0", "clsact"][..],
+        &["filter", "add", "dev", "eth0", "egress", "bpf", "bytecode", "1,6 0 0 0"],
+    ] {
+        exec::run(mesh.lab.node(NODE)?.command("tc")?.args(words))?;
+    }
+    Ok(())
+}
+
+/// `sluice check` finds nothing that stops capture; the programs load.
+fn preflight(mesh: &Mesh) -> Result<()> {
+    let binary = AgentOptions::new(&mesh.config)?.binary;
+    let mut check = mesh.lab.node(NODE)?.command(binary)?;
+    check.args(["check", "-o", "json", "--uplink", "eth0", "--pod-interfaces", "pod-*"]);
+    let checks: Value = serde_json::from_str(&exec::stdout(&mut check)?).context("the answer of check")?;
+    let checks = checks.as_array().context("check answers with a list")?;
+    let programs = checks.iter().find(|check| check["name"] == "programs").context("no check of programs")?;
+    ensure!(programs["outcome"] == "ok", "{programs}");
+    ensure!(checks.iter().all(|check| check["outcome"] != "failed"), "{checks:?}");
+    Ok(())
+}
+
+fn attached(mesh: &Mesh) -> Result<String> {
+    let status = mesh.verb(NODE, "status")?;
+    Ok(status["capture"]["attach"].as_str().unwrap_or_default().to_owned())
+}
+
+/// tcx came with 6.6.
+fn expected_attach() -> Result<&'static str> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").context("the kernel's release")?;
+    let mut numbers = release.split(['.', '-']).map_while(|word| word.parse::<u32>().ok());
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    Ok(if version >= (6, 6) { "tcx" } else { "clsact" })
+}
+
+/// Both backends answer on every kind of port in both families, see the pod's own address, and the programs say that
+/// they captured it.
+fn every_port_is_captured(mesh: &Mesh) -> Result<()> {
+    const CAPTURED: &str = "sluice_capture_packets_total{reason=\"captured\"}";
+    for port in [80, 81, 82] {
+        for family in 0..2 {
+            let captured = mesh.metric(NODE, CAPTURED)?;
+            let own = mesh.pod_ip("client", family)?.to_string();
+            let mut answered = BTreeSet::new();
+            let mut sent = 0;
+            while answered.len() < 2 && sent < REQUESTS_MAX {
+                let text = mesh.get("client", mesh.service("web", family, port)?, "web", "/")?.text();
+                let words: Vec<&str> = text.split_whitespace().collect();
+                ensure!(
+                    words.get(2) == Some(&own.as_str()),
+                    "port {port}: the backend saw {text:?}, not {own}"
+                );
+                answered.insert(words[1].to_owned());
+                sent += 1;
+            }
+            ensure!(answered.len() == 2, "port {port}, family {family}: only {answered:?} answered");
+            let grown = mesh.metric(NODE, CAPTURED)? - captured;
+            ensure!(grown >= f64::from(u32::try_from(sent)?), "port {port}: {grown} of {sent} were captured");
+        }
+    }
+    Ok(())
+}
+
+/// Every port answers without the agent's header.
+fn every_port_is_direct(mesh: &Mesh) -> Result<()> {
+    for port in [80, 81, 82] {
+        for family in 0..2 {
+            let response = mesh.get("client", mesh.service("web", family, port)?, "web", "/")?;
+            ensure!(response.status == 200 && response.header("via").is_none(), "port {port}: {response:?}");
+        }
+    }
+    Ok(())
+}
+
+/// What is attached where, without the numbers that each load gives anew.
+fn hooks(footprint: &Footprint) -> Vec<String> {
+    let hooks = footprint.lines().filter(|line| line.contains("from_"));
+    hooks.map(|line| line.split(" id ").next().unwrap_or(line).to_owned()).collect()
+}

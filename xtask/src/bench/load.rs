@@ -1,0 +1,126 @@
+//! wrk and h2load: rates at a closed loop, and whether a contender speaks HTTP/2 at all.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result, ensure};
+use lab::exec::stdout;
+
+use super::track::{Place, Track};
+
+/// What a load generator counted.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Counted {
+    /// Requests answered.
+    pub requests: f64,
+    /// Requests answered in a second.
+    pub per_second: f64,
+}
+
+/// One closed loop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Loop {
+    /// Where it goes.
+    pub address: SocketAddr,
+    /// Its page.
+    pub path: &'static str,
+    /// Connections at a time.
+    pub connections: u32,
+    /// Whether every request has a connection of its own.
+    pub closes: bool,
+    /// How long, in seconds.
+    pub seconds: u32,
+}
+
+/// Runs wrk with one thread.
+pub fn wrk(track: &Track, load: &Loop) -> Result<Counted> {
+    let url = format!("http://{}{}", load.address, load.path);
+    let (connections, time) = (format!("-c{}", load.connections), format!("-d{}s", load.seconds));
+    let mut argv = words(&["wrk", "-t1", &connections, &time, "--timeout", "10s"]);
+    if load.closes {
+        argv.extend(words(&["-H", "Connection: close"]));
+    }
+    argv.push(url);
+    let text = stdout(&mut track.command(Place::Client, &argv))?;
+    read_wrk(&text)
+}
+
+/// Runs h2load: 8 connections with 32 streams each.
+pub fn h2load(track: &Track, address: SocketAddr, path: &str, seconds: u32) -> Result<Counted> {
+    let (time, url) = (seconds.to_string(), format!("http://{address}{path}"));
+    let argv = words(&["h2load", "-t1", "-c8", "-m32", "-D", &time, &url]);
+    let text = stdout(&mut track.command(Place::Client, &argv))?;
+    read_h2load(&text, seconds)
+}
+
+/// Whether HTTP/2 with prior knowledge is understood.
+pub fn speaks_h2(track: &Track, address: SocketAddr) -> bool {
+    let argv = words(&["h2load", "-n1", "-c1", "-T", "2", "-N", "2", &format!("http://{address}/100")]);
+    let text = stdout(&mut track.command(Place::Client, &argv)).unwrap_or_default();
+    text.contains("1 succeeded")
+}
+
+fn read_wrk(text: &str) -> Result<Counted> {
+    for complaint in ["Non-2xx", "Socket errors"] {
+        // A connection that the proxy closes after its last request is read to its end, and counts as one.
+        let line = text.lines().find(|line| line.contains(complaint));
+        ensure!(line.is_none_or(only_reads), "wrk: {}", line.unwrap_or_default().trim());
+    }
+    let per_second = after(text, "Requests/sec:").context("wrk printed no rate")?;
+    let total = text.lines().find_map(|line| line.trim().split_once(" requests in "));
+    let requests = total.and_then(|(count, _)| count.parse().ok()).context("wrk printed no count")?;
+    Ok(Counted { requests, per_second })
+}
+
+fn only_reads(line: &str) -> bool {
+    line.contains("connect 0,") && line.contains("write 0,") && line.contains("timeout 0")
+}
+
+fn read_h2load(text: &str, seconds: u32) -> Result<Counted> {
+    let line =
+        text.lines().find(|line| line.starts_with("requests:")).context("h2load printed no requests")?;
+    let count = |word: &str| -> Option<f64> {
+        let part = line.split(", ").find(|part| part.ends_with(word))?;
+        part.trim_start_matches("requests: ").split(' ').next()?.parse().ok()
+    };
+    let (done, failed) = (count("succeeded").context("no count")?, count("failed").context("no failures")?);
+    ensure!(done > 0.0 && failed < 1.0, "h2load: {line}");
+    Ok(Counted { requests: done, per_second: done / f64::from(seconds) })
+}
+
+fn after(text: &str, label: &str) -> Option<f64> {
+    text.lines().find_map(|line| line.trim().strip_prefix(label))?.trim().parse().ok()
+}
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrk_is_read_and_its_complaints_are_errors() {
+        let good =
+            "Running 2s test\n  1 threads\n  110420 requests in 2.00s, 25.1MB read\nRequests/sec:  55210.5\n";
+        assert_eq!(read_wrk(good).expect("good"), Counted { requests: 110_420.0, per_second: 55_210.5 });
+        let errors = |what: &str| format!("{good}  {what}\n");
+        assert!(read_wrk(&errors("Non-2xx or 3xx responses: 3")).is_err());
+        assert!(read_wrk(&errors("Socket errors: connect 1, read 0, write 0, timeout 0")).is_err());
+        assert!(read_wrk(&errors("Socket errors: connect 0, read 9, write 0, timeout 0")).is_ok());
+        assert!(read_wrk("").is_err());
+    }
+
+    #[test]
+    fn h2load_is_read_and_its_failures_are_errors() {
+        let line = |failed: u32| {
+            format!(
+                "finished in 2.00s\nrequests: 900 total, 960 started, 900 done, 890 succeeded, {failed} failed, 0 errored, 0 timeout\n"
+            )
+        };
+        let counted = read_h2load(&line(0), 2).expect("good");
+        assert_eq!(counted, Counted { requests: 890.0, per_second: 445.0 });
+        assert!(read_h2load(&line(1), 2).is_err());
+        assert!(read_h2load("", 2).is_err());
+    }
+}
