@@ -77,6 +77,8 @@ pub struct BodyTransfer {
     end_written: bool,
     direct: usize,
     bytes: u64,
+    /// Trailers that the receiver's framing has no place for, as lines.
+    trailers: Vec<u8>,
 }
 
 impl BodyTransfer {
@@ -89,7 +91,7 @@ impl BodyTransfer {
             Framing::UntilClose => Source::UntilClose,
         };
         let encode_chunked = to == Framing::Chunked;
-        Self { source, encode_chunked, end_written: false, direct: 0, bytes: 0 }
+        Self { source, encode_chunked, end_written: false, direct: 0, bytes: 0, trailers: Vec::new() }
     }
 
     /// Takes what `input` holds: encoded bytes go to `staged`; of plain bytes only their number is noted, see
@@ -148,6 +150,16 @@ impl BodyTransfer {
         self.bytes
     }
 
+    /// Whether there are trailers to be taken.
+    pub fn has_trailers(&self) -> bool {
+        !self.trailers.is_empty()
+    }
+
+    /// The trailer fields, as lines, of a body that came in chunks and went on without; once it is done.
+    pub fn take_trailers(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.trailers)
+    }
+
     fn take_plain(&mut self, take: usize, input: &mut BytesMut, staged: &mut BytesMut) {
         self.bytes += take as u64;
         if self.encode_chunked {
@@ -180,6 +192,9 @@ impl BodyTransfer {
                     let trailers = decoder.take_trailers().map_err(BodyError::Malformed)?;
                     self.source = Source::Done;
                     self.write_end(&trailers, staged);
+                    if !self.encode_chunked {
+                        self.trailers = trailers;
+                    }
                 }
             }
         }

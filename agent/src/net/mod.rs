@@ -4,8 +4,10 @@ mod connect;
 mod copy;
 mod detect;
 mod listen;
+mod replay;
 
 pub use connect::{ConnectSource, ConnectTarget, Connector, PlainConnector, finish_connect, keepalive};
 pub use copy::{RelayFailure, Relayed, relay};
-pub use detect::{Spoken, classify};
+pub use detect::{HTTP2_FRAME_HEAD, Spoken, classify, is_http2_settings};
 pub use listen::{gateway_listener, lacks_ipv6, server_listener};
+pub use replay::Replay;

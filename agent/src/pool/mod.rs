@@ -3,11 +3,15 @@
 //! A connection is put here only between two messages, with nothing unread. It is taken last in, first out, so that
 //! those not needed grow old and leave.
 
+mod http2;
+
+pub use http2::{DialTurn, Http2Pool, Keepalive, Lease, Turn};
+
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Waker};
@@ -16,6 +20,8 @@ use std::time::Duration;
 use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
+
+use crate::net::ConnectSource;
 
 /// Bounds of a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +49,7 @@ pub struct PoolKey {
     /// Where it is.
     pub address: SocketAddr,
     /// The address that the endpoint sees; `None`: the node's own.
-    pub source: Option<IpAddr>,
+    pub source: ConnectSource,
 }
 
 /// How sure one must be that a connection lives.
@@ -181,7 +187,11 @@ mod tests {
     }
 
     fn key(uid: &str) -> PoolKey {
-        PoolKey { uid: Some(uid.into()), address: SocketAddr::from(([127, 0, 0, 1], 1)), source: None }
+        PoolKey {
+            uid: Some(uid.into()),
+            address: SocketAddr::from(([127, 0, 0, 1], 1)),
+            source: ConnectSource::Node,
+        }
     }
 
     #[tokio::test(flavor = "current_thread")]

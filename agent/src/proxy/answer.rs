@@ -4,12 +4,14 @@
 use std::io;
 
 use bytes::BytesMut;
+use h2::Reason;
+use http::HeaderMap;
 
 use super::http::HttpWorker;
-use super::http::changes::write_field;
 use super::http::heads::{Fate, write_date, write_fate, write_status_line};
-use crate::http::Refusal;
+use crate::http::grpc::{self, GrpcStatus};
 use crate::http::h1::Version;
+use crate::http::{FieldSink, Refusal};
 use crate::telemetry::Flag;
 
 /// Why a request did not get its upstream's answer.
@@ -48,6 +50,10 @@ pub(super) enum Problem {
     UpstreamTruncated,
     /// The upstream broke the protocol.
     UpstreamProtocol(&'static str),
+    /// The upstream reset the request's stream, with this HTTP/2 error code.
+    UpstreamReset(u32),
+    /// All connections that the upstream may have are full.
+    UpstreamFull,
     /// The request's time is over.
     RequestTimeout,
     /// One try's time is over.
@@ -64,7 +70,12 @@ impl Problem {
             Self::NoListener | Self::NoHost | Self::NoRoute => 404,
             Self::NoCluster { status } => status,
             Self::NoWeight => 500,
-            Self::NoEndpoint | Self::Connect(_) | Self::ConnectTimeout | Self::UpstreamClosed => 503,
+            Self::NoEndpoint
+            | Self::Connect(_)
+            | Self::ConnectTimeout
+            | Self::UpstreamClosed
+            | Self::UpstreamReset(_)
+            | Self::UpstreamFull => 503,
             Self::UpstreamTruncated | Self::UpstreamProtocol(_) => 502,
             Self::RequestTimeout | Self::TryTimeout => 504,
         }
@@ -82,6 +93,8 @@ impl Problem {
             Self::Connect(_) | Self::ConnectTimeout => Flag::UpstreamConnectFailure,
             Self::UpstreamClosed | Self::UpstreamTruncated => Flag::UpstreamClosed,
             Self::UpstreamProtocol(_) => Flag::UpstreamProtocol,
+            Self::UpstreamReset(_) => Flag::UpstreamReset,
+            Self::UpstreamFull => Flag::UpstreamOverflow,
             Self::RequestTimeout | Self::TryTimeout => Flag::UpstreamTimeout,
         }
     }
@@ -104,6 +117,8 @@ impl Problem {
             Self::UpstreamClosed => "upstream_closed",
             Self::UpstreamTruncated => "upstream_truncated",
             Self::UpstreamProtocol(reason) => reason,
+            Self::UpstreamReset(code) => reset_details(code),
+            Self::UpstreamFull => "upstream_full",
             Self::RequestTimeout => "request_timeout",
             Self::TryTimeout => "try_timeout",
         }
@@ -124,10 +139,31 @@ impl Problem {
                 "destination_unavailable"
             }
             Self::ConnectTimeout => "connection_timeout",
-            Self::UpstreamClosed => "connection_terminated",
+            Self::UpstreamClosed | Self::UpstreamReset(_) => "connection_terminated",
+            Self::UpstreamFull => "connection_limit_reached",
             Self::UpstreamTruncated => "http_response_incomplete",
             Self::UpstreamProtocol(_) => "http_protocol_error",
             Self::RequestTimeout | Self::TryTimeout => "http_response_timeout",
+        }
+    }
+
+    /// The gRPC status of the answer.
+    pub fn grpc_status(self) -> GrpcStatus {
+        match self {
+            Self::UpstreamReset(code) => GrpcStatus::of_reset(code),
+            other => GrpcStatus::of_http(other.status()),
+        }
+    }
+
+    /// The HTTP/2 error code that ends a stream whose answer has begun. An upstream's own code is passed on.
+    pub fn reset_code(self) -> Reason {
+        match self {
+            Self::UpstreamReset(code) => Reason::from(code),
+            Self::RequestTimeout | Self::TryTimeout | Self::BodyTimeout | Self::ClientClosed => {
+                Reason::CANCEL
+            }
+            Self::Refused(_) => Reason::PROTOCOL_ERROR,
+            _ => Reason::INTERNAL_ERROR,
         }
     }
 
@@ -136,6 +172,19 @@ impl Problem {
         let status = self.status();
         let problem = (status != 0).then_some(self)?;
         Some(Answer { status, problem: Some(problem), ..Answer::default() })
+    }
+}
+
+fn reset_details(code: u32) -> &'static str {
+    match Reason::from(code) {
+        Reason::NO_ERROR => "upstream_reset_no_error",
+        Reason::REFUSED_STREAM => "upstream_reset_refused_stream",
+        Reason::CANCEL => "upstream_reset_cancel",
+        Reason::ENHANCE_YOUR_CALM => "upstream_reset_enhance_your_calm",
+        Reason::HTTP_1_1_REQUIRED => "upstream_reset_http_1_1_required",
+        Reason::INTERNAL_ERROR => "upstream_reset_internal_error",
+        Reason::PROTOCOL_ERROR => "upstream_reset_protocol_error",
+        _ => "upstream_reset",
     }
 }
 
@@ -174,39 +223,62 @@ pub(super) struct AnswerTo {
 }
 
 impl Answer<'_> {
+    /// The same for a gRPC client: a head alone that holds the status (a response that consists of trailers only).
+    pub fn write_grpc(&self, worker: &HttpWorker, out: &mut HeaderMap) -> GrpcStatus {
+        let status = self.problem.map_or(GrpcStatus::of_http(self.status), Problem::grpc_status);
+        out.field(b"content-type", b"application/grpc");
+        out.field(b"grpc-status", status.0.to_string().as_bytes());
+        let mut text = BytesMut::new();
+        self.write_body(false, &mut text);
+        out.field(b"grpc-message", grpc::message(text.trim_ascii_end()).as_bytes());
+        out.field(b"server", b"sluice");
+        write_date(worker, out);
+        status
+    }
+
     /// Writes the head but for its end, so that a route can add fields; then see [`Self::finish`].
     pub fn start(&self, to: AnswerTo, worker: &HttpWorker, out: &mut BytesMut) {
         let reason = reason_phrase(self.status);
         write_status_line(out, self.status, reason.as_bytes());
-        out.extend_from_slice(b"server: sluice\r\n");
+        self.write_fields(worker, out);
+        write_fate(out, to.fate, to.client);
+    }
+
+    /// The fields, whatever the version.
+    pub fn write_fields(&self, worker: &HttpWorker, out: &mut impl FieldSink) {
+        out.field(b"server", b"sluice");
         write_date(worker, out);
         if let Some(location) = self.location {
-            write_field(out, b"location", location.as_bytes());
+            out.field(b"location", location.as_bytes());
         }
         if self.status == 405 {
             // CONNECT is the only method that the agent itself refuses.
-            out.extend_from_slice(b"allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n");
+            out.field(b"allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
         }
         if let Some(problem) = self.problem {
             let (error, details) = (problem.proxy_error(), problem.details());
             let value = format!("sluice; error={error}; details=\"{details}\"");
-            write_field(out, b"proxy-status", value.as_bytes());
+            out.field(b"proxy-status", value.as_bytes());
         }
         let has_body = !matches!(self.status, 204 | 304);
         if has_body {
             let length = self.body_len().to_string();
             if self.body_len() > 0 {
-                out.extend_from_slice(b"content-type: text/plain; charset=utf-8\r\n");
+                out.field(b"content-type", b"text/plain; charset=utf-8");
             }
-            write_field(out, b"content-length", length.as_bytes());
+            out.field(b"content-length", length.as_bytes());
         }
-        write_fate(out, to.fate, to.client);
     }
 
     /// Ends the head and writes the body; gives the body's bytes.
     pub fn finish(&self, to: AnswerTo, out: &mut BytesMut) -> u64 {
         out.extend_from_slice(b"\r\n");
-        if to.to_head || matches!(self.status, 204 | 304) {
+        self.write_body(to.to_head, out)
+    }
+
+    /// Writes the body; gives its bytes.
+    pub fn write_body(&self, to_head: bool, out: &mut BytesMut) -> u64 {
+        if to_head || matches!(self.status, 204 | 304) {
             return 0;
         }
         match self.problem {
@@ -292,6 +364,8 @@ mod tests {
         check(Problem::ConnectTimeout, 503, Flag::UpstreamConnectFailure, "connect_timeout");
         check(Problem::UpstreamClosed, 503, Flag::UpstreamClosed, "upstream_closed");
         check(Problem::UpstreamProtocol("bare_lf"), 502, Flag::UpstreamProtocol, "bare_lf");
+        check(Problem::UpstreamReset(7), 503, Flag::UpstreamReset, "upstream_reset_refused_stream");
+        check(Problem::UpstreamFull, 503, Flag::UpstreamOverflow, "upstream_full");
         check(Problem::RequestTimeout, 504, Flag::UpstreamTimeout, "request_timeout");
     }
 

@@ -47,9 +47,8 @@ async fn by_protocol(
 ) {
     let dial = Dial::frontend(frontend, downstream.original_destination);
     match frontend.protocol {
-        AppProtocol::Http => http::serve(context, downstream).await,
-        // HTTP/2 is balanced by connection.
-        AppProtocol::Tcp | AppProtocol::Http2 | AppProtocol::Grpc => {
+        AppProtocol::Http | AppProtocol::Http2 | AppProtocol::Grpc => http::serve(context, downstream).await,
+        AppProtocol::Tcp => {
             Box::pin(tcp::serve(&context, downstream, table, dial, None)).await;
         }
         AppProtocol::Undeclared => match Box::pin(detect(&context, &mut downstream, &dial)).await {

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::tcp::{self, Dial, Dialled, Undialled};
 use super::{Context, Downstream};
-use crate::net::{Spoken, classify};
+use crate::net::{HTTP2_FRAME_HEAD, Spoken, classify, is_http2_settings};
 
 /// Bytes taken at once while the protocol is being told; a request line that is longer is HTTP anyway.
 const READ_BYTES: usize = 8 * 1024;
@@ -26,7 +26,7 @@ const UNDECIDED_MAX: Duration = Duration::from_secs(5);
 
 /// What was told.
 pub(super) enum Told {
-    /// HTTP/1, with the connection that was opened meanwhile.
+    /// HTTP/1 or HTTP/2, with the connection that was opened meanwhile.
     Http(Option<Dialled>),
     /// Anything else, with the endpoint's connection or the reason why there is none.
     Opaque(Result<Dialled, Undialled>),
@@ -40,7 +40,7 @@ pub(super) async fn detect(context: &Context, downstream: &mut Downstream, dial:
         spoken = client_speaks(&downstream.io, &mut downstream.read) => {
             return match spoken {
                 // The route says where HTTP goes; an endpoint that is silent must not hold it up.
-                Ok(Spoken::Http) => Told::Http(timeout(EARLY_PATIENCE, dialling).await.ok().and_then(Result::ok)),
+                Ok(Spoken::Http | Spoken::Http2) => Told::Http(timeout(EARLY_PATIENCE, dialling).await.ok().and_then(Result::ok)),
                 Ok(Spoken::Opaque | Spoken::Undecided) => Told::Opaque(dialling.await),
                 Err(error) => Told::Opaque(dialling.await.map(|dialled| dialled.without_client(error))),
             };
@@ -51,21 +51,33 @@ pub(super) async fn detect(context: &Context, downstream: &mut Downstream, dial:
         Ok(upstream) => tokio::select! {
             biased;
             spoken = client_speaks(&downstream.io, &mut downstream.read) => match spoken {
-                Ok(Spoken::Http) => Told::Http(Some(upstream)),
+                Ok(Spoken::Http | Spoken::Http2) => Told::Http(Some(upstream)),
                 Ok(Spoken::Opaque | Spoken::Undecided) => Told::Opaque(Ok(upstream)),
                 Err(error) => Told::Opaque(Ok(upstream.without_client(error))),
             },
             // Bytes, the end, or an error: each ends the waiting, and the relay finds out which it was.
-            _ = upstream.io.readable() => Told::Opaque(Ok(upstream)),
+            () = server_speaks(&upstream.io) => Told::Opaque(Ok(upstream)),
         },
         Err(undialled) => {
             let spoken =
                 timeout(SPEAK_AFTER_FAILURE, client_speaks(&downstream.io, &mut downstream.read)).await;
             match spoken {
-                Ok(Ok(Spoken::Http)) => Told::Http(None),
+                Ok(Ok(Spoken::Http | Spoken::Http2)) => Told::Http(None),
                 _ => Told::Opaque(Err(undialled)),
             }
         }
+    }
+}
+
+/// Waits until the server has spoken first. An HTTP/2 server may send its settings before it has heard its client, who
+/// speaks first all the same: those bytes tell nothing.
+async fn server_speaks(io: &TcpStream) {
+    let _ = io.readable().await;
+    let mut start = [0; HTTP2_FRAME_HEAD];
+    if let Ok(HTTP2_FRAME_HEAD) = io.peek(&mut start).await
+        && is_http2_settings(start)
+    {
+        std::future::pending::<()>().await;
     }
 }
 
@@ -90,6 +102,34 @@ async fn client_speaks(io: &TcpStream, read: &mut BytesMut) -> io::Result<Spoken
             Ok(0) => return Ok(Spoken::Opaque),
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
             Ok(_) | Err(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::future::poll_immediate;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn only_settings_do_not_count_as_a_server_that_speaks_first() {
+        for (bytes, speaks) in [
+            (&b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x64"[..], false),
+            (b"INFO {\"server_id\":1}", true),
+            (b"220 mail\r\n", true),
+            (b"", true),
+        ] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+            let address = listener.local_addr().expect("bound");
+            let (io, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+            let (io, mut server) = (io.expect("connects"), accepted.expect("accepts").0);
+            server.write_all(bytes).await.expect("writes");
+            drop(server);
+            io.readable().await.expect("readable");
+            assert_eq!(poll_immediate(server_speaks(&io)).await.is_some(), speaks, "{bytes:?}");
         }
     }
 }

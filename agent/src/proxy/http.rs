@@ -3,19 +3,20 @@
 //! [`serve`] loops over the requests of one connection: [`connection`] reads a head, [`plan`] finds what its route asks
 //! for, [`respond`] does it, with [`upstream`] for the connection to the endpoint and [`exchange`] for the streaming.
 
+pub(super) mod caller;
 pub(super) mod changes;
-mod connection;
-mod exchange;
+pub(super) mod connection;
+pub(super) mod exchange;
 pub(super) mod heads;
-mod plan;
-mod record;
+pub(super) mod plan;
+pub(super) mod record;
 mod respond;
 mod settings;
-mod upstream;
-mod wire;
-mod worker;
+pub(super) mod upstream;
+pub(super) mod wire;
+pub(super) mod worker;
 
-pub use settings::HttpSettings;
+pub use settings::{Http2Settings, HttpSettings};
 pub use worker::HttpWorker;
 
 use std::pin::pin;
@@ -43,6 +44,10 @@ pub async fn serve(ctx: Context, downstream: Downstream) {
     let ending = loop {
         match connection.read_head(drained.as_mut()).await {
             HeadRead::Whole => {}
+            HeadRead::Http2 => {
+                let (ctx, downstream) = connection.into_downstream();
+                return Box::pin(super::http2::serve(ctx, downstream)).await;
+            }
             HeadRead::Closed => break Ending::Now,
             HeadRead::Refused(refusal) => break Box::pin(connection.refuse(Problem::Refused(refusal))).await,
             HeadRead::TooLate => break Box::pin(connection.refuse(Problem::HeaderTimeout)).await,
@@ -55,4 +60,4 @@ pub async fn serve(ctx: Context, downstream: Downstream) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -4,6 +4,7 @@ mod answer;
 mod captured;
 mod detect;
 pub mod http;
+mod http2;
 mod random;
 mod tcp;
 mod worker;

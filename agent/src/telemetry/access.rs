@@ -70,6 +70,9 @@ pub(super) fn request(buffer: &mut Vec<u8>, record: &RequestRecord<'_>) {
         .raw("duration", millis(record.duration))
         .optional("request_id", non_empty(record.request_id))
         .optional("user_agent", non_empty(record.user_agent));
+    if let Some(status) = record.grpc_status {
+        line.text("grpc_status", status.name());
+    }
     match record.route {
         Some(route) => {
             line.display("route_name", format_args!("{}/{}/{}", route.kind, route.source, route.rule))

@@ -15,6 +15,8 @@ pub enum Flag {
     UpstreamClosed,
     /// `UPE`: the upstream's answer broke the protocol.
     UpstreamProtocol,
+    /// `UR`: the upstream reset the stream.
+    UpstreamReset,
     /// `NR`: no route for the request.
     NoRoute,
     /// `NC`: the route's destination does not exist.
@@ -33,12 +35,13 @@ pub enum Flag {
 
 impl Flag {
     /// All flags, in the order in which they are printed.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::NoHealthyUpstream,
         Self::UpstreamConnectFailure,
         Self::UpstreamTimeout,
         Self::UpstreamClosed,
         Self::UpstreamProtocol,
+        Self::UpstreamReset,
         Self::NoRoute,
         Self::NoCluster,
         Self::DownstreamClosed,
@@ -56,6 +59,7 @@ impl Flag {
             Self::UpstreamTimeout => "UT",
             Self::UpstreamClosed => "UC",
             Self::UpstreamProtocol => "UPE",
+            Self::UpstreamReset => "UR",
             Self::NoRoute => "NR",
             Self::NoCluster => "NC",
             Self::DownstreamClosed => "DC",

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{Origin, ResponseFlags};
+use crate::http::grpc::GrpcStatus;
 use crate::model::{ObjectName, Workload};
 
 /// What Istio writes where it does not know.
@@ -17,6 +18,8 @@ pub(super) struct Traffic<'a> {
     pub(super) service: Option<&'a ObjectName>,
     /// `None` for opaque connections.
     pub(super) status: Option<u16>,
+    pub(super) grpc: bool,
+    pub(super) grpc_status: Option<GrpcStatus>,
     pub(super) flags: ResponseFlags,
 }
 
@@ -65,10 +68,15 @@ pub(super) fn values(traffic: &Traffic<'_>, cluster: &str) -> Vec<String> {
     let service = traffic.service.map(|service| (service.fqdn(), &*service.name, &*service.namespace));
     let (host, name, namespace) = service.unwrap_or_else(|| (UNKNOWN.to_owned(), UNKNOWN, UNKNOWN));
     values.extend([host, name.to_owned(), namespace.to_owned()]);
-    let protocol = if traffic.status.is_some() { "http" } else { "tcp" };
+    let protocol = match (traffic.status, traffic.grpc) {
+        (None, _) => "tcp",
+        (Some(_), false) => "http",
+        (Some(_), true) => "grpc",
+    };
     values.extend([protocol.to_owned(), traffic.flags.to_string(), "none".to_owned()]);
     if let Some(status) = traffic.status {
-        values.extend([status.to_string(), String::new()]);
+        let grpc_status = traffic.grpc_status.map(|status| status.0.to_string()).unwrap_or_default();
+        values.extend([status.to_string(), grpc_status]);
     }
     values
 }

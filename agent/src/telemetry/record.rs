@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use super::ResponseFlags;
 use crate::compile::{ClusterKey, RouteName};
+use crate::http::grpc::GrpcStatus;
 use crate::model::Workload;
 
 /// Where a connection entered the agent.
@@ -46,10 +47,14 @@ pub struct RequestRecord<'a> {
     pub authority: &'a str,
     /// Path and query as sent.
     pub path: &'a str,
-    /// `HTTP/1.0`, `HTTP/1.1`.
+    /// `HTTP/1.0`, `HTTP/1.1`, `HTTP/2`.
     pub protocol: &'static str,
     /// The status that the client got; 0 where it got none.
     pub status: u16,
+    /// Whether the request was gRPC, by its `Content-Type`.
+    pub grpc: bool,
+    /// The gRPC status that the client got, where it got one.
+    pub grpc_status: Option<GrpcStatus>,
     /// Why it ended so.
     pub flags: ResponseFlags,
     /// What exactly was wrong (`header_obs_fold`, `connect_refused`, ...); empty for nothing.

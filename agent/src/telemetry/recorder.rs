@@ -13,6 +13,7 @@ use super::access;
 use super::labels::Traffic;
 use super::series::{RequestSeries, TcpSeries};
 use super::{AccessLog, ConnectionRecord, Flag, Metrics, Origin, Recorder, RequestRecord, ResponseFlags};
+use crate::http::grpc::GrpcStatus;
 use crate::model::{ObjectName, Workload};
 
 /// Label sets that one worker remembers; when there are more it starts anew, which also lets go of pods that are gone.
@@ -68,6 +69,8 @@ impl Recorder for WorkerRecorder {
             destination: record.destination,
             service: record.cluster.map(|cluster| &cluster.service),
             status: Some(record.status),
+            grpc: record.grpc,
+            grpc_status: record.grpc_status,
             flags: record.flags,
         };
         self.requests.borrow_mut().with(
@@ -136,6 +139,8 @@ fn of_connection<'a>(record: &ConnectionRecord<'a>) -> Traffic<'a> {
         destination: record.destination,
         service: record.cluster.map(|cluster| &cluster.service),
         status: None,
+        grpc: false,
+        grpc_status: None,
         flags: record.flags,
     }
 }
@@ -161,6 +166,8 @@ struct Entry<S> {
     destination: Option<Arc<Workload>>,
     service: Option<ObjectName>,
     status: Option<u16>,
+    grpc: bool,
+    grpc_status: Option<GrpcStatus>,
     flags: ResponseFlags,
     series: Arc<S>,
 }
@@ -173,9 +180,9 @@ impl<S> Default for Cache<S> {
 
 impl<S> Cache<S> {
     fn with(&mut self, traffic: &Traffic<'_>, make: impl FnOnce() -> Arc<S>, count: impl FnOnce(&S)) {
-        let Traffic { origin, source, destination, service, status, flags } = traffic;
-        let hash =
-            self.hasher.hash_one((origin, address(*source), address(*destination), service, status, flags));
+        let Traffic { origin, source, destination, service, status, grpc, grpc_status, flags } = traffic;
+        let outcome = (status, grpc, grpc_status, flags);
+        let hash = self.hasher.hash_one((origin, address(*source), address(*destination), service, outcome));
         if let Some(entry) = self.entries.get(&hash).filter(|entry| entry.is_for(traffic)) {
             count(&entry.series);
             return;
@@ -191,6 +198,8 @@ impl<S> Cache<S> {
             destination: destination.cloned(),
             service: service.cloned(),
             status: *status,
+            grpc: *grpc,
+            grpc_status: *grpc_status,
             flags: *flags,
             series,
         };
@@ -203,6 +212,7 @@ impl<S> Entry<S> {
         address(self.source.as_ref()) == address(traffic.source)
             && address(self.destination.as_ref()) == address(traffic.destination)
             && self.status == traffic.status
+            && (self.grpc, self.grpc_status) == (traffic.grpc, traffic.grpc_status)
             && self.flags == traffic.flags
             && self.service.as_ref() == traffic.service
             && self.origin == *traffic.origin

@@ -103,6 +103,8 @@ impl Ends {
             path,
             protocol: "HTTP/1.1",
             status,
+            grpc: false,
+            grpc_status: None,
             flags: ResponseFlags::default(),
             details: "",
             request_bytes: 3,
@@ -436,4 +438,22 @@ fn bad_filters_are_refused_and_change_nothing() {
     assert!(handle.filter().contains("agent::config=trace"), "{}", handle.filter());
     assert!(!handle.filter().contains("debug"), "{}", handle.filter());
     assert!(handle.set_level_of("agent::config", "loud").is_err());
+}
+
+#[test]
+fn grpc_counts_by_its_status() {
+    let metrics = metrics();
+    let recorder = metrics.recorder(AccessLog::disabled());
+    let ends = Ends::known();
+    for status in [0, 0, 14] {
+        let grpc_status = Some(crate::http::grpc::GrpcStatus(status));
+        recorder.request(&RequestRecord { grpc: true, grpc_status, ..ends.request("/a.B/C", 200) });
+    }
+    recorder.request(&RequestRecord { grpc: true, ..ends.request("/a.B/C", 200) });
+    let text = metrics.render().expect("renders");
+    let count = |status: &str| {
+        let status = format!(r#"grpc_response_status="{status}""#);
+        value(&text, "istio_requests_total", &[r#"request_protocol="grpc""#, &status])
+    };
+    assert_eq!((count("0"), count("14"), count("")), (Some(2.0), Some(1.0), Some(1.0)));
 }

@@ -65,6 +65,9 @@ known_fields! {
     Connection "connection",
     KeepAlive "keep-alive",
     UserAgent "user-agent",
+    GrpcStatus "grpc-status",
+    ContentType "content-type",
+    GrpcTimeout "grpc-timeout",
     XRequestId "x-request-id",
     ContentLength "content-length",
     Http2Settings "http2-settings",
@@ -118,6 +121,39 @@ impl Fields {
                 known,
             });
         }
+    }
+
+    /// Starts a head that did not come as HTTP/1 text with bytes that are not fields; gives where each part lies.
+    pub(super) fn restart<const N: usize>(&mut self, parts: [&str; N]) -> [Span; N] {
+        self.bytes.clear();
+        self.entries.clear();
+        self.seen = 0;
+        parts.map(|part| self.append(part.as_bytes()))
+    }
+
+    /// Adds a field to a head that [`Self::restart`] began; gives where its value lies.
+    pub(super) fn push(&mut self, name: &[u8], value: &[u8]) -> Span {
+        let known = Known::of(name);
+        self.seen |= 1 << known as u8;
+        let (name, value) = (self.append(name), self.append(value));
+        self.entries.push(Entry { name, value, known });
+        value
+    }
+
+    fn append(&mut self, part: &[u8]) -> Span {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(part);
+        Span::from(start..self.bytes.len())
+    }
+
+    /// How many fields there are.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
     }
 
     /// The bytes of the whole head.

@@ -41,7 +41,7 @@ impl ConnectionOptions {
 
     /// Whether the connection outlives the message (RFC 9112 section 9.3).
     pub fn persistent(self, version: Version) -> bool {
-        !self.close && (version == Version::Http11 || self.keep_alive)
+        !self.close && (version != Version::Http10 || self.keep_alive)
     }
 }
 

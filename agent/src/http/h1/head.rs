@@ -35,6 +35,8 @@ pub enum Version {
     /// HTTP/1.1
     #[default]
     Http11,
+    /// HTTP/2, whose heads are translated into this codec's values.
+    Http2,
 }
 
 impl Version {
@@ -43,6 +45,7 @@ impl Version {
         match self {
             Self::Http10 => "HTTP/1.0",
             Self::Http11 => "HTTP/1.1",
+            Self::Http2 => "HTTP/2",
         }
     }
 
@@ -152,6 +155,24 @@ pub(super) fn check_fields(parsed: &[httparse::Header<'_>], limits: &Limits) -> 
         return Err(Refusal::with(431, "header_too_many"));
     }
     if !limits.underscores && parsed.iter().any(|field| memchr(b'_', field.name.as_bytes()).is_some()) {
+        return Err(Refusal::bad("header_underscore"));
+    }
+    Ok(())
+}
+
+/// The checks on a field that did not come as HTTP/1 text. What would read differently once written as text (space around
+/// a value, RFC 9113 section 8.2.1; control bytes) is refused.
+pub(super) fn check_field(name: &[u8], value: &[u8], limits: &Limits) -> Result<(), Refusal> {
+    if name.is_empty() || !name.iter().copied().all(is_token) {
+        return Err(Refusal::bad("header_name"));
+    }
+    if value.iter().copied().any(is_control) {
+        return Err(Refusal::bad("header_control_byte"));
+    }
+    if value.trim_ascii().len() != value.len() {
+        return Err(Refusal::bad("header_value_space"));
+    }
+    if !limits.underscores && memchr(b'_', name).is_some() {
         return Err(Refusal::bad("header_underscore"));
     }
     Ok(())

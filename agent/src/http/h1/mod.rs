@@ -15,5 +15,5 @@ pub use chunked::{ChunkDecoder, Piece, write_chunk, write_last_chunk};
 pub use fields::{Fields, Known};
 pub use framing::ConnectionOptions;
 pub use head::{HeadScan, Limits, MAX_FIELDS, Version};
-pub use request::RequestHead;
+pub use request::{RequestHead, RequestParts};
 pub use response::ResponseHead;

@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use super::authority::{self, AuthorityError};
 use super::fields::{Fields, Known, Span};
 use super::framing::{ConnectionOptions, DeclaredLength, declared_length, list_items};
-use super::head::{Limits, MAX_FIELDS, Version, check_fields, explain_fields, is_token};
+use super::head::{Limits, MAX_FIELDS, Version, check_field, check_fields, explain_fields, is_token};
 use super::target::{self, Target};
 use crate::http::Refusal;
 use crate::http::body::Framing;
@@ -30,7 +30,68 @@ pub struct RequestHead {
     authority: Span,
 }
 
+/// A head that did not come as HTTP/1 text; its texts are free of control bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct RequestParts<'a> {
+    /// The method.
+    pub method: &'a str,
+    /// Path and query, or `*`.
+    pub target: &'a str,
+    /// The authority, where one is given beside the fields.
+    pub authority: Option<&'a str>,
+    /// Whether the message ends with its head.
+    pub ends: bool,
+}
+
 impl RequestHead {
+    /// Takes over a head from HTTP/2. What is refused of a text is refused here; a `Host` that differs from the authority
+    /// too, as two recipients could then route by two names.
+    pub fn assemble<'f>(
+        &mut self,
+        parts: RequestParts<'_>,
+        fields: impl Iterator<Item = (&'f [u8], &'f [u8])>,
+        limits: &Limits,
+    ) -> Result<(), Refusal> {
+        if parts.method.len() > MAX_METHOD_BYTES {
+            return Err(Refusal::with(501, "method_too_long"));
+        }
+        if parts.target.len() > limits.target_bytes {
+            return Err(Refusal::with(414, "target_too_long"));
+        }
+        let [method, target] = self.fields.restart([parts.method, parts.target]);
+        (self.method, self.raw_target, self.version) = (method, target, Version::Http2);
+        if parts.method != "CONNECT" && !parts.target.starts_with('/') && parts.target != "*" {
+            return Err(Refusal::bad("target_form"));
+        }
+        self.target = target::parse(parts.method, parts.target, parts.method.len())?;
+        if let Some(authority) = parts.authority {
+            self.fields.push(b"host", authority.as_bytes());
+        }
+        for (name, value) in fields {
+            let repeats_authority = parts
+                .authority
+                .is_some_and(|authority| name == b"host" && value.eq_ignore_ascii_case(authority.as_bytes()));
+            if repeats_authority {
+                continue;
+            }
+            if name == b"host" && parts.authority.is_some() {
+                return Err(Refusal::bad("host_conflict"));
+            }
+            if self.fields.len() == limits.fields {
+                return Err(Refusal::with(431, "header_too_many"));
+            }
+            check_field(name, value, limits)?;
+            self.fields.push(name, value);
+        }
+        self.read_fields()?;
+        self.framing = match self.framing {
+            Framing::None | Framing::Length(0) if parts.ends => Framing::None,
+            Framing::None if !parts.ends => Framing::Chunked,
+            framing => framing,
+        };
+        Ok(())
+    }
+
     /// Parses a whole head, as [`super::HeadScan`] delimits it. After a refusal the head is as before or empty.
     pub fn parse(&mut self, head: &[u8], limits: &Limits) -> Result<(), Refusal> {
         let mut slots = [const { MaybeUninit::uninit() }; MAX_FIELDS];
@@ -90,7 +151,7 @@ impl RequestHead {
         }
         let value = match field {
             Some(value) => value,
-            None if self.version == Version::Http11 => return Err(Refusal::bad("host_missing")),
+            None if self.version != Version::Http10 => return Err(Refusal::bad("host_missing")),
             None => b"",
         };
         let parsed = match authority::parse(value) {

@@ -4,7 +4,7 @@ use std::mem::MaybeUninit;
 
 use super::fields::{Fields, Span};
 use super::framing::{ConnectionOptions, DeclaredLength, declared_length};
-use super::head::{Limits, MAX_FIELDS, Version, check_fields, explain_fields};
+use super::head::{Limits, MAX_FIELDS, Version, check_field, check_fields, explain_fields};
 use crate::http::Refusal;
 use crate::http::body::{Framing, ResponseFacts, response_framing};
 
@@ -44,6 +44,10 @@ impl ResponseHead {
         self.reason = if reason.is_empty() { Span::default() } else { Span::within(head, reason.as_bytes()) };
         self.version = Version::from_minor(parsed.version);
         self.fields.assign(head, parsed.headers);
+        self.settle(to_head)
+    }
+
+    fn settle(&mut self, to_head: bool) -> Result<(), Refusal> {
         let declared = declared_length(&self.fields, self.version)?;
         self.framing = response_framing(ResponseFacts {
             to_head,
@@ -53,6 +57,30 @@ impl ResponseHead {
         });
         self.connection = ConnectionOptions::read(&self.fields);
         Ok(())
+    }
+
+    /// Takes over a head from HTTP/2, that answers a HEAD request or another one. The body's end is told by the stream, so
+    /// that a body without a declared length reads as one that lasts until its sender is done.
+    pub fn assemble<'f>(
+        &mut self,
+        status: u16,
+        fields: impl Iterator<Item = (&'f [u8], &'f [u8])>,
+        to_head: bool,
+        limits: &Limits,
+    ) -> Result<(), Refusal> {
+        let [] = self.fields.restart([]);
+        (self.status, self.reason, self.version) = (status, Span::default(), Version::Http2);
+        if !(100..=599).contains(&status) || status == 101 {
+            return Err(Refusal::bad("status_out_of_range"));
+        }
+        for (name, value) in fields {
+            if self.fields.len() == limits.fields {
+                return Err(Refusal::bad("header_too_many"));
+            }
+            check_field(name, value, limits)?;
+            self.fields.push(name, value);
+        }
+        self.settle(to_head)
     }
 
     /// The fields.

@@ -1,16 +1,15 @@
 //! The header changes of a route and of its backend, applied while a head is written.
 
-use bytes::BytesMut;
-
+use crate::http::FieldSink;
 use crate::model::{HeaderChange, HeaderOp};
 
 /// The route's changes, then the backend's.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Changes<'a>(pub [&'a [HeaderOp]; 2]);
+pub(in crate::proxy) struct Changes<'a>(pub [&'a [HeaderOp]; 2]);
 
-impl Changes<'_> {
-    fn iter(&self) -> impl Iterator<Item = &HeaderOp> + Clone {
-        self.0.iter().copied().flatten()
+impl<'a> Changes<'a> {
+    fn iter(&self) -> impl Iterator<Item = &'a HeaderOp> + Clone {
+        self.0.into_iter().flatten()
     }
 
     /// Whether received (and own) values of a field go.
@@ -19,7 +18,7 @@ impl Changes<'_> {
     }
 
     /// The authority that is set by way of the `host` field.
-    pub fn authority(&self) -> Option<&str> {
+    pub fn into_authority(self) -> Option<&'a str> {
         self.iter().filter(|op| is_authority(op)).fold(None, |last, op| match &op.change {
             HeaderChange::Set(value) => Some(&**value),
             HeaderChange::Add(_) | HeaderChange::Remove => last,
@@ -27,7 +26,7 @@ impl Changes<'_> {
     }
 
     /// Writes the fields that are set or added and not taken away by a later change.
-    pub fn write(&self, out: &mut BytesMut) {
+    pub fn write(&self, out: &mut impl FieldSink) {
         let mut rest = self.iter();
         while let Some(op) = rest.next() {
             let value = match &op.change {
@@ -36,7 +35,7 @@ impl Changes<'_> {
             };
             let overruled = rest.clone().any(|later| replaces(later, op.name.as_bytes()));
             if !overruled && !is_authority(op) {
-                write_field(out, op.name.as_bytes(), value.as_bytes());
+                out.field(op.name.as_bytes(), value.as_bytes());
             }
         }
     }
@@ -50,17 +49,10 @@ fn is_authority(op: &HeaderOp) -> bool {
     &*op.name == "host" || &*op.name == ":authority"
 }
 
-/// Writes one field line.
-pub(in crate::proxy) fn write_field(out: &mut BytesMut, name: &[u8], value: &[u8]) {
-    out.reserve(name.len() + value.len() + 4);
-    out.extend_from_slice(name);
-    out.extend_from_slice(b": ");
-    out.extend_from_slice(value);
-    out.extend_from_slice(b"\r\n");
-}
-
 #[cfg(test)]
 mod tests {
+    use bytes::BytesMut;
+
     use super::*;
 
     fn op(text: &str) -> HeaderOp {
@@ -102,7 +94,7 @@ mod tests {
     #[test]
     fn the_last_authority_counts() {
         let ops = [op("host=a"), op("x=y"), op("host=b"), op("host+c")];
-        assert_eq!(Changes([&ops, &[]]).authority(), Some("b"));
-        assert_eq!(Changes([&[], &[]]).authority(), None);
+        assert_eq!(Changes([&ops, &[]]).into_authority(), Some("b"));
+        assert_eq!(Changes([&[], &[]]).into_authority(), None);
     }
 }

@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use super::HttpSettings;
+use super::caller::Caller;
 use super::worker::{Buffers, HttpWorker, make_room};
 use crate::balance::Pick;
 use crate::http::Refusal;
@@ -23,41 +24,45 @@ use crate::telemetry::Origin;
 
 /// Empty lines that are passed over before a request line (RFC 9112 section 2.2).
 const MAX_EMPTY_LINES: u32 = 2;
+/// What an HTTP/2 client's preface starts with (RFC 9113 section 3.4); no HTTP/1.1 request does.
+const HTTP2_PREFACE_LINE: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
 
 /// One client connection.
-pub(super) struct Connection {
-    pub(super) ctx: Context,
-    pub(super) settings: Rc<HttpSettings>,
-    pub(super) io: TcpStream,
-    pub(super) buffers: Buffers,
-    pub(super) peer: SocketAddr,
-    pub(super) original_destination: SocketAddr,
-    pub(super) origin: Origin,
-    pub(super) early: Option<(Pick, TcpStream)>,
-    /// Whether no table knows what the client dialled: the node's NAT may, so the agent dials as any process would.
-    pub(super) unknown: bool,
+pub(in crate::proxy) struct Connection {
+    pub(in crate::proxy) ctx: Context,
+    pub(in crate::proxy) settings: Rc<HttpSettings>,
+    pub(in crate::proxy) io: TcpStream,
+    pub(in crate::proxy) buffers: Buffers,
+    pub(in crate::proxy) peer: SocketAddr,
+    pub(in crate::proxy) original_destination: SocketAddr,
+    pub(in crate::proxy) origin: Origin,
+    pub(in crate::proxy) early: Option<(Pick, TcpStream)>,
+    /// Whether no table knows what the client dialled any more.
+    pub(in crate::proxy) unknown: bool,
     /// Requests answered so far.
-    pub(super) served: u32,
+    pub(in crate::proxy) served: u32,
     /// One timer for all the waits between requests; it is set anew when it fires too early, not for each wait.
     idle: Option<Pin<Box<Sleep>>>,
 }
 
 /// What reading a head came to.
 #[derive(Debug)]
-pub(super) enum HeadRead {
+pub(in crate::proxy) enum HeadRead {
     /// `buffers.head` holds a request.
     Whole,
     /// There is no further request.
     Closed,
     /// The client's bytes are no request.
     Refused(Refusal),
+    /// The client speaks HTTP/2; nothing of its preface is used up.
+    Http2,
     /// The client began a head and did not finish it in time.
     TooLate,
 }
 
 /// How a connection ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ending {
+pub(in crate::proxy) enum Ending {
     /// Closed at once: both sides know that it is over.
     Now,
     /// Closed once the client has had time to read its answer, as it may still be sending.
@@ -88,6 +93,25 @@ impl Connection {
         }
     }
 
+    /// The connection as the phases of its requests see it.
+    pub fn caller(&self) -> Caller<'_> {
+        Caller {
+            ctx: &self.ctx,
+            settings: &self.settings,
+            origin: &self.origin,
+            peer: self.peer,
+            original_destination: self.original_destination,
+        }
+    }
+
+    /// Gives the connection back, with what has been read of it, to be served in another version.
+    pub fn into_downstream(self) -> (Context, Downstream) {
+        let Self { ctx, io, mut buffers, peer, original_destination, origin, early, .. } = self;
+        let read = buffers.client_in.split();
+        ctx.http.keep_buffers(buffers);
+        (ctx, Downstream { io, read, peer, original_destination, origin, early })
+    }
+
     /// Whether the agent drains.
     pub fn draining(&self) -> bool {
         *self.ctx.drain.borrow()
@@ -109,6 +133,9 @@ impl Connection {
             {
                 self.buffers.client_in.advance(2);
                 empty_lines += 1;
+            }
+            if self.served == 0 && self.buffers.client_in.starts_with(HTTP2_PREFACE_LINE) {
+                return HeadRead::Http2;
             }
             // A lone CR may be half of an empty line.
             if self.buffers.client_in[..] != b"\r"[..] {

@@ -15,7 +15,7 @@ use std::pin::pin;
 use std::time::SystemTime;
 
 use bytes::{Buf, BytesMut};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::watch;
@@ -27,20 +27,20 @@ use super::heads::{Fate, ResponseWriter};
 use super::wire::{patient, write_parts};
 use super::worker::{Buffers, HttpWorker, ReadSize, make_room};
 use crate::http::body::{BodyError, BodyTransfer, Framing};
-use crate::http::h1::{HeadScan, RequestHead, ResponseHead, Version};
+use crate::http::h1::{HeadScan, Limits, RequestHead, ResponseHead, Version};
 use crate::proxy::answer::Problem;
 use crate::route::RequestView;
 
 /// Bytes that a client may send ahead (of its next request, or of a switch) while it is answered.
-const MAX_AHEAD_BYTES: usize = 16 * 1024;
+pub(in crate::proxy) const MAX_AHEAD_BYTES: usize = 16 * 1024;
 /// Body bytes that are copied behind their head instead of being written from where they were read.
 const MAX_COPIED_BYTES: usize = 1024;
 /// Interim responses passed on for one request.
-const MAX_INTERIM: u32 = 32;
+pub(in crate::proxy) const MAX_INTERIM: u32 = 32;
 
 /// What an exchange needs to know.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Terms<'a> {
+pub(in crate::proxy) struct Terms<'a> {
     /// The worker.
     pub worker: &'a HttpWorker,
     /// The connection's settings.
@@ -59,7 +59,7 @@ pub(super) struct Terms<'a> {
 
 /// How far an exchange came; shared by its two directions.
 #[derive(Debug, Default)]
-pub(super) struct Progress {
+pub(in crate::proxy) struct Progress {
     /// Bytes that the upstream's socket took.
     pub sent: Cell<u64>,
     /// Whether the upstream said anything.
@@ -78,7 +78,7 @@ pub(super) struct Progress {
 
 /// What a finished exchange leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Finished {
+pub(in crate::proxy) struct Finished {
     /// What becomes of the client's connection.
     pub fate: Fate,
     /// Whether the upstream's connection is between two messages.
@@ -87,7 +87,7 @@ pub(super) struct Finished {
 
 /// Runs an exchange to its end. The request's head is in `buffers.request`; `body` is left where the client's body
 /// stands.
-pub(super) async fn run(
+pub(in crate::proxy) async fn run(
     terms: Terms<'_>,
     buffers: &mut Buffers,
     body: &mut BodyTransfer,
@@ -198,6 +198,46 @@ impl Upload<'_> {
     }
 }
 
+/// Reads response heads.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::proxy) struct HeadReading<'a> {
+    /// Bounds of a head.
+    pub limits: &'a Limits,
+    /// Whether the request is a HEAD.
+    pub to_head: bool,
+    /// Set once the upstream has said anything.
+    pub answered: &'a Cell<bool>,
+}
+
+impl HeadReading<'_> {
+    /// Reads one head.
+    pub async fn read(
+        self,
+        upstream: &mut (impl AsyncRead + Unpin),
+        upstream_in: &mut BytesMut,
+        response: &mut ResponseHead,
+    ) -> Result<(), Problem> {
+        let mut scan = HeadScan::default();
+        loop {
+            if !upstream_in.is_empty() {
+                let protocol = |refusal: crate::http::Refusal| Problem::UpstreamProtocol(refusal.reason);
+                if let Some(len) = scan.find_end(upstream_in, self.limits).map_err(protocol)? {
+                    response.parse(&upstream_in[..len], self.to_head, self.limits).map_err(protocol)?;
+                    upstream_in.advance(len);
+                    return Ok(());
+                }
+            }
+            make_room(upstream_in);
+            match upstream.read_buf(upstream_in).await {
+                Ok(0) if upstream_in.is_empty() => return Err(Problem::UpstreamClosed),
+                Ok(0) => return Err(Problem::UpstreamProtocol("head_truncated")),
+                Ok(_) => self.answered.set(true),
+                Err(_) => return Err(Problem::UpstreamClosed),
+            }
+        }
+    }
+}
+
 /// The response's direction.
 struct Download<'a> {
     terms: Terms<'a>,
@@ -238,26 +278,12 @@ impl Download<'_> {
     }
 
     async fn read_head(&mut self, response: &mut ResponseHead) -> Result<(), Problem> {
-        let limits = &self.terms.settings.response;
-        let mut scan = HeadScan::default();
-        loop {
-            if !self.upstream_in.is_empty() {
-                let protocol = |refusal: crate::http::Refusal| Problem::UpstreamProtocol(refusal.reason);
-                if let Some(len) = scan.find_end(self.upstream_in, limits).map_err(protocol)? {
-                    let to_head = self.head.method() == "HEAD";
-                    response.parse(&self.upstream_in[..len], to_head, limits).map_err(protocol)?;
-                    self.upstream_in.advance(len);
-                    return Ok(());
-                }
-            }
-            make_room(self.upstream_in);
-            match self.upstream.read_buf(self.upstream_in).await {
-                Ok(0) if self.upstream_in.is_empty() => return Err(Problem::UpstreamClosed),
-                Ok(0) => return Err(Problem::UpstreamProtocol("head_truncated")),
-                Ok(_) => self.progress.answered.set(true),
-                Err(_) => return Err(Problem::UpstreamClosed),
-            }
-        }
+        let reading = HeadReading {
+            limits: &self.terms.settings.response,
+            to_head: self.head.method() == "HEAD",
+            answered: &self.progress.answered,
+        };
+        reading.read(&mut self.upstream, self.upstream_in, response).await
     }
 
     /// HTTP/1.0 knows no interim responses.
@@ -285,7 +311,7 @@ impl Download<'_> {
     /// The framing that the client gets: as received where its version allows.
     fn client_framing(&self, response: &ResponseHead) -> Framing {
         match (response.framing(), self.head.version()) {
-            (Framing::Chunked | Framing::UntilClose, Version::Http11) => Framing::Chunked,
+            (Framing::Chunked | Framing::UntilClose, Version::Http11 | Version::Http2) => Framing::Chunked,
             (Framing::Chunked | Framing::UntilClose, Version::Http10) => Framing::UntilClose,
             (framing, _) => framing,
         }
@@ -360,20 +386,20 @@ impl Download<'_> {
 }
 
 /// Drops the direct bytes from `input`: they have been written, or nobody will.
-pub(super) fn take_direct(body: &mut BodyTransfer, input: &mut BytesMut) {
+pub(in crate::proxy) fn take_direct(body: &mut BodyTransfer, input: &mut BytesMut) {
     let direct = body.direct();
     input.advance(direct);
     body.direct_written(direct);
 }
 
-fn client_body_problem(error: BodyError) -> Problem {
+pub(in crate::proxy) fn client_body_problem(error: BodyError) -> Problem {
     match error {
         BodyError::Malformed(refusal) => Problem::Refused(refusal),
         BodyError::Truncated => Problem::ClientClosed,
     }
 }
 
-fn upstream_body_problem(error: BodyError) -> Problem {
+pub(in crate::proxy) fn upstream_body_problem(error: BodyError) -> Problem {
     match error {
         BodyError::Malformed(refusal) => Problem::UpstreamProtocol(refusal.reason),
         BodyError::Truncated => Problem::UpstreamTruncated,
@@ -382,7 +408,7 @@ fn upstream_body_problem(error: BodyError) -> Problem {
 
 /// When a request began, by the wall clock and by the monotonic one.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Start {
+pub(in crate::proxy) struct Start {
     /// For records.
     pub wall: SystemTime,
     /// For durations and deadlines.

@@ -5,17 +5,18 @@ use std::net::IpAddr;
 use std::time::SystemTime;
 
 use bytes::{BufMut, BytesMut};
+use http::HeaderMap;
 
-use super::changes::{Changes, write_field};
+use super::changes::Changes;
 use super::worker::HttpWorker;
 use crate::http::body::Framing;
 use crate::http::h1::{ConnectionOptions, Fields, Known, RequestHead, ResponseHead, Version};
-use crate::http::hop;
+use crate::http::{FieldSink, hop};
 use crate::route::RequestView;
 
 /// What a request's head becomes.
 #[derive(Debug)]
-pub(super) struct RequestWriter<'a> {
+pub(in crate::proxy) struct RequestWriter<'a> {
     /// The head as received.
     pub head: &'a RequestHead,
     /// The new path and query, where a rewrite gives one.
@@ -39,7 +40,26 @@ impl RequestWriter<'_> {
     pub fn write(&self, out: &mut BytesMut) {
         out.reserve(1024);
         self.write_request_line(out);
-        write_field(out, b"host", self.authority.as_bytes());
+        out.field(b"host", self.authority.as_bytes());
+        self.write_fields(out);
+        self.write_http1(out);
+        self.changes.write(out);
+        out.extend_from_slice(b"\r\n");
+    }
+
+    /// The head as HTTP/2 has it: fields without the authority, which is a pseudo-header field there.
+    pub fn write_map(&self) -> HeaderMap {
+        let mut out = HeaderMap::with_capacity(self.head.fields().len() + 8);
+        self.write_fields(&mut out);
+        if self.takes_trailers() {
+            out.field(b"te", b"trailers");
+        }
+        self.changes.write(&mut out);
+        out
+    }
+
+    /// What both versions have in common: the fields as received and our own.
+    fn write_fields(&self, out: &mut impl FieldSink) {
         let fields = self.head.fields();
         let named = self.head.connection().names_fields;
         for field in fields.iter() {
@@ -48,12 +68,10 @@ impl RequestWriter<'_> {
                 || (named && is_named(fields, field.name))
                 || self.changes.replaces(field.name);
             if !skip {
-                write_field(out, field.name, field.value);
+                out.field(field.name, field.value);
             }
         }
         self.write_own(out);
-        self.changes.write(out);
-        out.extend_from_slice(b"\r\n");
     }
 
     fn write_request_line(&self, out: &mut BytesMut) {
@@ -81,38 +99,45 @@ impl RequestWriter<'_> {
         }
     }
 
-    fn write_own(&self, out: &mut BytesMut) {
+    fn write_own(&self, out: &mut impl FieldSink) {
         let fields = self.head.fields();
         if !self.changes.replaces(b"x-forwarded-for") {
-            out.extend_from_slice(b"x-forwarded-for: ");
-            for value in fields.all(Known::XForwardedFor).filter(|value| !value.is_empty()) {
-                out.extend_from_slice(value);
-                out.extend_from_slice(b", ");
-            }
-            write_address(out, self.client);
+            let before = fields.all(Known::XForwardedFor).filter(|value| !value.is_empty());
+            let before = before.flat_map(|value| [value, b", "]);
+            let mut text = [0; MAX_ADDRESS_BYTES];
+            let client = address_text(self.client, &mut text);
+            out.joined(b"x-forwarded-for", before.chain([client]));
         }
         let kept_proto = self.trust_forwarded_proto && fields.has(Known::XForwardedProto);
         if !kept_proto && !self.changes.replaces(b"x-forwarded-proto") {
-            write_field(out, b"x-forwarded-proto", self.head.scheme().as_bytes());
+            out.field(b"x-forwarded-proto", self.head.scheme().as_bytes());
         }
         let authority = self.head.authority();
         let has_host = fields.has(Known::XForwardedHost) || authority.is_empty();
         if !has_host && !self.changes.replaces(b"x-forwarded-host") {
-            write_field(out, b"x-forwarded-host", authority.as_bytes());
+            out.field(b"x-forwarded-host", authority.as_bytes());
         }
         if !self.changes.replaces(b"x-request-id") {
-            write_field(out, b"x-request-id", self.request_id.as_bytes());
+            out.field(b"x-request-id", self.request_id.as_bytes());
         }
-        write_via(out, self.head.version());
+        out.field(b"via", via(self.head.version()));
+    }
+
+    fn takes_trailers(&self) -> bool {
+        self.head.fields().all(Known::Te).any(|value| value.eq_ignore_ascii_case(b"trailers"))
+    }
+
+    /// What only HTTP/1 says in fields.
+    fn write_http1(&self, out: &mut BytesMut) {
         if self.head.framing() == Framing::Chunked {
             out.extend_from_slice(b"transfer-encoding: chunked\r\n");
         }
-        let trailers = fields.all(Known::Te).any(|value| value.eq_ignore_ascii_case(b"trailers"));
+        let trailers = self.takes_trailers();
         if trailers {
             out.extend_from_slice(b"te: trailers\r\n");
         }
         if let Some(protocol) = self.upgrade {
-            write_field(out, b"upgrade", protocol);
+            out.field(b"upgrade", protocol);
         }
         match (self.upgrade.is_some(), trailers) {
             (true, true) => out.extend_from_slice(b"connection: upgrade, te\r\n"),
@@ -136,7 +161,7 @@ pub(in crate::proxy) enum Fate {
 
 /// What a response's head becomes.
 #[derive(Debug)]
-pub(super) struct ResponseWriter<'a> {
+pub(in crate::proxy) struct ResponseWriter<'a> {
     /// The head as received.
     pub head: &'a ResponseHead,
     /// The version that the client speaks.
@@ -154,6 +179,22 @@ impl ResponseWriter<'_> {
     pub fn write(&self, worker: &HttpWorker, out: &mut BytesMut) {
         out.reserve(1024);
         write_status_line(out, self.head.status(), self.head.reason());
+        self.write_fields(worker, out);
+        self.write_http1(out);
+        self.changes.write(out);
+        out.extend_from_slice(b"\r\n");
+    }
+
+    /// The fields as HTTP/2 has them.
+    pub fn write_map(&self, worker: &HttpWorker) -> HeaderMap {
+        let mut out = HeaderMap::with_capacity(self.head.fields().len() + 4);
+        self.write_fields(worker, &mut out);
+        self.changes.write(&mut out);
+        out
+    }
+
+    /// What both versions have in common.
+    fn write_fields(&self, worker: &HttpWorker, out: &mut impl FieldSink) {
         let fields = self.head.fields();
         let named = self.head.connection().names_fields;
         let no_length = self.head.status() < 200 || self.head.status() == 204;
@@ -163,26 +204,27 @@ impl ResponseWriter<'_> {
                 || (named && is_named(fields, field.name))
                 || self.changes.replaces(field.name);
             if !skip {
-                write_field(out, field.name, field.value);
+                out.field(field.name, field.value);
             }
         }
         if self.head.status() >= 200 && !fields.has(Known::Date) && !self.changes.replaces(b"date") {
             write_date(worker, out);
         }
-        write_via(out, self.head.version());
+        out.field(b"via", via(self.head.version()));
+    }
+
+    fn write_http1(&self, out: &mut BytesMut) {
         if self.framing == Framing::Chunked {
             out.extend_from_slice(b"transfer-encoding: chunked\r\n");
         }
         if self.fate == Fate::Switch {
-            for value in fields.all(Known::Upgrade) {
-                write_field(out, b"upgrade", value);
+            for value in self.head.fields().all(Known::Upgrade) {
+                out.field(b"upgrade", value);
             }
         }
         if !self.head.is_interim() {
             write_fate(out, self.fate, self.client);
         }
-        self.changes.write(out);
-        out.extend_from_slice(b"\r\n");
     }
 }
 
@@ -196,10 +238,8 @@ pub(in crate::proxy) fn write_status_line(out: &mut BytesMut, status: u16, reaso
 }
 
 /// Writes the `Date` field.
-pub(in crate::proxy) fn write_date(worker: &HttpWorker, out: &mut BytesMut) {
-    out.extend_from_slice(b"date: ");
-    worker.write_date(SystemTime::now(), out);
-    out.extend_from_slice(b"\r\n");
+pub(in crate::proxy) fn write_date(worker: &HttpWorker, out: &mut impl FieldSink) {
+    worker.with_date(SystemTime::now(), |date| out.field(b"date", date.as_bytes()));
 }
 
 /// Writes the `Connection` field where the version's default does not say it.
@@ -208,36 +248,42 @@ pub(in crate::proxy) fn write_fate(out: &mut BytesMut, fate: Fate, client: Versi
         (Fate::Switch, _) => out.extend_from_slice(b"connection: upgrade\r\n"),
         (Fate::Close, _) => out.extend_from_slice(b"connection: close\r\n"),
         (Fate::Keep, Version::Http10) => out.extend_from_slice(b"connection: keep-alive\r\n"),
-        (Fate::Keep, Version::Http11) => {}
+        (Fate::Keep, Version::Http11 | Version::Http2) => {}
     }
 }
 
-fn write_via(out: &mut BytesMut, received: Version) {
-    out.extend_from_slice(match received {
-        Version::Http10 => b"via: 1.0 sluice\r\n",
-        Version::Http11 => b"via: 1.1 sluice\r\n",
-    });
+fn via(received: Version) -> &'static [u8] {
+    match received {
+        Version::Http10 => b"1.0 sluice",
+        Version::Http11 => b"1.1 sluice",
+        Version::Http2 => b"2 sluice",
+    }
 }
 
-/// Writes an address and ends the line; v4 clients of a v6 socket as v4.
-fn write_address(out: &mut BytesMut, address: IpAddr) {
+/// More than the longest address: an IPv4-mapped IPv6 one has 45 letters.
+const MAX_ADDRESS_BYTES: usize = 48;
+
+/// An address as text in `buffer`; v4 clients of a v6 socket as v4, digit by digit, as most are.
+fn address_text(address: IpAddr, buffer: &mut [u8; MAX_ADDRESS_BYTES]) -> &[u8] {
+    let mut rest = &mut buffer[..];
     match address.to_canonical() {
         IpAddr::V4(v4) => {
             let [a, b, c, d] = v4.octets();
-            write_octet(out, a);
+            write_octet(&mut rest, a);
             for octet in [b, c, d] {
-                out.put_u8(b'.');
-                write_octet(out, octet);
+                rest.put_u8(b'.');
+                write_octet(&mut rest, octet);
             }
-            out.extend_from_slice(b"\r\n");
         }
-        // Writing to a buffer that grows can't fail.
-        IpAddr::V6(v6) => drop(write!(out.writer(), "{v6}\r\n")),
+        // The buffer holds every address.
+        IpAddr::V6(v6) => drop(write!(rest, "{v6}")),
     }
+    let left = rest.len();
+    &buffer[..MAX_ADDRESS_BYTES - left]
 }
 
 /// Writes a number without leading zeros.
-fn write_octet(out: &mut BytesMut, octet: u8) {
+fn write_octet(out: &mut impl BufMut, octet: u8) {
     if octet >= 100 {
         out.put_u8(b'0' + octet / 100);
     }

@@ -6,21 +6,24 @@ use std::sync::Arc;
 use super::changes::Changes;
 use crate::compile::{Action, Backend, Cluster, GatewayListener, RoutingTable, WeightedBackend};
 use crate::http::h1::RequestHead;
-use crate::model::{DirectResponse, PathRewrite, Redirect, Workload};
+use crate::model::{AppProtocol, DirectResponse, PathRewrite, Redirect, Workload};
 use crate::proxy::answer::Problem;
 use crate::route::{RequestOrigin, RequestView, RouteMatch};
 use crate::telemetry::Origin;
 
 /// What is done with a request.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Plan<'t> {
+pub(in crate::proxy) enum Plan<'t> {
     /// Sent to an endpoint of a cluster.
     Forward {
         /// The cluster that was drawn.
         cluster: &'t Arc<Cluster>,
     },
     /// Sent to the address that the client dialled.
-    Original,
+    Original {
+        /// What is spoken there.
+        protocol: AppProtocol,
+    },
     /// Answered with a redirect.
     Redirect(&'t Redirect),
     /// Answered with a fixed response.
@@ -31,7 +34,7 @@ pub(super) enum Plan<'t> {
 
 /// The route that took a request, if one did, and what it asks for.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Planned<'t> {
+pub(in crate::proxy) struct Planned<'t> {
     /// The route.
     pub route: Option<RouteMatch<'t>>,
     /// What it asks for.
@@ -55,6 +58,15 @@ impl<'t> Planned<'t> {
         Changes([route.unwrap_or_default(), backend.unwrap_or_default()])
     }
 
+    /// What the upstream's port declares.
+    pub fn protocol(&self) -> AppProtocol {
+        match self.plan {
+            Plan::Forward { cluster, .. } => cluster.protocol,
+            Plan::Original { protocol } => protocol,
+            Plan::Redirect(_) | Plan::Respond(_) | Plan::Fail(_) => AppProtocol::Undeclared,
+        }
+    }
+
     /// What the upstream sees as path and host.
     pub fn rewrite(&self) -> Option<&'t PathRewrite> {
         match &self.route?.route.action {
@@ -67,15 +79,15 @@ impl<'t> Planned<'t> {
         Self { route: None, plan, share: None }
     }
 
-    fn routed(route: RouteMatch<'t>) -> Self {
-        let (plan, share) = follow(route);
+    fn routed(route: RouteMatch<'t>, protocol: AppProtocol) -> Self {
+        let (plan, share) = follow(route, protocol);
         Self { route: Some(route), plan, share }
     }
 }
 
 /// Where a request entered and by whom.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Entry<'a> {
+pub(in crate::proxy) struct Entry<'a> {
     /// Where the connection entered.
     pub origin: &'a Origin,
     /// What the client dialled.
@@ -85,12 +97,20 @@ pub(super) struct Entry<'a> {
 }
 
 /// Finds what `table` asks for.
-pub(super) fn plan<'t>(table: &'t RoutingTable, head: &RequestHead, entry: Entry<'_>) -> Planned<'t> {
+pub(in crate::proxy) fn plan<'t>(
+    table: &'t RoutingTable,
+    head: &RequestHead,
+    entry: Entry<'_>,
+) -> Planned<'t> {
+    let mut protocol = AppProtocol::Undeclared;
     let host = match entry.origin {
         Origin::Outbound => match table.frontends.get(&entry.original_destination) {
-            Some(frontend) => &frontend.http,
+            Some(frontend) => {
+                protocol = frontend.protocol;
+                &frontend.http
+            }
             // The table no longer knows the address: the traffic goes where it would go without us.
-            None => return Planned::unrouted(Plan::Original),
+            None => return Planned::unrouted(Plan::Original { protocol }),
         },
         Origin::Gateway(name) => match gateway(table, name, entry.original_destination) {
             Some(gateway) => match gateway.hosts.find(head.host()) {
@@ -102,7 +122,7 @@ pub(super) fn plan<'t>(table: &'t RoutingTable, head: &RequestHead, entry: Entry
     };
     let origin = RequestOrigin { source: entry.source, port: entry.original_destination.port() };
     match host.find(head, &origin) {
-        Some(route) => Planned::routed(route),
+        Some(route) => Planned::routed(route, protocol),
         None => Planned::unrouted(Plan::Fail(Problem::NoRoute)),
     }
 }
@@ -122,14 +142,15 @@ fn gateway<'t>(table: &'t RoutingTable, name: &str, dialled: SocketAddr) -> Opti
     named.or_else(|| on(true)).or_else(|| on(false))
 }
 
-/// What a route asks for, with the destination that was drawn.
-fn follow(matched: RouteMatch<'_>) -> (Plan<'_>, Option<&WeightedBackend>) {
+/// What a route asks for, with the destination that was drawn. `protocol`: what is spoken at the address that the client
+/// dialled.
+fn follow(matched: RouteMatch<'_>, protocol: AppProtocol) -> (Plan<'_>, Option<&WeightedBackend>) {
     let plan = match &matched.route.action {
         Action::Forward(forward) => {
             let drawn = forward.draw();
             let plan = match drawn.map(|share| &share.backend) {
                 Some(Backend::Cluster(cluster)) => Plan::Forward { cluster },
-                Some(Backend::Original) => Plan::Original,
+                Some(Backend::Original) => Plan::Original { protocol },
                 Some(Backend::Invalid { status }) => Plan::Fail(Problem::NoCluster { status: *status }),
                 None => Plan::Fail(Problem::NoWeight),
             };
@@ -137,7 +158,7 @@ fn follow(matched: RouteMatch<'_>) -> (Plan<'_>, Option<&WeightedBackend>) {
         }
         Action::Redirect(redirect) => Plan::Redirect(redirect),
         Action::Respond(response) => Plan::Respond(response),
-        Action::Original => Plan::Original,
+        Action::Original => Plan::Original { protocol },
     };
     (plan, None)
 }

@@ -3,10 +3,12 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::connection::Connection;
+use super::caller::{Caller, is_grpc};
 use super::exchange::Start;
+use super::upstream::Unreached;
 use crate::compile::{Cluster, Route, Upstream};
-use crate::http::h1::{Known, RequestHead};
+use crate::http::grpc::GrpcStatus;
+use crate::http::h1::{Known, RequestHead, Version};
 use crate::model::Workload;
 use crate::proxy::answer::Problem;
 use crate::route::RequestView;
@@ -14,7 +16,7 @@ use crate::telemetry::{RequestRecord, ResponseFlags};
 
 /// A request's way so far.
 #[derive(Debug)]
-pub(super) struct Trail<'t> {
+pub(in crate::proxy) struct Trail<'t> {
     /// When it began.
     pub start: Start,
     /// The client's pod.
@@ -27,8 +29,12 @@ pub(super) struct Trail<'t> {
     pub endpoint: Option<Arc<Upstream>>,
     /// The address that it was sent to.
     pub upstream: Option<SocketAddr>,
+    /// The version that the client speaks.
+    pub version: Version,
     /// The status that the client got; 0 for none.
     pub status: u16,
+    /// The gRPC status that the client got.
+    pub grpc_status: Option<GrpcStatus>,
     /// Why it ended so.
     pub flags: ResponseFlags,
     /// What exactly was wrong.
@@ -49,12 +55,20 @@ impl<'t> Trail<'t> {
             cluster: None,
             endpoint: None,
             upstream: None,
+            version: Version::Http11,
             status: 0,
+            grpc_status: None,
             flags: ResponseFlags::default(),
             details: "",
             request_bytes: 0,
             response_bytes: 0,
         }
+    }
+
+    /// Notes where it could not be sent; gives why.
+    pub fn unreached(&mut self, unreached: Unreached) -> Problem {
+        (self.upstream, self.endpoint) = unreached.last.map_or((None, None), |(at, to)| (Some(at), to));
+        unreached.problem
     }
 
     /// Notes what went wrong.
@@ -64,14 +78,14 @@ impl<'t> Trail<'t> {
     }
 }
 
-impl Connection {
+impl Caller<'_> {
     /// Hands the record over. `head` is `None` where it could not be read.
-    pub(super) fn record(&self, trail: &Trail<'_>, head: Option<&RequestHead>) {
+    pub fn record(self, trail: &Trail<'_>, head: Option<&RequestHead>, request_id: &str) {
         let user_agent = head.and_then(|head| head.fields().first(Known::UserAgent)).unwrap_or_default();
         self.ctx.recorder.request(&RequestRecord {
             start: trail.start.wall,
             duration: trail.start.at.elapsed(),
-            origin: &self.origin,
+            origin: self.origin,
             peer: self.peer,
             original_destination: self.original_destination,
             source: trail.source,
@@ -82,13 +96,15 @@ impl Connection {
             method: head.map_or("-", RequestHead::method),
             authority: head.map_or("", RequestHead::authority),
             path: head.map_or("", RequestHead::raw_target),
-            protocol: head.map_or("HTTP/1.1", |head| head.version().as_str()),
+            protocol: head.map_or(trail.version.as_str(), |head| head.version().as_str()),
             status: trail.status,
+            grpc: head.is_some_and(is_grpc),
+            grpc_status: trail.grpc_status,
             flags: trail.flags,
             details: trail.details,
             request_bytes: trail.request_bytes,
             response_bytes: trail.response_bytes,
-            request_id: &self.buffers.request_id,
+            request_id,
             user_agent: std::str::from_utf8(user_agent).unwrap_or_default(),
         });
     }

@@ -6,24 +6,22 @@ use std::sync::Arc;
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 
+use super::caller::{Wire, deadline};
 use super::changes::Changes;
 use super::connection::{Connection, Ending};
 use super::exchange::{self, Finished, Progress, Start, Terms, take_direct};
-use super::heads::{Fate, RequestWriter};
-use super::plan::{Entry, Plan, Planned, plan};
+use super::heads::Fate;
+use super::plan::{Plan, Planned};
 use super::record::Trail;
-use super::upstream::{Goal, Unreached, UpstreamConnection, Wanted};
+use super::upstream::{Goal, UpstreamConnection, Wanted};
 use super::wire::write_parts;
 use super::worker::{Buffers, make_room};
-use crate::compile::RoutingTable;
 use crate::http::body::{BodyTransfer, Framing};
-use crate::http::h1::{Known, Version};
+use crate::http::h1::Version;
 use crate::pool::Liveness;
 use crate::proxy::answer::{Answer, AnswerTo, Problem};
-use crate::route::{RequestView, redirect_location, rewrite_path};
+use crate::route::{RequestView, redirect_location};
 
-/// The longest `x-request-id` that is taken from a client.
-const MAX_REQUEST_ID_BYTES: usize = 256;
 /// The bytes that each direction of a tunnel holds.
 const TUNNEL_BUFFER_BYTES: usize = 32 * 1024;
 
@@ -36,20 +34,22 @@ impl Connection {
         let start = Start::now();
         let table = self.ctx.tables.load_full();
         self.served = self.served.saturating_add(1);
-        self.choose_request_id();
-        let source = table.workloads.get(&self.peer.ip().to_canonical());
-        let mut trail = Trail::new(start, source);
-        let planned = self.plan(&table, &trail);
+        let mut request_id = std::mem::take(&mut self.buffers.request_id);
+        self.caller().choose_request_id(&self.buffers.head, &mut request_id);
+        self.buffers.request_id = request_id;
+        let mut trail = Trail::new(start, self.caller().source(&table));
+        let planned = self.caller().plan(&table, &self.buffers.head);
         trail.route = planned.route.map(|matched| &**matched.route);
         let ending = match planned.plan {
             Plan::Forward { cluster, .. } => {
                 trail.cluster = Some(cluster);
                 self.forward(Goal::Cluster(cluster), &planned, &mut trail).await
             }
-            Plan::Original => {
-                // Without a route: no table knows the address. The client's next connection goes past us.
-                self.unknown = planned.route.is_none();
-                self.forward(Goal::Address(self.original_destination), &planned, &mut trail).await
+            Plan::Original { .. } => {
+                let goal = self.caller().original(&planned);
+                // The client's next connection shall go past us.
+                self.unknown = matches!(goal, Goal::Unknown(_));
+                self.forward(goal, &planned, &mut trail).await
             }
             Plan::Redirect(redirect) => {
                 let location = planned.route.map(|matched| {
@@ -70,7 +70,7 @@ impl Connection {
             }
             Plan::Fail(problem) => Box::pin(self.fail(problem, &mut trail)).await,
         };
-        self.record(&trail, Some(&self.buffers.head));
+        self.caller().record(&trail, Some(&self.buffers.head), &self.buffers.request_id);
         ending
     }
 
@@ -85,31 +85,12 @@ impl Connection {
             trail.response_bytes =
                 self.write_answer(answer, to, Changes::default()).await.unwrap_or_default();
         }
-        self.record(&trail, None);
+        self.caller().record(&trail, None, &self.buffers.request_id);
         Ending::Linger
     }
 
-    fn plan<'t>(&self, table: &'t RoutingTable, trail: &Trail<'t>) -> Planned<'t> {
-        let entry = Entry {
-            origin: &self.origin,
-            original_destination: self.original_destination,
-            source: trail.source.map(|source| &**source),
-        };
-        plan(table, &self.buffers.head, entry)
-    }
-
-    /// Keeps the client's request id where it is one, else makes one.
-    fn choose_request_id(&mut self) {
-        let Buffers { head, request_id, .. } = &mut self.buffers;
-        let given = head.fields().first(Known::XRequestId).and_then(|value| std::str::from_utf8(value).ok());
-        match given {
-            Some(id) if !id.is_empty() && id.len() <= MAX_REQUEST_ID_BYTES => request_id.push_str(id),
-            _ => self.ctx.http.write_request_id(request_id),
-        }
-    }
-
     /// Whether the client's connection may be kept after this request.
-    fn may_keep(&self) -> bool {
+    pub(in crate::proxy) fn may_keep(&self) -> bool {
         let head = &self.buffers.head;
         let more = self.settings.max_requests.is_none_or(|max| self.served < max);
         head.connection().persistent(head.version()) && more && !self.unknown && !self.draining()
@@ -122,10 +103,13 @@ impl Connection {
         planned: &Planned<'_>,
         trail: &mut Trail<'_>,
     ) -> Option<Ending> {
+        if self.caller().wire(planned.protocol(), self.buffers.head.version()) == Wire::Http2 {
+            return Box::pin(self.forward_http2(goal, planned, trail)).await;
+        }
         self.write_request(planned);
         let framing = self.buffers.head.framing();
         let mut body = BodyTransfer::new(framing, framing);
-        let deadline = deadline(planned, trail.start.at);
+        let deadline = deadline(planned, &self.buffers.head, trail.start.at);
         // A request that can't be sent twice asks the kernel whether the connection still lives.
         let repeatable = framing.is_empty() && self.buffers.head.is_idempotent();
         let liveness = if repeatable { Liveness::Heard } else { Liveness::Asked };
@@ -133,8 +117,8 @@ impl Connection {
         loop {
             let mut upstream = match self.acquire(goal, wanted).await {
                 Ok(upstream) => upstream,
-                Err(Unreached { problem, last }) => {
-                    (trail.upstream, trail.endpoint) = last.map_or((None, None), |(at, to)| (Some(at), to));
+                Err(unreached) => {
+                    let problem = trail.unreached(unreached);
                     return Box::pin(self.fail(problem, trail)).await;
                 }
             };
@@ -167,35 +151,11 @@ impl Connection {
     }
 
     fn write_request(&mut self, planned: &Planned<'_>) {
-        let changes = planned.request_changes();
-        let Buffers { head, request, request_id, .. } = &mut self.buffers;
-        let mut target = None;
-        let mut authority = changes.authority();
-        if let (Some(rewrite), Some(matched)) = (planned.rewrite(), planned.route) {
-            let path = rewrite.path.as_ref();
-            target = path.map(|path| rewrite_path(&matched, path, head.path(), head.query()));
-            authority = authority.or(rewrite.authority.as_deref());
-        }
-        let fallback;
-        let authority = match (authority, head.authority()) {
-            (Some(set), _) => set,
-            (None, "") => {
-                fallback = self.original_destination.to_string();
-                &fallback
-            }
-            (None, received) => received,
-        };
-        RequestWriter {
-            head,
-            target: target.as_deref(),
-            authority,
-            changes,
-            client: self.peer.ip(),
-            request_id,
-            trust_forwarded_proto: self.settings.trust_forwarded_proto,
-            upgrade: if self.settings.upgrades { head.upgrade() } else { None },
-        }
-        .write(request);
+        let mut request = std::mem::take(&mut self.buffers.request);
+        let Buffers { head, request_id, .. } = &self.buffers;
+        let outgoing = self.caller().outgoing(planned, head);
+        self.caller().writer(planned, &outgoing, head, request_id).write(&mut request);
+        self.buffers.request = request;
     }
 
     async fn exchange(
@@ -237,7 +197,7 @@ impl Connection {
 
     /// The request's answer is out; decides about the connection. What is left of the body is read and dropped within
     /// bounds, else its bytes would be taken for the next request.
-    async fn settle(&mut self, fate: Fate, mut body: BodyTransfer) -> Option<Ending> {
+    pub(in crate::proxy) async fn settle(&mut self, fate: Fate, mut body: BodyTransfer) -> Option<Ending> {
         // An upload that was cut short leaves its last piece staged: it is taken from the sender, and must go before what
         // follows it in the buffer is read as the next request.
         take_direct(&mut body, &mut self.buffers.client_in);
@@ -277,7 +237,7 @@ impl Connection {
     }
 
     /// The exchange failed: answers where nothing has been sent to the client, else cuts the connection.
-    async fn give_up(
+    pub(in crate::proxy) async fn give_up(
         &mut self,
         problem: Problem,
         progress: &Progress,
@@ -305,7 +265,7 @@ impl Connection {
     }
 
     /// Answers a request that found no upstream; its body has not been touched.
-    async fn fail(&mut self, problem: Problem, trail: &mut Trail<'_>) -> Option<Ending> {
+    pub(in crate::proxy) async fn fail(&mut self, problem: Problem, trail: &mut Trail<'_>) -> Option<Ending> {
         trail.fail(problem);
         let Some(answer) = problem.answer() else { return Some(Ending::Now) };
         self.answer(answer, Changes::default(), trail).await
@@ -374,16 +334,5 @@ impl Connection {
             trail.response_bytes += received;
         }
         Ending::Now
-    }
-}
-
-/// When a request must be over: the sooner of its own time and of its one try's.
-fn deadline(planned: &Planned<'_>, start: Instant) -> Option<(Instant, Problem)> {
-    let route = planned.route?.route;
-    let whole = route.timeout.map(|timeout| (start + timeout, Problem::RequestTimeout));
-    let try_ = route.try_timeout.map(|timeout| (start + timeout, Problem::TryTimeout));
-    match (whole, try_) {
-        (Some(whole), Some(try_)) => Some(if try_.0 < whole.0 { try_ } else { whole }),
-        (whole, try_) => whole.or(try_),
     }
 }

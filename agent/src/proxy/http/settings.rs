@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::http::h1::Limits;
+use crate::pool::Keepalive;
 
 /// Limits and timeouts of client connections of one kind and of what is done for them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,8 +33,64 @@ pub struct HttpSettings {
     pub trust_forwarded_proto: bool,
     /// Bytes of a request body without a taker that are read and dropped to save its connection.
     pub discard_bytes: u64,
+    /// HTTP/2's own settings, for clients and upstreams.
+    pub http2: Http2Settings,
     /// How long that may take, and how long a closed connection is still read from so that the client sees its answer.
     pub discard_time: Duration,
+}
+
+/// Limits of HTTP/2 connections.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Http2Settings {
+    /// Streams that a client may have open.
+    pub max_streams: u32,
+    /// Bytes of one stream that a peer may send before we have passed any on; bounds what a stream holds in memory.
+    pub stream_window: u32,
+    /// The same for all streams of a connection together.
+    pub connection_window: u32,
+    /// Bytes of one stream that wait to be written.
+    pub send_buffer: usize,
+    /// PINGs to clients.
+    pub client_keepalive: Option<Keepalive>,
+    /// PINGs to upstreams.
+    pub upstream_keepalive: Option<Keepalive>,
+    /// How many streams a client may reset, or have reset for its errors, in one burst; more end the connection.
+    pub reset_burst: u32,
+    /// How many more each second allows.
+    pub resets_per_second: u32,
+}
+
+impl Http2Settings {
+    /// For connections of captured pods: windows of 256 KiB and 1 MiB, 100 streams, bursts of 1,000 resets (clients with
+    /// deadlines cancel a lot). gRPC servers end connections that ping more often than every five minutes, so that
+    /// upstreams are asked less often; dead ones are found by TCP's own probes before that.
+    pub fn captured() -> Self {
+        Self {
+            max_streams: 100,
+            stream_window: 256 * 1024,
+            connection_window: 1024 * 1024,
+            send_buffer: 64 * 1024,
+            client_keepalive: None,
+            upstream_keepalive: Some(Keepalive {
+                every: Duration::from_secs(330),
+                patience: Duration::from_secs(20),
+            }),
+            reset_burst: 1000,
+            resets_per_second: 100,
+        }
+    }
+
+    /// For Gateway listeners: windows of 64 KiB and 1 MiB, bursts of 100 resets and ten a second, a PING each minute.
+    pub fn gateway() -> Self {
+        let keepalive = Keepalive { every: Duration::from_mins(1), patience: Duration::from_secs(20) };
+        Self {
+            stream_window: 64 * 1024,
+            client_keepalive: Some(keepalive),
+            reset_burst: 100,
+            resets_per_second: 10,
+            ..Self::captured()
+        }
+    }
 }
 
 impl HttpSettings {
@@ -54,6 +111,7 @@ impl HttpSettings {
             trust_forwarded_proto: true,
             discard_bytes: 256 * 1024,
             discard_time: Duration::from_secs(1),
+            http2: Http2Settings::captured(),
         }
     }
 
@@ -68,6 +126,7 @@ impl HttpSettings {
             max_requests: Some(1000),
             upgrades: false,
             trust_forwarded_proto: false,
+            http2: Http2Settings::gateway(),
             ..Self::captured()
         }
     }

@@ -1,22 +1,22 @@
 //! Getting a connection to an endpoint: opened early, kept from before, or dialled, with other endpoints behind it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::caller::Caller;
 use super::connection::Connection;
 use crate::balance::Pick;
 use crate::compile::{Cluster, Upstream};
-use crate::net::{ConnectSource, ConnectTarget};
+use crate::net::ConnectTarget;
 use crate::pool::{Liveness, PoolKey};
 use crate::proxy::answer::Problem;
-use crate::telemetry::Origin;
 
 /// A connection to an endpoint, in use for one request.
 #[derive(Debug)]
-pub(super) struct UpstreamConnection {
+pub(in crate::proxy) struct UpstreamConnection {
     /// The socket.
     pub io: TcpStream,
     /// Where it is kept afterwards.
@@ -29,7 +29,7 @@ pub(super) struct UpstreamConnection {
 
 /// No endpoint could be connected to.
 #[derive(Debug)]
-pub(super) struct Unreached {
+pub(in crate::proxy) struct Unreached {
     /// Why the last one could not.
     pub problem: Problem,
     /// The last one that was tried: its address, and what the table knows of it.
@@ -38,58 +38,91 @@ pub(super) struct Unreached {
 
 /// Where a request is to go.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Goal<'t> {
+pub(in crate::proxy) enum Goal<'t> {
     /// To an endpoint of a cluster.
     Cluster(&'t Arc<Cluster>),
     /// To the address that the client dialled.
     Address(SocketAddr),
+    /// To an address that no table knows any more: the node's NAT may.
+    Unknown(SocketAddr),
 }
+
+/// When a request must be over, and what it is then.
+pub(in crate::proxy) type Deadline = Option<(Instant, Problem)>;
 
 /// What a connection for a request must be.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Wanted {
+pub(in crate::proxy) struct Wanted {
     /// Whether a kept connection will do, and how sure one must be of it; `None`: a new one.
     pub kept: Option<Liveness>,
     /// When the request must be over, and what it is then.
-    pub deadline: Option<(Instant, Problem)>,
+    pub deadline: Deadline,
 }
 
 impl Connection {
-    /// A connection for a request. Failing to connect is always safe to try again elsewhere: nothing has been sent.
+    /// A connection for a request.
     pub(super) async fn acquire(
         &mut self,
         goal: Goal<'_>,
         wanted: Wanted,
     ) -> Result<UpstreamConnection, Unreached> {
+        let mut early = self.early.take();
+        let acquired = self.caller().acquire(goal, wanted, &mut early).await;
+        self.early = early;
+        acquired
+    }
+}
+
+impl Caller<'_> {
+    /// An HTTP/1.1 connection for a request.
+    pub async fn acquire(
+        self,
+        goal: Goal<'_>,
+        wanted: Wanted,
+        early: &mut Option<(Pick, TcpStream)>,
+    ) -> Result<UpstreamConnection, Unreached> {
         if let Goal::Cluster(cluster) = goal
-            && let Some(early) = self.take_early(cluster)
+            && let Some((pick, io)) = take_early(early, cluster)
         {
-            return Ok(early);
+            let key = self.pool_key(goal, pick.upstream().address, Some(&pick));
+            // It may have been closed meanwhile, like one that was kept.
+            return Ok(UpstreamConnection { io, key, reused: true, pick: Some(pick) });
         }
+        self.reach(goal, async |key: PoolKey, pick| {
+            if let Some(io) = wanted.kept.and_then(|liveness| self.ctx.http.pool().take(&key, liveness)) {
+                return Ok(UpstreamConnection { io, key, reused: true, pick });
+            }
+            let io = self.dial(&key, wanted.deadline).await?;
+            Ok(UpstreamConnection { io, key, reused: false, pick })
+        })
+        .await
+    }
+
+    /// Chooses endpoints until one can be connected to. Failing to connect is always safe to try again elsewhere: nothing
+    /// has been sent.
+    pub async fn reach<T>(
+        self,
+        goal: Goal<'_>,
+        mut connect: impl AsyncFnMut(PoolKey, Option<Pick>) -> Result<T, Problem>,
+    ) -> Result<T, Unreached> {
         let mut avoid = Vec::new();
         let mut unreached = Unreached { problem: Problem::NoEndpoint, last: None };
         for _ in 0..self.settings.connect_attempts.max(1) {
-            let pick = match goal {
+            let (address, pick) = match goal {
                 Goal::Cluster(cluster) => {
                     match cluster.pick(self.peer.ip(), self.ctx.random.next(), &avoid) {
-                        Some(pick) => Some(pick),
+                        Some(pick) => (pick.upstream().address, Some(pick)),
                         None => break,
                     }
                 }
-                Goal::Address(_) => None,
-            };
-            let address = match goal {
-                Goal::Cluster(_) => {
-                    pick.as_ref().map_or(self.original_destination, |pick| pick.upstream().address)
-                }
-                Goal::Address(address) => address,
+                Goal::Address(address) | Goal::Unknown(address) => (address, None),
             };
             if avoid.contains(&address) {
                 // The cluster has no endpoint left that has not been tried.
                 break;
             }
             let endpoint = pick.as_ref().map(|pick| Arc::clone(pick.upstream()));
-            match self.connect(address, pick, wanted).await {
+            match connect(self.pool_key(goal, address, pick.as_ref()), pick).await {
                 Ok(connection) => return Ok(connection),
                 Err(problem) => unreached = Unreached { problem, last: Some((address, endpoint)) },
             }
@@ -101,55 +134,39 @@ impl Connection {
         Err(unreached)
     }
 
-    /// The connection that was opened while the protocol was being told, if it leads to one of the cluster's endpoints.
-    fn take_early(&mut self, cluster: &Cluster) -> Option<UpstreamConnection> {
-        let belongs =
-            |early: &Pick| cluster.endpoints.iter().any(|upstream| Arc::ptr_eq(upstream, early.upstream()));
-        let (pick, io) = self.early.take_if(|(early, _)| belongs(early))?;
-        let key = PoolKey {
-            uid: Some(Arc::clone(&pick.upstream().uid)),
-            address: pick.upstream().address,
-            source: self.upstream_source(),
-        };
-        // It may have been closed meanwhile, like one that was kept.
-        Some(UpstreamConnection { io, key, reused: true, pick: Some(pick) })
+    /// What a connection to this endpoint is kept under.
+    pub fn pool_key(self, goal: Goal<'_>, address: SocketAddr, pick: Option<&Pick>) -> PoolKey {
+        let uid = pick.map(|pick| Arc::clone(&pick.upstream().uid));
+        PoolKey { uid, address, source: self.upstream_source(goal) }
     }
 
-    async fn connect(
-        &mut self,
-        address: SocketAddr,
-        pick: Option<Pick>,
-        wanted: Wanted,
-    ) -> Result<UpstreamConnection, Problem> {
-        let source = self.upstream_source();
-        let uid = pick.as_ref().map(|pick| Arc::clone(&pick.upstream().uid));
-        let key = PoolKey { uid, address, source };
-        if let Some(io) = wanted.kept.and_then(|liveness| self.ctx.http.pool().take(&key, liveness)) {
-            return Ok(UpstreamConnection { io, key, reused: true, pick });
-        }
-        let connect_by = Instant::now() + self.settings.connect_timeout;
-        let (until, late) = match wanted.deadline {
-            Some((at, problem)) if at < connect_by => (at, problem),
-            _ => (connect_by, Problem::ConnectTimeout),
-        };
-        let source = match source {
-            Some(pod) => ConnectSource::Pod(pod),
-            None if self.unknown => ConnectSource::Translated,
-            None => ConnectSource::Node,
-        };
-        let connecting = self.ctx.connector.connect(ConnectTarget { address, source });
-        match Box::pin(tokio::time::timeout_at(until, connecting)).await {
-            Ok(Ok(io)) => Ok(UpstreamConnection { io, key, reused: false, pick }),
+    /// Connects within the connect timeout and the request's own.
+    pub async fn dial(self, key: &PoolKey, deadline: Deadline) -> Result<TcpStream, Problem> {
+        let (until, late) = self.connect_by(deadline);
+        let target = ConnectTarget { address: key.address, source: key.source };
+        match Box::pin(tokio::time::timeout_at(until, self.ctx.connector.connect(target))).await {
+            Ok(Ok(io)) => Ok(io),
             Ok(Err(error)) => Err(Problem::Connect(error.kind())),
             Err(_) => Err(late),
         }
     }
 
-    /// The address that the endpoint sees: a captured pod's own.
-    fn upstream_source(&self) -> Option<IpAddr> {
-        match self.origin {
-            Origin::Outbound if !self.unknown => Some(self.peer.ip()),
-            Origin::Outbound | Origin::Gateway(_) => None,
+    /// Until when connecting may take, and what it is if it takes longer.
+    pub fn connect_by(self, deadline: Deadline) -> (Instant, Problem) {
+        let connect_by = Instant::now() + self.settings.connect_timeout;
+        match deadline {
+            Some((at, problem)) if at < connect_by => (at, problem),
+            _ => (connect_by, Problem::ConnectTimeout),
         }
     }
+}
+
+/// The connection that was opened while the protocol was being told, if it leads to one of the cluster's endpoints.
+pub(in crate::proxy) fn take_early(
+    early: &mut Option<(Pick, TcpStream)>,
+    cluster: &Cluster,
+) -> Option<(Pick, TcpStream)> {
+    let belongs =
+        |early: &Pick| cluster.endpoints.iter().any(|upstream| Arc::ptr_eq(upstream, early.upstream()));
+    early.take_if(|(early, _)| belongs(early))
 }

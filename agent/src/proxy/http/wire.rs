@@ -11,7 +11,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 /// Writes all `parts`, in one call where the socket takes them; `written` counts along. Waits at most `patience` for
 /// each call.
-pub(super) async fn write_parts(
+pub(in crate::proxy) async fn write_parts(
     io: &mut (impl AsyncWrite + Unpin),
     parts: [&[u8]; 3],
     patience: Option<Duration>,
@@ -51,7 +51,7 @@ fn remaining(parts: [&[u8]; 3], mut done: usize) -> ([IoSlice<'_>; 3], usize) {
 }
 
 /// Waits at most `patience`, else fails with `TimedOut`. The timer is only made if the operation is not ready at once.
-pub(super) async fn patient<T>(
+pub(in crate::proxy) async fn patient<T>(
     patience: Option<Duration>,
     operation: impl Future<Output = io::Result<T>>,
 ) -> io::Result<T> {

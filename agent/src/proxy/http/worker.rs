@@ -8,7 +8,7 @@ use bytes::BytesMut;
 
 use super::HttpSettings;
 use crate::http::h1::{RequestHead, ResponseHead};
-use crate::pool::{Pool, PoolLimits};
+use crate::pool::{Http2Pool, Pool, PoolLimits};
 use crate::proxy::Random;
 use crate::telemetry::Origin;
 
@@ -31,6 +31,7 @@ pub struct HttpWorker {
     captured: Rc<HttpSettings>,
     gateway: Rc<HttpSettings>,
     pool: Pool,
+    http2: Http2Pool,
     random: Rc<Random>,
     spare: RefCell<Vec<Buffers>>,
     date: RefCell<(u64, String)>,
@@ -38,7 +39,7 @@ pub struct HttpWorker {
 
 /// The buffers of one connection while it has a request. An idle connection has none.
 #[derive(Debug, Default)]
-pub(super) struct Buffers {
+pub(in crate::proxy) struct Buffers {
     /// The request's head.
     pub head: RequestHead,
     /// The response's head.
@@ -75,7 +76,7 @@ impl Buffers {
 }
 
 /// Makes room for another read. Space before what is unread is used again where `buffer` is empty.
-pub(super) fn make_room(buffer: &mut BytesMut) {
+pub(in crate::proxy) fn make_room(buffer: &mut BytesMut) {
     let room = buffer.capacity() - buffer.len();
     if buffer.is_empty() || room < MIN_READ_BYTES {
         buffer.reserve(READ_BUFFER_BYTES);
@@ -84,7 +85,7 @@ pub(super) fn make_room(buffer: &mut BytesMut) {
 
 /// The size of the next read of a body: doubled while reads fill what they are offered, as larger reads are fewer.
 #[derive(Debug)]
-pub(super) struct ReadSize {
+pub(in crate::proxy) struct ReadSize {
     offer: usize,
 }
 
@@ -129,6 +130,7 @@ impl HttpWorker {
             captured: Rc::new(captured),
             gateway: Rc::new(gateway),
             pool: Pool::new(pool),
+            http2: Http2Pool::new(pool),
             random,
             spare: RefCell::new(Vec::new()),
             date: RefCell::new((0, String::new())),
@@ -140,7 +142,12 @@ impl HttpWorker {
         &self.pool
     }
 
-    pub(super) fn settings(&self, origin: &Origin) -> Rc<HttpSettings> {
+    /// The worker's HTTP/2 connections to upstreams.
+    pub fn http2(&self) -> &Http2Pool {
+        &self.http2
+    }
+
+    pub(in crate::proxy) fn settings(&self, origin: &Origin) -> Rc<HttpSettings> {
         Rc::clone(match origin {
             Origin::Outbound => &self.captured,
             Origin::Gateway(_) => &self.gateway,
@@ -148,7 +155,7 @@ impl HttpWorker {
     }
 
     /// Writes a random UUID (version 4).
-    pub(super) fn write_request_id(&self, out: &mut String) {
+    pub(in crate::proxy) fn write_request_id(&self, out: &mut String) {
         let (high, low) = (self.random.next(), self.random.next());
         let (time, version) = (high >> 32, high & 0x0fff | 0x4000);
         let (clock, node) = (low >> 48 & 0x3fff | 0x8000, low & 0xffff_ffff_ffff);
@@ -161,21 +168,21 @@ impl HttpWorker {
         }
     }
 
-    /// Writes `now` as an HTTP date; formatted once a second.
-    pub(super) fn write_date(&self, now: SystemTime, out: &mut BytesMut) {
+    /// Hands over `now` as an HTTP date; formatted once a second.
+    pub(in crate::proxy) fn with_date(&self, now: SystemTime, write: impl FnOnce(&str)) {
         let second = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let mut date = self.date.borrow_mut();
         if date.0 != second || date.1.is_empty() {
             *date = (second, httpdate::fmt_http_date(now));
         }
-        out.extend_from_slice(date.1.as_bytes());
+        write(&date.1);
     }
 
-    pub(super) fn take_buffers(&self) -> Buffers {
+    pub(in crate::proxy) fn take_buffers(&self) -> Buffers {
         self.spare.borrow_mut().pop().unwrap_or_default()
     }
 
-    pub(super) fn keep_buffers(&self, mut buffers: Buffers) {
+    pub(in crate::proxy) fn keep_buffers(&self, mut buffers: Buffers) {
         let mut spare = self.spare.borrow_mut();
         if spare.len() < MAX_SPARE && buffers.is_modest() {
             buffers.next_request();
@@ -223,9 +230,9 @@ mod tests {
             Rc::new(Random::new(1)),
         );
         let check = |second, expected: &str| {
-            let mut out = BytesMut::new();
-            worker.write_date(UNIX_EPOCH + std::time::Duration::from_secs(second), &mut out);
-            assert_eq!(out, expected);
+            worker.with_date(UNIX_EPOCH + std::time::Duration::from_secs(second), |date| {
+                assert_eq!(date, expected);
+            });
         };
         check(0, "Thu, 01 Jan 1970 00:00:00 GMT");
         check(1, "Thu, 01 Jan 1970 00:00:01 GMT");

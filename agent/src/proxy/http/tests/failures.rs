@@ -62,7 +62,7 @@ fn hostile_requests_are_refused_and_nobody_sees_them() {
         check(&format!("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n{tail}"), 400, "host_repeated").await;
         check(&format!("GET / HTTP/1.1\r\n\r\n{tail}"), 400, "host_missing").await;
         check("CONNECT db:3306 HTTP/1.1\r\nHost: db:3306\r\n\r\n", 405, "method_connect").await;
-        check("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, "version_unsupported").await;
+        check("GET / HTTP/2.0\r\nHost: web\r\n\r\n", 505, "version_unsupported").await;
         check("\x16\x03\x01\x02\0\x01", 400, "head_control_byte").await;
         check(&format!("GET /{} HTTP/1.1\r\nHost: web\r\n\r\n", "a".repeat(9000)), 414, "target_too_long")
             .await;
@@ -182,7 +182,7 @@ fn a_response_that_is_cut_short_is_not_passed_off_as_whole() {
 #[test]
 fn an_endpoint_that_refuses_is_passed_over() {
     run(async {
-        let proxy = Setup::service(&[nobody().await, echo().await, nobody().await]).start().await;
+        let proxy = Setup::service(&[nobody(), echo().await, nobody()]).start().await;
         for _ in 0..6 {
             assert_eq!(status(&proxy.exchange(GET).await), 200);
         }
@@ -207,8 +207,8 @@ fn without_an_endpoint_there_is_a_503_that_says_why() {
             assert_eq!((&*seen.flags, seen.details), (flags, details));
         };
         check(Setup::with_rule(&[], rule()), 503, "UH", "no_ready_endpoint").await;
-        check(Setup::service(&[nobody().await]), 503, "UF", "connect_refused").await;
-        check(Setup::service(&[nobody().await, nobody().await]), 503, "UF", "connect_refused").await;
+        check(Setup::service(&[nobody()]), 503, "UF", "connect_refused").await;
+        check(Setup::service(&[nobody(), nobody()]), 503, "UF", "connect_refused").await;
     });
 }
 

@@ -63,6 +63,8 @@ pub struct Seen {
     pub request_bytes: u64,
     pub response_bytes: u64,
     pub upstream: Option<SocketAddr>,
+    pub protocol: &'static str,
+    pub grpc_status: Option<u16>,
 }
 
 #[derive(Debug, Default)]
@@ -79,6 +81,8 @@ impl Recorder for Records {
             request_bytes: record.request_bytes,
             response_bytes: record.response_bytes,
             upstream: record.upstream,
+            protocol: record.protocol,
+            grpc_status: record.grpc_status.map(|status| status.0),
         });
     }
     fn connection_opened(&self, _record: &ConnectionRecord<'_>) {}
@@ -112,9 +116,19 @@ impl Setup {
 
     /// The same with one rule.
     pub fn with_rule(endpoints: &[SocketAddr], rule: HttpRule) -> Self {
-        let mut setup = Self::service(endpoints);
+        Self::service(endpoints).and_rule(rule)
+    }
+
+    /// The same whose port declares a protocol.
+    pub fn speaking(mut self, protocol: AppProtocol) -> Self {
+        self.model.services[0].ports[0].protocol = protocol;
+        self
+    }
+
+    pub fn and_rule(mut self, rule: HttpRule) -> Self {
+        let setup = &mut self;
         setup.model.mesh_routes.push(routes(vec![(name(), None)], vec![], vec![rule]));
-        setup
+        self
     }
 
     /// A Gateway listener for a host with one rule.
@@ -186,6 +200,10 @@ pub struct Proxy {
 }
 
 impl Proxy {
+    pub async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address).await.expect("the proxy listens")
+    }
+
     pub async fn client(&self) -> Peer {
         Peer::new(TcpStream::connect(self.address).await.expect("the proxy listens"))
     }
@@ -340,9 +358,13 @@ pub async fn says(bytes: &'static [u8]) -> SocketAddr {
 }
 
 /// An address where nothing listens.
-pub async fn nobody() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
-    listener.local_addr().expect("bound")
+pub fn nobody() -> SocketAddr {
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("loopback");
+    let address = socket.local_addr().expect("bound");
+    // Bound and deaf for as long as the tests run, so that no other program gets the port.
+    std::mem::forget(socket);
+    address
 }
 
 pub fn name() -> ObjectName {

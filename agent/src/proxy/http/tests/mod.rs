@@ -4,6 +4,6 @@ mod bodies;
 mod connections;
 mod failures;
 mod gateway;
-mod harness;
+pub(in crate::proxy) mod harness;
 mod heads;
 mod upgrades;

@@ -1,0 +1,73 @@
+//! Trailers between the two versions.
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::http::h1::Known;
+use crate::http::{FieldSink, hop};
+
+/// Trailers of HTTP/1, whole lines that have been filtered, as HTTP/2 has them.
+pub fn from_lines(lines: &[u8]) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    for line in lines.split(|byte| *byte == b'\n') {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        if let Some(colon) = memchr::memchr(b':', line) {
+            trailers.field(&line[..colon], line[colon + 1..].trim_ascii());
+        }
+    }
+    trailers
+}
+
+/// Trailers of HTTP/2 as lines of HTTP/1. Those that a recipient could take for a head's field of weight are left out.
+pub fn to_lines(trailers: &HeaderMap) -> bytes::BytesMut {
+    let mut lines = bytes::BytesMut::new();
+    for (name, value) in trailers.iter().filter(|(name, _)| hop::may_be_trailer(name.as_str().as_bytes())) {
+        lines.field(name.as_str().as_bytes(), value.as_bytes().trim_ascii());
+    }
+    lines
+}
+
+/// Trailers of HTTP/2 for HTTP/2. There they can't be merged into a head by mistake, and gRPC puts arbitrary metadata in
+/// them, so that only what a message's frame consists of is left out.
+pub fn same_version(trailers: HeaderMap) -> HeaderMap {
+    let ends = |(name, _): &(&HeaderName, &HeaderValue)| {
+        let known = Known::of(name.as_str().as_bytes());
+        hop::ends_here(known) || matches!(known, Known::Host | Known::ContentLength | Known::Expect)
+    };
+    if !trailers.iter().any(|field| ends(&field)) {
+        return trailers;
+    }
+    let mut kept = HeaderMap::with_capacity(trailers.len());
+    for (name, value) in trailers.iter().filter(|field| !ends(field)) {
+        kept.field(name.as_str().as_bytes(), value.as_bytes());
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(fields: &[(&'static str, &'static str)]) -> HeaderMap {
+        fields.iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v))).collect()
+    }
+
+    #[test]
+    fn lines_and_maps() {
+        let trailers = from_lines(b"Grpc-Status: 0\r\nx-sum:  abc \r\n");
+        assert_eq!(trailers, map(&[("grpc-status", "0"), ("x-sum", "abc")]));
+        assert!(from_lines(b"").is_empty());
+        let lines = to_lines(&map(&[("grpc-status", "5"), ("content-length", "3"), ("authorization", "x")]));
+        assert_eq!(lines, "grpc-status: 5\r\n");
+    }
+
+    #[test]
+    fn what_frames_a_message_is_no_trailer() {
+        let trailers = same_version(map(&[
+            ("grpc-status", "0"),
+            ("host", "a"),
+            ("x-request-id", "b"),
+            ("te", "trailers"),
+        ]));
+        assert_eq!(trailers, map(&[("grpc-status", "0"), ("x-request-id", "b")]));
+    }
+}

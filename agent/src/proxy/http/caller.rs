@@ -1,0 +1,168 @@
+//! The phases of a request that do not depend on the version that its client speaks.
+
+use std::borrow::Cow;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::HttpSettings;
+use super::heads::RequestWriter;
+use super::plan::{Entry, Planned, plan};
+use super::upstream::Goal;
+use crate::compile::RoutingTable;
+use crate::http::grpc;
+use crate::http::h1::{Known, RequestHead, Version};
+use crate::model::{AppProtocol, Workload};
+use crate::net::ConnectSource;
+use crate::proxy::Context;
+use crate::proxy::answer::Problem;
+use crate::route::{RequestView, rewrite_path};
+use crate::telemetry::Origin;
+
+/// The longest `x-request-id` that is taken from a client.
+const MAX_REQUEST_ID_BYTES: usize = 256;
+
+/// A client's connection as the phases of its requests see it.
+#[derive(Clone, Copy)]
+pub(in crate::proxy) struct Caller<'a> {
+    /// What the worker's connections share.
+    pub ctx: &'a Context,
+    /// The connection's settings.
+    pub settings: &'a HttpSettings,
+    /// Where it entered.
+    pub origin: &'a Origin,
+    /// The client.
+    pub peer: SocketAddr,
+    /// What the client dialled.
+    pub original_destination: SocketAddr,
+}
+
+/// The version spoken with an upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::proxy) enum Wire {
+    /// HTTP/1.1
+    Http1,
+    /// HTTP/2 with prior knowledge.
+    Http2,
+}
+
+/// What the upstream sees instead of what the client sent.
+#[derive(Debug)]
+pub(in crate::proxy) struct Outgoing<'a> {
+    /// The new path and query, where a rewrite gives one.
+    pub target: Option<String>,
+    /// The authority.
+    pub authority: Cow<'a, str>,
+}
+
+impl Caller<'_> {
+    /// The client's pod, where known.
+    pub fn source<'t>(&self, table: &'t RoutingTable) -> Option<&'t Arc<Workload>> {
+        table.workloads.get(&self.peer.ip().to_canonical())
+    }
+
+    /// What the table asks for.
+    pub fn plan<'t>(&self, table: &'t RoutingTable, head: &RequestHead) -> Planned<'t> {
+        let source = self.source(table).map(|source| &**source);
+        let entry = Entry { origin: self.origin, original_destination: self.original_destination, source };
+        plan(table, head, entry)
+    }
+
+    /// Keeps the client's request id where it is one, else makes one.
+    pub fn choose_request_id(&self, head: &RequestHead, request_id: &mut String) {
+        let given = head.fields().first(Known::XRequestId).and_then(|value| std::str::from_utf8(value).ok());
+        match given {
+            Some(id) if !id.is_empty() && id.len() <= MAX_REQUEST_ID_BYTES => request_id.push_str(id),
+            _ => self.ctx.http.write_request_id(request_id),
+        }
+    }
+
+    /// The version to speak with an upstream whose port declares `protocol`, for a client that speaks `client`.
+    ///
+    /// What is declared is spoken. A captured client whose port declares nothing gets what it would get without us: its
+    /// own version to the end. A gateway's backend that declares nothing gets HTTP/1.1, which every server speaks.
+    pub fn wire(&self, protocol: AppProtocol, client: Version) -> Wire {
+        match (protocol, self.origin) {
+            (AppProtocol::Http2 | AppProtocol::Grpc, _) => Wire::Http2,
+            (AppProtocol::Undeclared, Origin::Outbound) if client == Version::Http2 => Wire::Http2,
+            _ => Wire::Http1,
+        }
+    }
+
+    /// The path and authority that the upstream sees.
+    pub fn outgoing<'h>(&self, planned: &Planned<'h>, head: &'h RequestHead) -> Outgoing<'h> {
+        let mut target = None;
+        let mut authority = planned.request_changes().into_authority();
+        if let (Some(rewrite), Some(matched)) = (planned.rewrite(), planned.route) {
+            let path = rewrite.path.as_ref();
+            target = path.map(|path| rewrite_path(&matched, path, head.path(), head.query()));
+            authority = authority.or(rewrite.authority.as_deref());
+        }
+        let authority = match (authority, head.authority()) {
+            (Some(set), _) => Cow::Borrowed(set),
+            (None, "") => Cow::Owned(self.original_destination.to_string()),
+            (None, received) => Cow::Borrowed(received),
+        };
+        Outgoing { target, authority }
+    }
+
+    /// Writes the request's head for the upstream, in either version.
+    pub fn writer<'h>(
+        &self,
+        planned: &Planned<'h>,
+        outgoing: &'h Outgoing<'h>,
+        head: &'h RequestHead,
+        request_id: &'h str,
+    ) -> RequestWriter<'h> {
+        RequestWriter {
+            head,
+            target: outgoing.target.as_deref(),
+            authority: &outgoing.authority,
+            changes: planned.request_changes(),
+            client: self.peer.ip(),
+            request_id,
+            trust_forwarded_proto: self.settings.trust_forwarded_proto,
+            upgrade: if self.settings.upgrades { head.upgrade() } else { None },
+        }
+    }
+
+    /// Whom the endpoint sees: a captured pod by its own address.
+    pub fn upstream_source(&self, goal: Goal<'_>) -> ConnectSource {
+        match (self.origin, goal) {
+            (_, Goal::Unknown(_)) => ConnectSource::Translated,
+            (Origin::Outbound, _) => ConnectSource::Pod(self.peer.ip()),
+            (Origin::Gateway(_), _) => ConnectSource::Node,
+        }
+    }
+
+    /// Where a request goes that is sent to the address that the client dialled.
+    pub fn original(&self, planned: &Planned<'_>) -> Goal<'static> {
+        let address = self.original_destination;
+        if planned.route.is_some() { Goal::Address(address) } else { Goal::Unknown(address) }
+    }
+}
+
+/// Whether a request is gRPC.
+pub(in crate::proxy) fn is_grpc(head: &RequestHead) -> bool {
+    head.fields().first(Known::ContentType).is_some_and(grpc::is_grpc)
+}
+
+/// When a request must be over: the soonest of its own time, of its one try's, and of what a gRPC client gives it.
+pub(in crate::proxy) fn deadline(
+    planned: &Planned<'_>,
+    head: &RequestHead,
+    start: Instant,
+) -> Option<(Instant, Problem)> {
+    let route = planned.route.map(|matched| matched.route);
+    let whole = route.and_then(|route| route.timeout).map(|timeout| (timeout, Problem::RequestTimeout));
+    let try_ = route.and_then(|route| route.try_timeout).map(|timeout| (timeout, Problem::TryTimeout));
+    let mut given = None;
+    if head.fields().has(Known::GrpcTimeout) && is_grpc(head) {
+        given = head.fields().first(Known::GrpcTimeout).and_then(grpc::timeout);
+    }
+    let given = given.map(|timeout| (timeout, Problem::RequestTimeout));
+    let (timeout, problem) =
+        [whole, try_, given].into_iter().flatten().min_by_key(|(timeout, _)| *timeout)?;
+    Some((start.checked_add(timeout)?, problem))
+}

@@ -1,0 +1,220 @@
+//! A client's HTTP/2 connection: its streams are answered each in a task of its own; here are the limits, the keepalive
+//! and the end.
+
+use std::cell::RefCell;
+use std::future::{Future, pending};
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::server::{self, Builder, SendResponse};
+use h2::{Reason, RecvStream};
+use http::Request;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::budget::ResetBudget;
+use super::respond::{StreamEnd, respond};
+use crate::balance::Pick;
+use crate::http::Refusal;
+use crate::http::h1::Version;
+use crate::net::Replay;
+use crate::proxy::answer::Problem;
+use crate::proxy::http::HttpSettings;
+use crate::proxy::http::caller::Caller;
+use crate::proxy::http::exchange::Start;
+use crate::proxy::http::record::Trail;
+use crate::proxy::{Context, Downstream};
+use crate::telemetry::Origin;
+
+/// Streams that a client opened and reset before we looked at them.
+const MAX_PENDING_RESETS: usize = 20;
+/// Streams whose frames are still let pass after we reset them.
+const MAX_REMEMBERED_RESETS: usize = 50;
+
+type Connection = server::Connection<Replay, Bytes>;
+type Accepted = (Request<RecvStream>, SendResponse<Bytes>);
+
+/// What the streams of one connection share.
+pub(super) struct Session {
+    pub ctx: Context,
+    pub settings: Rc<HttpSettings>,
+    pub origin: Origin,
+    pub peer: SocketAddr,
+    pub original_destination: SocketAddr,
+    pub early: RefCell<Option<(Pick, TcpStream)>>,
+}
+
+impl Session {
+    /// The connection as the phases of its requests see it.
+    pub fn caller(&self) -> Caller<'_> {
+        Caller {
+            ctx: &self.ctx,
+            settings: &self.settings,
+            origin: &self.origin,
+            peer: self.peer,
+            original_destination: self.original_destination,
+        }
+    }
+
+    /// Records what ended the connection where that was the client's doing.
+    fn record_violation(&self, reason: &'static str) {
+        let table = self.ctx.tables.load_full();
+        let mut trail = Trail::new(Start::now(), self.caller().source(&table));
+        trail.version = Version::Http2;
+        trail.fail(Problem::Refused(Refusal::bad(reason)));
+        self.caller().record(&trail, None, "");
+    }
+}
+
+/// Serves one client connection, of which the preface has been seen, until it is closed. Runs within a `LocalSet`.
+pub async fn serve(ctx: Context, downstream: Downstream) {
+    let Downstream { io, read, peer, original_destination, origin, early } = downstream;
+    let settings = ctx.http.settings(&origin);
+    let early = RefCell::new(early);
+    let session = Rc::new(Session { ctx, settings, origin, peer, original_destination, early });
+    let shaken = within(
+        session.settings.header_timeout,
+        builder(&session.settings).handshake::<_, Bytes>(Replay::new(read, io)),
+    );
+    let connection = match shaken.await {
+        Some(Ok(connection)) => connection,
+        Some(Err(error)) => return note_end(&session, &error),
+        None => return,
+    };
+    let draining = *session.ctx.drain.borrow();
+    Served { session, streams: JoinSet::new(), draining }.run(connection).await;
+}
+
+fn builder(settings: &HttpSettings) -> Builder {
+    let http2 = &settings.http2;
+    let mut builder = Builder::new();
+    builder
+        .max_concurrent_streams(http2.max_streams)
+        .initial_window_size(http2.stream_window)
+        .initial_connection_window_size(http2.connection_window)
+        .max_header_list_size(u32::try_from(settings.request.head_bytes).unwrap_or(u32::MAX))
+        .max_send_buffer_size(http2.send_buffer)
+        .max_concurrent_reset_streams(MAX_REMEMBERED_RESETS)
+        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+        .max_local_error_reset_streams(usize::try_from(http2.reset_burst).ok());
+    builder
+}
+
+/// A connection being served.
+struct Served {
+    session: Rc<Session>,
+    streams: JoinSet<StreamEnd>,
+    /// Whether GOAWAY has been said.
+    draining: bool,
+}
+
+impl Served {
+    async fn run(mut self, mut connection: Connection) {
+        if self.draining {
+            connection.graceful_shutdown();
+        }
+        let settings = Rc::clone(&self.session.settings);
+        let mut budget =
+            ResetBudget::new(settings.http2.reset_burst, settings.http2.resets_per_second, Instant::now());
+        let mut drain = self.session.ctx.drain.clone();
+        let ping = connection.ping_pong();
+        let mut dead = pin!(async {
+            match (settings.http2.client_keepalive, ping) {
+                (Some(keepalive), Some(ping)) => keepalive.watch(ping).await,
+                _ => pending().await,
+            }
+        });
+        let mut quiet_since = Instant::now();
+        loop {
+            let quiet_for_too_long = self.quiet_for_too_long(quiet_since);
+            let quiet = self.streams.is_empty();
+            tokio::select! {
+                biased;
+                Some(ended) = self.streams.join_next(), if !quiet => {
+                    quiet_since = Instant::now();
+                    if matches!(ended, Ok(StreamEnd::Last)) && !self.draining {
+                        self.draining = true;
+                        connection.graceful_shutdown();
+                    }
+                    let reset = matches!(ended, Ok(StreamEnd::Reset));
+                    if reset && !budget.take(quiet_since) {
+                        self.session.record_violation("h2_reset_flood");
+                        connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                    }
+                }
+                accepted = connection.accept() => match accepted {
+                    Some(Ok(accepted)) => self.start(accepted),
+                    Some(Err(error)) => {
+                        note_end(&self.session, &error);
+                        break;
+                    }
+                    None => break,
+                },
+                Ok(_) = drain.wait_for(|drains| *drains), if !self.draining => {
+                    self.draining = true;
+                    quiet_since = Instant::now();
+                    connection.graceful_shutdown();
+                }
+                () = quiet_for_too_long, if quiet => {
+                    if self.draining {
+                        break;
+                    }
+                    self.draining = true;
+                    quiet_since = Instant::now();
+                    connection.graceful_shutdown();
+                }
+                () = &mut dead => {
+                    tracing::debug!(peer = %self.session.peer, "a client answers no PING");
+                    break;
+                }
+            }
+        }
+        drop(connection);
+        // The streams see that the connection is gone, and are recorded.
+        while self.streams.join_next().await.is_some() {}
+    }
+
+    fn start(&mut self, (request, send): Accepted) {
+        self.streams.spawn_local(respond(Rc::clone(&self.session), request, send));
+    }
+
+    /// Waits, without streams, until it is time to say GOAWAY or, after that, to close: the client may take a while to see
+    /// it, but not for ever.
+    fn quiet_for_too_long(&self, since: Instant) -> impl Future<Output = ()> + use<> {
+        let settings = &self.session.settings;
+        let limit = if self.draining { Some(settings.drain_grace) } else { settings.idle_timeout };
+        async move {
+            match limit {
+                Some(limit) => tokio::time::sleep_until(since + limit).await,
+                None => pending().await,
+            }
+        }
+    }
+}
+
+async fn within<T>(limit: Option<Duration>, future: impl Future<Output = T>) -> Option<T> {
+    match limit {
+        Some(limit) => tokio::time::timeout(limit, future).await.ok(),
+        None => Some(future.await),
+    }
+}
+
+/// Records an end that a client's violation of the protocol brought about; all others are the client's right.
+fn note_end(session: &Session, error: &h2::Error) {
+    tracing::debug!(peer = %session.peer, %error, "an HTTP/2 connection ended");
+    if !error.is_library() {
+        return;
+    }
+    session.record_violation(match error.reason() {
+        Some(Reason::ENHANCE_YOUR_CALM) => "h2_flood",
+        Some(Reason::FLOW_CONTROL_ERROR) => "h2_flow_control",
+        Some(Reason::FRAME_SIZE_ERROR) => "h2_frame_size",
+        Some(Reason::COMPRESSION_ERROR) => "h2_compression",
+        Some(Reason::STREAM_CLOSED) => "h2_stream_closed",
+        _ => "h2_protocol_error",
+    });
+}

@@ -1,0 +1,116 @@
+//! A stream to an endpoint: on a connection that is there, or on a new one. Each request chooses its endpoint, so that the
+//! calls of one gRPC connection are spread over all of them.
+
+use std::net::SocketAddr;
+
+use h2::client;
+use http::{Method, Request, Version};
+use tokio::net::TcpStream;
+
+use crate::balance::Pick;
+use crate::http::Refusal;
+use crate::http::h1::RequestHead;
+use crate::http::h2::request_uri;
+use crate::pool::{Lease, PoolKey, Turn};
+use crate::proxy::answer::Problem;
+use crate::proxy::http::HttpSettings;
+use crate::proxy::http::caller::{Caller, Outgoing};
+use crate::proxy::http::plan::Planned;
+use crate::proxy::http::upstream::{Deadline, Goal, Unreached, take_early};
+use crate::route::RequestView;
+
+/// A place for one request on a connection to an endpoint.
+#[derive(Debug)]
+pub(super) struct UpstreamStream {
+    /// The place.
+    pub lease: Lease,
+    /// Where it leads.
+    pub address: SocketAddr,
+    /// The endpoint's load; `None` for an address that no table names.
+    pub pick: Option<Pick>,
+}
+
+impl Caller<'_> {
+    /// A stream for a request.
+    pub(super) async fn acquire_http2(
+        self,
+        goal: Goal<'_>,
+        deadline: Deadline,
+        early: &mut Option<(Pick, TcpStream)>,
+    ) -> Result<UpstreamStream, Unreached> {
+        if let Goal::Cluster(cluster) = goal
+            && let Some((pick, io)) = take_early(early, cluster)
+        {
+            let key = self.pool_key(goal, pick.upstream().address, Some(&pick));
+            let (builder, keepalive) = (builder(self.settings), self.settings.http2.upstream_keepalive);
+            if let Ok(mut lease) = self.ctx.http.http2().add(&key, io, &builder, keepalive).await {
+                // It may have been closed meanwhile, like one that has served before.
+                lease.reused = true;
+                return Ok(UpstreamStream { lease, address: key.address, pick: Some(pick) });
+            }
+        }
+        self.reach(goal, async |key: PoolKey, pick| {
+            let lease = self.lease(&key, deadline).await?;
+            Ok(UpstreamStream { lease, address: key.address, pick })
+        })
+        .await
+    }
+
+    async fn lease(self, key: &PoolKey, deadline: Deadline) -> Result<Lease, Problem> {
+        let (until, late) = self.connect_by(deadline);
+        loop {
+            match self.ctx.http.http2().take(key) {
+                Turn::Stream(lease) => return Ok(lease),
+                Turn::Full => return Err(Problem::UpstreamFull),
+                Turn::Wait(dialled) => {
+                    tokio::time::timeout_at(until, dialled.notified()).await.map_err(|_| late)?;
+                }
+                Turn::Dial(turn) => {
+                    let io = self.dial(key, deadline).await?;
+                    let keepalive = self.settings.http2.upstream_keepalive;
+                    let added = turn.add(io, &builder(self.settings), keepalive).await;
+                    return added.map_err(|_| Problem::UpstreamClosed);
+                }
+            }
+        }
+    }
+
+    /// The request's head for an HTTP/2 upstream.
+    pub(super) fn http2_request(
+        self,
+        planned: &Planned<'_>,
+        head: &RequestHead,
+        request_id: &str,
+    ) -> Result<Request<()>, Refusal> {
+        let outgoing = self.outgoing(planned, head);
+        let mut request = Request::new(());
+        *request.version_mut() = Version::HTTP_2;
+        *request.method_mut() = Method::from_bytes(head.method().as_bytes())
+            .map_err(|_| Refusal::bad("method_untranslatable"))?;
+        *request.uri_mut() = request_uri(head.scheme(), &outgoing.authority, &target(&outgoing, head))?;
+        *request.headers_mut() = self.writer(planned, &outgoing, head, request_id).write_map();
+        Ok(request)
+    }
+}
+
+fn target(outgoing: &Outgoing<'_>, head: &RequestHead) -> String {
+    match (&outgoing.target, head.query()) {
+        (Some(target), _) => target.clone(),
+        (None, Some(query)) => format!("{}?{query}", head.path()),
+        (None, None) => head.path().to_owned(),
+    }
+}
+
+/// How connections to upstreams are set up. Nothing may be pushed to us.
+fn builder(settings: &HttpSettings) -> client::Builder {
+    let http2 = &settings.http2;
+    let mut builder = client::Builder::new();
+    builder
+        .enable_push(false)
+        .initial_window_size(http2.stream_window)
+        .initial_connection_window_size(http2.connection_window)
+        .max_header_list_size(u32::try_from(settings.response.head_bytes).unwrap_or(u32::MAX))
+        .max_send_buffer_size(http2.send_buffer)
+        .initial_max_send_streams(usize::try_from(http2.max_streams).unwrap_or(100));
+    builder
+}
