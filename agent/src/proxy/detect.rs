@@ -7,7 +7,7 @@ use std::io;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::io::Interest;
+use tokio::io::{Interest, Ready};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -73,7 +73,7 @@ pub(super) async fn detect(context: &Context, downstream: &mut Downstream, dial:
 /// Waits until the server has spoken first. An HTTP/2 server may send its settings before it has heard its client, who
 /// speaks first all the same: those bytes tell nothing.
 async fn server_speaks(io: &TcpStream) {
-    let closed = io.ready(Interest::READABLE).await.is_ok_and(|ready| ready.is_read_closed());
+    let closed = io.ready(Interest::READABLE).await.is_ok_and(Ready::is_read_closed);
     if closed {
         // Perhaps by a reset, which a look would take from the relay.
         return;
