@@ -78,7 +78,7 @@ fn start_lines() -> Vec<Case> {
         case(format!("GET / HTTP/1.1\n\n{SMUGGLED}"), 400, "bare_lf"),
         case(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400, "head_control_byte"),
         case(b"\x00\x00\x00\x17\xffSMB", 400, "head_control_byte"),
-        case("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, "version_unsupported"),
+        request_line("GET / HTTP/2.0", 505, "version_unsupported"),
         request_line("GET / HTTP/1.2", 505, "version_unsupported"),
         request_line("GET / HTTP/3.0", 505, "version_unsupported"),
         request_line("GET / HTTQ/1.1", 400, "version_malformed"),
