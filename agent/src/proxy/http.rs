@@ -55,6 +55,8 @@ pub async fn serve(ctx: Context, downstream: Downstream) {
         if let Some(ending) = Box::pin(connection.respond()).await {
             break ending;
         }
+        // Opened for the first request: one that no route wanted is closed, and counts as load no more.
+        connection.early = None;
     };
     Box::pin(connection.close(ending)).await;
 }

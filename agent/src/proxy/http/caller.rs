@@ -122,7 +122,7 @@ impl Caller<'_> {
             changes: planned.request_changes(),
             client: self.peer.ip(),
             request_id,
-            trust_forwarded_proto: self.settings.trust_forwarded_proto,
+            trust_forwarded: self.settings.trust_forwarded,
             upgrade: if self.settings.upgrades { head.upgrade() } else { None },
         }
     }

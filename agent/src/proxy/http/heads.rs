@@ -30,7 +30,7 @@ pub(in crate::proxy) struct RequestWriter<'a> {
     /// The request's id.
     pub request_id: &'a str,
     /// Whether `x-forwarded-proto` stays where the client sent it.
-    pub trust_forwarded_proto: bool,
+    pub trust_forwarded: bool,
     /// The protocol to switch to.
     pub upgrade: Option<&'a [u8]>,
 }
@@ -92,7 +92,7 @@ impl RequestWriter<'_> {
     fn is_written_anew(&self, known: Known) -> bool {
         match known {
             Known::Host | Known::XForwardedFor | Known::XRequestId => true,
-            Known::XForwardedProto => !self.trust_forwarded_proto,
+            Known::XForwardedProto | Known::XForwardedHost => !self.trust_forwarded,
             // An expectation in HTTP/1.0 means nothing; passed on in HTTP/1.1 it would.
             Known::Expect => !self.head.expects_continue(),
             _ => false,
@@ -108,13 +108,13 @@ impl RequestWriter<'_> {
             let client = address_text(self.client, &mut text);
             out.joined(b"x-forwarded-for", before.chain([client]));
         }
-        let kept_proto = self.trust_forwarded_proto && fields.has(Known::XForwardedProto);
+        let kept_proto = self.trust_forwarded && fields.has(Known::XForwardedProto);
         if !kept_proto && !self.changes.replaces(b"x-forwarded-proto") {
             out.field(b"x-forwarded-proto", self.head.scheme().as_bytes());
         }
         let authority = self.head.authority();
-        let has_host = fields.has(Known::XForwardedHost) || authority.is_empty();
-        if !has_host && !self.changes.replaces(b"x-forwarded-host") {
+        let kept_host = self.trust_forwarded && fields.has(Known::XForwardedHost);
+        if !kept_host && !authority.is_empty() && !self.changes.replaces(b"x-forwarded-host") {
             out.field(b"x-forwarded-host", authority.as_bytes());
         }
         if !self.changes.replaces(b"x-request-id") {

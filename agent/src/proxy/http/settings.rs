@@ -29,8 +29,8 @@ pub struct HttpSettings {
     pub max_requests: Option<u32>,
     /// Whether `Upgrade` is passed on, and the connection tunnelled once the upstream has switched.
     pub upgrades: bool,
-    /// Whether the client is believed about `x-forwarded-proto`; else it is set anew.
-    pub trust_forwarded_proto: bool,
+    /// Whether the client is believed about `x-forwarded-proto` and `x-forwarded-host`; else they are set anew.
+    pub trust_forwarded: bool,
     /// Bytes of a request body without a taker that are read and dropped to save its connection.
     pub discard_bytes: u64,
     /// HTTP/2's own settings, for clients and upstreams.
@@ -108,7 +108,7 @@ impl HttpSettings {
             drain_grace: Duration::from_secs(3),
             max_requests: None,
             upgrades: true,
-            trust_forwarded_proto: true,
+            trust_forwarded: true,
             discard_bytes: 256 * 1024,
             discard_time: Duration::from_secs(1),
             http2: Http2Settings::captured(),
@@ -125,7 +125,7 @@ impl HttpSettings {
             body_timeout: Some(Duration::from_secs(30)),
             max_requests: Some(1000),
             upgrades: false,
-            trust_forwarded_proto: false,
+            trust_forwarded: false,
             http2: Http2Settings::gateway(),
             ..Self::captured()
         }

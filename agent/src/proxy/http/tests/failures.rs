@@ -269,3 +269,31 @@ fn a_connection_that_is_never_made_is_given_up() {
         assert_eq!((&*seen.flags, seen.details), ("UF", "connect_timeout"));
     });
 }
+
+/// An upload that stalls in its last piece is cut by the route's timeout. What is left of it must not be read as the
+/// client's next request.
+#[test]
+fn the_rest_of_a_cut_upload_is_no_request() {
+    run(async {
+        let listener = tokio::net::TcpSocket::new_v4().expect("a socket");
+        listener.set_recv_buffer_size(2048).expect("set before it listens");
+        listener.bind("127.0.0.1:0".parse().expect("an address")).expect("loopback");
+        let listener = listener.listen(16).expect("listens");
+        let deaf = listener.local_addr().expect("bound");
+        let rule = crate::model::HttpRule { timeout: Some(Duration::from_millis(50)), ..rule() };
+        let setup = Setup { send_buffer: Some(2048), ..Setup::with_rule(&[deaf], rule) };
+        let proxy = setup.start().await;
+        let mut client = proxy.client().await;
+        let hidden = "GET /smuggled HTTP/1.1\r\nHost: web\r\n\r\n";
+        let body = hidden.repeat(28 * 1024 / hidden.len());
+        let head = format!("POST /upload HTTP/1.1\r\nHost: web\r\nContent-Length: {}\r\n\r\n", body.len());
+        client.send(head + &body).await;
+        let (head, _) = client.message().await;
+        assert!(head.starts_with("HTTP/1.1 504 "), "{head}");
+        client.send("GET /next HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n").await;
+        let _ = client.rest().await;
+        let paths: Vec<String> = proxy.records(1).await.into_iter().map(|seen| seen.path).collect();
+        assert!(paths.iter().all(|path| path == "/upload" || path == "/next"), "{paths:?}");
+        drop(listener);
+    });
+}

@@ -44,11 +44,19 @@ pub fn run(test: impl Future<Output = ()>) {
 }
 
 #[derive(Debug)]
-struct Loopback;
+struct Loopback {
+    send_buffer: Option<usize>,
+}
 
 impl Connector for Loopback {
     fn connect(&self, target: ConnectTarget) -> Pin<Box<dyn Future<Output = io::Result<TcpStream>> + '_>> {
-        Box::pin(TcpStream::connect(target.address))
+        Box::pin(async move {
+            let io = TcpStream::connect(target.address).await?;
+            if let Some(bytes) = self.send_buffer {
+                socket2::SockRef::from(&io).set_send_buffer_size(bytes)?;
+            }
+            Ok(io)
+        })
     }
 }
 
@@ -99,6 +107,8 @@ pub struct Setup {
     pub gateway: HttpSettings,
     /// Whether each client connection comes with one to the only endpoint.
     pub early: bool,
+    /// What the kernel takes from the proxy for an upstream that does not read; `None`: its default.
+    pub send_buffer: Option<usize>,
 }
 
 impl Setup {
@@ -111,6 +121,7 @@ impl Setup {
             captured: HttpSettings { drain_grace: Duration::ZERO, ..HttpSettings::captured() },
             gateway: HttpSettings { drain_grace: Duration::ZERO, ..HttpSettings::gateway() },
             early: false,
+            send_buffer: None,
         }
     }
 
@@ -160,7 +171,7 @@ impl Setup {
             Rc::new(HttpWorker::new(self.captured, self.gateway, PoolLimits::default(), Rc::clone(&random)));
         let ctx = Context {
             tables: Arc::new(ArcSwap::from_pointee(table)),
-            connector: Rc::new(Loopback),
+            connector: Rc::new(Loopback { send_buffer: self.send_buffer }),
             recorder: Rc::<Records>::clone(&records),
             drain: draining,
             http: Rc::clone(&worker),
