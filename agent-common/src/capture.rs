@@ -164,10 +164,11 @@ pub enum Verdict {
 pub fn decide(opens: bool, owner: Owner, local: bool, own_mark: u32) -> Verdict {
     match owner {
         Owner::Full { mark } if mark == own_mark => Verdict::Deliver,
-        Owner::Request if !local => Verdict::Deliver,
-        // A client may reuse a port whose last connection the agent still remembers.
-        Owner::TimeWait if !local && !opens => Verdict::Deliver,
-        Owner::TimeWait | Owner::None if opens && !local => Verdict::Open,
+        // A client may reuse a port whose last connection the agent's kernel still remembers. Only that memory can make way:
+        // it answers, the client resets it, and its next SYN opens (a listener that is assigned instead would find the
+        // place taken, and since 6.10 the kernel drops such a SYN for as long as the memory lasts).
+        Owner::Request | Owner::TimeWait if !local => Verdict::Deliver,
+        Owner::None if opens && !local => Verdict::Open,
         Owner::Full { .. } | Owner::Request | Owner::TimeWait | Owner::None => Verdict::Pass,
     }
 }
@@ -211,7 +212,7 @@ mod tests {
             ((true, Owner::Request, false), Verdict::Deliver),
             ((false, Owner::Request, true), Verdict::Pass),
             ((false, Owner::TimeWait, false), Verdict::Deliver),
-            ((true, Owner::TimeWait, false), Verdict::Open),
+            ((true, Owner::TimeWait, false), Verdict::Deliver),
             ((false, Owner::TimeWait, true), Verdict::Pass),
             ((true, Owner::TimeWait, true), Verdict::Pass),
         ];

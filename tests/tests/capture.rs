@@ -290,3 +290,26 @@ fn a_dead_endpoint_is_reset_and_recorded() -> Result<()> {
         log().matches("\"response_flags\":\"UF\"").count() >= 2
     })
 }
+
+/// The agent closes first after `connection: close`, and so remembers the connection when the client takes its port again.
+#[test]
+fn a_client_may_reuse_its_port_at_once() -> Result<()> {
+    if unprivileged("a_client_may_reuse_its_port_at_once") {
+        return Ok(());
+    }
+    let mesh = Mesh::up("reuse", web(), &[])?;
+    let script = "import socket,sys\n\
+                  for i in range(3):\n \
+                  s=socket.socket(socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET)\n \
+                  s.setsockopt(socket.SOL_SOCKET,socket.SO_REUSEADDR,1)\n \
+                  s.bind(('',40000)); s.settimeout(10); s.connect((sys.argv[1],80))\n \
+                  s.sendall(b'GET / HTTP/1.1\\r\\nHost: web\\r\\nConnection: close\\r\\n\\r\\n')\n \
+                  d=b''.join(iter(lambda: s.recv(4096), b''))\n \
+                  s.close(); print(d[:12].decode())\n";
+    for family in 0..2 {
+        let to = mesh.service("web", family, 80)?.ip().to_string();
+        let said = exec::stdout(mesh.lab.pod("client")?.command("python3")?.args(["-c", script, &to]))?;
+        ensure!(said.lines().collect::<Vec<_>>() == ["HTTP/1.1 200"; 3], "family {family}: {said}");
+    }
+    Ok(())
+}
