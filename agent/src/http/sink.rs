@@ -3,10 +3,17 @@
 use bytes::BytesMut;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use super::h1::Field;
+
 /// Takes fields that have been checked.
 pub trait FieldSink {
     /// Takes one field.
     fn field(&mut self, name: &[u8], value: &[u8]);
+
+    /// Takes a field of a head that was received.
+    fn received(&mut self, field: &Field<'_>) {
+        self.field(field.name, field.value);
+    }
 
     /// Takes one field whose value is these parts one after the other.
     fn joined<'a>(&mut self, name: &[u8], parts: impl Iterator<Item = &'a [u8]>);
@@ -19,6 +26,14 @@ impl FieldSink for BytesMut {
         self.extend_from_slice(b": ");
         self.extend_from_slice(value);
         self.extend_from_slice(b"\r\n");
+    }
+
+    /// As the line that it came in, where that is one copy.
+    fn received(&mut self, field: &Field<'_>) {
+        match field.line {
+            Some(line) => self.extend_from_slice(line),
+            None => self.field(field.name, field.value),
+        }
     }
 
     fn joined<'a>(&mut self, name: &[u8], parts: impl Iterator<Item = &'a [u8]>) {

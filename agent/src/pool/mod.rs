@@ -9,9 +9,10 @@ pub use http2::{DialTurn, Http2Pool, Keepalive, Lease, Turn};
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Waker};
@@ -42,7 +43,7 @@ impl Default for PoolLimits {
 }
 
 /// What two requests must have in common to share a connection.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PoolKey {
     /// The endpoint across address reuse; `None` for an address that no table names.
     pub uid: Option<Arc<str>>,
@@ -50,6 +51,26 @@ pub struct PoolKey {
     pub address: SocketAddr,
     /// The address that the endpoint sees; `None`: the node's own.
     pub source: ConnectSource,
+}
+
+/// The addresses tell nearly all keys apart, and cost less to hash than the name.
+impl Hash for PoolKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u16(self.address.port());
+        hash_ip(self.address.ip(), state);
+        match self.source {
+            ConnectSource::Pod(pod) => hash_ip(pod, state),
+            ConnectSource::Node => state.write_u8(0),
+            ConnectSource::Translated => state.write_u8(1),
+        }
+    }
+}
+
+fn hash_ip(address: IpAddr, state: &mut impl Hasher) {
+    match address {
+        IpAddr::V4(v4) => state.write_u32(v4.to_bits()),
+        IpAddr::V6(v6) => state.write_u128(v6.to_bits()),
+    }
 }
 
 /// How sure one must be that a connection lives.

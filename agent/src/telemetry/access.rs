@@ -5,7 +5,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use std::{fmt, io};
 
 use super::json::JsonLine;
@@ -53,9 +53,11 @@ impl AccessLog {
 
 /// One request's line.
 pub(super) fn request(buffer: &mut Vec<u8>, record: &RequestRecord<'_>) {
+    let began = SystemTime::now() - record.duration;
+    let user_agent = String::from_utf8_lossy(record.user_agent);
     let mut line = JsonLine::new(buffer);
     line.text("level", "info")
-        .display("time", rfc3339(record.start))
+        .display("time", rfc3339(began))
         .text("scope", "access")
         .text("message", "request")
         .text("method", record.method)
@@ -69,7 +71,7 @@ pub(super) fn request(buffer: &mut Vec<u8>, record: &RequestRecord<'_>) {
         .raw("bytes_sent", record.response_bytes)
         .raw("duration", millis(record.duration))
         .optional("request_id", non_empty(record.request_id))
-        .optional("user_agent", non_empty(record.user_agent));
+        .optional("user_agent", non_empty(&user_agent));
     if let Some(status) = record.grpc_status {
         line.text("grpc_status", status.name());
     }

@@ -21,9 +21,7 @@ pub enum Origin {
 /// One request, at its end.
 #[derive(Debug)]
 pub struct RequestRecord<'a> {
-    /// When its head had been read.
-    pub start: SystemTime,
-    /// From then to the last byte of the answer.
+    /// From the end of its head to the last byte of the answer; its end is now.
     pub duration: Duration,
     /// Where the connection entered.
     pub origin: &'a Origin,
@@ -66,7 +64,7 @@ pub struct RequestRecord<'a> {
     /// The `x-request-id` sent on.
     pub request_id: &'a str,
     /// The client's user agent.
-    pub user_agent: &'a str,
+    pub user_agent: &'a [u8],
 }
 
 /// One opaque connection, at its end.

@@ -88,7 +88,6 @@ impl Ends {
 
     fn request<'a>(&'a self, path: &'a str, status: u16) -> RequestRecord<'a> {
         RequestRecord {
-            start: SystemTime::UNIX_EPOCH + Duration::from_millis(1_767_225_600_001),
             duration: Duration::from_micros(7_250),
             origin: &self.origin,
             peer: address("10.0.0.9:1234"),
@@ -110,7 +109,7 @@ impl Ends {
             request_bytes: 3,
             response_bytes: 2_000,
             request_id: "id",
-            user_agent: "curl",
+            user_agent: b"curl",
         }
     }
 
@@ -341,7 +340,7 @@ fn a_request_is_one_line() {
     let lines = sink.lines();
     assert_eq!(lines.len(), 2);
     let expected = serde_json::json!({
-        "level": "info", "time": "2026-01-01T00:00:00.001Z", "scope": "access", "message": "request",
+        "level": "info", "time": lines[0]["time"], "scope": "access", "message": "request",
         "method": "GET", "path": "/a?b=\"c\"", "authority": "order", "protocol": "HTTP/1.1",
         "response_code": 200, "response_flags": "-", "response_code_details": null,
         "bytes_received": 3, "bytes_sent": 2000, "duration": 7.25,
@@ -389,7 +388,7 @@ proptest! {
         let access = AccessLog::new(sink.clone()).expect("starts");
         let recorder = metrics().recorder(access.clone());
         let ends = Ends::known();
-        recorder.request(&RequestRecord { user_agent: &agent, authority: &authority, ..ends.request(&path, 200) });
+        recorder.request(&RequestRecord { user_agent: agent.as_bytes(), authority: &authority, ..ends.request(&path, 200) });
         prop_assert!(access.writer().expect("has one").flush(LIMIT));
         let lines = sink.lines();
         prop_assert_eq!(lines.len(), 1);

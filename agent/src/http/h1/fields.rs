@@ -2,6 +2,12 @@
 
 use std::ops::Range;
 
+use memchr::memchr;
+
+use super::head::Limits;
+use super::lines::{Line, Lines, find_lines};
+use crate::http::Refusal;
+
 /// A range of bytes in a head, which is never larger than 4 GiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Span {
@@ -17,7 +23,7 @@ impl Span {
     }
 
     pub(super) fn of(self, bytes: &[u8]) -> &[u8] {
-        &bytes[self.start as usize..self.end as usize]
+        bytes.get(self.start as usize..self.end as usize).unwrap_or_default()
     }
 
     pub(super) fn is_empty(self) -> bool {
@@ -84,6 +90,15 @@ struct Entry {
     name: Span,
     value: Span,
     known: Known,
+    /// Whether it was received as one plain line.
+    plain: bool,
+}
+
+impl Entry {
+    fn line(self, bytes: &[u8]) -> Option<&[u8]> {
+        let line = Span { start: self.name.start, end: self.value.end + 2 };
+        self.plain.then(|| line.of(bytes))
+    }
 }
 
 /// One field line as seen from outside.
@@ -95,6 +110,8 @@ pub struct Field<'a> {
     pub value: &'a [u8],
     /// Which field it is.
     pub known: Known,
+    /// The whole line, its end included, where it reads `name: value` with one space.
+    pub line: Option<&'a [u8]>,
 }
 
 /// A head's bytes and where its fields lie in them. Reused from message to message.
@@ -106,21 +123,34 @@ pub struct Fields {
 }
 
 impl Fields {
-    /// Takes over a head and the fields that httparse found in it.
-    pub(super) fn assign(&mut self, head: &[u8], parsed: &[httparse::Header<'_>]) {
-        self.bytes.clear();
-        self.bytes.extend_from_slice(head);
+    /// Takes over the head that `input` starts with and whose start line ends before `at`; gives where it ends.
+    pub(super) fn read(&mut self, input: &[u8], at: usize) -> Lines {
         self.entries.clear();
         self.seen = 0;
-        for field in parsed {
-            let known = Known::of(field.name.as_bytes());
-            self.seen |= 1 << known as u8;
-            self.entries.push(Entry {
-                name: Span::within(head, field.name.as_bytes()),
-                value: Span::within(head, field.value),
-                known,
-            });
+        let Self { entries, seen, .. } = self;
+        let lines = find_lines(input, at, |Line { name, value, plain }| {
+            let known = Known::of(name.of(input));
+            *seen |= 1 << known as u8;
+            entries.push(Entry { name, value, known, plain });
+        });
+        self.bytes.clear();
+        if let Lines::End(end) = lines {
+            self.bytes.extend_from_slice(&input[..end]);
         }
+        lines
+    }
+
+    /// What the limits say of fields that were read.
+    pub(super) fn check(&self, limits: &Limits) -> Result<(), Refusal> {
+        if self.entries.len() > limits.fields {
+            return Err(Refusal::with(431, "header_too_many"));
+        }
+        // One look at the whole head tells for nearly all.
+        let suspect = !limits.underscores && memchr(b'_', &self.bytes).is_some();
+        if suspect && self.iter().any(|field| field.name.contains(&b'_')) {
+            return Err(Refusal::bad("header_underscore"));
+        }
+        Ok(())
     }
 
     /// Starts a head that did not come as HTTP/1 text with bytes that are not fields; gives where each part lies.
@@ -136,7 +166,7 @@ impl Fields {
         let known = Known::of(name);
         self.seen |= 1 << known as u8;
         let (name, value) = (self.append(name), self.append(value));
-        self.entries.push(Entry { name, value, known });
+        self.entries.push(Entry { name, value, known, plain: false });
         value
     }
 
@@ -172,6 +202,7 @@ impl Fields {
             name: entry.name.of(&self.bytes),
             value: entry.value.of(&self.bytes),
             known: entry.known,
+            line: entry.line(&self.bytes),
         })
     }
 

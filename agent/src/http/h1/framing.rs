@@ -23,15 +23,27 @@ impl ConnectionOptions {
     /// Reads all `Connection` fields.
     pub(super) fn read(fields: &Fields) -> Self {
         let mut options = Self::default();
-        for option in fields.all(Known::Connection).flat_map(list_items) {
-            match option.len() {
-                5 if option.eq_ignore_ascii_case(b"close") => options.close = true,
-                10 if option.eq_ignore_ascii_case(b"keep-alive") => options.keep_alive = true,
-                7 if option.eq_ignore_ascii_case(b"upgrade") => options.upgrade = true,
-                _ => options.names_fields = true,
+        for value in fields.all(Known::Connection) {
+            // Most hold one option.
+            if !options.take(value) {
+                let others = list_items(value).filter(|option| !options.take(option)).count();
+                options.names_fields |= others > 0;
             }
         }
         options
+    }
+
+    /// Whether `option` is one of those that are known.
+    fn take(&mut self, option: &[u8]) -> bool {
+        let (known, name): (_, &[u8]) = match option.len() {
+            5 => (&mut self.close, b"close"),
+            10 => (&mut self.keep_alive, b"keep-alive"),
+            7 => (&mut self.upgrade, b"upgrade"),
+            _ => return false,
+        };
+        let taken = option.eq_ignore_ascii_case(name);
+        *known |= taken;
+        taken
     }
 
     /// Whether the `Connection` fields name a field.

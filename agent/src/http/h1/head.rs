@@ -117,11 +117,34 @@ pub(super) fn is_control(byte: u8) -> bool {
 }
 
 /// Whether a byte may stand in a token: a method or a field name (RFC 9110 section 5.6.2).
-pub(crate) fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+pub(crate) const fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric()
+        || matches!(
+            byte,
+            b'!' | b'#'
+                | b'$'
+                | b'%'
+                | b'&'
+                | b'\''
+                | b'*'
+                | b'+'
+                | b'-'
+                | b'.'
+                | b'^'
+                | b'_'
+                | b'`'
+                | b'|'
+                | b'~'
+        )
 }
 
-/// Why httparse did not take the field lines of `head`. Slow and exact: runs only on heads that are refused.
+/// The first line of `input` with its end, where it is all there and ends as it must.
+pub(super) fn start_line(input: &[u8]) -> Option<&[u8]> {
+    let line = &input[..=memchr(b'\n', input)?];
+    (line.len() > 2 && line.ends_with(b"\r\n")).then_some(line)
+}
+
+/// Why the field lines of `head` are not taken. Slow and exact: runs only on heads that are refused.
 pub(super) fn explain_fields(head: &[u8]) -> Refusal {
     for line in head.split(|byte| *byte == b'\n').skip(1) {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
@@ -147,17 +170,6 @@ pub(super) fn explain_fields(head: &[u8]) -> Refusal {
         }
     }
     Refusal::bad("header_malformed")
-}
-
-/// The checks on parsed fields that httparse does not make.
-pub(super) fn check_fields(parsed: &[httparse::Header<'_>], limits: &Limits) -> Result<(), Refusal> {
-    if parsed.len() > limits.fields {
-        return Err(Refusal::with(431, "header_too_many"));
-    }
-    if !limits.underscores && parsed.iter().any(|field| memchr(b'_', field.name.as_bytes()).is_some()) {
-        return Err(Refusal::bad("header_underscore"));
-    }
-    Ok(())
 }
 
 /// The checks on a field that did not come as HTTP/1 text. What would read differently once written as text (space around

@@ -1,4 +1,4 @@
-//! The HTTP/1.1 codec (RFC 9112): heads by httparse and a strict pass over its result, and an own chunk decoder.
+//! The HTTP/1.1 codec (RFC 9112): start lines by httparse, field lines and chunks by strict parsers of its own.
 //!
 //! Nothing is repaired: a message that two parsers could read in two ways is refused, with its own reason code.
 
@@ -7,12 +7,13 @@ mod chunked;
 mod fields;
 mod framing;
 mod head;
+mod lines;
 mod request;
 mod response;
 mod target;
 
 pub use chunked::{ChunkDecoder, Piece, write_chunk, write_last_chunk};
-pub use fields::{Fields, Known};
+pub use fields::{Field, Fields, Known};
 pub use framing::ConnectionOptions;
 pub use head::{HeadScan, Limits, MAX_FIELDS, Version};
 pub use request::{RequestHead, RequestParts};

@@ -1,11 +1,10 @@
 //! Request heads.
 
-use std::mem::MaybeUninit;
-
 use super::authority::{self, AuthorityError};
 use super::fields::{Fields, Known, Span};
 use super::framing::{ConnectionOptions, DeclaredLength, declared_length, list_items};
-use super::head::{Limits, MAX_FIELDS, Version, check_field, check_fields, explain_fields, is_token};
+use super::head::{Limits, Version, check_field, explain_fields, is_token, start_line};
+use super::lines::Lines;
 use super::target::{self, Target};
 use crate::http::Refusal;
 use crate::http::body::Framing;
@@ -27,7 +26,8 @@ pub struct RequestHead {
     expects_continue: bool,
     /// Lower case, no port, no trailing dot; the buffer is reused.
     host: String,
-    authority: Span,
+    /// As the client wrote it; the buffer is reused.
+    authority: String,
 }
 
 /// A head that did not come as HTTP/1 text; its texts are free of control bytes.
@@ -92,16 +92,20 @@ impl RequestHead {
         Ok(())
     }
 
-    /// Parses a whole head, as [`super::HeadScan`] delimits it. After a refusal the head is as before or empty.
-    pub fn parse(&mut self, head: &[u8], limits: &Limits) -> Result<(), Refusal> {
-        let mut slots = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+    /// Reads the head that `input` starts with; gives its length. `None` where it is not all there, too large, or not in
+    /// order, which [`super::HeadScan`] and [`Self::parse`] then tell.
+    pub fn read(&mut self, input: &[u8], limits: &Limits) -> Result<Option<usize>, Refusal> {
+        let Some(line) = start_line(input) else { return Ok(None) };
         let mut parsed = httparse::Request::new(&mut []);
-        match parsed.parse_with_uninit_headers(head, &mut slots) {
-            Ok(httparse::Status::Complete(used)) if used == head.len() => {}
-            Ok(_) => return Err(Refusal::bad("head_malformed")),
-            Err(error) => return Err(explain(error, head, limits)),
+        // The line alone is no whole head to it.
+        if !parsed.parse(line).is_ok_and(|status| status.is_partial()) {
+            return Ok(None);
         }
-        check_fields(parsed.headers, limits)?;
+        let Lines::End(end) = self.fields.read(input, line.len()) else { return Ok(None) };
+        if end > limits.head_bytes {
+            return Ok(None);
+        }
+        self.fields.check(limits)?;
         let (method, raw_target) = (parsed.method.unwrap_or_default(), parsed.path.unwrap_or_default());
         if method.len() > MAX_METHOD_BYTES {
             return Err(Refusal::with(501, "method_too_long"));
@@ -109,13 +113,42 @@ impl RequestHead {
         if raw_target.len() > limits.target_bytes {
             return Err(Refusal::with(414, "target_too_long"));
         }
-        self.method = Span::within(head, method.as_bytes());
-        self.raw_target = Span::within(head, raw_target.as_bytes());
-        let target_at = raw_target.as_ptr().addr().saturating_sub(head.as_ptr().addr());
+        self.method = Span::within(input, method.as_bytes());
+        self.raw_target = Span::within(input, raw_target.as_bytes());
+        let target_at = raw_target.as_ptr().addr().saturating_sub(input.as_ptr().addr());
         self.target = target::parse(method, raw_target, target_at)?;
         self.version = Version::from_minor(parsed.version);
-        self.fields.assign(head, parsed.headers);
-        self.read_fields()
+        self.read_fields()?;
+        Ok(Some(end))
+    }
+
+    /// Parses a whole head, as [`super::HeadScan`] delimits it.
+    pub fn parse(&mut self, head: &[u8], limits: &Limits) -> Result<(), Refusal> {
+        match self.read(head, limits)? {
+            Some(end) if end == head.len() => Ok(()),
+            _ => Err(self.explain(head, limits)),
+        }
+    }
+
+    /// Why a head is not taken. Slow and exact.
+    fn explain(&mut self, head: &[u8], limits: &Limits) -> Refusal {
+        let first = start_line(head).unwrap_or(head);
+        match httparse::Request::new(&mut []).parse(first) {
+            Err(error) => {
+                let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
+                // A line end in the wrong place belongs to the fields unless the request line goes on after the version.
+                let ends = line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0");
+                if error == httparse::Error::NewLine && ends {
+                    explain_fields(head)
+                } else {
+                    explain_line(line, limits)
+                }
+            }
+            Ok(_) if self.fields.read(head, first.len()) == Lines::TooMany => {
+                Refusal::with(431, "header_too_many")
+            }
+            Ok(_) => explain_fields(head),
+        }
     }
 
     fn read_fields(&mut self) -> Result<(), Refusal> {
@@ -154,6 +187,10 @@ impl RequestHead {
             None if self.version != Version::Http10 => return Err(Refusal::bad("host_missing")),
             None => b"",
         };
+        // Most requests of a connection name the host of the one before.
+        if self.target.authority.is_none() && !value.is_empty() && value == self.authority.as_bytes() {
+            return Ok(());
+        }
         let parsed = match authority::parse(value) {
             Ok(parsed) => Some(parsed.host),
             Err(AuthorityError::Empty) if field.is_none() || self.target.authority.is_some() => None,
@@ -161,14 +198,15 @@ impl RequestHead {
             Err(AuthorityError::Userinfo) => return Err(Refusal::bad("host_userinfo")),
             Err(AuthorityError::Malformed) => return Err(Refusal::bad("host_malformed")),
         };
-        let bytes = self.fields.bytes();
         self.host.clear();
+        self.authority.clear();
         if let Some(span) = self.target.authority {
-            self.authority = span;
+            let text = text(span.of(self.fields.bytes()));
+            self.authority.push_str(text);
             // The target's parser has taken this very text.
-            self.host.push_str(authority::parse(span.of(bytes)).map_or("", |authority| authority.host));
+            self.host.push_str(authority::parse(text.as_bytes()).map_or("", |authority| authority.host));
         } else {
-            self.authority = if field.is_some() { Span::within(bytes, value) } else { Span::default() };
+            self.authority.push_str(text(value));
             self.host.push_str(parsed.unwrap_or_default());
         }
         self.host.make_ascii_lowercase();
@@ -202,7 +240,7 @@ impl RequestHead {
 
     /// The authority as the client wrote it: from an absolute-form target, else from Host; empty where there is none.
     pub fn authority(&self) -> &str {
-        text(self.authority.of(self.fields.bytes()))
+        &self.authority
     }
 
     /// The target as the client wrote it.
@@ -231,7 +269,11 @@ impl RequestHead {
 
 impl RequestView for RequestHead {
     fn method(&self) -> &str {
-        text(self.method.of(self.fields.bytes()))
+        match self.method.of(self.fields.bytes()) {
+            b"GET" => "GET",
+            b"POST" => "POST",
+            other => text(other),
+        }
     }
 
     fn path(&self) -> &str {
@@ -260,18 +302,8 @@ fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap_or_default()
 }
 
-/// The reason behind httparse's refusal.
-fn explain(error: httparse::Error, head: &[u8], limits: &Limits) -> Refusal {
-    let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
-    match error {
-        httparse::Error::TooManyHeaders => return Refusal::with(431, "header_too_many"),
-        httparse::Error::HeaderName | httparse::Error::HeaderValue => return explain_fields(head),
-        // A line end in the wrong place belongs to the fields unless the request line goes on after the version.
-        httparse::Error::NewLine if line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0") => {
-            return explain_fields(head);
-        }
-        _ => {}
-    }
+/// What is wrong with a request line.
+fn explain_line(line: &[u8], limits: &Limits) -> Refusal {
     let mut words = line.split(|byte| *byte == b' ');
     let (method, target, version) = (words.next(), words.next(), words.next());
     let method_fits = method.is_some_and(|method| !method.is_empty() && method.iter().copied().all(is_token));

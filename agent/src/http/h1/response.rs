@@ -1,10 +1,9 @@
 //! Response heads.
 
-use std::mem::MaybeUninit;
-
 use super::fields::{Fields, Span};
 use super::framing::{ConnectionOptions, DeclaredLength, declared_length};
-use super::head::{Limits, MAX_FIELDS, Version, check_field, check_fields, explain_fields};
+use super::head::{Limits, Version, check_field, explain_fields, start_line};
+use super::lines::Lines;
 use crate::http::Refusal;
 use crate::http::body::{Framing, ResponseFacts, response_framing};
 
@@ -20,31 +19,49 @@ pub struct ResponseHead {
 }
 
 impl ResponseHead {
-    /// Parses a whole head that answers a HEAD request or another one.
-    pub fn parse(&mut self, head: &[u8], to_head: bool, limits: &Limits) -> Result<(), Refusal> {
-        let mut slots = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+    /// Reads the head that `input` starts with and that answers a HEAD request or another one; gives its length. `None`
+    /// where it is not all there, too large, or not in order, which [`super::HeadScan`] and [`Self::parse`] then tell.
+    pub fn read(&mut self, input: &[u8], to_head: bool, limits: &Limits) -> Result<Option<usize>, Refusal> {
+        let Some(line) = start_line(input) else { return Ok(None) };
         let mut parsed = httparse::Response::new(&mut []);
-        let config = httparse::ParserConfig::default();
-        match config.parse_response_with_uninit_headers(&mut parsed, head, &mut slots) {
-            Ok(httparse::Status::Complete(used)) if used == head.len() => {}
-            Ok(_) => return Err(Refusal::bad("head_malformed")),
-            Err(httparse::Error::TooManyHeaders) => return Err(Refusal::bad("header_too_many")),
-            Err(httparse::Error::Version) => return Err(Refusal::bad("version_malformed")),
-            Err(httparse::Error::Status | httparse::Error::Token) => {
-                return Err(Refusal::bad("status_malformed"));
-            }
-            Err(_) => return Err(explain_fields(head)),
+        // The line alone is no whole head to it.
+        if !parsed.parse(line).is_ok_and(|status| status.is_partial()) {
+            return Ok(None);
         }
-        check_fields(parsed.headers, limits)?;
+        let Lines::End(end) = self.fields.read(input, line.len()) else { return Ok(None) };
+        if end > limits.head_bytes {
+            return Ok(None);
+        }
+        self.fields.check(limits)?;
         self.status = parsed.code.unwrap_or_default();
         if !(100..=599).contains(&self.status) {
             return Err(Refusal::bad("status_out_of_range"));
         }
         let reason = parsed.reason.unwrap_or_default();
-        self.reason = if reason.is_empty() { Span::default() } else { Span::within(head, reason.as_bytes()) };
+        self.reason =
+            if reason.is_empty() { Span::default() } else { Span::within(input, reason.as_bytes()) };
         self.version = Version::from_minor(parsed.version);
-        self.fields.assign(head, parsed.headers);
-        self.settle(to_head)
+        self.settle(to_head)?;
+        Ok(Some(end))
+    }
+
+    /// Parses a whole head, as [`super::HeadScan`] delimits it.
+    pub fn parse(&mut self, head: &[u8], to_head: bool, limits: &Limits) -> Result<(), Refusal> {
+        match self.read(head, to_head, limits)? {
+            Some(end) if end == head.len() => Ok(()),
+            _ => Err(self.explain(head)),
+        }
+    }
+
+    /// Why a head is not taken. Slow and exact.
+    fn explain(&mut self, head: &[u8]) -> Refusal {
+        let first = start_line(head).unwrap_or(head);
+        match httparse::Response::new(&mut []).parse(first) {
+            Err(httparse::Error::Version) => Refusal::bad("version_malformed"),
+            Err(httparse::Error::Status | httparse::Error::Token) => Refusal::bad("status_malformed"),
+            Ok(_) if self.fields.read(head, first.len()) == Lines::TooMany => Refusal::bad("header_too_many"),
+            _ => explain_fields(head),
+        }
     }
 
     fn settle(&mut self, to_head: bool) -> Result<(), Refusal> {

@@ -12,9 +12,14 @@ impl<'a> Changes<'a> {
         self.0.into_iter().flatten()
     }
 
+    /// Most routes change nothing.
+    fn is_empty(&self) -> bool {
+        self.0[0].is_empty() && self.0[1].is_empty()
+    }
+
     /// Whether received (and own) values of a field go.
     pub fn replaces(&self, name: &[u8]) -> bool {
-        self.iter().any(|op| replaces(op, name))
+        !self.is_empty() && self.iter().any(|op| replaces(op, name))
     }
 
     /// The authority that is set by way of the `host` field.
@@ -27,6 +32,9 @@ impl<'a> Changes<'a> {
 
     /// Writes the fields that are set or added and not taken away by a later change.
     pub fn write(&self, out: &mut impl FieldSink) {
+        if self.is_empty() {
+            return;
+        }
         let mut rest = self.iter();
         while let Some(op) = rest.next() {
             let value = match &op.change {

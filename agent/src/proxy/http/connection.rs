@@ -15,7 +15,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::HttpSettings;
 use super::caller::Caller;
-use super::worker::{Buffers, HttpWorker, make_room};
+use super::worker::{Buffers, Held, HttpWorker, make_room};
 use crate::balance::Pick;
 use crate::http::Refusal;
 use crate::http::h1::HeadScan;
@@ -32,7 +32,7 @@ pub(in crate::proxy) struct Connection {
     pub(in crate::proxy) ctx: Context,
     pub(in crate::proxy) settings: Rc<HttpSettings>,
     pub(in crate::proxy) io: TcpStream,
-    pub(in crate::proxy) buffers: Buffers,
+    pub(in crate::proxy) buffers: Held,
     pub(in crate::proxy) peer: SocketAddr,
     pub(in crate::proxy) original_destination: SocketAddr,
     pub(in crate::proxy) origin: Origin,
@@ -160,11 +160,18 @@ impl Connection {
     }
 
     fn take_head(&mut self, scan: &mut HeadScan) -> Result<bool, Refusal> {
-        let Buffers { head, client_in, .. } = &mut self.buffers;
+        let Buffers { head, client_in, .. } = &mut *self.buffers;
         if client_in.is_empty() {
             return Ok(false);
         }
         let limits = &self.settings.request;
+        // Nearly all heads come in one piece.
+        if scan.is_fresh()
+            && let Some(len) = head.read(client_in, limits)?
+        {
+            client_in.advance(len);
+            return Ok(true);
+        }
         let Some(len) = scan.find_end(client_in, limits)? else { return Ok(false) };
         head.parse(&client_in[..len], limits)?;
         client_in.advance(len);
@@ -184,7 +191,11 @@ impl Connection {
             () = drained.as_mut() => false,
             () = idle_until(idle, until) => false,
         };
-        read || self.has_unread_request()
+        let more = read || self.has_unread_request();
+        if more && self.buffers.is_none() {
+            self.buffers = self.ctx.http.take_buffers();
+        }
+        more
     }
 
     /// What the client has sent by the time of a drain is still answered.
@@ -218,7 +229,7 @@ fn poll_first_bytes(
     cx: &mut task::Context<'_>,
     io: &mut TcpStream,
     worker: &HttpWorker,
-    buffers: &mut Buffers,
+    buffers: &mut Held,
 ) -> Poll<io::Result<usize>> {
     ready!(io.poll_read_ready(cx))?;
     *buffers = worker.take_buffers();

@@ -12,7 +12,6 @@ use std::cell::Cell;
 use std::future::pending;
 use std::io;
 use std::pin::pin;
-use std::time::SystemTime;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -221,6 +220,14 @@ impl HeadReading<'_> {
         loop {
             if !upstream_in.is_empty() {
                 let protocol = |refusal: crate::http::Refusal| Problem::UpstreamProtocol(refusal.reason);
+                // Nearly all heads come in one piece.
+                if scan.is_fresh()
+                    && let Some(len) =
+                        response.read(upstream_in, self.to_head, self.limits).map_err(protocol)?
+                {
+                    upstream_in.advance(len);
+                    return Ok(());
+                }
                 if let Some(len) = scan.find_end(upstream_in, self.limits).map_err(protocol)? {
                     response.parse(&upstream_in[..len], self.to_head, self.limits).map_err(protocol)?;
                     upstream_in.advance(len);
@@ -403,21 +410,5 @@ pub(in crate::proxy) fn upstream_body_problem(error: BodyError) -> Problem {
     match error {
         BodyError::Malformed(refusal) => Problem::UpstreamProtocol(refusal.reason),
         BodyError::Truncated => Problem::UpstreamTruncated,
-    }
-}
-
-/// When a request began, by the wall clock and by the monotonic one.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::proxy) struct Start {
-    /// For records.
-    pub wall: SystemTime,
-    /// For durations and deadlines.
-    pub at: Instant,
-}
-
-impl Start {
-    /// Now.
-    pub fn now() -> Self {
-        Self { wall: SystemTime::now(), at: Instant::now() }
     }
 }

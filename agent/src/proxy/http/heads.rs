@@ -68,7 +68,7 @@ impl RequestWriter<'_> {
                 || (named && is_named(fields, field.name))
                 || self.changes.replaces(field.name);
             if !skip {
-                out.field(field.name, field.value);
+                out.received(&field);
             }
         }
         self.write_own(out);
@@ -204,7 +204,7 @@ impl ResponseWriter<'_> {
                 || (named && is_named(fields, field.name))
                 || self.changes.replaces(field.name);
             if !skip {
-                out.field(field.name, field.value);
+                out.received(&field);
             }
         }
         if self.head.status() >= 200 && !fields.has(Known::Date) && !self.changes.replaces(b"date") {

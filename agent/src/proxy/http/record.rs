@@ -3,8 +3,9 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use super::caller::{Caller, is_grpc};
-use super::exchange::Start;
 use super::upstream::Unreached;
 use crate::compile::{Cluster, Route, Upstream};
 use crate::http::grpc::GrpcStatus;
@@ -18,7 +19,7 @@ use crate::telemetry::{RequestRecord, ResponseFlags};
 #[derive(Debug)]
 pub(in crate::proxy) struct Trail<'t> {
     /// When it began.
-    pub start: Start,
+    pub start: Instant,
     /// The client's pod.
     pub source: Option<&'t Arc<Workload>>,
     /// The route that took it.
@@ -47,7 +48,7 @@ pub(in crate::proxy) struct Trail<'t> {
 
 impl<'t> Trail<'t> {
     /// The trail of a request that has just been read.
-    pub fn new(start: Start, source: Option<&'t Arc<Workload>>) -> Self {
+    pub fn new(start: Instant, source: Option<&'t Arc<Workload>>) -> Self {
         Self {
             start,
             source,
@@ -83,8 +84,7 @@ impl Caller<'_> {
     pub fn record(self, trail: &Trail<'_>, head: Option<&RequestHead>, request_id: &str) {
         let user_agent = head.and_then(|head| head.fields().first(Known::UserAgent)).unwrap_or_default();
         self.ctx.recorder.request(&RequestRecord {
-            start: trail.start.wall,
-            duration: trail.start.at.elapsed(),
+            duration: trail.start.elapsed(),
             origin: self.origin,
             peer: self.peer,
             original_destination: self.original_destination,
@@ -105,7 +105,7 @@ impl Caller<'_> {
             request_bytes: trail.request_bytes,
             response_bytes: trail.response_bytes,
             request_id,
-            user_agent: std::str::from_utf8(user_agent).unwrap_or_default(),
+            user_agent,
         });
     }
 }

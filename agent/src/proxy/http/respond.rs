@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::caller::{Wire, deadline};
 use super::changes::Changes;
 use super::connection::{Connection, Ending};
-use super::exchange::{self, Finished, Progress, Start, Terms, take_direct};
+use super::exchange::{self, Finished, Progress, Terms, take_direct};
 use super::heads::Fate;
 use super::plan::{Plan, Planned};
 use super::record::Trail;
@@ -31,7 +31,7 @@ impl Connection {
     ///
     /// Gives how the connection ends, or nothing where it goes on.
     pub(super) async fn respond(&mut self) -> Option<Ending> {
-        let start = Start::now();
+        let start = Instant::now();
         let table = self.ctx.tables.load_full();
         self.served = self.served.saturating_add(1);
         let mut request_id = std::mem::take(&mut self.buffers.request_id);
@@ -77,7 +77,7 @@ impl Connection {
     /// Answers a head that could not be read, and records it.
     pub(super) async fn refuse(&mut self, problem: Problem) -> Ending {
         let table = self.ctx.tables.load_full();
-        let mut trail = Trail::new(Start::now(), table.workloads.get(&self.peer.ip().to_canonical()));
+        let mut trail = Trail::new(Instant::now(), table.workloads.get(&self.peer.ip().to_canonical()));
         trail.fail(problem);
         trail.status = problem.status();
         if let Some(answer) = problem.answer() {
@@ -109,7 +109,7 @@ impl Connection {
         self.write_request(planned);
         let framing = self.buffers.head.framing();
         let mut body = BodyTransfer::new(framing, framing);
-        let deadline = deadline(planned, &self.buffers.head, trail.start.at);
+        let deadline = deadline(planned, &self.buffers.head, trail.start);
         // A request that can't be sent twice asks the kernel whether the connection still lives.
         let repeatable = framing.is_empty() && self.buffers.head.is_idempotent();
         let liveness = if repeatable { Liveness::Heard } else { Liveness::Asked };
@@ -152,7 +152,7 @@ impl Connection {
 
     fn write_request(&mut self, planned: &Planned<'_>) {
         let mut request = std::mem::take(&mut self.buffers.request);
-        let Buffers { head, request_id, .. } = &self.buffers;
+        let Buffers { head, request_id, .. } = &*self.buffers;
         let outgoing = self.caller().outgoing(planned, head);
         self.caller().writer(planned, &outgoing, head, request_id).write(&mut request);
         self.buffers.request = request;
@@ -216,7 +216,7 @@ impl Connection {
 
     async fn discard(&mut self, body: &mut BodyTransfer) -> bool {
         let limit = body.bytes().saturating_add(self.settings.discard_bytes);
-        let Buffers { client_in, upstream_out, .. } = &mut self.buffers;
+        let Buffers { client_in, upstream_out, .. } = &mut *self.buffers;
         loop {
             take_direct(body, client_in);
             upstream_out.clear();
@@ -310,7 +310,7 @@ impl Connection {
 
     /// Copies both ways until both sides have closed theirs. What either sent ahead goes first.
     async fn tunnel(&mut self, mut upstream: UpstreamConnection, trail: &mut Trail<'_>) -> Ending {
-        let Buffers { client_in, upstream_in, .. } = &mut self.buffers;
+        let Buffers { client_in, upstream_in, .. } = &mut *self.buffers;
         let (to_upstream, to_client) = (Cell::new(0), Cell::new(0));
         let ahead = tokio::try_join!(
             write_parts(&mut upstream.io, [&client_in[..], &[], &[]], None, &to_upstream),

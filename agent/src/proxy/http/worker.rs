@@ -1,6 +1,7 @@
 //! What the HTTP connections of one worker share: upstream connections, buffers, random numbers and the date.
 
 use std::cell::RefCell;
+use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -33,7 +34,7 @@ pub struct HttpWorker {
     pool: Pool,
     http2: Http2Pool,
     random: Rc<Random>,
-    spare: RefCell<Vec<Buffers>>,
+    spare: RefCell<Vec<Box<Buffers>>>,
     date: RefCell<(u64, String)>,
 }
 
@@ -72,6 +73,32 @@ impl Buffers {
         [&self.client_in, &self.client_out, &self.upstream_in, &self.upstream_out]
             .iter()
             .all(|buffer| buffer.capacity() <= MAX_KEPT_BYTES)
+    }
+}
+
+/// A connection's buffers, in a box as they move between the connection and the worker's spare ones with each request.
+/// None while the connection is idle.
+#[derive(Debug, Default)]
+pub(in crate::proxy) struct Held(Option<Box<Buffers>>);
+
+impl Held {
+    /// Whether there are none.
+    pub fn is_none(&self) -> bool {
+        self.0.is_none()
+    }
+}
+
+impl Deref for Held {
+    type Target = Buffers;
+
+    fn deref(&self) -> &Buffers {
+        self.0.as_ref().expect("only an idle connection has none, and nothing to do with them")
+    }
+}
+
+impl DerefMut for Held {
+    fn deref_mut(&mut self) -> &mut Buffers {
+        self.0.as_mut().expect("only an idle connection has none, and nothing to do with them")
     }
 }
 
@@ -115,12 +142,17 @@ impl ReadSize {
     }
 }
 
-/// Writes the last `digits` hexadecimal digits of a number, without what `write!` brings along.
-fn write_hex(out: &mut String, number: u64, digits: u32) {
-    for place in (0..digits).rev() {
-        let digit = u32::try_from(number >> (4 * place) & 0xf).unwrap_or_default();
-        out.push(char::from_digit(digit, 16).unwrap_or('0'));
+/// The text of a UUID, without what `write!` brings along.
+fn uuid_text(uuid: u128) -> [u8; REQUEST_ID_BYTES] {
+    let mut text = [b'-'; REQUEST_ID_BYTES];
+    let mut bytes = uuid.to_be_bytes().into_iter();
+    for group in [0..8, 9..13, 14..18, 19..23, 24..36] {
+        for (pair, byte) in text[group].chunks_exact_mut(2).zip(&mut bytes) {
+            pair[0] = b"0123456789abcdef"[usize::from(byte >> 4)];
+            pair[1] = b"0123456789abcdef"[usize::from(byte & 0xf)];
+        }
     }
+    text
 }
 
 impl HttpWorker {
@@ -156,16 +188,10 @@ impl HttpWorker {
 
     /// Writes a random UUID (version 4).
     pub(in crate::proxy) fn write_request_id(&self, out: &mut String) {
-        let (high, low) = (self.random.next(), self.random.next());
-        let (time, version) = (high >> 32, high & 0x0fff | 0x4000);
-        let (clock, node) = (low >> 48 & 0x3fff | 0x8000, low & 0xffff_ffff_ffff);
-        let middle = high >> 16 & 0xffff;
-        out.reserve(REQUEST_ID_BYTES);
-        write_hex(out, time, 8);
-        for (group, digits) in [(middle, 4), (version, 4), (clock, 4), (node, 12)] {
-            out.push('-');
-            write_hex(out, group, digits);
-        }
+        let random = u128::from(self.random.next()) << 64 | u128::from(self.random.next());
+        let version_and_variant = 4 << 76 | 0b10 << 62;
+        let text = uuid_text(random & !(0xf << 76 | 0b11 << 62) | version_and_variant);
+        out.push_str(std::str::from_utf8(&text).expect("hexadecimal digits and dashes"));
     }
 
     /// Hands over `now` as an HTTP date; formatted once a second.
@@ -178,11 +204,12 @@ impl HttpWorker {
         write(&date.1);
     }
 
-    pub(in crate::proxy) fn take_buffers(&self) -> Buffers {
-        self.spare.borrow_mut().pop().unwrap_or_default()
+    pub(in crate::proxy) fn take_buffers(&self) -> Held {
+        Held(Some(self.spare.borrow_mut().pop().unwrap_or_default()))
     }
 
-    pub(in crate::proxy) fn keep_buffers(&self, mut buffers: Buffers) {
+    pub(in crate::proxy) fn keep_buffers(&self, held: Held) {
+        let Some(mut buffers) = held.0 else { return };
         let mut spare = self.spare.borrow_mut();
         if spare.len() < MAX_SPARE && buffers.is_modest() {
             buffers.next_request();

@@ -25,7 +25,6 @@ use crate::net::Replay;
 use crate::proxy::answer::Problem;
 use crate::proxy::http::HttpSettings;
 use crate::proxy::http::caller::Caller;
-use crate::proxy::http::exchange::Start;
 use crate::proxy::http::record::Trail;
 use crate::proxy::{Context, Downstream};
 use crate::telemetry::Origin;
@@ -63,7 +62,7 @@ impl Session {
     /// Records what ended the connection where that was the client's doing.
     fn record_violation(&self, reason: &'static str) {
         let table = self.ctx.tables.load_full();
-        let mut trail = Trail::new(Start::now(), self.caller().source(&table));
+        let mut trail = Trail::new(Instant::now(), self.caller().source(&table));
         trail.version = Version::Http2;
         trail.fail(Problem::Refused(Refusal::bad(reason)));
         self.caller().record(&trail, None, "");

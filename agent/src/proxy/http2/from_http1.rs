@@ -29,7 +29,7 @@ impl Connection {
         trail: &mut Trail<'_>,
     ) -> Option<Ending> {
         let mut body = BodyTransfer::new(self.buffers.head.framing(), Framing::UntilClose);
-        let deadline = deadline(planned, &self.buffers.head, trail.start.at);
+        let deadline = deadline(planned, &self.buffers.head, trail.start);
         let delivered = Delivered::default();
         let fate = Cell::new(Fate::Close);
         let mut again = true;
@@ -79,7 +79,7 @@ impl Connection {
     ) -> Result<(), Failed> {
         let may_keep = self.may_keep();
         let Self { ctx, settings, io, buffers, origin, peer, original_destination, .. } = self;
-        let Buffers { head, response, client_in, client_out, upstream_out, request_id, .. } = buffers;
+        let Buffers { head, response, client_in, client_out, upstream_out, request_id, .. } = &mut **buffers;
         let head = &*head;
         let caller =
             Caller { ctx, settings, origin, peer: *peer, original_destination: *original_destination };

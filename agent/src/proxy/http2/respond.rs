@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 use h2::RecvStream;
 use h2::server::SendResponse;
 use http::{HeaderMap, Request};
+use tokio::time::Instant;
 
 use super::body::{Http1Sink, Http2Sink, Http2Source};
 use super::connection::Session;
@@ -23,11 +24,11 @@ use crate::pool::Liveness;
 use crate::proxy::answer::{Answer, Problem};
 use crate::proxy::http::caller::{Wire, deadline, is_grpc};
 use crate::proxy::http::changes::Changes;
-use crate::proxy::http::exchange::{HeadReading, Start};
+use crate::proxy::http::exchange::HeadReading;
 use crate::proxy::http::plan::{Plan, Planned};
 use crate::proxy::http::record::Trail;
 use crate::proxy::http::upstream::{Deadline, Goal, UpstreamConnection, Wanted};
-use crate::proxy::http::worker::Buffers;
+use crate::proxy::http::worker::{Buffers, Held};
 use crate::route::{RequestView, redirect_location};
 
 /// How a stream ended.
@@ -47,7 +48,7 @@ pub(super) async fn respond(
     request: Request<RecvStream>,
     send: SendResponse<Bytes>,
 ) -> StreamEnd {
-    let start = Start::now();
+    let start = Instant::now();
     let table = session.ctx.tables.load_full();
     let (parts, body) = request.into_parts();
     let mut buffers = session.ctx.http.take_buffers();
@@ -81,7 +82,7 @@ pub(super) async fn respond(
 /// A stream whose request's head has been read.
 struct Stream<'s> {
     session: &'s Session,
-    buffers: Buffers,
+    buffers: Held,
     send: SendResponse<Bytes>,
     body: Http2Source,
 }
@@ -97,7 +98,8 @@ struct Turn<'a> {
 impl Stream<'_> {
     async fn serve<'t>(&mut self, table: &'t crate::compile::RoutingTable, trail: &mut Trail<'t>) {
         let caller = self.session.caller();
-        caller.choose_request_id(&self.buffers.head, &mut self.buffers.request_id);
+        let Buffers { head, request_id, .. } = &mut *self.buffers;
+        caller.choose_request_id(head, request_id);
         let planned = caller.plan(table, &self.buffers.head);
         trail.route = planned.route.map(|matched| &**matched.route);
         match planned.plan {
@@ -139,7 +141,7 @@ impl Stream<'_> {
     /// Sends the request on, once more where that can do no harm.
     async fn forward(&mut self, goal: Goal<'_>, planned: &Planned<'_>, trail: &mut Trail<'_>) {
         let wire = self.session.caller().wire(planned.protocol(), Version::Http2);
-        let deadline = deadline(planned, &self.buffers.head, trail.start.at);
+        let deadline = deadline(planned, &self.buffers.head, trail.start);
         let mut again = true;
         loop {
             let progress = Progress::default();
@@ -187,7 +189,7 @@ impl Stream<'_> {
 
     async fn over_http2(&mut self, stream: &UpstreamStream, turn: Turn<'_>) -> Result<(), Failed> {
         let Self { session, buffers, send, body } = self;
-        let Buffers { head, response, request_id, .. } = buffers;
+        let Buffers { head, response, request_id, .. } = &mut **buffers;
         let (caller, settings) = (session.caller(), &session.settings);
         let request = caller.http2_request(turn.planned, head, request_id).map_err(Problem::Refused)?;
         let ends = body.body.is_end_stream();
@@ -250,7 +252,8 @@ impl Stream<'_> {
     ) -> Result<bool, Failed> {
         let Self { session, buffers, send, body } = self;
         let (caller, settings) = (session.caller(), &session.settings);
-        let Buffers { head, response, request_id, upstream_in, upstream_out, client_out, .. } = buffers;
+        let Buffers { head, response, request_id, upstream_in, upstream_out, client_out, .. } =
+            &mut **buffers;
         let outgoing = caller.outgoing(turn.planned, head);
         upstream_in.clear();
         upstream_out.clear();
