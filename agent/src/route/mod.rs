@@ -2,6 +2,7 @@
 
 mod conditions;
 mod hosts;
+mod path;
 mod prefixes;
 mod query;
 mod rewrite;
@@ -13,6 +14,7 @@ use crate::compile::Route;
 use crate::model::Workload;
 
 pub use hosts::HostTable;
+pub use path::{EscapedSlashes, InvalidPath, Normalisation, PathPolicy, UnknownName, normalise};
 pub use rewrite::{redirect_location, rewrite_path};
 pub use rules::{Rule, RuleSet};
 
