@@ -109,11 +109,7 @@ impl PathPolicy {
     /// For captured connections: `base`, escaped slashes kept, nothing odd refused, so that applications get what their
     /// clients mean.
     pub const fn captured() -> Self {
-        Self {
-            normalisation: Normalisation::Base,
-            escaped_slashes: EscapedSlashes::Keep,
-            strict: false,
-        }
+        Self { normalisation: Normalisation::Base, escaped_slashes: EscapedSlashes::Keep, strict: false }
     }
 
     /// For Gateway listeners: `merge_slashes`, escaped slashes rejected, strict.
@@ -181,7 +177,8 @@ fn decode<'p>(path: &'p str, policy: &PathPolicy) -> Result<Cow<'p, str>, Invali
         } else if let Some(escaped) = escaped_byte(bytes, at) {
             seen = at + 3;
             // Decoded, a digit behind a lone `%` would make up an escape that was not there.
-            let completes = escaped.is_ascii_hexdigit() && lone.is_some_and(|lone| is_behind(bytes, lone, at));
+            let completes =
+                escaped.is_ascii_hexdigit() && lone.is_some_and(|lone| is_behind(bytes, lone, at));
             if completes { Change::Nothing } else { escape_change(escaped, bytes, at, policy)? }
         } else if policy.strict {
             return Err(InvalidPath::Escape);

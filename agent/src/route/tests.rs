@@ -114,6 +114,22 @@ fn paths() {
 }
 
 #[test]
+fn conditions_spell_their_escapes_as_paths_do() {
+    for (path, fitting) in [
+        (MatchPath::Exact("/caf%c3%a9".into()), "/caf%C3%A9"),
+        (MatchPath::Prefix("/%61/b%2f".into()), "/a/b%2Fc"),
+        (MatchPath::PathPrefix("/%7euser".into()), "/~user/x"),
+        (MatchPath::ExactIgnoreCase("/%41%2f".into()), "/a%2F"),
+        (MatchPath::PrefixIgnoreCase("/%c3".into()), "/%C3%A4"),
+    ] {
+        check(&on_path(path), &View::get(fitting), true);
+    }
+    let set = set(vec![vec![on_path(MatchPath::PathPrefix("/%61%62".into()))]]);
+    let taken = found(&set, &View::get("/ab/c"), &RequestOrigin { source: None, port: 80 });
+    assert_eq!(taken, Some((0, 3, true)), "what is replaced is what was matched");
+}
+
+#[test]
 fn an_expression_that_was_not_anchored_takes_whole_values_all_the_same() {
     let unanchored = MatchPath::Regex(Regex::new("/a").expect("is an expression"), "/a".into());
     check(&on_path(unanchored.clone()), &View::get("/a"), true);

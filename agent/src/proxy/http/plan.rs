@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::changes::Changes;
 use crate::compile::{Action, Backend, Cluster, GatewayListener, RoutingTable, WeightedBackend};
+use crate::http::Refusal;
 use crate::http::h1::RequestHead;
 use crate::model::{AppProtocol, DirectResponse, PathRewrite, Redirect, Workload};
 use crate::proxy::answer::Problem;
@@ -73,6 +74,11 @@ impl<'t> Planned<'t> {
             Action::Forward(forward) => Some(&forward.rewrite),
             Action::Redirect(_) | Action::Respond(_) | Action::Original => None,
         }
+    }
+
+    /// A request that is not taken.
+    pub fn refused(refusal: Refusal) -> Self {
+        Self::unrouted(Plan::Fail(Problem::Refused(refusal)))
     }
 
     fn unrouted(plan: Plan<'t>) -> Self {
