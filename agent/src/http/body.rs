@@ -105,6 +105,7 @@ impl BodyTransfer {
     }
 
     /// The same for a body whose trailers may or may not have `_` in their names; others are dropped.
+    #[must_use]
     pub fn of_client(self, underscores: bool) -> Self {
         Self { underscores, ..self }
     }

@@ -121,14 +121,14 @@ impl PathPolicy {
         }
     }
 
-    fn merges(&self) -> bool {
+    fn merges(self) -> bool {
         self.normalisation == Normalisation::MergeSlashes
     }
 }
 
 /// A path in the form that `policy` asks for. `path` begins with `/`; so does the result, and normalising it once more
 /// changes nothing.
-pub fn normalise<'p>(path: &'p str, policy: &PathPolicy) -> Result<Cow<'p, str>, InvalidPath> {
+pub fn normalise(path: &str, policy: PathPolicy) -> Result<Cow<'_, str>, InvalidPath> {
     if policy.normalisation == Normalisation::None || is_plain(path.as_bytes()) {
         return Ok(Cow::Borrowed(path));
     }
@@ -139,7 +139,7 @@ pub fn normalise<'p>(path: &'p str, policy: &PathPolicy) -> Result<Cow<'p, str>,
 
 /// A rule's path or the beginning of one with its escapes spelled as those of normalised paths are.
 pub fn canonical_escapes(path: &str) -> Cow<'_, str> {
-    decode(path, &PathPolicy::captured()).unwrap_or(Cow::Borrowed(path))
+    decode(path, PathPolicy::captured()).unwrap_or(Cow::Borrowed(path))
 }
 
 /// Whether a path holds nothing that could have to be changed.
@@ -163,7 +163,7 @@ enum Change {
 }
 
 /// Decodes what needs no escape, spells other escapes alike, and turns `\`.
-fn decode<'p>(path: &'p str, policy: &PathPolicy) -> Result<Cow<'p, str>, InvalidPath> {
+fn decode(path: &str, policy: PathPolicy) -> Result<Cow<'_, str>, InvalidPath> {
     let bytes = path.as_bytes();
     let mut out = String::new();
     // Up to where the path has been looked at, up to where it has been copied, and where the last lone `%` stands.
@@ -213,7 +213,7 @@ fn is_behind(bytes: &[u8], lone: usize, at: usize) -> bool {
     at == lone + 1 || (at == lone + 2 && bytes[lone + 1].is_ascii_hexdigit())
 }
 
-fn escape_change(escaped: u8, bytes: &[u8], at: usize, policy: &PathPolicy) -> Result<Change, InvalidPath> {
+fn escape_change(escaped: u8, bytes: &[u8], at: usize, policy: PathPolicy) -> Result<Change, InvalidPath> {
     match (escaped, policy.escaped_slashes) {
         (0, _) => return Err(InvalidPath::Null),
         (0x01..=0x1f | 0x7f, _) if policy.strict => return Err(InvalidPath::ControlByte),
@@ -231,19 +231,17 @@ fn escape_change(escaped: u8, bytes: &[u8], at: usize, policy: &PathPolicy) -> R
 
 /// Takes `.` and `..` away (RFC 3986 section 5.2.4).
 fn resolve(path: Cow<'_, str>, strict: bool) -> Result<Cow<'_, str>, InvalidPath> {
-    let elements = || path.split('/').skip(1);
-    if !elements().any(|element| matches!(element, "." | "..")) {
+    if !has_dots(&path) {
         return Ok(path);
     }
     let mut out = String::with_capacity(path.len());
     let mut ends_in_dots = false;
-    for element in elements() {
+    for element in path.split('/').skip(1) {
         ends_in_dots = matches!(element, "." | "..");
         match (element, out.rfind('/')) {
-            (".", _) => {}
             ("..", Some(parent)) => out.truncate(parent),
             ("..", None) if strict => return Err(InvalidPath::AboveRoot),
-            ("..", None) => {}
+            ("." | "..", _) => {}
             _ => {
                 out.push('/');
                 out.push_str(element);
@@ -254,6 +252,11 @@ fn resolve(path: Cow<'_, str>, strict: bool) -> Result<Cow<'_, str>, InvalidPath
         out.push('/');
     }
     Ok(Cow::Owned(out))
+}
+
+/// Whether a path has elements that [`normalise`] would resolve.
+pub(super) fn has_dots(path: &str) -> bool {
+    path.split('/').any(|element| matches!(element, "." | ".."))
 }
 
 /// Makes each run of `/` one.

@@ -6,7 +6,9 @@ use proptest::prelude::*;
 use regex_automata::meta::Regex;
 
 use super::conditions::{fits, prefix_taken};
-use super::{RequestOrigin, RequestView, RouteMatch, RuleSet, redirect_location, rewrite_path};
+use super::{
+    RequestOrigin, RequestView, RouteMatch, RuleSet, redirect_location, rewrite_climbs, rewrite_path,
+};
 use crate::compile::{Action, Route, RouteName};
 use crate::model::{
     MatchPath, MatchValue, ObjectName, Redirect, RedirectPath, RedirectPort, RequestMatch, RewriteRegex,
@@ -306,6 +308,30 @@ fn plain_prefixes_and_other_rewrites() {
         let shown = rewritten(("VirtualService", taken, false), &rewrite, path, query);
         assert_eq!(shown, expected, "{path} by {rewrite:?}");
     }
+}
+
+#[test]
+fn rewrites_that_climb() {
+    let route = route("VirtualService", "0");
+    let check = |rewrite: &RedirectPath, prefix_len, by_element, path: &str, expected| {
+        let matched = RouteMatch { route: &route, prefix_len, by_element };
+        assert_eq!(rewrite_climbs(&matched, rewrite, path), expected, "{path} by {rewrite:?}");
+    };
+    let prefix = RedirectPath::Prefix("/files/".into());
+    check(&prefix, 2, false, "/a../b", true);
+    check(&prefix, 2, false, "/a.", true);
+    check(&prefix, 2, false, "/a.b", false);
+    check(&prefix, 2, false, "/a/b", false);
+    check(&prefix, 2, true, "/a../b", false);
+    check(&RedirectPath::Prefix("/files".into()), 2, false, "/a../b", false);
+    check(&RedirectPath::Full("/files".into()), 2, false, "/a../b", false);
+    let regex = |pattern: &str, substitution: &str| {
+        let compiled = Regex::new(pattern).expect("is an expression");
+        RedirectPath::Regex(RewriteRegex(compiled, pattern.into()), substitution.into())
+    };
+    check(&regex("^/a(.*)", "/files/\\1"), 0, false, "/a../b", true);
+    check(&regex("^/a(.*)", "/files/\\1"), 0, false, "/ab.c", false);
+    check(&regex("x", ""), 0, false, "/.x./b", true);
 }
 
 #[test]

@@ -212,7 +212,7 @@ impl RequestHead {
     }
 
     /// Gives the path the form that `policy` asks for; the query stays as it is. A head that is refused stays as it was.
-    pub fn normalise_path(&mut self, policy: &PathPolicy) -> Result<(), Refusal> {
+    pub fn normalise_path(&mut self, policy: PathPolicy) -> Result<(), Refusal> {
         let path = self.path();
         if path == "*" {
             return Ok(());

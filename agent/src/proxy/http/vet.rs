@@ -21,7 +21,7 @@ pub(in crate::proxy) fn vet(head: &mut RequestHead, settings: &HttpSettings) -> 
     if settings.max_hops.is_some_and(|max| head.passed_by(PSEUDONYM) > max) {
         return Err(Refusal::with(508, "via_loop"));
     }
-    head.normalise_path(&settings.path)
+    head.normalise_path(settings.path)
 }
 
 /// Both give a client what it sent, credentials included. Methods have a case (RFC 9110 section 9.1), which not all

@@ -155,6 +155,32 @@ fn rewrites_work_on_what_was_matched() {
 }
 
 #[test]
+fn a_rewrite_makes_no_way_upwards() {
+    run(async {
+        let upstream = echo().await;
+        let mut setup = Setup::with_rule(&[upstream], rule());
+        let prefixed = &mut setup.model.mesh_routes[0].rules[0];
+        let prefix = MatchPath::Prefix("/files".into());
+        prefixed.matches = vec![RequestMatch { path: Some(prefix), ..RequestMatch::default() }];
+        let RouteAction::Forward { rewrite, .. } = &mut prefixed.action else { unreachable!("it forwards") };
+        *rewrite = PathRewrite { path: Some(RedirectPath::Prefix("/store/".into())), authority: None };
+        let proxy = setup.start().await;
+        for (path, expected) in [
+            ("/files.html", "/store/.html"),
+            ("/files/a.b", "/store//a.b"),
+            ("/files../secret", "400 path_rewrite_dots"),
+            ("/files%2e%2e/secret", "400 path_rewrite_dots"),
+            ("/files..", "400 path_rewrite_dots"),
+            ("/files./secret", "400 path_rewrite_dots"),
+        ] {
+            assert_eq!(over_http1(&proxy, path).await, expected, "{path}");
+            assert_eq!(over_http2(&proxy, path).await, expected, "{path}");
+        }
+        assert_eq!(proxy.records(12).await[11].upstream, None, "nothing was sent");
+    });
+}
+
+#[test]
 fn methods_that_are_refused_are_405_and_the_rest_goes_on() {
     run(async {
         for setup in guarded().await {
@@ -268,7 +294,7 @@ async fn forwarded(setup: fn(std::net::SocketAddr) -> Setup, fields: &[(&str, &s
     })
     .await;
     let proxy = setup(mirror).start().await;
-    let lines: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let lines: String = fields.iter().flat_map(|(name, value)| [name, ": ", value, "\r\n"]).collect();
     let first =
         proxy.exchange(&format!("GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n{lines}\r\n")).await;
     let second = Client::connect(&proxy).await.get(request("GET", "/", fields)).await.body;
