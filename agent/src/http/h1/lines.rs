@@ -45,22 +45,26 @@ pub(super) struct Line {
 pub(super) fn find_lines(bytes: &[u8], mut at: usize, mut take: impl FnMut(Line)) -> Lines {
     let mut left = MAX_FIELDS;
     loop {
-        match &bytes[at..] {
+        let line = &bytes[at..];
+        match line {
             [b'\r', b'\n', ..] => return Lines::End(at + 2),
             [] | [b'\r'] => return Lines::Incomplete,
             _ => {}
         }
-        let Some(name_len) = bytes[at..].iter().position(|byte| !IN_TOKEN[usize::from(*byte)]) else {
-            return Lines::Incomplete;
+        let Some(colon) = first(line, |word| is_byte(word, b':'), |byte| byte == b':') else {
+            return if line.iter().all(|byte| in_token(*byte)) {
+                Lines::Incomplete
+            } else {
+                Lines::Malformed
+            };
         };
-        let colon = at + name_len;
-        if name_len == 0 || bytes[colon] != b':' {
+        let (name, value) = (&line[..colon], &line[colon + 1..]);
+        // Without a way out of the loop, which names are too short to be worth.
+        if colon == 0 || !name.iter().fold(true, |all, byte| all & in_token(*byte)) {
             return Lines::Malformed;
         }
-        let blanks = bytes[colon + 1..].iter().take_while(|byte| is_blank(**byte)).count();
-        let start = colon + 1 + blanks;
-        let line_end = start + text_len(&bytes[start..]);
-        match &bytes[line_end..] {
+        let len = text_len(value);
+        match &value[len..] {
             [b'\r', b'\n', ..] => {}
             [] | [b'\r'] => return Lines::Incomplete,
             _ => return Lines::Malformed,
@@ -69,36 +73,81 @@ pub(super) fn find_lines(bytes: &[u8], mut at: usize, mut take: impl FnMut(Line)
             return Lines::TooMany;
         }
         left -= 1;
-        let trailing = bytes[start..line_end].iter().rev().take_while(|byte| is_blank(**byte)).count();
-        let plain = blanks == 1 && trailing == 0 && bytes[colon + 1] == b' ';
-        take(Line { name: Span::from(at..colon), value: Span::from(start..line_end - trailing), plain });
-        at = line_end + 2;
+        let start = at + colon + 1;
+        let (before, end) = trim(&value[..len]);
+        take(Line {
+            name: Span::from(at..at + colon),
+            value: Span::from(start + before..start + end),
+            plain: before == 1 && end == len && value[0] == b' ',
+        });
+        at = start + len + 2;
     }
 }
 
-fn is_blank(byte: u8) -> bool {
-    byte == b' ' || byte == b'\t'
+fn in_token(byte: u8) -> bool {
+    IN_TOKEN[usize::from(byte)]
+}
+
+/// Where a value begins and ends without the blanks around it.
+fn trim(value: &[u8]) -> (usize, usize) {
+    let is_blank = |byte: &u8| *byte == b' ' || *byte == b'\t';
+    let mut start = 0;
+    while value.get(start).is_some_and(is_blank) {
+        start += 1;
+    }
+    let mut end = value.len();
+    while end > start && is_blank(&value[end - 1]) {
+        end -= 1;
+    }
+    (start, end)
 }
 
 /// How many bytes stand before the first control byte other than a tab.
 fn text_len(bytes: &[u8]) -> usize {
     let mut len = 0;
-    for chunk in bytes.chunks_exact(8) {
-        let word = u64::from_le_bytes(chunk.try_into().expect("chunks of eight"));
-        if has_control(word) {
-            break;
+    while let Some(found) = first(&bytes[len..], controls, is_control) {
+        len += found;
+        if bytes[len] != b'\t' {
+            return len;
         }
-        len += 8;
+        len += 1;
     }
-    len + bytes[len..].iter().take_while(|byte| **byte >= b' ' && **byte != 0x7f || **byte == b'\t').count()
+    bytes.len()
 }
 
-/// Whether one of eight bytes is below the space or DEL; tabs count, as the byte by byte look that follows is right.
-fn has_control(word: u64) -> bool {
-    const ONES: u64 = u64::from_ne_bytes([1; 8]);
-    const HIGHS: u64 = ONES << 7;
-    let below = |word: u64, limit: u64| word.wrapping_sub(ONES * limit) & !word & HIGHS;
-    below(word, 0x20) | below(word ^ (ONES * 0x7f), 1) != 0
+fn is_control(byte: u8) -> bool {
+    byte < b' ' || byte == 0x7f
+}
+
+/// The first byte that is `wanted`. `marks` looks at eight bytes at once, and sets the highest bit of the first that is
+/// wanted and of none before it.
+fn first(bytes: &[u8], marks: impl Fn(u64) -> u64, wanted: impl Fn(u8) -> bool) -> Option<usize> {
+    let mut words = bytes.chunks_exact(8);
+    let mut at = 0;
+    for word in words.by_ref() {
+        let marked = marks(u64::from_le_bytes(word.try_into().expect("chunks of eight")));
+        if marked != 0 {
+            return Some(at + (marked.trailing_zeros() / 8) as usize);
+        }
+        at += 8;
+    }
+    words.remainder().iter().position(|byte| wanted(*byte)).map(|found| at + found)
+}
+
+const ONES: u64 = u64::from_ne_bytes([1; 8]);
+
+/// Marks bytes below `limit`, which is 128 at most. A borrow may mark what follows a marked byte.
+fn below(word: u64, limit: u8) -> u64 {
+    word.wrapping_sub(ONES * u64::from(limit)) & !word & (ONES << 7)
+}
+
+fn is_byte(word: u64, byte: u8) -> u64 {
+    below(word ^ (ONES * u64::from(byte)), 1)
+}
+
+/// Marks control bytes, tabs among them.
+fn controls(word: u64) -> u64 {
+    below(word, b' ') | is_byte(word, 0x7f)
 }
 
 #[cfg(test)]
@@ -152,14 +201,14 @@ mod tests {
     }
 
     #[test]
-    fn control_bytes_are_seen_wherever_they_are() {
+    fn the_first_control_byte_is_found_wherever_it_is() {
         for byte in 0..=u8::MAX {
-            for place in 0..8 {
-                let mut word = *b"abcdefgh";
-                word[place] = byte;
-                let control = byte < 0x20 || byte == 0x7f;
-                // A borrow from a control byte below may report a neighbour too, never hide one.
-                assert_eq!(has_control(u64::from_le_bytes(word)), control, "{byte:#x} at {place}");
+            for place in 0..20 {
+                let mut bytes = *b"abc~\xff \xe4hijklmnopqrst";
+                bytes[place] = byte;
+                bytes[19] = b'\r';
+                let expected = if is_control(byte) && byte != b'\t' { place } else { 19 };
+                assert_eq!(text_len(&bytes), expected, "{byte:#x} at {place}");
             }
         }
     }
