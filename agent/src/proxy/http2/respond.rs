@@ -24,6 +24,7 @@ use crate::proxy::answer::{Answer, Problem};
 use crate::proxy::http::caller::{Wire, deadline, is_grpc};
 use crate::proxy::http::changes::Changes;
 use crate::proxy::http::exchange::{HeadReading, Start};
+use crate::proxy::http::pace::Pace;
 use crate::proxy::http::plan::{Plan, Planned};
 use crate::proxy::http::record::Trail;
 use crate::proxy::http::upstream::{Deadline, Goal, UpstreamConnection, Wanted};
@@ -55,14 +56,14 @@ pub(super) async fn respond(
     drop(parts);
     let mut trail = Trail::new(start, session.caller().source(&table));
     trail.version = Version::Http2;
-    let patience = session.settings.body_timeout;
-    let body = Http2Source { body, side: Side::Client, patience };
+    let pace = Pace::new(&session.settings);
+    let body = Http2Source { body, side: Side::Client, pace, left: session.settings.body_max };
     let mut stream = Stream { session: &session, buffers, send, body };
     match read {
         Ok(()) => {
             if is_grpc(&stream.buffers.head) {
                 // A call may be silent in one direction for as long as it likes; PINGs tell whether its client lives.
-                stream.body.patience = None;
+                stream.body.pace = Pace::leisurely();
             }
             stream.serve(&table, &mut trail).await;
         }
@@ -98,7 +99,8 @@ impl Stream<'_> {
     async fn serve<'t>(&mut self, table: &'t crate::compile::RoutingTable, trail: &mut Trail<'t>) {
         let caller = self.session.caller();
         caller.choose_request_id(&self.buffers.head, &mut self.buffers.request_id);
-        let planned = caller.plan(table, &self.buffers.head);
+        let slot = self.session.ctx.http.admit();
+        let planned = caller.plan(table, &self.buffers.head, &slot);
         trail.route = planned.route.map(|matched| &**matched.route);
         match planned.plan {
             Plan::Forward { cluster, .. } => {
@@ -142,7 +144,7 @@ impl Stream<'_> {
         let deadline = deadline(planned, &self.buffers.head, trail.start.at);
         let mut again = true;
         loop {
-            let progress = Progress::default();
+            let progress = Progress::new(&self.session.ctx.http, &self.session.settings.http2);
             let turn = Turn { planned, deadline, progress: &progress };
             let (result, may_retry) = match wire {
                 Wire::Http1 => self.try_http1(goal, turn, again, trail).await,
