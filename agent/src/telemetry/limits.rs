@@ -1,7 +1,7 @@
 //! The limits that requests and connections are held to, by the reason codes that name them in the access log.
 
 /// All of them. A closed set: each is a value of the label `limit`.
-pub(super) const LIMITS: [&str; 24] = [
+pub(super) const LIMITS: [&str; 23] = [
     "connections",
     "connections_per_source",
     "requests_in_flight",
@@ -25,5 +25,4 @@ pub(super) const LIMITS: [&str; 24] = [
     "h2_other_frame_flood",
     "h2_data_flood",
     "h2_continuation_flood",
-    "h2_flood",
 ];

@@ -83,7 +83,7 @@ pub async fn serve(ctx: Context, downstream: Downstream) {
         within(session.settings.header_timeout, builder(&session.settings).handshake::<_, Bytes>(io));
     let connection = match shaken.await {
         Some(Ok(connection)) => connection,
-        Some(Err(error)) => return note_end(&session, &error),
+        Some(Err(error)) => return note_end(&session, &guard, &error),
         None => return,
     };
     let draining = *session.ctx.drain.borrow();
@@ -152,7 +152,7 @@ impl Served {
                 accepted = connection.accept() => match accepted {
                     Some(Ok(accepted)) => self.start(accepted),
                     Some(Err(error)) => {
-                        note_end(&self.session, &error);
+                        note_end(&self.session, &self.guard, &error);
                         break;
                     }
                     None => break,
@@ -219,29 +219,17 @@ async fn within<T>(limit: Option<Duration>, future: impl Future<Output = T>) -> 
 }
 
 /// Records an end that a client's violation of the protocol brought about; all others are the client's right.
-fn note_end(session: &Session, error: &h2::Error) {
+fn note_end(session: &Session, guard: &FrameGuard, error: &h2::Error) {
     tracing::debug!(peer = %session.peer, %error, "an HTTP/2 connection ended");
     if !error.is_library() {
         return;
     }
     session.record_violation(match error.reason() {
-        Some(Reason::ENHANCE_YOUR_CALM) => flood(&error.to_string()),
+        Some(Reason::ENHANCE_YOUR_CALM) => guard.frame_layer_flood(),
         Some(Reason::FLOW_CONTROL_ERROR) => "h2_flow_control",
         Some(Reason::FRAME_SIZE_ERROR) => "h2_frame_size",
         Some(Reason::COMPRESSION_ERROR) => "h2_compression",
         Some(Reason::STREAM_CLOSED) => "h2_stream_closed",
         _ => "h2_protocol_error",
     });
-}
-
-/// The flood that the frame layer met, by what it says of it.
-fn flood(said: &str) -> &'static str {
-    const FLOODS: [(&str, &str); 5] = [
-        ("too_many_resets", "h2_reset_flood"),
-        ("too_many_internal_resets", "h2_provoked_reset_flood"),
-        ("too_many_data_frames", "h2_data_flood"),
-        ("too_many_continuations", "h2_continuation_flood"),
-        ("header_list_way_too_large", "h2_continuation_flood"),
-    ];
-    FLOODS.iter().find(|(part, _)| said.contains(part)).map_or("h2_flood", |(_, reason)| reason)
 }

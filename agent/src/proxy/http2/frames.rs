@@ -23,8 +23,12 @@ const BURST_SECONDS: u32 = 10;
 /// Windows that a frame of ours allows the client to open: those of the stream and of the connection, each in parts.
 const WINDOWS_PER_FRAME: u32 = 10;
 
+/// The frame layer bears at least so many resets.
+const RESETS_OF_A_FLOOD: u32 = 20;
+
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PUSH_PROMISE: u8 = 5;
 const PING: u8 = 6;
@@ -69,6 +73,10 @@ impl FrameWalk {
 pub(super) struct FrameGuard {
     budgets: RefCell<Budgets>,
     flood: Cell<Option<&'static str>>,
+    /// The type of the client's last frame.
+    last: Cell<u8>,
+    /// Streams that the client has reset.
+    resets: Cell<u32>,
 }
 
 #[derive(Debug)]
@@ -120,7 +128,32 @@ impl FrameGuard {
             window_updates: budget(rates.window_updates),
             others: budget(rates.others),
         };
-        Rc::new(Self { budgets: RefCell::new(budgets), flood: Cell::new(None) })
+        Rc::new(Self {
+            budgets: RefCell::new(budgets),
+            flood: Cell::new(None),
+            last: Cell::new(DATA),
+            resets: Cell::new(0),
+        })
+    }
+
+    fn take(&self, kind: u8, now: impl FnOnce() -> Instant) {
+        self.last.set(kind);
+        if kind == RST_STREAM {
+            self.resets.set(self.resets.get().saturating_add(1));
+        }
+        if let Err(flood) = self.budgets.borrow_mut().take(kind, now) {
+            self.flood.set(Some(flood));
+        }
+    }
+
+    /// What the frame layer must have met when it had too much of something; it does not say of what.
+    pub fn frame_layer_flood(&self) -> &'static str {
+        match self.last.get() {
+            CONTINUATION => "h2_continuation_flood",
+            _ if self.resets.get() >= RESETS_OF_A_FLOOD => "h2_reset_flood",
+            DATA => "h2_data_flood",
+            _ => "h2_provoked_reset_flood",
+        }
     }
 
     /// The flood that has been met. Asked by the task that reads, after it has read.
@@ -165,11 +198,8 @@ impl AsyncRead for Watched {
         let before = buf.filled().len();
         let read = Pin::new(&mut this.io).poll_read(cx, buf);
         let (mut now, guard) = (None, &this.guard);
-        let mut budgets = guard.budgets.borrow_mut();
         this.inbound.walk(&buf.filled()[before..], |kind| {
-            if let Err(flood) = budgets.take(kind, || *now.get_or_insert_with(Instant::now)) {
-                guard.flood.set(Some(flood));
-            }
+            guard.take(kind, || *now.get_or_insert_with(Instant::now));
         });
         read
     }
