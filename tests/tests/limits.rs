@@ -240,8 +240,8 @@ fn bodies_that_are_too_long() -> Result<()> {
 fn bodies_that_come_too_slowly() -> Result<()> {
     let held = site()?;
     let agent = held.start(&["gateway.http.body.rate-grace=200ms", "gateway.http.body.min-rate=1000"])?;
-    let head = b"POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 100000\r\n\r\n";
-    let mut stream = held.stream(head)?;
+    let start = b"POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 100000\r\n\r\n";
+    let mut stream = held.stream(start)?;
     stream.set_read_timeout(Some(DRIP))?;
     let mut answer = Vec::new();
     let mut sent = 0;
@@ -264,7 +264,7 @@ fn bodies_that_come_too_slowly() -> Result<()> {
     ensure!((hits(&agent, "body_too_slow")? - 1.0).abs() < 0.5, "one refusal");
     held.logged("body_too_slow", "SI", 408)?;
     // As many bytes at once are no trouble.
-    let whole = [&head[..], &vec![b'x'; 100_000]].concat();
+    let whole = [&start[..], &vec![b'x'; 100_000]].concat();
     let mut stream = held.stream(&whole)?;
     let mut status = [0; 12];
     stream.read_exact(&mut status)?;

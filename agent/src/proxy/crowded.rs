@@ -21,8 +21,8 @@ use crate::telemetry::Origin;
 /// which may overtake the answer.
 const READ_BYTES: usize = 4096;
 
-/// Turns a connection away at once: one read, one write, each of what the kernel takes without waiting.
-pub(super) fn refuse(context: &Context, io: TcpStream, peer: SocketAddr, (origin, why): (Origin, Crowded)) {
+/// Turns a connection away, which its owner then closes: one read, one write, each of what the kernel takes at once.
+pub(super) fn refuse(context: &Context, io: &TcpStream, peer: SocketAddr, (origin, why): (Origin, Crowded)) {
     let Ok(original_destination) = io.local_addr() else { return };
     let problem = Problem::Crowded(why);
     let table = context.tables.load_full();
@@ -37,7 +37,7 @@ pub(super) fn refuse(context: &Context, io: TcpStream, peer: SocketAddr, (origin
         let mut out = BytesMut::new();
         answer.start(to, &context.http, &mut out);
         let bytes = answer.finish(to, &mut out);
-        let socket = socket2::SockRef::from(&io);
+        let socket = socket2::SockRef::from(io);
         // A new socket's buffers are empty: the answer fits, and a client that has gone away misses nothing.
         let _ = socket.recv(&mut [MaybeUninit::uninit(); READ_BYTES]);
         if socket.send(&out).is_ok_and(|sent| sent == out.len()) {

@@ -172,7 +172,7 @@ where
                     let counted = match Counted::enter(&context, entrance.origin(), peer) {
                         Ok(counted) => counted,
                         Err((origin, why)) => {
-                            crowded::refuse(&context, io, peer, (origin, why));
+                            crowded::refuse(&context, &io, peer, (origin, why));
                             continue;
                         }
                     };

@@ -108,8 +108,10 @@ fn or_off(off: bool) -> &'static str {
     if off { ", or off" } else { "" }
 }
 
+type Part = fn(&mut ProxySettings) -> &mut HttpSettings;
+
 /// Client connections of either kind: the prefix of their settings, and where these are.
-const KINDS: [(&str, fn(&mut ProxySettings) -> &mut HttpSettings); 2] = [
+const KINDS: [(&str, Part); 2] = [
     ("gateway.http.", |settings| &mut settings.gateway),
     ("captured.http.", |settings| &mut settings.captured),
 ];

@@ -164,7 +164,13 @@ pub(super) const HTTP: &[Row<HttpSettings>] = &[
         "Requests of one connection, which is then closed.",
     ),
     time("connect.timeout", |s| &mut s.connect_timeout, "How long connecting to one endpoint may take; 503."),
-    count("connect.attempts", 1, |s| &mut s.connect_attempts, "Endpoints tried for one request."),
+    Row {
+        name: "connect.attempts",
+        unit: Unit::Count,
+        range: (1, 100),
+        meaning: "Endpoints tried for one request.",
+        at: |s| &mut s.connect_attempts,
+    },
     time(
         "drain-grace",
         |s| &mut s.drain_grace,
