@@ -254,7 +254,7 @@ fn bodies_that_come_too_slowly() -> Result<()> {
             Ok(read @ 1..) => answer.extend_from_slice(&bytes[..read]),
             Ok(0) => break,
             Err(error) => {
-                ensure!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{error}")
+                ensure!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{error}");
             }
         }
         ensure!(sent < 1000, "nobody minds");
