@@ -96,8 +96,16 @@ pub(in crate::proxy) async fn run(
     let (client_read, client_write) = client.split();
     let (upstream_read, upstream_write) = upstream.split();
     let Buffers { head, response, client_in, client_out, upstream_in, upstream_out, request, .. } = buffers;
-    let upload =
-        Upload { terms, progress, client: client_read, upstream: upstream_write, client_in, upstream_out };
+    let pace = Pace::of(terms.settings, head);
+    let upload = Upload {
+        terms,
+        progress,
+        pace,
+        client: client_read,
+        upstream: upstream_write,
+        client_in,
+        upstream_out,
+    };
     let download = Download {
         terms,
         progress,
@@ -136,6 +144,7 @@ async fn deadline(deadline: Option<(Instant, Problem)>) -> Problem {
 struct Upload<'a> {
     terms: Terms<'a>,
     progress: &'a Progress,
+    pace: Pace,
     client: ReadHalf<'a>,
     upstream: WriteHalf<'a>,
     client_in: &'a mut BytesMut,
@@ -149,7 +158,6 @@ impl Upload<'_> {
         let mut head = request;
         let settings = self.terms.settings;
         let mut size = ReadSize::new(settings.read_buffer, self.terms.worker);
-        let mut pace = Pace::new(settings);
         loop {
             if let Err(error) = body.stage(self.client_in, self.upstream_out) {
                 return client_body_problem(error);
@@ -170,10 +178,10 @@ impl Upload<'_> {
                 return self.watch_client().await;
             }
             size.make_room(self.client_in);
-            match pace.wait(self.client.read_buf(self.client_in)).await {
+            match self.pace.wait(self.client.read_buf(self.client_in)).await {
                 Ok(Ok(bytes @ 1..)) => {
                     size.learn(bytes);
-                    pace.took(bytes);
+                    self.pace.took(bytes);
                 }
                 Ok(Ok(0) | Err(_)) => return Problem::ClientClosed,
                 Err(problem) => return problem,

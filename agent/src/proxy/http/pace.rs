@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::HttpSettings;
 use crate::http::Refusal;
+use crate::http::h1::RequestHead;
 use crate::proxy::answer::Problem;
 
 /// What a body that is too long is refused with.
@@ -29,6 +30,8 @@ struct Rate {
     grace: Duration,
     waited: Duration,
     bytes: u64,
+    /// Whether it counts yet.
+    running: bool,
 }
 
 impl Rate {
@@ -41,10 +44,11 @@ impl Rate {
 }
 
 impl Pace {
-    /// The pace that `settings` ask for.
-    pub fn new(settings: &HttpSettings) -> Self {
-        let grace = settings.body_grace;
-        let rate = |bytes_per_second| Rate { bytes_per_second, grace, waited: Duration::ZERO, bytes: 0 };
+    /// The pace that `settings` ask for. A client that waits for 100 is not slow before it has begun.
+    pub fn of(settings: &HttpSettings, head: &RequestHead) -> Self {
+        let (grace, running) = (settings.body_grace, !head.expects_continue());
+        let rate =
+            |bytes_per_second| Rate { bytes_per_second, grace, waited: Duration::ZERO, bytes: 0, running };
         Self { patience: settings.body_timeout, rate: settings.body_rate.map(rate) }
     }
 
@@ -59,14 +63,15 @@ impl Pace {
         if let Poll::Ready(read) = poll_fn(|cx| Poll::Ready(read.as_mut().poll(cx))).await {
             return Ok(read);
         }
-        let rate = self.rate.as_ref().map(|rate| (rate.left(), Problem::BodyTooSlow));
+        let running = self.rate.as_ref().filter(|rate| rate.running);
+        let rate = running.map(|rate| (rate.left(), Problem::BodyTooSlow));
         let pause = self.patience.map(|patience| (patience, Problem::BodyTimeout));
         let Some((most, problem)) = rate.into_iter().chain(pause).min_by_key(|(most, _)| *most) else {
             return Ok(read.await);
         };
         let since = Instant::now();
         let waited = tokio::time::timeout_at(since + most, read).await;
-        if let Some(rate) = &mut self.rate {
+        if let Some(rate) = self.rate.as_mut().filter(|rate| rate.running) {
             rate.waited += since.elapsed();
         }
         waited.map_err(|_| problem)
@@ -76,6 +81,7 @@ impl Pace {
     pub fn took(&mut self, bytes: usize) {
         if let Some(rate) = &mut self.rate {
             rate.bytes += bytes as u64;
+            rate.running = true;
         }
     }
 }
@@ -85,13 +91,15 @@ mod tests {
     use std::future::pending;
 
     use super::*;
+    use crate::http::h1::Limits;
 
     #[test]
     fn bytes_earn_time_beyond_the_grace() {
         let seconds = Duration::from_secs;
         let check = |bytes, waited, left| {
-            let rate = Rate { bytes_per_second: 100, grace: seconds(5), waited: seconds(waited), bytes };
-            assert_eq!(rate.left(), seconds(left), "{bytes} bytes in {waited} s");
+            let (grace, waited) = (seconds(5), seconds(waited));
+            let rate = Rate { bytes_per_second: 100, grace, waited, bytes, running: true };
+            assert_eq!(rate.left(), seconds(left), "{bytes} bytes in {waited:?}");
         };
         check(0, 0, 5);
         check(0, 4, 1);
@@ -107,12 +115,24 @@ mod tests {
         let mut settings = HttpSettings::gateway();
         settings.body_timeout = Some(Duration::from_millis(20));
         settings.body_grace = Duration::from_millis(5);
-        let mut pace = Pace::new(&settings);
+        let mut head = RequestHead::default();
+        let mut pace = Pace::of(&settings, &head);
         assert_eq!(pace.wait(pending::<()>()).await, Err(Problem::BodyTooSlow), "the grace is over");
         pace.took(24_000);
         assert_eq!(pace.wait(pending::<()>()).await, Err(Problem::BodyTimeout), "100 s earned, but a pause");
         assert_eq!(pace.wait(std::future::ready(7)).await, Ok(7));
+        head.parse(
+            b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n",
+            &Limits::default(),
+        )
+        .expect("a head");
+        let mut pace = Pace::of(&settings, &head);
+        assert_eq!(pace.wait(pending::<()>()).await, Err(Problem::BodyTimeout), "it waits for 100");
+        pace.took(1);
+        assert_eq!(pace.wait(pending::<()>()).await, Err(Problem::BodyTooSlow), "it has begun");
         settings.body_rate = None;
-        assert_eq!(Pace::new(&settings).wait(pending::<()>()).await, Err(Problem::BodyTimeout));
+        let mut pace = Pace::of(&settings, &head);
+        pace.took(1);
+        assert_eq!(pace.wait(pending::<()>()).await, Err(Problem::BodyTimeout), "no rate");
     }
 }

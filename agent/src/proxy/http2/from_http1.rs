@@ -109,7 +109,7 @@ impl Connection {
             staged: upstream_out,
             transfer,
             side: Side::Client,
-            pace: Pace::new(settings),
+            pace: Pace::of(settings, head),
             most: settings.body_max,
             ahead: settings.ahead_bytes,
         };

@@ -56,14 +56,14 @@ pub(super) async fn respond(
     drop(parts);
     let mut trail = Trail::new(start, session.caller().source(&table));
     trail.version = Version::Http2;
-    let pace = Pace::new(&session.settings);
-    let body = Http2Source { body, side: Side::Client, pace, left: session.settings.body_max };
+    let left = session.settings.body_max;
+    let body = Http2Source { body, side: Side::Client, pace: Pace::leisurely(), left };
     let mut stream = Stream { session: &session, buffers, send, body };
     match read {
         Ok(()) => {
-            if is_grpc(&stream.buffers.head) {
-                // A call may be silent in one direction for as long as it likes; PINGs tell whether its client lives.
-                stream.body.pace = Pace::leisurely();
+            // A gRPC call may be silent in one direction for as long as it likes; PINGs tell whether its client lives.
+            if !is_grpc(&stream.buffers.head) {
+                stream.body.pace = Pace::of(&session.settings, &stream.buffers.head);
             }
             stream.serve(&table, &mut trail).await;
         }
