@@ -11,10 +11,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use edge::{OPEN, PORT, gateway, route, send_on};
+use lab::agent::{AgentOptions, METRICS};
 use lab::backend::{echo_reply, http, listen};
-use lab::http::Connection;
+use lab::http::{Connection, get};
 use lab::loopback::{LoopbackAgent, Site, service};
-use lab::wait_for;
+use lab::promtext::Exposition;
+use lab::{Lab, PodSpec, Program, ServiceSpec, Topology, unprivileged, wait_for};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket};
 use serde_json::Value;
 
@@ -165,6 +167,42 @@ fn connections_of_one_source() -> Result<()> {
         };
         ask().is_ok_and(|answer| answer.starts_with(b"HTTP/1.1 200 "))
     })
+}
+
+#[test]
+fn connections_of_a_captured_pod() -> Result<()> {
+    if unprivileged("connections_of_a_captured_pod") {
+        return Ok(());
+    }
+    let topology = Topology::with_nodes(1)
+        .pod(PodSpec::new("client", "node1"))
+        .pod(PodSpec::new("server", "node1").label("app", "web").runs(Program::Http { port: 8080 }))
+        .service(ServiceSpec::new("web").port("http", 80, 8080));
+    let lab = Lab::for_test("limits", topology)?;
+    let config = lab.directory().join("config");
+    lab.write_documents(&config)?;
+    let set = ["--set", "captured.http.connections-per-source=2"];
+    let _agent = lab.node("node1")?.start_agent(&AgentOptions::new(&config)?.with(set))?;
+    let web = SocketAddr::new(lab.cluster_ip("web")?.both()[0], 80);
+    lab.pod("client")?.in_netns(|| -> Result<()> {
+        let served = || -> Result<Connection> {
+            let mut connection = Connection::open(web, TIMEOUT)?;
+            ensure!(connection.get("web", "/", &[])?.status == 200, "not served");
+            Ok(connection)
+        };
+        let kept = [served()?, served()?];
+        // A pod is told nothing that its server would not tell it.
+        let mut third = TcpStream::connect_timeout(&web, TIMEOUT)?;
+        third.set_read_timeout(Some(TIMEOUT))?;
+        ensure!(rest(&mut third)?.is_empty(), "an answer");
+        drop(kept);
+        wait_for("a place", TIMEOUT, || served().is_ok())
+    })??;
+    let metrics = lab.node("node1")?.in_netns(|| get(METRICS, "localhost", "/metrics", TIMEOUT))??;
+    let hits = Exposition::parse(&metrics.text())?
+        .sum("sluice_limit_hits_total", &[("limit", "connections_per_source")]);
+    ensure!(hits > 0.5, "not counted");
+    Ok(())
 }
 
 /// Has `count` requests held by their backend, of which the agent must shed some by `limit`.
