@@ -64,12 +64,14 @@ pub(super) struct Http2Source {
     pub pace: Pace,
     /// Bytes that may still come.
     pub left: Option<u64>,
+    /// Whether trailers may have `_` in their names.
+    pub underscores: bool,
 }
 
 impl BodySource for Http2Source {
     async fn next(&mut self) -> Result<Piece, Problem> {
         loop {
-            let Self { body, pace, side, left } = self;
+            let Self { body, pace, side, left, .. } = self;
             match pace.wait(body.data()).await? {
                 Some(Ok(data)) => {
                     pace.took(data.len());
@@ -86,7 +88,8 @@ impl BodySource for Http2Source {
             }
         }
         let trailers = self.body.trailers().await.map_err(|error| self.side.in_body(&error))?;
-        Ok(trailers.map_or(Piece::End, |fields| Piece::Trailers(translate::same_version(fields))))
+        let keep = |fields| Piece::Trailers(translate::same_version(fields, self.underscores));
+        Ok(trailers.map_or(Piece::End, keep))
     }
 
     fn release(&mut self, bytes: usize) {

@@ -28,6 +28,7 @@ use crate::proxy::http::pace::Pace;
 use crate::proxy::http::plan::{Plan, Planned};
 use crate::proxy::http::record::Trail;
 use crate::proxy::http::upstream::{Deadline, Goal, UpstreamConnection, Wanted};
+use crate::proxy::http::vet::vet;
 use crate::proxy::http::worker::Buffers;
 use crate::route::{RequestView, redirect_location};
 
@@ -57,7 +58,8 @@ pub(super) async fn respond(
     let mut trail = Trail::new(start, session.caller().source(&table));
     trail.version = Version::Http2;
     let left = session.settings.body_max;
-    let body = Http2Source { body, side: Side::Client, pace: Pace::leisurely(), left };
+    let underscores = session.settings.request.underscores;
+    let body = Http2Source { body, side: Side::Client, pace: Pace::leisurely(), left, underscores };
     let mut stream = Stream { session: &session, buffers, send, body };
     match read {
         Ok(()) => {
@@ -100,7 +102,10 @@ impl Stream<'_> {
         let caller = self.session.caller();
         caller.choose_request_id(&self.buffers.head, &mut self.buffers.request_id);
         let slot = self.session.ctx.http.admit();
-        let planned = caller.plan(table, &self.buffers.head, &slot);
+        let planned = match vet(&mut self.buffers.head, &self.session.settings) {
+            Ok(()) => caller.plan(table, &self.buffers.head, &slot),
+            Err(refusal) => Planned::refused(refusal),
+        };
         trail.route = planned.route.map(|matched| &**matched.route);
         match planned.plan {
             Plan::Forward { cluster, .. } => {

@@ -7,4 +7,5 @@ mod overload;
 mod peers;
 mod requests;
 mod streams;
+mod strict;
 mod upstreams;
