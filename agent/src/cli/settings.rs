@@ -55,6 +55,7 @@ fn rows(settings: &[Setting]) -> Vec<[String; 4]> {
 
 fn values(setting: &Setting) -> String {
     match (setting.unit, setting.off) {
+        ("choice", _) => setting.choices.join(", "),
         ("switch", _) => "on, off".to_owned(),
         (_, true) => format!("{} to {}, off", setting.min, setting.max),
         (_, false) => format!("{} to {}", setting.min, setting.max),

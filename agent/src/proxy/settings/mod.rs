@@ -44,7 +44,7 @@ impl Default for ProxySettings {
 pub struct Setting {
     /// Its name.
     pub name: String,
-    /// What its values are: `duration`, `bytes`, `count`, `switch`.
+    /// What its values are: `duration`, `bytes`, `count`, `switch`, `choice`.
     pub unit: &'static str,
     /// The value that it has unless it is set.
     pub default: String,
@@ -52,6 +52,9 @@ pub struct Setting {
     pub min: String,
     /// The greatest value.
     pub max: String,
+    /// The names that it takes, where it takes names.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub choices: &'static [&'static str],
     /// Whether it takes `off`.
     pub off: bool,
     /// What it means.
@@ -177,6 +180,7 @@ impl<S> Row<S> {
             default: place.load().map_or_else(|| "off".to_owned(), |value| self.unit.show(value)),
             min: self.unit.show(self.range.0),
             max: self.unit.show(self.range.1),
+            choices: if let Unit::Choice(names) = self.unit { names } else { &[] },
             off: place.may_be_off(),
             meaning: self.meaning,
         }

@@ -180,7 +180,34 @@ pub(super) const HTTP: &[Row<HttpSettings>] = &[
     switch(
         "trust-forwarded",
         |s| &mut s.trust_forwarded,
-        "Whether a client's `x-forwarded-proto` and `x-forwarded-host` are believed.",
+        "Whether a client is believed about whom it speaks for (`x-forwarded-*`, `forwarded`, `x-real-ip`).",
+    ),
+    Row {
+        name: "path.normalisation",
+        unit: Unit::Choice(&["none", "base", "merge_slashes"]),
+        range: (0, 2),
+        meaning: "How far paths are normalised before they are matched and forwarded.",
+        at: |s| &mut s.path.normalisation,
+    },
+    Row {
+        name: "path.escaped-slashes",
+        unit: Unit::Choice(&["keep", "reject", "decode"]),
+        range: (0, 2),
+        meaning: "What is done with `%2F` and `%5C`.",
+        at: |s| &mut s.path.escaped_slashes,
+    },
+    switch("path.strict", |s| &mut s.path.strict, "Whether paths that no honest client sends are refused."),
+    switch("trace", |s| &mut s.trace, "Whether TRACE and TRACK are passed on."),
+    switch(
+        "strict-target",
+        |s| &mut s.strict_target,
+        "Whether an absolute-form target must name the authority that `Host` does, and the scheme that is spoken.",
+    ),
+    count(
+        "max-hops",
+        1,
+        |s| &mut s.max_hops,
+        "Agents like this one that a request may have passed before; 508.",
     ),
     count("http2.max-streams", 1, |s| &mut s.http2.max_streams, "Streams that a client may have open."),
     bytes(

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::route::{EscapedSlashes, Normalisation};
+
 /// What the values of a setting are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
@@ -13,6 +15,8 @@ pub enum Unit {
     Count,
     /// `on` or `off`.
     Switch,
+    /// One of a few names.
+    Choice(&'static [&'static str]),
 }
 
 const DURATIONS: [(&str, u64); 4] = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000)];
@@ -27,16 +31,18 @@ impl Unit {
             Self::Bytes => "bytes",
             Self::Count => "count",
             Self::Switch => "switch",
+            Self::Choice(_) => "choice",
         }
     }
 
     /// What a good value looks like.
-    pub fn example(self) -> &'static str {
+    pub fn example(self) -> String {
         match self {
-            Self::Duration => "a duration such as 500ms, 10s or 5m",
-            Self::Bytes => "a size such as 65536, 64KiB or 8MiB",
-            Self::Count => "a number such as 100",
-            Self::Switch => "on or off",
+            Self::Duration => "a duration such as 500ms, 10s or 5m".to_owned(),
+            Self::Bytes => "a size such as 65536, 64KiB or 8MiB".to_owned(),
+            Self::Count => "a number such as 100".to_owned(),
+            Self::Switch => "on or off".to_owned(),
+            Self::Choice(names) => format!("one of {}", names.join(", ")),
         }
     }
 
@@ -44,7 +50,7 @@ impl Unit {
         match self {
             Self::Duration => &DURATIONS,
             Self::Bytes => &SIZES,
-            Self::Count | Self::Switch => &COUNTS,
+            Self::Count | Self::Switch | Self::Choice(_) => &COUNTS,
         }
     }
 
@@ -57,6 +63,9 @@ impl Unit {
                 _ => None,
             };
         }
+        if let Self::Choice(names) = self {
+            return names.iter().position(|name| *name == text).map(|index| index as u64);
+        }
         let digits = text.bytes().take_while(u8::is_ascii_digit).count();
         let (number, suffix) = text.split_at(digits);
         let (_, factor) = self.suffixes().iter().find(|(name, _)| *name == suffix)?;
@@ -67,6 +76,10 @@ impl Unit {
     pub(super) fn show(self, value: u64) -> String {
         if self == Self::Switch {
             return if value == 0 { "off" } else { "on" }.to_owned();
+        }
+        if let Self::Choice(names) = self {
+            let name = usize::try_from(value).ok().and_then(|index| names.get(index));
+            return name.copied().unwrap_or_default().to_owned();
         }
         let fits = |factor: u64| value.is_multiple_of(factor) && value >= factor;
         let largest = self.suffixes().iter().rev().find(|(_, factor)| fits(*factor));
@@ -123,6 +136,25 @@ macro_rules! stored_number {
 }
 
 stored_number!(u32, u64, usize);
+
+/// Choices are kept by their place in the table's list of names.
+macro_rules! stored_choice {
+    ($kind:ty, $choices:expr) => {
+        impl Stored for $kind {
+            fn load(&self) -> Option<u64> {
+                $choices.iter().position(|choice| choice == self).map(|index| index as u64)
+            }
+
+            fn store(&mut self, value: Option<u64>) -> bool {
+                let index = value.and_then(|value| usize::try_from(value).ok());
+                put(self, index.and_then(|index| $choices.get(index).copied()))
+            }
+        }
+    };
+}
+
+stored_choice!(Normalisation, [Normalisation::None, Normalisation::Base, Normalisation::MergeSlashes]);
+stored_choice!(EscapedSlashes, [EscapedSlashes::Keep, EscapedSlashes::Reject, EscapedSlashes::Decode]);
 
 impl<T: Stored + Default> Stored for Option<T> {
     fn load(&self) -> Option<u64> {
