@@ -217,7 +217,7 @@ impl HeadReading<'_> {
         upstream_in: &mut BytesMut,
         response: &mut ResponseHead,
     ) -> Result<(), Problem> {
-        let mut scan = HeadScan::default();
+        let mut scan = HeadScan::of_response();
         loop {
             if !upstream_in.is_empty() {
                 let protocol = |refusal: crate::http::Refusal| Problem::UpstreamProtocol(refusal.reason);
