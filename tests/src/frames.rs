@@ -130,6 +130,8 @@ impl Frame {
 #[derive(Debug)]
 pub struct RawHttp2 {
     io: TcpStream,
+    /// Whether the answer that was heard last has no body.
+    ended: bool,
 }
 
 impl RawHttp2 {
@@ -146,7 +148,7 @@ impl RawHttp2 {
         io.set_read_timeout(Some(timeout))?;
         io.set_write_timeout(Some(timeout))?;
         io.set_nodelay(true)?;
-        Ok(Self { io })
+        Ok(Self { io, ended: false })
     }
 
     /// Sends bytes.
@@ -192,6 +194,7 @@ impl RawHttp2 {
         while let Some(frame) = self.next()? {
             match frame.kind {
                 HEADERS if frame.stream == stream => {
+                    self.ended = frame.flags & END_STREAM != 0;
                     let status = read_status(&frame.payload);
                     let status = status.ok_or_else(|| io::Error::new(ErrorKind::InvalidData, "no status"))?;
                     return Ok(Said::Status(status));
@@ -204,16 +207,15 @@ impl RawHttp2 {
         Ok(Said::Closed)
     }
 
-    /// A stream's DATA up to its end.
+    /// The DATA of the stream that was heard last, up to its end.
     pub fn body(&mut self, stream: u32) -> io::Result<Vec<u8>> {
         let mut body = Vec::new();
-        while let Some(frame) = self.next()? {
+        while !self.ended {
+            let Some(frame) = self.next()? else { break };
             if frame.stream == stream && frame.kind == DATA {
                 body.extend_from_slice(&frame.payload);
             }
-            if frame.stream == stream && frame.flags & END_STREAM != 0 && frame.kind <= HEADERS {
-                break;
-            }
+            self.ended = frame.stream == stream && frame.flags & END_STREAM != 0 && frame.kind <= HEADERS;
         }
         Ok(body)
     }

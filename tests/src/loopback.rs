@@ -160,6 +160,15 @@ impl LoopbackAgent<'_> {
         self.child.id()
     }
 
+    /// The memory that it holds, in KiB.
+    pub fn resident_kib(&self) -> Result<u64> {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+        let words = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = words.and_then(|words| words.split_whitespace().next()?.parse().ok());
+        kib.context("a status without VmRSS")
+    }
+
     /// A GET on one of its own addresses.
     pub fn ask(&self, address: SocketAddr, path: &str) -> Result<Response> {
         http::get(address, "localhost", path, ASK_TIMEOUT).with_context(|| format!("asking for {path}"))
