@@ -140,6 +140,7 @@ fn refused() -> Vec<Row> {
         field("x", "a\t", 400, "header_value_space"),
         field("x_user", "root", 400, "header_underscore"),
         field("content_length", "5", 400, "header_underscore"),
+        field("content-length", "", 400, "content_length_malformed"),
         field("expect", "magic", 417, "expect_unknown"),
         but(":path", "*", 400, "target_asterisk"),
         status("CONNECT", headers(1, 0, &[(":method", "CONNECT"), GET[2]]), 405, "method_connect"),
@@ -168,7 +169,7 @@ fn lengths() -> Vec<Row> {
         reset("more data than content-length", post("5", b"hello!")),
         reset("data behind content-length: 0", post("0", b"GET /smuggled HTTP/1.1\r\nhost: web\r\n\r\n")),
     ];
-    for length in [" 5", "+5", "-5", "0x5", "5 5", "five", "5, 5", "5,5", "", "18446744073709551621"] {
+    for length in [" 5", "+5", "-5", "0x5", "5 5", "five", "5, 5", "5,5", "18446744073709551621"] {
         rows.push(reset(format!("content-length: {length:?}"), post(length, b"hello")));
     }
     let twice =
