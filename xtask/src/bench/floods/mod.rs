@@ -7,8 +7,11 @@
 mod attack;
 mod client;
 
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -24,8 +27,8 @@ pub struct Options {
     /// How often everything is measured
     #[arg(long, default_value_t = 5)]
     rounds: u32,
-    /// Seconds of each window
-    #[arg(long, default_value_t = 4)]
+    /// Seconds of each window; the default lasts until slow heads are cut, all at about the same time
+    #[arg(long, default_value_t = 12)]
     seconds: u64,
     /// Slow connections: most dribble a head, every twentieth takes nothing of a large answer
     #[arg(long, default_value_t = 10_000)]
@@ -50,6 +53,10 @@ const RATIO_MAX: u128 = 3;
 const FLOOR_MICROS: u128 = 2_000;
 /// The answer that slow readers ask for: more than all socket buffers on its way.
 const LARGE_BYTES: usize = 16 * 1024 * 1024;
+/// What it is made of.
+const PIECE: &[u8] = &[b'x'; 64 * 1024];
+/// How long slow connections are there before the window begins.
+const SETTLED: Duration = Duration::from_secs(2);
 /// The port of the listener.
 const PORT: u16 = 8080;
 
@@ -92,11 +99,7 @@ impl Kind {
 pub fn run(options: &Options) -> Result<ExitCode> {
     ensure!(options.rounds > 0 && options.seconds > 0 && options.rate > 0, "all counts begin at 1");
     super::raise_open_files()?;
-    let upstream = backend::http(backend::listen()?, |request| backend::Reply {
-        status: 200,
-        headers: Vec::new(),
-        body: if request.target == "/large" { vec![b'x'; LARGE_BYTES] } else { b"hello".to_vec() },
-    })?;
+    let upstream = backend::raw(backend::listen()?, |stream| drop(serve(&stream)))?;
     let services = service("default", "web", 80, &[upstream]);
     let binary = options.binary.canonicalize().context("no such binary of the agent; --binary names one")?;
     let site = Site::with_binary(binary, &[("gateway.yaml", GATEWAY), ("services.yaml", &services)])?;
@@ -110,6 +113,8 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         eprintln!("round {round} of {}", options.rounds);
         quiet.add(window()?, &agent)?;
         let flood = Slow::start(to, options.connections)?;
+        // The large answers have filled every buffer on their way.
+        thread::sleep(SETTLED);
         slow.add(window().context("beside slow connections")?, &agent)?;
         println!("  slow: {}", flood.stop()?);
         quiet.add(window()?, &agent)?;
@@ -120,6 +125,24 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let kinds = [("quiet", &quiet), ("slow connections", &slow), ("resets", &resets)];
     let fits = kinds.map(|(name, kind)| report(name, kind, &quiet, options.memory * 1024));
     Ok(if fits.into_iter().all(|fits| fits) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The upstream: small answers, and large ones that are never held whole.
+fn serve(stream: &TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut reader = BufReader::new(stream);
+    let mut stream = stream;
+    while !reader.fill_buf()?.is_empty() {
+        if !backend::read_head(&mut reader)?.starts_with("GET /large ") {
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello")?;
+            continue;
+        }
+        write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {LARGE_BYTES}\r\n\r\n")?;
+        for _ in 0..LARGE_BYTES / PIECE.len() {
+            stream.write_all(PIECE)?;
+        }
+    }
+    Ok(())
 }
 
 /// Prints a line; whether it is within the bounds.
