@@ -173,7 +173,7 @@ impl RawHttp2 {
     }
 
     /// The next frame; `None` where the connection was closed or reset.
-    pub fn next(&mut self) -> io::Result<Option<Frame>> {
+    pub fn next_frame(&mut self) -> io::Result<Option<Frame>> {
         let mut head = [0; 9];
         match self.io.read_exact(&mut head) {
             Err(error) if is_end(&error) => return Ok(None),
@@ -191,7 +191,7 @@ impl RawHttp2 {
 
     /// What becomes of a stream, unless the connection ends before it. A GOAWAY without an error code is no answer.
     pub fn hear(&mut self, stream: u32) -> io::Result<Said> {
-        while let Some(frame) = self.next()? {
+        while let Some(frame) = self.next_frame()? {
             match frame.kind {
                 HEADERS if frame.stream == stream => {
                     self.ended = frame.flags & END_STREAM != 0;
@@ -211,7 +211,7 @@ impl RawHttp2 {
     pub fn body(&mut self, stream: u32) -> io::Result<Vec<u8>> {
         let mut body = Vec::new();
         while !self.ended {
-            let Some(frame) = self.next()? else { break };
+            let Some(frame) = self.next_frame()? else { break };
             if frame.stream == stream && frame.kind == DATA {
                 body.extend_from_slice(&frame.payload);
             }
@@ -222,7 +222,7 @@ impl RawHttp2 {
 
     /// Reads until the connection is closed or reset.
     pub fn end(&mut self) -> io::Result<()> {
-        while self.next()?.is_some() {}
+        while self.next_frame()?.is_some() {}
         Ok(())
     }
 }

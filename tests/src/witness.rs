@@ -1,5 +1,6 @@
 //! A server that writes down every whole request that reached it, so that a test can say what a proxy let through.
 
+use std::fmt::Write as _;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -49,7 +50,8 @@ fn written(request: &Request) -> String {
         text.push_str(&String::from_utf8_lossy(&request.body));
     }
     if !request.trailers.is_empty() {
-        text.push_str(&format!(" {{{}}}", request.trailers.join("; ")));
+        // Writing to a String cannot fail.
+        let _ = write!(text, " {{{}}}", request.trailers.join("; "));
     }
     text
 }

@@ -23,6 +23,9 @@ const MEMORY_CAP_KIB: u64 = 192 * 1024;
 /// A large answer: more than all buffers on its way.
 const LARGE_BYTES: usize = 64 * 1024 * 1024;
 
+/// What it is made of.
+const PIECE: &[u8] = &[b'x'; 64 * 1024];
+
 /// A gateway before a server of small answers and large ones.
 fn site() -> Result<Site> {
     let upstream = raw(listen()?, |stream| drop(serve(&stream)))?;
@@ -42,8 +45,8 @@ fn serve(stream: &TcpStream) -> std::io::Result<()> {
             continue;
         }
         write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {LARGE_BYTES}\r\n\r\n")?;
-        for _ in 0..LARGE_BYTES / 65_536 {
-            stream.write_all(&[b'x'; 65_536])?;
+        for _ in 0..LARGE_BYTES / PIECE.len() {
+            stream.write_all(PIECE)?;
         }
     }
 }
@@ -103,16 +106,15 @@ fn heads_that_dribble_are_cut_at_their_time_however_many() -> Result<()> {
         let again = dribbled.elapsed() > Duration::from_secs(1);
         let mut left = Vec::new();
         for mut stream in slow {
-            match ended(&mut stream)? {
-                Some(answer) => told += usize::from(answer.starts_with("HTTP/1.1 408 ")),
-                None => {
-                    if again && left.len() % 2 == 0 {
-                        // It may just have been cut.
-                        let _ = stream.write(b"x");
-                    }
-                    left.push(stream);
-                }
+            if let Some(answer) = ended(&mut stream)? {
+                told += usize::from(answer.starts_with("HTTP/1.1 408 "));
+                continue;
             }
+            if again && left.len() % 2 == 0 {
+                // It may just have been cut.
+                let _ = stream.write(b"x");
+            }
+            left.push(stream);
         }
         slow = left;
         if again {

@@ -198,7 +198,7 @@ fn say(stream: std::net::TcpStream, row: &Answering) -> std::io::Result<()> {
     let mut peer = RawHttp2::over(stream, LIMIT)?;
     peer.read_preface()?;
     peer.send(&settings(&[]))?;
-    while let Some(seen) = peer.next()? {
+    while let Some(seen) = peer.next_frame()? {
         match seen.kind {
             SETTINGS if seen.flags == 0 => peer.send(&frame(SETTINGS, 1, 0, &[]))?,
             // Asked once more, it refuses once more.

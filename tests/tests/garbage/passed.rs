@@ -81,9 +81,10 @@ fn framings() -> Vec<Passed> {
     ]
 }
 
+const HELLO: &str = "POST / [transfer-encoding: chunked] hello";
+
 fn chunks() -> Vec<Passed> {
     let chunked = |body: &str, reaches| post("Transfer-Encoding: chunked", body, reaches);
-    const HELLO: &str = "POST / [transfer-encoding: chunked] hello";
     vec![
         chunked("0005\r\nhello\r\n0\r\n\r\n", HELLO),
         chunked("5\r\nhello\r\n00000\r\n\r\n", HELLO),

@@ -60,16 +60,9 @@ impl Version {
 pub struct HeadScan {
     line_start: usize,
     checked: usize,
-    /// Whether the start line is a status line, which has no target that could be too long.
-    response: bool,
 }
 
 impl HeadScan {
-    /// For the head of a response.
-    pub fn of_response() -> Self {
-        Self { response: true, ..Self::default() }
-    }
-
     /// The length of the head that `bytes` starts with, once it is all there. Start lines are not looked at.
     pub fn find_end(&mut self, bytes: &[u8], limits: &Limits) -> Result<Option<usize>, Refusal> {
         let mut from = self.checked.max(self.line_start);
@@ -102,7 +95,7 @@ impl HeadScan {
     }
 
     fn too_long(&self) -> Refusal {
-        if self.line_start == 0 && !self.response {
+        if self.line_start == 0 {
             Refusal::with(414, "target_too_long")
         } else {
             Refusal::with(431, "header_too_long")

@@ -78,7 +78,7 @@ impl Slow {
 fn slow_connection(to: SocketAddr, index: usize) -> Result<TcpStream> {
     let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(10))
         .with_context(|| format!("slow connection {index}"))?;
-    let start: &[u8] = if index % READER_EVERY == 0 {
+    let start: &[u8] = if index.is_multiple_of(READER_EVERY) {
         b"GET /large HTTP/1.1\r\nHost: web\r\n\r\n"
     } else {
         b"GET / HTTP/1.1\r\nX: "
