@@ -226,7 +226,11 @@ impl HeadReading<'_> {
         let mut scan = HeadScan::default();
         loop {
             if !upstream_in.is_empty() {
-                let protocol = |refusal: crate::http::Refusal| Problem::UpstreamProtocol(refusal.reason);
+                let protocol = |refusal: crate::http::Refusal| {
+                    // A status line has no target that could be too long.
+                    let reason = if refusal.status == 414 { "header_too_long" } else { refusal.reason };
+                    Problem::UpstreamProtocol(reason)
+                };
                 if let Some(len) = scan.find_end(upstream_in, self.limits).map_err(protocol)? {
                     response.parse(&upstream_in[..len], self.to_head, self.limits).map_err(protocol)?;
                     upstream_in.advance(len);

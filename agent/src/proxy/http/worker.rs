@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::BytesMut;
 
@@ -23,6 +23,8 @@ const MIN_READ_BYTES: usize = 2 * 1024;
 const MAX_KEPT_BYTES: usize = 64 * 1024;
 /// The length of a UUID as text.
 const REQUEST_ID_BYTES: usize = 36;
+/// How finely timeouts are spread.
+const SPREAD_STEPS: u32 = 1024;
 /// Sets of buffers kept for connections that wake up.
 const MAX_SPARE: usize = 128;
 
@@ -208,6 +210,13 @@ impl HttpWorker {
         }
     }
 
+    /// A timeout made longer by up to an eighth: thousands of connections that came at once shall not be cut at once, as
+    /// everybody else would wait for that.
+    pub(in crate::proxy) fn spread(&self, timeout: Duration) -> Duration {
+        let steps = u32::try_from(self.random.next() % u64::from(SPREAD_STEPS)).unwrap_or_default();
+        timeout + timeout / 8 / SPREAD_STEPS * steps
+    }
+
     /// Writes a random UUID (version 4).
     pub(in crate::proxy) fn write_request_id(&self, out: &mut String) {
         let (high, low) = (self.random.next(), self.random.next());
@@ -268,6 +277,16 @@ mod tests {
         }
         let distinct: std::collections::HashSet<_> = ids.iter().collect();
         assert_eq!(distinct.len(), ids.len());
+    }
+
+    #[test]
+    fn timeouts_are_spread_and_never_shorter() {
+        let worker = HttpWorker::new(ProxySettings::default(), Share::default(), Rc::new(Random::new(1)));
+        let timeout = Duration::from_secs(8);
+        let spread: std::collections::HashSet<Duration> =
+            std::iter::repeat_with(|| worker.spread(timeout)).take(100).collect();
+        assert!(spread.len() > 50, "{spread:?}");
+        assert!(spread.iter().all(|spread| (timeout..Duration::from_secs(9)).contains(spread)), "{spread:?}");
     }
 
     #[test]
