@@ -8,6 +8,7 @@ pub(super) mod changes;
 pub(super) mod connection;
 pub(super) mod exchange;
 pub(super) mod heads;
+pub(super) mod pace;
 pub(super) mod plan;
 pub(super) mod record;
 mod respond;
@@ -17,8 +18,8 @@ pub(super) mod vet;
 pub(super) mod wire;
 pub(super) mod worker;
 
-pub use settings::{Http2Settings, HttpSettings};
-pub use worker::HttpWorker;
+pub use settings::{FrameRates, Http2Settings, HttpSettings};
+pub use worker::{HttpWorker, Share};
 
 use std::pin::pin;
 

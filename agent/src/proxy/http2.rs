@@ -9,6 +9,7 @@ mod budget;
 mod connection;
 mod exchange;
 mod fault;
+mod frames;
 mod from_http1;
 mod respond;
 mod sides;

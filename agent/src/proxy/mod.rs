@@ -1,15 +1,20 @@
 //! The request's phases in one readable place: what happens to an accepted connection.
 
+mod admission;
 mod answer;
 mod captured;
+mod crowded;
 mod detect;
 pub mod http;
 mod http2;
 mod random;
+mod settings;
 mod tcp;
 mod worker;
 
+pub use admission::{Admission, AdmissionSettings};
 pub use random::Random;
+pub use settings::{InvalidSetting, ProxySettings, Setting};
 pub use worker::{Command, WorkerHandle, WorkerSettings, start_worker};
 
 use std::net::SocketAddr;

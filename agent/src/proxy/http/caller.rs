@@ -8,14 +8,17 @@ use tokio::time::Instant;
 
 use super::HttpSettings;
 use super::heads::RequestWriter;
-use super::plan::{Entry, Planned, plan};
+use super::pace::BODY_TOO_LONG;
+use super::plan::{Entry, Plan, Planned, plan};
 use super::upstream::Goal;
 use crate::compile::RoutingTable;
+use crate::http::body::Framing;
 use crate::http::grpc;
 use crate::http::h1::{Known, RequestHead, Version};
 use crate::model::{AppProtocol, Workload};
 use crate::net::ConnectSource;
 use crate::proxy::Context;
+use crate::proxy::admission::Slot;
 use crate::proxy::answer::Problem;
 use crate::route::{Normalisation, RequestView, rewrite_path};
 use crate::telemetry::Origin;
@@ -62,8 +65,21 @@ impl Caller<'_> {
         table.workloads.get(&self.peer.ip().to_canonical())
     }
 
-    /// What the table asks for.
-    pub fn plan<'t>(&self, table: &'t RoutingTable, head: &RequestHead) -> Planned<'t> {
+    /// What the table asks for, of a request that was taken on and whose body is not known to be too long.
+    pub fn plan<'t>(
+        &self,
+        table: &'t RoutingTable,
+        head: &RequestHead,
+        slot: &Result<Slot, Problem>,
+    ) -> Planned<'t> {
+        if let Err(problem) = slot {
+            return Planned::unrouted(Plan::Fail(*problem));
+        }
+        if let (Some(most), Framing::Length(length)) = (self.settings.body_max, head.framing())
+            && length > most
+        {
+            return Planned::unrouted(Plan::Fail(BODY_TOO_LONG));
+        }
         let source = self.source(table).map(|source| &**source);
         let entry = Entry { origin: self.origin, original_destination: self.original_destination, source };
         let planned = plan(table, head, entry);

@@ -146,7 +146,10 @@ impl Connection {
                 }
             }
             if deadline.is_none() {
-                deadline = self.settings.header_timeout.map(|timeout| Instant::now() + timeout);
+                deadline = self
+                    .settings
+                    .header_timeout
+                    .map(|timeout| Instant::now() + self.ctx.http.spread(timeout));
             }
             make_room(&mut self.buffers.client_in);
             match read_until(&mut self.io, &mut self.buffers.client_in, deadline).await {
@@ -181,8 +184,11 @@ impl Connection {
     /// Waits, without buffers, for the first bytes of a request; false once the connection is to be closed instead.
     async fn wait(&mut self, mut drained: Pin<&mut impl Future<Output = ()>>) -> bool {
         self.ctx.http.keep_buffers(std::mem::take(&mut self.buffers));
-        let timeout =
-            if self.served == 0 { self.settings.header_timeout } else { self.settings.idle_timeout };
+        let timeout = if self.served == 0 {
+            self.settings.header_timeout.map(|timeout| self.ctx.http.spread(timeout))
+        } else {
+            self.settings.idle_timeout
+        };
         let until = timeout.map(|timeout| Instant::now() + timeout);
         let Self { ctx, io, idle, buffers, .. } = self;
         let read = tokio::select! {

@@ -23,15 +23,14 @@ use tokio::time::Instant;
 use super::HttpSettings;
 use super::changes::Changes;
 use super::heads::{Fate, ResponseWriter};
-use super::wire::{patient, write_parts};
+use super::pace::{BODY_TOO_LONG, Pace};
+use super::wire::write_parts;
 use super::worker::{Buffers, HttpWorker, ReadSize, make_room};
 use crate::http::body::{BodyError, BodyTransfer, Framing};
 use crate::http::h1::{HeadScan, Limits, RequestHead, ResponseHead, Version};
 use crate::proxy::answer::Problem;
 use crate::route::RequestView;
 
-/// Bytes that a client may send ahead (of its next request, or of a switch) while it is answered.
-pub(in crate::proxy) const MAX_AHEAD_BYTES: usize = 16 * 1024;
 /// Body bytes that are copied behind their head instead of being written from where they were read.
 const MAX_COPIED_BYTES: usize = 1024;
 /// Interim responses passed on for one request.
@@ -96,8 +95,16 @@ pub(in crate::proxy) async fn run(
     let (client_read, client_write) = client.split();
     let (upstream_read, upstream_write) = upstream.split();
     let Buffers { head, response, client_in, client_out, upstream_in, upstream_out, request, .. } = buffers;
-    let upload =
-        Upload { terms, progress, client: client_read, upstream: upstream_write, client_in, upstream_out };
+    let pace = Pace::of(terms.settings, head);
+    let upload = Upload {
+        terms,
+        progress,
+        pace,
+        client: client_read,
+        upstream: upstream_write,
+        client_in,
+        upstream_out,
+    };
     let download = Download {
         terms,
         progress,
@@ -136,6 +143,7 @@ async fn deadline(deadline: Option<(Instant, Problem)>) -> Problem {
 struct Upload<'a> {
     terms: Terms<'a>,
     progress: &'a Progress,
+    pace: Pace,
     client: ReadHalf<'a>,
     upstream: WriteHalf<'a>,
     client_in: &'a mut BytesMut,
@@ -147,10 +155,14 @@ impl Upload<'_> {
     /// direction, which may still get its answer.
     async fn run(mut self, request: &[u8], body: &mut BodyTransfer) -> Problem {
         let mut head = request;
-        let mut size = ReadSize::new();
+        let settings = self.terms.settings;
+        let mut size = ReadSize::new(settings.read_buffer, self.terms.worker);
         loop {
             if let Err(error) = body.stage(self.client_in, self.upstream_out) {
                 return client_body_problem(error);
+            }
+            if settings.body_max.is_some_and(|most| body.bytes() > most) {
+                return BODY_TOO_LONG;
             }
             let parts = [head, &self.upstream_out[..], &self.client_in[..body.direct()]];
             if write_parts(&mut self.upstream, parts, None, &self.progress.sent).await.is_err() {
@@ -165,27 +177,21 @@ impl Upload<'_> {
                 return self.watch_client().await;
             }
             size.make_room(self.client_in);
-            match self.read_body().await {
-                Ok(bytes) => size.learn(bytes),
+            match self.pace.wait(self.client.read_buf(self.client_in)).await {
+                Ok(Ok(bytes @ 1..)) => {
+                    size.learn(bytes);
+                    self.pace.took(bytes);
+                }
+                Ok(Ok(0) | Err(_)) => return Problem::ClientClosed,
                 Err(problem) => return problem,
             }
-        }
-    }
-
-    async fn read_body(&mut self) -> Result<usize, Problem> {
-        let patience = self.terms.settings.body_timeout;
-        match patient(patience, self.client.read_buf(self.client_in)).await {
-            Ok(0) => Err(Problem::ClientClosed),
-            Ok(bytes) => Ok(bytes),
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(Problem::BodyTimeout),
-            Err(_) => Err(Problem::ClientClosed),
         }
     }
 
     /// Reads ahead while the client is answered, which also tells when it is gone. A client that has only closed its
     /// sending side still waits for its answer.
     async fn watch_client(&mut self) -> Problem {
-        while self.client_in.len() < MAX_AHEAD_BYTES {
+        while self.client_in.len() < self.terms.settings.ahead_bytes {
             make_room(self.client_in);
             match self.client.read_buf(self.client_in).await {
                 Ok(0) => break,
@@ -219,7 +225,11 @@ impl HeadReading<'_> {
         let mut scan = HeadScan::default();
         loop {
             if !upstream_in.is_empty() {
-                let protocol = |refusal: crate::http::Refusal| Problem::UpstreamProtocol(refusal.reason);
+                let protocol = |refusal: crate::http::Refusal| {
+                    // A status line has no target that could be too long.
+                    let reason = if refusal.status == 414 { "header_too_long" } else { refusal.reason };
+                    Problem::UpstreamProtocol(reason)
+                };
                 // Nearly all heads come in one piece.
                 if scan.is_fresh()
                     && let Some(len) =
@@ -349,7 +359,7 @@ impl Download<'_> {
 
     /// Passes the head that was written, and the body: in one write where they fit.
     async fn pass_body(&mut self, status: u16, mut body: BodyTransfer) -> Result<(), Problem> {
-        let mut size = ReadSize::new();
+        let mut size = ReadSize::new(self.terms.settings.read_buffer, self.terms.worker);
         loop {
             let staged = body.stage(self.upstream_in, self.client_out);
             self.progress.response_bytes.set(body.bytes());

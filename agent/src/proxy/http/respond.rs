@@ -11,6 +11,7 @@ use super::changes::Changes;
 use super::connection::{Connection, Ending};
 use super::exchange::{self, Finished, Progress, Terms, take_direct};
 use super::heads::Fate;
+use super::pace::BODY_TOO_LONG;
 use super::plan::{Plan, Planned};
 use super::record::Trail;
 use super::upstream::{Goal, UpstreamConnection, Wanted};
@@ -39,8 +40,9 @@ impl Connection {
         self.caller().choose_request_id(&self.buffers.head, &mut request_id);
         self.buffers.request_id = request_id;
         let mut trail = Trail::new(start, self.caller().source(&table));
+        let slot = self.ctx.http.admit();
         let planned = match vet(&mut self.buffers.head, &self.settings) {
-            Ok(()) => self.caller().plan(&table, &self.buffers.head),
+            Ok(()) => self.caller().plan(&table, &self.buffers.head, &slot),
             Err(refusal) => Planned::refused(refusal),
         };
         trail.route = planned.route.map(|matched| &**matched.route);
@@ -258,7 +260,7 @@ impl Connection {
         let Some(answer) = problem.answer() else { return Some(Ending::Now) };
         trail.status = answer.status;
         // A body whose end is not known can't be told from the next request.
-        let sound = !matches!(problem, Problem::Refused(_) | Problem::BodyTimeout);
+        let sound = !matches!(problem, Problem::Refused(_) | Problem::BodyTimeout | Problem::BodyTooSlow);
         let in_doubt = !body.is_done() && self.buffers.head.expects_continue();
         let fate = if self.may_keep() && sound && !in_doubt { Fate::Keep } else { Fate::Close };
         match self.send(answer, fate, Changes::default()).await {
@@ -285,7 +287,7 @@ impl Connection {
         let framing = self.buffers.head.framing();
         let body = BodyTransfer::new(framing, Framing::Chunked);
         let in_doubt = !framing.is_empty() && self.buffers.head.expects_continue();
-        let useless = answer.problem == Some(Problem::NoListener);
+        let useless = matches!(answer.problem, Some(Problem::NoListener | BODY_TOO_LONG));
         let fate = if self.may_keep() && !in_doubt && !useless { Fate::Keep } else { Fate::Close };
         let Some(bytes) = self.send(answer, fate, changes).await else {
             trail.fail(Problem::ClientClosed);

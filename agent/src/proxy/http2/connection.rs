@@ -2,7 +2,7 @@
 //! and the end.
 
 use std::cell::RefCell;
-use std::future::{Future, pending};
+use std::future::{Future, pending, poll_fn};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
@@ -16,7 +16,8 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::budget::ResetBudget;
+use super::budget::Budget;
+use super::frames::{FrameGuard, Watched};
 use super::respond::{StreamEnd, respond};
 use crate::balance::Pick;
 use crate::http::Refusal;
@@ -34,7 +35,7 @@ const MAX_PENDING_RESETS: usize = 20;
 /// Streams whose frames are still let pass after we reset them.
 const MAX_REMEMBERED_RESETS: usize = 50;
 
-type Connection = server::Connection<Replay, Bytes>;
+type Connection = server::Connection<Watched, Bytes>;
 type Accepted = (Request<RecvStream>, SendResponse<Bytes>);
 
 /// What the streams of one connection share.
@@ -75,17 +76,17 @@ pub async fn serve(ctx: Context, downstream: Downstream) {
     let settings = ctx.http.settings(&origin);
     let early = RefCell::new(early);
     let session = Rc::new(Session { ctx, settings, origin, peer, original_destination, early });
-    let shaken = within(
-        session.settings.header_timeout,
-        builder(&session.settings).handshake::<_, Bytes>(Replay::new(read, io)),
-    );
+    let guard = FrameGuard::new(&session.settings.http2.frames, Instant::now());
+    let io = Watched::new(Replay::new(read, io), Rc::clone(&guard));
+    let shaken =
+        within(session.settings.header_timeout, builder(&session.settings).handshake::<_, Bytes>(io));
     let connection = match shaken.await {
         Some(Ok(connection)) => connection,
-        Some(Err(error)) => return note_end(&session, &error),
+        Some(Err(error)) => return note_end(&session, &guard, &error),
         None => return,
     };
     let draining = *session.ctx.drain.borrow();
-    Served { session, streams: JoinSet::new(), draining }.run(connection).await;
+    Served { session, streams: JoinSet::new(), guard, flooded: false, draining }.run(connection).await;
 }
 
 fn builder(settings: &HttpSettings) -> Builder {
@@ -107,6 +108,9 @@ fn builder(settings: &HttpSettings) -> Builder {
 struct Served {
     session: Rc<Session>,
     streams: JoinSet<StreamEnd>,
+    guard: Rc<FrameGuard>,
+    /// Whether the client has been told that it is too much.
+    flooded: bool,
     /// Whether GOAWAY has been said.
     draining: bool,
 }
@@ -118,11 +122,11 @@ impl Served {
         }
         let settings = Rc::clone(&self.session.settings);
         let mut budget =
-            ResetBudget::new(settings.http2.reset_burst, settings.http2.resets_per_second, Instant::now());
+            Budget::new(settings.http2.reset_burst, settings.http2.resets_per_second, Instant::now());
         let mut drain = self.session.ctx.drain.clone();
         let ping = connection.ping_pong();
         let mut dead = pin!(async {
-            match (settings.http2.client_keepalive, ping) {
+            match (settings.http2.client_keepalive(), ping) {
                 (Some(keepalive), Some(ping)) => keepalive.watch(ping).await,
                 _ => pending().await,
             }
@@ -141,18 +145,20 @@ impl Served {
                     }
                     let reset = matches!(ended, Ok(StreamEnd::Reset));
                     if reset && !budget.take(quiet_since) {
-                        self.session.record_violation("h2_reset_flood");
-                        connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                        self.end_flood(&mut connection, "h2_reset_flood");
                     }
                 }
                 accepted = connection.accept() => match accepted {
                     Some(Ok(accepted)) => self.start(accepted),
                     Some(Err(error)) => {
-                        note_end(&self.session, &error);
+                        note_end(&self.session, &self.guard, &error);
                         break;
                     }
                     None => break,
                 },
+                flood = poll_fn(|_| self.guard.poll_flood()), if !self.flooded => {
+                    self.end_flood(&mut connection, flood);
+                }
                 Ok(_) = drain.wait_for(|drains| *drains), if !self.draining => {
                     self.draining = true;
                     quiet_since = Instant::now();
@@ -175,6 +181,15 @@ impl Served {
         drop(connection);
         // The streams see that the connection is gone, and are recorded.
         while self.streams.join_next().await.is_some() {}
+    }
+
+    /// Tells the client that it is too much. What it has opened ends with the connection.
+    fn end_flood(&mut self, connection: &mut Connection, reason: &'static str) {
+        if !self.flooded {
+            self.flooded = true;
+            self.session.record_violation(reason);
+            connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+        }
     }
 
     fn start(&mut self, (request, send): Accepted) {
@@ -203,13 +218,13 @@ async fn within<T>(limit: Option<Duration>, future: impl Future<Output = T>) -> 
 }
 
 /// Records an end that a client's violation of the protocol brought about; all others are the client's right.
-fn note_end(session: &Session, error: &h2::Error) {
+fn note_end(session: &Session, guard: &FrameGuard, error: &h2::Error) {
     tracing::debug!(peer = %session.peer, %error, "an HTTP/2 connection ended");
     if !error.is_library() {
         return;
     }
     session.record_violation(match error.reason() {
-        Some(Reason::ENHANCE_YOUR_CALM) => "h2_flood",
+        Some(Reason::ENHANCE_YOUR_CALM) => guard.frame_layer_flood(),
         Some(Reason::FLOW_CONTROL_ERROR) => "h2_flow_control",
         Some(Reason::FRAME_SIZE_ERROR) => "h2_frame_size",
         Some(Reason::COMPRESSION_ERROR) => "h2_compression",

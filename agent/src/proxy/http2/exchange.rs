@@ -8,6 +8,7 @@
 use std::cell::Cell;
 use std::future::pending;
 use std::pin::pin;
+use std::rc::Rc;
 
 use http::HeaderMap;
 
@@ -16,13 +17,18 @@ use super::fault::Failed;
 use crate::http::body::Framing;
 use crate::http::grpc::GrpcStatus;
 use crate::http::h1::{Known, ResponseHead};
+use crate::proxy::admission::Load;
 use crate::proxy::answer::Problem;
 use crate::proxy::http::exchange::MAX_INTERIM;
 use crate::proxy::http::upstream::Deadline;
+use crate::proxy::http::{Http2Settings, HttpWorker};
 
 /// How far an exchange came; shared by its two directions.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Progress {
+    load: Rc<Load>,
+    /// Bytes that a sender may have sent while its receiver takes nothing.
+    window: usize,
     /// Whether anything of the request's body has been taken from the client.
     pub taken: Cell<bool>,
     /// Body bytes from the client.
@@ -41,6 +47,32 @@ pub(super) struct Progress {
     pub grpc_status: Cell<Option<GrpcStatus>>,
     /// Body bytes to the client.
     pub response_bytes: Cell<u64>,
+}
+
+impl Progress {
+    /// Nothing has happened yet.
+    pub fn new(worker: &HttpWorker, settings: &Http2Settings) -> Self {
+        let window = usize::try_from(settings.stream_window).unwrap_or(usize::MAX);
+        Self {
+            load: Rc::clone(worker.load()),
+            window: window.saturating_add(settings.send_buffer),
+            taken: Cell::default(),
+            request_bytes: Cell::default(),
+            uploaded: Cell::default(),
+            answered: Cell::default(),
+            sent: Cell::default(),
+            continued: Cell::default(),
+            status: Cell::default(),
+            grpc_status: Cell::default(),
+            response_bytes: Cell::default(),
+        }
+    }
+
+    /// Counts what is buffered while a receiver makes its sender wait.
+    async fn while_held<T>(&self, sending: impl Future<Output = T>) -> T {
+        let _held = self.load.hold(self.window);
+        sending.await
+    }
 }
 
 /// The client's end of a response.
@@ -120,7 +152,7 @@ pub(super) async fn upload(
                 progress.taken.set(true);
                 let bytes = data.len();
                 progress.request_bytes.set(progress.request_bytes.get() + bytes as u64);
-                let sent = sink.send(data, last).await;
+                let sent = progress.while_held(sink.send(data, last)).await;
                 source.release(bytes);
                 if !last && sent.is_ok() {
                     continue;
@@ -194,7 +226,7 @@ async fn pass(
         match piece {
             Piece::Data { data, last } => {
                 let bytes = data.len();
-                sink.send(data, last).await?;
+                progress.while_held(sink.send(data, last)).await?;
                 source.release(bytes);
                 progress.response_bytes.set(progress.response_bytes.get() + bytes as u64);
                 if last {

@@ -14,6 +14,7 @@ use crate::proxy::http::caller::{Caller, deadline};
 use crate::proxy::http::connection::{Connection, Ending};
 use crate::proxy::http::exchange::Progress as Delivered;
 use crate::proxy::http::heads::Fate;
+use crate::proxy::http::pace::Pace;
 use crate::proxy::http::plan::Planned;
 use crate::proxy::http::record::Trail;
 use crate::proxy::http::upstream::{Deadline, Goal};
@@ -47,7 +48,7 @@ impl Connection {
             };
             trail.upstream = Some(stream.address);
             trail.endpoint = stream.pick.as_ref().map(|pick| Arc::clone(pick.upstream()));
-            let progress = Progress::default();
+            let progress = Progress::new(&self.ctx.http, &self.settings.http2);
             let turn =
                 Turn { planned, deadline, progress: &progress, delivered: &delivered.delivered, fate: &fate };
             let result = self.exchange_http2(&stream, &mut body, turn).await;
@@ -109,7 +110,9 @@ impl Connection {
             staged: upstream_out,
             transfer,
             side: Side::Client,
-            patience: settings.body_timeout,
+            pace: Pace::of(settings, head),
+            most: settings.body_max,
+            ahead: settings.ahead_bytes,
         };
         let sink = Http2Sink { stream: upload, side: Side::Upstream, patience: None };
         let upload = exchange::upload(&mut source, sink, ends, turn.progress);

@@ -25,6 +25,7 @@ use crate::proxy::answer::{Answer, Problem};
 use crate::proxy::http::caller::{Wire, deadline, is_grpc};
 use crate::proxy::http::changes::Changes;
 use crate::proxy::http::exchange::HeadReading;
+use crate::proxy::http::pace::Pace;
 use crate::proxy::http::plan::{Plan, Planned};
 use crate::proxy::http::record::Trail;
 use crate::proxy::http::upstream::{Deadline, Goal, UpstreamConnection, Wanted};
@@ -57,15 +58,15 @@ pub(super) async fn respond(
     drop(parts);
     let mut trail = Trail::new(start, session.caller().source(&table));
     trail.version = Version::Http2;
-    let patience = session.settings.body_timeout;
+    let left = session.settings.body_max;
     let underscores = session.settings.request.underscores;
-    let body = Http2Source { body, side: Side::Client, patience, underscores };
+    let body = Http2Source { body, side: Side::Client, pace: Pace::leisurely(), left, underscores };
     let mut stream = Stream { session: &session, buffers, send, body };
     match read {
         Ok(()) => {
-            if is_grpc(&stream.buffers.head) {
-                // A call may be silent in one direction for as long as it likes; PINGs tell whether its client lives.
-                stream.body.patience = None;
+            // A gRPC call may be silent in one direction for as long as it likes; PINGs tell whether its client lives.
+            if !is_grpc(&stream.buffers.head) {
+                stream.body.pace = Pace::of(&session.settings, &stream.buffers.head);
             }
             stream.serve(&table, &mut trail).await;
         }
@@ -102,8 +103,9 @@ impl Stream<'_> {
         let caller = self.session.caller();
         let Buffers { head, request_id, .. } = &mut *self.buffers;
         caller.choose_request_id(head, request_id);
+        let slot = self.session.ctx.http.admit();
         let planned = match vet(&mut self.buffers.head, &self.session.settings) {
-            Ok(()) => caller.plan(table, &self.buffers.head),
+            Ok(()) => caller.plan(table, &self.buffers.head, &slot),
             Err(refusal) => Planned::refused(refusal),
         };
         trail.route = planned.route.map(|matched| &**matched.route);
@@ -149,7 +151,7 @@ impl Stream<'_> {
         let deadline = deadline(planned, &self.buffers.head, trail.start);
         let mut again = true;
         loop {
-            let progress = Progress::default();
+            let progress = Progress::new(&self.session.ctx.http, &self.session.settings.http2);
             let turn = Turn { planned, deadline, progress: &progress };
             let (result, may_retry) = match wire {
                 Wire::Http1 => self.try_http1(goal, turn, again, trail).await,

@@ -23,6 +23,7 @@ use crate::proxy::http::HttpSettings;
 use crate::proxy::http::changes::Changes;
 use crate::proxy::http::exchange::HeadReading;
 use crate::proxy::http::heads::{Fate, ResponseWriter};
+use crate::proxy::http::pace::Pace;
 use crate::proxy::http::worker::HttpWorker;
 
 /// An HTTP/2 client that waits for its answer.
@@ -194,7 +195,8 @@ impl Answers for Http2Upstream<'_> {
 
     fn into_body(self, _head: &ResponseHead) -> Result<Http2Source, Problem> {
         let body = self.body.ok_or(Problem::UpstreamTruncated)?;
-        Ok(Http2Source { body, side: Side::Upstream, patience: None, underscores: true })
+        let pace = Pace::leisurely();
+        Ok(Http2Source { body, side: Side::Upstream, pace, left: None, underscores: true })
     }
 }
 
@@ -222,6 +224,15 @@ impl<'a, R: AsyncRead + Unpin> Answers for Http1Upstream<'a, R> {
     fn into_body(self, head: &ResponseHead) -> Result<Http1Source<'a, R>, Problem> {
         let Self { io, input, staged, transfer, .. } = self;
         *transfer = BodyTransfer::new(head.framing(), Framing::UntilClose);
-        Ok(Http1Source { io, input, staged, transfer, side: Side::Upstream, patience: None })
+        Ok(Http1Source {
+            io,
+            input,
+            staged,
+            transfer,
+            side: Side::Upstream,
+            pace: Pace::leisurely(),
+            most: None,
+            ahead: 0,
+        })
     }
 }

@@ -42,7 +42,7 @@ impl Caller<'_> {
             && let Some((pick, io)) = take_early(early, cluster)
         {
             let key = self.pool_key(goal, pick.upstream().address, Some(&pick));
-            let (builder, keepalive) = (builder(self.settings), self.settings.http2.upstream_keepalive);
+            let (builder, keepalive) = (builder(self.settings), self.settings.http2.upstream_keepalive());
             if let Ok(mut lease) = self.ctx.http.http2().add(&key, io, &builder, keepalive).await {
                 // It may have been closed meanwhile, like one that has served before.
                 lease.reused = true;
@@ -67,7 +67,7 @@ impl Caller<'_> {
                 }
                 Turn::Dial(turn) => {
                     let io = self.dial(key, deadline).await?;
-                    let keepalive = self.settings.http2.upstream_keepalive;
+                    let keepalive = self.settings.http2.upstream_keepalive();
                     let added = turn.add(io, &builder(self.settings), keepalive).await;
                     return added.map_err(|_| Problem::UpstreamClosed);
                 }

@@ -25,9 +25,8 @@ use crate::model::{
     TrafficPolicy, WeightedDestination,
 };
 use crate::net::{ConnectTarget, Connector};
-use crate::pool::PoolLimits;
-use crate::proxy::http::{HttpSettings, HttpWorker, serve};
-use crate::proxy::{Context, Downstream};
+use crate::proxy::http::{HttpSettings, HttpWorker, Share, serve};
+use crate::proxy::{AdmissionSettings, Context, Downstream, ProxySettings};
 use crate::telemetry::{ConnectionRecord, Origin, Recorder, RequestRecord};
 
 /// The service's captured address.
@@ -105,6 +104,7 @@ pub struct Setup {
     pub original_destination: SocketAddr,
     pub captured: HttpSettings,
     pub gateway: HttpSettings,
+    pub admission: AdmissionSettings,
     /// Whether each client connection comes with one to the only endpoint.
     pub early: bool,
     /// What the kernel takes from the proxy for an upstream that does not read; `None`: its default.
@@ -120,6 +120,7 @@ impl Setup {
             original_destination: service_address(),
             captured: HttpSettings { drain_grace: Duration::ZERO, ..HttpSettings::captured() },
             gateway: HttpSettings { drain_grace: Duration::ZERO, ..HttpSettings::gateway() },
+            admission: AdmissionSettings::default(),
             early: false,
             send_buffer: None,
         }
@@ -167,8 +168,13 @@ impl Setup {
         let records = Rc::new(Records::default());
         let (drain, draining) = watch::channel(false);
         let random = Rc::new(crate::proxy::Random::new(1));
-        let worker =
-            Rc::new(HttpWorker::new(self.captured, self.gateway, PoolLimits::default(), Rc::clone(&random)));
+        let settings = ProxySettings {
+            captured: self.captured,
+            gateway: self.gateway,
+            admission: self.admission,
+            ..ProxySettings::default()
+        };
+        let worker = Rc::new(HttpWorker::new(settings, Share::default(), Rc::clone(&random)));
         let ctx = Context {
             tables: Arc::new(ArcSwap::from_pointee(table)),
             connector: Rc::new(Loopback { send_buffer: self.send_buffer }),

@@ -3,6 +3,7 @@
 mod grpc;
 mod hostile;
 mod limits;
+mod overload;
 mod peers;
 mod requests;
 mod streams;
