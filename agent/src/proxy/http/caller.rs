@@ -123,8 +123,13 @@ impl Caller<'_> {
             client: self.peer.ip(),
             request_id,
             trust_forwarded: self.settings.trust_forwarded,
-            upgrade: if self.settings.upgrades { head.upgrade() } else { None },
+            upgrade: self.upgrade(head),
         }
+    }
+
+    /// The protocol that the client asks to switch to, where it may.
+    pub fn upgrade<'h>(&self, head: &'h RequestHead) -> Option<&'h [u8]> {
+        head.upgrade().filter(|protocol| self.settings.upgrades.allow(protocol))
     }
 
     /// Whom the endpoint sees: a captured pod by its own address.

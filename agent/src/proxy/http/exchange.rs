@@ -27,7 +27,7 @@ use super::heads::{Fate, ResponseWriter};
 use super::wire::{patient, write_parts};
 use super::worker::{Buffers, HttpWorker, ReadSize, make_room};
 use crate::http::body::{BodyError, BodyTransfer, Framing};
-use crate::http::h1::{HeadScan, Limits, RequestHead, ResponseHead, Version};
+use crate::http::h1::{HeadScan, Known, Limits, RequestHead, ResponseHead, Version};
 use crate::proxy::answer::Problem;
 use crate::route::RequestView;
 
@@ -302,6 +302,10 @@ impl Download<'_> {
         if !self.terms.may_switch {
             return Err(Problem::UpstreamProtocol("upgrade_unasked"));
         }
+        let asked = self.head.upgrade().unwrap_or_default();
+        if !response.fields().all(Known::Upgrade).all(|switched| is_same_protocol(switched, asked)) {
+            return Err(Problem::UpstreamProtocol("upgrade_to_another"));
+        }
         self.write_head(response, Framing::None, Fate::Switch);
         self.progress.status.set(101);
         self.flush(0).await?;
@@ -383,6 +387,12 @@ impl Download<'_> {
             Err(_) => Err(Problem::ClientClosed),
         }
     }
+}
+
+/// Whether two protocols of `Upgrade` have one name, whatever their versions.
+fn is_same_protocol(one: &[u8], other: &[u8]) -> bool {
+    let name = |protocol: &[u8]| protocol.iter().position(|byte| *byte == b'/').unwrap_or(protocol.len());
+    one[..name(one)].eq_ignore_ascii_case(&other[..name(other)])
 }
 
 /// Drops the direct bytes from `input`: they have been written, or nobody will.

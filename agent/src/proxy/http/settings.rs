@@ -27,8 +27,9 @@ pub struct HttpSettings {
     pub drain_grace: Duration,
     /// Requests served on one connection before it is closed.
     pub max_requests: Option<u32>,
-    /// Whether `Upgrade` is passed on, and the connection tunnelled once the upstream has switched.
-    pub upgrades: bool,
+    /// Which protocols a client may switch its connection to. The request's `Upgrade` is then passed on, and the
+    /// connection tunnelled once the upstream has switched.
+    pub upgrades: Upgrades,
     /// Whether the client is believed about `x-forwarded-proto` and `x-forwarded-host`; else they are set anew.
     pub trust_forwarded: bool,
     /// Bytes of a request body without a taker that are read and dropped to save its connection.
@@ -37,6 +38,27 @@ pub struct HttpSettings {
     pub http2: Http2Settings,
     /// How long that may take, and how long a closed connection is still read from so that the client sees its answer.
     pub discard_time: Duration,
+}
+
+/// Protocols that a connection may be switched to. HTTP/2 is never among them: a request in clear text that switches to it
+/// would take all that follow past routes and checks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Upgrades {
+    /// Whatever the upstream agrees to.
+    Any,
+    /// Those with these names, whatever their versions; in any case.
+    Only(Vec<String>),
+}
+
+impl Upgrades {
+    /// Whether a protocol (`name` or `name/version`, RFC 9110 section 7.8) is among them.
+    pub fn allow(&self, protocol: &[u8]) -> bool {
+        let name = protocol.split(|byte| *byte == b'/').next().unwrap_or_default();
+        match self {
+            Self::Any => true,
+            Self::Only(names) => names.iter().any(|allowed| allowed.as_bytes().eq_ignore_ascii_case(name)),
+        }
+    }
 }
 
 /// Limits of HTTP/2 connections.
@@ -107,7 +129,7 @@ impl HttpSettings {
             connect_attempts: 3,
             drain_grace: Duration::from_secs(3),
             max_requests: None,
-            upgrades: true,
+            upgrades: Upgrades::Any,
             trust_forwarded: true,
             discard_bytes: 256 * 1024,
             discard_time: Duration::from_secs(1),
@@ -116,7 +138,7 @@ impl HttpSettings {
     }
 
     /// For Gateway listeners, whose clients are strangers: 10 s for a head, 60 s idle, 30 s for a body's next byte, 1,000
-    /// requests, no `_` in field names, no upgrades.
+    /// requests, no `_` in field names, upgrades to WebSocket alone.
     pub fn gateway() -> Self {
         Self {
             request: Limits { underscores: false, ..Limits::default() },
@@ -124,10 +146,34 @@ impl HttpSettings {
             idle_timeout: Some(Duration::from_mins(1)),
             body_timeout: Some(Duration::from_secs(30)),
             max_requests: Some(1000),
-            upgrades: false,
+            upgrades: Upgrades::Only(vec!["websocket".to_owned()]),
             trust_forwarded: false,
             http2: Http2Settings::gateway(),
             ..Self::captured()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn upgrades_are_allowed_by_name() {
+        let websocket = HttpSettings::gateway().upgrades;
+        let none = Upgrades::Only(vec![]);
+        for (protocol, gateway) in [
+            (&b"websocket"[..], true),
+            (b"WebSocket", true),
+            (b"websocket/13", true),
+            (b"websockets", false),
+            (b"web", false),
+            (b"tcp", false),
+            (b"", false),
+            (b"/websocket", false),
+        ] {
+            let seen = (websocket.allow(protocol), none.allow(protocol), Upgrades::Any.allow(protocol));
+            assert_eq!(seen, (gateway, false, true), "{}", protocol.escape_ascii());
         }
     }
 }
