@@ -52,6 +52,8 @@ pub(super) enum Problem {
     UpstreamProtocol(&'static str),
     /// The upstream reset the request's stream, with this HTTP/2 error code.
     UpstreamReset(u32),
+    /// The upstream said nothing for too long.
+    UpstreamSilent,
     /// All connections that the upstream may have are full.
     UpstreamFull,
     /// The request's time is over.
@@ -77,7 +79,7 @@ impl Problem {
             | Self::UpstreamReset(_)
             | Self::UpstreamFull => 503,
             Self::UpstreamTruncated | Self::UpstreamProtocol(_) => 502,
-            Self::RequestTimeout | Self::TryTimeout => 504,
+            Self::UpstreamSilent | Self::RequestTimeout | Self::TryTimeout => 504,
         }
     }
 
@@ -95,7 +97,7 @@ impl Problem {
             Self::UpstreamProtocol(_) => Flag::UpstreamProtocol,
             Self::UpstreamReset(_) => Flag::UpstreamReset,
             Self::UpstreamFull => Flag::UpstreamOverflow,
-            Self::RequestTimeout | Self::TryTimeout => Flag::UpstreamTimeout,
+            Self::UpstreamSilent | Self::RequestTimeout | Self::TryTimeout => Flag::UpstreamTimeout,
         }
     }
 
@@ -118,6 +120,7 @@ impl Problem {
             Self::UpstreamTruncated => "upstream_truncated",
             Self::UpstreamProtocol(reason) => reason,
             Self::UpstreamReset(code) => reset_details(code),
+            Self::UpstreamSilent => "upstream_timeout",
             Self::UpstreamFull => "upstream_full",
             Self::RequestTimeout => "request_timeout",
             Self::TryTimeout => "try_timeout",
@@ -143,7 +146,7 @@ impl Problem {
             Self::UpstreamFull => "connection_limit_reached",
             Self::UpstreamTruncated => "http_response_incomplete",
             Self::UpstreamProtocol(_) => "http_protocol_error",
-            Self::RequestTimeout | Self::TryTimeout => "http_response_timeout",
+            Self::UpstreamSilent | Self::RequestTimeout | Self::TryTimeout => "http_response_timeout",
         }
     }
 
@@ -159,9 +162,11 @@ impl Problem {
     pub fn reset_code(self) -> Reason {
         match self {
             Self::UpstreamReset(code) => Reason::from(code),
-            Self::RequestTimeout | Self::TryTimeout | Self::BodyTimeout | Self::ClientClosed => {
-                Reason::CANCEL
-            }
+            Self::UpstreamSilent
+            | Self::RequestTimeout
+            | Self::TryTimeout
+            | Self::BodyTimeout
+            | Self::ClientClosed => Reason::CANCEL,
             Self::Refused(_) => Reason::PROTOCOL_ERROR,
             _ => Reason::INTERNAL_ERROR,
         }
@@ -366,6 +371,7 @@ mod tests {
         check(Problem::UpstreamProtocol("bare_lf"), 502, Flag::UpstreamProtocol, "bare_lf");
         check(Problem::UpstreamReset(7), 503, Flag::UpstreamReset, "upstream_reset_refused_stream");
         check(Problem::UpstreamFull, 503, Flag::UpstreamOverflow, "upstream_full");
+        check(Problem::UpstreamSilent, 504, Flag::UpstreamTimeout, "upstream_timeout");
         check(Problem::RequestTimeout, 504, Flag::UpstreamTimeout, "request_timeout");
     }
 

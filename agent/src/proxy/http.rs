@@ -13,6 +13,7 @@ pub(super) mod plan;
 pub(super) mod record;
 mod respond;
 mod settings;
+pub(super) mod silence;
 mod tunnel;
 pub(super) mod upstream;
 pub(super) mod wire;

@@ -17,4 +17,4 @@ mod upstream;
 pub use connection::serve;
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

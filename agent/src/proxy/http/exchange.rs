@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use super::HttpSettings;
 use super::changes::Changes;
 use super::heads::{Fate, ResponseWriter};
-use super::wire::{patient, write_parts};
+use super::wire::{Fairness, patient, write_parts};
 use super::worker::{Buffers, HttpWorker, ReadSize, make_room};
 use crate::http::body::{BodyError, BodyTransfer, Framing};
 use crate::http::h1::{HeadScan, Known, Limits, RequestHead, ResponseHead, Version};
@@ -64,6 +64,9 @@ pub(in crate::proxy) struct Progress {
     pub sent: Cell<u64>,
     /// Whether the upstream said anything.
     pub answered: Cell<bool>,
+    /// Whether the upload met the upstream's reset, which the kernel tells only once: the response's reader then sees an
+    /// end like any other.
+    pub upstream_reset: Cell<bool>,
     /// Whether the whole request is with the upstream.
     pub uploaded: Cell<bool>,
     /// Whether the client has been told to go on with its body.
@@ -74,6 +77,13 @@ pub(in crate::proxy) struct Progress {
     pub status: Cell<u16>,
     /// Body bytes to the client.
     pub response_bytes: Cell<u64>,
+}
+
+impl Progress {
+    /// Bytes that moved in either direction.
+    pub fn moved(&self) -> u64 {
+        self.sent.get().wrapping_add(self.delivered.get())
+    }
 }
 
 /// What a finished exchange leaves.
@@ -148,13 +158,14 @@ impl Upload<'_> {
     /// direction, which may still get its answer.
     async fn run(mut self, request: &[u8], body: &mut BodyTransfer) -> Problem {
         let mut head = request;
-        let mut size = ReadSize::new();
+        let (mut size, mut fair) = (ReadSize::new(), Fairness::default());
         loop {
             if let Err(error) = body.stage(self.client_in, self.upstream_out) {
                 return client_body_problem(error);
             }
             let parts = [head, &self.upstream_out[..], &self.client_in[..body.direct()]];
-            if write_parts(&mut self.upstream, parts, None, &self.progress.sent).await.is_err() {
+            if let Err(error) = write_parts(&mut self.upstream, parts, None, &self.progress.sent).await {
+                self.progress.upstream_reset.set(is_reset(&error));
                 return pending().await;
             }
             head = &[];
@@ -166,6 +177,7 @@ impl Upload<'_> {
                 return self.watch_client().await;
             }
             size.make_room(self.client_in);
+            fair.turn(body.bytes()).await;
             match self.read_body().await {
                 Ok(bytes) => size.learn(bytes),
                 Err(problem) => return problem,
@@ -346,7 +358,7 @@ impl Download<'_> {
 
     /// Passes the head that was written, and the body: in one write where they fit.
     async fn pass_body(&mut self, status: u16, mut body: BodyTransfer) -> Result<(), Problem> {
-        let mut size = ReadSize::new();
+        let (mut size, mut fair) = (ReadSize::new(), Fairness::default());
         loop {
             let staged = body.stage(self.upstream_in, self.client_out);
             self.progress.response_bytes.set(body.bytes());
@@ -359,7 +371,9 @@ impl Download<'_> {
                 return Ok(());
             }
             size.make_room(self.upstream_in);
+            fair.turn(body.bytes()).await;
             match self.upstream.read_buf(self.upstream_in).await {
+                Ok(0) if self.progress.upstream_reset.get() => return Err(Problem::UpstreamTruncated),
                 Ok(0) => body.close(self.client_out).map_err(upstream_body_problem)?,
                 Ok(bytes) => size.learn(bytes),
                 Err(_) => return Err(Problem::UpstreamTruncated),
@@ -387,6 +401,11 @@ impl Download<'_> {
             Err(_) => Err(Problem::ClientClosed),
         }
     }
+}
+
+/// Whether a write failed because the peer reset its connection. One that had closed it properly before gives `EPIPE`.
+pub(in crate::proxy) fn is_reset(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::ConnectionReset
 }
 
 /// Whether two protocols of `Upgrade` have one name, whatever their versions.

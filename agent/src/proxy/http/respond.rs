@@ -13,6 +13,7 @@ use super::exchange::{self, Finished, Progress, Start, Terms, take_direct};
 use super::heads::Fate;
 use super::plan::{Plan, Planned};
 use super::record::Trail;
+use super::silence::silent;
 use super::upstream::{Goal, UpstreamConnection, Wanted};
 use super::wire::write_parts;
 use super::worker::{Buffers, make_room};
@@ -162,6 +163,7 @@ impl Connection {
         planned: &Planned<'_>,
         (progress, deadline): (&Progress, Option<(Instant, Problem)>),
     ) -> Result<Finished, Problem> {
+        let patience = self.caller().patience(&self.buffers.head, deadline);
         let terms = Terms {
             worker: &self.ctx.http,
             settings: &self.settings,
@@ -171,7 +173,12 @@ impl Connection {
             may_switch: self.caller().upgrade(&self.buffers.head).is_some(),
             deadline,
         };
-        exchange::run(terms, &mut self.buffers, body, progress, (&mut self.io, &mut upstream.io)).await
+        let ends = (&mut self.io, &mut upstream.io);
+        tokio::select! {
+            biased;
+            finished = exchange::run(terms, &mut self.buffers, body, progress, ends) => finished,
+            problem = silent(patience, &mut self.idle, || progress.moved()) => Err(problem),
+        }
     }
 
     /// The response is with the client: keeps what can be kept.

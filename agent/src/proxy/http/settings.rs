@@ -18,6 +18,8 @@ pub struct HttpSettings {
     pub idle_timeout: Option<Duration>,
     /// How long a client may neither send the next byte of a body that we wait for nor take one that we have for it.
     pub body_timeout: Option<Duration>,
+    /// How long an upstream may be silent, before its answer and within, where no time is set for the whole request.
+    pub upstream_timeout: Option<Duration>,
     /// How long connecting to one endpoint may take.
     pub connect_timeout: Duration,
     /// Endpoints tried for one request until one can be connected to.
@@ -125,6 +127,7 @@ impl HttpSettings {
             header_timeout: None,
             idle_timeout: None,
             body_timeout: None,
+            upstream_timeout: None,
             connect_timeout: Duration::from_secs(5),
             connect_attempts: 3,
             drain_grace: Duration::from_secs(3),
@@ -137,7 +140,8 @@ impl HttpSettings {
         }
     }
 
-    /// For Gateway listeners, whose clients are strangers: 10 s for a head, 60 s idle, 30 s for a body's next byte, 1,000
+    /// For Gateway listeners, whose clients are strangers: 10 s for a head, 60 s idle, 30 s for a body's next byte, 60 s
+    /// for an upstream's, 1,000
     /// requests, no `_` in field names, upgrades to WebSocket alone.
     pub fn gateway() -> Self {
         Self {
@@ -145,6 +149,7 @@ impl HttpSettings {
             header_timeout: Some(Duration::from_secs(10)),
             idle_timeout: Some(Duration::from_mins(1)),
             body_timeout: Some(Duration::from_secs(30)),
+            upstream_timeout: Some(Duration::from_mins(1)),
             max_requests: Some(1000),
             upgrades: Upgrades::Only(vec!["websocket".to_owned()]),
             trust_forwarded: false,

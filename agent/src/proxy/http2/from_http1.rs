@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use super::body::{Http1Source, Http2Sink};
-use super::exchange::{self, Progress};
+use super::exchange::{self, Bounds, Progress};
 use super::fault::{Failed, Side, before_answer};
 use super::sides::{Http1Client, Http2Upstream};
 use super::upstream::UpstreamStream;
@@ -109,11 +109,14 @@ impl Connection {
             transfer,
             side: Side::Client,
             patience: settings.body_timeout,
+            reset: None,
         };
         let sink = Http2Sink { stream: upload, side: Side::Upstream, patience: None };
         let upload = exchange::upload(&mut source, sink, ends, turn.progress);
         let download = exchange::download(responder, answers, response, turn.progress);
-        exchange::run(upload, download, turn.deadline).await
+        let patience = caller.patience(head, turn.deadline);
+        let bounds = Bounds { deadline: turn.deadline, patience, progress: turn.progress };
+        exchange::run(upload, download, bounds).await
     }
 }
 

@@ -102,7 +102,7 @@ impl<'a> Http1Client<'a> {
     fn sink(self, chunked: bool) -> Http1Sink<'a, WriteHalf<'a>> {
         let patience = self.settings.body_timeout;
         let (io, out, written) = (self.io, self.out, self.delivered);
-        Http1Sink { io, out, chunked, side: Side::Client, patience, written }
+        Http1Sink { io, out, chunked, side: Side::Client, patience, written, reset: None }
     }
 
     /// A client that waits for 100 and gets its answer instead may send the body or not; only closing tells its next
@@ -129,6 +129,7 @@ impl<'a> Responder for Http1Client<'a> {
             side: Side::Client,
             patience,
             written: self.delivered,
+            reset: None,
         };
         sink.flush(b"", b"").await
     }
@@ -206,6 +207,8 @@ pub(super) struct Http1Upstream<'a, R> {
     pub reading: HeadReading<'a>,
     /// The response's body, once its head has been read.
     pub transfer: &'a mut BodyTransfer,
+    /// Whether the request's direction has met a reset.
+    pub reset: &'a Cell<bool>,
 }
 
 impl<'a, R: AsyncRead + Unpin> Answers for Http1Upstream<'a, R> {
@@ -220,8 +223,9 @@ impl<'a, R: AsyncRead + Unpin> Answers for Http1Upstream<'a, R> {
     }
 
     fn into_body(self, head: &ResponseHead) -> Result<Http1Source<'a, R>, Problem> {
-        let Self { io, input, staged, transfer, .. } = self;
+        let Self { io, input, staged, transfer, reset, .. } = self;
         *transfer = BodyTransfer::new(head.framing(), Framing::UntilClose);
-        Ok(Http1Source { io, input, staged, transfer, side: Side::Upstream, patience: None })
+        let (side, reset) = (Side::Upstream, Some(reset));
+        Ok(Http1Source { io, input, staged, transfer, side, patience: None, reset })
     }
 }

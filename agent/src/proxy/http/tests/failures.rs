@@ -242,3 +242,122 @@ fn a_reset_that_the_upload_hears_of_is_no_end_of_the_answer() {
         assert_eq!((&*seen.flags, seen.details), ("UC", "upstream_truncated"));
     });
 }
+
+#[test]
+fn an_endpoint_that_refuses_is_passed_over() {
+    run(async {
+        let proxy = Setup::service(&[nobody(), echo().await, nobody()]).start().await;
+        for _ in 0..6 {
+            assert_eq!(status(&proxy.exchange(GET).await), 200);
+        }
+        assert!(proxy.records(6).await.iter().all(|seen| seen.flags == "-"));
+    });
+}
+
+#[test]
+fn without_an_endpoint_there_is_a_503_that_says_why() {
+    run(async {
+        let check = async |setup: Setup, expected: u16, flags: &str, details: &str| {
+            let proxy = setup.start().await;
+            let mut client = proxy.client().await;
+            // The connection goes on, and a body that nobody takes is read.
+            for _ in 0..2 {
+                client.send("POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 5\r\n\r\nhello").await;
+                let (head, body) = client.message().await;
+                assert_eq!(status(&head), expected, "{head}{body}");
+                assert_eq!(field(&head, "connection"), None);
+            }
+            let seen = proxy.records(2).await.remove(1);
+            assert_eq!((&*seen.flags, seen.details), (flags, details));
+        };
+        check(Setup::with_rule(&[], rule()), 503, "UH", "no_ready_endpoint").await;
+        check(Setup::service(&[nobody()]), 503, "UF", "connect_refused").await;
+        check(Setup::service(&[nobody(), nobody()]), 503, "UF", "connect_refused").await;
+    });
+}
+
+#[test]
+fn timeouts_answer_or_cut() {
+    run(async {
+        let silent = upstream(|mut peer, _| async move {
+            peer.rest().await;
+        })
+        .await;
+        let stalls = upstream(|mut peer, _| async move {
+            peer.head().await;
+            peer.send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello").await;
+            peer.rest().await;
+        })
+        .await;
+        let soon = Some(Duration::from_millis(30));
+        let check = async |address, rule, expected: u16, details: &str| {
+            let proxy = Setup::with_rule(&[address], rule).start().await;
+            let mut client = proxy.client().await;
+            client.send(GET).await;
+            assert_eq!(status(&client.until_reset().await.0), expected);
+            let seen = proxy.records(1).await.remove(0);
+            assert_eq!((seen.status, &*seen.flags, seen.details), (expected, "UT", details));
+            assert!(proxy.worker.pool().is_empty());
+        };
+        let with = |timeout, try_timeout| crate::model::HttpRule { timeout, try_timeout, ..rule() };
+        check(silent, with(soon, None), 504, "request_timeout").await;
+        check(silent, with(None, soon), 504, "try_timeout").await;
+        check(silent, with(Some(Duration::from_secs(9)), soon), 504, "try_timeout").await;
+        check(stalls, with(soon, None), 200, "request_timeout").await;
+    });
+}
+
+#[test]
+fn a_connection_that_is_never_made_is_given_up() {
+    run(async {
+        // A full backlog leaves connections unanswered on loopback.
+        let listener =
+            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+        listener.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("loopback");
+        listener.listen(0).expect("listens");
+        let address = listener.local_addr().ok().and_then(|address| address.as_socket()).expect("an address");
+        let _filling: Vec<_> = (0..4)
+            .map(|_| {
+                let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)
+                    .expect("a socket");
+                socket.set_nonblocking(true).expect("a socket");
+                let _ = socket.connect(&address.into());
+                socket
+            })
+            .collect();
+        let mut setup = Setup::service(&[address]);
+        setup.captured.connect_timeout = Duration::from_millis(30);
+        let proxy = setup.start().await;
+        assert_eq!(status(&proxy.exchange(GET).await), 503);
+        let seen = proxy.records(1).await.remove(0);
+        assert_eq!((&*seen.flags, seen.details), ("UF", "connect_timeout"));
+    });
+}
+
+/// An upload that stalls in its last piece is cut by the route's timeout. What is left of it must not be read as the
+/// client's next request.
+#[test]
+fn the_rest_of_a_cut_upload_is_no_request() {
+    run(async {
+        let listener = tokio::net::TcpSocket::new_v4().expect("a socket");
+        listener.set_recv_buffer_size(2048).expect("set before it listens");
+        listener.bind("127.0.0.1:0".parse().expect("an address")).expect("loopback");
+        let listener = listener.listen(16).expect("listens");
+        let deaf = listener.local_addr().expect("bound");
+        let rule = crate::model::HttpRule { timeout: Some(Duration::from_millis(50)), ..rule() };
+        let setup = Setup { send_buffer: Some(2048), ..Setup::with_rule(&[deaf], rule) };
+        let proxy = setup.start().await;
+        let mut client = proxy.client().await;
+        let hidden = "GET /smuggled HTTP/1.1\r\nHost: web\r\n\r\n";
+        let body = hidden.repeat(28 * 1024 / hidden.len());
+        let head = format!("POST /upload HTTP/1.1\r\nHost: web\r\nContent-Length: {}\r\n\r\n", body.len());
+        client.send(head + &body).await;
+        let (head, _) = client.message().await;
+        assert!(head.starts_with("HTTP/1.1 504 "), "{head}");
+        client.send("GET /next HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n").await;
+        let _ = client.rest().await;
+        let paths: Vec<String> = proxy.records(1).await.into_iter().map(|seen| seen.path).collect();
+        assert!(paths.iter().all(|path| path == "/upload" || path == "/next"), "{paths:?}");
+        drop(listener);
+    });
+}

@@ -3,7 +3,7 @@
 mod grpc;
 mod hostile;
 mod limits;
-mod peers;
+pub(in crate::proxy) mod peers;
 mod requests;
 mod streams;
 mod upstreams;
