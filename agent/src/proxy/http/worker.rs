@@ -1,14 +1,16 @@
 //! What the HTTP connections of one worker share: upstream connections, buffers, random numbers and the date.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::BytesMut;
 
 use super::HttpSettings;
+use crate::compile::RoutingTable;
 use crate::http::h1::{RequestHead, ResponseHead};
-use crate::pool::{Http2Pool, Pool, PoolLimits};
+use crate::pool::{Http2Pool, Pool, PoolKey, PoolLimits};
 use crate::proxy::Random;
 use crate::telemetry::Origin;
 
@@ -145,6 +147,18 @@ impl HttpWorker {
     /// The worker's HTTP/2 connections to upstreams.
     pub fn http2(&self) -> &Http2Pool {
         &self.http2
+    }
+
+    /// Closes the idle upstream connections whose endpoints are in no cluster of the table any more.
+    pub fn forget_gone(&self, table: &RoutingTable) {
+        if self.pool.is_empty() && self.http2.is_empty() {
+            return;
+        }
+        let endpoints = table.clusters.values().flat_map(|cluster| [&cluster.endpoints, &cluster.unready]);
+        let known: HashSet<&str> = endpoints.flatten().map(|endpoint| &*endpoint.uid).collect();
+        let keep = |key: &PoolKey| key.uid.as_deref().is_none_or(|uid| known.contains(uid));
+        self.pool.retain(keep);
+        self.http2.retain(keep);
     }
 
     pub(in crate::proxy) fn settings(&self, origin: &Origin) -> Rc<HttpSettings> {
