@@ -206,7 +206,8 @@ fn ten_thousand_messages_of_a_websocket() -> Result<()> {
         socket.send(Message::text("one"))?;
         expect(&mut socket, &Message::text("one"))?;
         socket.get_mut().shutdown(Shutdown::Write)?;
-        expect(&mut socket, &Message::text("bye")).with_context(|| format!("{path:?}: after half-closing"))?;
+        expect(&mut socket, &Message::text("bye"))
+            .with_context(|| format!("{path:?}: after half-closing"))?;
     }
     let tunnels = "istio_requests_total{";
     wait_for("the records", LIMIT, || passes.mesh.metric("node1", tunnels).is_ok_and(|count| count >= 6.0))
@@ -237,7 +238,11 @@ fn serve(stream: TcpStream) -> Result<()> {
             stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
             Content::new().read(&mut reader, length)?;
             let body = format!("took {length}");
-            write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())?;
+            write!(
+                stream,
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                body.len()
+            )?;
         }
         "/events" => {
             stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n")?;
@@ -265,9 +270,19 @@ fn uploads_wait_for_100_and_silent_event_streams_go_on() -> Result<()> {
         let url = passes.url(path, "/upload")?;
         let mut curl = passes.command(path, "curl")?;
         // Without the server's 100 it would wait for longer than it may take.
-        curl.args(["-sSv", "--max-time", "15", "--expect100-timeout", "60", "-H", "Expect: 100-continue", "-T"]);
+        curl.args([
+            "-sSv",
+            "--max-time",
+            "15",
+            "--expect100-timeout",
+            "60",
+            "-H",
+            "Expect: 100-continue",
+            "-T",
+        ]);
         let output = exec::run(curl.arg(&file).arg(&url))?;
-        let (said, verbose) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let (said, verbose) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         ensure!(said == format!("took {}", 8 * MIB), "{path:?}: {said}");
         ensure!(verbose.contains("< HTTP/1.1 100 Continue"), "{path:?}: {verbose}");
 
@@ -337,17 +352,21 @@ fn h2load_passes_in_both_versions_to_both_kinds_of_backend() -> Result<()> {
 }
 
 #[test]
-fn connect_is_refused_everywhere() -> Result<()> {
-    if unprivileged("connect_is_refused_everywhere") {
+fn connect_is_refused_where_http_is_declared() -> Result<()> {
+    if unprivileged("connect_is_refused_where_http_is_declared") {
         return Ok(());
     }
     let passes = Passes::up("passes_connect", topology(), serve)?;
-    for path in PATHS {
+    // A port that declares nothing may be that of a forward proxy: what is sent there is not looked at.
+    for path in [Path::Captured("peer", 80), Path::Gateway] {
         let mut stream = passes.dial(path)?;
         stream.write_all(b"CONNECT 127.0.0.1:15000 HTTP/1.1\r\nHost: 127.0.0.1:15000\r\n\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
-        ensure!(answer.starts_with("HTTP/1.1 405 ") && answer.contains("connection: close"), "{path:?}: {answer}");
+        ensure!(
+            answer.starts_with("HTTP/1.1 405 ") && answer.contains("connection: close"),
+            "{path:?}: {answer}"
+        );
     }
     Ok(())
 }

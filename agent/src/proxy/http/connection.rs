@@ -17,10 +17,9 @@ use super::HttpSettings;
 use super::caller::Caller;
 use super::silence::{Timer, sleep_until};
 use super::worker::{Buffers, HttpWorker, make_room};
-use crate::balance::Pick;
 use crate::http::Refusal;
 use crate::http::h1::HeadScan;
-use crate::proxy::{Context, Downstream};
+use crate::proxy::{Context, Downstream, Early};
 use crate::telemetry::Origin;
 
 /// Empty lines that are passed over before a request line (RFC 9112 section 2.2).
@@ -37,7 +36,7 @@ pub(in crate::proxy) struct Connection {
     pub(in crate::proxy) peer: SocketAddr,
     pub(in crate::proxy) original_destination: SocketAddr,
     pub(in crate::proxy) origin: Origin,
-    pub(in crate::proxy) early: Option<(Pick, TcpStream)>,
+    pub(in crate::proxy) early: Option<Early>,
     /// Whether no table knows what the client dialled any more.
     pub(in crate::proxy) unknown: bool,
     /// Requests answered so far.

@@ -16,9 +16,7 @@ use crate::http::body::{BodyError, BodyTransfer};
 use crate::http::h1::write_last_chunk;
 use crate::http::h2 as translate;
 use crate::proxy::answer::Problem;
-use crate::proxy::http::exchange::{
-    MAX_AHEAD_BYTES, client_body_problem, is_reset, upstream_body_problem,
-};
+use crate::proxy::http::exchange::{MAX_AHEAD_BYTES, client_body_problem, is_reset, upstream_body_problem};
 use crate::proxy::http::wire::{patient, write_parts};
 use crate::proxy::http::worker::make_room;
 

@@ -250,6 +250,23 @@ fn the_early_connection_is_used_where_the_route_picks_its_endpoint() {
 }
 
 #[test]
+fn the_early_connection_to_a_headless_endpoint_is_used() {
+    run(async {
+        let address = echo().await;
+        let mut setup = Setup::service(&[address]);
+        setup.model.services[0].headless = true;
+        setup.original_destination = address;
+        setup.early = true;
+        let proxy = setup.start().await;
+        let mut client = proxy.client().await;
+        for path in ["/a", "/b"] {
+            client.send(format!("GET {path} HTTP/1.1\r\nHost: web\r\n\r\n")).await;
+            assert_eq!(client.message().await.1, format!("0 GET {path} HTTP/1.1"), "it was dialled twice");
+        }
+    });
+}
+
+#[test]
 fn an_address_that_no_table_knows_is_dialled_and_the_connection_not_kept() {
     run(async {
         let mut setup = Setup::service(&[]);

@@ -123,11 +123,10 @@ fn captured_upstreams_and_calls_may_be_silent() {
 
 #[test]
 fn defaults() {
-    let (captured, gateway) = (
-        crate::proxy::http::HttpSettings::captured(),
-        crate::proxy::http::HttpSettings::gateway(),
-    );
+    let (captured, gateway) =
+        (crate::proxy::http::HttpSettings::captured(), crate::proxy::http::HttpSettings::gateway());
     assert_eq!(gateway.upstream_timeout, Some(Duration::from_mins(1)));
-    let never = [captured.upstream_timeout, captured.idle_timeout, captured.body_timeout, captured.header_timeout];
+    let never =
+        [captured.upstream_timeout, captured.idle_timeout, captured.body_timeout, captured.header_timeout];
     assert_eq!(never, [None; 4], "nothing of captured connections is cut for being silent");
 }

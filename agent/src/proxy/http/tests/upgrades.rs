@@ -62,7 +62,8 @@ fn bytes_behind_an_upgrade_wait_for_the_switch() {
 async fn mirror() -> std::net::SocketAddr {
     upstream(|mut peer, _| async move {
         peer.head().await;
-        peer.send("HTTP/1.1 101 Switching Protocols\r\nUpgrade: WebSocket\r\nConnection: Upgrade\r\n\r\n").await;
+        peer.send("HTTP/1.1 101 Switching Protocols\r\nUpgrade: WebSocket\r\nConnection: Upgrade\r\n\r\n")
+            .await;
         loop {
             match &*peer.bytes(3).await {
                 "bye" => break peer.io.set_zero_linger().expect("a socket"),

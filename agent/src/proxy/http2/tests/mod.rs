@@ -1,5 +1,6 @@
 //! Wire tests: real sockets on loopback, the `h2` crate as client and as server.
 
+mod early_answers;
 mod grpc;
 mod hostile;
 mod limits;
