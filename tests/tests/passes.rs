@@ -18,6 +18,8 @@ use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::{Bytes, Error, Message, WebSocket};
 
 const MIB: u64 = 1 << 20;
+/// The size of a large download.
+const DOWNLOAD: u64 = 2048 * MIB;
 /// The port of the test's own servers.
 const TARGET: u16 = 7000;
 /// How long an event stream is silent; far longer than any of the tests' other waits.
@@ -298,18 +300,17 @@ fn downloads_of_two_gibibytes_arrive_whole() -> Result<()> {
     if unprivileged("downloads_of_two_gibibytes_arrive_whole") {
         return Ok(());
     }
-    const SIZE: u64 = 2048 * MIB;
     let passes = Passes::up("passes_2g", topology(), serve)?;
     let agent = passes.mesh.agents[0].pid();
     for path in [Path::Captured("peer", 80), Path::Gateway] {
         let fresh = reset_peak(agent)?;
         let begun = std::time::Instant::now();
-        let url = passes.url(path, &format!("/{SIZE}"))?;
+        let url = passes.url(path, &format!("/{DOWNLOAD}"))?;
         let mut curl = passes.command(path, "curl")?;
         curl.args(["-sS", "--fail", "--max-time", "120", &url]).stdout(Stdio::piped());
         let mut curl = curl.spawn().context("starting curl")?;
         let mut output = BufReader::with_capacity(256 * 1024, curl.stdout.take().context("a pipe")?);
-        let read = Content::new().read(&mut output, SIZE).and_then(|()| {
+        let read = Content::new().read(&mut output, DOWNLOAD).and_then(|()| {
             ensure!(output.fill_buf()?.is_empty(), "more came than was sent");
             Ok(())
         });
@@ -342,9 +343,9 @@ fn h2load_passes_in_both_versions_to_both_kinds_of_backend() -> Result<()> {
             for version in ["--no-tls-proto=h2c", "--h1"] {
                 let mut load = passes.command(path, "h2load")?;
                 let text = exec::stdout(load.args(["-n4000", "-c8", "-m16", "-t1", version, &url]))?;
-                let passed = text.contains("4000 succeeded, 0 failed, 0 errored, 0 timeout")
+                let all = text.contains("4000 succeeded, 0 failed, 0 errored, 0 timeout")
                     && text.contains("4000 2xx, 0 3xx, 0 4xx, 0 5xx");
-                ensure!(passed, "{path:?} {version}: {text}");
+                ensure!(all, "{path:?} {version}: {text}");
             }
         }
     }

@@ -79,8 +79,8 @@ impl Shelves {
             idle.map(|(at, shared)| (shared.since.get(), at)).min()
         };
         let oldest = self.by_key.values_mut().filter_map(|shelf| Some((idle(shelf)?, shelf)));
-        let Some(((_, at), shelf)) = oldest.min_by_key(|(idle, _)| *idle) else { return false };
-        shelf.connections.swap_remove(at);
+        let Some(((_, at), of_it)) = oldest.min_by_key(|(idle, _)| *idle) else { return false };
+        of_it.connections.swap_remove(at);
         true
     }
 }

@@ -163,7 +163,7 @@ impl Connection {
         planned: &Planned<'_>,
         (progress, deadline): (&Progress, Option<(Instant, Problem)>),
     ) -> Result<Finished, Problem> {
-        let patience = self.caller().patience(&self.buffers.head, deadline);
+        let patience = self.caller().patience(planned, &self.buffers.head, deadline);
         let terms = Terms {
             worker: &self.ctx.http,
             settings: &self.settings,

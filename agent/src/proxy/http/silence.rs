@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, Sleep};
 
 use super::caller::{Caller, is_grpc};
+use super::plan::Planned;
 use super::upstream::Deadline;
 use crate::http::h1::RequestHead;
 use crate::proxy::answer::Problem;
@@ -15,10 +16,18 @@ use crate::proxy::answer::Problem;
 pub(in crate::proxy) type Timer = Option<Pin<Box<Sleep>>>;
 
 impl Caller<'_> {
-    /// How long the request's upstream may be silent. A gRPC call may be for as long as it likes: PINGs tell whether its
-    /// peers live, and its client gives it a time.
-    pub fn patience(&self, head: &RequestHead, deadline: Deadline) -> Option<Duration> {
-        self.settings.upstream_timeout.filter(|_| deadline.is_none() && !is_grpc(head))
+    /// How long the request's upstream may be silent, where its route says nothing of its time. A gRPC call may be silent
+    /// for as long as it likes: PINGs tell whether its peers live, and its client gives it a time.
+    pub fn patience(
+        &self,
+        planned: &Planned<'_>,
+        head: &RequestHead,
+        deadline: Deadline,
+    ) -> Option<Duration> {
+        let patience = self.settings.upstream_timeout?;
+        let route = planned.route.map(|matched| matched.route);
+        let said = route.is_some_and(|route| route.timeout.or(route.try_timeout).is_some());
+        (!said && deadline.is_none() && !is_grpc(head)).then_some(patience)
     }
 }
 

@@ -114,7 +114,7 @@ impl Connection {
         let sink = Http2Sink { stream: upload, side: Side::Upstream, patience: None };
         let upload = exchange::upload(&mut source, sink, ends, turn.progress);
         let download = exchange::download(responder, answers, response, turn.progress);
-        let patience = caller.patience(head, turn.deadline);
+        let patience = caller.patience(turn.planned, head, turn.deadline);
         let bounds = Bounds { deadline: turn.deadline, patience, progress: turn.progress };
         exchange::run(upload, download, bounds).await
     }

@@ -96,7 +96,7 @@ struct Turn<'a> {
 
 impl Turn<'_> {
     fn bounds(&self, caller: &Caller<'_>, head: &RequestHead) -> Bounds<'_> {
-        let patience = caller.patience(head, self.deadline);
+        let patience = caller.patience(self.planned, head, self.deadline);
         Bounds { deadline: self.deadline, patience, progress: self.progress }
     }
 }

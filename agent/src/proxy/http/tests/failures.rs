@@ -216,7 +216,7 @@ fn a_reset_that_the_upload_hears_of_is_no_end_of_the_answer() {
         let address = upstream(|mut peer, _| async move {
             peer.head().await;
             peer.send("HTTP/1.1 200 OK\r\n\r\n").await;
-            let (block, mut refused) = ([b'x'; 64 * 1024], 0);
+            let (block, mut refused) = (vec![b'x'; 64 * 1024], 0);
             while refused < 1000 {
                 refused = if peer.io.try_write(&block).is_ok() { 0 } else { refused + 1 };
                 tokio::task::yield_now().await;

@@ -109,11 +109,13 @@ fn captured_upstreams_and_calls_may_be_silent() {
         .await;
         let proxy = Setup::service(&[events]).start().await;
         assert!(proxy.exchange(GET).await.contains("data: 2"));
-        // At a gateway a route's own time counts instead.
-        let rule = crate::model::HttpRule { timeout: Some(Duration::from_secs(20)), ..rule() };
-        let mut setup = Setup::gateway(HostPattern::Any, rule, &[events]);
-        setup.gateway.upstream_timeout = SOON;
-        assert!(setup.start().await.exchange(GET).await.contains("data: 2"));
+        // At a gateway a route's own time counts instead; zero is none.
+        for timeout in [Duration::from_secs(20), Duration::ZERO] {
+            let rule = crate::model::HttpRule { timeout: Some(timeout), ..rule() };
+            let mut setup = Setup::gateway(HostPattern::Any, rule, &[events]);
+            setup.gateway.upstream_timeout = SOON;
+            assert!(setup.start().await.exchange(GET).await.contains("data: 2"), "{timeout:?}");
+        }
         // And a call's client tells how long it waits.
         let proxy = edge(events).start().await;
         let grpc = GET.replace("Connection", "Content-Type: application/grpc\r\nConnection");
