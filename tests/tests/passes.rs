@@ -248,7 +248,8 @@ fn serve(stream: TcpStream) -> Result<()> {
         }
         "/events" => {
             stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n")?;
-            std::thread::sleep(SILENCE);
+            stream.set_read_timeout(Some(SILENCE))?;
+            ensure!(reader.fill_buf().is_err(), "the client spoke or left in the silence");
             stream.write_all(b"data: 2\n\n")?;
         }
         _ => {
