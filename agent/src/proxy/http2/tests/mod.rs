@@ -7,4 +7,5 @@ mod limits;
 pub(in crate::proxy) mod peers;
 mod requests;
 mod streams;
+mod strict;
 mod upstreams;
