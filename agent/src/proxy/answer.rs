@@ -59,6 +59,8 @@ pub(super) enum Problem {
     UpstreamProtocol(&'static str),
     /// The upstream reset the request's stream, with this HTTP/2 error code.
     UpstreamReset(u32),
+    /// The upstream said nothing for too long.
+    UpstreamSilent,
     /// All connections that the upstream may have are full.
     UpstreamFull,
     /// The request's time is over.
@@ -86,7 +88,7 @@ impl Problem {
             | Self::UpstreamReset(_)
             | Self::UpstreamFull => 503,
             Self::UpstreamTruncated | Self::UpstreamProtocol(_) => 502,
-            Self::RequestTimeout | Self::TryTimeout => 504,
+            Self::UpstreamSilent | Self::RequestTimeout | Self::TryTimeout => 504,
         }
     }
 
@@ -105,7 +107,7 @@ impl Problem {
             Self::UpstreamProtocol(_) => Flag::UpstreamProtocol,
             Self::UpstreamReset(_) => Flag::UpstreamReset,
             Self::UpstreamFull => Flag::UpstreamOverflow,
-            Self::RequestTimeout | Self::TryTimeout => Flag::UpstreamTimeout,
+            Self::UpstreamSilent | Self::RequestTimeout | Self::TryTimeout => Flag::UpstreamTimeout,
         }
     }
 
@@ -133,6 +135,7 @@ impl Problem {
             Self::UpstreamTruncated => "upstream_truncated",
             Self::UpstreamProtocol(reason) => reason,
             Self::UpstreamReset(code) => reset_details(code),
+            Self::UpstreamSilent => "upstream_timeout",
             Self::UpstreamFull => "upstream_full",
             Self::RequestTimeout => "request_timeout",
             Self::TryTimeout => "try_timeout",
@@ -161,7 +164,7 @@ impl Problem {
             Self::UpstreamFull => "connection_limit_reached",
             Self::UpstreamTruncated => "http_response_incomplete",
             Self::UpstreamProtocol(_) => "http_protocol_error",
-            Self::RequestTimeout | Self::TryTimeout => "http_response_timeout",
+            Self::UpstreamSilent | Self::RequestTimeout | Self::TryTimeout => "http_response_timeout",
         }
     }
 
@@ -177,7 +180,8 @@ impl Problem {
     pub fn reset_code(self) -> Reason {
         match self {
             Self::UpstreamReset(code) => Reason::from(code),
-            Self::RequestTimeout
+            Self::UpstreamSilent
+            | Self::RequestTimeout
             | Self::TryTimeout
             | Self::BodyTimeout
             | Self::BodyTooSlow
@@ -397,6 +401,7 @@ mod tests {
         check(Problem::BodyTooSlow, 408, Flag::IdleTimeout, "body_too_slow");
         check(Problem::Overload(Overload::Requests), 503, Flag::Overload, "requests_in_flight");
         check(Problem::Crowded(Crowded::Source), 503, Flag::Overload, "connections_per_source");
+        check(Problem::UpstreamSilent, 504, Flag::UpstreamTimeout, "upstream_timeout");
         check(Problem::RequestTimeout, 504, Flag::UpstreamTimeout, "request_timeout");
     }
 

@@ -18,4 +18,4 @@ mod upstream;
 pub use connection::serve;
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -55,6 +55,8 @@ pub enum Command {
     /// Serve a Gateway's listener until the receiver's sender is gone; records call it what the receiver says when a
     /// connection comes.
     Gateway(StdListener, watch::Receiver<Arc<str>>),
+    /// A new table is in force: let go of what it no longer has.
+    Table,
 }
 
 /// A running worker. It ends with the process: connections go on without a handle.
@@ -95,6 +97,10 @@ fn obey(context: &Context, command: Command) -> io::Result<()> {
             let address = listener.local_addr()?;
             let serve = move |context, io, peer, _| captured::serve(context, io, peer, address);
             accept_on(context, listener, Entrance::Captured, serve)
+        }
+        Command::Table => {
+            context.http.forget_gone(&context.tables.load());
+            Ok(())
         }
         Command::Gateway(listener, name) => accept_on(context, listener, Entrance::Gateway(name), gateway),
     }

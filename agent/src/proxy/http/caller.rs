@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -141,8 +142,13 @@ impl Caller<'_> {
             client: self.peer.ip(),
             request_id,
             trust_forwarded: self.settings.trust_forwarded,
-            upgrade: if self.settings.upgrades { head.upgrade() } else { None },
+            upgrade: self.upgrade(head),
         }
+    }
+
+    /// The protocol that the client asks to switch to, where it may.
+    pub fn upgrade<'h>(&self, head: &'h RequestHead) -> Option<&'h [u8]> {
+        head.upgrade().filter(|protocol| self.settings.upgrades.allow(protocol))
     }
 
     /// Whom the endpoint sees: a captured pod by its own address.
@@ -173,8 +179,10 @@ pub(in crate::proxy) fn deadline(
     start: Instant,
 ) -> Option<(Instant, Problem)> {
     let route = planned.route.map(|matched| matched.route);
-    let whole = route.and_then(|route| route.timeout).map(|timeout| (timeout, Problem::RequestTimeout));
-    let try_ = route.and_then(|route| route.try_timeout).map(|timeout| (timeout, Problem::TryTimeout));
+    // Zero turns a route's timeout off.
+    let on = |timeout: Option<Duration>| timeout.filter(|timeout| !timeout.is_zero());
+    let whole = route.and_then(|route| on(route.timeout)).map(|timeout| (timeout, Problem::RequestTimeout));
+    let try_ = route.and_then(|route| on(route.try_timeout)).map(|timeout| (timeout, Problem::TryTimeout));
     let mut given = None;
     if head.fields().has(Known::GrpcTimeout) && is_grpc(head) {
         given = head.fields().first(Known::GrpcTimeout).and_then(grpc::timeout);

@@ -24,10 +24,10 @@ use super::HttpSettings;
 use super::changes::Changes;
 use super::heads::{Fate, ResponseWriter};
 use super::pace::{BODY_TOO_LONG, Pace};
-use super::wire::write_parts;
+use super::wire::{Fairness, write_parts};
 use super::worker::{Buffers, HttpWorker, ReadSize, make_room};
 use crate::http::body::{BodyError, BodyTransfer, Framing};
-use crate::http::h1::{HeadScan, Limits, RequestHead, ResponseHead, Version};
+use crate::http::h1::{HeadScan, Known, Limits, RequestHead, ResponseHead, Version};
 use crate::proxy::answer::Problem;
 use crate::route::RequestView;
 
@@ -62,6 +62,9 @@ pub(in crate::proxy) struct Progress {
     pub sent: Cell<u64>,
     /// Whether the upstream said anything.
     pub answered: Cell<bool>,
+    /// Whether the upload met the upstream's reset, which the kernel tells only once: the response's reader then sees an
+    /// end like any other.
+    pub upstream_reset: Cell<bool>,
     /// Whether the whole request is with the upstream.
     pub uploaded: Cell<bool>,
     /// Whether the client has been told to go on with its body.
@@ -72,6 +75,13 @@ pub(in crate::proxy) struct Progress {
     pub status: Cell<u16>,
     /// Body bytes to the client.
     pub response_bytes: Cell<u64>,
+}
+
+impl Progress {
+    /// Bytes that moved in either direction.
+    pub fn moved(&self) -> u64 {
+        self.sent.get().wrapping_add(self.delivered.get())
+    }
 }
 
 /// What a finished exchange leaves.
@@ -157,6 +167,7 @@ impl Upload<'_> {
         let mut head = request;
         let settings = self.terms.settings;
         let mut size = ReadSize::new(settings.read_buffer, self.terms.worker);
+        let mut fair = Fairness::default();
         loop {
             if let Err(error) = body.stage(self.client_in, self.upstream_out) {
                 return client_body_problem(error);
@@ -165,7 +176,8 @@ impl Upload<'_> {
                 return BODY_TOO_LONG;
             }
             let parts = [head, &self.upstream_out[..], &self.client_in[..body.direct()]];
-            if write_parts(&mut self.upstream, parts, None, &self.progress.sent).await.is_err() {
+            if let Err(error) = write_parts(&mut self.upstream, parts, None, &self.progress.sent).await {
+                self.progress.upstream_reset.set(is_reset(&error));
                 return pending().await;
             }
             head = &[];
@@ -177,6 +189,7 @@ impl Upload<'_> {
                 return self.watch_client().await;
             }
             size.make_room(self.client_in);
+            fair.turn(body.bytes()).await;
             match self.pace.wait(self.client.read_buf(self.client_in)).await {
                 Ok(Ok(bytes @ 1..)) => {
                     size.learn(bytes);
@@ -319,6 +332,10 @@ impl Download<'_> {
         if !self.terms.may_switch {
             return Err(Problem::UpstreamProtocol("upgrade_unasked"));
         }
+        let asked = self.head.upgrade().unwrap_or_default();
+        if !response.fields().all(Known::Upgrade).all(|switched| is_same_protocol(switched, asked)) {
+            return Err(Problem::UpstreamProtocol("upgrade_to_another"));
+        }
         self.write_head(response, Framing::None, Fate::Switch);
         self.progress.status.set(101);
         self.flush(0).await?;
@@ -360,6 +377,7 @@ impl Download<'_> {
     /// Passes the head that was written, and the body: in one write where they fit.
     async fn pass_body(&mut self, status: u16, mut body: BodyTransfer) -> Result<(), Problem> {
         let mut size = ReadSize::new(self.terms.settings.read_buffer, self.terms.worker);
+        let mut fair = Fairness::default();
         loop {
             let staged = body.stage(self.upstream_in, self.client_out);
             self.progress.response_bytes.set(body.bytes());
@@ -372,7 +390,9 @@ impl Download<'_> {
                 return Ok(());
             }
             size.make_room(self.upstream_in);
+            fair.turn(body.bytes()).await;
             match self.upstream.read_buf(self.upstream_in).await {
+                Ok(0) if self.progress.upstream_reset.get() => return Err(Problem::UpstreamTruncated),
                 Ok(0) => body.close(self.client_out).map_err(upstream_body_problem)?,
                 Ok(bytes) => size.learn(bytes),
                 Err(_) => return Err(Problem::UpstreamTruncated),
@@ -400,6 +420,17 @@ impl Download<'_> {
             Err(_) => Err(Problem::ClientClosed),
         }
     }
+}
+
+/// Whether a write failed because the peer reset its connection. One that had closed it properly before gives `EPIPE`.
+pub(in crate::proxy) fn is_reset(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::ConnectionReset
+}
+
+/// Whether two protocols of `Upgrade` have one name, whatever their versions.
+fn is_same_protocol(one: &[u8], other: &[u8]) -> bool {
+    let name = |protocol: &[u8]| protocol.iter().position(|byte| *byte == b'/').unwrap_or(protocol.len());
+    one[..name(one)].eq_ignore_ascii_case(&other[..name(other)])
 }
 
 /// Drops the direct bytes from `input`: they have been written, or nobody will.

@@ -32,6 +32,8 @@ pub struct HttpSettings {
     pub ahead_bytes: usize,
     /// Open connections of one client.
     pub connections_per_source: Option<u32>,
+    /// How long an upstream may be silent, before its answer and within, where no time is set for the whole request.
+    pub upstream_timeout: Option<Duration>,
     /// How long connecting to one endpoint may take.
     pub connect_timeout: Duration,
     /// Endpoints tried for one request until one can be connected to.
@@ -41,8 +43,9 @@ pub struct HttpSettings {
     pub drain_grace: Duration,
     /// Requests served on one connection before it is closed.
     pub max_requests: Option<u32>,
-    /// Whether `Upgrade` is passed on, and the connection tunnelled once the upstream has switched.
-    pub upgrades: bool,
+    /// Which protocols a client may switch its connection to. The request's `Upgrade` is then passed on, and the
+    /// connection tunnelled once the upstream has switched.
+    pub upgrades: Upgrades,
     /// Whether the client is believed about whom it speaks for: `x-forwarded-*`, `forwarded`, `x-real-ip` and the paths that
     /// some servers take from fields. Else they are set anew or taken away; `x-forwarded-for` is always added to.
     pub trust_forwarded: bool,
@@ -60,6 +63,30 @@ pub struct HttpSettings {
     pub http2: Http2Settings,
     /// How long that may take, and how long a closed connection is still read from so that the client sees its answer.
     pub discard_time: Duration,
+}
+
+/// Protocols that a connection may be switched to. HTTP/2 is never among them: a request in clear text that switches to it
+/// would take all that follow past routes and checks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Upgrades {
+    /// None.
+    Off,
+    /// WebSocket (RFC 6455).
+    WebSocket,
+    /// Whatever the upstream agrees to.
+    Any,
+}
+
+impl Upgrades {
+    /// Whether a protocol (`name` or `name/version`, RFC 9110 section 7.8) is among them.
+    pub fn allow(self, protocol: &[u8]) -> bool {
+        let name = protocol.split(|byte| *byte == b'/').next().unwrap_or_default();
+        match self {
+            Self::Off => false,
+            Self::WebSocket => name.eq_ignore_ascii_case(b"websocket"),
+            Self::Any => true,
+        }
+    }
 }
 
 /// Limits of HTTP/2 connections.
@@ -169,11 +196,12 @@ impl HttpSettings {
             read_buffer: 256 * 1024,
             ahead_bytes: 16 * 1024,
             connections_per_source: None,
+            upstream_timeout: None,
             connect_timeout: Duration::from_secs(5),
             connect_attempts: 3,
             drain_grace: Duration::from_secs(3),
             max_requests: None,
-            upgrades: true,
+            upgrades: Upgrades::Any,
             trust_forwarded: true,
             path: PathPolicy::captured(),
             trace: false,
@@ -186,8 +214,8 @@ impl HttpSettings {
     }
 
     /// For Gateway listeners, whose clients are strangers: 10 s for a head, 60 s idle, 30 s for a body's next byte and 240 of
-    /// them a second, 16,384 connections of one address, 1,000 requests on each, no `_` in field names, no upgrades, targets
-    /// that can be read in one way only, at most 8 agents passed.
+    /// them a second, 60 s for an upstream's next byte, 16,384 connections of one address, 1,000 requests on each, no `_` in
+    /// field names, upgrades to WebSocket alone, targets that can be read in one way only, at most 8 agents passed.
     pub fn gateway() -> Self {
         Self {
             request: Limits { underscores: false, ..Limits::default() },
@@ -196,14 +224,39 @@ impl HttpSettings {
             body_timeout: Some(Duration::from_secs(30)),
             body_rate: Some(240),
             connections_per_source: Some(16_384),
+            upstream_timeout: Some(Duration::from_mins(1)),
             max_requests: Some(1000),
-            upgrades: false,
+            upgrades: Upgrades::WebSocket,
             trust_forwarded: false,
             path: PathPolicy::gateway(),
             strict_target: true,
             max_hops: Some(8),
             http2: Http2Settings::gateway(),
             ..Self::captured()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn upgrades_are_allowed_by_name() {
+        let websocket = HttpSettings::gateway().upgrades;
+        let none = Upgrades::Off;
+        for (protocol, gateway) in [
+            (&b"websocket"[..], true),
+            (b"WebSocket", true),
+            (b"websocket/13", true),
+            (b"websockets", false),
+            (b"web", false),
+            (b"tcp", false),
+            (b"", false),
+            (b"/websocket", false),
+        ] {
+            let seen = (websocket.allow(protocol), none.allow(protocol), Upgrades::Any.allow(protocol));
+            assert_eq!(seen, (gateway, false, true), "{}", protocol.escape_ascii());
         }
     }
 }

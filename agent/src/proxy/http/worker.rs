@@ -1,6 +1,7 @@
 //! What the HTTP connections of one worker share: upstream connections, buffers, random numbers and the date.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -9,8 +10,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::BytesMut;
 
 use super::HttpSettings;
+use crate::compile::RoutingTable;
 use crate::http::h1::{RequestHead, ResponseHead};
-use crate::pool::{Http2Pool, Pool};
+use crate::pool::{Http2Pool, Pool, PoolKey};
 use crate::proxy::admission::{Admission, AdmissionSettings, Load, Slot};
 use crate::proxy::answer::Problem;
 use crate::proxy::{ProxySettings, Random};
@@ -103,6 +105,11 @@ impl Buffers {
 pub(in crate::proxy) struct Held(Option<Box<Buffers>>);
 
 impl Held {
+    /// Empty ones, of which nothing is allocated yet.
+    pub fn fresh() -> Self {
+        Self(Some(Box::default()))
+    }
+
     /// Whether there are none.
     pub fn is_none(&self) -> bool {
         self.0.is_none()
@@ -229,6 +236,18 @@ impl HttpWorker {
     /// What the worker is busy with.
     pub(in crate::proxy) fn load(&self) -> &Rc<Load> {
         &self.load
+    }
+
+    /// Closes the idle upstream connections whose endpoints are in no cluster of the table any more.
+    pub fn forget_gone(&self, table: &RoutingTable) {
+        if self.pool.is_empty() && self.http2.is_empty() {
+            return;
+        }
+        let endpoints = table.clusters.values().flat_map(|cluster| [&cluster.endpoints, &cluster.unready]);
+        let known: HashSet<&str> = endpoints.flatten().map(|endpoint| &*endpoint.uid).collect();
+        let keep = |key: &PoolKey| key.uid.as_deref().is_none_or(|uid| known.contains(uid));
+        self.pool.retain(keep);
+        self.http2.retain(keep);
     }
 
     pub(in crate::proxy) fn settings(&self, origin: &Origin) -> Rc<HttpSettings> {

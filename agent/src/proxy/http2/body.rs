@@ -16,7 +16,7 @@ use crate::http::body::{BodyError, BodyTransfer};
 use crate::http::h1::write_last_chunk;
 use crate::http::h2 as translate;
 use crate::proxy::answer::Problem;
-use crate::proxy::http::exchange::{client_body_problem, upstream_body_problem};
+use crate::proxy::http::exchange::{client_body_problem, is_reset, upstream_body_problem};
 use crate::proxy::http::pace::{BODY_TOO_LONG, Pace};
 use crate::proxy::http::wire::{patient, write_parts};
 use crate::proxy::http::worker::make_room;
@@ -173,6 +173,8 @@ pub(super) struct Http1Source<'a, R> {
     pub most: Option<u64>,
     /// Bytes that may be read beyond the body's end.
     pub ahead: usize,
+    /// Whether the other direction has met a reset of this peer, whose end then is none.
+    pub reset: Option<&'a Cell<bool>>,
 }
 
 impl<R> Http1Source<'_, R> {
@@ -216,6 +218,9 @@ impl<R: AsyncRead + Unpin> BodySource for Http1Source<'_, R> {
             }
             make_room(self.input);
             match self.pace.wait(self.io.read_buf(self.input)).await? {
+                Ok(0) if self.reset.is_some_and(Cell::get) => {
+                    return Err(self.problem(BodyError::Truncated));
+                }
                 Ok(0) => {
                     self.transfer.close(self.staged).map_err(|error| self.problem(error))?;
                 }
@@ -250,6 +255,8 @@ pub(super) struct Http1Sink<'a, W> {
     pub side: Side,
     pub patience: Option<Duration>,
     pub written: &'a Cell<u64>,
+    /// Set where the peer is found to have reset its connection.
+    pub reset: Option<&'a Cell<bool>>,
 }
 
 impl<W: AsyncWrite + Unpin> Http1Sink<'_, W> {
@@ -257,6 +264,9 @@ impl<W: AsyncWrite + Unpin> Http1Sink<'_, W> {
     pub async fn flush(&mut self, data: &[u8], tail: &[u8]) -> Result<(), Problem> {
         let written = write_parts(&mut self.io, [self.out, data, tail], self.patience, self.written).await;
         self.out.clear();
+        if let (Err(error), Some(reset)) = (&written, self.reset) {
+            reset.set(is_reset(error));
+        }
         written.map_err(|error| match error.kind() {
             io::ErrorKind::TimedOut => Problem::BodyTimeout,
             _ => self.side.closed(),

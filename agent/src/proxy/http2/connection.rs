@@ -12,14 +12,12 @@ use bytes::Bytes;
 use h2::server::{self, Builder, SendResponse};
 use h2::{Reason, RecvStream};
 use http::Request;
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::budget::Budget;
 use super::frames::{FrameGuard, Watched};
 use super::respond::{StreamEnd, respond};
-use crate::balance::Pick;
 use crate::http::Refusal;
 use crate::http::h1::Version;
 use crate::net::Replay;
@@ -27,7 +25,7 @@ use crate::proxy::answer::Problem;
 use crate::proxy::http::HttpSettings;
 use crate::proxy::http::caller::Caller;
 use crate::proxy::http::record::Trail;
-use crate::proxy::{Context, Downstream};
+use crate::proxy::{Context, Downstream, Early};
 use crate::telemetry::Origin;
 
 /// Streams that a client opened and reset before we looked at them.
@@ -45,7 +43,7 @@ pub(super) struct Session {
     pub origin: Origin,
     pub peer: SocketAddr,
     pub original_destination: SocketAddr,
-    pub early: RefCell<Option<(Pick, TcpStream)>>,
+    pub early: RefCell<Option<Early>>,
 }
 
 impl Session {

@@ -9,6 +9,7 @@ use std::cell::Cell;
 use std::future::pending;
 use std::pin::pin;
 use std::rc::Rc;
+use std::time::Duration;
 
 use http::HeaderMap;
 
@@ -20,6 +21,7 @@ use crate::http::h1::{Known, ResponseHead};
 use crate::proxy::admission::Load;
 use crate::proxy::answer::Problem;
 use crate::proxy::http::exchange::MAX_INTERIM;
+use crate::proxy::http::silence::silent;
 use crate::proxy::http::upstream::Deadline;
 use crate::proxy::http::{Http2Settings, HttpWorker};
 
@@ -73,6 +75,13 @@ impl Progress {
         let _held = self.load.hold(self.window);
         sending.await
     }
+
+    /// Bytes that moved in either direction.
+    fn moved(&self) -> u64 {
+        [&self.request_bytes, &self.sent, &self.response_bytes]
+            .iter()
+            .fold(0, |sum: u64, count| sum.wrapping_add(count.get()))
+    }
 }
 
 /// The client's end of a response.
@@ -105,22 +114,38 @@ pub(super) trait Answers {
     fn into_body(self, head: &ResponseHead) -> Result<Self::Source, Problem>;
 }
 
-/// Runs both directions until the response is with the client, or one fails, or time is over.
-pub(super) async fn run(
-    upload: impl Future<Output = Problem>,
-    download: impl Future<Output = Result<(), Failed>>,
-    deadline: Deadline,
-) -> Result<(), Failed> {
-    let (upload, download) = (pin!(upload), pin!(download));
-    let late = pin!(async {
-        match deadline {
+/// What bounds an exchange's time.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds<'a> {
+    /// When it must be over, and what it is then.
+    pub deadline: Deadline,
+    /// How long the upstream may be silent.
+    pub patience: Option<Duration>,
+    /// How far the exchange came.
+    pub progress: &'a Progress,
+}
+
+impl Bounds<'_> {
+    /// Ends when the exchange's time is over. A request whose whole time is bounded is not watched for silence.
+    async fn over(self) -> Problem {
+        match self.deadline {
             Some((at, problem)) => {
                 tokio::time::sleep_until(at).await;
                 problem
             }
-            None => pending().await,
+            None => silent(self.patience, &mut None, || self.progress.moved()).await,
         }
-    });
+    }
+}
+
+/// Runs both directions until the response is with the client, or one fails, or time is over.
+pub(super) async fn run(
+    upload: impl Future<Output = Problem>,
+    download: impl Future<Output = Result<(), Failed>>,
+    bounds: Bounds<'_>,
+) -> Result<(), Failed> {
+    let (upload, download) = (pin!(upload), pin!(download));
+    let late = pin!(bounds.over());
     tokio::select! {
         biased;
         finished = download => finished,

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use super::body::{Http1Source, Http2Sink};
-use super::exchange::{self, Progress};
+use super::exchange::{self, Bounds, Progress};
 use super::fault::{Failed, Side, before_answer};
 use super::sides::{Http1Client, Http2Upstream};
 use super::upstream::UpstreamStream;
@@ -113,11 +113,14 @@ impl Connection {
             pace: Pace::of(settings, head),
             most: settings.body_max,
             ahead: settings.ahead_bytes,
+            reset: None,
         };
         let sink = Http2Sink { stream: upload, side: Side::Upstream, patience: None };
         let upload = exchange::upload(&mut source, sink, ends, turn.progress);
         let download = exchange::download(responder, answers, response, turn.progress);
-        exchange::run(upload, download, turn.deadline).await
+        let patience = caller.patience(turn.planned, head, turn.deadline);
+        let bounds = Bounds { deadline: turn.deadline, patience, progress: turn.progress };
+        exchange::run(upload, download, bounds).await
     }
 }
 

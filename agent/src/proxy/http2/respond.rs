@@ -12,17 +12,17 @@ use tokio::time::Instant;
 
 use super::body::{Http1Sink, Http2Sink, Http2Source};
 use super::connection::Session;
-use super::exchange::{self, Progress};
+use super::exchange::{self, Bounds, Progress};
 use super::fault::{Failed, Side, before_answer};
 use super::from_http1::may_retry;
 use super::sides::{Http1Upstream, Http2Client, Http2Upstream, response};
 use super::upstream::UpstreamStream;
 use crate::http::body::{BodyTransfer, Framing};
-use crate::http::h1::Version;
+use crate::http::h1::{RequestHead, Version};
 use crate::http::h2::read_request;
 use crate::pool::Liveness;
 use crate::proxy::answer::{Answer, Problem};
-use crate::proxy::http::caller::{Wire, deadline, is_grpc};
+use crate::proxy::http::caller::{Caller, Wire, deadline, is_grpc};
 use crate::proxy::http::changes::Changes;
 use crate::proxy::http::exchange::HeadReading;
 use crate::proxy::http::pace::Pace;
@@ -96,6 +96,13 @@ struct Turn<'a> {
     planned: &'a Planned<'a>,
     deadline: Deadline,
     progress: &'a Progress,
+}
+
+impl Turn<'_> {
+    fn bounds(&self, caller: &Caller<'_>, head: &RequestHead) -> Bounds<'_> {
+        let patience = caller.patience(self.planned, head, self.deadline);
+        Bounds { deadline: self.deadline, patience, progress: self.progress }
+    }
 }
 
 impl Stream<'_> {
@@ -209,7 +216,7 @@ impl Stream<'_> {
         let sink = Http2Sink { stream: upload, side: Side::Upstream, patience: None };
         let upload = exchange::upload(body, sink, ends, turn.progress);
         let download = exchange::download(client, upstream, response, turn.progress);
-        exchange::run(upload, download, turn.deadline).await
+        exchange::run(upload, download, turn.bounds(&caller, head)).await
     }
 
     /// `fresh`: whether this is the first try, for which a kept connection will do.
@@ -268,7 +275,7 @@ impl Stream<'_> {
         let (read, write) = upstream.io.split();
         let changes = turn.planned.response_changes();
         let client = Http2Client { respond: send, worker: &session.ctx.http, settings, changes };
-        let answered = Cell::new(false);
+        let (answered, reset) = (Cell::new(false), Cell::new(false));
         let reading =
             HeadReading { limits: &settings.response, to_head: head.method() == "HEAD", answered: &answered };
         let mut transfer = BodyTransfer::new(Framing::None, Framing::UntilClose);
@@ -278,6 +285,7 @@ impl Stream<'_> {
             staged: client_out,
             reading,
             transfer: &mut transfer,
+            reset: &reset,
         };
         let mut sink = Http1Sink {
             io: write,
@@ -286,6 +294,7 @@ impl Stream<'_> {
             side: Side::Upstream,
             patience: None,
             written: &turn.progress.sent,
+            reset: Some(&reset),
         };
         let ends = head.framing().is_empty();
         let upload = async {
@@ -296,7 +305,7 @@ impl Stream<'_> {
             exchange::upload(body, sink, ends, turn.progress).await
         };
         let download = exchange::download(client, answers, response, turn.progress);
-        let result = exchange::run(upload, download, turn.deadline).await;
+        let result = exchange::run(upload, download, turn.bounds(&caller, head)).await;
         if answered.get() {
             turn.progress.answered.set(true);
         }

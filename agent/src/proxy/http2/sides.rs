@@ -103,7 +103,7 @@ impl<'a> Http1Client<'a> {
     fn sink(self, chunked: bool) -> Http1Sink<'a, WriteHalf<'a>> {
         let patience = self.settings.body_timeout;
         let (io, out, written) = (self.io, self.out, self.delivered);
-        Http1Sink { io, out, chunked, side: Side::Client, patience, written }
+        Http1Sink { io, out, chunked, side: Side::Client, patience, written, reset: None }
     }
 
     /// A client that waits for 100 and gets its answer instead may send the body or not; only closing tells its next
@@ -130,6 +130,7 @@ impl<'a> Responder for Http1Client<'a> {
             side: Side::Client,
             patience,
             written: self.delivered,
+            reset: None,
         };
         sink.flush(b"", b"").await
     }
@@ -208,6 +209,8 @@ pub(super) struct Http1Upstream<'a, R> {
     pub reading: HeadReading<'a>,
     /// The response's body, once its head has been read.
     pub transfer: &'a mut BodyTransfer,
+    /// Whether the request's direction has met a reset.
+    pub reset: &'a Cell<bool>,
 }
 
 impl<'a, R: AsyncRead + Unpin> Answers for Http1Upstream<'a, R> {
@@ -222,7 +225,7 @@ impl<'a, R: AsyncRead + Unpin> Answers for Http1Upstream<'a, R> {
     }
 
     fn into_body(self, head: &ResponseHead) -> Result<Http1Source<'a, R>, Problem> {
-        let Self { io, input, staged, transfer, .. } = self;
+        let Self { io, input, staged, transfer, reset, .. } = self;
         *transfer = BodyTransfer::new(head.framing(), Framing::UntilClose);
         Ok(Http1Source {
             io,
@@ -233,6 +236,7 @@ impl<'a, R: AsyncRead + Unpin> Answers for Http1Upstream<'a, R> {
             pace: Pace::leisurely(),
             most: None,
             ahead: 0,
+            reset: Some(reset),
         })
     }
 }

@@ -163,6 +163,11 @@ pub(super) const HTTP: &[Row<HttpSettings>] = &[
         |s| &mut s.max_requests,
         "Requests of one connection, which is then closed.",
     ),
+    time(
+        "upstream.timeout",
+        |s| &mut s.upstream_timeout,
+        "How long an upstream may be silent, before its answer and within, where no time is set for the request; 504.",
+    ),
     time("connect.timeout", |s| &mut s.connect_timeout, "How long connecting to one endpoint may take; 503."),
     Row {
         name: "connect.attempts",
@@ -176,7 +181,13 @@ pub(super) const HTTP: &[Row<HttpSettings>] = &[
         |s| &mut s.drain_grace,
         "How long an idle connection may still send a request in a drain.",
     ),
-    switch("upgrades", |s| &mut s.upgrades, "Whether `Upgrade` is passed on."),
+    Row {
+        name: "upgrades",
+        unit: Unit::Choice(&["none", "websocket", "any"]),
+        range: (0, 2),
+        meaning: "The protocols that a connection may switch to; never HTTP/2.",
+        at: |s| &mut s.upgrades,
+    },
     switch(
         "trust-forwarded",
         |s| &mut s.trust_forwarded,

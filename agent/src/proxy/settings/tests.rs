@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::*;
+use crate::proxy::http::Upgrades;
 
 fn set(assignment: &str) -> Result<ProxySettings, String> {
     let mut settings = ProxySettings::default();
@@ -52,7 +53,8 @@ fn values_arrive_where_they_are_used() {
     check("gateway.http.header.timeout=2s", |s| s.gateway.header_timeout == Some(Duration::from_secs(2)));
     check("gateway.http.header.timeout=off", |s| s.gateway.header_timeout.is_none());
     check("captured.http.http2.max-streams=7", |s| s.captured.http2.max_streams == 7);
-    check("captured.http.upgrades=off", |s| !s.captured.upgrades);
+    check("captured.http.upgrades=websocket", |s| s.captured.upgrades == Upgrades::WebSocket);
+    check("gateway.http.upstream.timeout=5s", |s| s.gateway.upstream_timeout == Some(Duration::from_secs(5)));
     check("gateway.http.body.max-bytes=8MiB", |s| s.gateway.body_max == Some(8 << 20));
     check("connections.max=10", |s| s.admission.connections == 10);
     check("pool.idle-timeout=5s", |s| s.pool.idle == Duration::from_secs(5));
@@ -77,7 +79,7 @@ fn mistakes_are_told_with_what_would_be_right() {
     check("connections.max=0", &["out of the range", "1 to 1000000000"]);
     check("gateway.http.http2.connection-window=1KiB", &["64KiB to 2147483647"]);
     check("gateway.http.header.max-fields=101", &["1 to 100"]);
-    check("gateway.http.upgrades=yes", &["on or off"]);
+    check("gateway.http.upgrades=yes", &["one of none, websocket, any"]);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::proxy::http::Upgrades;
 use crate::route::{EscapedSlashes, Normalisation};
 
 /// What the values of a setting are.
@@ -154,6 +155,7 @@ macro_rules! stored_choice {
 }
 
 stored_choice!(Normalisation, [Normalisation::None, Normalisation::Base, Normalisation::MergeSlashes]);
+stored_choice!(Upgrades, [Upgrades::Off, Upgrades::WebSocket, Upgrades::Any]);
 stored_choice!(EscapedSlashes, [EscapedSlashes::Keep, EscapedSlashes::Reject, EscapedSlashes::Decode]);
 
 impl<T: Stored + Default> Stored for Option<T> {

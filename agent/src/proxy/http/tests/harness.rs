@@ -17,7 +17,6 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 
-use crate::balance::Pick;
 use crate::compile::{RoutingTable, TableVersion, compile};
 use crate::model::{
     AppProtocol, Destination, Endpoint, HostPattern, HttpRule, LbPolicy, Listener, ListenerProtocol, Model,
@@ -26,7 +25,7 @@ use crate::model::{
 };
 use crate::net::{ConnectTarget, Connector};
 use crate::proxy::http::{HttpSettings, HttpWorker, Share, serve};
-use crate::proxy::{AdmissionSettings, Context, Downstream, ProxySettings};
+use crate::proxy::{AdmissionSettings, Context, Downstream, Early, ProxySettings};
 use crate::telemetry::{ConnectionRecord, Origin, Recorder, RequestRecord};
 
 /// The service's captured address.
@@ -189,7 +188,7 @@ impl Setup {
             while let Ok((io, peer)) = listener.accept().await {
                 let _ = io.set_nodelay(true);
                 let (read, origin) = (BytesMut::new(), origin.clone());
-                let early = if early { Some(connect_early(&ctx).await) } else { None };
+                let early = if early { Some(connect_early(&ctx, original_destination).await) } else { None };
                 let downstream = Downstream { io, read, peer, original_destination, origin, early };
                 tokio::task::spawn_local(serve(ctx.clone(), downstream));
             }
@@ -198,14 +197,18 @@ impl Setup {
     }
 }
 
-async fn connect_early(ctx: &Context) -> (Pick, TcpStream) {
+async fn connect_early(ctx: &Context, dialled: SocketAddr) -> Early {
     let table = ctx.tables.load_full();
+    if table.frontends.get(&dialled).is_some_and(|frontend| frontend.headless) {
+        let io = TcpStream::connect(dialled).await.expect("connects");
+        return Early { io, pick: None };
+    }
     let pick = table.frontends[&service_address()]
         .tcp
         .pick(std::net::Ipv4Addr::LOCALHOST.into(), 0, &[])
         .expect("an endpoint");
     let io = TcpStream::connect(pick.upstream().address).await.expect("connects");
-    (pick, io)
+    Early { io, pick: Some(pick) }
 }
 
 /// A running proxy.
