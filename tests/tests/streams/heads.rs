@@ -272,7 +272,7 @@ fn too_large() -> Vec<Row> {
             frame(HEADERS, END_HEADERS | END_STREAM, 1, &bomb),
             Said::GoAway(ENHANCE_YOUR_CALM),
         )
-        .because("h2_flood"),
+        .because("h2_provoked_reset_flood"),
     ];
     // The frame layer ends the connection, as it must, and does not name compression as the error.
     for (what, block) in [
