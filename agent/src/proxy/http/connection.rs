@@ -24,6 +24,8 @@ use crate::telemetry::Origin;
 
 /// Empty lines that are passed over before a request line (RFC 9112 section 2.2).
 const MAX_EMPTY_LINES: u32 = 2;
+/// The room for what follows the first piece of a head.
+const HEAD_PIECE_BYTES: usize = 1024;
 /// What an HTTP/2 client's preface starts with (RFC 9113 section 3.4); no HTTP/1.1 request does.
 const HTTP2_PREFACE_LINE: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
 
@@ -127,6 +129,7 @@ impl Connection {
         let mut scan = HeadScan::default();
         let mut empty_lines = 0;
         let mut deadline = None;
+        let mut in_pieces = false;
         loop {
             while scan.is_fresh()
                 && self.buffers.client_in.starts_with(b"\r\n")
@@ -152,7 +155,12 @@ impl Connection {
                     .header_timeout
                     .map(|timeout| Instant::now() + self.ctx.http.spread(timeout));
             }
-            make_room(&mut self.buffers.client_in);
+            if in_pieces {
+                double_when_full(&mut self.buffers.client_in);
+            } else {
+                in_pieces = true;
+                self.keep_only_input();
+            }
             match read_until(&mut self.io, &mut self.buffers.client_in, deadline).await {
                 Ok(0) if self.buffers.client_in.is_empty() => return HeadRead::Closed,
                 Ok(0) => return HeadRead::Refused(Refusal::bad("head_truncated")),
@@ -180,6 +188,15 @@ impl Connection {
         head.parse(&client_in[..len], limits)?;
         client_in.advance(len);
         Ok(true)
+    }
+
+    /// A head that comes in pieces may take its time, and there may be thousands: it waits in a buffer of its own size.
+    fn keep_only_input(&mut self) {
+        let mut little = Held::fresh();
+        let input = &self.buffers.client_in;
+        little.client_in.reserve(input.len() + HEAD_PIECE_BYTES);
+        little.client_in.extend_from_slice(input);
+        self.ctx.http.keep_buffers(std::mem::replace(&mut self.buffers, little));
     }
 
     /// Waits, without buffers, for the first bytes of a request; false once the connection is to be closed instead.
@@ -228,6 +245,13 @@ impl Connection {
             }
         }
         ctx.http.keep_buffers(buffers);
+    }
+}
+
+/// Makes room for the next piece of a head.
+fn double_when_full(input: &mut BytesMut) {
+    if input.len() == input.capacity() {
+        input.reserve(input.len());
     }
 }
 
