@@ -63,7 +63,8 @@ fn build(source: &Path, out: &Path) -> Result<(), String> {
 
 /// Puts the object where the agent's source expects it.
 fn take(object: &Path, out: &Path) -> Result<(), String> {
-    std::fs::copy(object, out.join("sluice-ebpf.o")).map_err(|error| format!("{}: {error}", object.display()))?;
+    std::fs::copy(object, out.join("sluice-ebpf.o"))
+        .map_err(|error| format!("{}: {error}", object.display()))?;
     Ok(())
 }
 

@@ -46,9 +46,8 @@ fn nothing(result: &Result<Passed, BodyError>) -> Result<(), BodyError> {
 
 /// What was taken and passed on, read again by the strict reader.
 fn check(input: &[u8], plain: &Passed, chunked: &Passed) {
-    let (body, trailers, used) = strict::body(strict::Framing::Chunked, input)
-        .expect("what is taken is a body")
-        .expect("all of it");
+    let (body, trailers, used) =
+        strict::body(strict::Framing::Chunked, input).expect("what is taken is a body").expect("all of it");
     assert_eq!((&body, input.len() - used), (&plain.received, plain.left));
     assert_eq!((plain.bytes, chunked.bytes), (body.len() as u64, body.len() as u64));
     let (again, kept, used) = strict::body(strict::Framing::Chunked, &chunked.received)

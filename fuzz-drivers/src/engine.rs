@@ -330,12 +330,8 @@ fn context(upstreams: &Rc<Upstreams>) -> (watch::Sender<bool>, Context) {
 fn model() -> Model {
     let name = ObjectName::new("default", "web");
     let port = ServicePort { name: "http".into(), port: SERVICE.port(), protocol: AppProtocol::Http };
-    let service = Service {
-        name: name.clone(),
-        cluster_ips: vec![SERVICE.ip()],
-        headless: false,
-        ports: vec![port],
-    };
+    let service =
+        Service { name: name.clone(), cluster_ips: vec![SERVICE.ip()], headless: false, ports: vec![port] };
     let endpoint = Endpoint {
         service: name.clone(),
         service_port: SERVICE.port(),
@@ -354,4 +350,38 @@ fn model() -> Model {
         subsets: vec![],
     };
     Model { services: vec![service], endpoints: vec![endpoint], policies: vec![policy], ..Model::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The runs do go through the engine: else their checks would check nothing.
+    #[test]
+    fn requests_reach_an_upstream_and_answers_come_back() {
+        let client =
+            b"GET /a HTTP/1.1\r\nhost: a\r\n\r\nPUT /b HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\nhi";
+        for sizes in [Sizes::whole(), Sizes::of(client)] {
+            let answers = [&b"HTTP/1.1 404 No\r\ncontent-length: 1\r\n\r\nx"[..]];
+            let outcome = run(&Script { client, answers: &answers, sizes });
+            let (responses, tail) = strict::responses(&outcome.client, |_| false);
+            let seen: Vec<_> = responses.iter().map(|r| (r.head.status(), &r.body[..])).collect();
+            assert_eq!((seen, tail), (vec![(404, &b"x"[..]), (200, b"ok")], Tail::Clean));
+            assert_eq!((outcome.upstreams.len(), outcome.served.len()), (1, 2));
+            assert_eq!(outcome.served[1].request.body, b"hi");
+        }
+    }
+
+    #[test]
+    fn answers_end_where_they_say() {
+        let check = |answer: &str, to_head, expected| {
+            assert_eq!(answer_end(answer.as_bytes(), to_head), expected, "{answer:?}");
+        };
+        check("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nab", false, Some(39));
+        check("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n", true, Some(38));
+        check("HTTP/1.1 100 C\r\n\r\nHTTP/1.1 204 N\r\n\r\n", false, Some(36));
+        check("HTTP/1.1 200 OK\r\n\r\nab", false, None);
+        check("HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nab", false, None);
+        check("", false, None);
+    }
 }

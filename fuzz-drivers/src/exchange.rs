@@ -28,7 +28,8 @@ pub const OWN_RESPONSE_FIELDS: &[&str] = &["via", "date", "connection", "transfe
 /// The first section is what the client sends, each other one is what an upstream answers to one request.
 pub fn h1_exchange(input: &[u8]) {
     let sections = sections(input);
-    let (client, answers) = sections.split_first().map_or((&b""[..], &[][..]), |(first, rest)| (*first, rest));
+    let (client, answers) =
+        sections.split_first().map_or((&b""[..], &[][..]), |(first, rest)| (*first, rest));
     if speaks_http2(client) {
         return;
     }
@@ -74,8 +75,11 @@ fn check(sent: &Sent, outcome: &Outcome) -> Option<Summary> {
         assert!(!matches!(tail, Tail::Broken(..)), "an upstream got no request: {tail:?}");
         for head in requests.iter().map(|request| &request.head).chain(tail.head()) {
             check_passed_head(head);
-            assert!((0..=sent.requests.len()).any(|number| sent.head(number).is_some_and(|from| same_head(from, head))),
-                "an upstream got a request that nobody sent: {head:?}");
+            assert!(
+                (0..=sent.requests.len())
+                    .any(|number| sent.head(number).is_some_and(|from| same_head(from, head))),
+                "an upstream got a request that nobody sent: {head:?}"
+            );
         }
     }
     let origins = match_requests(sent, &outcome.served);
@@ -105,7 +109,8 @@ fn match_requests(sent: &Sent, served: &[Served]) -> Vec<usize> {
         let again = origins.last().copied().filter(|last| is_same(&sent.requests[*last], request));
         let found = (next..sent.requests.len()).find(|number| is_same(&sent.requests[*number], request));
         let origin = found.or(again);
-        let origin = origin.unwrap_or_else(|| panic!("an upstream got a request that nobody sent: {request:?}"));
+        let origin =
+            origin.unwrap_or_else(|| panic!("an upstream got a request that nobody sent: {request:?}"));
         origins.push(origin);
         next = next.max(origin + 1);
     }
@@ -170,7 +175,8 @@ fn check_responses(sent: &Sent, outcome: &Outcome, origins: &[usize]) -> Option<
 
 /// Whether the agent says that an answer is its own.
 pub fn is_own(fields: &[Field]) -> bool {
-    let has = |name, start: &[u8]| fields.iter().any(|field| field.name == name && field.value.starts_with(start));
+    let has =
+        |name, start: &[u8]| fields.iter().any(|field| field.name == name && field.value.starts_with(start));
     has("server", b"sluice") && has("proxy-status", b"sluice; error=")
 }
 
@@ -182,4 +188,47 @@ fn came_from(response: &Message, answer: &Message, tail: &Tail) -> bool {
         && (response.body == answer.body || cut)
         && within(&response.head.fields, &answer.head.fields, OWN_RESPONSE_FIELDS)
         && within(&response.trailers, &answer.trailers, &[])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::catch_unwind;
+
+    use super::*;
+
+    const GET: &str = "GET /a HTTP/1.1\r\nhost: a\r\n\r\n";
+    const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+
+    /// Whether the checks let an engine pass that makes `upstream` and `response` of `client`.
+    fn passes(client: &str, upstream: &str, response: &str) -> bool {
+        let (requests, tail) = strict::requests(client.as_bytes(), true);
+        let (served, _) = strict::requests(upstream.as_bytes(), false);
+        let served = served.into_iter().map(|request| Served { request, answer: OK.into() }).collect();
+        let outcome = Outcome { client: response.into(), upstreams: vec![upstream.into()], served };
+        catch_unwind(|| check(&Sent { requests, tail }, &outcome)).is_ok()
+    }
+
+    #[test]
+    fn wrong_engines_are_found_out() {
+        assert!(passes(GET, GET, OK));
+        assert!(passes(&[GET, GET].concat(), GET, OK), "a connection may close early");
+        let own = "HTTP/1.1 400 Bad Request\r\nserver: sluice\r\nproxy-status: sluice; error=x\r\ncontent-length: 0\r\n\r\n";
+        assert!(passes(&[GET, "x"].concat(), GET, &[OK, own].concat()));
+        let check = |upstream: &str, response: &str| {
+            assert!(!passes(GET, upstream, response), "{upstream}{response}")
+        };
+        check(&[GET, GET, GET].concat().replacen("/a", "/b", 1), OK);
+        check(&GET.replace("/a", "/b"), OK);
+        check(&GET.replace("GET", "PUT"), OK);
+        check(&GET.replace("host: a", "host: b"), OK);
+        check(&GET.replace("\r\n\r\n", "\r\nx: y\r\n\r\n"), OK);
+        check(&GET.replace("\r\n\r\n", "\r\ncontent-length: 1\r\n\r\nx"), OK);
+        check(&GET.replace("host", "keep-alive: 1\r\nhost"), OK);
+        check("GET /a\r\n\r\n", OK);
+        check(GET, &[OK, OK].concat());
+        check(GET, &OK.replace("ok", "no"));
+        check(GET, &OK.replace("200", "201"));
+        check(GET, &OK.replace("OK\r\n", "OK\r\nset-cookie: a\r\n"));
+        check(GET, &OK.replace("length: 2", "length: 1"));
+    }
 }

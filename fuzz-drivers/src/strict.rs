@@ -130,7 +130,10 @@ fn decimal(digits: &[u8]) -> Result<u64, Fault> {
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return Err("a content-length that is no number");
     }
-    std::str::from_utf8(digits).ok().and_then(|text| text.parse().ok()).ok_or("a content-length without bounds")
+    std::str::from_utf8(digits)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .ok_or("a content-length without bounds")
 }
 
 /// The line that `input` starts with, without its CRLF; nothing where it is not all there.
@@ -243,7 +246,9 @@ fn chunks(input: &[u8]) -> Result<Option<(Vec<u8>, Vec<Field>, usize)>, Fault> {
             let Some((trailers, len)) = fields(&input[at..])? else { return Ok(None) };
             return Ok(Some((body, trailers, at + len)));
         }
-        let Some(end) = usize::try_from(size).ok().and_then(|size| at.checked_add(size)) else { return Ok(None) };
+        let Some(end) = usize::try_from(size).ok().and_then(|size| at.checked_add(size)) else {
+            return Ok(None);
+        };
         let Some(data) = input.get(at..end) else { return Ok(None) };
         body.extend_from_slice(data);
         match input.get(end..end + 2) {
@@ -333,7 +338,9 @@ mod tests {
         check(&format!("{chunked}2;a=b\r\nok\r\n0\r\na: b\r\n\r\n"), &["PUT"], &["ok"], true);
         check(&format!("{chunked}2\r\nok\r0\r\n\r\n"), &[], &[], false);
         check(&format!("{chunked}+2\r\nok\r\n0\r\n\r\n"), &[], &[], false);
-        for bad in ["content-length: 1\r\ncontent-length: 1", "content-length: +1", "a : b", "a", " a: b", "a: \0"] {
+        for bad in
+            ["content-length: 1\r\ncontent-length: 1", "content-length: +1", "a : b", "a", " a: b", "a: \0"]
+        {
             check(&format!("GET / HTTP/1.1\r\n{bad}\r\n\r\n1"), &[], &[], false);
         }
     }
@@ -342,7 +349,8 @@ mod tests {
     fn responses_end_as_their_requests_say() {
         let input = b"HTTP/1.1 103 \r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nHTTP/1.0 204\r\n\r\nHTTP/1.1 200 OK\r\n\r\nrest";
         let (whole, tail) = responses(input, |number| number == 0);
-        let seen: Vec<_> = whole.iter().map(|response| (response.head.status(), response.body.len())).collect();
+        let seen: Vec<_> =
+            whole.iter().map(|response| (response.head.status(), response.body.len())).collect();
         assert_eq!((seen, tail), (vec![(103, 0), (200, 0), (204, 0), (200, 4)], Tail::Clean));
         let (whole, tail) = responses(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nab", |_| false);
         assert!(whole.is_empty() && matches!(tail, Tail::Partial(Some(_))), "{tail:?}");

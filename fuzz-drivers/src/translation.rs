@@ -154,4 +154,26 @@ mod tests {
         check("x\\r\\n: \\0\\\\", "x\r\n", "\0\\");
         check("", "", "");
     }
+
+    /// The runs do go through the engine, and the checks see when it does something else.
+    #[test]
+    fn requests_are_translated_and_answers_come_back() {
+        let fields =
+            lines(b":method: PUT\n:scheme: http\n:authority: a\n:path: /a\nx: y\ncookie: a\ncookie: b");
+        let client = frames::connection(&fields, Some(b"body"), None);
+        let answers = [&b"HTTP/1.1 404 No\r\ncontent-length: 1\r\nx: z\r\n\r\nx"[..]];
+        let outcome = engine::run(&Script { client: &client, answers: &answers, sizes: Sizes::whole() });
+        let mut sent = Sent { fields, body: b"body", trailers: Vec::new() };
+        assert!(is_same(&sent, &outcome.served[0].request), "{outcome:?}");
+        let response = engine::block_on(frames::response(&outcome.client, Method::GET)).expect("a response");
+        assert_eq!((response.status, &response.body[..]), (404, &b"x"[..]));
+        let answer = engine::final_answer(answers[0], false).0.expect("whole");
+        assert!(came_from(&response, &answer));
+        assert!(!came_from(&Response { body: b"y".to_vec(), ..response }, &answer));
+        sent.body = b"other";
+        assert!(!is_same(&sent, &outcome.served[0].request));
+        sent.body = b"body";
+        sent.fields.pop();
+        assert!(!is_same(&sent, &outcome.served[0].request), "a cookie out of nowhere");
+    }
 }
