@@ -79,6 +79,8 @@ pub struct BodyTransfer {
     bytes: u64,
     /// Trailers that the receiver's framing has no place for, as lines.
     trailers: Vec<u8>,
+    /// Whether trailers may have `_` in their names.
+    underscores: bool,
 }
 
 impl BodyTransfer {
@@ -91,7 +93,21 @@ impl BodyTransfer {
             Framing::UntilClose => Source::UntilClose,
         };
         let encode_chunked = to == Framing::Chunked;
-        Self { source, encode_chunked, end_written: false, direct: 0, bytes: 0, trailers: Vec::new() }
+        Self {
+            source,
+            encode_chunked,
+            end_written: false,
+            direct: 0,
+            bytes: 0,
+            trailers: Vec::new(),
+            underscores: true,
+        }
+    }
+
+    /// The same for a body whose trailers may or may not have `_` in their names; others are dropped.
+    #[must_use]
+    pub fn of_client(self, underscores: bool) -> Self {
+        Self { underscores, ..self }
     }
 
     /// Takes what `input` holds: encoded bytes go to `staged`; of plain bytes only their number is noted, see
@@ -189,7 +205,7 @@ impl BodyTransfer {
                 }
                 Piece::End { skip } => {
                     input.advance(skip);
-                    let trailers = decoder.take_trailers().map_err(BodyError::Malformed)?;
+                    let trailers = decoder.take_trailers(self.underscores).map_err(BodyError::Malformed)?;
                     self.source = Source::Done;
                     self.write_end(&trailers, staged);
                     if !self.encode_chunked {

@@ -36,8 +36,18 @@ pub fn is_protected(name: &[u8]) -> bool {
         b"tracestate",
         b"cache-control",
     ];
-    let forwarded = name.len() > 12 && name[..12].eq_ignore_ascii_case(b"x-forwarded-");
-    forwarded || PROTECTED.iter().any(|protected| name.eq_ignore_ascii_case(protected))
+    is_forwarded(name) || PROTECTED.iter().any(|protected| name.eq_ignore_ascii_case(protected))
+}
+
+fn is_forwarded(name: &[u8]) -> bool {
+    name.len() > 12 && name[..12].eq_ignore_ascii_case(b"x-forwarded-")
+}
+
+/// Whether a field says whom a request comes from or where it really goes, which only a proxy that one trusts may say.
+pub fn is_vouched_for(name: &[u8]) -> bool {
+    const OTHERS: [&[u8]; 4] = [b"forwarded", b"x-real-ip", b"x-original-url", b"x-rewrite-url"];
+    matches!(name.first(), Some(b'x' | b'X' | b'f' | b'F'))
+        && (is_forwarded(name) || OTHERS.iter().any(|other| name.eq_ignore_ascii_case(other)))
 }
 
 /// Whether a trailer field may be passed on (RFC 9110 section 6.5.1): never framing, routing, or what the head decides.
@@ -62,6 +72,34 @@ pub fn may_be_trailer(name: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn fields_that_only_trusted_proxies_may_send() {
+        for name in [
+            "Forwarded",
+            "X-Real-IP",
+            "x-forwarded-for",
+            "X-Forwarded-Port",
+            "x-forwarded-client-cert",
+            "X-Original-URL",
+            "x-rewrite-url",
+        ] {
+            assert!(is_vouched_for(name.as_bytes()), "{name}");
+        }
+        for name in [
+            "",
+            "x",
+            "x-request-id",
+            "x-real-ip-2",
+            "from",
+            "x-forwarded",
+            "x-forwarded-",
+            "via",
+            "original-url",
+        ] {
+            assert!(!is_vouched_for(name.as_bytes()), "{name}");
+        }
+    }
 
     #[test]
     fn hop_by_hop_and_protected_fields() {

@@ -252,7 +252,7 @@ impl Answer<'_> {
             out.field(b"location", location.as_bytes());
         }
         if self.status == 405 {
-            // CONNECT is the only method that the agent itself refuses.
+            // CONNECT and TRACE are the methods that the agent itself refuses.
             out.field(b"allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
         }
         if let Some(problem) = self.problem {
@@ -334,6 +334,7 @@ fn reason_phrase(status: u16) -> &'static str {
         503 => "Service Unavailable",
         504 => "Gateway Timeout",
         505 => "HTTP Version Not Supported",
+        508 => "Loop Detected",
         // The phrase means nothing to recipients and may be empty (RFC 9112 section 4).
         _ => "",
     }

@@ -1,7 +1,7 @@
 //! HTTP/1.1 client connections, captured or accepted on a Gateway listener, from their first byte to their end.
 //!
-//! [`serve`] loops over the requests of one connection: [`connection`] reads a head, [`plan`] finds what its route asks
-//! for, [`respond`] does it, with [`upstream`] for the connection to the endpoint and [`exchange`] for the streaming.
+//! [`serve`] loops over the requests of one connection: [`connection`] reads a head, [`vet`] refuses what the settings rule
+//! out, [`plan`] finds what its route asks for, [`respond`] does it, with [`upstream`] for the connection to the endpoint and [`exchange`] for the streaming.
 
 pub(super) mod caller;
 pub(super) mod changes;
@@ -13,6 +13,7 @@ pub(super) mod record;
 mod respond;
 mod settings;
 pub(super) mod upstream;
+pub(super) mod vet;
 pub(super) mod wire;
 pub(super) mod worker;
 

@@ -2,6 +2,7 @@
 
 mod conditions;
 mod hosts;
+mod path;
 mod prefixes;
 mod query;
 mod rewrite;
@@ -13,7 +14,8 @@ use crate::compile::Route;
 use crate::model::Workload;
 
 pub use hosts::HostTable;
-pub use rewrite::{redirect_location, rewrite_path};
+pub use path::{EscapedSlashes, InvalidPath, Normalisation, PathPolicy, UnknownName, normalise};
+pub use rewrite::{redirect_location, rewrite_climbs, rewrite_path};
 pub use rules::{Rule, RuleSet};
 
 /// A request as the matchers see it. Implemented by the HTTP codecs over their own buffers.

@@ -2,6 +2,7 @@
 
 use regex_automata::meta::Regex;
 
+use super::path::has_dots;
 use super::{RequestView, RouteMatch};
 use crate::model::{Redirect, RedirectPath, RedirectPort, RewriteRegex, RouteKind};
 
@@ -26,6 +27,19 @@ pub fn rewrite_path(
     }
     push_query(&mut rewritten, query);
     rewritten
+}
+
+/// Whether the rewritten path has elements `.` or `..` that a client put together out of what was no element before: a
+/// plain prefix `/a` that becomes `/files/` would let `/a../b` climb out of `/files`.
+pub fn rewrite_climbs(matched: &RouteMatch<'_>, rewrite: &RedirectPath, path: &str) -> bool {
+    let can = match rewrite {
+        RedirectPath::Full(_) => false,
+        RedirectPath::Prefix(_) => {
+            !matched.by_element && path.get(matched.prefix_len..).is_some_and(|rest| rest.starts_with('.'))
+        }
+        RedirectPath::Regex(..) => path.contains('.'),
+    };
+    can && has_dots(&rewrite_path(matched, rewrite, path, None))
 }
 
 /// The `Location` of a redirect.

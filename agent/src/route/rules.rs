@@ -6,6 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::conditions::{fits, origin_fits, prefix_taken};
+use super::path::canonical_escapes;
 use super::prefixes::PrefixIndex;
 use super::{RequestOrigin, RequestView, RouteMatch};
 use crate::compile::Route;
@@ -36,7 +37,8 @@ pub struct RuleSet {
 
 impl RuleSet {
     /// Compiles rules, in order of precedence: each has its alternatives (empty: always) and its route.
-    pub fn new(rules: Vec<Rule>) -> Self {
+    pub fn new(mut rules: Vec<Rule>) -> Self {
+        rules.iter_mut().flat_map(|(matches, _)| matches).for_each(spell_path);
         let ranks: Vec<_> = rules
             .iter()
             .enumerate()
@@ -137,6 +139,21 @@ impl RuleSet {
 impl fmt::Debug for RuleSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(&self.rules).finish()
+    }
+}
+
+/// Spells a condition's path as those of requests are spelled; expressions stay as they are.
+fn spell_path(conditions: &mut RequestMatch) {
+    use MatchPath::{Exact, ExactIgnoreCase, PathPrefix, Prefix, PrefixIgnoreCase, Regex};
+    match &mut conditions.path {
+        Some(
+            Exact(path) | Prefix(path) | PathPrefix(path) | ExactIgnoreCase(path) | PrefixIgnoreCase(path),
+        ) => {
+            if let Cow::Owned(spelled) = canonical_escapes(path) {
+                *path = spelled.into();
+            }
+        }
+        Some(Regex(..)) | None => {}
     }
 }
 

@@ -6,7 +6,9 @@ use proptest::prelude::*;
 use regex_automata::meta::Regex;
 
 use super::conditions::{fits, prefix_taken};
-use super::{RequestOrigin, RequestView, RouteMatch, RuleSet, redirect_location, rewrite_path};
+use super::{
+    RequestOrigin, RequestView, RouteMatch, RuleSet, redirect_location, rewrite_climbs, rewrite_path,
+};
 use crate::compile::{Action, Route, RouteName};
 use crate::model::{
     MatchPath, MatchValue, ObjectName, Redirect, RedirectPath, RedirectPort, RequestMatch, RewriteRegex,
@@ -111,6 +113,22 @@ fn paths() {
             check(&on_path(path.clone()), &View::get(text), false);
         }
     }
+}
+
+#[test]
+fn conditions_spell_their_escapes_as_paths_do() {
+    for (path, fitting) in [
+        (MatchPath::Exact("/caf%c3%a9".into()), "/caf%C3%A9"),
+        (MatchPath::Prefix("/%61/b%2f".into()), "/a/b%2Fc"),
+        (MatchPath::PathPrefix("/%7euser".into()), "/~user/x"),
+        (MatchPath::ExactIgnoreCase("/%41%2f".into()), "/a%2F"),
+        (MatchPath::PrefixIgnoreCase("/%c3".into()), "/%C3%A4"),
+    ] {
+        check(&on_path(path), &View::get(fitting), true);
+    }
+    let set = set(vec![vec![on_path(MatchPath::PathPrefix("/%61%62".into()))]]);
+    let taken = found(&set, &View::get("/ab/c"), &RequestOrigin { source: None, port: 80 });
+    assert_eq!(taken, Some((0, 3, true)), "what is replaced is what was matched");
 }
 
 #[test]
@@ -290,6 +308,30 @@ fn plain_prefixes_and_other_rewrites() {
         let shown = rewritten(("VirtualService", taken, false), &rewrite, path, query);
         assert_eq!(shown, expected, "{path} by {rewrite:?}");
     }
+}
+
+#[test]
+fn rewrites_that_climb() {
+    let route = route("VirtualService", "0");
+    let check = |rewrite: &RedirectPath, prefix_len, by_element, path: &str, expected| {
+        let matched = RouteMatch { route: &route, prefix_len, by_element };
+        assert_eq!(rewrite_climbs(&matched, rewrite, path), expected, "{path} by {rewrite:?}");
+    };
+    let prefix = RedirectPath::Prefix("/files/".into());
+    check(&prefix, 2, false, "/a../b", true);
+    check(&prefix, 2, false, "/a.", true);
+    check(&prefix, 2, false, "/a.b", false);
+    check(&prefix, 2, false, "/a/b", false);
+    check(&prefix, 2, true, "/a../b", false);
+    check(&RedirectPath::Prefix("/files".into()), 2, false, "/a../b", false);
+    check(&RedirectPath::Full("/files".into()), 2, false, "/a../b", false);
+    let regex = |pattern: &str, substitution: &str| {
+        let compiled = Regex::new(pattern).expect("is an expression");
+        RedirectPath::Regex(RewriteRegex(compiled, pattern.into()), substitution.into())
+    };
+    check(&regex("^/a(.*)", "/files/\\1"), 0, false, "/a../b", true);
+    check(&regex("^/a(.*)", "/files/\\1"), 0, false, "/ab.c", false);
+    check(&regex("x", ""), 0, false, "/.x./b", true);
 }
 
 #[test]

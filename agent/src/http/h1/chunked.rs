@@ -89,10 +89,11 @@ impl ChunkDecoder {
         if self.state == State::End { Ok(Piece::End { skip: at }) } else { Ok(Piece::More { skip: at }) }
     }
 
-    /// The trailer fields that may be passed on, as `name: value` lines. Call once, after [`Piece::End`].
-    pub fn take_trailers(&mut self) -> Result<Vec<u8>, Refusal> {
+    /// The trailer fields that may be passed on, as `name: value` lines; `underscores`: also those with `_` in their names.
+    /// Call once, after [`Piece::End`].
+    pub fn take_trailers(&mut self, underscores: bool) -> Result<Vec<u8>, Refusal> {
         let raw = std::mem::take(&mut self.trailers);
-        if raw.len() <= 2 { Ok(Vec::new()) } else { filter_trailers(&raw) }
+        if raw.len() <= 2 { Ok(Vec::new()) } else { filter_trailers(&raw, underscores) }
     }
 
     fn frame_byte(&mut self, byte: u8) -> Result<(), Refusal> {
@@ -157,7 +158,7 @@ impl ChunkDecoder {
 }
 
 /// Checks a trailer section and keeps the fields that a proxy may forward.
-fn filter_trailers(raw: &[u8]) -> Result<Vec<u8>, Refusal> {
+fn filter_trailers(raw: &[u8], underscores: bool) -> Result<Vec<u8>, Refusal> {
     let mut fields = [httparse::EMPTY_HEADER; MAX_TRAILERS];
     let parsed = match httparse::parse_headers(raw, &mut fields) {
         Ok(httparse::Status::Complete((used, parsed))) if used == raw.len() => parsed,
@@ -165,7 +166,8 @@ fn filter_trailers(raw: &[u8]) -> Result<Vec<u8>, Refusal> {
         _ => return Err(Refusal::bad("trailer_field")),
     };
     let mut kept = Vec::with_capacity(raw.len());
-    for field in parsed.iter().filter(|field| hop::may_be_trailer(field.name.as_bytes())) {
+    let may_pass = |name: &str| hop::may_be_trailer(name.as_bytes()) && (underscores || !name.contains('_'));
+    for field in parsed.iter().filter(|field| may_pass(field.name)) {
         kept.extend_from_slice(field.name.as_bytes());
         kept.extend_from_slice(b": ");
         kept.extend_from_slice(field.value);
@@ -219,7 +221,7 @@ mod tests {
                     at += skip + len;
                 }
                 Piece::End { skip } => {
-                    let trailers = decoder.take_trailers().map_err(|refusal| refusal.reason)?;
+                    let trailers = decoder.take_trailers(true).map_err(|refusal| refusal.reason)?;
                     return Ok(Some((data, trailers, input.len() - at - skip)));
                 }
                 Piece::More { .. } if end == input.len() => return Ok(None),

@@ -23,6 +23,11 @@ impl Span {
     pub(super) fn is_empty(self) -> bool {
         self.start == self.end
     }
+
+    /// From the start of this one to the end of a later one.
+    pub(super) fn until(self, later: Self) -> Self {
+        Self { start: self.start, end: later.end }
+    }
 }
 
 impl From<Range<usize>> for Span {
@@ -140,7 +145,8 @@ impl Fields {
         value
     }
 
-    fn append(&mut self, part: &[u8]) -> Span {
+    /// Adds bytes that are no field; gives where they lie.
+    pub(super) fn append(&mut self, part: &[u8]) -> Span {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(part);
         Span::from(start..self.bytes.len())

@@ -1,5 +1,6 @@
 //! Request heads.
 
+use std::borrow::Cow;
 use std::mem::MaybeUninit;
 
 use super::authority::{self, AuthorityError};
@@ -9,7 +10,7 @@ use super::head::{Limits, MAX_FIELDS, Version, check_field, check_fields, explai
 use super::target::{self, Target};
 use crate::http::Refusal;
 use crate::http::body::Framing;
-use crate::route::RequestView;
+use crate::route::{PathPolicy, RequestView, normalise};
 
 /// The longest method; the registered ones have at most 17 letters.
 const MAX_METHOD_BYTES: usize = 32;
@@ -205,9 +206,53 @@ impl RequestHead {
         text(self.authority.of(self.fields.bytes()))
     }
 
-    /// The target as the client wrote it.
+    /// The target as the client wrote it, or path and query where the path was normalised.
     pub fn raw_target(&self) -> &str {
         text(self.raw_target.of(self.fields.bytes()))
+    }
+
+    /// Gives the path the form that `policy` asks for; the query stays as it is. A head that is refused stays as it was.
+    pub fn normalise_path(&mut self, policy: PathPolicy) -> Result<(), Refusal> {
+        let path = self.path();
+        if path == "*" {
+            return Ok(());
+        }
+        let normalised = match normalise(path, policy) {
+            Ok(Cow::Borrowed(_)) => return Ok(()),
+            Ok(Cow::Owned(path)) => path,
+            Err(invalid) => return Err(Refusal::bad(invalid.reason())),
+        };
+        let query = self.query().map(|query| format!("?{query}"));
+        self.target.path = self.fields.append(normalised.as_bytes());
+        let query = self.fields.append(query.unwrap_or_default().as_bytes());
+        self.raw_target = self.target.path.until(query);
+        Ok(())
+    }
+
+    /// Whether an absolute-form target and `Host` name different authorities, of which the target's is the one that counts
+    /// (RFC 9112 section 3.2.2).
+    pub fn has_two_authorities(&self) -> bool {
+        let (Some(target), Some(host)) = (self.target.authority, self.fields.first(Known::Host)) else {
+            return false;
+        };
+        !target.of(self.fields.bytes()).eq_ignore_ascii_case(host)
+    }
+
+    /// Whether an absolute-form target is one of `https`.
+    pub fn is_for_https(&self) -> bool {
+        let scheme = self.raw_target().as_bytes().get(..5);
+        self.target.authority.is_some() && scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"https"))
+    }
+
+    /// How many proxies that call themselves `pseudonym` say that they have passed the request on (RFC 9110 section 7.6.3).
+    pub fn passed_by(&self, pseudonym: &str) -> usize {
+        let by = |item: &&[u8]| {
+            // A comment may follow.
+            item.split(|byte| *byte == b' ')
+                .nth(1)
+                .is_some_and(|by| by.eq_ignore_ascii_case(pseudonym.as_bytes()))
+        };
+        self.fields.all(Known::Via).flat_map(list_items).filter(by).count()
     }
 
     /// Whether sending the request twice does what sending it once does (RFC 9110 section 9.2.2).

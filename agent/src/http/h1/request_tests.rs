@@ -41,6 +41,59 @@ fn targets_are_split() {
     check("get / HTTP/1.1", "h.example", "/", None, "H.example:81");
 }
 
+/// Path, query and the text for records after normalisation, or why the path is refused.
+fn normalised(target: &str, policy: PathPolicy) -> Result<(String, Option<String>, String), &'static str> {
+    let mut head =
+        parse(format!("OPTIONS {target} HTTP/1.1\r\nHost: a\r\nx: y\r\n\r\n").as_bytes()).expect(target);
+    let refused = head.normalise_path(policy).map_err(|refusal| refusal.reason);
+    assert_eq!((head.method(), head.header("x"), head.host()), ("OPTIONS", Some(&b"y"[..]), "a"), "{target}");
+    if let Err(reason) = refused {
+        assert_eq!(head.raw_target(), target, "a refused head stays as it was");
+        return Err(reason);
+    }
+    Ok((head.path().to_owned(), head.query().map(str::to_owned), head.raw_target().to_owned()))
+}
+
+#[test]
+fn paths_are_normalised_and_queries_are_not() {
+    let check = |target: &str, path: &str, query: Option<&str>, raw: &str| {
+        let seen = normalised(target, PathPolicy::gateway());
+        assert_eq!(seen, Ok((path.to_owned(), query.map(str::to_owned), raw.to_owned())), "{target}");
+    };
+    check("/a/b?c", "/a/b", Some("c"), "/a/b?c");
+    check("/a/../b", "/b", None, "/b");
+    check("/a//b?/../%2e//", "/a/b", Some("/../%2e//"), "/a/b?/../%2e//");
+    check("/%61?", "/a", Some(""), "/a?");
+    check("http://a/x/../%62?q=%zz", "/b", Some("q=%zz"), "/b?q=%zz");
+    check("http://a", "/", None, "http://a");
+    check("http://a?q", "/", Some("q"), "http://a?q");
+    check("*", "*", None, "*");
+    assert_eq!(normalised("/a%2fb?c", PathPolicy::gateway()), Err("path_escaped_slash"));
+    assert_eq!(normalised("/a/../..?c", PathPolicy::gateway()), Err("path_above_root"));
+    assert_eq!(normalised("/?c=%2f%00%zz/../..", PathPolicy::gateway()).map(|seen| seen.0), Ok("/".into()));
+}
+
+#[test]
+fn authorities_schemes_and_hops() {
+    let check = |head: &str, two: bool, https: bool, hops: usize| {
+        let head = parse(format!("{}\r\n\r\n", head.replace('\n', "\r\n")).as_bytes()).expect(head);
+        assert_eq!(
+            (head.has_two_authorities(), head.is_for_https(), head.passed_by("us")),
+            (two, https, hops)
+        );
+    };
+    check("GET / HTTP/1.1\nHost: a", false, false, 0);
+    check("GET http://a/ HTTP/1.1\nHost: A", false, false, 0);
+    check("GET http://a/ HTTP/1.1\nHost: b", true, false, 0);
+    check("GET http://a/ HTTP/1.1\nHost: a:80", true, false, 0);
+    check("GET http://a/ HTTP/1.1\nHost:", true, false, 0);
+    check("GET http://a/ HTTP/1.0", false, false, 0);
+    check("GET HTTPS://a HTTP/1.1\nHost: a", false, true, 0);
+    check("GET /https HTTP/1.1\nHost: a", false, false, 0);
+    check("GET / HTTP/1.1\nHost: a\nVia: 1.1 us, 1.0 them\nVia: 2 US (a comment)", false, false, 2);
+    check("GET / HTTP/1.1\nHost: a\nVia: us, 1.1 usa, 1.1, ,", false, false, 0);
+}
+
 #[test]
 fn bodies_and_connections() {
     let check = |lines: &str, framing, persistent, expects| {

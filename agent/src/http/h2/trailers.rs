@@ -27,11 +27,14 @@ pub fn to_lines(trailers: &HeaderMap) -> bytes::BytesMut {
 }
 
 /// Trailers of HTTP/2 for HTTP/2. There they can't be merged into a head by mistake, and gRPC puts arbitrary metadata in
-/// them, so that only what a message's frame consists of is left out.
-pub fn same_version(trailers: HeaderMap) -> HeaderMap {
+/// them, so that only what a message's frame consists of is left out, and `_` in names where `underscores` says so.
+pub fn same_version(trailers: HeaderMap, underscores: bool) -> HeaderMap {
     let ends = |(name, _): &(&HeaderName, &HeaderValue)| {
-        let known = Known::of(name.as_str().as_bytes());
-        hop::ends_here(known) || matches!(known, Known::Host | Known::ContentLength | Known::Expect)
+        let name = name.as_str().as_bytes();
+        let known = Known::of(name);
+        hop::ends_here(known)
+            || matches!(known, Known::Host | Known::ContentLength | Known::Expect)
+            || (!underscores && name.contains(&b'_'))
     };
     if !trailers.iter().any(|field| ends(&field)) {
         return trailers;
@@ -62,12 +65,17 @@ mod tests {
 
     #[test]
     fn what_frames_a_message_is_no_trailer() {
-        let trailers = same_version(map(&[
-            ("grpc-status", "0"),
-            ("host", "a"),
-            ("x-request-id", "b"),
-            ("te", "trailers"),
-        ]));
-        assert_eq!(trailers, map(&[("grpc-status", "0"), ("x-request-id", "b")]));
+        let check = |underscores, kept: &[_]| {
+            let trailers = map(&[
+                ("grpc-status", "0"),
+                ("host", "a"),
+                ("x-request-id", "b"),
+                ("te", "trailers"),
+                ("x_user", "root"),
+            ]);
+            assert_eq!(same_version(trailers, underscores), map(kept));
+        };
+        check(true, &[("grpc-status", "0"), ("x-request-id", "b"), ("x_user", "root")]);
+        check(false, &[("grpc-status", "0"), ("x-request-id", "b")]);
     }
 }

@@ -17,7 +17,7 @@ use crate::model::{AppProtocol, Workload};
 use crate::net::ConnectSource;
 use crate::proxy::Context;
 use crate::proxy::answer::Problem;
-use crate::route::{RequestView, rewrite_path};
+use crate::route::{Normalisation, RequestView, rewrite_path};
 use crate::telemetry::Origin;
 
 /// The longest `x-request-id` that is taken from a client.
@@ -66,7 +66,9 @@ impl Caller<'_> {
     pub fn plan<'t>(&self, table: &'t RoutingTable, head: &RequestHead) -> Planned<'t> {
         let source = self.source(table).map(|source| &**source);
         let entry = Entry { origin: self.origin, original_destination: self.original_destination, source };
-        plan(table, head, entry)
+        let planned = plan(table, head, entry);
+        let as_it_came = self.settings.path.normalisation == Normalisation::None;
+        if as_it_came { planned } else { planned.unless_it_climbs(head.path()) }
     }
 
     /// Keeps the client's request id where it is one, else makes one.

@@ -10,7 +10,7 @@ use http::HeaderMap;
 use super::changes::Changes;
 use super::worker::HttpWorker;
 use crate::http::body::Framing;
-use crate::http::h1::{ConnectionOptions, Fields, Known, RequestHead, ResponseHead, Version};
+use crate::http::h1::{ConnectionOptions, Field, Fields, Known, RequestHead, ResponseHead, Version};
 use crate::http::{FieldSink, hop};
 use crate::route::RequestView;
 
@@ -29,7 +29,7 @@ pub(in crate::proxy) struct RequestWriter<'a> {
     pub client: IpAddr,
     /// The request's id.
     pub request_id: &'a str,
-    /// Whether `x-forwarded-proto` stays where the client sent it.
+    /// Whether the client is believed about whom it speaks for.
     pub trust_forwarded: bool,
     /// The protocol to switch to.
     pub upgrade: Option<&'a [u8]>,
@@ -64,7 +64,7 @@ impl RequestWriter<'_> {
         let named = self.head.connection().names_fields;
         for field in fields.iter() {
             let skip = hop::ends_here(field.known)
-                || self.is_written_anew(field.known)
+                || self.is_ours(&field)
                 || (named && is_named(fields, field.name))
                 || self.changes.replaces(field.name);
             if !skip {
@@ -89,12 +89,14 @@ impl RequestWriter<'_> {
         out.extend_from_slice(b" HTTP/1.1\r\n");
     }
 
-    fn is_written_anew(&self, known: Known) -> bool {
-        match known {
+    /// Whether a field is not passed on as it came: we write it ourselves, or the client has no say in it.
+    fn is_ours(&self, field: &Field<'_>) -> bool {
+        match field.known {
             Known::Host | Known::XForwardedFor | Known::XRequestId => true,
             Known::XForwardedProto | Known::XForwardedHost => !self.trust_forwarded,
             // An expectation in HTTP/1.0 means nothing; passed on in HTTP/1.1 it would.
             Known::Expect => !self.head.expects_continue(),
+            Known::Other => !self.trust_forwarded && hop::is_vouched_for(field.name),
             _ => false,
         }
     }
@@ -251,6 +253,9 @@ pub(in crate::proxy) fn write_fate(out: &mut BytesMut, fate: Fate, client: Versi
         (Fate::Keep, Version::Http11 | Version::Http2) => {}
     }
 }
+
+/// What the agents call themselves in `Via`.
+pub(super) const PSEUDONYM: &str = "sluice";
 
 fn via(received: Version) -> &'static [u8] {
     match received {

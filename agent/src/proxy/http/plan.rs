@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use super::changes::Changes;
 use crate::compile::{Action, Backend, Cluster, GatewayListener, RoutingTable, WeightedBackend};
+use crate::http::Refusal;
 use crate::http::h1::RequestHead;
 use crate::model::{AppProtocol, DirectResponse, PathRewrite, Redirect, Workload};
 use crate::proxy::answer::Problem;
-use crate::route::{RequestOrigin, RequestView, RouteMatch};
+use crate::route::{RequestOrigin, RequestView, RouteMatch, rewrite_climbs};
 use crate::telemetry::Origin;
 
 /// What is done with a request.
@@ -72,6 +73,22 @@ impl<'t> Planned<'t> {
         match &self.route?.route.action {
             Action::Forward(forward) => Some(&forward.rewrite),
             Action::Redirect(_) | Action::Respond(_) | Action::Original => None,
+        }
+    }
+
+    /// A request that is not taken.
+    pub fn refused(refusal: Refusal) -> Self {
+        Self::unrouted(Plan::Fail(Problem::Refused(refusal)))
+    }
+
+    /// The same, but that the request is refused where the rewritten path would have `.` or `..` in it.
+    pub fn unless_it_climbs(self, path: &str) -> Self {
+        let rewrite = self.rewrite().and_then(|rewrite| rewrite.path.as_ref());
+        match (rewrite, self.route) {
+            (Some(rewrite), Some(matched)) if rewrite_climbs(&matched, rewrite, path) => {
+                Self { plan: Plan::Fail(Problem::Refused(Refusal::bad("path_rewrite_dots"))), ..self }
+            }
+            _ => self,
         }
     }
 

@@ -14,6 +14,7 @@ use super::heads::Fate;
 use super::plan::{Plan, Planned};
 use super::record::Trail;
 use super::upstream::{Goal, UpstreamConnection, Wanted};
+use super::vet::vet;
 use super::wire::write_parts;
 use super::worker::{Buffers, make_room};
 use crate::http::body::{BodyTransfer, Framing};
@@ -38,7 +39,10 @@ impl Connection {
         self.caller().choose_request_id(&self.buffers.head, &mut request_id);
         self.buffers.request_id = request_id;
         let mut trail = Trail::new(start, self.caller().source(&table));
-        let planned = self.caller().plan(&table, &self.buffers.head);
+        let planned = match vet(&mut self.buffers.head, &self.settings) {
+            Ok(()) => self.caller().plan(&table, &self.buffers.head),
+            Err(refusal) => Planned::refused(refusal),
+        };
         trail.route = planned.route.map(|matched| &**matched.route);
         let ending = match planned.plan {
             Plan::Forward { cluster, .. } => {
@@ -110,7 +114,7 @@ impl Connection {
         }
         self.write_request(planned);
         let framing = self.buffers.head.framing();
-        let mut body = BodyTransfer::new(framing, framing);
+        let mut body = BodyTransfer::new(framing, framing).of_client(self.settings.request.underscores);
         let deadline = deadline(planned, &self.buffers.head, trail.start.at);
         // A request that can't be sent twice asks the kernel whether the connection still lives.
         let repeatable = framing.is_empty() && self.buffers.head.is_idempotent();

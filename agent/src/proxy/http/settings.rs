@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use crate::http::h1::Limits;
 use crate::pool::Keepalive;
+use crate::route::PathPolicy;
 
 /// Limits and timeouts of client connections of one kind and of what is done for them.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is set by itself")]
 pub struct HttpSettings {
     /// Bounds of request heads.
     pub request: Limits,
@@ -29,8 +31,17 @@ pub struct HttpSettings {
     pub max_requests: Option<u32>,
     /// Whether `Upgrade` is passed on, and the connection tunnelled once the upstream has switched.
     pub upgrades: bool,
-    /// Whether the client is believed about `x-forwarded-proto` and `x-forwarded-host`; else they are set anew.
+    /// Whether the client is believed about whom it speaks for: `x-forwarded-*`, `forwarded`, `x-real-ip` and the paths that
+    /// some servers take from fields. Else they are set anew or taken away; `x-forwarded-for` is always added to.
     pub trust_forwarded: bool,
+    /// What is done to paths before they are matched and forwarded.
+    pub path: PathPolicy,
+    /// Whether TRACE and TRACK are passed on.
+    pub trace: bool,
+    /// Whether an absolute-form target must name the authority that `Host` does, and the scheme that is spoken.
+    pub strict_target: bool,
+    /// How many agents like this one a request may have passed before; more are a loop.
+    pub max_hops: Option<usize>,
     /// Bytes of a request body without a taker that are read and dropped to save its connection.
     pub discard_bytes: u64,
     /// HTTP/2's own settings, for clients and upstreams.
@@ -109,6 +120,10 @@ impl HttpSettings {
             max_requests: None,
             upgrades: true,
             trust_forwarded: true,
+            path: PathPolicy::captured(),
+            trace: false,
+            strict_target: false,
+            max_hops: None,
             discard_bytes: 256 * 1024,
             discard_time: Duration::from_secs(1),
             http2: Http2Settings::captured(),
@@ -116,7 +131,7 @@ impl HttpSettings {
     }
 
     /// For Gateway listeners, whose clients are strangers: 10 s for a head, 60 s idle, 30 s for a body's next byte, 1,000
-    /// requests, no `_` in field names, no upgrades.
+    /// requests, no `_` in field names, no upgrades, targets that can be read in one way only, at most 8 agents passed.
     pub fn gateway() -> Self {
         Self {
             request: Limits { underscores: false, ..Limits::default() },
@@ -126,6 +141,9 @@ impl HttpSettings {
             max_requests: Some(1000),
             upgrades: false,
             trust_forwarded: false,
+            path: PathPolicy::gateway(),
+            strict_target: true,
+            max_hops: Some(8),
             http2: Http2Settings::gateway(),
             ..Self::captured()
         }

@@ -61,12 +61,14 @@ pub(super) struct Http2Source {
     pub body: RecvStream,
     pub side: Side,
     pub patience: Option<Duration>,
+    /// Whether trailers may have `_` in their names.
+    pub underscores: bool,
 }
 
 impl BodySource for Http2Source {
     async fn next(&mut self) -> Result<Piece, Problem> {
         loop {
-            let Self { body, patience, side } = self;
+            let Self { body, patience, side, .. } = self;
             let read = patient(*patience, async { Ok(body.data().await) }).await;
             match read.map_err(|_| Problem::BodyTimeout)? {
                 Some(Ok(data)) => {
@@ -80,7 +82,8 @@ impl BodySource for Http2Source {
             }
         }
         let trailers = self.body.trailers().await.map_err(|error| self.side.in_body(&error))?;
-        Ok(trailers.map_or(Piece::End, |fields| Piece::Trailers(translate::same_version(fields))))
+        let keep = |fields| Piece::Trailers(translate::same_version(fields, self.underscores));
+        Ok(trailers.map_or(Piece::End, keep))
     }
 
     fn release(&mut self, bytes: usize) {

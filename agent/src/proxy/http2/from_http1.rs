@@ -28,7 +28,8 @@ impl Connection {
         planned: &Planned<'_>,
         trail: &mut Trail<'_>,
     ) -> Option<Ending> {
-        let mut body = BodyTransfer::new(self.buffers.head.framing(), Framing::UntilClose);
+        let mut body = BodyTransfer::new(self.buffers.head.framing(), Framing::UntilClose)
+            .of_client(self.settings.request.underscores);
         let deadline = deadline(planned, &self.buffers.head, trail.start.at);
         let delivered = Delivered::default();
         let fate = Cell::new(Fate::Close);

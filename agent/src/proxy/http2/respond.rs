@@ -27,6 +27,7 @@ use crate::proxy::http::exchange::{HeadReading, Start};
 use crate::proxy::http::plan::{Plan, Planned};
 use crate::proxy::http::record::Trail;
 use crate::proxy::http::upstream::{Deadline, Goal, UpstreamConnection, Wanted};
+use crate::proxy::http::vet::vet;
 use crate::proxy::http::worker::Buffers;
 use crate::route::{RequestView, redirect_location};
 
@@ -56,7 +57,8 @@ pub(super) async fn respond(
     let mut trail = Trail::new(start, session.caller().source(&table));
     trail.version = Version::Http2;
     let patience = session.settings.body_timeout;
-    let body = Http2Source { body, side: Side::Client, patience };
+    let underscores = session.settings.request.underscores;
+    let body = Http2Source { body, side: Side::Client, patience, underscores };
     let mut stream = Stream { session: &session, buffers, send, body };
     match read {
         Ok(()) => {
@@ -98,7 +100,10 @@ impl Stream<'_> {
     async fn serve<'t>(&mut self, table: &'t crate::compile::RoutingTable, trail: &mut Trail<'t>) {
         let caller = self.session.caller();
         caller.choose_request_id(&self.buffers.head, &mut self.buffers.request_id);
-        let planned = caller.plan(table, &self.buffers.head);
+        let planned = match vet(&mut self.buffers.head, &self.session.settings) {
+            Ok(()) => caller.plan(table, &self.buffers.head),
+            Err(refusal) => Planned::refused(refusal),
+        };
         trail.route = planned.route.map(|matched| &**matched.route);
         match planned.plan {
             Plan::Forward { cluster, .. } => {

@@ -194,7 +194,7 @@ impl Answers for Http2Upstream<'_> {
 
     fn into_body(self, _head: &ResponseHead) -> Result<Http2Source, Problem> {
         let body = self.body.ok_or(Problem::UpstreamTruncated)?;
-        Ok(Http2Source { body, side: Side::Upstream, patience: None })
+        Ok(Http2Source { body, side: Side::Upstream, patience: None, underscores: true })
     }
 }
 

@@ -6,4 +6,5 @@ mod limits;
 mod peers;
 mod requests;
 mod streams;
+mod strict;
 mod upstreams;
