@@ -13,11 +13,13 @@ mod chunks;
 mod exchange;
 mod frames;
 mod heads;
+mod paths;
 mod translation;
 
 pub use chunks::h1_chunked;
 pub use exchange::h1_exchange;
 pub use heads::h1_head;
+pub use paths::path_normalisation;
 pub use translation::h2_translation;
 
 /// All targets by name.
@@ -26,4 +28,5 @@ pub const TARGETS: &[(&str, fn(&[u8]))] = &[
     ("h1_chunked", h1_chunked),
     ("h1_exchange", h1_exchange),
     ("h2_translation", h2_translation),
+    ("path_normalisation", path_normalisation),
 ];
