@@ -67,7 +67,7 @@ fn check_encoding(input: &[u8]) {
     let mut encoded = BytesMut::new();
     let (mut sizes, mut rest) = (Sizes::of(input), input);
     while !rest.is_empty() {
-        let (chunk, after) = rest.split_at(sizes.next().min(rest.len()));
+        let (chunk, after) = rest.split_at(sizes.take().min(rest.len()));
         write_chunk(&mut encoded, chunk);
         rest = after;
     }
@@ -94,7 +94,7 @@ fn pass(from: Framing, to: Framing, input: &[u8], mut sizes: Sizes) -> Result<Pa
             received.extend_from_slice(&staged);
             break;
         }
-        let next = fed.saturating_add(sizes.next()).min(input.len());
+        let next = fed.saturating_add(sizes.take()).min(input.len());
         buffer.extend_from_slice(&input[fed..next]);
         fed = next;
         transfer.stage(&mut buffer, &mut staged)?;

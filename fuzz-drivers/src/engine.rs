@@ -112,7 +112,7 @@ impl Wire {
         let mut moved = self.receive();
         let left = self.outgoing.len() - self.sent;
         if left > 0 && !self.over {
-            let size = sizes.next().min(left);
+            let size = sizes.take().min(left);
             let size = if left - size <= self.last { left } else { size };
             match self.io.write(&self.outgoing[self.sent..self.sent + size]) {
                 Ok(written) => self.sent += written,

@@ -215,7 +215,7 @@ mod tests {
         let own = "HTTP/1.1 400 Bad Request\r\nserver: sluice\r\nproxy-status: sluice; error=x\r\ncontent-length: 0\r\n\r\n";
         assert!(passes(&[GET, "x"].concat(), GET, &[OK, own].concat()));
         let check = |upstream: &str, response: &str| {
-            assert!(!passes(GET, upstream, response), "{upstream}{response}")
+            assert!(!passes(GET, upstream, response), "{upstream}{response}");
         };
         check(&[GET, GET, GET].concat().replacen("/a", "/b", 1), OK);
         check(&GET.replace("/a", "/b"), OK);

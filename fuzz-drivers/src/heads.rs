@@ -26,7 +26,7 @@ fn find_end(input: &[u8], mut sizes: Sizes) -> Result<Option<usize>, Refusal> {
     let mut scan = HeadScan::default();
     let mut have = 0;
     while have < input.len() {
-        have = have.saturating_add(sizes.next()).min(input.len());
+        have = have.saturating_add(sizes.take()).min(input.len());
         if let Some(len) = scan.find_end(&input[..have], &LIMITS)? {
             return Ok(Some(len));
         }

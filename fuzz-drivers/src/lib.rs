@@ -22,8 +22,11 @@ pub use heads::h1_head;
 pub use paths::path_normalisation;
 pub use translation::h2_translation;
 
+/// What checks one input.
+pub type Target = fn(&[u8]);
+
 /// All targets by name.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[(&str, Target)] = &[
     ("h1_head", h1_head),
     ("h1_chunked", h1_chunked),
     ("h1_exchange", h1_exchange),

@@ -33,7 +33,7 @@ impl Sizes {
     }
 
     /// The next size: mostly small, sometimes large.
-    pub fn next(&mut self) -> usize {
+    pub fn take(&mut self) -> usize {
         let Some(state) = &mut self.0 else { return usize::MAX };
         *state ^= *state << 13;
         *state ^= *state >> 7;
@@ -52,7 +52,7 @@ mod tests {
         assert_eq!(sections(b"a\n---\n\n---\nb"), [&b"a"[..], b"", b"b"]);
         assert_eq!(sections(b""), [b""]);
         let mut sizes = Sizes::of(b"x");
-        assert!((0..100).all(|_| (1..=97).contains(&sizes.next())));
-        assert_eq!(Sizes::whole().next(), usize::MAX);
+        assert!((0..100).all(|_| (1..=97).contains(&sizes.take())));
+        assert_eq!(Sizes::whole().take(), usize::MAX);
     }
 }

@@ -51,6 +51,9 @@ pub enum Framing {
     UntilClose,
 }
 
+/// A body, the trailer fields, and the bytes of both with their framing.
+pub type Body = (Vec<u8>, Vec<Field>, usize);
+
 /// A whole message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
@@ -219,7 +222,7 @@ fn minor_version(text: &[u8]) -> Result<u8, Fault> {
 }
 
 /// A body and its bytes with framing; nothing where it is not all there. `UntilClose` takes everything.
-pub fn body(framing: Framing, input: &[u8]) -> Result<Option<(Vec<u8>, Vec<Field>, usize)>, Fault> {
+pub fn body(framing: Framing, input: &[u8]) -> Result<Option<Body>, Fault> {
     match framing {
         Framing::Length(length) => {
             let length = usize::try_from(length).ok().filter(|length| *length <= input.len());
@@ -231,7 +234,7 @@ pub fn body(framing: Framing, input: &[u8]) -> Result<Option<(Vec<u8>, Vec<Field
 }
 
 /// Section 7.1.
-fn chunks(input: &[u8]) -> Result<Option<(Vec<u8>, Vec<Field>, usize)>, Fault> {
+fn chunks(input: &[u8]) -> Result<Option<Body>, Fault> {
     let (mut body, mut at) = (Vec::new(), 0);
     loop {
         let Some(line) = line(&input[at..])? else { return Ok(None) };
