@@ -127,7 +127,6 @@ fn check_response(sent: &Sent<'_>, outcome: &Outcome) {
     let method = if to_head { Method::HEAD } else { Method::GET };
     let Some(response) = engine::block_on(frames::response(&outcome.client, method)) else { return };
     if is_own(&response.fields) {
-        // gRPC's errors are told in a field of a good response.
         let in_field = response.fields.iter().chain(&response.trailers).any(|f| f.name == "grpc-status");
         assert!(response.status >= 400 || in_field, "{response:?}");
         return;
