@@ -42,6 +42,16 @@ fn both_defaults_agree_on_what_is_plain() {
 }
 
 #[test]
+fn one_look_tells_what_is_plain() {
+    for path in ["/", "/a", "/a/", "/a.b/c.", "/a..", "/\u{e4}"] {
+        assert!(is_plain(path.as_bytes()), "{path}");
+    }
+    for path in ["/%", "/a%20", "/\\", "/a\\b", "//", "/a//", "/.", "/..", "/a/.b", "/a/./b"] {
+        assert!(!is_plain(path.as_bytes()), "{path}");
+    }
+}
+
+#[test]
 fn spellings_of_one_path_become_one() {
     for policy in [BASE, GATEWAY] {
         let check = |path, expected| check(policy, path, Ok(expected));
