@@ -96,8 +96,13 @@ fn is_same(sent: &Sent<'_>, passed: &Message) -> bool {
         && cookies(sent.values("cookie")) == cookies(passed.head.values("cookie"))
         && passed.head.values("cookie").count() <= 1
         && among(&passed.head.fields, &sent.fields, OWN_REQUEST_FIELDS)
-        && passed.body == sent.body
+        && (passed.body == sent.body || is_done_at_once(sent) && passed.body.is_empty())
         && among(&passed.trailers, &sent.trailers, &[])
+}
+
+/// A request that declares no body is with the upstream before a body that comes in spite of it resets the stream.
+fn is_done_at_once(sent: &Sent<'_>) -> bool {
+    sent.values("content-length").any(|length| length.iter().all(|digit| *digit == b'0'))
 }
 
 /// The `http` crate, in which `h2` gives us the path, drops a fragment and whatever is in it.
