@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::http::{malformed, read_chunks, read_exactly, read_line};
+use crate::http::{malformed, read_chunks_and_trailers, read_exactly, read_line};
 
 /// A request, read whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub struct Request {
     pub headers: Vec<(String, String)>,
     /// The body.
     pub body: Vec<u8>,
+    /// The trailers as lines.
+    pub trailers: Vec<String>,
 }
 
 impl Request {
@@ -148,13 +150,14 @@ fn read_request(reader: &mut impl BufRead) -> io::Result<Request> {
         target: target.to_owned(),
         headers: Vec::new(),
         body: Vec::new(),
+        trailers: Vec::new(),
     };
     for line in lines.filter(|line| !line.is_empty()) {
         let (name, value) = line.split_once(':').ok_or_else(|| malformed(line))?;
         request.headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
     }
     if request.header("transfer-encoding").is_some() {
-        request.body = read_chunks(reader)?;
+        (request.body, request.trailers) = read_chunks_and_trailers(reader)?;
     } else if let Some(length) = request.header("content-length") {
         let length = length.parse().map_err(|_| malformed("content-length"))?;
         read_exactly(reader, length, &mut request.body)?;

@@ -132,7 +132,12 @@ fn read_body(stream: &mut impl BufRead, head: &Response) -> io::Result<Vec<u8>> 
 }
 
 pub(crate) fn read_chunks(stream: &mut impl BufRead) -> io::Result<Vec<u8>> {
-    let mut body = Vec::new();
+    read_chunks_and_trailers(stream).map(|(body, _)| body)
+}
+
+/// The body, and its trailers as lines.
+pub(crate) fn read_chunks_and_trailers(stream: &mut impl BufRead) -> io::Result<(Vec<u8>, Vec<String>)> {
+    let (mut body, mut trailers) = (Vec::new(), Vec::new());
     loop {
         let line = read_line(stream)?;
         let size = line.split(';').next().unwrap_or_default();
@@ -145,9 +150,13 @@ pub(crate) fn read_chunks(stream: &mut impl BufRead) -> io::Result<Vec<u8>> {
             return Err(malformed("a chunk longer than it said"));
         }
     }
-    // Trailers, up to the empty line.
-    while !read_line(stream)?.is_empty() {}
-    Ok(body)
+    loop {
+        let line = read_line(stream)?;
+        if line.is_empty() {
+            return Ok((body, trailers));
+        }
+        trailers.push(line);
+    }
 }
 
 pub(crate) fn read_exactly(stream: &mut impl BufRead, length: usize, body: &mut Vec<u8>) -> io::Result<()> {

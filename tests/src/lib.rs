@@ -25,11 +25,13 @@ pub mod wait;
 pub mod agent;
 pub mod backend;
 pub mod footprint;
+pub mod frames;
 pub mod http;
 pub mod load;
 pub mod loopback;
 pub mod program;
 pub mod promtext;
+pub mod witness;
 
 mod lab;
 mod privilege;

@@ -51,6 +51,11 @@ pub struct LoopbackAgent<'a> {
 impl Site {
     /// A site with documents, in which `GATEWAY_IP` stands for its address.
     pub fn new(documents: &[(&str, &str)]) -> Result<Self> {
+        Self::with_binary(built_binary()?, documents)
+    }
+
+    /// The same with a binary of the caller's.
+    pub fn with_binary(binary: PathBuf, documents: &[(&str, &str)]) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         // 127.1.0.0 to 127.254.255.255, by process and count.
         let number = std::process::id().wrapping_mul(16) + COUNT.fetch_add(1, Ordering::Relaxed) % 16;
@@ -61,7 +66,7 @@ impl Site {
         fs::create_dir(&config)?;
         open(directory.path())?;
         open(&config)?;
-        let binary = reachable(built_binary()?, directory.path())?;
+        let binary = reachable(binary, directory.path())?;
         let site = Self { directory, ip, binary };
         for (file, text) in documents {
             site.write(file, text)?;
@@ -158,6 +163,15 @@ impl LoopbackAgent<'_> {
     /// The number of its process.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// The memory that it holds, in KiB.
+    pub fn resident_kib(&self) -> Result<u64> {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+        let words = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = words.and_then(|words| words.split_whitespace().next()?.parse().ok());
+        kib.context("a status without VmRSS")
     }
 
     /// A GET on one of its own addresses.

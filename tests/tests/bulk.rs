@@ -2,14 +2,15 @@
 //! grow with it, and a receiver that is slow stops the sender instead of filling the agent.
 
 mod common;
+mod content;
 
-use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use common::{LIMIT, Mesh};
+use common::{LIMIT, Mesh, peak, reset_peak};
+use content::{BLOCK, Content, LAST_CHUNK, PIECE, chunk, line};
 use lab::{PodSpec, ServiceSpec, Topology, unprivileged};
 
 const GIB: u64 = 1 << 30;
@@ -23,124 +24,12 @@ const STOPPED: Duration = Duration::from_secs(1);
 const TARGET: u16 = 7000;
 const OPAQUE: u16 = 81;
 const HTTP: u16 = 80;
-/// Bytes given to one write; a chunk of HTTP carries as many.
-const PIECE: usize = 100_000;
 
 fn topology() -> Topology {
     Topology::with_nodes(2)
         .pod(PodSpec::new("client", "node1"))
         .pod(PodSpec::new("server", "node2").label("app", "bulk"))
         .service(ServiceSpec::new("bulk").port("http", HTTP, TARGET).port("tcp", OPAQUE, TARGET))
-}
-
-/// Bytes that are not the same anywhere: noise of a prime length, over and over, each time under another number.
-struct Content {
-    at: u64,
-    block: Vec<u8>,
-}
-
-const BLOCK: usize = 65_521;
-
-impl Content {
-    fn new() -> Self {
-        let mut state = 0x9e37_79b9_u32;
-        let block = (0..BLOCK).map(|_| {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            state.to_be_bytes()[0]
-        });
-        let mut content = Self { at: 0, block: block.collect() };
-        content.number();
-        content
-    }
-
-    fn number(&mut self) {
-        let number = self.at / BLOCK as u64;
-        self.block[..8].copy_from_slice(&number.to_be_bytes());
-    }
-
-    /// The next bytes, at most `len` of them and at least one.
-    fn next(&mut self, len: usize) -> &[u8] {
-        let from = usize::try_from(self.at % BLOCK as u64).expect("below the block's length");
-        if from == 0 {
-            self.number();
-        }
-        let to = BLOCK.min(from + len);
-        self.at += (to - from) as u64;
-        &self.block[from..to]
-    }
-
-    /// Fails unless these are the next bytes.
-    fn expect(&mut self, mut bytes: &[u8]) -> Result<()> {
-        while !bytes.is_empty() {
-            let at = self.at;
-            let expected = self.next(bytes.len());
-            let (now, rest) = bytes.split_at(expected.len());
-            ensure!(now == expected, "changed between bytes {at} and {}", at + now.len() as u64);
-            bytes = rest;
-        }
-        Ok(())
-    }
-
-    /// Writes the next `len` bytes.
-    fn write(&mut self, to: &mut impl Write, mut len: u64) -> std::io::Result<()> {
-        while len > 0 {
-            let piece = self.next(usize::try_from(len.min(PIECE as u64)).unwrap_or(PIECE));
-            let written = piece.len() as u64;
-            to.write_all(piece)?;
-            len -= written;
-        }
-        Ok(())
-    }
-
-    /// Writes the next `len` bytes as chunks.
-    fn write_chunked(&mut self, to: &mut impl Write, mut len: u64) -> std::io::Result<()> {
-        while len > 0 {
-            let piece = self.next(usize::try_from(len.min(PIECE as u64)).unwrap_or(PIECE));
-            len -= piece.len() as u64;
-            to.write_all(&chunk(piece))?;
-        }
-        to.write_all(LAST_CHUNK)
-    }
-
-    /// Reads the next `len` bytes and compares them.
-    fn read(&mut self, from: &mut impl BufRead, mut len: u64) -> Result<()> {
-        while len > 0 {
-            let bytes = from.fill_buf()?;
-            ensure!(!bytes.is_empty(), "ended after {} bytes, {len} too early", self.at);
-            let now = bytes.len().min(usize::try_from(len).unwrap_or(usize::MAX));
-            self.expect(&bytes[..now])?;
-            from.consume(now);
-            len -= now as u64;
-        }
-        Ok(())
-    }
-
-    /// Reads chunks to their end, compares them, and returns how many bytes they carried.
-    fn read_chunked(&mut self, from: &mut impl BufRead) -> Result<u64> {
-        let start = self.at;
-        loop {
-            let size = line(from)?;
-            let size = u64::from_str_radix(&size, 16).with_context(|| format!("chunk size {size:?}"))?;
-            self.read(from, size)?;
-            ensure!(line(from)?.is_empty(), "a chunk longer than it said");
-            if size == 0 {
-                return Ok(self.at - start);
-            }
-        }
-    }
-}
-
-const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
-
-fn chunk(content: &[u8]) -> Vec<u8> {
-    [format!("{:x}\r\n", content.len()).as_bytes(), content, b"\r\n"].concat()
-}
-
-/// A line without its end.
-fn line(from: &mut impl BufRead) -> Result<String> {
-    let mut line = String::new();
-    from.read_line(&mut line)?;
-    line.strip_suffix("\r\n").map(str::to_owned).with_context(|| format!("a line that ends as {line:?}"))
 }
 
 /// Reads a head and returns its first line; its end must be chunked content.
@@ -220,20 +109,6 @@ fn bounded(stream: TcpStream) -> Result<TcpStream> {
     stream.set_read_timeout(Some(LIMIT))?;
     stream.set_write_timeout(Some(LIMIT))?;
     Ok(stream)
-}
-
-/// Forgets a process's peak, which loading the kernel programs has set, and returns what it holds now.
-fn reset_peak(pid: u32) -> Result<u64> {
-    fs::write(format!("/proc/{pid}/clear_refs"), "5").context("resetting the agent's peak")?;
-    peak(pid)
-}
-
-/// The most memory that a process has held since, in bytes.
-fn peak(pid: u32) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).context("the agent's status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    let kib: u64 = line.trim().trim_end_matches(" kB").parse().with_context(|| line.to_owned())?;
-    Ok(kib * 1024)
 }
 
 /// Runs one side on a thread of its own and the other one here.

@@ -9,7 +9,7 @@ use super::gateways::{Gateways, ListenerError};
 use super::status::Observed;
 use super::tables::Tables;
 use crate::config::State;
-use crate::proxy::WorkerHandle;
+use crate::proxy::{Command, WorkerHandle};
 
 /// Applies states in the order in which they come.
 pub(super) struct Follower {
@@ -45,6 +45,10 @@ impl Follower {
         let applied = self.tables.apply(&state.model);
         let table = self.tables.current.load();
         let errors = self.gateways.reconcile(&table, &self.workers);
+        for worker in &self.workers {
+            // Fails for a worker that has ended, which holds nothing.
+            let _ = worker.commands.send(Command::Table);
+        }
         self.observed.applied(state, applied, self.gateways.addresses(), &errors);
         errors
     }

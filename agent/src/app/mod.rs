@@ -24,7 +24,8 @@ use crate::capture::{
 };
 use crate::config;
 use crate::net::{Connector, PlainConnector, server_listener};
-use crate::proxy::{Command, WorkerHandle, WorkerSettings, start_worker};
+use crate::proxy::http::Share;
+use crate::proxy::{Admission, Command, WorkerHandle, WorkerSettings, start_worker};
 use crate::telemetry::log::LogHandle;
 pub use settings::{CaptureOptions, Settings};
 use status::Observed;
@@ -82,7 +83,9 @@ pub async fn start(settings: Settings, log: LogHandle) -> anyhow::Result<Running
     let observed = Arc::new(observed);
     let listeners = capture_listeners(&settings)?;
     let local = LocalAddresses::default();
-    let workers = Workers { settings: &settings, observed: &observed, drain: &drain, local: &local };
+    let admission = Arc::new(Admission::new(&settings.proxy.admission));
+    let workers =
+        Workers { settings: &settings, observed: &observed, drain: &drain, local: &local, admission };
     let workers = workers.start(&listeners)?;
 
     let (state, changes) = config::watch(settings.config.clone()).context("--config")?;
@@ -184,6 +187,7 @@ struct Workers<'a> {
     observed: &'a Arc<Observed>,
     drain: &'a watch::Sender<bool>,
     local: &'a LocalAddresses,
+    admission: Arc<Admission>,
 }
 
 impl Workers<'_> {
@@ -215,6 +219,8 @@ impl Workers<'_> {
             index,
             tables: Arc::clone(&self.observed.tables),
             drain: self.drain.subscribe(),
+            proxy: self.settings.proxy.clone(),
+            share: Share { workers: self.settings.workers, admission: Arc::clone(&self.admission) },
             open: Arc::clone(&self.observed.open[index]),
             connector: Box::new(move || match own_mark {
                 Some(mark) => Rc::new(SpoofingConnector::new(mark, local, spread)) as Rc<dyn Connector>,

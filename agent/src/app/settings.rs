@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::capture::{Glob, Marks};
+use crate::proxy::ProxySettings;
 
 /// Everything an agent is told at start.
 #[derive(Debug, Clone)]
@@ -17,6 +18,8 @@ pub struct Settings {
     pub config: PathBuf,
     /// Capture, or `None` for a plain reverse proxy.
     pub capture: Option<CaptureOptions>,
+    /// Limits and timeouts of the data path.
+    pub proxy: ProxySettings,
     /// How many workers.
     pub workers: usize,
     /// Where dumps and control are served; loopback.

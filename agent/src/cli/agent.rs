@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::{self, CaptureOptions, Settings};
 use crate::capture::{Glob, Marks};
+use crate::proxy::{InvalidSetting, ProxySettings};
 use crate::telemetry::log;
 
 #[derive(Debug, Args)]
@@ -29,6 +30,10 @@ pub(super) struct AgentArgs {
     /// Worker threads.
     #[arg(long, env = "SLUICE_WORKERS", default_value_t = cores(), value_parser = clap::value_parser!(u16).range(1..=64))]
     workers: u16,
+    /// Sets a limit or timeout of the data path; may be given several times, the last one counts. `sluice settings` lists
+    /// them.
+    #[arg(long = "set", env = "SLUICE_SET", value_name = "NAME=VALUE", value_delimiter = ',', value_parser = setting)]
+    set: Vec<String>,
     /// Address of dumps and control; keep it on loopback.
     #[arg(long, env = "SLUICE_ADMIN", default_value = "127.0.0.1:15000")]
     admin: SocketAddr,
@@ -141,11 +146,16 @@ pub(super) fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
         LogFormat::Json => log::LogFormat::Json,
     };
     let log = log::init(&args.log, format).context("--log")?;
+    let mut proxy = ProxySettings::default();
+    for assignment in &args.set {
+        proxy.set(assignment).context("--set")?;
+    }
     let settings = Settings {
         node: args.node,
         cluster: args.cluster,
         config: args.config,
         capture: args.capture.options()?,
+        proxy,
         workers: usize::from(args.workers),
         admin: args.admin,
         metrics: args.metrics,
@@ -191,6 +201,11 @@ fn table(text: &str) -> Result<u32, String> {
         0 | 253..=255 => Err("this table is the kernel's own; take another one".to_owned()),
         table => Ok(table),
     }
+}
+
+/// A setting, checked as early as all other arguments are.
+fn setting(text: &str) -> Result<String, InvalidSetting> {
+    ProxySettings::default().set(text).map(|()| text.to_owned())
 }
 
 fn on_stop(text: &str) -> Result<OnStop, String> {

@@ -8,6 +8,7 @@ mod check;
 mod endpoints;
 mod output;
 mod routes;
+mod settings;
 mod status;
 
 use std::net::SocketAddr;
@@ -41,6 +42,8 @@ enum Verb {
     Endpoints(ClientArgs),
     /// Checks documents offline; exits 1 where one has an error.
     Analyze(analyze::AnalyzeArgs),
+    /// Lists what `sluice agent --set NAME=VALUE` can set: limits and timeouts, with their defaults.
+    Settings(settings::SettingsArgs),
 }
 
 /// What every verb that asks a running agent needs.
@@ -77,6 +80,7 @@ pub fn run() -> ExitCode {
         Verb::Routes(args) => routes::run(&args),
         Verb::Endpoints(args) => endpoints::run(&args),
         Verb::Analyze(args) => analyze::run(&args),
+        Verb::Settings(args) => settings::run(&args),
     };
     match result {
         Ok(code) => code,

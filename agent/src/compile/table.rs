@@ -123,8 +123,10 @@ pub struct Route {
     /// What is done.
     pub action: Action,
     /// The whole request's time, body included; `None`: unlimited.
+    /// Zero: the document says that there is none.
     pub timeout: Option<Duration>,
     /// One try's time; `None`: only `timeout` binds.
+    /// Zero as above.
     pub try_timeout: Option<Duration>,
     /// Changes to the request's header fields.
     pub request_headers: HeaderOps,

@@ -75,8 +75,10 @@ pub struct HttpRule {
     /// What is done.
     pub action: RouteAction,
     /// The whole request's time, body included; `None`: unlimited.
+    /// Zero: the document says that there is none.
     pub timeout: Option<Duration>,
     /// One try's time (`backendRequest` of the Gateway API); `None`: only `timeout` binds.
+    /// Zero as above.
     pub try_timeout: Option<Duration>,
     /// Changes to the request's header fields, in order.
     pub request_headers: Vec<HeaderOp>,

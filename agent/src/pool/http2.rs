@@ -71,6 +71,20 @@ struct Shared {
     closed: Rc<Cell<bool>>,
 }
 
+impl Shelves {
+    /// Lets the connection go that has carried nothing for longest; false where all are busy.
+    fn make_room(&mut self) -> bool {
+        let idle = |shelf: &Shelf| {
+            let idle = shelf.connections.iter().enumerate().filter(|(_, shared)| shared.streams.get() == 0);
+            idle.map(|(at, shared)| (shared.since.get(), at)).min()
+        };
+        let oldest = self.by_key.values_mut().filter_map(|shelf| Some((idle(shelf)?, shelf)));
+        let Some(((_, at), of_it)) = oldest.min_by_key(|(idle, _)| *idle) else { return false };
+        of_it.connections.swap_remove(at);
+        true
+    }
+}
+
 impl Shelf {
     /// The connection with the fewest streams of those that have room.
     fn least_busy(&self) -> Option<usize> {
@@ -162,11 +176,23 @@ impl Http2Pool {
             }
         }
         let total: usize = shelves.by_key.values().map(|shelf| shelf.connections.len()).sum();
-        if total >= shelves.limits.total {
+        if total >= shelves.limits.total && !shelves.make_room() {
             return Turn::Full;
         }
         shelves.by_key.entry(key.clone()).or_default().dialling = true;
         Turn::Dial(DialTurn { pool: self.clone(), key: key.clone() })
+    }
+
+    /// Gives no more requests to the connections whose keys are not to be kept. They close once those that they carry
+    /// have ended.
+    pub fn retain(&self, keep: impl Fn(&PoolKey) -> bool) {
+        self.0.borrow_mut().by_key.retain(|key, shelf| {
+            let keeps = keep(key);
+            if !keeps {
+                shelf.connections.clear();
+            }
+            keeps || shelf.dialling
+        });
     }
 
     /// How many connections there are.
@@ -352,6 +378,33 @@ mod tests {
                 until(|| !first.shared.is_open()).await;
                 let second = dial(&pool, 2, &goaway).await;
                 assert!(!Rc::ptr_eq(&first.shared, &second.shared) && pool.len() == 1);
+            })
+            .await;
+    }
+
+    fn key_of(uid: &str) -> PoolKey {
+        PoolKey { uid: Some(uid.into()), ..key() }
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_full_pool_lets_the_longest_idle_go_and_forgets_what_is_gone() {
+        LocalSet::new()
+            .run_until(async {
+                let pool = Http2Pool::new(PoolLimits { total: 2, ..PoolLimits::default() });
+                let goaway = Rc::new(Notify::new());
+                let mut leases = Vec::new();
+                for uid in ["a", "b"] {
+                    let Turn::Dial(turn) = pool.take(&key_of(uid)) else { panic!("no turn to dial") };
+                    let io = connected(2, Rc::clone(&goaway)).await;
+                    leases.push(turn.add(io, &h2::client::Builder::new(), None).await.expect("a connection"));
+                }
+                assert!(matches!(pool.take(&key_of("c")), Turn::Full), "both are busy");
+                leases.remove(0);
+                assert!(matches!(pool.take(&key_of("c")), Turn::Dial(_)), "one was idle");
+                assert!(pool.len() == 1 && matches!(pool.take(&key_of("b")), Turn::Stream(_)));
+                pool.retain(|key| key.uid.as_deref() != Some("b"));
+                assert!(pool.is_empty() && matches!(pool.take(&key_of("b")), Turn::Dial(_)));
+                assert!(leases[0].shared.is_open(), "what is under way goes on");
             })
             .await;
     }

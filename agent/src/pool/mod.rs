@@ -14,10 +14,9 @@ use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::task::{Context, Waker};
 use std::time::Duration;
 
-use tokio::io::ReadBuf;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -30,7 +29,7 @@ pub struct PoolLimits {
     pub idle: Duration,
     /// Idle connections for one key; the oldest leaves.
     pub per_key: usize,
-    /// Idle connections of the worker; more are closed instead of kept.
+    /// Idle connections of the worker; the oldest leave.
     pub total: usize,
 }
 
@@ -103,7 +102,7 @@ impl Pool {
     pub fn put(&self, key: PoolKey, io: TcpStream) {
         let mut shelves = self.0.borrow_mut();
         if shelves.total >= shelves.limits.total {
-            return;
+            shelves.make_room();
         }
         let per_key = shelves.limits.per_key;
         let idle = shelves.by_key.entry(key).or_default();
@@ -117,6 +116,13 @@ impl Pool {
             shelves.sweeping = true;
             tokio::task::spawn_local(sweep(Rc::downgrade(&self.0), shelves.limits.idle / 2));
         }
+    }
+
+    /// Closes the connections whose keys are not to be kept.
+    pub fn retain(&self, keep: impl Fn(&PoolKey) -> bool) {
+        let mut shelves = self.0.borrow_mut();
+        shelves.by_key.retain(|key, _| keep(key));
+        shelves.count();
     }
 
     /// How many connections are idle.
@@ -137,6 +143,26 @@ impl Shelves {
         for shelf in self.by_key.values_mut() {
             shelf.retain(|kept| kept.since.elapsed() < idle && is_quiet(&kept.io, Liveness::Heard));
         }
+        self.count();
+    }
+
+    /// Lets the oldest eighth go, all at once: looking for them costs a walk over everything.
+    fn make_room(&mut self) {
+        let mut ages: Vec<Instant> = self.by_key.values().flatten().map(|kept| kept.since).collect();
+        let leaving = (ages.len() / 8).max(1).min(ages.len());
+        let Some(last) = leaving.checked_sub(1) else { return };
+        let (_, newest, _) = ages.select_nth_unstable(last);
+        let mut left = leaving;
+        for shelf in self.by_key.values_mut() {
+            // Several may be equally old.
+            let old = shelf.iter().take_while(|kept| kept.since <= *newest).count().min(left);
+            shelf.drain(..old);
+            left -= old;
+        }
+        self.count();
+    }
+
+    fn count(&mut self) {
         self.by_key.retain(|_, shelf| !shelf.is_empty());
         self.total = self.by_key.values().map(Vec::len).sum();
     }
@@ -160,15 +186,19 @@ async fn sweep(shelves: Weak<RefCell<Shelves>>, every: Duration) {
 fn is_quiet(io: &TcpStream, liveness: Liveness) -> bool {
     match liveness {
         Liveness::Heard => {
-            let mut byte = [0];
-            let mut cx = Context::from_waker(Waker::noop());
-            io.poll_peek(&mut cx, &mut ReadBuf::new(&mut byte)).is_pending()
+            // Polling would not do: a task that has used up its budget gets no answer, which looks like a quiet peer.
+            is_silent(io.try_io(Interest::READABLE, || peek(io)))
         }
-        Liveness::Asked => {
-            let peeked = socket2::SockRef::from(io).peek(&mut [MaybeUninit::uninit()]);
-            peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
-        }
+        Liveness::Asked => is_silent(peek(io)),
     }
+}
+
+fn peek(io: &TcpStream) -> io::Result<usize> {
+    socket2::SockRef::from(io).peek(&mut [MaybeUninit::uninit()])
+}
+
+fn is_silent(peeked: io::Result<usize>) -> bool {
+    peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }
 
 #[cfg(test)]
@@ -236,6 +266,56 @@ mod tests {
                 pool.put(key("a"), closed);
                 pool.put(key("a"), talking);
                 assert!(pool.take(&key("a"), Liveness::Heard).is_none());
+            })
+            .await;
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_closed_connection_is_told_by_a_task_without_budget() {
+        let (closed, far) = pair().await;
+        drop(far);
+        closed.readable().await.expect("readable");
+        while tokio::task::coop::has_budget_remaining() {
+            tokio::task::coop::consume_budget().await;
+        }
+        assert!(!is_quiet(&closed, Liveness::Heard) && !is_quiet(&closed, Liveness::Asked));
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn the_oldest_connections_leave_a_full_pool() {
+        LocalSet::new()
+            .run_until(async {
+                let pool = Pool::new(PoolLimits { total: 16, ..PoolLimits::default() });
+                let mut far_ends = Vec::new();
+                for number in 0..17 {
+                    let (near, far) = pair().await;
+                    far_ends.push(far);
+                    pool.put(key(&number.to_string()), near);
+                }
+                assert_eq!(pool.len(), 15, "two of sixteen made room for the seventeenth");
+                for number in 0..17 {
+                    let kept = pool.take(&key(&number.to_string()), Liveness::Heard).is_some();
+                    assert_eq!(kept, number >= 2, "{number}");
+                }
+                let none = Pool::new(PoolLimits { total: 0, ..PoolLimits::default() });
+                none.put(key("a"), pair().await.0);
+            })
+            .await;
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn connections_of_what_is_gone_are_closed() {
+        LocalSet::new()
+            .run_until(async {
+                let pool = Pool::new(PoolLimits::default());
+                let ((near, mut far), (stays, _other)) = (pair().await, pair().await);
+                pool.put(key("gone"), near);
+                pool.put(key("stays"), stays);
+                pool.retain(|key| key.uid.as_deref() != Some("gone"));
+                let mut end = [0];
+                let read = tokio::io::AsyncReadExt::read(&mut far, &mut end).await.expect("a clean end");
+                assert_eq!((read, pool.len()), (0, 1));
+                assert!(pool.take(&key("stays"), Liveness::Asked).is_some());
             })
             .await;
     }

@@ -7,6 +7,7 @@ use bytes::BytesMut;
 use h2::Reason;
 use http::HeaderMap;
 
+use super::admission::{Crowded, Overload};
 use super::http::HttpWorker;
 use super::http::heads::{Fate, write_date, write_fate, write_status_line};
 use crate::http::grpc::{self, GrpcStatus};
@@ -23,6 +24,12 @@ pub(super) enum Problem {
     HeaderTimeout,
     /// The client sent no more of its body, or took no more of the response.
     BodyTimeout,
+    /// The client sends its body too slowly.
+    BodyTooSlow,
+    /// The agent, or the client's share of it, has as many connections as it takes.
+    Crowded(Crowded),
+    /// The worker has as much to do as it takes on.
+    Overload(Overload),
     /// The client is gone.
     ClientClosed,
     /// The Gateway listener that the connection came in by is gone.
@@ -52,6 +59,8 @@ pub(super) enum Problem {
     UpstreamProtocol(&'static str),
     /// The upstream reset the request's stream, with this HTTP/2 error code.
     UpstreamReset(u32),
+    /// The upstream said nothing for too long.
+    UpstreamSilent,
     /// All connections that the upstream may have are full.
     UpstreamFull,
     /// The request's time is over.
@@ -65,19 +74,21 @@ impl Problem {
     pub fn status(self) -> u16 {
         match self {
             Self::Refused(refusal) => refusal.status,
-            Self::HeaderTimeout | Self::BodyTimeout => 408,
+            Self::HeaderTimeout | Self::BodyTimeout | Self::BodyTooSlow => 408,
             Self::ClientClosed => 0,
             Self::NoListener | Self::NoHost | Self::NoRoute => 404,
             Self::NoCluster { status } => status,
             Self::NoWeight => 500,
             Self::NoEndpoint
+            | Self::Crowded(_)
+            | Self::Overload(_)
             | Self::Connect(_)
             | Self::ConnectTimeout
             | Self::UpstreamClosed
             | Self::UpstreamReset(_)
             | Self::UpstreamFull => 503,
             Self::UpstreamTruncated | Self::UpstreamProtocol(_) => 502,
-            Self::RequestTimeout | Self::TryTimeout => 504,
+            Self::UpstreamSilent | Self::RequestTimeout | Self::TryTimeout => 504,
         }
     }
 
@@ -85,7 +96,8 @@ impl Problem {
     pub fn flag(self) -> Flag {
         match self {
             Self::Refused(_) => Flag::DownstreamProtocol,
-            Self::HeaderTimeout | Self::BodyTimeout => Flag::IdleTimeout,
+            Self::HeaderTimeout | Self::BodyTimeout | Self::BodyTooSlow => Flag::IdleTimeout,
+            Self::Crowded(_) | Self::Overload(_) => Flag::Overload,
             Self::ClientClosed => Flag::DownstreamClosed,
             Self::NoListener | Self::NoHost | Self::NoRoute => Flag::NoRoute,
             Self::NoCluster { .. } | Self::NoWeight => Flag::NoCluster,
@@ -95,7 +107,7 @@ impl Problem {
             Self::UpstreamProtocol(_) => Flag::UpstreamProtocol,
             Self::UpstreamReset(_) => Flag::UpstreamReset,
             Self::UpstreamFull => Flag::UpstreamOverflow,
-            Self::RequestTimeout | Self::TryTimeout => Flag::UpstreamTimeout,
+            Self::UpstreamSilent | Self::RequestTimeout | Self::TryTimeout => Flag::UpstreamTimeout,
         }
     }
 
@@ -105,6 +117,11 @@ impl Problem {
             Self::Refused(refusal) => refusal.reason,
             Self::HeaderTimeout => "header_timeout",
             Self::BodyTimeout => "body_timeout",
+            Self::BodyTooSlow => "body_too_slow",
+            Self::Crowded(Crowded::Agent) => "connections",
+            Self::Crowded(Crowded::Source) => "connections_per_source",
+            Self::Overload(Overload::Requests) => "requests_in_flight",
+            Self::Overload(Overload::Buffered) => "buffered_bytes",
             Self::ClientClosed => "client_closed",
             Self::NoListener => "listener_removed",
             Self::NoHost => "host_not_found",
@@ -118,6 +135,7 @@ impl Problem {
             Self::UpstreamTruncated => "upstream_truncated",
             Self::UpstreamProtocol(reason) => reason,
             Self::UpstreamReset(code) => reset_details(code),
+            Self::UpstreamSilent => "upstream_timeout",
             Self::UpstreamFull => "upstream_full",
             Self::RequestTimeout => "request_timeout",
             Self::TryTimeout => "try_timeout",
@@ -127,9 +145,12 @@ impl Problem {
     /// The proxy error type (RFC 9209 section 2.3).
     fn proxy_error(self) -> &'static str {
         match self {
-            Self::Refused(_) | Self::HeaderTimeout | Self::BodyTimeout | Self::ClientClosed => {
-                "http_request_error"
-            }
+            Self::Refused(_)
+            | Self::HeaderTimeout
+            | Self::BodyTimeout
+            | Self::BodyTooSlow
+            | Self::ClientClosed => "http_request_error",
+            Self::Crowded(_) | Self::Overload(_) => "proxy_internal_error",
             Self::NoListener | Self::NoHost | Self::NoRoute => "destination_not_found",
             Self::Connect(io::ErrorKind::ConnectionRefused) => "connection_refused",
             Self::Connect(io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable) => {
@@ -143,7 +164,7 @@ impl Problem {
             Self::UpstreamFull => "connection_limit_reached",
             Self::UpstreamTruncated => "http_response_incomplete",
             Self::UpstreamProtocol(_) => "http_protocol_error",
-            Self::RequestTimeout | Self::TryTimeout => "http_response_timeout",
+            Self::UpstreamSilent | Self::RequestTimeout | Self::TryTimeout => "http_response_timeout",
         }
     }
 
@@ -159,12 +180,20 @@ impl Problem {
     pub fn reset_code(self) -> Reason {
         match self {
             Self::UpstreamReset(code) => Reason::from(code),
-            Self::RequestTimeout | Self::TryTimeout | Self::BodyTimeout | Self::ClientClosed => {
-                Reason::CANCEL
-            }
+            Self::UpstreamSilent
+            | Self::RequestTimeout
+            | Self::TryTimeout
+            | Self::BodyTimeout
+            | Self::BodyTooSlow
+            | Self::ClientClosed => Reason::CANCEL,
             Self::Refused(_) => Reason::PROTOCOL_ERROR,
             _ => Reason::INTERNAL_ERROR,
         }
+    }
+
+    /// Whether the same request may well succeed in a moment, and did no harm now.
+    fn passes(self) -> bool {
+        matches!(self, Self::Crowded(_) | Self::Overload(_) | Self::NoEndpoint | Self::UpstreamFull)
     }
 
     /// The answer; `None` where nobody is there to be answered.
@@ -259,6 +288,9 @@ impl Answer<'_> {
             let (error, details) = (problem.proxy_error(), problem.details());
             let value = format!("sluice; error={error}; details=\"{details}\"");
             out.field(b"proxy-status", value.as_bytes());
+            if problem.passes() {
+                out.field(b"retry-after", b"1");
+            }
         }
         let has_body = !matches!(self.status, 204 | 304);
         if has_body {
@@ -345,9 +377,8 @@ mod tests {
     use super::*;
     use std::rc::Rc;
 
-    use crate::pool::PoolLimits;
-    use crate::proxy::Random;
-    use crate::proxy::http::HttpSettings;
+    use crate::proxy::http::worker::Share;
+    use crate::proxy::{ProxySettings, Random};
 
     #[test]
     fn problems_have_status_flag_and_reason() {
@@ -367,17 +398,16 @@ mod tests {
         check(Problem::UpstreamProtocol("bare_lf"), 502, Flag::UpstreamProtocol, "bare_lf");
         check(Problem::UpstreamReset(7), 503, Flag::UpstreamReset, "upstream_reset_refused_stream");
         check(Problem::UpstreamFull, 503, Flag::UpstreamOverflow, "upstream_full");
+        check(Problem::BodyTooSlow, 408, Flag::IdleTimeout, "body_too_slow");
+        check(Problem::Overload(Overload::Requests), 503, Flag::Overload, "requests_in_flight");
+        check(Problem::Crowded(Crowded::Source), 503, Flag::Overload, "connections_per_source");
+        check(Problem::UpstreamSilent, 504, Flag::UpstreamTimeout, "upstream_timeout");
         check(Problem::RequestTimeout, 504, Flag::UpstreamTimeout, "request_timeout");
     }
 
     #[test]
     fn the_length_of_an_answer_is_true() {
-        let worker = HttpWorker::new(
-            HttpSettings::captured(),
-            HttpSettings::gateway(),
-            PoolLimits::default(),
-            Rc::new(Random::new(1)),
-        );
+        let worker = HttpWorker::new(ProxySettings::default(), Share::default(), Rc::new(Random::new(1)));
         let answers = [
             Problem::NoRoute.answer().expect("an answer"),
             Answer { status: 200, body: b"hello", ..Answer::default() },

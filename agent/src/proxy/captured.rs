@@ -53,7 +53,7 @@ async fn by_protocol(
         }
         AppProtocol::Undeclared => match Box::pin(detect(&context, &mut downstream, &dial)).await {
             Told::Http(dialled) => {
-                downstream.early = dialled.and_then(tcp::Dialled::into_early);
+                downstream.early = dialled.map(tcp::Dialled::into_early);
                 http::serve(context, downstream).await;
             }
             Told::Opaque(dialled) => {

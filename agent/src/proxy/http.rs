@@ -1,24 +1,28 @@
 //! HTTP/1.1 client connections, captured or accepted on a Gateway listener, from their first byte to their end.
 //!
 //! [`serve`] loops over the requests of one connection: [`connection`] reads a head, [`vet`] refuses what the settings rule
-//! out, [`plan`] finds what its route asks for, [`respond`] does it, with [`upstream`] for the connection to the endpoint and [`exchange`] for the streaming.
+//! out, [`plan`] finds what its route asks for, [`respond`] does it, with [`upstream`] for the connection to the endpoint
+//! and [`exchange`] for the streaming; [`tunnel`] takes over where the protocol is switched.
 
 pub(super) mod caller;
 pub(super) mod changes;
 pub(super) mod connection;
 pub(super) mod exchange;
 pub(super) mod heads;
+pub(super) mod pace;
 pub(super) mod plan;
 pub(super) mod record;
 mod respond;
 mod settings;
+pub(super) mod silence;
+mod tunnel;
 pub(super) mod upstream;
 pub(super) mod vet;
 pub(super) mod wire;
 pub(super) mod worker;
 
-pub use settings::{Http2Settings, HttpSettings};
-pub use worker::HttpWorker;
+pub use settings::{FrameRates, Http2Settings, HttpSettings, Upgrades};
+pub use worker::{HttpWorker, Share};
 
 use std::pin::pin;
 

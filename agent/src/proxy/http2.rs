@@ -9,6 +9,7 @@ mod budget;
 mod connection;
 mod exchange;
 mod fault;
+mod frames;
 mod from_http1;
 mod respond;
 mod sides;
@@ -17,4 +18,4 @@ mod upstream;
 pub use connection::serve;
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

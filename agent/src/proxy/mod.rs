@@ -1,15 +1,20 @@
 //! The request's phases in one readable place: what happens to an accepted connection.
 
+mod admission;
 mod answer;
 mod captured;
+mod crowded;
 mod detect;
 pub mod http;
 mod http2;
 mod random;
+mod settings;
 mod tcp;
 mod worker;
 
+pub use admission::{Admission, AdmissionSettings};
 pub use random::Random;
+pub use settings::{InvalidSetting, ProxySettings, Setting};
 pub use worker::{Command, WorkerHandle, WorkerSettings, start_worker};
 
 use std::net::SocketAddr;
@@ -63,5 +68,14 @@ pub struct Downstream {
     pub origin: Origin,
     /// An upstream connection that was opened while the protocol was being told; used if the route picks that endpoint,
     /// else closed.
-    pub early: Option<(Pick, TcpStream)>,
+    pub early: Option<Early>,
+}
+
+/// A connection to an endpoint that was opened before there was a request for it.
+#[derive(Debug)]
+pub struct Early {
+    /// The socket.
+    pub io: TcpStream,
+    /// The endpoint's load; `None`: it leads where the client dialled, an endpoint of a headless service.
+    pub pick: Option<Pick>,
 }

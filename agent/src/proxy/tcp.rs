@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use super::{Context, Downstream};
+use super::{Context, Downstream, Early};
 use crate::balance::Pick;
 use crate::compile::{Cluster, Frontend, RoutingTable};
 use crate::net::{ConnectSource, ConnectTarget, RelayFailure, Relayed, relay};
@@ -58,8 +58,9 @@ impl Dialled {
     }
 
     /// For the HTTP side, which may use it if its route leads to the same endpoint.
-    pub(super) fn into_early(self) -> Option<(Pick, TcpStream)> {
-        Some((self.pick?, self.io))
+    pub(super) fn into_early(self) -> Early {
+        let Self { io, pick, .. } = self;
+        Early { io, pick }
     }
 }
 

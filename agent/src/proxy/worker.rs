@@ -15,11 +15,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_local;
 
-use super::http::{HttpSettings, HttpWorker};
-use super::{Context, Downstream, Random, captured, http};
+use super::admission::{Crowded, Source};
+use super::http::{HttpWorker, Share};
+use super::{Context, Downstream, ProxySettings, Random, captured, crowded, http};
 use crate::compile::RoutingTable;
 use crate::net::{Connector, keepalive};
-use crate::pool::PoolLimits;
 use crate::telemetry::{Origin, Recorder};
 
 /// A pause after `accept` fails for want of file descriptors or memory; accepting again at once would only spin.
@@ -33,6 +33,10 @@ pub struct WorkerSettings {
     pub tables: Arc<ArcSwap<RoutingTable>>,
     /// True once the agent drains.
     pub drain: watch::Receiver<bool>,
+    /// Limits and timeouts.
+    pub proxy: ProxySettings,
+    /// Its share of what the agent takes on.
+    pub share: Share,
     /// Counts the worker's open client connections.
     pub open: Arc<AtomicUsize>,
     /// Makes the worker's connector, on its thread.
@@ -51,6 +55,8 @@ pub enum Command {
     /// Serve a Gateway's listener until the receiver's sender is gone; records call it what the receiver says when a
     /// connection comes.
     Gateway(StdListener, watch::Receiver<Arc<str>>),
+    /// A new table is in force: let go of what it no longer has.
+    Table,
 }
 
 /// A running worker. It ends with the process: connections go on without a handle.
@@ -91,6 +97,10 @@ fn obey(context: &Context, command: Command) -> io::Result<()> {
             let address = listener.local_addr()?;
             let serve = move |context, io, peer, _| captured::serve(context, io, peer, address);
             accept_on(context, listener, Entrance::Captured, serve)
+        }
+        Command::Table => {
+            context.http.forget_gone(&context.tables.load());
+            Ok(())
         }
         Command::Gateway(listener, name) => accept_on(context, listener, Entrance::Gateway(name), gateway),
     }
@@ -165,7 +175,13 @@ where
             };
             match accepted {
                 Ok((io, peer)) => {
-                    let counted = Counted::new(context.clone(), entrance.origin());
+                    let counted = match Counted::enter(&context, entrance.origin(), peer) {
+                        Ok(counted) => counted,
+                        Err((origin, why)) => {
+                            crowded::refuse(&context, &io, peer, (origin, why));
+                            continue;
+                        }
+                    };
                     let serve = Rc::clone(&serve);
                     // Called within, as a future that is handed over would be held twice.
                     spawn_local(async move {
@@ -196,13 +212,21 @@ fn prepare(listener: &StdListener) {
 struct Counted {
     context: Context,
     origin: Origin,
+    source: Source,
 }
 
 impl Counted {
-    fn new(context: Context, origin: Origin) -> Self {
+    /// Counts it, unless there are too many.
+    fn enter(context: &Context, origin: Origin, peer: SocketAddr) -> Result<Self, (Origin, Crowded)> {
+        let source = Source::from(peer.ip());
+        let per_source = context.http.per_source(&origin);
+        match context.http.admission().enter(source, per_source) {
+            Ok(()) => {}
+            Err(why) => return Err((origin, why)),
+        }
         context.open.fetch_add(1, Ordering::Relaxed);
         context.recorder.downstream(&origin, true);
-        Self { context, origin }
+        Ok(Self { context: context.clone(), origin, source })
     }
 }
 
@@ -210,14 +234,15 @@ impl Drop for Counted {
     fn drop(&mut self) {
         self.context.recorder.downstream(&self.origin, false);
         self.context.open.fetch_sub(1, Ordering::Relaxed);
+        let http = &self.context.http;
+        http.admission().leave(self.source, http.per_source(&self.origin));
     }
 }
 
 impl Context {
     fn new(settings: WorkerSettings) -> Self {
         let random = Rc::new(Random::new(settings.seed));
-        let (captured, gateway) = (HttpSettings::captured(), HttpSettings::gateway());
-        let http = HttpWorker::new(captured, gateway, PoolLimits::default(), Rc::clone(&random));
+        let http = HttpWorker::new(settings.proxy, settings.share, Rc::clone(&random));
         Self {
             tables: settings.tables,
             connector: (settings.connector)(),

@@ -29,13 +29,15 @@ pub enum Flag {
     UpstreamOverflow,
     /// `SI`: a stream or connection sat idle too long.
     IdleTimeout,
+    /// `OM`: the agent has as much to do as it takes on.
+    Overload,
     /// `DO`: the connection was dropped because the agent was draining.
     Draining,
 }
 
 impl Flag {
     /// All flags, in the order in which they are printed.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::NoHealthyUpstream,
         Self::UpstreamConnectFailure,
         Self::UpstreamTimeout,
@@ -48,6 +50,7 @@ impl Flag {
         Self::DownstreamProtocol,
         Self::UpstreamOverflow,
         Self::IdleTimeout,
+        Self::Overload,
         Self::Draining,
     ];
 
@@ -66,6 +69,7 @@ impl Flag {
             Self::DownstreamProtocol => "DPE",
             Self::UpstreamOverflow => "UO",
             Self::IdleTimeout => "SI",
+            Self::Overload => "OM",
             Self::Draining => "DO",
         }
     }

@@ -9,6 +9,7 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+use super::limits::LIMITS;
 use super::recorder::WorkerRecorder;
 use super::series::TrafficSeries;
 use super::{AccessLog, LineWriter, Recorder};
@@ -71,6 +72,8 @@ pub(super) struct Shared {
     pub(super) downstream: IntGaugeVec,
     pub(super) downstream_total: IntCounterVec,
     pub(super) protocol_errors: IntCounterVec,
+    /// By reason, in the order of the limits.
+    pub(super) limit_hits: Vec<(&'static str, IntCounter)>,
     config_objects: IntGaugeVec,
     config_rejected: IntCounter,
     table_position: IntGaugeVec,
@@ -205,6 +208,7 @@ impl Shared {
                 "Requests and answers that broke their protocol.",
                 &["side", "reason"],
             )?,
+            limit_hits: make.limit_hits()?,
             config_objects: make.gauges(
                 "sluice_config_objects",
                 "Objects of the configuration.",
@@ -263,6 +267,13 @@ impl Maker<'_> {
 
     fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, Error> {
         self.registered(IntCounterVec::new(Opts::new(name, help), labels)?)
+    }
+
+    /// Each limit has its series from the start.
+    fn limit_hits(&self) -> Result<Vec<(&'static str, IntCounter)>, Error> {
+        let help = "Requests and connections that met a limit.";
+        let counters = self.counters("sluice_limit_hits_total", help, &["limit"])?;
+        Ok(LIMITS.map(|limit| (limit, counters.with_label_values(&[limit]))).into())
     }
 
     fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Result<Histogram, Error> {

@@ -5,6 +5,7 @@ mod access;
 mod flags;
 mod json;
 mod labels;
+mod limits;
 pub mod log;
 mod metrics;
 mod record;

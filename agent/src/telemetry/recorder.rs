@@ -46,6 +46,12 @@ impl WorkerRecorder {
         }
     }
 
+    fn limit_hit(&self, details: &'static str) {
+        if let Some((_, hits)) = self.metrics.shared.limit_hits.iter().find(|(limit, _)| *limit == details) {
+            hits.inc();
+        }
+    }
+
     /// Counts a peer that broke the protocol of a request: by what it said, by saying it too slowly (`SI`), or by leaving
     /// off in the middle of an answer or before it (`UC`).
     fn protocol_error(&self, flags: ResponseFlags, details: &'static str) {
@@ -83,7 +89,10 @@ impl Recorder for WorkerRecorder {
                 series.response_bytes.observe(as_float(record.response_bytes));
             },
         );
-        self.protocol_error(record.flags, record.details);
+        if record.flags != ResponseFlags::default() {
+            self.protocol_error(record.flags, record.details);
+            self.limit_hit(record.details);
+        }
         self.access.write(&mut self.line.borrow_mut(), |line| access::request(line, record));
     }
 

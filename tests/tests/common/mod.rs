@@ -138,3 +138,17 @@ pub fn check_canary(versions: &[String]) -> Result<()> {
     }
     Ok(())
 }
+
+/// Forgets a process's peak, which loading the kernel programs has set, and returns what it holds now.
+pub fn reset_peak(pid: u32) -> Result<u64> {
+    std::fs::write(format!("/proc/{pid}/clear_refs"), "5").context("resetting the agent's peak")?;
+    peak(pid)
+}
+
+/// The most memory that a process has held since, in bytes.
+pub fn peak(pid: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("the agent's status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse().with_context(|| line.to_owned())?;
+    Ok(kib * 1024)
+}

@@ -5,6 +5,7 @@ mod chart;
 mod contender;
 mod facts;
 mod figure;
+mod floods;
 mod idle;
 mod load;
 mod open_loop;
@@ -29,6 +30,8 @@ use contender::Contender;
 pub enum Verb {
     /// HTTP reverse proxies: requests and connections per second, latency, processor time, memory
     Http(Options),
+    /// A well-behaved client's p99 beside 10,000 slow connections and beside a flood of resets
+    Floods(floods::Options),
 }
 
 /// How.
@@ -59,13 +62,15 @@ pub struct Options {
 
 /// Runs a benchmark; fails when the run is invalid.
 pub fn run(verb: &Verb) -> Result<ExitCode> {
-    let Verb::Http(options) = verb;
+    let options = match verb {
+        Verb::Http(options) => options,
+        Verb::Floods(options) => return floods::run(options),
+    };
     ensure!(is_root(), "the bench makes network namespaces: run it as root");
     ensure!(options.rounds > 0 && options.seconds > 0, "--rounds and --seconds begin at 1");
     ensure!(facts::cores() >= 2, "the proxy and its client need a core each");
     // 5,000 idle connections, and as many behind them.
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("reading the limit of open files")?;
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("raising the limit of open files")?;
+    raise_open_files()?;
 
     let report = run::http(options)?;
     println!("\n{}{}", report.table(), report.change());
@@ -87,4 +92,9 @@ pub fn run(verb: &Verb) -> Result<ExitCode> {
     }
     let valid = report.faults().is_none_or(|faults| faults.is_empty());
     Ok(if valid { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn raise_open_files() -> Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("reading the limit of open files")?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("raising the limit of open files")
 }

@@ -182,13 +182,13 @@ fn rule_of(rule: &RuleSpec, context: &RuleContext<'_>, notes: &mut Notes<'_>) ->
                 format!("`{text}` is no duration such as `10s` or `1m30s`"),
             );
         }
-        // Zero turns the timeout off.
-        timeout.filter(|timeout| !timeout.is_zero())
+        timeout
     };
     let request = timeout("request", &timeouts.request);
     let try_timeout = timeout("backendRequest", &timeouts.backend_request);
     if let (Some(request), Some(one)) = (request, try_timeout)
         && one > request
+        && !request.is_zero()
     {
         notes.error(&field.key("timeouts").key("backendRequest"), "longer than the request's own timeout");
     }

@@ -113,8 +113,7 @@ fn rule_of(rule: &HttpRoute, context: &RuleContext<'_>, notes: &mut Notes<'_>) -
         if timeout.is_none() {
             notes.error(&field.key("timeout"), format!("`{text}` is no duration such as `10s` or `250ms`"));
         }
-        // Zero turns the timeout off.
-        timeout.filter(|timeout| !timeout.is_zero())
+        timeout
     });
     let headers = action::header_changes(rule.headers.as_ref(), &field.key("headers"), notes);
     let matches = matching::matches(&rule.matches, &field.key("match"), notes);

@@ -268,7 +268,9 @@ impl RequestHead {
         }
         let mut protocols = self.fields.all(Known::Upgrade).flat_map(list_items);
         let (first, second) = (protocols.next()?, protocols.next());
-        let http2 = first.eq_ignore_ascii_case(b"h2c") || first.eq_ignore_ascii_case(b"h2");
+        // Its drafts too (`h2-14`), and whatever version is put behind it.
+        let name = first.split(|byte| matches!(byte, b'/' | b'-')).next().unwrap_or_default();
+        let http2 = name.eq_ignore_ascii_case(b"h2c") || name.eq_ignore_ascii_case(b"h2");
         let valid = first.iter().all(|byte| is_token(*byte) || *byte == b'/');
         (second.is_none() && !http2 && valid).then_some(first)
     }

@@ -1,5 +1,7 @@
 //! Response heads.
 
+use http::StatusCode;
+
 use std::mem::MaybeUninit;
 
 use super::fields::{Fields, Span};
@@ -68,8 +70,10 @@ impl ResponseHead {
         to_head: bool,
         limits: &Limits,
     ) -> Result<(), Refusal> {
-        let [] = self.fields.restart([]);
-        (self.status, self.reason, self.version) = (status, Span::default(), Version::Http2);
+        // HTTP/2 has no phrases, and HTTP/1 clients may be surprised by a status without one.
+        let phrase = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
+        let [reason] = self.fields.restart([phrase.unwrap_or_default()]);
+        (self.status, self.reason, self.version) = (status, reason, Version::Http2);
         if !(100..=599).contains(&status) || status == 101 {
             return Err(Refusal::bad("status_out_of_range"));
         }

@@ -51,5 +51,8 @@ mod tests {
         );
         assert_eq!(framing(200, &[("x", "a ")]), Err("header_value_space"));
         assert!(read(103, &[]).expect("good").is_interim());
+        for (status, phrase) in [(200, "OK"), (404, "Not Found"), (299, "")] {
+            assert_eq!(read(status, &[]).expect("good").reason(), phrase.as_bytes());
+        }
     }
 }

@@ -3,19 +3,23 @@
 use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::HttpSettings;
 use super::heads::RequestWriter;
-use super::plan::{Entry, Planned, plan};
+use super::pace::BODY_TOO_LONG;
+use super::plan::{Entry, Plan, Planned, plan};
 use super::upstream::Goal;
 use crate::compile::RoutingTable;
+use crate::http::body::Framing;
 use crate::http::grpc;
 use crate::http::h1::{Known, RequestHead, Version};
 use crate::model::{AppProtocol, Workload};
 use crate::net::ConnectSource;
 use crate::proxy::Context;
+use crate::proxy::admission::Slot;
 use crate::proxy::answer::Problem;
 use crate::route::{Normalisation, RequestView, rewrite_path};
 use crate::telemetry::Origin;
@@ -62,8 +66,21 @@ impl Caller<'_> {
         table.workloads.get(&self.peer.ip().to_canonical())
     }
 
-    /// What the table asks for.
-    pub fn plan<'t>(&self, table: &'t RoutingTable, head: &RequestHead) -> Planned<'t> {
+    /// What the table asks for, of a request that was taken on and whose body is not known to be too long.
+    pub fn plan<'t>(
+        &self,
+        table: &'t RoutingTable,
+        head: &RequestHead,
+        slot: &Result<Slot, Problem>,
+    ) -> Planned<'t> {
+        if let Err(problem) = slot {
+            return Planned::unrouted(Plan::Fail(*problem));
+        }
+        if let (Some(most), Framing::Length(length)) = (self.settings.body_max, head.framing())
+            && length > most
+        {
+            return Planned::unrouted(Plan::Fail(BODY_TOO_LONG));
+        }
         let source = self.source(table).map(|source| &**source);
         let entry = Entry { origin: self.origin, original_destination: self.original_destination, source };
         let planned = plan(table, head, entry);
@@ -125,8 +142,13 @@ impl Caller<'_> {
             client: self.peer.ip(),
             request_id,
             trust_forwarded: self.settings.trust_forwarded,
-            upgrade: if self.settings.upgrades { head.upgrade() } else { None },
+            upgrade: self.upgrade(head),
         }
+    }
+
+    /// The protocol that the client asks to switch to, where it may.
+    pub fn upgrade<'h>(&self, head: &'h RequestHead) -> Option<&'h [u8]> {
+        head.upgrade().filter(|protocol| self.settings.upgrades.allow(protocol))
     }
 
     /// Whom the endpoint sees: a captured pod by its own address.
@@ -157,8 +179,10 @@ pub(in crate::proxy) fn deadline(
     start: Instant,
 ) -> Option<(Instant, Problem)> {
     let route = planned.route.map(|matched| matched.route);
-    let whole = route.and_then(|route| route.timeout).map(|timeout| (timeout, Problem::RequestTimeout));
-    let try_ = route.and_then(|route| route.try_timeout).map(|timeout| (timeout, Problem::TryTimeout));
+    // Zero turns a route's timeout off.
+    let on = |timeout: Option<Duration>| timeout.filter(|timeout| !timeout.is_zero());
+    let whole = route.and_then(|route| on(route.timeout)).map(|timeout| (timeout, Problem::RequestTimeout));
+    let try_ = route.and_then(|route| on(route.try_timeout)).map(|timeout| (timeout, Problem::TryTimeout));
     let mut given = None;
     if head.fields().has(Known::GrpcTimeout) && is_grpc(head) {
         given = head.fields().first(Known::GrpcTimeout).and_then(grpc::timeout);

@@ -11,15 +11,15 @@ use std::task::{self, Poll, ready};
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
 use super::HttpSettings;
 use super::caller::Caller;
+use super::silence::{Timer, sleep_until};
 use super::worker::{Buffers, HttpWorker, make_room};
-use crate::balance::Pick;
 use crate::http::Refusal;
 use crate::http::h1::HeadScan;
-use crate::proxy::{Context, Downstream};
+use crate::proxy::{Context, Downstream, Early};
 use crate::telemetry::Origin;
 
 /// Empty lines that are passed over before a request line (RFC 9112 section 2.2).
@@ -36,13 +36,14 @@ pub(in crate::proxy) struct Connection {
     pub(in crate::proxy) peer: SocketAddr,
     pub(in crate::proxy) original_destination: SocketAddr,
     pub(in crate::proxy) origin: Origin,
-    pub(in crate::proxy) early: Option<(Pick, TcpStream)>,
+    pub(in crate::proxy) early: Option<Early>,
     /// Whether no table knows what the client dialled any more.
     pub(in crate::proxy) unknown: bool,
     /// Requests answered so far.
     pub(in crate::proxy) served: u32,
-    /// One timer for all the waits between requests; it is set anew when it fires too early, not for each wait.
-    idle: Option<Pin<Box<Sleep>>>,
+    /// One timer for all the waits, between requests and for upstreams; it is set anew when it fires too early, not for
+    /// each wait.
+    pub(super) idle: Timer,
 }
 
 /// What reading a head came to.
@@ -146,7 +147,10 @@ impl Connection {
                 }
             }
             if deadline.is_none() {
-                deadline = self.settings.header_timeout.map(|timeout| Instant::now() + timeout);
+                deadline = self
+                    .settings
+                    .header_timeout
+                    .map(|timeout| Instant::now() + self.ctx.http.spread(timeout));
             }
             make_room(&mut self.buffers.client_in);
             match read_until(&mut self.io, &mut self.buffers.client_in, deadline).await {
@@ -174,8 +178,11 @@ impl Connection {
     /// Waits, without buffers, for the first bytes of a request; false once the connection is to be closed instead.
     async fn wait(&mut self, mut drained: Pin<&mut impl Future<Output = ()>>) -> bool {
         self.ctx.http.keep_buffers(std::mem::take(&mut self.buffers));
-        let timeout =
-            if self.served == 0 { self.settings.header_timeout } else { self.settings.idle_timeout };
+        let timeout = if self.served == 0 {
+            self.settings.header_timeout.map(|timeout| self.ctx.http.spread(timeout))
+        } else {
+            self.settings.idle_timeout
+        };
         let until = timeout.map(|timeout| Instant::now() + timeout);
         let Self { ctx, io, idle, buffers, .. } = self;
         let read = tokio::select! {
@@ -230,6 +237,14 @@ fn poll_first_bytes(
     read
 }
 
+/// Waits for the idle time to be over, where there is one.
+async fn idle_until(timer: &mut Timer, until: Option<Instant>) {
+    match until {
+        Some(until) => sleep_until(timer, until).await,
+        None => std::future::pending().await,
+    }
+}
+
 async fn linger(io: &mut TcpStream, limit: u64) {
     if io.shutdown().await.is_err() {
         return;
@@ -251,22 +266,5 @@ async fn read_until(io: &mut TcpStream, into: &mut BytesMut, deadline: Option<In
             Ok(read) => read,
             Err(_) => Err(io::ErrorKind::TimedOut.into()),
         },
-    }
-}
-
-/// Waits until `until` with a timer that is kept from wait to wait. A timer that was set for an earlier wait fires too
-/// early and is then set anew, which costs less than setting it for each wait.
-async fn idle_until(timer: &mut Option<Pin<Box<Sleep>>>, until: Option<Instant>) {
-    let Some(until) = until else { return std::future::pending().await };
-    loop {
-        let sleep = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
-        if sleep.deadline() > until {
-            sleep.as_mut().reset(until);
-        }
-        sleep.as_mut().await;
-        if Instant::now() >= until {
-            return;
-        }
-        sleep.as_mut().reset(until);
     }
 }

@@ -24,15 +24,14 @@ use tokio::time::Instant;
 use super::HttpSettings;
 use super::changes::Changes;
 use super::heads::{Fate, ResponseWriter};
-use super::wire::{patient, write_parts};
+use super::pace::{BODY_TOO_LONG, Pace};
+use super::wire::{Fairness, write_parts};
 use super::worker::{Buffers, HttpWorker, ReadSize, make_room};
 use crate::http::body::{BodyError, BodyTransfer, Framing};
-use crate::http::h1::{HeadScan, Limits, RequestHead, ResponseHead, Version};
+use crate::http::h1::{HeadScan, Known, Limits, RequestHead, ResponseHead, Version};
 use crate::proxy::answer::Problem;
 use crate::route::RequestView;
 
-/// Bytes that a client may send ahead (of its next request, or of a switch) while it is answered.
-pub(in crate::proxy) const MAX_AHEAD_BYTES: usize = 16 * 1024;
 /// Body bytes that are copied behind their head instead of being written from where they were read.
 const MAX_COPIED_BYTES: usize = 1024;
 /// Interim responses passed on for one request.
@@ -64,6 +63,9 @@ pub(in crate::proxy) struct Progress {
     pub sent: Cell<u64>,
     /// Whether the upstream said anything.
     pub answered: Cell<bool>,
+    /// Whether the upload met the upstream's reset, which the kernel tells only once: the response's reader then sees an
+    /// end like any other.
+    pub upstream_reset: Cell<bool>,
     /// Whether the whole request is with the upstream.
     pub uploaded: Cell<bool>,
     /// Whether the client has been told to go on with its body.
@@ -74,6 +76,13 @@ pub(in crate::proxy) struct Progress {
     pub status: Cell<u16>,
     /// Body bytes to the client.
     pub response_bytes: Cell<u64>,
+}
+
+impl Progress {
+    /// Bytes that moved in either direction.
+    pub fn moved(&self) -> u64 {
+        self.sent.get().wrapping_add(self.delivered.get())
+    }
 }
 
 /// What a finished exchange leaves.
@@ -97,8 +106,16 @@ pub(in crate::proxy) async fn run(
     let (client_read, client_write) = client.split();
     let (upstream_read, upstream_write) = upstream.split();
     let Buffers { head, response, client_in, client_out, upstream_in, upstream_out, request, .. } = buffers;
-    let upload =
-        Upload { terms, progress, client: client_read, upstream: upstream_write, client_in, upstream_out };
+    let pace = Pace::of(terms.settings, head);
+    let upload = Upload {
+        terms,
+        progress,
+        pace,
+        client: client_read,
+        upstream: upstream_write,
+        client_in,
+        upstream_out,
+    };
     let download = Download {
         terms,
         progress,
@@ -137,6 +154,7 @@ async fn deadline(deadline: Option<(Instant, Problem)>) -> Problem {
 struct Upload<'a> {
     terms: Terms<'a>,
     progress: &'a Progress,
+    pace: Pace,
     client: ReadHalf<'a>,
     upstream: WriteHalf<'a>,
     client_in: &'a mut BytesMut,
@@ -148,13 +166,19 @@ impl Upload<'_> {
     /// direction, which may still get its answer.
     async fn run(mut self, request: &[u8], body: &mut BodyTransfer) -> Problem {
         let mut head = request;
-        let mut size = ReadSize::new();
+        let settings = self.terms.settings;
+        let mut size = ReadSize::new(settings.read_buffer, self.terms.worker);
+        let mut fair = Fairness::default();
         loop {
             if let Err(error) = body.stage(self.client_in, self.upstream_out) {
                 return client_body_problem(error);
             }
+            if settings.body_max.is_some_and(|most| body.bytes() > most) {
+                return BODY_TOO_LONG;
+            }
             let parts = [head, &self.upstream_out[..], &self.client_in[..body.direct()]];
-            if write_parts(&mut self.upstream, parts, None, &self.progress.sent).await.is_err() {
+            if let Err(error) = write_parts(&mut self.upstream, parts, None, &self.progress.sent).await {
+                self.progress.upstream_reset.set(is_reset(&error));
                 return pending().await;
             }
             head = &[];
@@ -166,27 +190,22 @@ impl Upload<'_> {
                 return self.watch_client().await;
             }
             size.make_room(self.client_in);
-            match self.read_body().await {
-                Ok(bytes) => size.learn(bytes),
+            fair.turn(body.bytes()).await;
+            match self.pace.wait(self.client.read_buf(self.client_in)).await {
+                Ok(Ok(bytes @ 1..)) => {
+                    size.learn(bytes);
+                    self.pace.took(bytes);
+                }
+                Ok(Ok(0) | Err(_)) => return Problem::ClientClosed,
                 Err(problem) => return problem,
             }
-        }
-    }
-
-    async fn read_body(&mut self) -> Result<usize, Problem> {
-        let patience = self.terms.settings.body_timeout;
-        match patient(patience, self.client.read_buf(self.client_in)).await {
-            Ok(0) => Err(Problem::ClientClosed),
-            Ok(bytes) => Ok(bytes),
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(Problem::BodyTimeout),
-            Err(_) => Err(Problem::ClientClosed),
         }
     }
 
     /// Reads ahead while the client is answered, which also tells when it is gone. A client that has only closed its
     /// sending side still waits for its answer.
     async fn watch_client(&mut self) -> Problem {
-        while self.client_in.len() < MAX_AHEAD_BYTES {
+        while self.client_in.len() < self.terms.settings.ahead_bytes {
             make_room(self.client_in);
             match self.client.read_buf(self.client_in).await {
                 Ok(0) => break,
@@ -220,7 +239,11 @@ impl HeadReading<'_> {
         let mut scan = HeadScan::default();
         loop {
             if !upstream_in.is_empty() {
-                let protocol = |refusal: crate::http::Refusal| Problem::UpstreamProtocol(refusal.reason);
+                let protocol = |refusal: crate::http::Refusal| {
+                    // A status line has no target that could be too long.
+                    let reason = if refusal.status == 414 { "header_too_long" } else { refusal.reason };
+                    Problem::UpstreamProtocol(reason)
+                };
                 if let Some(len) = scan.find_end(upstream_in, self.limits).map_err(protocol)? {
                     response.parse(&upstream_in[..len], self.to_head, self.limits).map_err(protocol)?;
                     upstream_in.advance(len);
@@ -302,6 +325,10 @@ impl Download<'_> {
         if !self.terms.may_switch {
             return Err(Problem::UpstreamProtocol("upgrade_unasked"));
         }
+        let asked = self.head.upgrade().unwrap_or_default();
+        if !response.fields().all(Known::Upgrade).all(|switched| is_same_protocol(switched, asked)) {
+            return Err(Problem::UpstreamProtocol("upgrade_to_another"));
+        }
         self.write_head(response, Framing::None, Fate::Switch);
         self.progress.status.set(101);
         self.flush(0).await?;
@@ -342,7 +369,8 @@ impl Download<'_> {
 
     /// Passes the head that was written, and the body: in one write where they fit.
     async fn pass_body(&mut self, status: u16, mut body: BodyTransfer) -> Result<(), Problem> {
-        let mut size = ReadSize::new();
+        let mut size = ReadSize::new(self.terms.settings.read_buffer, self.terms.worker);
+        let mut fair = Fairness::default();
         loop {
             let staged = body.stage(self.upstream_in, self.client_out);
             self.progress.response_bytes.set(body.bytes());
@@ -355,7 +383,9 @@ impl Download<'_> {
                 return Ok(());
             }
             size.make_room(self.upstream_in);
+            fair.turn(body.bytes()).await;
             match self.upstream.read_buf(self.upstream_in).await {
+                Ok(0) if self.progress.upstream_reset.get() => return Err(Problem::UpstreamTruncated),
                 Ok(0) => body.close(self.client_out).map_err(upstream_body_problem)?,
                 Ok(bytes) => size.learn(bytes),
                 Err(_) => return Err(Problem::UpstreamTruncated),
@@ -383,6 +413,17 @@ impl Download<'_> {
             Err(_) => Err(Problem::ClientClosed),
         }
     }
+}
+
+/// Whether a write failed because the peer reset its connection. One that had closed it properly before gives `EPIPE`.
+pub(in crate::proxy) fn is_reset(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::ConnectionReset
+}
+
+/// Whether two protocols of `Upgrade` have one name, whatever their versions.
+fn is_same_protocol(one: &[u8], other: &[u8]) -> bool {
+    let name = |protocol: &[u8]| protocol.iter().position(|byte| *byte == b'/').unwrap_or(protocol.len());
+    one[..name(one)].eq_ignore_ascii_case(&other[..name(other)])
 }
 
 /// Drops the direct bytes from `input`: they have been written, or nobody will.

@@ -92,7 +92,8 @@ impl<'t> Planned<'t> {
         }
     }
 
-    fn unrouted(plan: Plan<'t>) -> Self {
+    /// What is done without a route.
+    pub fn unrouted(plan: Plan<'t>) -> Self {
         Self { route: None, plan, share: None }
     }
 

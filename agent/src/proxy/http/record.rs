@@ -71,10 +71,13 @@ impl<'t> Trail<'t> {
         unreached.problem
     }
 
-    /// Notes what went wrong.
+    /// Notes what went wrong. The details are those of the first problem, as those that follow are its consequence: a client
+    /// that was refused and has left before its answer was refused.
     pub fn fail(&mut self, problem: Problem) {
+        if self.details.is_empty() {
+            self.details = problem.details();
+        }
         self.flags.insert(problem.flag());
-        self.details = problem.details();
     }
 }
 

@@ -11,8 +11,10 @@ use super::changes::Changes;
 use super::connection::{Connection, Ending};
 use super::exchange::{self, Finished, Progress, Start, Terms, take_direct};
 use super::heads::Fate;
+use super::pace::BODY_TOO_LONG;
 use super::plan::{Plan, Planned};
 use super::record::Trail;
+use super::silence::silent;
 use super::upstream::{Goal, UpstreamConnection, Wanted};
 use super::vet::vet;
 use super::wire::write_parts;
@@ -22,9 +24,6 @@ use crate::http::h1::Version;
 use crate::pool::Liveness;
 use crate::proxy::answer::{Answer, AnswerTo, Problem};
 use crate::route::{RequestView, redirect_location};
-
-/// The bytes that each direction of a tunnel holds.
-const TUNNEL_BUFFER_BYTES: usize = 32 * 1024;
 
 impl Connection {
     /// Answers the request in `buffers.head`. What most requests do not come to is boxed: the rest then fits the allocator's
@@ -39,8 +38,9 @@ impl Connection {
         self.caller().choose_request_id(&self.buffers.head, &mut request_id);
         self.buffers.request_id = request_id;
         let mut trail = Trail::new(start, self.caller().source(&table));
+        let slot = self.ctx.http.admit();
         let planned = match vet(&mut self.buffers.head, &self.settings) {
-            Ok(()) => self.caller().plan(&table, &self.buffers.head),
+            Ok(()) => self.caller().plan(&table, &self.buffers.head, &slot),
             Err(refusal) => Planned::refused(refusal),
         };
         trail.route = planned.route.map(|matched| &**matched.route);
@@ -171,16 +171,22 @@ impl Connection {
         planned: &Planned<'_>,
         (progress, deadline): (&Progress, Option<(Instant, Problem)>),
     ) -> Result<Finished, Problem> {
+        let patience = self.caller().patience(planned, &self.buffers.head, deadline);
         let terms = Terms {
             worker: &self.ctx.http,
             settings: &self.settings,
             changes: planned.response_changes(),
             may_keep: self.may_keep(),
             drain: &self.ctx.drain,
-            may_switch: self.settings.upgrades && self.buffers.head.upgrade().is_some(),
+            may_switch: self.caller().upgrade(&self.buffers.head).is_some(),
             deadline,
         };
-        exchange::run(terms, &mut self.buffers, body, progress, (&mut self.io, &mut upstream.io)).await
+        let ends = (&mut self.io, &mut upstream.io);
+        tokio::select! {
+            biased;
+            finished = exchange::run(terms, &mut self.buffers, body, progress, ends) => finished,
+            problem = silent(patience, &mut self.idle, || progress.moved()) => Err(problem),
+        }
     }
 
     /// The response is with the client: keeps what can be kept.
@@ -254,13 +260,13 @@ impl Connection {
         trail.status = progress.status.get();
         let interim_cut = progress.delivered.get() > 0 && !self.buffers.client_out.is_empty();
         if trail.status != 0 || interim_cut {
-            return Some(Ending::Abort);
+            return Some(self.cut(problem));
         }
         self.buffers.client_out.clear();
         let Some(answer) = problem.answer() else { return Some(Ending::Now) };
         trail.status = answer.status;
         // A body whose end is not known can't be told from the next request.
-        let sound = !matches!(problem, Problem::Refused(_) | Problem::BodyTimeout);
+        let sound = !matches!(problem, Problem::Refused(_) | Problem::BodyTimeout | Problem::BodyTooSlow);
         let in_doubt = !body.is_done() && self.buffers.head.expects_continue();
         let fate = if self.may_keep() && sound && !in_doubt { Fate::Keep } else { Fate::Close };
         match self.send(answer, fate, Changes::default()).await {
@@ -268,6 +274,14 @@ impl Connection {
             None => return Some(Ending::Now),
         }
         self.settle(fate, body).await
+    }
+
+    /// How to end a connection whose answer has begun and will not come to its end. Closing tells that of every framing
+    /// but one, and what the client has not read yet still reaches it. The body that ends with the connection needs a
+    /// reset; only HTTP/1.0 clients get it, who may take any body for whole.
+    fn cut(&self, problem: Problem) -> Ending {
+        let stuck = matches!(problem, Problem::BodyTimeout | Problem::ClientClosed);
+        if stuck || self.buffers.head.version() == Version::Http10 { Ending::Abort } else { Ending::Linger }
     }
 
     /// Answers a request that found no upstream; its body has not been touched.
@@ -287,7 +301,7 @@ impl Connection {
         let framing = self.buffers.head.framing();
         let body = BodyTransfer::new(framing, Framing::Chunked);
         let in_doubt = !framing.is_empty() && self.buffers.head.expects_continue();
-        let useless = answer.problem == Some(Problem::NoListener);
+        let useless = matches!(answer.problem, Some(Problem::NoListener | BODY_TOO_LONG));
         let fate = if self.may_keep() && !in_doubt && !useless { Fate::Keep } else { Fate::Close };
         let Some(bytes) = self.send(answer, fate, changes).await else {
             trail.fail(Problem::ClientClosed);
@@ -312,33 +326,5 @@ impl Connection {
         let sent = write_parts(&mut self.io, [&out[..], &[], &[]], patience, &Cell::new(0)).await;
         out.clear();
         sent.ok().map(|()| bytes)
-    }
-
-    /// Copies both ways until both sides have closed theirs. What either sent ahead goes first.
-    async fn tunnel(&mut self, mut upstream: UpstreamConnection, trail: &mut Trail<'_>) -> Ending {
-        let Buffers { client_in, upstream_in, .. } = &mut self.buffers;
-        let (to_upstream, to_client) = (Cell::new(0), Cell::new(0));
-        let ahead = tokio::try_join!(
-            write_parts(&mut upstream.io, [&client_in[..], &[], &[]], None, &to_upstream),
-            write_parts(&mut self.io, [&upstream_in[..], &[], &[]], None, &to_client),
-        );
-        client_in.clear();
-        upstream_in.clear();
-        (trail.request_bytes, trail.response_bytes) = (to_upstream.get(), to_client.get());
-        if ahead.is_err() {
-            return Ending::Now;
-        }
-        let (client, upstream) = (&mut self.io, &mut upstream.io);
-        let copy = tokio::io::copy_bidirectional_with_sizes(
-            client,
-            upstream,
-            TUNNEL_BUFFER_BYTES,
-            TUNNEL_BUFFER_BYTES,
-        );
-        if let Ok((sent, received)) = copy.await {
-            trail.request_bytes += sent;
-            trail.response_bytes += received;
-        }
-        Ending::Now
     }
 }

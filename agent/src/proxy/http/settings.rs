@@ -20,6 +20,20 @@ pub struct HttpSettings {
     pub idle_timeout: Option<Duration>,
     /// How long a client may neither send the next byte of a body that we wait for nor take one that we have for it.
     pub body_timeout: Option<Duration>,
+    /// Bytes a second that a client must send of a body, on average, while it is waited for.
+    pub body_rate: Option<u32>,
+    /// How long a body may be waited for before its rate counts.
+    pub body_grace: Duration,
+    /// The greatest request body.
+    pub body_max: Option<u64>,
+    /// What the read buffer of one direction of an HTTP/1 exchange may grow to.
+    pub read_buffer: usize,
+    /// Bytes of further requests, or of a switch, that are read while one request is answered.
+    pub ahead_bytes: usize,
+    /// Open connections of one client.
+    pub connections_per_source: Option<u32>,
+    /// How long an upstream may be silent, before its answer and within, where no time is set for the whole request.
+    pub upstream_timeout: Option<Duration>,
     /// How long connecting to one endpoint may take.
     pub connect_timeout: Duration,
     /// Endpoints tried for one request until one can be connected to.
@@ -29,8 +43,9 @@ pub struct HttpSettings {
     pub drain_grace: Duration,
     /// Requests served on one connection before it is closed.
     pub max_requests: Option<u32>,
-    /// Whether `Upgrade` is passed on, and the connection tunnelled once the upstream has switched.
-    pub upgrades: bool,
+    /// Which protocols a client may switch its connection to. The request's `Upgrade` is then passed on, and the
+    /// connection tunnelled once the upstream has switched.
+    pub upgrades: Upgrades,
     /// Whether the client is believed about whom it speaks for: `x-forwarded-*`, `forwarded`, `x-real-ip` and the paths that
     /// some servers take from fields. Else they are set anew or taken away; `x-forwarded-for` is always added to.
     pub trust_forwarded: bool,
@@ -50,6 +65,30 @@ pub struct HttpSettings {
     pub discard_time: Duration,
 }
 
+/// Protocols that a connection may be switched to. HTTP/2 is never among them: a request in clear text that switches to it
+/// would take all that follow past routes and checks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Upgrades {
+    /// None.
+    Off,
+    /// WebSocket (RFC 6455).
+    WebSocket,
+    /// Whatever the upstream agrees to.
+    Any,
+}
+
+impl Upgrades {
+    /// Whether a protocol (`name` or `name/version`, RFC 9110 section 7.8) is among them.
+    pub fn allow(self, protocol: &[u8]) -> bool {
+        let name = protocol.split(|byte| *byte == b'/').next().unwrap_or_default();
+        match self {
+            Self::Off => false,
+            Self::WebSocket => name.eq_ignore_ascii_case(b"websocket"),
+            Self::Any => true,
+        }
+    }
+}
+
 /// Limits of HTTP/2 connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Http2Settings {
@@ -61,14 +100,32 @@ pub struct Http2Settings {
     pub connection_window: u32,
     /// Bytes of one stream that wait to be written.
     pub send_buffer: usize,
-    /// PINGs to clients.
-    pub client_keepalive: Option<Keepalive>,
-    /// PINGs to upstreams.
-    pub upstream_keepalive: Option<Keepalive>,
+    /// Time between two PINGs to a client.
+    pub client_ping: Option<Duration>,
+    /// Time between two PINGs to an upstream.
+    pub upstream_ping: Option<Duration>,
+    /// How long the answer to a PING may take.
+    pub ping_timeout: Duration,
     /// How many streams a client may reset, or have reset for its errors, in one burst; more end the connection.
     pub reset_burst: u32,
     /// How many more each second allows.
     pub resets_per_second: u32,
+    /// Frames of a client that carry no request.
+    pub frames: FrameRates,
+}
+
+/// How many frames of some kinds a client may send each second; ten times as many may come at once. They cost work, or
+/// answers, and no window holds them back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameRates {
+    /// SETTINGS, each of which is answered.
+    pub settings: Option<u32>,
+    /// PING, each of which is answered. Each HEADERS and DATA frame of ours allows one more: clients measure with them.
+    pub pings: Option<u32>,
+    /// WINDOW_UPDATE. Each HEADERS and DATA frame of ours allows ten more.
+    pub window_updates: Option<u32>,
+    /// PRIORITY, and types that nobody knows.
+    pub others: Option<u32>,
 }
 
 impl Http2Settings {
@@ -81,26 +138,45 @@ impl Http2Settings {
             stream_window: 256 * 1024,
             connection_window: 1024 * 1024,
             send_buffer: 64 * 1024,
-            client_keepalive: None,
-            upstream_keepalive: Some(Keepalive {
-                every: Duration::from_secs(330),
-                patience: Duration::from_secs(20),
-            }),
+            client_ping: None,
+            upstream_ping: Some(Duration::from_secs(330)),
+            ping_timeout: Duration::from_secs(20),
             reset_burst: 1000,
             resets_per_second: 100,
+            frames: FrameRates {
+                settings: Some(100),
+                pings: Some(1000),
+                window_updates: Some(10_000),
+                others: Some(1000),
+            },
         }
     }
 
     /// For Gateway listeners: windows of 64 KiB and 1 MiB, bursts of 100 resets and ten a second, a PING each minute.
     pub fn gateway() -> Self {
-        let keepalive = Keepalive { every: Duration::from_mins(1), patience: Duration::from_secs(20) };
         Self {
             stream_window: 64 * 1024,
-            client_keepalive: Some(keepalive),
+            client_ping: Some(Duration::from_mins(1)),
             reset_burst: 100,
             resets_per_second: 10,
+            frames: FrameRates {
+                settings: Some(10),
+                pings: Some(10),
+                window_updates: Some(100),
+                others: Some(100),
+            },
             ..Self::captured()
         }
+    }
+
+    /// How clients are asked whether they live.
+    pub fn client_keepalive(&self) -> Option<Keepalive> {
+        self.client_ping.map(|every| Keepalive { every, patience: self.ping_timeout })
+    }
+
+    /// How upstreams are asked whether they live.
+    pub fn upstream_keepalive(&self) -> Option<Keepalive> {
+        self.upstream_ping.map(|every| Keepalive { every, patience: self.ping_timeout })
     }
 }
 
@@ -114,11 +190,18 @@ impl HttpSettings {
             header_timeout: None,
             idle_timeout: None,
             body_timeout: None,
+            body_rate: None,
+            body_grace: Duration::from_secs(5),
+            body_max: None,
+            read_buffer: 256 * 1024,
+            ahead_bytes: 16 * 1024,
+            connections_per_source: None,
+            upstream_timeout: None,
             connect_timeout: Duration::from_secs(5),
             connect_attempts: 3,
             drain_grace: Duration::from_secs(3),
             max_requests: None,
-            upgrades: true,
+            upgrades: Upgrades::Any,
             trust_forwarded: true,
             path: PathPolicy::captured(),
             trace: false,
@@ -130,22 +213,50 @@ impl HttpSettings {
         }
     }
 
-    /// For Gateway listeners, whose clients are strangers: 10 s for a head, 60 s idle, 30 s for a body's next byte, 1,000
-    /// requests, no `_` in field names, no upgrades, targets that can be read in one way only, at most 8 agents passed.
+    /// For Gateway listeners, whose clients are strangers: 10 s for a head, 60 s idle, 30 s for a body's next byte and 240 of
+    /// them a second, 60 s for an upstream's next byte, 16,384 connections of one address, 1,000 requests on each, no `_` in
+    /// field names, upgrades to WebSocket alone, targets that can be read in one way only, at most 8 agents passed.
     pub fn gateway() -> Self {
         Self {
             request: Limits { underscores: false, ..Limits::default() },
             header_timeout: Some(Duration::from_secs(10)),
             idle_timeout: Some(Duration::from_mins(1)),
             body_timeout: Some(Duration::from_secs(30)),
+            body_rate: Some(240),
+            connections_per_source: Some(16_384),
+            upstream_timeout: Some(Duration::from_mins(1)),
             max_requests: Some(1000),
-            upgrades: false,
+            upgrades: Upgrades::WebSocket,
             trust_forwarded: false,
             path: PathPolicy::gateway(),
             strict_target: true,
             max_hops: Some(8),
             http2: Http2Settings::gateway(),
             ..Self::captured()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn upgrades_are_allowed_by_name() {
+        let websocket = HttpSettings::gateway().upgrades;
+        let none = Upgrades::Off;
+        for (protocol, gateway) in [
+            (&b"websocket"[..], true),
+            (b"WebSocket", true),
+            (b"websocket/13", true),
+            (b"websockets", false),
+            (b"web", false),
+            (b"tcp", false),
+            (b"", false),
+            (b"/websocket", false),
+        ] {
+            let seen = (websocket.allow(protocol), none.allow(protocol), Upgrades::Any.allow(protocol));
+            assert_eq!(seen, (gateway, false, true), "{}", protocol.escape_ascii());
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::balance::Pick;
 use crate::compile::{Cluster, Upstream};
 use crate::net::ConnectTarget;
 use crate::pool::{Liveness, PoolKey};
+use crate::proxy::Early;
 use crate::proxy::answer::Problem;
 
 /// A connection to an endpoint, in use for one request.
@@ -79,14 +80,12 @@ impl Caller<'_> {
         self,
         goal: Goal<'_>,
         wanted: Wanted,
-        early: &mut Option<(Pick, TcpStream)>,
+        early: &mut Option<Early>,
     ) -> Result<UpstreamConnection, Unreached> {
-        if let Goal::Cluster(cluster) = goal
-            && let Some((pick, io)) = take_early(early, cluster)
-        {
-            let key = self.pool_key(goal, pick.upstream().address, Some(&pick));
+        if let Some((Early { io, pick }, address)) = take_early(early, goal) {
+            let key = self.pool_key(goal, address, pick.as_ref());
             // It may have been closed meanwhile, like one that was kept.
-            return Ok(UpstreamConnection { io, key, reused: true, pick: Some(pick) });
+            return Ok(UpstreamConnection { io, key, reused: true, pick });
         }
         self.reach(goal, async |key: PoolKey, pick| {
             if let Some(io) = wanted.kept.and_then(|liveness| self.ctx.http.pool().take(&key, liveness)) {
@@ -161,12 +160,17 @@ impl Caller<'_> {
     }
 }
 
-/// The connection that was opened while the protocol was being told, if it leads to one of the cluster's endpoints.
-pub(in crate::proxy) fn take_early(
-    early: &mut Option<(Pick, TcpStream)>,
-    cluster: &Cluster,
-) -> Option<(Pick, TcpStream)> {
-    let belongs =
-        |early: &Pick| cluster.endpoints.iter().any(|upstream| Arc::ptr_eq(upstream, early.upstream()));
-    early.take_if(|(early, _)| belongs(early))
+/// The connection that was opened while the protocol was being told, and the address it leads to, if the request goes
+/// there.
+pub(in crate::proxy) fn take_early(early: &mut Option<Early>, goal: Goal<'_>) -> Option<(Early, SocketAddr)> {
+    let address = match (goal, &early.as_ref()?.pick) {
+        (Goal::Cluster(cluster), Some(pick)) => {
+            let endpoints = &cluster.endpoints;
+            let picked = endpoints.iter().find(|upstream| Arc::ptr_eq(upstream, pick.upstream()));
+            picked?.address
+        }
+        (Goal::Address(dialled), None) => dialled,
+        _ => return None,
+    };
+    Some((early.take()?, address))
 }

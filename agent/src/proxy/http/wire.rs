@@ -50,6 +50,26 @@ fn remaining(parts: [&[u8]; 3], mut done: usize) -> ([IoSlice<'_>; 3], usize) {
     (slices, count)
 }
 
+/// Bytes of one body after which others of the worker get their turn. The runtime's own budget counts operations, and lets
+/// a fast peer move tens of MiB with them.
+const TURN_BYTES: u64 = 1024 * 1024;
+
+/// Lets others run while a body moves without ever having to wait.
+#[derive(Debug, Default)]
+pub(in crate::proxy) struct Fairness {
+    yielded_at: u64,
+}
+
+impl Fairness {
+    /// Yields where enough has moved since the last time; `moved`: bytes of the body so far.
+    pub async fn turn(&mut self, moved: u64) {
+        if moved - self.yielded_at >= TURN_BYTES {
+            self.yielded_at = moved;
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
 /// Waits at most `patience`, else fails with `TimedOut`. The timer is only made if the operation is not ready at once.
 pub(in crate::proxy) async fn patient<T>(
     patience: Option<Duration>,

@@ -1,27 +1,32 @@
 //! What the HTTP connections of one worker share: upstream connections, buffers, random numbers and the date.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::rc::Rc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::BytesMut;
 
 use super::HttpSettings;
+use crate::compile::RoutingTable;
 use crate::http::h1::{RequestHead, ResponseHead};
-use crate::pool::{Http2Pool, Pool, PoolLimits};
-use crate::proxy::Random;
+use crate::pool::{Http2Pool, Pool, PoolKey};
+use crate::proxy::admission::{Admission, AdmissionSettings, Load, Slot};
+use crate::proxy::answer::Problem;
+use crate::proxy::{ProxySettings, Random};
 use crate::telemetry::Origin;
 
 /// The size of a fresh read buffer: a 16 KiB body with its head fits.
 const READ_BUFFER_BYTES: usize = 32 * 1024;
 /// Less room than this is not worth a read.
 const MIN_READ_BYTES: usize = 2 * 1024;
-/// Read buffers grow up to this size while a body keeps filling them.
-const MAX_READ_BYTES: usize = 256 * 1024;
 /// Buffers that grew beyond this are not kept.
 const MAX_KEPT_BYTES: usize = 64 * 1024;
 /// The length of a UUID as text.
 const REQUEST_ID_BYTES: usize = 36;
+/// How finely timeouts are spread.
+const SPREAD_STEPS: u32 = 1024;
 /// Sets of buffers kept for connections that wake up.
 const MAX_SPARE: usize = 128;
 
@@ -32,9 +37,27 @@ pub struct HttpWorker {
     gateway: Rc<HttpSettings>,
     pool: Pool,
     http2: Http2Pool,
+    load: Rc<Load>,
+    admission: Arc<Admission>,
     random: Rc<Random>,
     spare: RefCell<Vec<Buffers>>,
     date: RefCell<(u64, String)>,
+}
+
+/// What a worker shares with the others of its agent.
+#[derive(Debug)]
+pub struct Share {
+    /// How many they are.
+    pub workers: usize,
+    /// Counts their connections.
+    pub admission: Arc<Admission>,
+}
+
+impl Default for Share {
+    /// A single worker.
+    fn default() -> Self {
+        Self { workers: 1, admission: Arc::new(Admission::new(&AdmissionSettings::default())) }
+    }
 }
 
 /// The buffers of one connection while it has a request. An idle connection has none.
@@ -85,14 +108,16 @@ pub(in crate::proxy) fn make_room(buffer: &mut BytesMut) {
 
 /// The size of the next read of a body: doubled while reads fill what they are offered, as larger reads are fewer.
 #[derive(Debug)]
-pub(in crate::proxy) struct ReadSize {
+pub(in crate::proxy) struct ReadSize<'a> {
     offer: usize,
+    most: usize,
+    load: &'a Load,
 }
 
-impl ReadSize {
-    /// The usual size.
-    pub fn new() -> Self {
-        Self { offer: READ_BUFFER_BYTES }
+impl<'a> ReadSize<'a> {
+    /// The usual size, which may grow to `most` while there is memory for it.
+    pub fn new(most: usize, worker: &'a HttpWorker) -> Self {
+        Self { offer: READ_BUFFER_BYTES, most, load: &worker.load }
     }
 
     /// Makes room for the next read.
@@ -102,8 +127,9 @@ impl ReadSize {
 
     /// Learns from a read that gave `bytes`.
     pub fn learn(&mut self, bytes: usize) {
-        if bytes >= self.offer {
-            self.offer = (self.offer * 2).min(MAX_READ_BYTES);
+        let larger = (self.offer * 2).min(self.most);
+        if bytes >= self.offer && larger > self.offer && self.load.take(larger - self.offer) {
+            self.offer = larger;
         }
     }
 
@@ -112,6 +138,12 @@ impl ReadSize {
         if self.offer > MAX_KEPT_BYTES && buffer.is_empty() {
             *buffer = BytesMut::new();
         }
+    }
+}
+
+impl Drop for ReadSize<'_> {
+    fn drop(&mut self) {
+        self.load.give_back(self.offer - READ_BUFFER_BYTES);
     }
 }
 
@@ -124,13 +156,15 @@ fn write_hex(out: &mut String, number: u64, digits: u32) {
 }
 
 impl HttpWorker {
-    /// A worker with settings for captured connections and for those of Gateway listeners.
-    pub fn new(captured: HttpSettings, gateway: HttpSettings, pool: PoolLimits, random: Rc<Random>) -> Self {
+    /// A worker with its share of what the agent takes on.
+    pub fn new(settings: ProxySettings, share: Share, random: Rc<Random>) -> Self {
         Self {
-            captured: Rc::new(captured),
-            gateway: Rc::new(gateway),
-            pool: Pool::new(pool),
-            http2: Http2Pool::new(pool),
+            captured: Rc::new(settings.captured),
+            gateway: Rc::new(settings.gateway),
+            pool: Pool::new(settings.pool),
+            http2: Http2Pool::new(settings.pool),
+            load: Load::new(&settings.admission, share.workers),
+            admission: share.admission,
             random,
             spare: RefCell::new(Vec::new()),
             date: RefCell::new((0, String::new())),
@@ -147,11 +181,54 @@ impl HttpWorker {
         &self.http2
     }
 
+    /// Counts the agent's connections.
+    pub(in crate::proxy) fn admission(&self) -> &Admission {
+        &self.admission
+    }
+
+    /// How many connections one source may have.
+    pub(in crate::proxy) fn per_source(&self, origin: &Origin) -> Option<u32> {
+        self.of(origin).connections_per_source
+    }
+
+    /// Takes a request on.
+    pub(in crate::proxy) fn admit(&self) -> Result<Slot, Problem> {
+        self.load.admit().map_err(Problem::Overload)
+    }
+
+    /// What the worker is busy with.
+    pub(in crate::proxy) fn load(&self) -> &Rc<Load> {
+        &self.load
+    }
+
+    /// Closes the idle upstream connections whose endpoints are in no cluster of the table any more.
+    pub fn forget_gone(&self, table: &RoutingTable) {
+        if self.pool.is_empty() && self.http2.is_empty() {
+            return;
+        }
+        let endpoints = table.clusters.values().flat_map(|cluster| [&cluster.endpoints, &cluster.unready]);
+        let known: HashSet<&str> = endpoints.flatten().map(|endpoint| &*endpoint.uid).collect();
+        let keep = |key: &PoolKey| key.uid.as_deref().is_none_or(|uid| known.contains(uid));
+        self.pool.retain(keep);
+        self.http2.retain(keep);
+    }
+
     pub(in crate::proxy) fn settings(&self, origin: &Origin) -> Rc<HttpSettings> {
-        Rc::clone(match origin {
+        Rc::clone(self.of(origin))
+    }
+
+    fn of(&self, origin: &Origin) -> &Rc<HttpSettings> {
+        match origin {
             Origin::Outbound => &self.captured,
             Origin::Gateway(_) => &self.gateway,
-        })
+        }
+    }
+
+    /// A timeout made longer by up to an eighth: thousands of connections that came at once shall not be cut at once, as
+    /// everybody else would wait for that.
+    pub(in crate::proxy) fn spread(&self, timeout: Duration) -> Duration {
+        let steps = u32::try_from(self.random.next() % u64::from(SPREAD_STEPS)).unwrap_or_default();
+        timeout + timeout / 8 / SPREAD_STEPS * steps
     }
 
     /// Writes a random UUID (version 4).
@@ -198,12 +275,7 @@ mod tests {
 
     #[test]
     fn request_ids_are_random_uuids() {
-        let worker = HttpWorker::new(
-            HttpSettings::captured(),
-            HttpSettings::gateway(),
-            PoolLimits::default(),
-            Rc::new(Random::new(1)),
-        );
+        let worker = HttpWorker::new(ProxySettings::default(), Share::default(), Rc::new(Random::new(1)));
         let ids: Vec<String> = std::iter::repeat_with(|| {
             let mut id = String::new();
             worker.write_request_id(&mut id);
@@ -222,13 +294,18 @@ mod tests {
     }
 
     #[test]
+    fn timeouts_are_spread_and_never_shorter() {
+        let worker = HttpWorker::new(ProxySettings::default(), Share::default(), Rc::new(Random::new(1)));
+        let timeout = Duration::from_secs(8);
+        let spread: std::collections::HashSet<Duration> =
+            std::iter::repeat_with(|| worker.spread(timeout)).take(100).collect();
+        assert!(spread.len() > 50, "{spread:?}");
+        assert!(spread.iter().all(|spread| (timeout..Duration::from_secs(9)).contains(spread)), "{spread:?}");
+    }
+
+    #[test]
     fn dates_follow_the_clock() {
-        let worker = HttpWorker::new(
-            HttpSettings::captured(),
-            HttpSettings::gateway(),
-            PoolLimits::default(),
-            Rc::new(Random::new(1)),
-        );
+        let worker = HttpWorker::new(ProxySettings::default(), Share::default(), Rc::new(Random::new(1)));
         let check = |second, expected: &str| {
             worker.with_date(UNIX_EPOCH + std::time::Duration::from_secs(second), |date| {
                 assert_eq!(date, expected);

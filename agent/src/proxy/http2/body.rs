@@ -16,7 +16,8 @@ use crate::http::body::{BodyError, BodyTransfer};
 use crate::http::h1::write_last_chunk;
 use crate::http::h2 as translate;
 use crate::proxy::answer::Problem;
-use crate::proxy::http::exchange::{MAX_AHEAD_BYTES, client_body_problem, upstream_body_problem};
+use crate::proxy::http::exchange::{client_body_problem, is_reset, upstream_body_problem};
+use crate::proxy::http::pace::{BODY_TOO_LONG, Pace};
 use crate::proxy::http::wire::{patient, write_parts};
 use crate::proxy::http::worker::make_room;
 
@@ -60,7 +61,9 @@ pub(super) trait BodySink {
 pub(super) struct Http2Source {
     pub body: RecvStream,
     pub side: Side,
-    pub patience: Option<Duration>,
+    pub pace: Pace,
+    /// Bytes that may still come.
+    pub left: Option<u64>,
     /// Whether trailers may have `_` in their names.
     pub underscores: bool,
 }
@@ -68,10 +71,13 @@ pub(super) struct Http2Source {
 impl BodySource for Http2Source {
     async fn next(&mut self) -> Result<Piece, Problem> {
         loop {
-            let Self { body, patience, side, .. } = self;
-            let read = patient(*patience, async { Ok(body.data().await) }).await;
-            match read.map_err(|_| Problem::BodyTimeout)? {
+            let Self { body, pace, side, left, .. } = self;
+            match pace.wait(body.data()).await? {
                 Some(Ok(data)) => {
+                    pace.took(data.len());
+                    if let Some(left) = left {
+                        *left = left.checked_sub(data.len() as u64).ok_or(BODY_TOO_LONG)?;
+                    }
                     let last = body.is_end_stream();
                     if last || !data.is_empty() {
                         return Ok(Piece::Data { data, last });
@@ -162,7 +168,13 @@ pub(super) struct Http1Source<'a, R> {
     /// To plain bytes.
     pub transfer: &'a mut BodyTransfer,
     pub side: Side,
-    pub patience: Option<Duration>,
+    pub pace: Pace,
+    /// The greatest body.
+    pub most: Option<u64>,
+    /// Bytes that may be read beyond the body's end.
+    pub ahead: usize,
+    /// Whether the other direction has met a reset of this peer, whose end then is none.
+    pub reset: Option<&'a Cell<bool>>,
 }
 
 impl<R> Http1Source<'_, R> {
@@ -176,6 +188,9 @@ impl<R> Http1Source<'_, R> {
     /// What lies in the buffers.
     fn take(&mut self) -> Result<Option<Piece>, Problem> {
         self.transfer.stage(self.input, self.staged).map_err(|error| self.problem(error))?;
+        if self.most.is_some_and(|most| self.transfer.bytes() > most) {
+            return Err(BODY_TOO_LONG);
+        }
         let direct = self.transfer.direct();
         let data = if direct > 0 {
             self.transfer.direct_written(direct);
@@ -202,12 +217,14 @@ impl<R: AsyncRead + Unpin> BodySource for Http1Source<'_, R> {
                 return Ok(piece);
             }
             make_room(self.input);
-            match patient(self.patience, self.io.read_buf(self.input)).await {
+            match self.pace.wait(self.io.read_buf(self.input)).await? {
+                Ok(0) if self.reset.is_some_and(Cell::get) => {
+                    return Err(self.problem(BodyError::Truncated));
+                }
                 Ok(0) => {
                     self.transfer.close(self.staged).map_err(|error| self.problem(error))?;
                 }
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err(Problem::BodyTimeout),
+                Ok(bytes) => self.pace.took(bytes),
                 Err(_) => return Err(self.problem(BodyError::Truncated)),
             }
         }
@@ -217,7 +234,7 @@ impl<R: AsyncRead + Unpin> BodySource for Http1Source<'_, R> {
 
     /// Reads ahead, within bounds. A client that has only closed its sending side still waits for its answer.
     async fn gone(&mut self) -> Problem {
-        while self.input.len() < MAX_AHEAD_BYTES {
+        while self.input.len() < self.ahead {
             make_room(self.input);
             match self.io.read_buf(self.input).await {
                 Ok(0) => break,
@@ -238,6 +255,8 @@ pub(super) struct Http1Sink<'a, W> {
     pub side: Side,
     pub patience: Option<Duration>,
     pub written: &'a Cell<u64>,
+    /// Set where the peer is found to have reset its connection.
+    pub reset: Option<&'a Cell<bool>>,
 }
 
 impl<W: AsyncWrite + Unpin> Http1Sink<'_, W> {
@@ -245,6 +264,9 @@ impl<W: AsyncWrite + Unpin> Http1Sink<'_, W> {
     pub async fn flush(&mut self, data: &[u8], tail: &[u8]) -> Result<(), Problem> {
         let written = write_parts(&mut self.io, [self.out, data, tail], self.patience, self.written).await;
         self.out.clear();
+        if let (Err(error), Some(reset)) = (&written, self.reset) {
+            reset.set(is_reset(error));
+        }
         written.map_err(|error| match error.kind() {
             io::ErrorKind::TimedOut => Problem::BodyTimeout,
             _ => self.side.closed(),

@@ -1,21 +1,26 @@
-//! How many streams a client may reset: a bucket of them that fills again with time. Each costs work that the client gets
-//! for nothing (rapid reset), so that a client that overdraws it loses its connection.
+//! How often a client may do what costs work that it gets for nothing (rapid reset, pings): a bucket that fills again with
+//! time. A client that overdraws it loses its connection.
 
 use tokio::time::Instant;
 
-/// The resets that a connection has left.
+/// What a connection has left.
 #[derive(Debug)]
-pub(super) struct ResetBudget {
+pub(super) struct Budget {
     burst: u32,
     per_second: u32,
     left: u32,
     since: Instant,
 }
 
-impl ResetBudget {
+impl Budget {
     /// A full bucket.
     pub fn new(burst: u32, per_second: u32, now: Instant) -> Self {
         Self { burst, per_second, left: burst, since: now }
+    }
+
+    /// Adds some, up to the burst.
+    pub fn add(&mut self, more: u32) {
+        self.left = self.left.saturating_add(more).min(self.burst);
     }
 
     /// Takes one; false where there is none left.
@@ -23,7 +28,7 @@ impl ResetBudget {
         let seconds = now.saturating_duration_since(self.since).as_secs();
         if seconds > 0 {
             let earned = u32::try_from(seconds).unwrap_or(u32::MAX).saturating_mul(self.per_second);
-            self.left = self.left.saturating_add(earned).min(self.burst);
+            self.add(earned);
             self.since += std::time::Duration::from_secs(seconds);
         }
         match self.left.checked_sub(1) {
@@ -46,8 +51,8 @@ mod tests {
     fn a_burst_and_then_its_rate() {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
-        let mut budget = ResetBudget::new(3, 2, start);
-        let taken = |budget: &mut ResetBudget, millis| (0..10).filter(|_| budget.take(at(millis))).count();
+        let mut budget = Budget::new(3, 2, start);
+        let taken = |budget: &mut Budget, millis| (0..10).filter(|_| budget.take(at(millis))).count();
         assert_eq!(taken(&mut budget, 0), 3);
         assert_eq!(taken(&mut budget, 900), 0);
         assert_eq!(taken(&mut budget, 1100), 2);

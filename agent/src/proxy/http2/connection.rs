@@ -2,7 +2,7 @@
 //! and the end.
 
 use std::cell::RefCell;
-use std::future::{Future, pending};
+use std::future::{Future, pending, poll_fn};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
@@ -12,13 +12,12 @@ use bytes::Bytes;
 use h2::server::{self, Builder, SendResponse};
 use h2::{Reason, RecvStream};
 use http::Request;
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::budget::ResetBudget;
+use super::budget::Budget;
+use super::frames::{FrameGuard, Watched};
 use super::respond::{StreamEnd, respond};
-use crate::balance::Pick;
 use crate::http::Refusal;
 use crate::http::h1::Version;
 use crate::net::Replay;
@@ -27,7 +26,7 @@ use crate::proxy::http::HttpSettings;
 use crate::proxy::http::caller::Caller;
 use crate::proxy::http::exchange::Start;
 use crate::proxy::http::record::Trail;
-use crate::proxy::{Context, Downstream};
+use crate::proxy::{Context, Downstream, Early};
 use crate::telemetry::Origin;
 
 /// Streams that a client opened and reset before we looked at them.
@@ -35,7 +34,7 @@ const MAX_PENDING_RESETS: usize = 20;
 /// Streams whose frames are still let pass after we reset them.
 const MAX_REMEMBERED_RESETS: usize = 50;
 
-type Connection = server::Connection<Replay, Bytes>;
+type Connection = server::Connection<Watched, Bytes>;
 type Accepted = (Request<RecvStream>, SendResponse<Bytes>);
 
 /// What the streams of one connection share.
@@ -45,7 +44,7 @@ pub(super) struct Session {
     pub origin: Origin,
     pub peer: SocketAddr,
     pub original_destination: SocketAddr,
-    pub early: RefCell<Option<(Pick, TcpStream)>>,
+    pub early: RefCell<Option<Early>>,
 }
 
 impl Session {
@@ -76,17 +75,17 @@ pub async fn serve(ctx: Context, downstream: Downstream) {
     let settings = ctx.http.settings(&origin);
     let early = RefCell::new(early);
     let session = Rc::new(Session { ctx, settings, origin, peer, original_destination, early });
-    let shaken = within(
-        session.settings.header_timeout,
-        builder(&session.settings).handshake::<_, Bytes>(Replay::new(read, io)),
-    );
+    let guard = FrameGuard::new(&session.settings.http2.frames, Instant::now());
+    let io = Watched::new(Replay::new(read, io), Rc::clone(&guard));
+    let shaken =
+        within(session.settings.header_timeout, builder(&session.settings).handshake::<_, Bytes>(io));
     let connection = match shaken.await {
         Some(Ok(connection)) => connection,
-        Some(Err(error)) => return note_end(&session, &error),
+        Some(Err(error)) => return note_end(&session, &guard, &error),
         None => return,
     };
     let draining = *session.ctx.drain.borrow();
-    Served { session, streams: JoinSet::new(), draining }.run(connection).await;
+    Served { session, streams: JoinSet::new(), guard, flooded: false, draining }.run(connection).await;
 }
 
 fn builder(settings: &HttpSettings) -> Builder {
@@ -108,6 +107,9 @@ fn builder(settings: &HttpSettings) -> Builder {
 struct Served {
     session: Rc<Session>,
     streams: JoinSet<StreamEnd>,
+    guard: Rc<FrameGuard>,
+    /// Whether the client has been told that it is too much.
+    flooded: bool,
     /// Whether GOAWAY has been said.
     draining: bool,
 }
@@ -119,11 +121,11 @@ impl Served {
         }
         let settings = Rc::clone(&self.session.settings);
         let mut budget =
-            ResetBudget::new(settings.http2.reset_burst, settings.http2.resets_per_second, Instant::now());
+            Budget::new(settings.http2.reset_burst, settings.http2.resets_per_second, Instant::now());
         let mut drain = self.session.ctx.drain.clone();
         let ping = connection.ping_pong();
         let mut dead = pin!(async {
-            match (settings.http2.client_keepalive, ping) {
+            match (settings.http2.client_keepalive(), ping) {
                 (Some(keepalive), Some(ping)) => keepalive.watch(ping).await,
                 _ => pending().await,
             }
@@ -142,18 +144,20 @@ impl Served {
                     }
                     let reset = matches!(ended, Ok(StreamEnd::Reset));
                     if reset && !budget.take(quiet_since) {
-                        self.session.record_violation("h2_reset_flood");
-                        connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                        self.end_flood(&mut connection, "h2_reset_flood");
                     }
                 }
                 accepted = connection.accept() => match accepted {
                     Some(Ok(accepted)) => self.start(accepted),
                     Some(Err(error)) => {
-                        note_end(&self.session, &error);
+                        note_end(&self.session, &self.guard, &error);
                         break;
                     }
                     None => break,
                 },
+                flood = poll_fn(|_| self.guard.poll_flood()), if !self.flooded => {
+                    self.end_flood(&mut connection, flood);
+                }
                 Ok(_) = drain.wait_for(|drains| *drains), if !self.draining => {
                     self.draining = true;
                     quiet_since = Instant::now();
@@ -176,6 +180,15 @@ impl Served {
         drop(connection);
         // The streams see that the connection is gone, and are recorded.
         while self.streams.join_next().await.is_some() {}
+    }
+
+    /// Tells the client that it is too much. What it has opened ends with the connection.
+    fn end_flood(&mut self, connection: &mut Connection, reason: &'static str) {
+        if !self.flooded {
+            self.flooded = true;
+            self.session.record_violation(reason);
+            connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+        }
     }
 
     fn start(&mut self, (request, send): Accepted) {
@@ -204,13 +217,13 @@ async fn within<T>(limit: Option<Duration>, future: impl Future<Output = T>) -> 
 }
 
 /// Records an end that a client's violation of the protocol brought about; all others are the client's right.
-fn note_end(session: &Session, error: &h2::Error) {
+fn note_end(session: &Session, guard: &FrameGuard, error: &h2::Error) {
     tracing::debug!(peer = %session.peer, %error, "an HTTP/2 connection ended");
     if !error.is_library() {
         return;
     }
     session.record_violation(match error.reason() {
-        Some(Reason::ENHANCE_YOUR_CALM) => "h2_flood",
+        Some(Reason::ENHANCE_YOUR_CALM) => guard.frame_layer_flood(),
         Some(Reason::FLOW_CONTROL_ERROR) => "h2_flow_control",
         Some(Reason::FRAME_SIZE_ERROR) => "h2_frame_size",
         Some(Reason::COMPRESSION_ERROR) => "h2_compression",

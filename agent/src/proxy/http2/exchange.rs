@@ -8,6 +8,8 @@
 use std::cell::Cell;
 use std::future::pending;
 use std::pin::pin;
+use std::rc::Rc;
+use std::time::Duration;
 
 use http::HeaderMap;
 
@@ -16,13 +18,19 @@ use super::fault::Failed;
 use crate::http::body::Framing;
 use crate::http::grpc::GrpcStatus;
 use crate::http::h1::{Known, ResponseHead};
+use crate::proxy::admission::Load;
 use crate::proxy::answer::Problem;
 use crate::proxy::http::exchange::MAX_INTERIM;
+use crate::proxy::http::silence::silent;
 use crate::proxy::http::upstream::Deadline;
+use crate::proxy::http::{Http2Settings, HttpWorker};
 
 /// How far an exchange came; shared by its two directions.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Progress {
+    load: Rc<Load>,
+    /// Bytes that a sender may have sent while its receiver takes nothing.
+    window: usize,
     /// Whether anything of the request's body has been taken from the client.
     pub taken: Cell<bool>,
     /// Body bytes from the client.
@@ -41,6 +49,39 @@ pub(super) struct Progress {
     pub grpc_status: Cell<Option<GrpcStatus>>,
     /// Body bytes to the client.
     pub response_bytes: Cell<u64>,
+}
+
+impl Progress {
+    /// Nothing has happened yet.
+    pub fn new(worker: &HttpWorker, settings: &Http2Settings) -> Self {
+        let window = usize::try_from(settings.stream_window).unwrap_or(usize::MAX);
+        Self {
+            load: Rc::clone(worker.load()),
+            window: window.saturating_add(settings.send_buffer),
+            taken: Cell::default(),
+            request_bytes: Cell::default(),
+            uploaded: Cell::default(),
+            answered: Cell::default(),
+            sent: Cell::default(),
+            continued: Cell::default(),
+            status: Cell::default(),
+            grpc_status: Cell::default(),
+            response_bytes: Cell::default(),
+        }
+    }
+
+    /// Counts what is buffered while a receiver makes its sender wait.
+    async fn while_held<T>(&self, sending: impl Future<Output = T>) -> T {
+        let _held = self.load.hold(self.window);
+        sending.await
+    }
+
+    /// Bytes that moved in either direction.
+    fn moved(&self) -> u64 {
+        [&self.request_bytes, &self.sent, &self.response_bytes]
+            .iter()
+            .fold(0, |sum: u64, count| sum.wrapping_add(count.get()))
+    }
 }
 
 /// The client's end of a response.
@@ -73,22 +114,38 @@ pub(super) trait Answers {
     fn into_body(self, head: &ResponseHead) -> Result<Self::Source, Problem>;
 }
 
-/// Runs both directions until the response is with the client, or one fails, or time is over.
-pub(super) async fn run(
-    upload: impl Future<Output = Problem>,
-    download: impl Future<Output = Result<(), Failed>>,
-    deadline: Deadline,
-) -> Result<(), Failed> {
-    let (upload, download) = (pin!(upload), pin!(download));
-    let late = pin!(async {
-        match deadline {
+/// What bounds an exchange's time.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds<'a> {
+    /// When it must be over, and what it is then.
+    pub deadline: Deadline,
+    /// How long the upstream may be silent.
+    pub patience: Option<Duration>,
+    /// How far the exchange came.
+    pub progress: &'a Progress,
+}
+
+impl Bounds<'_> {
+    /// Ends when the exchange's time is over. A request whose whole time is bounded is not watched for silence.
+    async fn over(self) -> Problem {
+        match self.deadline {
             Some((at, problem)) => {
                 tokio::time::sleep_until(at).await;
                 problem
             }
-            None => pending().await,
+            None => silent(self.patience, &mut None, || self.progress.moved()).await,
         }
-    });
+    }
+}
+
+/// Runs both directions until the response is with the client, or one fails, or time is over.
+pub(super) async fn run(
+    upload: impl Future<Output = Problem>,
+    download: impl Future<Output = Result<(), Failed>>,
+    bounds: Bounds<'_>,
+) -> Result<(), Failed> {
+    let (upload, download) = (pin!(upload), pin!(download));
+    let late = pin!(bounds.over());
     tokio::select! {
         biased;
         finished = download => finished,
@@ -120,7 +177,7 @@ pub(super) async fn upload(
                 progress.taken.set(true);
                 let bytes = data.len();
                 progress.request_bytes.set(progress.request_bytes.get() + bytes as u64);
-                let sent = sink.send(data, last).await;
+                let sent = progress.while_held(sink.send(data, last)).await;
                 source.release(bytes);
                 if !last && sent.is_ok() {
                     continue;
@@ -194,7 +251,7 @@ async fn pass(
         match piece {
             Piece::Data { data, last } => {
                 let bytes = data.len();
-                sink.send(data, last).await?;
+                progress.while_held(sink.send(data, last)).await?;
                 source.release(bytes);
                 progress.response_bytes.set(progress.response_bytes.get() + bytes as u64);
                 if last {

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use super::body::{Http1Source, Http2Sink};
-use super::exchange::{self, Progress};
+use super::exchange::{self, Bounds, Progress};
 use super::fault::{Failed, Side, before_answer};
 use super::sides::{Http1Client, Http2Upstream};
 use super::upstream::UpstreamStream;
@@ -14,6 +14,7 @@ use crate::proxy::http::caller::{Caller, deadline};
 use crate::proxy::http::connection::{Connection, Ending};
 use crate::proxy::http::exchange::Progress as Delivered;
 use crate::proxy::http::heads::Fate;
+use crate::proxy::http::pace::Pace;
 use crate::proxy::http::plan::Planned;
 use crate::proxy::http::record::Trail;
 use crate::proxy::http::upstream::{Deadline, Goal};
@@ -47,7 +48,7 @@ impl Connection {
             };
             trail.upstream = Some(stream.address);
             trail.endpoint = stream.pick.as_ref().map(|pick| Arc::clone(pick.upstream()));
-            let progress = Progress::default();
+            let progress = Progress::new(&self.ctx.http, &self.settings.http2);
             let turn =
                 Turn { planned, deadline, progress: &progress, delivered: &delivered.delivered, fate: &fate };
             let result = self.exchange_http2(&stream, &mut body, turn).await;
@@ -109,12 +110,17 @@ impl Connection {
             staged: upstream_out,
             transfer,
             side: Side::Client,
-            patience: settings.body_timeout,
+            pace: Pace::of(settings, head),
+            most: settings.body_max,
+            ahead: settings.ahead_bytes,
+            reset: None,
         };
         let sink = Http2Sink { stream: upload, side: Side::Upstream, patience: None };
         let upload = exchange::upload(&mut source, sink, ends, turn.progress);
         let download = exchange::download(responder, answers, response, turn.progress);
-        exchange::run(upload, download, turn.deadline).await
+        let patience = caller.patience(turn.planned, head, turn.deadline);
+        let bounds = Bounds { deadline: turn.deadline, patience, progress: turn.progress };
+        exchange::run(upload, download, bounds).await
     }
 }
 

@@ -11,19 +11,20 @@ use http::{HeaderMap, Request};
 
 use super::body::{Http1Sink, Http2Sink, Http2Source};
 use super::connection::Session;
-use super::exchange::{self, Progress};
+use super::exchange::{self, Bounds, Progress};
 use super::fault::{Failed, Side, before_answer};
 use super::from_http1::may_retry;
 use super::sides::{Http1Upstream, Http2Client, Http2Upstream, response};
 use super::upstream::UpstreamStream;
 use crate::http::body::{BodyTransfer, Framing};
-use crate::http::h1::Version;
+use crate::http::h1::{RequestHead, Version};
 use crate::http::h2::read_request;
 use crate::pool::Liveness;
 use crate::proxy::answer::{Answer, Problem};
-use crate::proxy::http::caller::{Wire, deadline, is_grpc};
+use crate::proxy::http::caller::{Caller, Wire, deadline, is_grpc};
 use crate::proxy::http::changes::Changes;
 use crate::proxy::http::exchange::{HeadReading, Start};
+use crate::proxy::http::pace::Pace;
 use crate::proxy::http::plan::{Plan, Planned};
 use crate::proxy::http::record::Trail;
 use crate::proxy::http::upstream::{Deadline, Goal, UpstreamConnection, Wanted};
@@ -57,15 +58,15 @@ pub(super) async fn respond(
     drop(parts);
     let mut trail = Trail::new(start, session.caller().source(&table));
     trail.version = Version::Http2;
-    let patience = session.settings.body_timeout;
+    let left = session.settings.body_max;
     let underscores = session.settings.request.underscores;
-    let body = Http2Source { body, side: Side::Client, patience, underscores };
+    let body = Http2Source { body, side: Side::Client, pace: Pace::leisurely(), left, underscores };
     let mut stream = Stream { session: &session, buffers, send, body };
     match read {
         Ok(()) => {
-            if is_grpc(&stream.buffers.head) {
-                // A call may be silent in one direction for as long as it likes; PINGs tell whether its client lives.
-                stream.body.patience = None;
+            // A gRPC call may be silent in one direction for as long as it likes; PINGs tell whether its client lives.
+            if !is_grpc(&stream.buffers.head) {
+                stream.body.pace = Pace::of(&session.settings, &stream.buffers.head);
             }
             stream.serve(&table, &mut trail).await;
         }
@@ -97,12 +98,20 @@ struct Turn<'a> {
     progress: &'a Progress,
 }
 
+impl Turn<'_> {
+    fn bounds(&self, caller: &Caller<'_>, head: &RequestHead) -> Bounds<'_> {
+        let patience = caller.patience(self.planned, head, self.deadline);
+        Bounds { deadline: self.deadline, patience, progress: self.progress }
+    }
+}
+
 impl Stream<'_> {
     async fn serve<'t>(&mut self, table: &'t crate::compile::RoutingTable, trail: &mut Trail<'t>) {
         let caller = self.session.caller();
         caller.choose_request_id(&self.buffers.head, &mut self.buffers.request_id);
+        let slot = self.session.ctx.http.admit();
         let planned = match vet(&mut self.buffers.head, &self.session.settings) {
-            Ok(()) => caller.plan(table, &self.buffers.head),
+            Ok(()) => caller.plan(table, &self.buffers.head, &slot),
             Err(refusal) => Planned::refused(refusal),
         };
         trail.route = planned.route.map(|matched| &**matched.route);
@@ -148,7 +157,7 @@ impl Stream<'_> {
         let deadline = deadline(planned, &self.buffers.head, trail.start.at);
         let mut again = true;
         loop {
-            let progress = Progress::default();
+            let progress = Progress::new(&self.session.ctx.http, &self.session.settings.http2);
             let turn = Turn { planned, deadline, progress: &progress };
             let (result, may_retry) = match wire {
                 Wire::Http1 => self.try_http1(goal, turn, again, trail).await,
@@ -206,7 +215,7 @@ impl Stream<'_> {
         let sink = Http2Sink { stream: upload, side: Side::Upstream, patience: None };
         let upload = exchange::upload(body, sink, ends, turn.progress);
         let download = exchange::download(client, upstream, response, turn.progress);
-        exchange::run(upload, download, turn.deadline).await
+        exchange::run(upload, download, turn.bounds(&caller, head)).await
     }
 
     /// `fresh`: whether this is the first try, for which a kept connection will do.
@@ -264,7 +273,7 @@ impl Stream<'_> {
         let (read, write) = upstream.io.split();
         let changes = turn.planned.response_changes();
         let client = Http2Client { respond: send, worker: &session.ctx.http, settings, changes };
-        let answered = Cell::new(false);
+        let (answered, reset) = (Cell::new(false), Cell::new(false));
         let reading =
             HeadReading { limits: &settings.response, to_head: head.method() == "HEAD", answered: &answered };
         let mut transfer = BodyTransfer::new(Framing::None, Framing::UntilClose);
@@ -274,6 +283,7 @@ impl Stream<'_> {
             staged: client_out,
             reading,
             transfer: &mut transfer,
+            reset: &reset,
         };
         let mut sink = Http1Sink {
             io: write,
@@ -282,6 +292,7 @@ impl Stream<'_> {
             side: Side::Upstream,
             patience: None,
             written: &turn.progress.sent,
+            reset: Some(&reset),
         };
         let ends = head.framing().is_empty();
         let upload = async {
@@ -292,7 +303,7 @@ impl Stream<'_> {
             exchange::upload(body, sink, ends, turn.progress).await
         };
         let download = exchange::download(client, answers, response, turn.progress);
-        let result = exchange::run(upload, download, turn.deadline).await;
+        let result = exchange::run(upload, download, turn.bounds(&caller, head)).await;
         if answered.get() {
             turn.progress.answered.set(true);
         }

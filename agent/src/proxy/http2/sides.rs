@@ -23,6 +23,7 @@ use crate::proxy::http::HttpSettings;
 use crate::proxy::http::changes::Changes;
 use crate::proxy::http::exchange::HeadReading;
 use crate::proxy::http::heads::{Fate, ResponseWriter};
+use crate::proxy::http::pace::Pace;
 use crate::proxy::http::worker::HttpWorker;
 
 /// An HTTP/2 client that waits for its answer.
@@ -102,7 +103,7 @@ impl<'a> Http1Client<'a> {
     fn sink(self, chunked: bool) -> Http1Sink<'a, WriteHalf<'a>> {
         let patience = self.settings.body_timeout;
         let (io, out, written) = (self.io, self.out, self.delivered);
-        Http1Sink { io, out, chunked, side: Side::Client, patience, written }
+        Http1Sink { io, out, chunked, side: Side::Client, patience, written, reset: None }
     }
 
     /// A client that waits for 100 and gets its answer instead may send the body or not; only closing tells its next
@@ -129,6 +130,7 @@ impl<'a> Responder for Http1Client<'a> {
             side: Side::Client,
             patience,
             written: self.delivered,
+            reset: None,
         };
         sink.flush(b"", b"").await
     }
@@ -194,7 +196,8 @@ impl Answers for Http2Upstream<'_> {
 
     fn into_body(self, _head: &ResponseHead) -> Result<Http2Source, Problem> {
         let body = self.body.ok_or(Problem::UpstreamTruncated)?;
-        Ok(Http2Source { body, side: Side::Upstream, patience: None, underscores: true })
+        let pace = Pace::leisurely();
+        Ok(Http2Source { body, side: Side::Upstream, pace, left: None, underscores: true })
     }
 }
 
@@ -206,6 +209,8 @@ pub(super) struct Http1Upstream<'a, R> {
     pub reading: HeadReading<'a>,
     /// The response's body, once its head has been read.
     pub transfer: &'a mut BodyTransfer,
+    /// Whether the request's direction has met a reset.
+    pub reset: &'a Cell<bool>,
 }
 
 impl<'a, R: AsyncRead + Unpin> Answers for Http1Upstream<'a, R> {
@@ -220,8 +225,18 @@ impl<'a, R: AsyncRead + Unpin> Answers for Http1Upstream<'a, R> {
     }
 
     fn into_body(self, head: &ResponseHead) -> Result<Http1Source<'a, R>, Problem> {
-        let Self { io, input, staged, transfer, .. } = self;
+        let Self { io, input, staged, transfer, reset, .. } = self;
         *transfer = BodyTransfer::new(head.framing(), Framing::UntilClose);
-        Ok(Http1Source { io, input, staged, transfer, side: Side::Upstream, patience: None })
+        Ok(Http1Source {
+            io,
+            input,
+            staged,
+            transfer,
+            side: Side::Upstream,
+            pace: Pace::leisurely(),
+            most: None,
+            ahead: 0,
+            reset: Some(reset),
+        })
     }
 }

@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 
 use h2::client;
 use http::{Method, Request, Version};
-use tokio::net::TcpStream;
 
 use crate::balance::Pick;
 use crate::http::Refusal;
 use crate::http::h1::RequestHead;
 use crate::http::h2::request_uri;
 use crate::pool::{Lease, PoolKey, Turn};
+use crate::proxy::Early;
 use crate::proxy::answer::Problem;
 use crate::proxy::http::HttpSettings;
 use crate::proxy::http::caller::{Caller, Outgoing};
@@ -36,17 +36,15 @@ impl Caller<'_> {
         self,
         goal: Goal<'_>,
         deadline: Deadline,
-        early: &mut Option<(Pick, TcpStream)>,
+        early: &mut Option<Early>,
     ) -> Result<UpstreamStream, Unreached> {
-        if let Goal::Cluster(cluster) = goal
-            && let Some((pick, io)) = take_early(early, cluster)
-        {
-            let key = self.pool_key(goal, pick.upstream().address, Some(&pick));
-            let (builder, keepalive) = (builder(self.settings), self.settings.http2.upstream_keepalive);
+        if let Some((Early { io, pick }, address)) = take_early(early, goal) {
+            let key = self.pool_key(goal, address, pick.as_ref());
+            let (builder, keepalive) = (builder(self.settings), self.settings.http2.upstream_keepalive());
             if let Ok(mut lease) = self.ctx.http.http2().add(&key, io, &builder, keepalive).await {
                 // It may have been closed meanwhile, like one that has served before.
                 lease.reused = true;
-                return Ok(UpstreamStream { lease, address: key.address, pick: Some(pick) });
+                return Ok(UpstreamStream { lease, address: key.address, pick });
             }
         }
         self.reach(goal, async |key: PoolKey, pick| {
@@ -67,7 +65,7 @@ impl Caller<'_> {
                 }
                 Turn::Dial(turn) => {
                     let io = self.dial(key, deadline).await?;
-                    let keepalive = self.settings.http2.upstream_keepalive;
+                    let keepalive = self.settings.http2.upstream_keepalive();
                     let added = turn.add(io, &builder(self.settings), keepalive).await;
                     return added.map_err(|_| Problem::UpstreamClosed);
                 }

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use tokio::io::AsyncWriteExt;
 
 use super::harness::*;
+use crate::compile::{RoutingTable, TableVersion, compile};
 
 #[test]
 fn both_connections_are_kept() {
@@ -249,6 +250,23 @@ fn the_early_connection_is_used_where_the_route_picks_its_endpoint() {
 }
 
 #[test]
+fn the_early_connection_to_a_headless_endpoint_is_used() {
+    run(async {
+        let address = echo().await;
+        let mut setup = Setup::service(&[address]);
+        setup.model.services[0].headless = true;
+        setup.original_destination = address;
+        setup.early = true;
+        let proxy = setup.start().await;
+        let mut client = proxy.client().await;
+        for path in ["/a", "/b"] {
+            client.send(format!("GET {path} HTTP/1.1\r\nHost: web\r\n\r\n")).await;
+            assert_eq!(client.message().await.1, format!("0 GET {path} HTTP/1.1"), "it was dialled twice");
+        }
+    });
+}
+
+#[test]
 fn an_address_that_no_table_knows_is_dialled_and_the_connection_not_kept() {
     run(async {
         let mut setup = Setup::service(&[]);
@@ -260,5 +278,26 @@ fn an_address_that_no_table_knows_is_dialled_and_the_connection_not_kept() {
         assert_eq!(body, "0 GET /a HTTP/1.1");
         assert_eq!(field(&head, "connection").as_deref(), Some("close"), "{head}");
         assert_eq!(client.rest().await, "");
+    });
+}
+
+#[test]
+fn connections_to_endpoints_that_left_the_table_are_closed() {
+    run(async {
+        let (leaves, stays) = (echo().await, echo().await);
+        let proxy = Setup::service(&[leaves, stays]).start().await;
+        for _ in 0..2 {
+            let answer = proxy.exchange("GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n").await;
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        }
+        assert_eq!(proxy.worker.pool().len(), 2);
+        let table = |endpoints: &[std::net::SocketAddr]| {
+            let model = Setup::service(endpoints).model;
+            compile(&model, &RoutingTable::default(), TableVersion::default())
+        };
+        proxy.worker.forget_gone(&table(&[leaves, stays]));
+        assert_eq!(proxy.worker.pool().len(), 2, "both are known");
+        proxy.worker.forget_gone(&table(&[stays]));
+        assert_eq!(proxy.worker.pool().len(), 1);
     });
 }

@@ -174,12 +174,14 @@ fn garbage_from_the_upstream_is_a_bad_gateway() {
 fn a_response_that_is_cut_short_is_not_passed_off_as_whole() {
     run(async {
         let check = async |response: &'static [u8], version: &str, end: &str| {
+            // Nothing but a reset tells an HTTP/1.0 client, whose body may end with the connection.
+            let reset = version == "1.0";
             let proxy = Setup::service(&[says(response).await]).start().await;
             let mut client = proxy.client().await;
             client.send(format!("GET / HTTP/{version}\r\nHost: web\r\n\r\n")).await;
             let got = client.until_reset().await;
             assert!(got.0.ends_with(end), "{got:?}");
-            assert!(got.1, "a reset tells the client, whatever framing it has: {got:?}");
+            assert_eq!(got.1, reset, "{got:?}");
             let seen = proxy.records(1).await.remove(0);
             assert_eq!((seen.status, &*seen.flags), (200, "UC"));
             assert!(proxy.worker.pool().is_empty());
@@ -188,6 +190,68 @@ fn a_response_that_is_cut_short_is_not_passed_off_as_whole() {
         let chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n";
         check(chunked, "1.1", "5\r\nhello\r\n").await;
         check(chunked, "1.0", "hello").await;
+        check(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello", "1.0", "hello").await;
+    });
+}
+
+/// What has been sent of a cut answer reaches a client that reads late, while it is still sending itself.
+#[test]
+fn a_cut_answer_loses_nothing_that_came() {
+    run(async {
+        let half = "x".repeat(100_000);
+        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: 200000\r\n\r\n{half}");
+        let address = upstream(move |mut peer, _| {
+            let answer = answer.clone();
+            async move {
+                peer.head().await;
+                peer.send(answer).await;
+            }
+        })
+        .await;
+        let proxy = Setup::service(&[address]).start().await;
+        let mut client = proxy.client().await;
+        client.send("POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 100\r\n\r\nhello").await;
+        // Only once the proxy has given up does the client send more, and then read.
+        assert_eq!(&*proxy.records(1).await[0].flags, "UC");
+        client.send("hello").await;
+        let (got, reset) = client.until_reset().await;
+        assert!(got.ends_with("xxx") && got.len() > 100_000 && !reset, "{} bytes, reset: {reset}", got.len());
+    });
+}
+
+/// A server that is reset in the middle of a body that ends with its connection, while it is still sent to: the error is
+/// told to the writer alone, and the reader sees an end like any other.
+#[test]
+fn a_reset_that_the_upload_hears_of_is_no_end_of_the_answer() {
+    run(async {
+        // Sends until nothing is taken any more, then resets.
+        let address = upstream(|mut peer, _| async move {
+            peer.head().await;
+            peer.send("HTTP/1.1 200 OK\r\n\r\n").await;
+            let (block, mut refused) = (vec![b'x'; 64 * 1024], 0);
+            while refused < 1000 {
+                refused = if peer.io.try_write(&block).is_ok() { 0 } else { refused + 1 };
+                tokio::task::yield_now().await;
+            }
+            peer.io.set_zero_linger().expect("a socket");
+        })
+        .await;
+        let proxy = Setup::service(&[address]).start().await;
+        let mut client = proxy.client().await;
+        client.send("POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 100000000\r\n\r\nhello").await;
+        client.io.readable().await.expect("the answer begins");
+        // The proxy can't pass the answer on, and its upload meets the reset. It reads from the client until then.
+        let more = [b'y'; 1000];
+        let mut refused = 0;
+        while refused < 3000 {
+            refused = if client.io.try_write(&more).is_ok() { 0 } else { refused + 1 };
+            tokio::task::yield_now().await;
+        }
+        let (got, _) = client.until_reset().await;
+        assert!(got.starts_with("HTTP/1.1 200 OK\r\n"));
+        assert!(!got.ends_with("0\r\n\r\n"), "cut, yet ended as if whole");
+        let seen = proxy.records(1).await.remove(0);
+        assert_eq!((&*seen.flags, seen.details), ("UC", "upstream_truncated"));
     });
 }
 

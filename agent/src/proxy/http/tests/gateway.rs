@@ -37,7 +37,7 @@ fn strangers_are_not_believed() {
         let proxy = Setup::gateway(HostPattern::Any, rule(), &[address]).start().await;
         let seen = proxy
             .exchange(
-                "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: evil\r\nConnection: upgrade, close\r\nUpgrade: websocket\r\n\r\n",
+                "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: evil\r\nConnection: upgrade, close\r\nUpgrade: tcp\r\n\r\n",
             )
             .await;
         assert!(seen.contains("x-forwarded-proto: http\r\n") && !seen.contains("https"), "{seen}");

@@ -17,7 +17,6 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 
-use crate::balance::Pick;
 use crate::compile::{RoutingTable, TableVersion, compile};
 use crate::model::{
     AppProtocol, Destination, Endpoint, HostPattern, HttpRule, LbPolicy, Listener, ListenerProtocol, Model,
@@ -25,9 +24,8 @@ use crate::model::{
     TrafficPolicy, WeightedDestination,
 };
 use crate::net::{ConnectTarget, Connector};
-use crate::pool::PoolLimits;
-use crate::proxy::http::{HttpSettings, HttpWorker, serve};
-use crate::proxy::{Context, Downstream};
+use crate::proxy::http::{HttpSettings, HttpWorker, Share, serve};
+use crate::proxy::{AdmissionSettings, Context, Downstream, Early, ProxySettings};
 use crate::telemetry::{ConnectionRecord, Origin, Recorder, RequestRecord};
 
 /// The service's captured address.
@@ -105,6 +103,7 @@ pub struct Setup {
     pub original_destination: SocketAddr,
     pub captured: HttpSettings,
     pub gateway: HttpSettings,
+    pub admission: AdmissionSettings,
     /// Whether each client connection comes with one to the only endpoint.
     pub early: bool,
     /// What the kernel takes from the proxy for an upstream that does not read; `None`: its default.
@@ -120,6 +119,7 @@ impl Setup {
             original_destination: service_address(),
             captured: HttpSettings { drain_grace: Duration::ZERO, ..HttpSettings::captured() },
             gateway: HttpSettings { drain_grace: Duration::ZERO, ..HttpSettings::gateway() },
+            admission: AdmissionSettings::default(),
             early: false,
             send_buffer: None,
         }
@@ -167,8 +167,13 @@ impl Setup {
         let records = Rc::new(Records::default());
         let (drain, draining) = watch::channel(false);
         let random = Rc::new(crate::proxy::Random::new(1));
-        let worker =
-            Rc::new(HttpWorker::new(self.captured, self.gateway, PoolLimits::default(), Rc::clone(&random)));
+        let settings = ProxySettings {
+            captured: self.captured,
+            gateway: self.gateway,
+            admission: self.admission,
+            ..ProxySettings::default()
+        };
+        let worker = Rc::new(HttpWorker::new(settings, Share::default(), Rc::clone(&random)));
         let ctx = Context {
             tables: Arc::new(ArcSwap::from_pointee(table)),
             connector: Rc::new(Loopback { send_buffer: self.send_buffer }),
@@ -183,7 +188,7 @@ impl Setup {
             while let Ok((io, peer)) = listener.accept().await {
                 let _ = io.set_nodelay(true);
                 let (read, origin) = (BytesMut::new(), origin.clone());
-                let early = if early { Some(connect_early(&ctx).await) } else { None };
+                let early = if early { Some(connect_early(&ctx, original_destination).await) } else { None };
                 let downstream = Downstream { io, read, peer, original_destination, origin, early };
                 tokio::task::spawn_local(serve(ctx.clone(), downstream));
             }
@@ -192,14 +197,18 @@ impl Setup {
     }
 }
 
-async fn connect_early(ctx: &Context) -> (Pick, TcpStream) {
+async fn connect_early(ctx: &Context, dialled: SocketAddr) -> Early {
     let table = ctx.tables.load_full();
+    if table.frontends.get(&dialled).is_some_and(|frontend| frontend.headless) {
+        let io = TcpStream::connect(dialled).await.expect("connects");
+        return Early { io, pick: None };
+    }
     let pick = table.frontends[&service_address()]
         .tcp
         .pick(std::net::Ipv4Addr::LOCALHOST.into(), 0, &[])
         .expect("an endpoint");
     let io = TcpStream::connect(pick.upstream().address).await.expect("connects");
-    (pick, io)
+    Early { io, pick: Some(pick) }
 }
 
 /// A running proxy.

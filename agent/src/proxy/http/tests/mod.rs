@@ -6,4 +6,5 @@ mod failures;
 mod gateway;
 pub(in crate::proxy) mod harness;
 mod heads;
+mod silence;
 mod upgrades;

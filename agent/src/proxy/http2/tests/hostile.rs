@@ -326,7 +326,7 @@ fn floods() {
             assert!(goaway, "{what}: no GOAWAY in {} bytes", all.len());
         }
         let records = proxy.records(4).await;
-        assert!(records.iter().any(|seen| seen.details == "h2_flood" && seen.flags == "DPE"));
+        assert!(records.iter().any(|seen| seen.details == "h2_continuation_flood" && seen.flags == "DPE"));
     });
 }
 

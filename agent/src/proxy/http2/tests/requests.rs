@@ -102,7 +102,7 @@ fn http1_to_http2_with_bodies_and_trailers() {
         for _ in 0..2 {
             client.send("POST /a?b HTTP/1.1\r\nHost: web:80\r\nTransfer-Encoding: chunked\r\nTE: trailers\r\nConnection: te, x-hop\r\nX-Hop: 1\r\nX-Kept: 2\r\n\r\n5\r\nhello\r\n0\r\nX-Sum: 5\r\n\r\n").await;
             let head = client.head().await;
-            assert!(head.starts_with("HTTP/1.1 200 \r\n"), "{head}");
+            assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
             assert_eq!(field(&head, "transfer-encoding").as_deref(), Some("chunked"));
             let mut body = String::new();
             while !body.ends_with("0\r\nx-sum: 5\r\n\r\n") {
@@ -142,7 +142,7 @@ fn expectations_pass_between_the_versions() {
         let mut client = proxy.client().await;
         client.send("PUT / HTTP/1.1\r\nHost: web\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n").await;
         let interim = client.head().await;
-        assert!(interim.starts_with("HTTP/1.1 100 \r\n"), "{interim}");
+        assert!(interim.starts_with("HTTP/1.1 100 Continue\r\n"), "{interim}");
         client.send("hi").await;
         let (_, body) = client.chunked().await;
         assert_eq!(body, "2\r\nhi\r\n0\r\n\r\n");

@@ -1,0 +1,72 @@
+//! A connection that has switched protocols: bytes both ways until both sides have closed theirs or one breaks off.
+
+use std::cell::Cell;
+use std::io;
+
+use tokio::net::TcpStream;
+
+use super::connection::{Connection, Ending};
+use super::record::Trail;
+use super::upstream::UpstreamConnection;
+use super::wire::write_parts;
+use super::worker::Buffers;
+use crate::net::{RelayFailure, relay};
+use crate::telemetry::Flag;
+
+impl Connection {
+    /// Runs the tunnel to its end. It may be silent for as long as it likes, and outlives a drain's beginning: only its
+    /// two ends know when it is over.
+    pub(super) async fn tunnel(&mut self, upstream: UpstreamConnection, trail: &mut Trail<'_>) -> Ending {
+        // The pick goes on to count as load of its endpoint.
+        let UpstreamConnection { io: mut upstream, pick: _pick, .. } = upstream;
+        let (sent, received) = (Cell::new(0), Cell::new(0));
+        let mut failure = self.pass_ahead(&mut upstream, &sent, &received).await.err();
+        self.release_buffers();
+        let (mut sent, mut received) = (sent.get(), received.get());
+        if failure.is_none() {
+            let relayed = relay(&mut self.io, &mut upstream).await;
+            sent += relayed.sent;
+            received += relayed.received;
+            failure = relayed.failure;
+        } else {
+            let _ = self.io.set_zero_linger();
+            let _ = upstream.set_zero_linger();
+        }
+        (trail.request_bytes, trail.response_bytes) = (sent, received);
+        if let Some(failure) = failure {
+            let (flag, details) = match failure {
+                RelayFailure::Downstream(_) => (Flag::DownstreamClosed, "downstream_reset"),
+                RelayFailure::Upstream(_) => (Flag::UpstreamClosed, "upstream_reset"),
+            };
+            trail.flags.insert(flag);
+            trail.details = details;
+        }
+        Ending::Now
+    }
+
+    /// Passes on what either side sent before it could know of the switch, or right behind it.
+    async fn pass_ahead(
+        &mut self,
+        upstream: &mut TcpStream,
+        sent: &Cell<u64>,
+        received: &Cell<u64>,
+    ) -> Result<(), RelayFailure> {
+        let Buffers { client_in, upstream_in, .. } = &self.buffers;
+        let write = async |io: &mut TcpStream, bytes: &[u8], count: &Cell<u64>| -> io::Result<()> {
+            write_parts(io, [bytes, &[], &[]], None, count).await
+        };
+        tokio::try_join!(
+            async { write(upstream, client_in, sent).await.map_err(RelayFailure::Upstream) },
+            async { write(&mut self.io, upstream_in, received).await.map_err(RelayFailure::Downstream) },
+        )?;
+        Ok(())
+    }
+
+    /// Gives back all but what the record needs: a tunnel is mostly idle, and may be there for hours.
+    fn release_buffers(&mut self) {
+        let mut buffers = std::mem::take(&mut self.buffers);
+        self.buffers.head = std::mem::take(&mut buffers.head);
+        self.buffers.request_id = std::mem::take(&mut buffers.request_id);
+        self.ctx.http.keep_buffers(buffers);
+    }
+}
