@@ -19,9 +19,8 @@ use agent::compile::{RoutingTable, TableVersion, compile};
 use agent::http::h1::Limits;
 use agent::model::{AppProtocol, Endpoint, LbPolicy, Model, ObjectName, Service, ServicePort, TrafficPolicy};
 use agent::net::{ConnectTarget, Connector};
-use agent::pool::PoolLimits;
-use agent::proxy::http::{HttpSettings, HttpWorker, serve};
-use agent::proxy::{Context, Downstream, Random};
+use agent::proxy::http::{HttpSettings, HttpWorker, Share, Upgrades, serve};
+use agent::proxy::{Context, Downstream, ProxySettings, Random};
 use agent::telemetry::{ConnectionRecord, Origin, Recorder, RequestRecord};
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
@@ -305,13 +304,14 @@ pub fn final_answer(answer: &[u8], to_head: bool) -> (Option<strict::Message>, T
 
 fn context(upstreams: &Rc<Upstreams>) -> (watch::Sender<bool>, Context) {
     let limits = Limits { head_bytes: 2048, target_bytes: 512, fields: 40, underscores: true };
-    let settings = HttpSettings {
+    let captured = HttpSettings {
         request: limits,
         response: limits,
-        upgrades: false,
+        upgrades: Upgrades::Off,
         discard_bytes: 512,
         ..HttpSettings::captured()
     };
+    let settings = ProxySettings { captured, ..ProxySettings::default() };
     let random = Rc::new(Random::new(1));
     let (drain, draining) = watch::channel(false);
     let context = Context {
@@ -320,7 +320,7 @@ fn context(upstreams: &Rc<Upstreams>) -> (watch::Sender<bool>, Context) {
         recorder: Rc::new(Unrecorded),
         drain: draining,
         open: Arc::default(),
-        http: Rc::new(HttpWorker::new(settings.clone(), settings, PoolLimits::default(), Rc::clone(&random))),
+        http: Rc::new(HttpWorker::new(settings, Share::default(), Rc::clone(&random))),
         random,
     };
     (drain, context)
