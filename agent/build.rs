@@ -9,6 +9,8 @@ use std::process::Command;
 /// Debian's compiler, and the library source that belongs to it.
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";
+/// Names an object that another build has made, so that builds with other flags (the fuzz targets') need not make it too.
+const READY_OBJECT: &str = "SLUICE_EBPF_OBJECT";
 
 fn main() {
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("..");
@@ -16,8 +18,13 @@ fn main() {
         println!("cargo::rerun-if-changed={}", root.join(watched).display());
     }
     println!("cargo::rerun-if-env-changed=PATH");
+    println!("cargo::rerun-if-env-changed={READY_OBJECT}");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
-    if let Err(what) = build(&root.join("agent-ebpf"), &out) {
+    let built = match env::var_os(READY_OBJECT) {
+        Some(object) => take(Path::new(&object), &out),
+        None => build(&root.join("agent-ebpf"), &out),
+    };
+    if let Err(what) = built {
         // One line: what is missing and what brings it.
         println!("cargo::error={what}");
     }
@@ -51,8 +58,12 @@ fn build(source: &Path, out: &Path) -> Result<(), String> {
         }
         return Err("the kernel programs in agent-ebpf do not build (see the lines above)".into());
     }
-    let object = target.join("bpfel-unknown-none/release/sluice-ebpf");
-    std::fs::copy(&object, out.join("sluice-ebpf.o"))
+    take(&target.join("bpfel-unknown-none/release/sluice-ebpf"), out)
+}
+
+/// Puts the object where the agent's source expects it.
+fn take(object: &Path, out: &Path) -> Result<(), String> {
+    std::fs::copy(object, out.join("sluice-ebpf.o"))
         .map_err(|error| format!("{}: {error}", object.display()))?;
     Ok(())
 }

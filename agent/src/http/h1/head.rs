@@ -71,11 +71,15 @@ impl HeadScan {
             if line_feed == self.line_start || bytes[line_feed - 1] != b'\r' {
                 return Err(Refusal::bad("bare_lf"));
             }
+            if line_feed == 1 {
+                // httparse would pass over any number of empty lines.
+                return Err(Refusal::bad("start_line_empty"));
+            }
             let end = line_feed + 1;
             if end > limits.head_bytes {
                 return Err(self.too_long());
             }
-            if line_feed == self.line_start + 1 && self.line_start > 0 {
+            if line_feed == self.line_start + 1 {
                 return Ok(Some(end));
             }
             self.line_start = end;
@@ -223,6 +227,8 @@ mod tests {
         check(b"GET / HTTP/1.1\r\na: b\n\r\n", Err("bare_lf"));
         check(b"GET / HTTP/1.1\r\n\n", Err("bare_lf"));
         check(b"\n", Err("bare_lf"));
+        check(b"\r\nGET / HTTP/1.1\r\n\r\n", Err("start_line_empty"));
+        check(b"\r\n\r\n", Err("start_line_empty"));
         check(&[b'a'; 70], Err("target_too_long"));
         check(&[b"GET / HTTP/1.1\r\n".as_slice(), &[b'a'; 60]].concat(), Err("header_too_long"));
         check(b"\x16\x03\x01\x02\x00", Err("head_control_byte"));

@@ -18,3 +18,5 @@ pub use framing::ConnectionOptions;
 pub use head::{HeadScan, Limits, MAX_FIELDS, Version};
 pub use request::{RequestHead, RequestParts};
 pub use response::ResponseHead;
+
+pub(crate) use head::is_token;

@@ -2,7 +2,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::http::h1::Known;
+use crate::http::h1::{Known, is_token};
 use crate::http::{FieldSink, hop};
 
 /// Trailers of HTTP/1, whole lines that have been filtered, as HTTP/2 has them.
@@ -17,10 +17,12 @@ pub fn from_lines(lines: &[u8]) -> HeaderMap {
     trailers
 }
 
-/// Trailers of HTTP/2 as lines of HTTP/1. Those that a recipient could take for a head's field of weight are left out.
+/// Trailers of HTTP/2 as lines of HTTP/1. Those that a recipient could take for a head's field of weight are left out, and
+/// those whose names are no tokens, which the `http` crate takes from HTTP/2 (`"` in them).
 pub fn to_lines(trailers: &HeaderMap) -> bytes::BytesMut {
     let mut lines = bytes::BytesMut::new();
-    for (name, value) in trailers.iter().filter(|(name, _)| hop::may_be_trailer(name.as_str().as_bytes())) {
+    let may_go = |name: &[u8]| hop::may_be_trailer(name) && name.iter().copied().all(is_token);
+    for (name, value) in trailers.iter().filter(|(name, _)| may_go(name.as_str().as_bytes())) {
         lines.field(name.as_str().as_bytes(), value.as_bytes().trim_ascii());
     }
     lines
@@ -61,6 +63,10 @@ mod tests {
         assert!(from_lines(b"").is_empty());
         let lines = to_lines(&map(&[("grpc-status", "5"), ("content-length", "3"), ("authorization", "x")]));
         assert_eq!(lines, "grpc-status: 5\r\n");
+        let mut quoted = HeaderMap::new();
+        quoted
+            .insert(HeaderName::from_lowercase(b"x\"y").expect("taken there"), HeaderValue::from_static("1"));
+        assert_eq!(to_lines(&quoted), "");
     }
 
     #[test]

@@ -85,7 +85,9 @@ impl Connection {
         trail.fail(problem);
         trail.status = problem.status();
         if let Some(answer) = problem.answer() {
-            let to = AnswerTo { client: Version::Http11, to_head: false, fate: Fate::Close };
+            // The refused head is still unread.
+            let to_head = self.buffers.client_in.starts_with(b"HEAD ");
+            let to = AnswerTo { client: Version::Http11, to_head, fate: Fate::Close };
             trail.response_bytes =
                 self.write_answer(answer, to, Changes::default()).await.unwrap_or_default();
         }

@@ -8,7 +8,6 @@ use crate::route::PathPolicy;
 
 /// Limits and timeouts of client connections of one kind and of what is done for them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(clippy::struct_excessive_bools, reason = "each is set by itself")]
 pub struct HttpSettings {
     /// Bounds of request heads.
     pub request: Limits,

@@ -55,6 +55,7 @@ pub(super) async fn respond(
     let (parts, body) = request.into_parts();
     let mut buffers = session.ctx.http.take_buffers();
     let read = read_request(&mut buffers.head, &parts, body.is_end_stream(), &session.settings.request);
+    let to_head = parts.method == http::Method::HEAD;
     drop(parts);
     let mut trail = Trail::new(start, session.caller().source(&table));
     trail.version = Version::Http2;
@@ -70,7 +71,7 @@ pub(super) async fn respond(
             }
             stream.serve(&table, &mut trail).await;
         }
-        Err(refusal) => stream.refuse(Problem::Refused(refusal), &mut trail),
+        Err(refusal) => stream.refuse(Problem::Refused(refusal), to_head, &mut trail),
     }
     session.ctx.http.keep_buffers(stream.buffers);
     if trail.flags.contains(Problem::ClientClosed.flag()) {
@@ -144,10 +145,10 @@ impl Stream<'_> {
     }
 
     /// Answers a head that is not taken, and records it.
-    fn refuse(&mut self, problem: Problem, trail: &mut Trail<'_>) {
+    fn refuse(&mut self, problem: Problem, to_head: bool, trail: &mut Trail<'_>) {
         trail.fail(problem);
         if let Some(answer) = problem.answer() {
-            self.send_answer(answer, Changes::default(), trail, (false, false));
+            self.send_answer(answer, Changes::default(), trail, (to_head, false));
         }
         self.session.caller().record(trail, None, "");
     }

@@ -82,6 +82,18 @@ fn hostile_requests_are_refused_and_nobody_sees_them() {
 }
 
 #[test]
+fn a_refused_head_request_gets_no_body() {
+    run(async {
+        let proxy = Setup::service(&[nobody()]).start().await;
+        for empty_line in ["", "\r\n"] {
+            let answer = proxy.exchange(&format!("{empty_line}HEAD / HTTP/1.1\r\n\r\n")).await;
+            assert_eq!(status(&answer), 400, "{answer}");
+            assert!(answer.ends_with("\r\n\r\n") && answer.contains("host_missing"), "{answer}");
+        }
+    });
+}
+
+#[test]
 fn a_request_body_that_breaks_its_chunks_ends_both_connections() {
     run(async {
         let address = upstream(|mut peer, _| async move {
