@@ -280,7 +280,11 @@ impl RequestHead {
     /// Whether an absolute-form target is one of `https`.
     pub fn is_for_https(&self) -> bool {
         self.target.authority.is_some()
-            && self.raw_target().as_bytes().get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"https"))
+            && self
+                .raw_target()
+                .as_bytes()
+                .get(..5)
+                .is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"https"))
     }
 
     /// How many proxies that call themselves `pseudonym` say that they have passed the request on (RFC 9110 section 7.6.3).
