@@ -22,7 +22,7 @@ fn start_lines() -> Vec<Case> {
         case(
             format!("{}GET / HTTP/1.1\r\nHost: web\r\n\r\n{SMUGGLED}", "\r\n".repeat(4)),
             400,
-            "head_malformed",
+            "start_line_empty",
         ),
         case(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400, "head_control_byte"),
         case(b"\x00\x00\x00\x17\xffSMB", 400, "head_control_byte"),
