@@ -50,7 +50,8 @@ pub fn is_vouched_for(name: &[u8]) -> bool {
         && (is_forwarded(name) || OTHERS.iter().any(|other| name.eq_ignore_ascii_case(other)))
 }
 
-/// Whether a trailer field may be passed on (RFC 9110 section 6.5.1): never framing, routing, or what the head decides.
+/// Whether a trailer field may be passed on (RFC 9110 section 6.5.1): never framing, routing, what the head decides, or
+/// what only a trusted proxy may say.
 pub fn may_be_trailer(name: &[u8]) -> bool {
     const HEAD_ONLY: [&[u8]; 8] = [
         b"trailer",
@@ -66,6 +67,7 @@ pub fn may_be_trailer(name: &[u8]) -> bool {
     !ends_here(known)
         && !matches!(known, Known::Host | Known::ContentLength | Known::Expect | Known::Date)
         && !is_protected(name)
+        && !is_vouched_for(name)
         && !HEAD_ONLY.iter().any(|only| name.eq_ignore_ascii_case(only))
 }
 
@@ -120,6 +122,8 @@ mod tests {
         check("Host", false, true, false);
         check("X-Forwarded-For", false, true, false);
         check("X-Forwarded-", false, false, true);
+        check("X-Original-URL", false, false, false);
+        check("x-rewrite-url", false, false, false);
         check("Authorization", false, true, false);
         check("grpc-status", false, false, true);
         check("Set-Cookie", false, false, false);

@@ -203,8 +203,16 @@ async fn sweep(shelves: Weak<RefCell<Shelves>>, every: Duration) {
     }
 }
 
+/// Whether a peer has not closed, as far as the kernel knows; it may have spoken.
+pub fn is_open(io: &TcpStream) -> bool {
+    match peek(io) {
+        Ok(bytes) => bytes > 0,
+        Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+    }
+}
+
 /// Whether a peer has neither closed nor said anything; between two messages it has no right to speak.
-fn is_quiet(io: &TcpStream, liveness: Liveness) -> bool {
+pub fn is_quiet(io: &TcpStream, liveness: Liveness) -> bool {
     match liveness {
         Liveness::Heard => {
             // Polling would not do: a task that has used up its budget gets no answer, which looks like a quiet peer.

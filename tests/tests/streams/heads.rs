@@ -266,7 +266,7 @@ fn too_large() -> Vec<Row> {
     bomb.extend("y".repeat(4_000).as_bytes());
     bomb.extend([0xbe; 4_000]);
     let mut rows = vec![
-        Row::new("80 KiB of fields", split, Said::Status(431)),
+        Row::new("80 KiB of fields", split, Said::Status(431)).because("header_too_long"),
         Row::new(
             "a bomb of references",
             frame(HEADERS, END_HEADERS | END_STREAM, 1, &bomb),

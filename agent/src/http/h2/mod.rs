@@ -9,4 +9,4 @@ mod trailers;
 
 pub use request::{read_request, request_uri};
 pub use response::read_response;
-pub use trailers::{from_lines, same_version, to_lines};
+pub use trailers::{from_lines, request_trailers, response_trailers, to_lines};

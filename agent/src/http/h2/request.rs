@@ -23,6 +23,9 @@ pub fn read_request(
         authority: parts.uri.authority().map(Authority::as_str),
         ends,
     };
+    if head_bytes(parts, target) > limits.head_bytes && target.len() <= limits.target_bytes {
+        return Err(Refusal::with(431, "header_too_long"));
+    }
     let cookie = joined_cookie(&parts.headers);
     let rest = parts.headers.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()));
     match &cookie {
@@ -32,6 +35,13 @@ pub fn read_request(
             head.assemble(request, rest.chain([(&b"cookie"[..], &cookie[..])]), limits)
         }
     }
+}
+
+/// How long the head would be as text of HTTP/1, whose limit is the same.
+fn head_bytes(parts: &Parts, target: &str) -> usize {
+    let authority = parts.uri.authority().map_or(0, |authority| authority.as_str().len());
+    let fields = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len());
+    parts.method.as_str().len() + target.len() + authority + fields.sum::<usize>()
 }
 
 /// The one cookie field that stands for several; `None` where there are not several.
@@ -72,7 +82,8 @@ mod tests {
             request.headers_mut().append(name, HeaderValue::from_bytes(value.as_bytes()).expect("a value"));
         }
         let mut head = RequestHead::default();
-        let limits = Limits { fields: 20, target_bytes: 64, underscores: false, ..Limits::default() };
+        let limits =
+            Limits { fields: 20, target_bytes: 64, head_bytes: 256, underscores: false, ..Limits::default() };
         read_request(&mut head, &request.into_parts().0, ends, &limits).map(|()| head)
     }
 
@@ -139,6 +150,8 @@ mod tests {
         get(&[("x_user", "root")], 400, "header_underscore");
         get(&[("expect", "magic")], 417, "expect_unknown");
         get(&[("a", "b"); 20], 431, "header_too_many");
+        get(&[("a", "b".repeat(256).as_str())], 431, "header_too_long");
+        get(&[("a", "b".repeat(60).as_str()); 4], 431, "header_too_long");
         check("/", "GET", &[], 400, "host_missing");
         check("/", "GET", &[("host", "")], 400, "host_empty");
         check("/", "GET", &[("host", "a"), ("host", "a")], 400, "host_repeated");

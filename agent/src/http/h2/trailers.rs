@@ -1,6 +1,6 @@
 //! Trailers between the two versions.
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName};
 
 use crate::http::h1::{Known, is_token};
 use crate::http::{FieldSink, hop};
@@ -28,21 +28,28 @@ pub fn to_lines(trailers: &HeaderMap) -> bytes::BytesMut {
     lines
 }
 
-/// Trailers of HTTP/2 for HTTP/2. There they can't be merged into a head by mistake, and gRPC puts arbitrary metadata in
-/// them, so that only what a message's frame consists of is left out, and `_` in names where `underscores` says so.
-pub fn same_version(trailers: HeaderMap, underscores: bool) -> HeaderMap {
-    let ends = |(name, _): &(&HeaderName, &HeaderValue)| {
-        let name = name.as_str().as_bytes();
+/// Trailers of an HTTP/2 request for HTTP/2. An upstream may merge them into the head, where what was taken from the
+/// head must not come in by this door; `_` in names where `underscores` says so.
+pub fn request_trailers(trailers: HeaderMap, underscores: bool) -> HeaderMap {
+    keep(trailers, |name| hop::may_be_trailer(name) && (underscores || !name.contains(&b'_')))
+}
+
+/// Trailers of an HTTP/2 response for HTTP/2. gRPC puts arbitrary metadata in them, so that only what a message's frame
+/// consists of is left out.
+pub fn response_trailers(trailers: HeaderMap) -> HeaderMap {
+    keep(trailers, |name| {
         let known = Known::of(name);
-        hop::ends_here(known)
-            || matches!(known, Known::Host | Known::ContentLength | Known::Expect)
-            || (!underscores && name.contains(&b'_'))
-    };
-    if !trailers.iter().any(|field| ends(&field)) {
+        !hop::ends_here(known) && !matches!(known, Known::Host | Known::ContentLength | Known::Expect)
+    })
+}
+
+fn keep(trailers: HeaderMap, may_go: impl Fn(&[u8]) -> bool) -> HeaderMap {
+    let goes = |name: &HeaderName| may_go(name.as_str().as_bytes());
+    if trailers.keys().all(goes) {
         return trailers;
     }
     let mut kept = HeaderMap::with_capacity(trailers.len());
-    for (name, value) in trailers.iter().filter(|field| !ends(field)) {
+    for (name, value) in trailers.iter().filter(|(name, _)| goes(name)) {
         kept.field(name.as_str().as_bytes(), value.as_bytes());
     }
     kept
@@ -50,6 +57,8 @@ pub fn same_version(trailers: HeaderMap, underscores: bool) -> HeaderMap {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
 
     fn map(fields: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -71,17 +80,36 @@ mod tests {
 
     #[test]
     fn what_frames_a_message_is_no_trailer() {
-        let check = |underscores, kept: &[_]| {
-            let trailers = map(&[
+        let trailers = || {
+            map(&[
                 ("grpc-status", "0"),
                 ("host", "a"),
                 ("x-request-id", "b"),
                 ("te", "trailers"),
                 ("x_user", "root"),
-            ]);
-            assert_eq!(same_version(trailers, underscores), map(kept));
+            ])
         };
-        check(true, &[("grpc-status", "0"), ("x-request-id", "b"), ("x_user", "root")]);
-        check(false, &[("grpc-status", "0"), ("x-request-id", "b")]);
+        let kept = [("grpc-status", "0"), ("x-request-id", "b"), ("x_user", "root")];
+        assert_eq!(response_trailers(trailers()), map(&kept));
+        assert_eq!(request_trailers(trailers(), true), map(&[("grpc-status", "0"), ("x_user", "root")]));
+        assert_eq!(request_trailers(trailers(), false), map(&[("grpc-status", "0")]));
+    }
+
+    #[test]
+    fn what_is_taken_from_heads_does_not_come_in_trailers() {
+        for name in [
+            "forwarded",
+            "x-forwarded-for",
+            "x-forwarded-client-cert",
+            "x-real-ip",
+            "x-original-url",
+            "x-rewrite-url",
+            "authorization",
+            "cookie",
+        ] {
+            let claim = map(&[(name, "evil"), ("x-sum", "1")]);
+            assert_eq!(request_trailers(claim.clone(), true), map(&[("x-sum", "1")]), "{name}");
+            assert_eq!(from_lines(&to_lines(&claim)), map(&[("x-sum", "1")]), "{name}");
+        }
     }
 }

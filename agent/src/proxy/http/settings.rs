@@ -123,7 +123,7 @@ pub struct FrameRates {
     pub pings: Option<u32>,
     /// WINDOW_UPDATE. Each HEADERS and DATA frame of ours allows ten more.
     pub window_updates: Option<u32>,
-    /// PRIORITY, and types that nobody knows.
+    /// PRIORITY, GOAWAY, and types that nobody knows.
     pub others: Option<u32>,
 }
 
@@ -151,10 +151,12 @@ impl Http2Settings {
         }
     }
 
-    /// For Gateway listeners: windows of 64 KiB and 1 MiB, bursts of 100 resets and ten a second, a PING each minute.
+    /// For Gateway listeners: windows of 64 KiB, and of as much as all streams have together, so that uploads which their
+    /// upstreams do not take leave room for others, whose clients would be found slow; bursts of 100 resets and ten a second, a PING each minute.
     pub fn gateway() -> Self {
         Self {
             stream_window: 64 * 1024,
+            connection_window: 100 * 64 * 1024,
             client_ping: Some(Duration::from_mins(1)),
             reset_burst: 100,
             resets_per_second: 10,

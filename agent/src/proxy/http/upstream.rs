@@ -11,7 +11,7 @@ use super::connection::Connection;
 use crate::balance::Pick;
 use crate::compile::{Cluster, Upstream};
 use crate::net::ConnectTarget;
-use crate::pool::{Liveness, PoolKey};
+use crate::pool::{Liveness, PoolKey, is_quiet};
 use crate::proxy::Early;
 use crate::proxy::answer::Problem;
 
@@ -67,10 +67,9 @@ impl Connection {
         goal: Goal<'_>,
         wanted: Wanted,
     ) -> Result<UpstreamConnection, Unreached> {
-        let mut early = self.early.take();
-        let acquired = self.caller().acquire(goal, wanted, &mut early).await;
-        self.early = early;
-        acquired
+        // For the first request that is sent on or for none: it does not grow old here.
+        let early = self.early.take();
+        self.caller().acquire(goal, wanted, early).await
     }
 }
 
@@ -80,9 +79,11 @@ impl Caller<'_> {
         self,
         goal: Goal<'_>,
         wanted: Wanted,
-        early: &mut Option<Early>,
+        early: Option<Early>,
     ) -> Result<UpstreamConnection, Unreached> {
-        if let Some((Early { io, pick }, address)) = take_early(early, goal) {
+        if let Some((Early { io, pick }, address)) =
+            take_early(early, goal, |io| is_quiet(io, Liveness::Asked))
+        {
             let key = self.pool_key(goal, address, pick.as_ref());
             // It may have been closed meanwhile, like one that was kept.
             return Ok(UpstreamConnection { io, key, reused: true, pick });
@@ -161,9 +162,14 @@ impl Caller<'_> {
 }
 
 /// The connection that was opened while the protocol was being told, and the address it leads to, if the request goes
-/// there.
-pub(in crate::proxy) fn take_early(early: &mut Option<Early>, goal: Goal<'_>) -> Option<(Early, SocketAddr)> {
-    let address = match (goal, &early.as_ref()?.pick) {
+/// there and the connection still `lives`.
+pub(in crate::proxy) fn take_early(
+    early: Option<Early>,
+    goal: Goal<'_>,
+    lives: impl Fn(&TcpStream) -> bool,
+) -> Option<(Early, SocketAddr)> {
+    let early = early.filter(|early| lives(&early.io))?;
+    let address = match (goal, &early.pick) {
         (Goal::Cluster(cluster), Some(pick)) => {
             let endpoints = &cluster.endpoints;
             let picked = endpoints.iter().find(|upstream| Arc::ptr_eq(upstream, pick.upstream()));
@@ -172,5 +178,5 @@ pub(in crate::proxy) fn take_early(early: &mut Option<Early>, goal: Goal<'_>) ->
         (Goal::Address(dialled), None) => dialled,
         _ => return None,
     };
-    Some((early.take()?, address))
+    Some((early, address))
 }

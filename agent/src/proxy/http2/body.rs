@@ -88,8 +88,11 @@ impl BodySource for Http2Source {
             }
         }
         let trailers = self.body.trailers().await.map_err(|error| self.side.in_body(&error))?;
-        let keep = |fields| Piece::Trailers(translate::same_version(fields, self.underscores));
-        Ok(trailers.map_or(Piece::End, keep))
+        let keep = |fields| match self.side {
+            Side::Client => translate::request_trailers(fields, self.underscores),
+            Side::Upstream => translate::response_trailers(fields),
+        };
+        Ok(trailers.map_or(Piece::End, |fields| Piece::Trailers(keep(fields))))
     }
 
     fn release(&mut self, bytes: usize) {
@@ -104,15 +107,17 @@ impl BodySource for Http2Source {
 }
 
 /// A body that goes out in an HTTP/2 stream.
-pub(super) struct Http2Sink {
+pub(super) struct Http2Sink<'a> {
     pub stream: SendStream<Bytes>,
     pub side: Side,
     pub patience: Option<Duration>,
+    /// Bytes that the receiver's window let pass.
+    pub taken: &'a Cell<u64>,
 }
 
-impl Http2Sink {
+impl Http2Sink<'_> {
     async fn capacity(&mut self, wanted: usize) -> Result<usize, Problem> {
-        let Self { stream, side, patience } = self;
+        let Self { stream, side, patience, .. } = self;
         stream.reserve_capacity(wanted);
         if stream.capacity() > 0 {
             return Ok(stream.capacity());
@@ -133,13 +138,14 @@ impl Http2Sink {
     }
 }
 
-impl BodySink for Http2Sink {
+impl BodySink for Http2Sink<'_> {
     async fn send(&mut self, mut data: Bytes, last: bool) -> Result<(), Problem> {
         while !data.is_empty() {
             let granted = self.capacity(data.len()).await?;
             let part = data.split_to(granted.min(data.len()));
-            let ends = last && data.is_empty();
+            let (bytes, ends) = (part.len() as u64, last && data.is_empty());
             self.stream.send_data(part, ends).map_err(|error| self.side.in_body(&error))?;
+            self.taken.set(self.taken.get() + bytes);
             if ends {
                 return Ok(());
             }
@@ -263,9 +269,11 @@ impl<W: AsyncWrite + Unpin> Http1Sink<'_, W> {
     /// Writes what lies in the buffer, then `data` and `tail`.
     pub async fn flush(&mut self, data: &[u8], tail: &[u8]) -> Result<(), Problem> {
         let written = write_parts(&mut self.io, [self.out, data, tail], self.patience, self.written).await;
-        self.out.clear();
-        if let (Err(error), Some(reset)) = (&written, self.reset) {
-            reset.set(is_reset(error));
+        // What is left in the buffer tells that a head was cut.
+        match (&written, self.reset) {
+            (Ok(()), _) => self.out.clear(),
+            (Err(error), Some(reset)) => reset.set(is_reset(error)),
+            (Err(_), None) => {}
         }
         written.map_err(|error| match error.kind() {
             io::ErrorKind::TimedOut => Problem::BodyTimeout,
@@ -297,5 +305,24 @@ impl<W: AsyncWrite + Unpin> BodySink for Http1Sink<'_, W> {
     /// The connection's reading half tells.
     async fn gone(&mut self) {
         pending::<()>().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_head_that_was_cut_stays_in_the_buffer() {
+        for (room, expected) in [(4, Err(Problem::BodyTimeout)), (64, Ok(()))] {
+            let (io, _peer) = tokio::io::duplex(room);
+            let (mut out, written) = (BytesMut::from("HTTP/1.1 200 OK"), Cell::new(0));
+            let patience = Some(Duration::from_millis(5));
+            let (side, reset) = (Side::Client, None);
+            let mut sink =
+                Http1Sink { io, out: &mut out, chunked: false, side, patience, written: &written, reset };
+            assert_eq!(sink.flush(b"", b"").await, expected);
+            assert_eq!((out.is_empty(), written.get()), (expected.is_ok(), room.min(15) as u64));
+        }
     }
 }

@@ -16,10 +16,11 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::budget::Budget;
+use super::exchange::SpareTimers;
 use super::frames::{FrameGuard, Watched};
 use super::respond::{StreamEnd, respond};
 use crate::http::Refusal;
-use crate::http::h1::Version;
+use crate::http::h1::{Limits, Version};
 use crate::net::Replay;
 use crate::proxy::answer::Problem;
 use crate::proxy::http::HttpSettings;
@@ -43,7 +44,9 @@ pub(super) struct Session {
     pub origin: Origin,
     pub peer: SocketAddr,
     pub original_destination: SocketAddr,
+    /// For the first stream.
     pub early: RefCell<Option<Early>>,
+    pub timers: SpareTimers,
 }
 
 impl Session {
@@ -73,8 +76,16 @@ pub async fn serve(ctx: Context, downstream: Downstream) {
     let Downstream { io, read, peer, original_destination, origin, early } = downstream;
     let settings = ctx.http.settings(&origin);
     let early = RefCell::new(early);
-    let session = Rc::new(Session { ctx, settings, origin, peer, original_destination, early });
-    let guard = FrameGuard::new(&session.settings.http2.frames, Instant::now());
+    let session = Rc::new(Session {
+        ctx,
+        settings,
+        origin,
+        peer,
+        original_destination,
+        early,
+        timers: SpareTimers::default(),
+    });
+    let guard = FrameGuard::new(&session.settings.http2, Instant::now());
     let io = Watched::new(Replay::new(read, io), Rc::clone(&guard));
     let shaken =
         within(session.settings.header_timeout, builder(&session.settings).handshake::<_, Bytes>(io));
@@ -84,7 +95,14 @@ pub async fn serve(ctx: Context, downstream: Downstream) {
         None => return,
     };
     let draining = *session.ctx.drain.borrow();
-    Served { session, streams: JoinSet::new(), guard, flooded: false, draining }.run(connection).await;
+    let flooded = None;
+    Served { session, streams: JoinSet::new(), guard, served: 0, flooded, draining }.run(connection).await;
+}
+
+/// Twice what is taken, so that nearly all heads that are too long are refused, and recorded, like those of HTTP/1. The
+/// frame layer's own refusals leave no trace.
+fn header_list_bytes(limits: &Limits) -> u32 {
+    u32::try_from(limits.head_bytes.saturating_mul(2)).unwrap_or(u32::MAX)
 }
 
 fn builder(settings: &HttpSettings) -> Builder {
@@ -94,7 +112,7 @@ fn builder(settings: &HttpSettings) -> Builder {
         .max_concurrent_streams(http2.max_streams)
         .initial_window_size(http2.stream_window)
         .initial_connection_window_size(http2.connection_window)
-        .max_header_list_size(u32::try_from(settings.request.head_bytes).unwrap_or(u32::MAX))
+        .max_header_list_size(header_list_bytes(&settings.request))
         .max_send_buffer_size(http2.send_buffer)
         .max_concurrent_reset_streams(MAX_REMEMBERED_RESETS)
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
@@ -107,8 +125,10 @@ struct Served {
     session: Rc<Session>,
     streams: JoinSet<StreamEnd>,
     guard: Rc<FrameGuard>,
-    /// Whether the client has been told that it is too much.
-    flooded: bool,
+    /// Streams begun so far.
+    served: u32,
+    /// Until when a client that has been told that it is too much may take to hear it.
+    flooded: Option<Instant>,
     /// Whether GOAWAY has been said.
     draining: bool,
 }
@@ -137,9 +157,8 @@ impl Served {
                 biased;
                 Some(ended) = self.streams.join_next(), if !quiet => {
                     quiet_since = Instant::now();
-                    if matches!(ended, Ok(StreamEnd::Last)) && !self.draining {
-                        self.draining = true;
-                        connection.graceful_shutdown();
+                    if matches!(ended, Ok(StreamEnd::Last)) {
+                        self.say_goaway(&mut connection);
                     }
                     let reset = matches!(ended, Ok(StreamEnd::Reset));
                     if reset && !budget.take(quiet_since) {
@@ -147,28 +166,27 @@ impl Served {
                     }
                 }
                 accepted = connection.accept() => match accepted {
-                    Some(Ok(accepted)) => self.start(accepted),
+                    Some(Ok(accepted)) => self.start(accepted, &mut connection),
                     Some(Err(error)) => {
                         note_end(&self.session, &self.guard, &error);
                         break;
                     }
                     None => break,
                 },
-                flood = poll_fn(|_| self.guard.poll_flood()), if !self.flooded => {
+                flood = poll_fn(|_| self.guard.poll_flood()), if self.flooded.is_none() => {
                     self.end_flood(&mut connection, flood);
                 }
+                () = until(self.flooded), if self.flooded.is_some() => break,
                 Ok(_) = drain.wait_for(|drains| *drains), if !self.draining => {
-                    self.draining = true;
                     quiet_since = Instant::now();
-                    connection.graceful_shutdown();
+                    self.say_goaway(&mut connection);
                 }
                 () = quiet_for_too_long, if quiet => {
                     if self.draining {
                         break;
                     }
-                    self.draining = true;
                     quiet_since = Instant::now();
-                    connection.graceful_shutdown();
+                    self.say_goaway(&mut connection);
                 }
                 () = &mut dead => {
                     tracing::debug!(peer = %self.session.peer, "a client answers no PING");
@@ -183,14 +201,26 @@ impl Served {
 
     /// Tells the client that it is too much. What it has opened ends with the connection.
     fn end_flood(&mut self, connection: &mut Connection, reason: &'static str) {
-        if !self.flooded {
-            self.flooded = true;
+        if self.flooded.is_none() {
+            self.flooded = Some(Instant::now() + self.session.settings.discard_time);
             self.session.record_violation(reason);
             connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
         }
     }
 
-    fn start(&mut self, (request, send): Accepted) {
+    /// Tells the client to open no more streams; those that it has opened are served.
+    fn say_goaway(&mut self, connection: &mut Connection) {
+        if !self.draining {
+            self.draining = true;
+            connection.graceful_shutdown();
+        }
+    }
+
+    fn start(&mut self, (request, send): Accepted, connection: &mut Connection) {
+        self.served = self.served.saturating_add(1);
+        if self.session.settings.max_requests.is_some_and(|max| self.served >= max) {
+            self.say_goaway(connection);
+        }
         self.streams.spawn_local(respond(Rc::clone(&self.session), request, send));
     }
 
@@ -199,12 +229,14 @@ impl Served {
     fn quiet_for_too_long(&self, since: Instant) -> impl Future<Output = ()> + use<> {
         let settings = &self.session.settings;
         let limit = if self.draining { Some(settings.drain_grace) } else { settings.idle_timeout };
-        async move {
-            match limit {
-                Some(limit) => tokio::time::sleep_until(since + limit).await,
-                None => pending().await,
-            }
-        }
+        until(limit.map(|limit| since + limit))
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => pending().await,
     }
 }
 

@@ -5,7 +5,7 @@
 //! client <-- Responder, BodySink <-- download <-- Answers, BodySource <-- upstream
 //! ```
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::pending;
 use std::pin::pin;
 use std::rc::Rc;
@@ -21,9 +21,12 @@ use crate::http::h1::{Known, ResponseHead};
 use crate::proxy::admission::Load;
 use crate::proxy::answer::Problem;
 use crate::proxy::http::exchange::MAX_INTERIM;
-use crate::proxy::http::silence::silent;
+use crate::proxy::http::silence::{Timer, silent};
 use crate::proxy::http::upstream::Deadline;
 use crate::proxy::http::{Http2Settings, HttpWorker};
+
+/// Timers that one connection keeps.
+const MAX_SPARE_TIMERS: usize = 16;
 
 /// How far an exchange came; shared by its two directions.
 #[derive(Debug)]
@@ -39,8 +42,10 @@ pub(super) struct Progress {
     pub uploaded: Cell<bool>,
     /// Whether the upstream said anything.
     pub answered: Cell<bool>,
-    /// Bytes that an HTTP/1 upstream's socket took.
+    /// Bytes that the upstream's socket or window took.
     pub sent: Cell<u64>,
+    /// Bytes that the client's socket or window took.
+    pub delivered: Cell<u64>,
     /// Whether the client has been told to go on with its body.
     pub continued: Cell<bool>,
     /// The status of the response whose head is with the client; 0: none yet.
@@ -63,6 +68,7 @@ impl Progress {
             uploaded: Cell::default(),
             answered: Cell::default(),
             sent: Cell::default(),
+            delivered: Cell::default(),
             continued: Cell::default(),
             status: Cell::default(),
             grpc_status: Cell::default(),
@@ -78,7 +84,7 @@ impl Progress {
 
     /// Bytes that moved in either direction.
     fn moved(&self) -> u64 {
-        [&self.request_bytes, &self.sent, &self.response_bytes]
+        [&self.request_bytes, &self.sent, &self.delivered, &self.response_bytes]
             .iter()
             .fold(0, |sum: u64, count| sum.wrapping_add(count.get()))
     }
@@ -123,6 +129,33 @@ pub(super) struct Bounds<'a> {
     pub patience: Option<Duration>,
     /// How far the exchange came.
     pub progress: &'a Progress,
+    /// Where the wait for silence gets its timer.
+    pub timers: &'a SpareTimers,
+}
+
+/// Timers that wait for the next request: setting one up and taking it down for each costs more than letting it run.
+#[derive(Debug, Default)]
+pub(super) struct SpareTimers(RefCell<Vec<Timer>>);
+
+impl SpareTimers {
+    fn take(&self) -> SpareTimer<'_> {
+        SpareTimer { timer: self.0.borrow_mut().pop().flatten(), spares: self }
+    }
+}
+
+/// A timer in use, which is spare again once it is dropped.
+struct SpareTimer<'a> {
+    timer: Timer,
+    spares: &'a SpareTimers,
+}
+
+impl Drop for SpareTimer<'_> {
+    fn drop(&mut self) {
+        let mut spares = self.spares.0.borrow_mut();
+        if self.timer.is_some() && spares.len() < MAX_SPARE_TIMERS {
+            spares.push(self.timer.take());
+        }
+    }
 }
 
 impl Bounds<'_> {
@@ -133,7 +166,10 @@ impl Bounds<'_> {
                 tokio::time::sleep_until(at).await;
                 problem
             }
-            None => silent(self.patience, &mut None, || self.progress.moved()).await,
+            None => {
+                let mut spare = self.timers.take();
+                silent(self.patience, &mut spare.timer, || self.progress.moved()).await
+            }
         }
     }
 }

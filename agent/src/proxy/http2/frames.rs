@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::budget::Budget;
 use crate::net::Replay;
-use crate::proxy::http::FrameRates;
+use crate::proxy::http::Http2Settings;
 
 /// What a client's connection starts with (RFC 9113 section 3.4).
 const PREFACE_BYTES: usize = 24;
@@ -84,6 +84,7 @@ struct Budgets {
     settings: Option<Budget>,
     pings: Option<Budget>,
     window_updates: Option<Budget>,
+    resets: Option<Budget>,
     others: Option<Budget>,
 }
 
@@ -96,6 +97,7 @@ impl Budgets {
             SETTINGS => (&mut self.settings, "h2_settings_flood"),
             PING => (&mut self.pings, "h2_ping_flood"),
             WINDOW_UPDATE => (&mut self.window_updates, "h2_window_update_flood"),
+            RST_STREAM => (&mut self.resets, "h2_reset_flood"),
             _ => (&mut self.others, "h2_other_frame_flood"),
         };
         let granted = budget.as_mut().is_none_or(|budget| budget.take(now()));
@@ -107,9 +109,12 @@ impl Budgets {
         if !matches!(kind, DATA | HEADERS) {
             return;
         }
-        for (budget, earned) in
-            [(&mut self.pings, 1), (&mut self.window_updates, WINDOWS_PER_FRAME), (&mut self.others, 1)]
-        {
+        for (budget, earned) in [
+            (&mut self.pings, 1),
+            (&mut self.window_updates, WINDOWS_PER_FRAME),
+            (&mut self.resets, 1),
+            (&mut self.others, 1),
+        ] {
             if let Some(budget) = budget {
                 budget.add(earned);
             }
@@ -119,13 +124,16 @@ impl Budgets {
 
 impl FrameGuard {
     /// Full budgets.
-    pub fn new(rates: &FrameRates, now: Instant) -> Rc<Self> {
+    pub fn new(settings: &Http2Settings, now: Instant) -> Rc<Self> {
+        let rates = &settings.frames;
         let budget =
             |rate: Option<u32>| rate.map(|rate| Budget::new(rate.saturating_mul(BURST_SECONDS), rate, now));
         let budgets = Budgets {
             settings: budget(rates.settings),
             pings: budget(rates.pings),
             window_updates: budget(rates.window_updates),
+            // Resets of streams that are over are told from others by nobody else.
+            resets: Some(Budget::new(settings.reset_burst, settings.resets_per_second, now)),
             others: budget(rates.others),
         };
         Rc::new(Self {
@@ -242,6 +250,7 @@ impl AsyncWrite for Watched {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proxy::http::FrameRates;
 
     fn frame(kind: u8, length: u8) -> Vec<u8> {
         [&[0, 0, length, kind, 0, 0, 0, 0, 0][..], &vec![0xaa; length.into()]].concat()
@@ -266,14 +275,19 @@ mod tests {
     #[test]
     fn each_kind_has_a_budget_of_its_own_that_answers_fill() {
         let now = Instant::now();
-        let rates = FrameRates { settings: Some(1), pings: Some(1), window_updates: None, others: Some(1) };
-        let guard = FrameGuard::new(&rates, now);
+        let frames = FrameRates { settings: Some(1), pings: Some(1), window_updates: None, others: Some(1) };
+        let settings =
+            Http2Settings { reset_burst: 25, resets_per_second: 1, frames, ..Http2Settings::captured() };
+        let guard = FrameGuard::new(&settings, now);
         let mut budgets = guard.budgets.borrow_mut();
-        for (kind, flood) in
-            [(SETTINGS, "h2_settings_flood"), (PING, "h2_ping_flood"), (2, "h2_other_frame_flood")]
-        {
+        for (kind, most, flood) in [
+            (SETTINGS, 10, "h2_settings_flood"),
+            (PING, 10, "h2_ping_flood"),
+            (2, 10, "h2_other_frame_flood"),
+            (RST_STREAM, 25, "h2_reset_flood"),
+        ] {
             let taken = (0..100).take_while(|_| budgets.take(kind, || now).is_ok()).count();
-            assert_eq!(taken, 10, "{flood}");
+            assert_eq!(taken, most, "{flood}");
             assert_eq!(budgets.take(kind, || now), Err(flood));
         }
         for kind in [WINDOW_UPDATE, DATA, HEADERS, CONTINUATION] {

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use super::body::{Http1Source, Http2Sink};
-use super::exchange::{self, Bounds, Progress};
+use super::exchange::{self, Bounds, Progress, SpareTimers};
 use super::fault::{Failed, Side, before_answer};
 use super::sides::{Http1Client, Http2Upstream};
 use super::upstream::UpstreamStream;
@@ -36,9 +36,8 @@ impl Connection {
         let fate = Cell::new(Fate::Close);
         let mut again = true;
         loop {
-            let mut early = self.early.take();
-            let acquired = self.caller().acquire_http2(goal, deadline, &mut early).await;
-            self.early = early;
+            let early = self.early.take();
+            let acquired = self.caller().acquire_http2(goal, deadline, early).await;
             let stream = match acquired {
                 Ok(stream) => stream,
                 Err(unreached) => {
@@ -49,9 +48,9 @@ impl Connection {
             trail.upstream = Some(stream.address);
             trail.endpoint = stream.pick.as_ref().map(|pick| Arc::clone(pick.upstream()));
             let progress = Progress::new(&self.ctx.http, &self.settings.http2);
-            let turn =
-                Turn { planned, deadline, progress: &progress, delivered: &delivered.delivered, fate: &fate };
+            let turn = Turn { planned, deadline, progress: &progress, fate: &fate };
             let result = self.exchange_http2(&stream, &mut body, turn).await;
+            delivered.delivered.set(delivered.delivered.get() + progress.delivered.get());
             trail.request_bytes = body.bytes();
             trail.response_bytes = progress.response_bytes.get();
             trail.grpc_status = progress.grpc_status.get();
@@ -100,7 +99,6 @@ impl Connection {
             may_keep,
             progress: turn.progress,
             fate: turn.fate,
-            delivered: turn.delivered,
         };
         let to_head = head.method() == "HEAD";
         let answers = Http2Upstream { response: answer, body: None, to_head, limits: &settings.response };
@@ -115,11 +113,13 @@ impl Connection {
             ahead: settings.ahead_bytes,
             reset: None,
         };
-        let sink = Http2Sink { stream: upload, side: Side::Upstream, patience: None };
+        let sink =
+            Http2Sink { stream: upload, side: Side::Upstream, patience: None, taken: &turn.progress.sent };
         let upload = exchange::upload(&mut source, sink, ends, turn.progress);
         let download = exchange::download(responder, answers, response, turn.progress);
         let patience = caller.patience(turn.planned, head, turn.deadline);
-        let bounds = Bounds { deadline: turn.deadline, patience, progress: turn.progress };
+        let (deadline, progress, timers) = (turn.deadline, turn.progress, &SpareTimers::default());
+        let bounds = Bounds { deadline, patience, progress, timers };
         exchange::run(upload, download, bounds).await
     }
 }
@@ -130,7 +130,6 @@ struct Turn<'a> {
     planned: &'a Planned<'a>,
     deadline: Deadline,
     progress: &'a Progress,
-    delivered: &'a Cell<u64>,
     fate: &'a Cell<Fate>,
 }
 

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use h2::RecvStream;
@@ -12,16 +13,18 @@ use tokio::time::Instant;
 
 use super::body::{Http1Sink, Http2Sink, Http2Source};
 use super::connection::Session;
-use super::exchange::{self, Bounds, Progress};
+use super::exchange::{self, Bounds, Progress, SpareTimers};
 use super::fault::{Failed, Side, before_answer};
 use super::from_http1::may_retry;
 use super::sides::{Http1Upstream, Http2Client, Http2Upstream, response};
-use super::upstream::UpstreamStream;
+use super::upstream::{UpstreamStream, unless_reset};
 use crate::http::body::{BodyTransfer, Framing};
 use crate::http::h1::{RequestHead, Version};
 use crate::http::h2::read_request;
 use crate::pool::Liveness;
+use crate::proxy::Early;
 use crate::proxy::answer::{Answer, Problem};
+use crate::proxy::http::HttpSettings;
 use crate::proxy::http::caller::{Caller, Wire, deadline, is_grpc};
 use crate::proxy::http::changes::Changes;
 use crate::proxy::http::exchange::HeadReading;
@@ -51,6 +54,8 @@ pub(super) async fn respond(
     send: SendResponse<Bytes>,
 ) -> StreamEnd {
     let start = Instant::now();
+    // For the first stream or for none: it does not grow old here.
+    let early = session.early.take();
     let table = session.ctx.tables.load_full();
     let (parts, body) = request.into_parts();
     let mut buffers = session.ctx.http.take_buffers();
@@ -62,7 +67,7 @@ pub(super) async fn respond(
     let left = session.settings.body_max;
     let underscores = session.settings.request.underscores;
     let body = Http2Source { body, side: Side::Client, pace: Pace::leisurely(), left, underscores };
-    let mut stream = Stream { session: &session, buffers, send, body };
+    let mut stream = Stream { session: &session, buffers, send, body, early };
     match read {
         Ok(()) => {
             // A gRPC call may be silent in one direction for as long as it likes; PINGs tell whether its client lives.
@@ -83,17 +88,25 @@ pub(super) async fn respond(
     }
 }
 
+/// How long the client may take nothing of its answer. A gRPC client may, for as long as it likes: PINGs tell whether it
+/// lives.
+fn client_patience(settings: &HttpSettings, head: &RequestHead) -> Option<Duration> {
+    settings.body_timeout.filter(|_| !is_grpc(head))
+}
+
 /// A stream whose request's head has been read.
 struct Stream<'s> {
     session: &'s Session,
     buffers: Held,
     send: SendResponse<Bytes>,
     body: Http2Source,
+    early: Option<Early>,
 }
 
 /// One try's terms.
 #[derive(Clone, Copy)]
 struct Turn<'a> {
+    timers: &'a SpareTimers,
     planned: &'a Planned<'a>,
     deadline: Deadline,
     progress: &'a Progress,
@@ -102,7 +115,7 @@ struct Turn<'a> {
 impl Turn<'_> {
     fn bounds(&self, caller: &Caller<'_>, head: &RequestHead) -> Bounds<'_> {
         let patience = caller.patience(self.planned, head, self.deadline);
-        Bounds { deadline: self.deadline, patience, progress: self.progress }
+        Bounds { deadline: self.deadline, patience, progress: self.progress, timers: self.timers }
     }
 }
 
@@ -160,7 +173,8 @@ impl Stream<'_> {
         let mut again = true;
         loop {
             let progress = Progress::new(&self.session.ctx.http, &self.session.settings.http2);
-            let turn = Turn { planned, deadline, progress: &progress };
+            let timers = &self.session.timers;
+            let turn = Turn { timers, planned, deadline, progress: &progress };
             let (result, may_retry) = match wire {
                 Wire::Http1 => self.try_http1(goal, turn, again, trail).await,
                 Wire::Http2 => self.try_http2(goal, turn, trail).await,
@@ -185,14 +199,11 @@ impl Stream<'_> {
         turn: Turn<'_>,
         trail: &mut Trail<'_>,
     ) -> (Result<(), Failed>, bool) {
-        let mut early = self.session.early.take();
-        let acquired = self.session.caller().acquire_http2(goal, turn.deadline, &mut early).await;
-        if early.is_some() {
-            self.session.early.replace(early);
-        }
-        let stream = match acquired {
-            Ok(stream) => stream,
-            Err(unreached) => return (Err(trail.unreached(unreached).into()), false),
+        let acquiring = self.session.caller().acquire_http2(goal, turn.deadline, self.early.take());
+        let stream = match unless_reset(&mut self.send, acquiring).await {
+            Err(problem) => return (Err(problem.into()), false),
+            Ok(Ok(stream)) => stream,
+            Ok(Err(unreached)) => return (Err(trail.unreached(unreached).into()), false),
         };
         trail.upstream = Some(stream.address);
         trail.endpoint = stream.pick.as_ref().map(|pick| Arc::clone(pick.upstream()));
@@ -203,7 +214,7 @@ impl Stream<'_> {
     }
 
     async fn over_http2(&mut self, stream: &UpstreamStream, turn: Turn<'_>) -> Result<(), Failed> {
-        let Self { session, buffers, send, body } = self;
+        let Self { session, buffers, send, body, .. } = self;
         let Buffers { head, response, request_id, .. } = &mut **buffers;
         let (caller, settings) = (session.caller(), &session.settings);
         let request = caller.http2_request(turn.planned, head, request_id).map_err(Problem::Refused)?;
@@ -211,10 +222,18 @@ impl Stream<'_> {
         let sent = stream.lease.sender().send_request(request, ends);
         let (answer, upload) = sent.map_err(|error| before_answer(&error))?;
         let changes = turn.planned.response_changes();
-        let client = Http2Client { respond: send, worker: &session.ctx.http, settings, changes };
+        let patience = client_patience(settings, head);
+        let client = Http2Client {
+            respond: send,
+            worker: &session.ctx.http,
+            patience,
+            changes,
+            progress: turn.progress,
+        };
         let to_head = head.method() == "HEAD";
         let upstream = Http2Upstream { response: answer, body: None, to_head, limits: &settings.response };
-        let sink = Http2Sink { stream: upload, side: Side::Upstream, patience: None };
+        let sink =
+            Http2Sink { stream: upload, side: Side::Upstream, patience: None, taken: &turn.progress.sent };
         let upload = exchange::upload(body, sink, ends, turn.progress);
         let download = exchange::download(client, upstream, response, turn.progress);
         exchange::run(upload, download, turn.bounds(&caller, head)).await
@@ -232,14 +251,11 @@ impl Stream<'_> {
         let repeatable = framing.is_empty() && self.buffers.head.is_idempotent();
         let liveness = if repeatable { Liveness::Heard } else { Liveness::Asked };
         let wanted = Wanted { kept: fresh.then_some(liveness), deadline: turn.deadline };
-        let mut early = self.session.early.take();
-        let acquired = self.session.caller().acquire(goal, wanted, &mut early).await;
-        if early.is_some() {
-            self.session.early.replace(early);
-        }
-        let mut upstream = match acquired {
-            Ok(upstream) => upstream,
-            Err(unreached) => return (Err(trail.unreached(unreached).into()), false),
+        let acquiring = self.session.caller().acquire(goal, wanted, self.early.take());
+        let mut upstream = match unless_reset(&mut self.send, acquiring).await {
+            Err(problem) => return (Err(problem.into()), false),
+            Ok(Ok(upstream)) => upstream,
+            Ok(Err(unreached)) => return (Err(trail.unreached(unreached).into()), false),
         };
         trail.upstream = Some(upstream.key.address);
         trail.endpoint = upstream.pick.as_ref().map(|pick| Arc::clone(pick.upstream()));
@@ -265,7 +281,7 @@ impl Stream<'_> {
         upstream: &mut UpstreamConnection,
         turn: Turn<'_>,
     ) -> Result<bool, Failed> {
-        let Self { session, buffers, send, body } = self;
+        let Self { session, buffers, send, body, .. } = self;
         let (caller, settings) = (session.caller(), &session.settings);
         let Buffers { head, response, request_id, upstream_in, upstream_out, client_out, .. } =
             &mut **buffers;
@@ -275,7 +291,14 @@ impl Stream<'_> {
         caller.writer(turn.planned, &outgoing, head, request_id).write(upstream_out);
         let (read, write) = upstream.io.split();
         let changes = turn.planned.response_changes();
-        let client = Http2Client { respond: send, worker: &session.ctx.http, settings, changes };
+        let patience = client_patience(settings, head);
+        let client = Http2Client {
+            respond: send,
+            worker: &session.ctx.http,
+            patience,
+            changes,
+            progress: turn.progress,
+        };
         let (answered, reset) = (Cell::new(false), Cell::new(false));
         let reading =
             HeadReading { limits: &settings.response, to_head: head.method() == "HEAD", answered: &answered };
@@ -311,10 +334,12 @@ impl Stream<'_> {
             turn.progress.answered.set(true);
         }
         result?;
+        // An upstream that answers without having asked for the body may take what was sent of it for its next request.
+        let in_doubt = head.expects_continue() && !ends && !turn.progress.continued.get();
         let persistent = response.version() == Version::Http11
             && response.connection().persistent(response.version())
             && response.framing() != Framing::UntilClose;
-        Ok(persistent && transfer.is_done())
+        Ok(persistent && transfer.is_done() && !in_doubt)
     }
 
     /// The exchange failed: answers where nothing has been sent to the client, else resets the stream.

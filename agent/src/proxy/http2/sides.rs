@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::future::{pending, poll_fn};
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use h2::RecvStream;
@@ -30,8 +31,10 @@ use crate::proxy::http::worker::HttpWorker;
 pub(super) struct Http2Client<'a> {
     pub respond: &'a mut SendResponse<Bytes>,
     pub worker: &'a HttpWorker,
-    pub settings: &'a HttpSettings,
+    /// How long it may take nothing.
+    pub patience: Option<Duration>,
     pub changes: Changes<'a>,
+    pub progress: &'a Progress,
 }
 
 impl Http2Client<'_> {
@@ -57,18 +60,19 @@ pub(super) fn response(status: u16, fields: HeaderMap) -> Response<()> {
     response
 }
 
-impl Responder for Http2Client<'_> {
-    type Sink = Http2Sink;
+impl<'a> Responder for Http2Client<'a> {
+    type Sink = Http2Sink<'a>;
 
     async fn interim(&mut self, head: &ResponseHead) -> Result<(), Problem> {
         let response = self.response(head);
         self.respond.send_informational(response).map_err(|_| Problem::ClientClosed)
     }
 
-    async fn start(self, head: &ResponseHead, ends: bool) -> Result<Http2Sink, Problem> {
+    async fn start(self, head: &ResponseHead, ends: bool) -> Result<Http2Sink<'a>, Problem> {
         let response = self.response(head);
         let stream = self.respond.send_response(response, ends).map_err(|_| Problem::ClientClosed)?;
-        Ok(Http2Sink { stream, side: Side::Client, patience: self.settings.body_timeout })
+        let taken = &self.progress.delivered;
+        Ok(Http2Sink { stream, side: Side::Client, patience: self.patience, taken })
     }
 
     async fn gone(&mut self) {
@@ -89,8 +93,6 @@ pub(super) struct Http1Client<'a> {
     pub progress: &'a Progress,
     /// What becomes of the client's connection; told by the response's head.
     pub fate: &'a Cell<Fate>,
-    /// Bytes that the client's socket took.
-    pub delivered: &'a Cell<u64>,
 }
 
 impl<'a> Http1Client<'a> {
@@ -102,7 +104,7 @@ impl<'a> Http1Client<'a> {
 
     fn sink(self, chunked: bool) -> Http1Sink<'a, WriteHalf<'a>> {
         let patience = self.settings.body_timeout;
-        let (io, out, written) = (self.io, self.out, self.delivered);
+        let (io, out, written) = (self.io, self.out, &self.progress.delivered);
         Http1Sink { io, out, chunked, side: Side::Client, patience, written, reset: None }
     }
 
@@ -129,7 +131,7 @@ impl<'a> Responder for Http1Client<'a> {
             chunked: false,
             side: Side::Client,
             patience,
-            written: self.delivered,
+            written: &self.progress.delivered,
             reset: None,
         };
         sink.flush(b"", b"").await

@@ -1,16 +1,19 @@
 //! A stream to an endpoint: on a connection that is there, or on a new one. Each request chooses its endpoint, so that the
 //! calls of one gRPC connection are spread over all of them.
 
+use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 
+use bytes::Bytes;
 use h2::client;
+use h2::server::SendResponse;
 use http::{Method, Request, Version};
 
 use crate::balance::Pick;
 use crate::http::Refusal;
 use crate::http::h1::RequestHead;
 use crate::http::h2::request_uri;
-use crate::pool::{Lease, PoolKey, Turn};
+use crate::pool::{Lease, PoolKey, Turn, is_open};
 use crate::proxy::Early;
 use crate::proxy::answer::Problem;
 use crate::proxy::http::HttpSettings;
@@ -36,9 +39,9 @@ impl Caller<'_> {
         self,
         goal: Goal<'_>,
         deadline: Deadline,
-        early: &mut Option<Early>,
+        early: Option<Early>,
     ) -> Result<UpstreamStream, Unreached> {
-        if let Some((Early { io, pick }, address)) = take_early(early, goal) {
+        if let Some((Early { io, pick }, address)) = take_early(early, goal, is_open) {
             let key = self.pool_key(goal, address, pick.as_ref());
             let (builder, keepalive) = (builder(self.settings), self.settings.http2.upstream_keepalive());
             if let Ok(mut lease) = self.ctx.http.http2().add(&key, io, &builder, keepalive).await {
@@ -88,6 +91,18 @@ impl Caller<'_> {
         *request.uri_mut() = request_uri(head.scheme(), &outgoing.authority, &target(&outgoing, head))?;
         *request.headers_mut() = self.writer(planned, &outgoing, head, request_id).write_map();
         Ok(request)
+    }
+}
+
+/// Waits for what the client's request needs, unless the client resets it.
+pub(super) async fn unless_reset<T>(
+    send: &mut SendResponse<Bytes>,
+    acquiring: impl Future<Output = T>,
+) -> Result<T, Problem> {
+    tokio::select! {
+        biased;
+        acquired = acquiring => Ok(acquired),
+        _ = poll_fn(|cx| send.poll_reset(cx)) => Err(Problem::ClientClosed),
     }
 }
 

@@ -276,7 +276,7 @@ pub(super) const HTTP: &[Row<HttpSettings>] = &[
         "http2.other-frames-per-second",
         1,
         |s| &mut s.http2.frames.others,
-        "PRIORITY and unknown frames of a client; ten seconds' worth may come at once.",
+        "PRIORITY, GOAWAY and unknown frames of a client; ten seconds' worth may come at once.",
     ),
 ];
 

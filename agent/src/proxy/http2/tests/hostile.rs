@@ -346,7 +346,8 @@ fn a_head_beyond_the_limit_is_431_and_the_connection_goes_on() {
         assert_eq!(hear(&mut io).await, Said::Answer);
         io.write_all(&headers(3, END_STREAM, &GET)).await.expect("the proxy reads");
         assert_eq!(hear(&mut io).await, Said::Answer);
-        let seen = proxy.records(1).await;
-        assert!(seen.iter().all(|record| record.path == "/" && record.status == 200), "{seen:?}");
+        let seen = proxy.records(2).await;
+        assert_eq!((seen[0].status, &*seen[0].flags, seen[0].details), (431, "DPE", "header_too_long"));
+        assert_eq!((seen[1].status, &*seen[1].path), (200, "/"));
     });
 }

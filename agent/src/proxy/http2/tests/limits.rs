@@ -10,8 +10,8 @@ use tokio::io::AsyncReadExt;
 
 use super::peers::{Client, echo, request, rest, upstream};
 use crate::model::{AppProtocol, HostPattern};
-use crate::proxy::http::Http2Settings;
 use crate::proxy::http::tests::harness::{Setup, rule, run};
+use crate::proxy::http::{FrameRates, Http2Settings};
 
 #[test]
 fn a_flood_of_resets_ends_the_connection() {
@@ -174,5 +174,55 @@ fn gateways_route_http2_by_authority() {
         let proxy = setup.speaking(AppProtocol::Undeclared).start().await;
         let answer = Client::connect(&proxy).await.get(request("GET", "/", &[])).await;
         assert_eq!((answer.status, &*answer.body), (200, "0 GET / HTTP/1.1"));
+    });
+}
+
+#[test]
+fn a_connection_has_its_number_of_requests() {
+    run(async {
+        let mut setup =
+            Setup::gateway(HostPattern::Any, rule(), &[echo().await]).speaking(AppProtocol::Http2);
+        setup.gateway.max_requests = Some(2);
+        let proxy = setup.start().await;
+        let client = Client::connect(&proxy).await;
+        for _ in 0..2 {
+            assert_eq!(client.get(request("GET", "/", &[])).await.status, 200, "it is served to its end");
+        }
+        let ended = client.ended.await.expect("the connection's end");
+        assert!(ended.is_ok(), "{ended:?}");
+        assert!(client.send.clone().ready().await.is_err(), "no third one");
+    });
+}
+
+#[test]
+fn resets_are_counted_by_their_own_settings() {
+    run(async {
+        let http2 = Http2Settings::captured();
+        let frames = FrameRates { others: Some(1), ..http2.frames };
+        for (reset_burst, lives) in [(100, true), (30, false)] {
+            let mut setup = Setup::service(&[echo().await]).speaking(AppProtocol::Http2);
+            setup.captured.http2 =
+                Http2Settings { reset_burst, resets_per_second: 0, frames, ..http2.clone() };
+            let proxy = setup.start().await;
+            let mut peer = proxy.client().await;
+            peer.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+            peer.send([0, 0, 0, 4, 0, 0, 0, 0, 0]).await;
+            // A GET, and its stream's resets: all but the first are of a stream that is over.
+            let get = [&[0, 0, 8, 1, 5, 0, 0, 0, 1, 0x82, 0x86, 0x84, 0x41, 3][..], b"web"].concat();
+            peer.send(get).await;
+            proxy.records(1).await;
+            peer.send([0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 8].repeat(50)).await;
+            peer.send([0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]).await;
+            let mut all = Vec::new();
+            let pong = |all: &[u8]| all.windows(5).any(|head| head == [0, 8, 6, 1, 0]);
+            if lives {
+                while !pong(&all) {
+                    assert!(matches!(peer.io.read_buf(&mut all).await, Ok(1..)), "{all:?}");
+                }
+                assert_eq!(proxy.records(1).await.len(), 1);
+            } else {
+                assert_eq!(proxy.records(2).await[1].details, "h2_reset_flood");
+            }
+        }
     });
 }

@@ -5,6 +5,7 @@ mod grpc;
 mod hostile;
 mod limits;
 mod overload;
+mod patience;
 pub(in crate::proxy) mod peers;
 mod requests;
 mod streams;

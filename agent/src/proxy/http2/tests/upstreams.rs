@@ -174,3 +174,89 @@ fn an_early_connection_serves_the_first_request() {
         assert!(whole(response).await.body.ends_with('x'));
     });
 }
+
+#[test]
+fn an_upstream_that_answered_without_asking_for_the_body_is_not_used_again() {
+    run(async {
+        for (go_on, kept) in [("", 0), ("HTTP/1.1 100 Continue\r\n\r\n", 1)] {
+            let upstream = http1_upstream(move |mut peer, _| async move {
+                peer.head().await;
+                peer.send(go_on).await;
+                peer.bytes(5).await;
+                peer.send("HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n").await;
+                peer.rest().await;
+            })
+            .await;
+            let proxy = Setup::service(&[upstream]).start().await;
+            let client = Client::connect(&proxy).await;
+            let fields = [("expect", "100-continue"), ("content-length", "5")];
+            let (response, mut send) = client.start(request("POST", "/", &fields), false).await;
+            send.send_data(Bytes::from_static(b"hello"), true).expect("open");
+            assert_eq!(whole(response).await.status, 401);
+            proxy.records(1).await;
+            assert_eq!(proxy.worker.pool().len(), kept, "{go_on:?}");
+        }
+    });
+}
+
+#[test]
+fn an_early_connection_that_was_closed_is_not_used() {
+    run(async {
+        for protocol in [AppProtocol::Http, AppProtocol::Http2] {
+            let closed = Rc::new(Cell::new(false));
+            let told = Rc::clone(&closed);
+            let upstream = http1_upstream(move |mut peer, number| {
+                let told = Rc::clone(&told);
+                async move {
+                    if number == 0 {
+                        drop(peer);
+                        told.set(true);
+                    } else if protocol == AppProtocol::Http {
+                        peer.head().await;
+                        peer.send("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+                    } else {
+                        let mut connection = server::handshake(peer.io).await.expect("HTTP/2");
+                        while let Some(Ok((_, mut respond))) = connection.accept().await {
+                            respond.send_response(http::Response::new(()), true).expect("the peer waits");
+                        }
+                    }
+                }
+            })
+            .await;
+            let mut setup = Setup::service(&[upstream]).speaking(protocol);
+            setup.early = true;
+            let proxy = setup.start().await;
+            let client = Client::connect(&proxy).await;
+            while !closed.get() {
+                tokio::task::yield_now().await;
+            }
+            // Not to be repeated: it must find a connection that lives.
+            let answer = client.get(request("POST", "/", &[])).await;
+            assert_eq!(answer.status, 200, "{protocol:?}");
+        }
+    });
+}
+
+#[test]
+fn an_early_connection_is_for_the_first_stream_or_for_none() {
+    run(async {
+        let ended = Rc::new(Cell::new(false));
+        let told = Rc::clone(&ended);
+        let upstream = http1_upstream(move |mut peer, _| {
+            let told = Rc::clone(&told);
+            async move {
+                assert_eq!(peer.rest().await, "", "nobody asks");
+                told.set(true);
+            }
+        })
+        .await;
+        let mut setup = Setup::service(&[upstream]);
+        setup.early = true;
+        let proxy = setup.start().await;
+        let client = Client::connect(&proxy).await;
+        assert_eq!(client.get(request("TRACE", "/", &[])).await.status, 405);
+        while !ended.get() {
+            tokio::task::yield_now().await;
+        }
+    });
+}
