@@ -82,8 +82,7 @@ mod tests {
             request.headers_mut().append(name, HeaderValue::from_bytes(value.as_bytes()).expect("a value"));
         }
         let mut head = RequestHead::default();
-        let limits =
-            Limits { fields: 20, target_bytes: 64, head_bytes: 256, underscores: false, ..Limits::default() };
+        let limits = Limits { fields: 20, target_bytes: 64, head_bytes: 256, underscores: false };
         read_request(&mut head, &request.into_parts().0, ends, &limits).map(|()| head)
     }
 

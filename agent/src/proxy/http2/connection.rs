@@ -96,7 +96,7 @@ pub async fn serve(ctx: Context, downstream: Downstream) {
     };
     let draining = *session.ctx.drain.borrow();
     let flooded = None;
-    Served { session, streams: JoinSet::new(), guard, served: 0, flooded, draining }.run(connection).await;
+    Served { session, streams: JoinSet::new(), guard, begun: 0, flooded, draining }.run(connection).await;
 }
 
 /// Twice what is taken, so that nearly all heads that are too long are refused, and recorded, like those of HTTP/1. The
@@ -126,7 +126,7 @@ struct Served {
     streams: JoinSet<StreamEnd>,
     guard: Rc<FrameGuard>,
     /// Streams begun so far.
-    served: u32,
+    begun: u32,
     /// Until when a client that has been told that it is too much may take to hear it.
     flooded: Option<Instant>,
     /// Whether GOAWAY has been said.
@@ -217,8 +217,8 @@ impl Served {
     }
 
     fn start(&mut self, (request, send): Accepted, connection: &mut Connection) {
-        self.served = self.served.saturating_add(1);
-        if self.session.settings.max_requests.is_some_and(|max| self.served >= max) {
+        self.begun = self.begun.saturating_add(1);
+        if self.session.settings.max_requests.is_some_and(|max| self.begun >= max) {
             self.say_goaway(connection);
         }
         self.streams.spawn_local(respond(Rc::clone(&self.session), request, send));

@@ -161,16 +161,12 @@ impl Drop for SpareTimer<'_> {
 impl Bounds<'_> {
     /// Ends when the exchange's time is over. A request whose whole time is bounded is not watched for silence.
     async fn over(self) -> Problem {
-        match self.deadline {
-            Some((at, problem)) => {
-                tokio::time::sleep_until(at).await;
-                problem
-            }
-            None => {
-                let mut spare = self.timers.take();
-                silent(self.patience, &mut spare.timer, || self.progress.moved()).await
-            }
+        if let Some((at, problem)) = self.deadline {
+            tokio::time::sleep_until(at).await;
+            return problem;
         }
+        let mut spare = self.timers.take();
+        silent(self.patience, &mut spare.timer, || self.progress.moved()).await
     }
 }
 

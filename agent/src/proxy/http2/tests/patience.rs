@@ -96,23 +96,23 @@ fn uploads_that_nobody_takes_leave_room_for_others() {
         setup.gateway.body_timeout = Some(Duration::from_millis(500));
         let proxy = setup.start().await;
         let client = Client::connect(&proxy).await;
-        let (sent, mut held) = (Rc::new(Cell::new(0)), Vec::new());
+        let (passed, mut held) = (Rc::new(Cell::new(0)), Vec::new());
         for _ in 0..40 {
             let (response, mut send) = client.start(request("POST", "/stuck", &[]), false).await;
             held.push(response);
-            let sent = Rc::clone(&sent);
+            let passed = Rc::clone(&passed);
             tokio::task::spawn_local(async move {
                 loop {
                     send.reserve_capacity(16 * 1024);
                     let Some(Ok(granted)) = poll_fn(|cx| send.poll_capacity(cx)).await else { return };
-                    sent.set(sent.get() + granted);
+                    passed.set(passed.get() + granted);
                     if send.send_data(vec![b'x'; granted].into(), false).is_err() {
                         return;
                     }
                 }
             });
         }
-        settled(&sent).await;
+        settled(&passed).await;
         let (response, mut send) = client.start(request("POST", "/", &[]), false).await;
         send.send_data(Bytes::from_static(b"healthy"), true).expect("open");
         assert_eq!(whole(response).await.body, "healthy");
