@@ -48,7 +48,7 @@ impl Connection {
             };
             trail.upstream = Some(stream.address);
             trail.endpoint = stream.pick.as_ref().map(|pick| Arc::clone(pick.upstream()));
-            let progress = Progress::new(&self.ctx.http, &self.settings.http2);
+            let progress = Progress::new(self.ctx.http.load(&self.origin), &self.settings.http2);
             let turn =
                 Turn { planned, deadline, progress: &progress, delivered: &delivered.delivered, fate: &fate };
             let result = self.exchange_http2(&stream, &mut body, turn).await;
