@@ -294,7 +294,7 @@ fn analyze_takes_the_examples_and_names_what_is_broken() -> Result<()> {
     // Copies, for the checkout may be closed to the unprivileged.
     let examples = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples");
     let mut files = Vec::new();
-    for directory in [examples.to_owned(), format!("{examples}/strangler")] {
+    for directory in ["", "/strangler", "/gateway"].map(|part| format!("{examples}{part}")) {
         for entry in std::fs::read_dir(directory)? {
             let path = entry?.path();
             if path.extension().is_some_and(|extension| extension == "yaml") {
@@ -304,7 +304,7 @@ fn analyze_takes_the_examples_and_names_what_is_broken() -> Result<()> {
             }
         }
     }
-    ensure!(files.len() >= 7, "only {files:?}");
+    ensure!(files.len() >= 9, "only {files:?}");
     for file in &files {
         let (code, shown) = sluice(&site, &["analyze", file])?;
         ensure!(code == Some(0) && shown.contains(" 0 errors"), "{file}: {code:?} {shown}");

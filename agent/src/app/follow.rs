@@ -1,6 +1,7 @@
 //! Follows the documents: each new state becomes a table, and the Gateway listeners that it asks for.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::bail;
 use tokio::sync::mpsc;
@@ -10,6 +11,9 @@ use super::status::Observed;
 use super::tables::Tables;
 use crate::config::State;
 use crate::proxy::{Command, WorkerHandle};
+
+/// How soon a listener that could not be opened is tried again.
+const RETRY: Duration = Duration::from_secs(2);
 
 /// Applies states in the order in which they come.
 pub(super) struct Follower {
@@ -34,22 +38,38 @@ impl Follower {
 
     /// Applies further states for as long as they come.
     pub(super) async fn run(mut self, mut changes: mpsc::Receiver<State>) {
-        while let Some(state) = changes.recv().await {
-            for error in self.apply(&state) {
+        let mut closed = false;
+        loop {
+            let state = tokio::select! {
+                state = changes.recv() => state,
+                () = tokio::time::sleep(RETRY), if closed => {
+                    closed = !self.listen().is_empty();
+                    continue;
+                }
+            };
+            let Some(state) = state else { return };
+            let errors = self.apply(&state);
+            closed = !errors.is_empty();
+            for error in errors {
                 tracing::error!(%error, "a gateway listener is not open");
             }
         }
     }
 
+    /// Opens what the table in force asks for and is not open.
+    fn listen(&mut self) -> Vec<ListenerError> {
+        let errors = self.gateways.reconcile(&self.tables.current.load(), &self.workers);
+        self.observed.listening(self.gateways.addresses(), &errors);
+        errors
+    }
+
     fn apply(&mut self, state: &State) -> Vec<ListenerError> {
         let applied = self.tables.apply(&state.model);
-        let table = self.tables.current.load();
-        let errors = self.gateways.reconcile(&table, &self.workers);
         for worker in &self.workers {
             // Fails for a worker that has ended, which holds nothing.
             let _ = worker.commands.send(Command::Table);
         }
-        self.observed.applied(state, applied, self.gateways.addresses(), &errors);
-        errors
+        self.observed.applied(state, applied);
+        self.listen()
     }
 }

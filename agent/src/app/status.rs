@@ -111,26 +111,24 @@ impl Observed {
     }
 
     /// A state of the documents came into force.
-    pub(super) fn applied(
-        &self,
-        state: &State,
-        applied: Applied,
-        open: Vec<(String, SocketAddr)>,
-        errors: &[ListenerError],
-    ) {
+    pub(super) fn applied(&self, state: &State, applied: Applied) {
         self.metrics.table_applied(&self.tables.load(), applied.took);
         count_objects(&self.metrics, &state.report);
         log_new_messages(&self.changing().report, &state.report);
+        let mut changing = self.changing();
+        changing.applied = Some(applied);
+        changing.report = state.report.clone();
+    }
+
+    /// The Gateway listeners that are open, and those that could not be opened.
+    pub(super) fn listening(&self, open: Vec<(String, SocketAddr)>, errors: &[ListenerError]) {
         let bound = open.into_iter().map(|(name, address)| listener(&name, address));
         let failed = errors.iter().map(|error| ListenerStatus {
             name: error.name().to_owned(),
             address: String::new(),
             error: Some(error.to_string()),
         });
-        let mut changing = self.changing();
-        changing.listeners = bound.chain(failed).collect();
-        changing.applied = Some(applied);
-        changing.report = state.report.clone();
+        self.changing().listeners = bound.chain(failed).collect();
     }
 
     fn changing(&self) -> std::sync::MutexGuard<'_, Changing> {

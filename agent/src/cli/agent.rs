@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::{self, CaptureOptions, Settings};
@@ -163,6 +164,7 @@ pub(super) fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
         access_log: args.access_log == Switch::On,
         drain_timeout: Duration::from_secs(args.drain_timeout),
     };
+    raise_descriptors(settings.proxy.admission.connections);
     // Control work: documents, netlink, admin. Requests run on the workers' own threads.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -173,10 +175,14 @@ pub(super) fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
         let running = app::start(settings, log).await?;
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = hangup.recv() => tracing::info!("SIGHUP: edits of the documents apply at once; there is nothing to reload"),
+            }
         }
         let stopping = running.stop();
         tokio::select! {
@@ -185,6 +191,23 @@ pub(super) fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
         }
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// Takes as many file descriptors as the process may have: most systems give 1,024 to begin with, and every proxied
+/// connection needs two.
+fn raise_descriptors(connections: u32) {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard));
+    match raised {
+        Ok(limit) if limit / 2 < u64::from(connections) => {
+            tracing::warn!(
+                limit,
+                "file descriptors (LimitNOFILE) run out before connections.max={connections} does"
+            );
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "the limit of file descriptors stays as it is"),
+    }
 }
 
 /// A number, decimal or with `0x`.

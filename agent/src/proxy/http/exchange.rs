@@ -145,7 +145,8 @@ pub(in crate::proxy) async fn run(
 async fn deadline(deadline: Option<(Instant, Problem)>) -> Problem {
     match deadline {
         Some((at, problem)) => {
-            tokio::time::sleep_until(at).await;
+            // Boxed, as few requests have one.
+            Box::pin(tokio::time::sleep_until(at)).await;
             problem
         }
         None => pending().await,

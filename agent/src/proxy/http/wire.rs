@@ -80,7 +80,8 @@ pub(in crate::proxy) async fn patient<T>(
     let first = poll_fn(|cx| Poll::Ready(operation.as_mut().poll(cx))).await;
     match first {
         Poll::Ready(result) => result,
-        Poll::Pending => match tokio::time::timeout(patience, operation).await {
+        // Boxed, as few wait: the futures of all that write would be larger by a timer.
+        Poll::Pending => match Box::pin(tokio::time::timeout(patience, operation)).await {
             Ok(result) => result,
             Err(_) => Err(io::ErrorKind::TimedOut.into()),
         },
