@@ -253,7 +253,7 @@ fn requests_in_flight() -> Result<()> {
 
 #[test]
 fn bytes_that_requests_buffer() -> Result<()> {
-    // Each of two workers takes eight times 64 KiB.
+    // Each of two workers takes eight times 64 KiB, and six of strangers.
     shed("overload.max-buffered=1MiB", "buffered_bytes", 17)
 }
 

@@ -52,6 +52,8 @@ pub struct Http2Pool(Rc<RefCell<Shelves>>);
 struct Shelves {
     limits: PoolLimits,
     by_key: HashMap<PoolKey, Shelf>,
+    /// Connections on all shelves.
+    total: usize,
     sweeping: bool,
 }
 
@@ -64,6 +66,9 @@ struct Shelf {
 
 #[derive(Debug)]
 struct Shared {
+    /// Where it lies while it takes requests.
+    pool: Weak<RefCell<Shelves>>,
+    key: PoolKey,
     send: SendRequest<Bytes>,
     streams: Cell<usize>,
     since: Cell<Instant>,
@@ -72,20 +77,42 @@ struct Shared {
 }
 
 impl Shelves {
-    /// Lets the connection go that has carried nothing for longest; false where all are busy.
-    fn make_room(&mut self) -> bool {
-        let idle = |shelf: &Shelf| {
-            let idle = shelf.connections.iter().enumerate().filter(|(_, shared)| shared.streams.get() == 0);
-            idle.map(|(at, shared)| (shared.since.get(), at)).min()
-        };
-        let oldest = self.by_key.values_mut().filter_map(|shelf| Some((idle(shelf)?, shelf)));
-        let Some(((_, at), of_it)) = oldest.min_by_key(|(idle, _)| *idle) else { return false };
-        of_it.connections.swap_remove(at);
-        true
+    /// A connection has become idle: lets the one go that has been for longest, where there are too many now. Only idle ones
+    /// count, of which the walk over all is spared while there are few connections at all.
+    fn settle(&mut self, key: &PoolKey) {
+        let PoolLimits { per_key, total, .. } = self.limits;
+        if let Some(shelf) = self.by_key.get_mut(key)
+            && shelf.connections.len() > per_key
+            && shelf.idle().count() > per_key
+            && let Some((_, at)) = shelf.idle().min()
+        {
+            shelf.connections.swap_remove(at);
+            self.total -= 1;
+        }
+        if self.total <= total
+            || self.by_key.values().map(|shelf| shelf.idle().count()).sum::<usize>() <= total
+        {
+            return;
+        }
+        let oldest = self.by_key.values_mut().filter_map(|shelf| Some((shelf.idle().min()?, shelf)));
+        if let Some(((_, at), of_it)) = oldest.min_by_key(|(idle, _)| *idle) {
+            of_it.connections.swap_remove(at);
+            self.total -= 1;
+        }
+    }
+
+    fn count(&mut self) {
+        self.total = self.by_key.values().map(|shelf| shelf.connections.len()).sum();
     }
 }
 
 impl Shelf {
+    /// The connections without streams: since when, and where they are.
+    fn idle(&self) -> impl Iterator<Item = (Instant, usize)> {
+        let idle = self.connections.iter().enumerate().filter(|(_, shared)| shared.streams.get() == 0);
+        idle.map(|(at, shared)| (shared.since.get(), at))
+    }
+
     /// The connection with the fewest streams of those that have room.
     fn least_busy(&self) -> Option<usize> {
         let free = self.connections.iter().enumerate().filter(|(_, shared)| shared.has_room());
@@ -114,7 +141,7 @@ pub enum Turn {
     Dial(DialTurn),
     /// Wait until whoever is connecting is done, then ask again.
     Wait(Rc<Notify>),
-    /// Give up: there are as many connections as there may be, and all are full.
+    /// Give up: there are as many connections for the key as there may be, and all are full.
     Full,
 }
 
@@ -147,26 +174,34 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.shared.streams.set(self.shared.streams.get() - 1);
-        self.shared.since.set(Instant::now());
+        let Shared { pool, key, streams, since, .. } = &*self.shared;
+        streams.set(streams.get() - 1);
+        since.set(Instant::now());
+        if streams.get() == 0
+            && let Some(pool) = pool.upgrade()
+        {
+            pool.borrow_mut().settle(key);
+        }
     }
 }
 
 impl Http2Pool {
     /// An empty pool.
     pub fn new(limits: PoolLimits) -> Self {
-        Self(Rc::new(RefCell::new(Shelves { limits, by_key: HashMap::new(), sweeping: false })))
+        Self(Rc::new(RefCell::new(Shelves { limits, by_key: HashMap::new(), total: 0, sweeping: false })))
     }
 
     /// A place on the least busy connection, or what is to be done to get one.
     pub fn take(&self, key: &PoolKey) -> Turn {
-        let mut shelves = self.0.borrow_mut();
+        let mut borrowed = self.0.borrow_mut();
+        let shelves = &mut *borrowed;
         if let Some(shelf) = shelves.by_key.get_mut(key) {
             while let Some(at) = shelf.least_busy() {
                 if shelf.connections[at].is_open() {
                     return Turn::Stream(Lease::new(&shelf.connections[at]));
                 }
                 shelf.connections.swap_remove(at);
+                shelves.total -= 1;
             }
             if shelf.dialling {
                 return Turn::Wait(Rc::clone(&shelf.dialled));
@@ -175,10 +210,6 @@ impl Http2Pool {
                 return Turn::Full;
             }
         }
-        let total: usize = shelves.by_key.values().map(|shelf| shelf.connections.len()).sum();
-        if total >= shelves.limits.total && !shelves.make_room() {
-            return Turn::Full;
-        }
         shelves.by_key.entry(key.clone()).or_default().dialling = true;
         Turn::Dial(DialTurn { pool: self.clone(), key: key.clone() })
     }
@@ -186,18 +217,20 @@ impl Http2Pool {
     /// Gives no more requests to the connections whose keys are not to be kept. They close once those that they carry
     /// have ended.
     pub fn retain(&self, keep: impl Fn(&PoolKey) -> bool) {
-        self.0.borrow_mut().by_key.retain(|key, shelf| {
+        let mut shelves = self.0.borrow_mut();
+        shelves.by_key.retain(|key, shelf| {
             let keeps = keep(key);
             if !keeps {
                 shelf.connections.clear();
             }
             keeps || shelf.dialling
         });
+        shelves.count();
     }
 
     /// How many connections there are.
     pub fn len(&self) -> usize {
-        self.0.borrow().by_key.values().map(|shelf| shelf.connections.len()).sum()
+        self.0.borrow().total
     }
 
     /// Whether there is none.
@@ -216,6 +249,8 @@ impl Http2Pool {
         let (send, mut connection) = builder.handshake(io).await?;
         let closed = Rc::new(Cell::new(false));
         let shared = Rc::new(Shared {
+            pool: Rc::downgrade(&self.0),
+            key: key.clone(),
             send,
             streams: Cell::new(0),
             since: Cell::new(Instant::now()),
@@ -241,6 +276,7 @@ impl Http2Pool {
         let mut shelves = self.0.borrow_mut();
         let lease = Lease::new(&shared);
         shelves.by_key.entry(key.clone()).or_default().connections.push(shared);
+        shelves.total += 1;
         if !shelves.sweeping {
             shelves.sweeping = true;
             tokio::task::spawn_local(sweep(Rc::downgrade(&self.0), shelves.limits.idle / 2));
@@ -283,6 +319,7 @@ async fn sweep(shelves: Weak<RefCell<Shelves>>, every: Duration) {
             });
         }
         inner.by_key.retain(|_, shelf| shelf.dialling || !shelf.connections.is_empty());
+        inner.count();
         if inner.by_key.is_empty() {
             inner.sweeping = false;
             return;
@@ -387,24 +424,36 @@ mod tests {
     }
 
     #[tokio::test(flavor = "current_thread")]
-    async fn a_full_pool_lets_the_longest_idle_go_and_forgets_what_is_gone() {
+    async fn idle_connections_alone_are_bounded() {
         LocalSet::new()
             .run_until(async {
-                let pool = Http2Pool::new(PoolLimits { total: 2, ..PoolLimits::default() });
-                let goaway = Rc::new(Notify::new());
-                let mut leases = Vec::new();
-                for uid in ["a", "b"] {
-                    let Turn::Dial(turn) = pool.take(&key_of(uid)) else { panic!("no turn to dial") };
-                    let io = connected(2, Rc::clone(&goaway)).await;
-                    leases.push(turn.add(io, &h2::client::Builder::new(), None).await.expect("a connection"));
+                let limits = PoolLimits { total: 1, ..PoolLimits::default() };
+                for (limits, kept) in [
+                    (limits, &["b"][..]),
+                    (PoolLimits { total: 0, ..limits }, &[]),
+                    (PoolLimits { total: 9, per_key: 0, ..limits }, &[]),
+                    (PoolLimits { total: 9, per_key: 1, ..limits }, &["a", "b"]),
+                ] {
+                    let pool = Http2Pool::new(limits);
+                    let goaway = Rc::new(Notify::new());
+                    let mut leases = Vec::new();
+                    for uid in ["a", "b", "c"] {
+                        let Turn::Dial(turn) = pool.take(&key_of(uid)) else { panic!("no turn to dial") };
+                        let io = connected(2, Rc::clone(&goaway)).await;
+                        let lease = turn.add(io, &h2::client::Builder::new(), None).await;
+                        leases.push(lease.expect("a connection"));
+                    }
+                    assert_eq!(pool.len(), 3, "all are busy: {limits:?}");
+                    leases.drain(..2);
+                    for uid in ["a", "b"] {
+                        let is_kept = matches!(pool.take(&key_of(uid)), Turn::Stream(_));
+                        assert_eq!(is_kept, kept.contains(&uid), "{uid} of {limits:?}");
+                    }
+                    assert!(matches!(pool.take(&key_of("c")), Turn::Stream(_)), "{limits:?}");
+                    pool.retain(|key| key.uid.as_deref() != Some("c"));
+                    assert_eq!(pool.len(), kept.len(), "{limits:?}");
+                    assert!(leases[0].shared.is_open(), "what is under way goes on");
                 }
-                assert!(matches!(pool.take(&key_of("c")), Turn::Full), "both are busy");
-                leases.remove(0);
-                assert!(matches!(pool.take(&key_of("c")), Turn::Dial(_)), "one was idle");
-                assert!(pool.len() == 1 && matches!(pool.take(&key_of("b")), Turn::Stream(_)));
-                pool.retain(|key| key.uid.as_deref() != Some("b"));
-                assert!(pool.is_empty() && matches!(pool.take(&key_of("b")), Turn::Dial(_)));
-                assert!(leases[0].shared.is_open(), "what is under way goes on");
             })
             .await;
     }

@@ -34,6 +34,13 @@ pub struct PoolLimits {
     pub total: usize,
 }
 
+impl PoolLimits {
+    /// Whether a connection is closed as soon as it is unused.
+    fn keeps_none(&self) -> bool {
+        self.total == 0 || self.per_key == 0
+    }
+}
+
 impl Default for PoolLimits {
     /// 60 s, 512 for a key, 4096 in all.
     fn default() -> Self {
@@ -122,6 +129,9 @@ impl Pool {
     /// Keeps a connection that is between two messages. Within a local runtime, which runs the pool's sweeper.
     pub fn put(&self, key: PoolKey, io: TcpStream) {
         let mut shelves = self.0.borrow_mut();
+        if shelves.limits.keeps_none() {
+            return;
+        }
         if shelves.total >= shelves.limits.total {
             shelves.make_room();
         }
@@ -326,8 +336,16 @@ mod tests {
                     let kept = pool.take(&key(&number.to_string()), Liveness::Heard).is_some();
                     assert_eq!(kept, number >= 2, "{number}");
                 }
-                let none = Pool::new(PoolLimits { total: 0, ..PoolLimits::default() });
-                none.put(key("a"), pair().await.0);
+                let defaults = PoolLimits::default;
+                for limits in [PoolLimits { total: 0, ..defaults() }, PoolLimits { per_key: 0, ..defaults() }]
+                {
+                    let none = Pool::new(limits);
+                    let (near, mut far) = pair().await;
+                    none.put(key("a"), near);
+                    assert!(none.is_empty() && none.take(&key("a"), Liveness::Heard).is_none());
+                    let read = tokio::io::AsyncReadExt::read(&mut far, &mut [0]).await;
+                    assert_eq!(read.expect("a clean end"), 0, "closed at once");
+                }
             })
             .await;
     }

@@ -8,6 +8,8 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use crate::telemetry::Origin;
+
 /// What a request is taken to buffer before it buffers more: a read buffer for each direction.
 const REQUEST_BYTES: usize = 64 * 1024;
 
@@ -29,11 +31,31 @@ impl Default for AdmissionSettings {
     }
 }
 
+/// Who asks. Strangers may take three quarters of everything, so that they never take what pods need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// A captured pod.
+    Pod,
+    /// A client of a Gateway's listener.
+    Stranger,
+}
+
+impl From<&Origin> for Whose {
+    fn from(origin: &Origin) -> Self {
+        match origin {
+            Origin::Outbound => Self::Pod,
+            Origin::Gateway(_) => Self::Stranger,
+        }
+    }
+}
+
 /// Counts the open client connections of all workers; asked once for each connection.
 #[derive(Debug)]
 pub struct Admission {
     most: u32,
     open: AtomicU32,
+    /// Those of strangers among them.
+    strangers: AtomicU32,
     /// Holds sources with open connections only, so that it is bounded as these are.
     sources: Mutex<HashMap<Source, u32, foldhash::fast::RandomState>>,
 }
@@ -66,20 +88,22 @@ pub(super) enum Crowded {
 impl Admission {
     /// Nothing is open.
     pub fn new(settings: &AdmissionSettings) -> Self {
-        Self { most: settings.connections, open: AtomicU32::new(0), sources: Mutex::default() }
+        Self {
+            most: settings.connections,
+            open: AtomicU32::new(0),
+            strangers: AtomicU32::new(0),
+            sources: Mutex::default(),
+        }
     }
 
     /// Counts a connection; it must be given back with [`Self::leave`] and the same `per_source`.
-    pub(super) fn enter(&self, source: Source, per_source: Option<u32>) -> Result<(), Crowded> {
-        if self.open.fetch_add(1, Ordering::Relaxed) >= self.most {
-            self.open.fetch_sub(1, Ordering::Relaxed);
-            return Err(Crowded::Agent);
-        }
+    pub(super) fn enter(&self, whose: Whose, source: Source, per_source: Option<u32>) -> Result<(), Crowded> {
+        self.count(whose)?;
         let Some(most) = per_source else { return Ok(()) };
         let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
         let open = sources.entry(source).or_default();
         if *open >= most {
-            self.open.fetch_sub(1, Ordering::Relaxed);
+            self.uncount(whose);
             return Err(Crowded::Source);
         }
         *open += 1;
@@ -87,8 +111,8 @@ impl Admission {
     }
 
     /// A connection ended.
-    pub(super) fn leave(&self, source: Source, per_source: Option<u32>) {
-        self.open.fetch_sub(1, Ordering::Relaxed);
+    pub(super) fn leave(&self, whose: Whose, source: Source, per_source: Option<u32>) {
+        self.uncount(whose);
         if per_source.is_none() {
             return;
         }
@@ -100,15 +124,80 @@ impl Admission {
             }
         }
     }
+
+    fn count(&self, whose: Whose) -> Result<(), Crowded> {
+        let of_strangers = self.most - self.most / 4;
+        if whose == Whose::Stranger && self.strangers.fetch_add(1, Ordering::Relaxed) >= of_strangers {
+            self.strangers.fetch_sub(1, Ordering::Relaxed);
+            return Err(Crowded::Agent);
+        }
+        if self.open.fetch_add(1, Ordering::Relaxed) >= self.most {
+            self.uncount(whose);
+            return Err(Crowded::Agent);
+        }
+        Ok(())
+    }
+
+    fn uncount(&self, whose: Whose) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+        if whose == Whose::Stranger {
+            self.strangers.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
 }
 
-/// What a worker is busy with, and its share of what the agent may be.
+/// What a worker is busy with for pods or for strangers, and its share of what the agent may be.
 #[derive(Debug)]
 pub(super) struct Load {
-    requests: Cell<usize>,
-    buffered: Cell<usize>,
-    most_requests: usize,
-    most_buffered: usize,
+    whose: Whose,
+    busy: Rc<Busy>,
+}
+
+/// What a worker is busy with, and how busy it may be.
+#[derive(Debug)]
+struct Busy {
+    requests: Amount,
+    buffered: Amount,
+}
+
+/// So much of one thing.
+#[derive(Debug)]
+struct Amount {
+    pods: Cell<usize>,
+    strangers: Cell<usize>,
+    most: usize,
+    /// Of `most`, what strangers may take.
+    most_strangers: usize,
+}
+
+impl Amount {
+    fn new(most: usize, most_strangers: usize) -> Self {
+        Self { pods: Cell::new(0), strangers: Cell::new(0), most, most_strangers }
+    }
+
+    fn of(&self, whose: Whose) -> &Cell<usize> {
+        match whose {
+            Whose::Pod => &self.pods,
+            Whose::Stranger => &self.strangers,
+        }
+    }
+
+    /// Whether so many more may be taken. What strangers hold beyond their part does not count against pods.
+    fn has(&self, whose: Whose, more: usize) -> bool {
+        let strangers = self.strangers.get();
+        let all = self.pods.get() + strangers.min(self.most_strangers);
+        all + more <= self.most && (whose == Whose::Pod || strangers + more <= self.most_strangers)
+    }
+
+    fn add(&self, whose: Whose, more: usize) {
+        let of = self.of(whose);
+        of.set(of.get() + more);
+    }
+
+    fn give_back(&self, whose: Whose, less: usize) {
+        let of = self.of(whose);
+        of.set(of.get() - less);
+    }
 }
 
 /// Why a request is not taken.
@@ -121,48 +210,50 @@ pub(super) enum Overload {
 }
 
 impl Load {
-    /// One of `workers`.
-    pub fn new(settings: &AdmissionSettings, workers: usize) -> Rc<Self> {
+    /// One of `workers`: what it does for pods and what it does for strangers.
+    pub fn new(settings: &AdmissionSettings, workers: usize) -> (Rc<Self>, Rc<Self>) {
         let share = |whole: usize| whole.div_ceil(workers.max(1));
-        Rc::new(Self {
-            requests: Cell::new(0),
-            buffered: Cell::new(0),
-            most_requests: share(settings.requests),
-            most_buffered: share(settings.buffered),
-        })
+        let (requests, buffered) = (share(settings.requests), share(settings.buffered));
+        let busy = Rc::new(Busy {
+            requests: Amount::new(requests, requests - requests / 4),
+            // A small share still holds one request of a stranger.
+            buffered: Amount::new(buffered, (buffered - buffered / 4).max(REQUEST_BYTES)),
+        });
+        let of = |whose| Rc::new(Self { whose, busy: Rc::clone(&busy) });
+        (of(Whose::Pod), of(Whose::Stranger))
     }
 
     /// Takes a request on, until the slot is dropped.
     pub fn admit(self: &Rc<Self>) -> Result<Slot, Overload> {
-        if self.requests.get() >= self.most_requests {
+        let Busy { requests, buffered } = &*self.busy;
+        if !requests.has(self.whose, 1) {
             return Err(Overload::Requests);
         }
-        if self.buffered.get() + REQUEST_BYTES > self.most_buffered {
+        if !buffered.has(self.whose, REQUEST_BYTES) {
             return Err(Overload::Buffered);
         }
-        self.requests.set(self.requests.get() + 1);
-        self.buffered.set(self.buffered.get() + REQUEST_BYTES);
+        requests.add(self.whose, 1);
+        buffered.add(self.whose, REQUEST_BYTES);
         Ok(Slot(Rc::clone(self)))
     }
 
     /// Takes bytes for a larger buffer, to be given back; false where there are none left.
     pub fn take(&self, bytes: usize) -> bool {
-        let taken = self.buffered.get() + bytes;
-        let granted = taken <= self.most_buffered;
+        let granted = self.busy.buffered.has(self.whose, bytes);
         if granted {
-            self.buffered.set(taken);
+            self.busy.buffered.add(self.whose, bytes);
         }
         granted
     }
 
     /// Gives back what was taken.
     pub fn give_back(&self, bytes: usize) {
-        self.buffered.set(self.buffered.get() - bytes);
+        self.busy.buffered.give_back(self.whose, bytes);
     }
 
     /// Counts bytes that are held for a while, whether there are any left or not: windows bound them.
     pub fn hold(&self, bytes: usize) -> Held<'_> {
-        self.buffered.set(self.buffered.get() + bytes);
+        self.busy.buffered.add(self.whose, bytes);
         Held { load: self, bytes }
     }
 }
@@ -173,7 +264,7 @@ pub(super) struct Slot(Rc<Load>);
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.0.requests.set(self.0.requests.get() - 1);
+        self.0.busy.requests.give_back(self.0.whose, 1);
         self.0.give_back(REQUEST_BYTES);
     }
 }
@@ -211,17 +302,17 @@ mod tests {
     fn connections_are_counted_by_source_and_in_all() {
         let admission = Admission::new(&AdmissionSettings { connections: 3, ..AdmissionSettings::default() });
         let (one, other) = (source("10.0.0.1"), source("10.0.0.2"));
-        assert_eq!(admission.enter(one, Some(2)), Ok(()));
-        assert_eq!(admission.enter(one, Some(2)), Ok(()));
-        assert_eq!(admission.enter(one, Some(2)), Err(Crowded::Source));
-        assert_eq!(admission.enter(other, Some(2)), Ok(()), "a refused one takes no place");
-        assert_eq!(admission.enter(other, Some(2)), Err(Crowded::Agent));
-        assert_eq!(admission.enter(one, None), Err(Crowded::Agent));
-        admission.leave(one, Some(2));
-        assert_eq!(admission.enter(one, None), Ok(()), "without a limit none is counted");
-        admission.leave(one, None);
-        admission.leave(one, Some(2));
-        admission.leave(other, Some(2));
+        assert_eq!(admission.enter(Whose::Pod, one, Some(2)), Ok(()));
+        assert_eq!(admission.enter(Whose::Pod, one, Some(2)), Ok(()));
+        assert_eq!(admission.enter(Whose::Pod, one, Some(2)), Err(Crowded::Source));
+        assert_eq!(admission.enter(Whose::Pod, other, Some(2)), Ok(()), "a refused one takes no place");
+        assert_eq!(admission.enter(Whose::Pod, other, Some(2)), Err(Crowded::Agent));
+        assert_eq!(admission.enter(Whose::Pod, one, None), Err(Crowded::Agent));
+        admission.leave(Whose::Pod, one, Some(2));
+        assert_eq!(admission.enter(Whose::Pod, one, None), Ok(()), "without a limit none is counted");
+        admission.leave(Whose::Pod, one, None);
+        admission.leave(Whose::Pod, one, Some(2));
+        admission.leave(Whose::Pod, other, Some(2));
         assert!(admission.sources.lock().expect("not poisoned").is_empty());
         assert_eq!(admission.open.load(Ordering::Relaxed), 0);
     }
@@ -230,7 +321,7 @@ mod tests {
     fn requests_and_bytes_are_counted_until_they_are_over() {
         let settings =
             AdmissionSettings { requests: 4, buffered: 6 * REQUEST_BYTES, ..AdmissionSettings::default() };
-        let load = Load::new(&settings, 2);
+        let (load, _) = Load::new(&settings, 2);
         let first = load.admit().expect("the first");
         let second = load.admit().expect("the second");
         assert_eq!(load.admit().err(), Some(Overload::Requests));
@@ -243,6 +334,51 @@ mod tests {
         drop(load.admit().expect("what was held is free again"));
         drop(first);
         load.give_back(REQUEST_BYTES);
-        assert_eq!((load.requests.get(), load.buffered.get()), (0, 0));
+        assert_eq!((load.busy.requests.pods.get(), load.busy.buffered.pods.get()), (0, 0));
+    }
+
+    #[test]
+    fn strangers_leave_a_quarter_of_the_connections_to_pods() {
+        let check = |most, of_strangers, of_pods| {
+            let admission =
+                Admission::new(&AdmissionSettings { connections: most, ..AdmissionSettings::default() });
+            let taken = |whose| {
+                std::iter::repeat_with(|| admission.enter(whose, source("10.0.0.1"), None))
+                    .take_while(Result::is_ok)
+                    .count()
+            };
+            assert_eq!((taken(Whose::Stranger), taken(Whose::Pod)), (of_strangers, of_pods), "of {most}");
+            admission.leave(Whose::Stranger, source("10.0.0.1"), None);
+            assert_eq!((taken(Whose::Pod), taken(Whose::Stranger)), (1, 0), "a free place is anybody's");
+        };
+        check(1, 1, 0);
+        check(3, 3, 0);
+        check(4, 3, 1);
+        check(100, 75, 25);
+    }
+
+    #[test]
+    fn strangers_leave_a_quarter_of_requests_and_bytes_to_pods() {
+        let check = |requests, buffered, of_strangers, of_pods| {
+            let settings = AdmissionSettings { requests, buffered, ..AdmissionSettings::default() };
+            let (pods, strangers) = Load::new(&settings, 1);
+            let mut slots = Vec::new();
+            let mut taken = |load: &Rc<Load>| {
+                let before = slots.len();
+                slots.extend(std::iter::repeat_with(|| load.admit()).map_while(Result::ok));
+                slots.len() - before
+            };
+            assert_eq!(taken(&strangers), of_strangers, "{requests} requests, {buffered} bytes");
+            let more = strangers.take(REQUEST_BYTES);
+            assert_eq!(more, buffered > 8 * REQUEST_BYTES, "{requests} requests, {buffered} bytes");
+            // Held whether there is room or not, and no reason to turn pods away.
+            let held = strangers.hold(buffered);
+            assert_eq!(taken(&pods), of_pods, "{requests} requests, {buffered} bytes");
+            drop(held);
+        };
+        check(8, usize::MAX / 4, 6, 2);
+        check(1, usize::MAX / 4, 1, 0);
+        check(100, 8 * REQUEST_BYTES, 6, 2);
+        check(100, REQUEST_BYTES, 1, 0);
     }
 }

@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use super::detect::{Told, detect};
 use super::tcp::{self, Dial};
 use super::{Context, Downstream, http};
-use crate::compile::{Frontend, RoutingTable};
+use crate::compile::RoutingTable;
 use crate::model::AppProtocol;
 use crate::telemetry::Origin;
 
@@ -34,26 +34,31 @@ pub(super) async fn serve(context: Context, io: TcpStream, peer: SocketAddr, lis
     let Some(frontend) = table.frontends.get(&original_destination) else {
         // The table changed between the kernel's decision and now.
         let dial = Dial::unknown(original_destination);
-        return Box::pin(tcp::serve(&context, downstream, &table, dial, None)).await;
+        return Box::pin(tcp::serve(&context, downstream, table, dial, None)).await;
     };
-    by_protocol(context, downstream, &table, frontend).await;
+    let to = (Dial::frontend(frontend, original_destination), frontend.protocol);
+    by_protocol(context, downstream, table, to).await;
 }
 
 async fn by_protocol(
     context: Context,
     mut downstream: Downstream,
-    table: &Arc<RoutingTable>,
-    frontend: &Arc<Frontend>,
+    table: Arc<RoutingTable>,
+    (dial, protocol): (Dial, AppProtocol),
 ) {
-    let dial = Dial::frontend(frontend, downstream.original_destination);
-    match frontend.protocol {
-        AppProtocol::Http | AppProtocol::Http2 | AppProtocol::Grpc => http::serve(context, downstream).await,
+    match protocol {
+        AppProtocol::Http | AppProtocol::Http2 | AppProtocol::Grpc => {
+            // Each request takes the table of its time; this one is old before the connection ends.
+            drop((table, dial));
+            http::serve(context, downstream).await;
+        }
         AppProtocol::Tcp => {
             Box::pin(tcp::serve(&context, downstream, table, dial, None)).await;
         }
         AppProtocol::Undeclared => match Box::pin(detect(&context, &mut downstream, &dial)).await {
             Told::Http(dialled) => {
                 downstream.early = dialled.map(tcp::Dialled::into_early);
+                drop((table, dial));
                 http::serve(context, downstream).await;
             }
             Told::Opaque(dialled) => {

@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 use super::{Context, Downstream, Early};
 use crate::balance::Pick;
 use crate::compile::{Cluster, Frontend, RoutingTable};
+use crate::model::Workload;
 use crate::net::{ConnectSource, ConnectTarget, RelayFailure, Relayed, relay};
 use crate::telemetry::{ConnectionRecord, Flag, ResponseFlags};
 
@@ -118,11 +119,12 @@ fn connect_details(error: &io::Error) -> &'static str {
     }
 }
 
-/// Relays a connection to its end and records it. `dialled`: what came of dialling already.
+/// Relays a connection to its end and records it. `dialled`: what came of dialling already. The table is let go before the
+/// relaying, which may take days.
 pub(super) async fn serve(
     context: &Context,
     mut downstream: Downstream,
-    table: &RoutingTable,
+    table: Arc<RoutingTable>,
     to: Dial,
     dialled: Option<Result<Dialled, Undialled>>,
 ) {
@@ -131,29 +133,39 @@ pub(super) async fn serve(
         Some(dialled) => dialled,
         None => dial(context, downstream.peer, &to).await,
     };
-    let mut ended = Ended::default();
+    let upstream = match &dialled {
+        Ok(dialled) => Some(dialled.address),
+        Err(undialled) => undialled.last,
+    };
+    let mut ended = Ended {
+        source: table.workloads.get(&downstream.peer.ip()).cloned(),
+        upstream,
+        destination: upstream.and_then(|address| table.workloads.get(&address.ip()).cloned()),
+        ..Ended::default()
+    };
+    drop(table);
     match dialled {
         Ok(mut dialled) => {
-            ended.upstream = Some(dialled.address);
-            context.recorder.connection_opened(&record(&downstream, table, &to, start, &ended));
+            context.recorder.connection_opened(&record(&downstream, &to, start, &ended));
             ended.relayed = relay_with_prefix(&mut downstream, &mut dialled).await;
             (ended.flags, ended.details) = outcome(ended.relayed.failure.as_ref());
         }
         Err(undialled) => {
-            ended.upstream = undialled.last;
             (ended.flags, ended.details) = (undialled.flag.into(), undialled.details);
-            context.recorder.connection_opened(&record(&downstream, table, &to, start, &ended));
+            context.recorder.connection_opened(&record(&downstream, &to, start, &ended));
             // The client sees a reset, as it would from the endpoint itself.
             let _ = downstream.io.set_zero_linger();
         }
     }
-    context.recorder.connection(&record(&downstream, table, &to, start, &ended));
+    context.recorder.connection(&record(&downstream, &to, start, &ended));
 }
 
 /// How a connection went.
 #[derive(Default)]
 struct Ended {
+    source: Option<Arc<Workload>>,
     upstream: Option<SocketAddr>,
+    destination: Option<Arc<Workload>>,
     relayed: Relayed,
     flags: ResponseFlags,
     details: &'static str,
@@ -187,10 +199,9 @@ fn outcome(failure: Option<&RelayFailure>) -> (ResponseFlags, &'static str) {
 
 fn record<'a>(
     downstream: &'a Downstream,
-    table: &'a RoutingTable,
     to: &'a Dial,
     (start, since): (SystemTime, Instant),
-    ended: &Ended,
+    ended: &'a Ended,
 ) -> ConnectionRecord<'a> {
     ConnectionRecord {
         start,
@@ -198,10 +209,10 @@ fn record<'a>(
         origin: &downstream.origin,
         peer: downstream.peer,
         original_destination: downstream.original_destination,
-        source: table.workloads.get(&downstream.peer.ip()),
+        source: ended.source.as_ref(),
         cluster: to.cluster.as_ref().map(|cluster| &cluster.key),
         upstream: ended.upstream,
-        destination: ended.upstream.and_then(|address| table.workloads.get(&address.ip())),
+        destination: ended.destination.as_ref(),
         flags: ended.flags,
         details: ended.details,
         sent_bytes: ended.relayed.sent,

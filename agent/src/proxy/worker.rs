@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_local;
 
-use super::admission::{Crowded, Source};
+use super::admission::{Crowded, Source, Whose};
 use super::http::{HttpWorker, Share};
 use super::{Context, Downstream, ProxySettings, Random, captured, crowded, http};
 use crate::compile::RoutingTable;
@@ -220,7 +220,7 @@ impl Counted {
     fn enter(context: &Context, origin: Origin, peer: SocketAddr) -> Result<Self, (Origin, Crowded)> {
         let source = Source::from(peer.ip());
         let per_source = context.http.per_source(&origin);
-        match context.http.admission().enter(source, per_source) {
+        match context.http.admission().enter(Whose::from(&origin), source, per_source) {
             Ok(()) => {}
             Err(why) => return Err((origin, why)),
         }
@@ -235,7 +235,7 @@ impl Drop for Counted {
         self.context.recorder.downstream(&self.origin, false);
         self.context.open.fetch_sub(1, Ordering::Relaxed);
         let http = &self.context.http;
-        http.admission().leave(self.source, http.per_source(&self.origin));
+        http.admission().leave(Whose::from(&self.origin), self.source, http.per_source(&self.origin));
     }
 }
 

@@ -164,6 +164,9 @@ impl Contender {
                 "off",
                 "--workers",
                 "1",
+                // Connections are not closed after so many requests, as with the peers.
+                "--set",
+                "gateway.http.connection.max-requests=off",
                 "--access-log",
                 "off",
                 "--log",

@@ -123,12 +123,21 @@ impl Connection {
     /// Waits for the next request and reads its head.
     pub async fn read_head(&mut self, drained: Pin<&mut impl Future<Output = ()>>) -> HeadRead {
         self.buffers.next_request();
-        if self.buffers.client_in.is_empty() && !self.wait(drained).await {
-            return HeadRead::Closed;
+        let mut deadline = None;
+        if self.buffers.client_in.is_empty() {
+            let until = if self.served == 0 {
+                // The first head's time begins with the connection, not with its first byte.
+                deadline = self.head_deadline();
+                deadline
+            } else {
+                self.settings.idle_timeout.map(|timeout| Instant::now() + timeout)
+            };
+            if !self.wait(drained, until).await {
+                return HeadRead::Closed;
+            }
         }
         let mut scan = HeadScan::default();
         let mut empty_lines = 0;
-        let mut deadline = None;
         let mut in_pieces = false;
         loop {
             while scan.is_fresh()
@@ -150,10 +159,7 @@ impl Connection {
                 }
             }
             if deadline.is_none() {
-                deadline = self
-                    .settings
-                    .header_timeout
-                    .map(|timeout| Instant::now() + self.ctx.http.spread(timeout));
+                deadline = self.head_deadline();
             }
             if in_pieces {
                 double_when_full(&mut self.buffers.client_in);
@@ -199,15 +205,18 @@ impl Connection {
         self.ctx.http.keep_buffers(std::mem::replace(&mut self.buffers, little));
     }
 
+    /// When a head whose time begins now must be there.
+    fn head_deadline(&self) -> Option<Instant> {
+        self.settings.header_timeout.map(|timeout| Instant::now() + self.ctx.http.spread(timeout))
+    }
+
     /// Waits, without buffers, for the first bytes of a request; false once the connection is to be closed instead.
-    async fn wait(&mut self, mut drained: Pin<&mut impl Future<Output = ()>>) -> bool {
+    async fn wait(
+        &mut self,
+        mut drained: Pin<&mut impl Future<Output = ()>>,
+        until: Option<Instant>,
+    ) -> bool {
         self.ctx.http.keep_buffers(std::mem::take(&mut self.buffers));
-        let timeout = if self.served == 0 {
-            self.settings.header_timeout.map(|timeout| self.ctx.http.spread(timeout))
-        } else {
-            self.settings.idle_timeout
-        };
-        let until = timeout.map(|timeout| Instant::now() + timeout);
         let Self { ctx, io, idle, buffers, .. } = self;
         let read = tokio::select! {
             biased;

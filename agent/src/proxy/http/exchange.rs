@@ -14,7 +14,7 @@ use std::io;
 use std::pin::pin;
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::io::{AsyncRead, AsyncReadExt, Interest};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::watch;
@@ -28,6 +28,7 @@ use super::wire::{Fairness, write_parts};
 use super::worker::{Buffers, HttpWorker, ReadSize, make_room};
 use crate::http::body::{BodyError, BodyTransfer, Framing};
 use crate::http::h1::{HeadScan, Known, Limits, RequestHead, ResponseHead, Version};
+use crate::proxy::admission::Load;
 use crate::proxy::answer::Problem;
 use crate::route::RequestView;
 
@@ -41,6 +42,8 @@ pub(in crate::proxy) const MAX_INTERIM: u32 = 32;
 pub(in crate::proxy) struct Terms<'a> {
     /// The worker.
     pub worker: &'a HttpWorker,
+    /// What the worker is busy with for such connections.
+    pub load: &'a Load,
     /// The connection's settings.
     pub settings: &'a HttpSettings,
     /// The route's changes to the response.
@@ -167,7 +170,7 @@ impl Upload<'_> {
     async fn run(mut self, request: &[u8], body: &mut BodyTransfer) -> Problem {
         let mut head = request;
         let settings = self.terms.settings;
-        let mut size = ReadSize::new(settings.read_buffer, self.terms.worker);
+        let mut size = ReadSize::new(settings.read_buffer, self.terms.load);
         let mut fair = Fairness::default();
         loop {
             if let Err(error) = body.stage(self.client_in, self.upstream_out) {
@@ -191,7 +194,8 @@ impl Upload<'_> {
             }
             size.make_room(self.client_in);
             fair.turn(body.bytes()).await;
-            match self.pace.wait(self.client.read_buf(self.client_in)).await {
+            let read = self.client.read_buf(self.client_in);
+            match self.pace.wait_told(&self.progress.continued, read).await {
                 Ok(Ok(bytes @ 1..)) => {
                     size.learn(bytes);
                     self.pace.took(bytes);
@@ -202,19 +206,30 @@ impl Upload<'_> {
         }
     }
 
-    /// Reads ahead while the client is answered, which also tells when it is gone. A client that has only closed its
-    /// sending side still waits for its answer.
+    /// Reads ahead while the client is answered, which also tells when it is gone.
     async fn watch_client(&mut self) -> Problem {
-        while self.client_in.len() < self.terms.settings.ahead_bytes {
-            make_room(self.client_in);
-            match self.client.read_buf(self.client_in).await {
-                Ok(0) => break,
-                Ok(_) => {}
-                Err(_) => return Problem::ClientClosed,
-            }
-        }
-        pending().await
+        read_ahead(&mut self.client, self.client_in, self.terms.settings.ahead_bytes).await
     }
+}
+
+/// Reads up to `most` bytes of what follows a request; ends once the client is gone. One that has only closed its sending
+/// side still waits for its answer: it is gone once its kernel answers ours (the next bytes, or a keepalive probe) with a
+/// reset, which only an error of the socket tells where nothing is read any more.
+pub(in crate::proxy) async fn read_ahead<R>(client: &mut R, input: &mut BytesMut, most: usize) -> Problem
+where
+    R: AsyncRead + AsRef<TcpStream> + Unpin,
+{
+    while input.len() < most {
+        make_room(input);
+        match client.read_buf(input).await {
+            Ok(0) => break,
+            Ok(_) => {}
+            Err(_) => return Problem::ClientClosed,
+        }
+    }
+    // Fails only where the runtime ends.
+    let _ = client.as_ref().ready(Interest::ERROR).await;
+    Problem::ClientClosed
 }
 
 /// Reads response heads.
@@ -377,7 +392,7 @@ impl Download<'_> {
 
     /// Passes the head that was written, and the body: in one write where they fit.
     async fn pass_body(&mut self, status: u16, mut body: BodyTransfer) -> Result<(), Problem> {
-        let mut size = ReadSize::new(self.terms.settings.read_buffer, self.terms.worker);
+        let mut size = ReadSize::new(self.terms.settings.read_buffer, self.terms.load);
         let mut fair = Fairness::default();
         loop {
             let staged = body.stage(self.upstream_in, self.client_out);

@@ -1,5 +1,6 @@
 //! How slowly a client may send its body: it may neither pause for too long nor be too slow on average.
 
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::task::Poll;
@@ -21,6 +22,8 @@ pub(in crate::proxy) const BODY_TOO_LONG: Problem =
 pub(in crate::proxy) struct Pace {
     patience: Option<Duration>,
     rate: Option<Rate>,
+    /// Whether the client is held to it yet.
+    running: bool,
 }
 
 /// The average so far.
@@ -30,8 +33,6 @@ struct Rate {
     grace: Duration,
     waited: Duration,
     bytes: u64,
-    /// Whether it counts yet.
-    running: bool,
 }
 
 impl Rate {
@@ -44,17 +45,42 @@ impl Rate {
 }
 
 impl Pace {
-    /// The pace that `settings` ask for. A client that waits for 100 is not slow before it has begun.
+    /// The pace that `settings` ask for. A client that waits for 100 is not slow before it has begun: its upstream is.
     pub fn of(settings: &HttpSettings, head: &RequestHead) -> Self {
-        let (grace, running) = (settings.body_grace, !head.expects_continue());
-        let rate =
-            |bytes_per_second| Rate { bytes_per_second, grace, waited: Duration::ZERO, bytes: 0, running };
-        Self { patience: settings.body_timeout, rate: settings.body_rate.map(rate) }
+        let grace = settings.body_grace;
+        let rate = |bytes_per_second| Rate { bytes_per_second, grace, waited: Duration::ZERO, bytes: 0 };
+        Self {
+            patience: settings.body_timeout,
+            rate: settings.body_rate.map(rate),
+            running: !head.expects_continue(),
+        }
     }
 
     /// No hurry.
     pub fn leisurely() -> Self {
-        Self { patience: None, rate: None }
+        Self { patience: None, rate: None, running: false }
+    }
+
+    /// Waits like [`Self::wait`] for a client that is held to the pace once it has been told to go on: `continued`, which is
+    /// looked at whenever the task runs.
+    pub async fn wait_told<T>(
+        &mut self,
+        continued: &Cell<bool>,
+        read: impl Future<Output = T>,
+    ) -> Result<T, Problem> {
+        let mut read = pin!(read);
+        if !self.running {
+            let first = poll_fn(|cx| match read.as_mut().poll(cx) {
+                Poll::Ready(read) => Poll::Ready(Some(read)),
+                Poll::Pending if continued.get() => Poll::Ready(None),
+                Poll::Pending => Poll::Pending,
+            });
+            if let Some(read) = first.await {
+                return Ok(read);
+            }
+            self.running = true;
+        }
+        self.wait(read).await
     }
 
     /// Waits for `read` for as long as the client has. A clock is only looked at if it is not there at once.
@@ -63,15 +89,17 @@ impl Pace {
         if let Poll::Ready(read) = poll_fn(|cx| Poll::Ready(read.as_mut().poll(cx))).await {
             return Ok(read);
         }
-        let running = self.rate.as_ref().filter(|rate| rate.running);
-        let rate = running.map(|rate| (rate.left(), Problem::BodyTooSlow));
+        if !self.running {
+            return Ok(read.await);
+        }
+        let rate = self.rate.as_ref().map(|rate| (rate.left(), Problem::BodyTooSlow));
         let pause = self.patience.map(|patience| (patience, Problem::BodyTimeout));
         let Some((most, problem)) = rate.into_iter().chain(pause).min_by_key(|(most, _)| *most) else {
             return Ok(read.await);
         };
         let since = Instant::now();
         let waited = tokio::time::timeout_at(since + most, read).await;
-        if let Some(rate) = self.rate.as_mut().filter(|rate| rate.running) {
+        if let Some(rate) = &mut self.rate {
             rate.waited += since.elapsed();
         }
         waited.map_err(|_| problem)
@@ -79,9 +107,9 @@ impl Pace {
 
     /// The client has sent so many bytes.
     pub fn took(&mut self, bytes: usize) {
+        self.running = true;
         if let Some(rate) = &mut self.rate {
             rate.bytes += bytes as u64;
-            rate.running = true;
         }
     }
 }
@@ -98,7 +126,7 @@ mod tests {
         let seconds = Duration::from_secs;
         let check = |bytes, waited, left| {
             let (grace, waited) = (seconds(5), seconds(waited));
-            let rate = Rate { bytes_per_second: 100, grace, waited, bytes, running: true };
+            let rate = Rate { bytes_per_second: 100, grace, waited, bytes };
             assert_eq!(rate.left(), seconds(left), "{bytes} bytes in {waited:?}");
         };
         check(0, 0, 5);
@@ -127,12 +155,21 @@ mod tests {
         )
         .expect("a head");
         let mut pace = Pace::of(&settings, &head);
-        assert_eq!(pace.wait(pending::<()>()).await, Err(Problem::BodyTimeout), "it waits for 100");
+        let long = settings.body_timeout.expect("set above") * 2;
+        let late = tokio::time::timeout(long, pace.wait(pending::<()>())).await;
+        assert!(late.is_err(), "it waits for 100");
         pace.took(1);
         assert_eq!(pace.wait(pending::<()>()).await, Err(Problem::BodyTooSlow), "it has begun");
         settings.body_rate = None;
         let mut pace = Pace::of(&settings, &head);
         pace.took(1);
         assert_eq!(pace.wait(pending::<()>()).await, Err(Problem::BodyTimeout), "no rate");
+        let mut pace = Pace::of(&settings, &head);
+        let continued = Cell::new(false);
+        let untold = tokio::time::timeout(long, pace.wait_told(&continued, pending::<()>())).await;
+        assert!(untold.is_err(), "nobody has told it to go on");
+        continued.set(true);
+        let told = pace.wait_told(&continued, pending::<()>()).await;
+        assert_eq!(told, Err(Problem::BodyTimeout), "it was told");
     }
 }

@@ -11,6 +11,7 @@ use crate::compile::{Cluster, Route, Upstream};
 use crate::http::grpc::GrpcStatus;
 use crate::http::h1::{Known, RequestHead, Version};
 use crate::model::Workload;
+use crate::proxy::admission::Slot;
 use crate::proxy::answer::Problem;
 use crate::route::RequestView;
 use crate::telemetry::{RequestRecord, ResponseFlags};
@@ -20,6 +21,8 @@ use crate::telemetry::{RequestRecord, ResponseFlags};
 pub(in crate::proxy) struct Trail<'t> {
     /// When it began.
     pub start: Instant,
+    /// Its place among the requests in flight.
+    pub slot: Option<Slot>,
     /// The client's pod.
     pub source: Option<&'t Arc<Workload>>,
     /// The route that took it.
@@ -51,6 +54,7 @@ impl<'t> Trail<'t> {
     pub fn new(start: Instant, source: Option<&'t Arc<Workload>>) -> Self {
         Self {
             start,
+            slot: None,
             source,
             route: None,
             cluster: None,

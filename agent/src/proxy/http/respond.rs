@@ -38,11 +38,12 @@ impl Connection {
         self.caller().choose_request_id(&self.buffers.head, &mut request_id);
         self.buffers.request_id = request_id;
         let mut trail = Trail::new(start, self.caller().source(&table));
-        let slot = self.ctx.http.admit();
+        let slot = self.ctx.http.admit(&self.origin);
         let planned = match vet(&mut self.buffers.head, &self.settings) {
             Ok(()) => self.caller().plan(&table, &self.buffers.head, &slot),
             Err(refusal) => Planned::refused(refusal),
         };
+        trail.slot = slot.ok();
         trail.route = planned.route.map(|matched| &**matched.route);
         let ending = match planned.plan {
             Plan::Forward { cluster, .. } => {
@@ -174,6 +175,7 @@ impl Connection {
         let patience = self.caller().patience(planned, &self.buffers.head, deadline);
         let terms = Terms {
             worker: &self.ctx.http,
+            load: self.ctx.http.load(&self.origin),
             settings: &self.settings,
             changes: planned.response_changes(),
             may_keep: self.may_keep(),

@@ -22,6 +22,8 @@ impl Connection {
         let (sent, received) = (Cell::new(0), Cell::new(0));
         let mut failure = self.pass_ahead(&mut upstream, &sent, &received).await.err();
         self.release_buffers();
+        // From here on it is a connection like an opaque one, and no request that keeps a worker busy.
+        trail.slot = None;
         let (mut sent, mut received) = (sent.get(), received.get());
         if failure.is_none() {
             let relayed = relay(&mut self.io, &mut upstream).await;

@@ -38,7 +38,8 @@ pub struct HttpWorker {
     gateway: Rc<HttpSettings>,
     pool: Pool,
     http2: Http2Pool,
-    load: Rc<Load>,
+    /// What it is busy with for captured connections, and for those of Gateways.
+    loads: (Rc<Load>, Rc<Load>),
     admission: Arc<Admission>,
     random: Rc<Random>,
     spare: RefCell<Vec<Box<Buffers>>>,
@@ -148,8 +149,8 @@ pub(in crate::proxy) struct ReadSize<'a> {
 
 impl<'a> ReadSize<'a> {
     /// The usual size, which may grow to `most` while there is memory for it.
-    pub fn new(most: usize, worker: &'a HttpWorker) -> Self {
-        Self { offer: READ_BUFFER_BYTES, most, load: &worker.load }
+    pub fn new(most: usize, load: &'a Load) -> Self {
+        Self { offer: READ_BUFFER_BYTES, most, load }
     }
 
     /// Makes room for the next read.
@@ -200,7 +201,7 @@ impl HttpWorker {
             gateway: Rc::new(settings.gateway),
             pool: Pool::new(settings.pool),
             http2: Http2Pool::new(settings.pool),
-            load: Load::new(&settings.admission, share.workers),
+            loads: Load::new(&settings.admission, share.workers),
             admission: share.admission,
             random,
             spare: RefCell::new(Vec::new()),
@@ -229,13 +230,16 @@ impl HttpWorker {
     }
 
     /// Takes a request on.
-    pub(in crate::proxy) fn admit(&self) -> Result<Slot, Problem> {
-        self.load.admit().map_err(Problem::Overload)
+    pub(in crate::proxy) fn admit(&self, origin: &Origin) -> Result<Slot, Problem> {
+        self.load(origin).admit().map_err(Problem::Overload)
     }
 
-    /// What the worker is busy with.
-    pub(in crate::proxy) fn load(&self) -> &Rc<Load> {
-        &self.load
+    /// What the worker is busy with for connections of one kind.
+    pub(in crate::proxy) fn load(&self, origin: &Origin) -> &Rc<Load> {
+        match origin {
+            Origin::Outbound => &self.loads.0,
+            Origin::Gateway(_) => &self.loads.1,
+        }
     }
 
     /// Closes the idle upstream connections whose endpoints are in no cluster of the table any more.

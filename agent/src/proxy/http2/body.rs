@@ -10,13 +10,14 @@ use bytes::{Bytes, BytesMut};
 use h2::{RecvStream, SendStream};
 use http::HeaderMap;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::net::TcpStream;
 
 use super::fault::Side;
 use crate::http::body::{BodyError, BodyTransfer};
 use crate::http::h1::write_last_chunk;
 use crate::http::h2 as translate;
 use crate::proxy::answer::Problem;
-use crate::proxy::http::exchange::{client_body_problem, is_reset, upstream_body_problem};
+use crate::proxy::http::exchange::{client_body_problem, is_reset, read_ahead, upstream_body_problem};
 use crate::proxy::http::pace::{BODY_TOO_LONG, Pace};
 use crate::proxy::http::wire::{patient, write_parts};
 use crate::proxy::http::worker::make_room;
@@ -216,7 +217,7 @@ impl<R> Http1Source<'_, R> {
     }
 }
 
-impl<R: AsyncRead + Unpin> BodySource for Http1Source<'_, R> {
+impl<R: AsyncRead + AsRef<TcpStream> + Unpin> BodySource for Http1Source<'_, R> {
     async fn next(&mut self) -> Result<Piece, Problem> {
         loop {
             if let Some(piece) = self.take()? {
@@ -238,17 +239,8 @@ impl<R: AsyncRead + Unpin> BodySource for Http1Source<'_, R> {
 
     fn release(&mut self, _bytes: usize) {}
 
-    /// Reads ahead, within bounds. A client that has only closed its sending side still waits for its answer.
     async fn gone(&mut self) -> Problem {
-        while self.input.len() < self.ahead {
-            make_room(self.input);
-            match self.io.read_buf(self.input).await {
-                Ok(0) => break,
-                Ok(_) => {}
-                Err(_) => return Problem::ClientClosed,
-            }
-        }
-        pending().await
+        read_ahead(&mut self.io, self.input, self.ahead).await
     }
 }
 

@@ -20,10 +20,10 @@ use crate::http::grpc::GrpcStatus;
 use crate::http::h1::{Known, ResponseHead};
 use crate::proxy::admission::Load;
 use crate::proxy::answer::Problem;
+use crate::proxy::http::Http2Settings;
 use crate::proxy::http::exchange::MAX_INTERIM;
 use crate::proxy::http::silence::{Timer, silent};
 use crate::proxy::http::upstream::Deadline;
-use crate::proxy::http::{Http2Settings, HttpWorker};
 
 /// Timers that one connection keeps.
 const MAX_SPARE_TIMERS: usize = 16;
@@ -58,10 +58,10 @@ pub(super) struct Progress {
 
 impl Progress {
     /// Nothing has happened yet.
-    pub fn new(worker: &HttpWorker, settings: &Http2Settings) -> Self {
+    pub fn new(load: &Rc<Load>, settings: &Http2Settings) -> Self {
         let window = usize::try_from(settings.stream_window).unwrap_or(usize::MAX);
         Self {
-            load: Rc::clone(worker.load()),
+            load: Rc::clone(load),
             window: window.saturating_add(settings.send_buffer),
             taken: Cell::default(),
             request_bytes: Cell::default(),

@@ -47,7 +47,7 @@ impl Connection {
             };
             trail.upstream = Some(stream.address);
             trail.endpoint = stream.pick.as_ref().map(|pick| Arc::clone(pick.upstream()));
-            let progress = Progress::new(&self.ctx.http, &self.settings.http2);
+            let progress = Progress::new(self.ctx.http.load(&self.origin), &self.settings.http2);
             let turn = Turn { planned, deadline, progress: &progress, fate: &fate };
             let result = self.exchange_http2(&stream, &mut body, turn).await;
             delivered.delivered.set(delivered.delivered.get() + progress.delivered.get());

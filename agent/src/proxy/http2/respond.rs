@@ -124,7 +124,7 @@ impl Stream<'_> {
         let caller = self.session.caller();
         let Buffers { head, request_id, .. } = &mut *self.buffers;
         caller.choose_request_id(head, request_id);
-        let slot = self.session.ctx.http.admit();
+        let slot = self.session.ctx.http.admit(&self.session.origin);
         let planned = match vet(&mut self.buffers.head, &self.session.settings) {
             Ok(()) => caller.plan(table, &self.buffers.head, &slot),
             Err(refusal) => Planned::refused(refusal),
@@ -172,7 +172,8 @@ impl Stream<'_> {
         let deadline = deadline(planned, &self.buffers.head, trail.start);
         let mut again = true;
         loop {
-            let progress = Progress::new(&self.session.ctx.http, &self.session.settings.http2);
+            let progress =
+                Progress::new(self.session.ctx.http.load(&self.session.origin), &self.session.settings.http2);
             let timers = &self.session.timers;
             let turn = Turn { timers, planned, deadline, progress: &progress };
             let (result, may_retry) = match wire {

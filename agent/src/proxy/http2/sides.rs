@@ -11,6 +11,7 @@ use h2::client::ResponseFuture;
 use h2::server::SendResponse;
 use http::{HeaderMap, Response, StatusCode};
 use tokio::io::AsyncRead;
+use tokio::net::TcpStream;
 use tokio::net::tcp::WriteHalf;
 
 use super::body::{BodySink, Http1Sink, Http1Source, Http2Sink, Http2Source};
@@ -215,7 +216,7 @@ pub(super) struct Http1Upstream<'a, R> {
     pub reset: &'a Cell<bool>,
 }
 
-impl<'a, R: AsyncRead + Unpin> Answers for Http1Upstream<'a, R> {
+impl<'a, R: AsyncRead + AsRef<TcpStream> + Unpin> Answers for Http1Upstream<'a, R> {
     type Source = Http1Source<'a, R>;
 
     async fn next_head(&mut self, into: &mut ResponseHead) -> Result<(), Failed> {

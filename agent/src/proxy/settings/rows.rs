@@ -49,28 +49,33 @@ pub(super) const AGENT: &[Row<ProxySettings>] = &[
         "connections.max",
         1,
         |s| &mut s.admission.connections,
-        "Open client connections, of all listeners together.",
+        "Open client connections, of all listeners together; those of Gateways take at most three quarters.",
     ),
     count(
         "overload.max-requests",
         1,
         |s| &mut s.admission.requests,
-        "Requests in flight; each worker has its share. More are answered 503.",
+        "Requests in flight; each worker has its share, Gateways at most three quarters. More are answered 503.",
     ),
     bytes(
         "overload.max-buffered",
         (KIB * KIB, KIB * GIB),
         |s| &mut s.admission.buffered,
-        "Bytes that requests in flight may have buffered; each worker has its share. Beyond it requests are answered 503.",
+        "Bytes that requests in flight may have buffered; each worker has its share, Gateways at most three quarters. Beyond it requests are answered 503.",
     ),
     time("pool.idle-timeout", |s| &mut s.pool.idle, "How long an upstream connection may stay unused."),
     count(
         "pool.max-idle-per-endpoint",
         0,
         |s| &mut s.pool.per_key,
-        "Unused connections of one worker to one endpoint.",
+        "Unused connections of one worker to one endpoint; 0: none is kept. Those in use do not count.",
     ),
-    count("pool.max-idle", 0, |s| &mut s.pool.total, "Unused upstream connections of one worker."),
+    count(
+        "pool.max-idle",
+        0,
+        |s| &mut s.pool.total,
+        "Unused upstream connections of one worker; 0: none is kept. Those in use do not count.",
+    ),
 ];
 
 /// Settings of client connections, one set for captured ones and one for those of Gateways.
@@ -119,7 +124,7 @@ pub(super) const HTTP: &[Row<HttpSettings>] = &[
     time(
         "body.timeout",
         |s| &mut s.body_timeout,
-        "How long a client may neither send the next byte of a body nor take one; 408.",
+        "How long a client may neither send the next byte of a body nor take one; 408. Not while it waits for 100.",
     ),
     bytes(
         "body.min-rate",
@@ -155,7 +160,7 @@ pub(super) const HTTP: &[Row<HttpSettings>] = &[
         "pipeline.max-bytes",
         (KIB, KIB * KIB),
         |s| &mut s.ahead_bytes,
-        "Bytes of further requests that are read while one is answered; the rest waits in the kernel.",
+        "Bytes of further requests beyond which nothing more is read while one is answered, looked at before each read; the rest waits in the kernel.",
     ),
     count(
         "connection.max-requests",
@@ -197,7 +202,7 @@ pub(super) const HTTP: &[Row<HttpSettings>] = &[
         name: "path.normalisation",
         unit: Unit::Choice(&["none", "base", "merge_slashes"]),
         range: (0, 2),
-        meaning: "How far paths are normalised before they are matched and forwarded.",
+        meaning: "How far paths are normalised before they are matched and forwarded; with `none`, a rule with escapes matches only the spelling that `base` gives.",
         at: |s| &mut s.path.normalisation,
     },
     Row {

@@ -1,5 +1,7 @@
 //! Bodies of every framing, both ways, with backpressure.
 
+use std::time::Duration;
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::harness::*;
@@ -225,6 +227,38 @@ fn continue_is_asked_of_the_upstream() {
         let (head, body) = client.message().await;
         assert_eq!((field(&head, "connection"), &*body), (None, "hello"));
         assert_eq!(proxy.worker.pool().len(), 1);
+    });
+}
+
+#[test]
+fn a_client_that_waits_for_continue_is_not_slow() {
+    run(async {
+        let slow = Duration::from_millis(100);
+        let address = upstream(move |mut peer, number| async move {
+            peer.head().await;
+            tokio::time::sleep(slow).await;
+            peer.send("HTTP/1.1 100 Continue\r\n\r\n").await;
+            if number == 0 {
+                let body = peer.bytes(5).await;
+                let head = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 5";
+                peer.send(format!("{head}\r\n\r\n{body}")).await;
+            }
+            peer.rest().await;
+        })
+        .await;
+        let mut setup = Setup::service(&[address]);
+        setup.captured.body_timeout = Some(slow / 4);
+        let proxy = setup.start().await;
+        let request = "POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n";
+        let mut client = proxy.client().await;
+        client.send(request).await;
+        assert_eq!(client.head().await.lines().next(), Some("HTTP/1.1 100 Continue"));
+        client.send("hello").await;
+        assert_eq!(client.message().await.1, "hello");
+        // Told to go on, it has no more time than others.
+        let answer = proxy.exchange(request).await;
+        assert!(answer.starts_with("HTTP/1.1 100 ") && answer.contains("\r\n\r\nHTTP/1.1 408 "), "{answer}");
+        assert_eq!(proxy.records(2).await[1].details, "body_timeout");
     });
 }
 

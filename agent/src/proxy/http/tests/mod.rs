@@ -6,5 +6,6 @@ mod failures;
 mod gateway;
 pub(in crate::proxy) mod harness;
 mod heads;
+mod overload;
 mod silence;
 mod upgrades;
