@@ -164,7 +164,8 @@ pub(super) fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
         access_log: args.access_log == Switch::On,
         drain_timeout: Duration::from_secs(args.drain_timeout),
     };
-    raise_descriptors(settings.proxy.admission.connections);
+    let connections = settings.proxy.admission.connections;
+    let descriptors = raise_descriptors();
     // Control work: documents, netlink, admin. Requests run on the workers' own threads.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -177,6 +178,7 @@ pub(super) fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
         let running = app::start(settings, log).await?;
+        warn_of_few(descriptors, connections);
         loop {
             tokio::select! {
                 _ = terminate.recv() => break,
@@ -194,11 +196,15 @@ pub(super) fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Takes as many file descriptors as the process may have: most systems give 1,024 to begin with, and every proxied
-/// connection needs two.
-fn raise_descriptors(connections: u32) {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard));
-    match raised {
+/// connection needs two. Gives how many.
+fn raise_descriptors() -> nix::Result<u64> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    Ok(hard)
+}
+
+fn warn_of_few(descriptors: nix::Result<u64>, connections: u32) {
+    match descriptors {
         Ok(limit) if limit / 2 < u64::from(connections) => {
             tracing::warn!(
                 limit,

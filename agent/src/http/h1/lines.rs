@@ -9,12 +9,14 @@ use super::head::{MAX_FIELDS, is_token};
 /// What each byte may stand in, so that a name costs one look-up a byte.
 const IN_TOKEN: [bool; 256] = {
     let mut table = [false; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        table[byte] = is_token(byte as u8);
+    let mut byte = 0_u8;
+    loop {
+        table[byte as usize] = is_token(byte);
+        if byte == u8::MAX {
+            break table;
+        }
         byte += 1;
     }
-    table
 };
 
 /// What looking for field lines came to.

@@ -42,6 +42,7 @@ pub struct HttpWorker {
     loads: (Rc<Load>, Rc<Load>),
     admission: Arc<Admission>,
     random: Rc<Random>,
+    #[expect(clippy::vec_box, reason = "the boxes themselves go to connections and come back")]
     spare: RefCell<Vec<Box<Buffers>>>,
     date: RefCell<(u64, String)>,
 }
