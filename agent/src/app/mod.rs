@@ -33,6 +33,8 @@ use tables::Tables;
 
 /// How often a drain looks whether the last connection has ended.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
+/// How long the end waits for what has been logged to be written: whoever reads it may be slow, or gone.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// A running agent.
 pub struct Running {
@@ -157,6 +159,7 @@ impl Running {
             drop(claim);
         }
         tracing::info!("stopped");
+        self.observed.flush(LAST_LINES);
     }
 }
 

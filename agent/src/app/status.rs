@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
@@ -129,6 +129,13 @@ impl Observed {
             error: Some(error.to_string()),
         });
         self.changing().listeners = bound.chain(failed).collect();
+    }
+
+    /// Waits until the access log has been written, for `limit` at most.
+    pub(super) fn flush(&self, limit: Duration) {
+        if let Some(writer) = self.access.writer() {
+            writer.flush(limit);
+        }
     }
 
     fn changing(&self) -> std::sync::MutexGuard<'_, Changing> {

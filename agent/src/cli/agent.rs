@@ -15,6 +15,9 @@ use crate::capture::{Glob, Marks};
 use crate::proxy::{InvalidSetting, ProxySettings};
 use crate::telemetry::log;
 
+/// How long the end waits for the log to be written: whoever reads it may be slow, or gone.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
 #[derive(Debug, Args)]
 pub(super) struct AgentArgs {
     /// This node's name, as Pod and EndpointSlice documents call it.
@@ -173,7 +176,8 @@ pub(super) fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()
         .context("starting the control runtime")?;
-    runtime.block_on(async {
+    let lines = log.clone();
+    let ended = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
@@ -192,7 +196,9 @@ pub(super) fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
             _ = interrupt.recv() => anyhow::bail!("interrupted while draining; `sluice agent` cleans up at its next start"),
         }
         Ok(ExitCode::SUCCESS)
-    })
+    });
+    lines.flush(LAST_LINES);
+    ended
 }
 
 /// Takes as many file descriptors as the process may have: most systems give 1,024 to begin with, and every proxied
