@@ -233,32 +233,41 @@ fn continue_is_asked_of_the_upstream() {
 #[test]
 fn a_client_that_waits_for_continue_is_not_slow() {
     run(async {
-        let slow = Duration::from_millis(100);
-        let address = upstream(move |mut peer, number| async move {
-            peer.head().await;
-            tokio::time::sleep(slow).await;
-            peer.send("HTTP/1.1 100 Continue\r\n\r\n").await;
-            if number == 0 {
-                let body = peer.bytes(5).await;
-                let head = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 5";
-                peer.send(format!("{head}\r\n\r\n{body}")).await;
+        let (gate, opened) = gate();
+        let address = upstream(move |mut peer, number| {
+            let opened = opened.clone();
+            async move {
+                peer.head().await;
+                if number == 0 {
+                    opened.notified().await;
+                }
+                peer.send("HTTP/1.1 100 Continue\r\n\r\n").await;
+                if number == 0 {
+                    let body = peer.bytes(5).await;
+                    let head = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 5";
+                    peer.send(format!("{head}\r\n\r\n{body}")).await;
+                }
+                peer.rest().await;
             }
-            peer.rest().await;
         })
         .await;
         let mut setup = Setup::service(&[address]);
-        setup.captured.body_timeout = Some(slow / 4);
+        setup.captured.body_timeout = Some(Duration::from_millis(50));
         let proxy = setup.start().await;
         let request = "POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n";
         let mut client = proxy.client().await;
         client.send(request).await;
+        // One that does not wait and came later has had its time by then.
+        let witness = proxy.exchange(&request.replace("Expect", "X-Expect")).await;
+        assert!(witness.contains("\r\n\r\nHTTP/1.1 408 "), "{witness}");
+        gate.notify_one();
         assert_eq!(client.head().await.lines().next(), Some("HTTP/1.1 100 Continue"));
         client.send("hello").await;
         assert_eq!(client.message().await.1, "hello");
         // Told to go on, it has no more time than others.
         let answer = proxy.exchange(request).await;
         assert!(answer.starts_with("HTTP/1.1 100 ") && answer.contains("\r\n\r\nHTTP/1.1 408 "), "{answer}");
-        assert_eq!(proxy.records(2).await[1].details, "body_timeout");
+        assert_eq!(proxy.records(3).await[2].details, "body_timeout");
     });
 }
 

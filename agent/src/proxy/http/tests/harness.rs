@@ -14,7 +14,7 @@ use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Chain};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::LocalSet;
 
 use crate::compile::{RoutingTable, TableVersion, compile};
@@ -336,6 +336,12 @@ pub fn field(head: &str, name: &str) -> Option<String> {
         .filter_map(|line| line.split_once(": "))
         .find(|(field, _)| field.eq_ignore_ascii_case(name))
         .map(|(_, value)| value.to_owned())
+}
+
+/// A gate for a script that waits until the test has seen something: whoever opens it, and what is waited for.
+pub fn gate() -> (Rc<Notify>, Rc<Notify>) {
+    let gate = Rc::new(Notify::new());
+    (Rc::clone(&gate), gate)
 }
 
 /// An upstream that serves each connection with `script`, which also gets the connection's number.

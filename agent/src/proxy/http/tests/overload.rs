@@ -1,7 +1,5 @@
 //! Clients that are gone and still seem to wait, and what strangers leave to pods.
 
-use std::time::Duration;
-
 use tokio::io::AsyncWriteExt;
 
 use super::harness::*;
@@ -60,18 +58,30 @@ fn a_client_that_is_gone_is_noticed_although_nothing_is_read_of_it() {
 #[test]
 fn a_client_that_has_closed_its_side_gets_its_answer() {
     run(async {
-        let slow_http1 = upstream(|mut peer, _| async move {
-            peer.head().await;
-            peer.send(HALF).await;
-            tokio::time::sleep(Duration::from_millis(30)).await;
-            peer.send("ve").await;
+        let (gate, opened) = gate();
+        let of_http2 = opened.clone();
+        let slow_http1 = upstream(move |mut peer, _| {
+            let opened = opened.clone();
+            async move {
+                let whole = peer.head().await.contains("/other");
+                peer.send(HALF).await;
+                if !whole {
+                    opened.notified().await;
+                }
+                peer.send("ve").await;
+            }
         })
         .await;
-        let slow_http2 = peers::upstream(|mut call| async move {
-            let mut answer = call.answer(&[("content-length", "4")], false);
-            answer.send_data("ha".into(), false).expect("the peer waits");
-            tokio::time::sleep(Duration::from_millis(30)).await;
-            answer.send_data("ve".into(), true).expect("the peer waits");
+        let slow_http2 = peers::upstream(move |mut call| {
+            let opened = of_http2.clone();
+            async move {
+                let mut answer = call.answer(&[("content-length", "4")], false);
+                answer.send_data("ha".into(), false).expect("the peer waits");
+                if call.request.uri().path() != "/other" {
+                    opened.notified().await;
+                }
+                answer.send_data("ve".into(), true).expect("the peer waits");
+            }
         })
         .await;
         for (address, protocol) in [(slow_http1, AppProtocol::Http), (slow_http2, AppProtocol::Http2)] {
@@ -79,8 +89,13 @@ fn a_client_that_has_closed_its_side_gets_its_answer() {
             let mut client = proxy.client().await;
             client.send(GET).await;
             client.io.shutdown().await.expect("half-closes");
+            // Another request is served from its first byte to its last after the end has reached the worker.
+            let mut other = proxy.client().await;
+            other.send(GET.replacen('/', "/other", 1)).await;
+            assert_eq!(other.message().await.1, "have");
+            gate.notify_one();
             assert!(client.rest().await.ends_with("\r\n\r\nhave"), "{protocol:?}");
-            assert_eq!(&*proxy.records(1).await[0].flags, "-", "{protocol:?}");
+            assert_eq!(&*proxy.records(2).await[1].flags, "-", "{protocol:?}");
         }
     });
 }

@@ -79,19 +79,44 @@ fn an_http2_upstream_that_is_silent_is_given_up() {
 #[test]
 fn an_upload_is_a_sign_of_life() {
     run(async {
-        let address = upstream(|mut peer, _| async move {
-            peer.head().await;
-            peer.bytes(20).await;
-            peer.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+        const CHUNK: &str = "1\r\nx\r\n";
+        let (came, arrived) = gate();
+        let address = upstream(move |mut peer, _| {
+            let came = came.clone();
+            async move {
+                if peer.head().await.contains("/silent") {
+                    peer.rest().await;
+                    return;
+                }
+                while peer.bytes(1).await == "1" {
+                    peer.bytes(CHUNK.len() - 1).await;
+                    came.notify_one();
+                }
+                peer.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+            }
         })
         .await;
         let proxy = edge(address).start().await;
         let mut client = proxy.client().await;
-        client.send("POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 20\r\n\r\n").await;
-        for _ in 0..20 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-            client.send("x").await;
+        client.send("POST / HTTP/1.1\r\nHost: web\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+        // An upload may be found silent twice its time after its last byte: three that are given up outlast that.
+        let witnesses = async {
+            for _ in 0..3 {
+                let witness = proxy.exchange(&GET.replacen('/', "/silent", 1)).await;
+                assert!(witness.starts_with("HTTP/1.1 504 "), "{witness}");
+            }
+        };
+        let upload = async {
+            loop {
+                client.send(CHUNK).await;
+                arrived.notified().await;
+            }
+        };
+        tokio::select! {
+            () = witnesses => {}
+            () = upload => {}
         }
+        client.send("0\r\n\r\n").await;
         assert_eq!(client.message().await.1, "ok");
     });
 }
@@ -100,26 +125,40 @@ fn an_upload_is_a_sign_of_life() {
 #[test]
 fn captured_upstreams_and_calls_may_be_silent() {
     run(async {
-        let events = upstream(|mut peer, _| async move {
-            peer.head().await;
-            peer.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n").await;
-            tokio::time::sleep(Duration::from_millis(300)).await;
-            peer.send("data: 2\n\n").await;
+        let (gate, opened) = gate();
+        let events = upstream(move |mut peer, _| {
+            let opened = opened.clone();
+            async move {
+                peer.head().await;
+                peer.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n").await;
+                opened.notified().await;
+                peer.send("data: 2\n\n").await;
+            }
         })
         .await;
-        let proxy = Setup::service(&[events]).start().await;
-        assert!(proxy.exchange(GET).await.contains("data: 2"));
+        let impatient = edge(stalls(b"").await).start().await;
+        // The second event comes only after a request that began with this one has been given up.
+        let check = async |setup: Setup, request: &str, what: &str| {
+            let proxy = setup.start().await;
+            let given_up = async {
+                let witness = impatient.exchange(GET).await;
+                assert!(witness.starts_with("HTTP/1.1 504 "), "{witness}");
+                gate.notify_one();
+            };
+            let (answer, ()) = tokio::join!(proxy.exchange(request), given_up);
+            assert!(answer.contains("data: 2"), "{what}: {answer}");
+        };
+        check(Setup::service(&[events]), GET, "captured").await;
         // At a gateway a route's own time counts instead; zero is none.
         for timeout in [Duration::from_secs(20), Duration::ZERO] {
             let rule = crate::model::HttpRule { timeout: Some(timeout), ..rule() };
             let mut setup = Setup::gateway(HostPattern::Any, rule, &[events]);
             setup.gateway.upstream_timeout = SOON;
-            assert!(setup.start().await.exchange(GET).await.contains("data: 2"), "{timeout:?}");
+            check(setup, GET, &format!("{timeout:?}")).await;
         }
         // And a call's client tells how long it waits.
-        let proxy = edge(events).start().await;
         let grpc = GET.replace("Connection", "Content-Type: application/grpc\r\nConnection");
-        assert!(proxy.exchange(&grpc).await.contains("data: 2"));
+        check(edge(events), &grpc, "gRPC").await;
     });
 }
 

@@ -110,9 +110,11 @@ fn a_slow_body_is_not_waited_for() {
         let grpc = [("content-type", "application/grpc"), ("te", "trailers")];
         let (response, mut send) = client.start(request("POST", "/a.B/C", &grpc), false).await;
         let body = response.await.expect("the upstream's head").into_body();
-        let late = tokio::time::sleep(Duration::from_millis(50));
+        // A body that is no call's, and began later, is cut meanwhile.
+        let (witness, _open) = client.start(request("POST", "/", &[]), false).await;
+        let late = async { rest(witness.await.expect("the upstream's head").into_body()).await };
         tokio::select! {
-            () = late => {}
+            cut = late => assert!(cut.is_err()),
             _ = std::future::poll_fn(|cx| send.poll_reset(cx)) => panic!("a call may be silent"),
         }
         send.send_data(Bytes::from_static(b"late"), true).expect("still open");

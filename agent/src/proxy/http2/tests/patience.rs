@@ -51,7 +51,10 @@ fn a_grpc_client_may_take_its_time() {
         let grpc = [("content-type", "application/grpc"), ("te", "trailers")];
         let (response, _send) = client.start(request("POST", "/a.B/C", &grpc), true).await;
         let body = response.await.expect("a head").into_body();
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        // An answer that is no call's, and was asked for later, is cut meanwhile.
+        let (witness, _open) = client.start(request("GET", "/", &[]), true).await;
+        let _untaken = witness.await.expect("a head").into_body();
+        assert_eq!(proxy.records(1).await[0].details, "body_timeout");
         assert_eq!(rest(body).await.expect("a whole answer").0.len(), BYTES);
     });
 }
