@@ -13,6 +13,10 @@ use anyhow::{Context, Result, ensure};
 use edge::{OPEN, PORT, gateway, route, send_on};
 use lab::agent::{AgentOptions, METRICS};
 use lab::backend::{echo_reply, http, listen};
+use lab::frames::{
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PREFACE, PRIORITY, block, frame,
+    reset, settings, window_update,
+};
 use lab::http::{Connection, get};
 use lab::loopback::{LoopbackAgent, Site, service};
 use lab::promtext::Exposition;
@@ -318,57 +322,36 @@ fn bodies_that_come_too_slowly() -> Result<()> {
     Ok(())
 }
 
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const PRIORITY: u8 = 2;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-const WINDOW_UPDATE: u8 = 8;
-const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
 const ENHANCE_YOUR_CALM: [u8; 4] = [0, 0, 0, 11];
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).unwrap_or_default().to_be_bytes();
-    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+/// A request's head in a frame with these flags.
+fn head(flags: u8, stream: u32, method: &str) -> Vec<u8> {
+    let fields = [(":method", method), (":scheme", "http"), (":path", "/"), (":authority", "web")];
+    frame(HEADERS, flags, stream, &block(&fields))
 }
-
-/// A request's head, by HPACK's static table: GET or POST, http, `/`, and the authority as a literal.
-fn head(kind: u8, flags: u8, stream: u32, method: u8) -> Vec<u8> {
-    frame(kind, flags, stream, &[&[method, 0x86, 0x84, 0x01, 3][..], b"web"].concat())
-}
-
-const GET: u8 = 0x82;
-const POST: u8 = 0x83;
 
 /// Streams that are opened and brought to their end, each by a frame of the client.
 fn streams(count: u32, end: impl Fn(u32) -> Vec<u8>) -> Vec<u8> {
     (0..count)
         .map(|number| 2 * number + 1)
-        .flat_map(|id| [head(HEADERS, END_HEADERS, id, POST), end(id)].concat())
+        .flat_map(|id| [head(END_HEADERS, id, "POST"), end(id)].concat())
         .collect()
 }
 
 fn floods() -> Vec<(&'static str, Vec<u8>)> {
-    let open = |flags| head(HEADERS, flags, 1, POST);
+    let open = |flags| head(flags, 1, "POST");
     vec![
-        ("h2_settings_flood", frame(SETTINGS, 0, 0, &[]).repeat(20_000)),
+        ("h2_settings_flood", settings(&[]).repeat(20_000)),
         ("h2_ping_flood", frame(PING, 0, 0, &[0; 8]).repeat(20_000)),
-        ("h2_window_update_flood", frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1]).repeat(20_000)),
+        ("h2_window_update_flood", window_update(0, 1).repeat(20_000)),
         ("h2_other_frame_flood", frame(PRIORITY, 0, 1, &[0, 0, 0, 0, 1]).repeat(20_000)),
         ("h2_other_frame_flood", frame(0xfa, 0, 0, b"unknown").repeat(20_000)),
         ("h2_continuation_flood", [open(0), frame(CONTINUATION, 0, 1, &[]).repeat(20_000)].concat()),
         ("h2_data_flood", [open(END_HEADERS), frame(DATA, 0, 1, &[]).repeat(200_000)].concat()),
-        ("h2_reset_flood", streams(10_000, |id| frame(RST_STREAM, 0, id, &[0, 0, 0, 8]))),
+        ("h2_reset_flood", streams(10_000, |id| reset(id, 8))),
         // The agent is brought to reset the streams itself: windows that grow beyond bounds,
         // streams that depend on themselves.
-        (
-            "h2_provoked_reset_flood",
-            streams(10_000, |id| frame(WINDOW_UPDATE, 0, id, &[0x7f, 0xff, 0xff, 0xff])),
-        ),
+        ("h2_provoked_reset_flood", streams(10_000, |id| window_update(id, 0x7fff_ffff))),
         (
             "h2_provoked_reset_flood",
             streams(10_000, |id| frame(PRIORITY, 0, id, &[&id.to_be_bytes()[..], &[0]].concat())),
@@ -383,7 +366,7 @@ fn floods_of_frames() -> Result<()> {
     let mut good = held.served()?;
     for (limit, flood) in floods() {
         let before = hits(&agent, limit)?;
-        let hello = [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &frame(SETTINGS, 0, 0, &[])].concat();
+        let hello = [PREFACE, &settings(&[])].concat();
         let mut stream = held.stream(&hello)?;
         let mut writer = stream.try_clone()?;
         let all = std::thread::scope(|scope| {
@@ -402,11 +385,11 @@ fn floods_of_frames() -> Result<()> {
     }
     // Within its budgets a client may do all of that.
     let few = [
-        &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..],
-        &frame(SETTINGS, 0, 0, &[]).repeat(20),
+        PREFACE,
+        &settings(&[]).repeat(20),
         &frame(PING, 0, 0, &[0; 8]).repeat(50),
-        &frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1]).repeat(500),
-        &head(HEADERS, END_HEADERS | END_STREAM, 1, GET),
+        &window_update(0, 1).repeat(500),
+        &head(END_HEADERS | END_STREAM, 1, "GET"),
     ]
     .concat();
     let mut stream = held.stream(&few)?;

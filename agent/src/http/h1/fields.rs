@@ -145,8 +145,20 @@ impl Fields {
         lines
     }
 
-    /// What the limits say of fields that were read.
-    pub(super) fn check(&self, limits: &Limits) -> Result<(), Refusal> {
+    /// [`Self::read`] within limits; `None` where the head is not whole, not in order, or too long.
+    pub(super) fn read_within(
+        &mut self,
+        input: &[u8],
+        at: usize,
+        limits: &Limits,
+    ) -> Result<Option<usize>, Refusal> {
+        match self.read(input, at) {
+            Lines::End(end) if end <= limits.head_bytes => self.check(limits).map(|()| Some(end)),
+            _ => Ok(None),
+        }
+    }
+
+    fn check(&self, limits: &Limits) -> Result<(), Refusal> {
         if self.entries.len() > limits.fields {
             return Err(Refusal::with(431, "header_too_many"));
         }

@@ -103,11 +103,7 @@ impl RequestHead {
         if !parsed.parse(line).is_ok_and(|status| status.is_partial()) {
             return Ok(None);
         }
-        let Lines::End(end) = self.fields.read(input, line.len()) else { return Ok(None) };
-        if end > limits.head_bytes {
-            return Ok(None);
-        }
-        self.fields.check(limits)?;
+        let Some(end) = self.fields.read_within(input, line.len(), limits)? else { return Ok(None) };
         let (method, raw_target) = (parsed.method.unwrap_or_default(), parsed.path.unwrap_or_default());
         if method.len() > MAX_METHOD_BYTES {
             return Err(Refusal::with(501, "method_too_long"));

@@ -30,11 +30,7 @@ impl ResponseHead {
         if !parsed.parse(line).is_ok_and(|status| status.is_partial()) {
             return Ok(None);
         }
-        let Lines::End(end) = self.fields.read(input, line.len()) else { return Ok(None) };
-        if end > limits.head_bytes {
-            return Ok(None);
-        }
-        self.fields.check(limits)?;
+        let Some(end) = self.fields.read_within(input, line.len(), limits)? else { return Ok(None) };
         self.status = parsed.code.unwrap_or_default();
         if !(100..=599).contains(&self.status) {
             return Err(Refusal::bad("status_out_of_range"));

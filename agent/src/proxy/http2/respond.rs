@@ -3,7 +3,6 @@
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use h2::RecvStream;
@@ -24,7 +23,6 @@ use crate::http::h2::read_request;
 use crate::pool::Liveness;
 use crate::proxy::Early;
 use crate::proxy::answer::{Answer, Problem};
-use crate::proxy::http::HttpSettings;
 use crate::proxy::http::caller::{Caller, Wire, deadline, is_grpc};
 use crate::proxy::http::changes::Changes;
 use crate::proxy::http::exchange::HeadReading;
@@ -88,12 +86,6 @@ pub(super) async fn respond(
     }
 }
 
-/// How long the client may take nothing of its answer. A gRPC client may, for as long as it likes: PINGs tell whether it
-/// lives.
-fn client_patience(settings: &HttpSettings, head: &RequestHead) -> Option<Duration> {
-    settings.body_timeout.filter(|_| !is_grpc(head))
-}
-
 /// A stream whose request's head has been read.
 struct Stream<'s> {
     session: &'s Session,
@@ -112,7 +104,24 @@ struct Turn<'a> {
     progress: &'a Progress,
 }
 
-impl Turn<'_> {
+impl<'a> Turn<'a> {
+    /// The client's end of the answer. A gRPC client may take nothing of it for as long as it likes: PINGs tell whether it
+    /// lives.
+    fn client(
+        &self,
+        session: &'a Session,
+        respond: &'a mut SendResponse<Bytes>,
+        head: &RequestHead,
+    ) -> Http2Client<'a> {
+        Http2Client {
+            respond,
+            worker: &session.ctx.http,
+            patience: session.settings.body_timeout.filter(|_| !is_grpc(head)),
+            changes: self.planned.response_changes(),
+            progress: self.progress,
+        }
+    }
+
     fn bounds(&self, caller: &Caller<'_>, head: &RequestHead) -> Bounds<'_> {
         let patience = caller.patience(self.planned, head, self.deadline);
         Bounds { deadline: self.deadline, patience, progress: self.progress, timers: self.timers }
@@ -222,15 +231,7 @@ impl Stream<'_> {
         let ends = body.body.is_end_stream();
         let sent = stream.lease.sender().send_request(request, ends);
         let (answer, upload) = sent.map_err(|error| before_answer(&error))?;
-        let changes = turn.planned.response_changes();
-        let patience = client_patience(settings, head);
-        let client = Http2Client {
-            respond: send,
-            worker: &session.ctx.http,
-            patience,
-            changes,
-            progress: turn.progress,
-        };
+        let client = turn.client(session, send, head);
         let to_head = head.method() == "HEAD";
         let upstream = Http2Upstream { response: answer, body: None, to_head, limits: &settings.response };
         let sink =
@@ -291,15 +292,7 @@ impl Stream<'_> {
         upstream_out.clear();
         caller.writer(turn.planned, &outgoing, head, request_id).write(upstream_out);
         let (read, write) = upstream.io.split();
-        let changes = turn.planned.response_changes();
-        let patience = client_patience(settings, head);
-        let client = Http2Client {
-            respond: send,
-            worker: &session.ctx.http,
-            patience,
-            changes,
-            progress: turn.progress,
-        };
+        let client = turn.client(session, send, head);
         let (answered, reset) = (Cell::new(false), Cell::new(false));
         let reading =
             HeadReading { limits: &settings.response, to_head: head.method() == "HEAD", answered: &answered };

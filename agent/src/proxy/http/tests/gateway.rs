@@ -101,7 +101,7 @@ fn the_first_heads_time_begins_with_the_connection() {
         for client in [&mut client, &mut late] {
             client.send("GET / HTTP/1.1\r\nHo").await;
         }
-        // The one has half of its time left, the other, of which three quarters are allowed, all of it.
+        // It has at most 250 ms left and the other one 300; with a time that began at the first byte it would have 400.
         tokio::select! {
             biased;
             answer = client.rest() => assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}"),
