@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use crate::address::{self, Dual, Place};
 use crate::agent::{self, Agent, AgentOptions};
 use crate::cgroup::Cgroup;
-use crate::netns::Netns;
+use crate::netns::{self, Netns};
 use crate::sandbox::{Lifetime, Sandbox};
 use crate::state::{Names, Owner, Record};
 use crate::teardown;
@@ -98,7 +98,7 @@ impl Lab {
     }
 
     fn make(&self) -> Result<()> {
-        allow_cubic()?;
+        netns::allow_cubic()?;
         fs::write(self.hosts_path(), hosts::hosts_file(&self.topology)).context("writing the hosts file")?;
         self.make_namespaces()?;
         self.names.netns(UNDERLAY).ip_batch(&wiring::underlay(&self.topology))?;
@@ -380,14 +380,4 @@ impl<'a> Pod<'a> {
     fn wait_programs(&self) -> Result<()> {
         self.spec.programs.iter().try_for_each(|program| self.wait_listening(program))
     }
-}
-
-/// Namespaces may only default to a congestion control that the machine allows to everyone.
-fn allow_cubic() -> Result<()> {
-    const ALLOWED: &str = "/proc/sys/net/ipv4/tcp_allowed_congestion_control";
-    let allowed = fs::read_to_string(ALLOWED).with_context(|| format!("reading {ALLOWED}"))?;
-    if allowed.split_whitespace().any(|name| name == "cubic") {
-        return Ok(());
-    }
-    fs::write(ALLOWED, format!("{} cubic", allowed.trim())).context("allowing cubic in namespaces")
 }

@@ -139,6 +139,16 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
         .unwrap_or_else(|| "panicked".to_owned())
 }
 
+/// Namespaces may only default to a congestion control that the machine allows to everyone.
+pub fn allow_cubic() -> Result<()> {
+    const ALLOWED: &str = "/proc/sys/net/ipv4/tcp_allowed_congestion_control";
+    let allowed = fs::read_to_string(ALLOWED).with_context(|| format!("reading {ALLOWED}"))?;
+    if allowed.split_whitespace().any(|name| name == "cubic") {
+        return Ok(());
+    }
+    fs::write(ALLOWED, format!("{} cubic", allowed.trim())).context("allowing cubic in namespaces")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -34,7 +34,7 @@ use tables::Tables;
 /// How often a drain looks whether the last connection has ended.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 /// How long the end waits for what has been logged to be written: whoever reads it may be slow, or gone.
-const LAST_LINES: Duration = Duration::from_secs(1);
+pub(crate) const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// A running agent.
 pub struct Running {

@@ -15,9 +15,6 @@ use crate::capture::{Glob, Marks};
 use crate::proxy::{InvalidSetting, ProxySettings};
 use crate::telemetry::log;
 
-/// How long the end waits for the log to be written: whoever reads it may be slow, or gone.
-const LAST_LINES: Duration = Duration::from_secs(1);
-
 #[derive(Debug, Args)]
 pub(super) struct AgentArgs {
     /// This node's name, as Pod and EndpointSlice documents call it.
@@ -197,7 +194,7 @@ pub(super) fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
         }
         Ok(ExitCode::SUCCESS)
     });
-    lines.flush(LAST_LINES);
+    lines.flush(app::LAST_LINES);
     ended
 }
 

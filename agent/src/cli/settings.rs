@@ -32,8 +32,8 @@ const INTRODUCTION: &str = "# Settings\n\n\
     Durations are written `500ms`, `10s`, `5m`, `1h`; sizes `65536`, `64KiB`, `8MiB`, `1GiB`. `gateway.http.*` holds for \
     connections of Gateway listeners, whose clients are strangers; `captured.http.*` for those of captured pods, which \
     shall see what they would see without an agent.\n\n\
-    Each limit that is hit is counted in `sluice_limit_hits_total{limit=\"...\"}` and named in the access log \
-    (`response_flags`, `response_code_details`); `docs/limits.md` says what happens at each.\n\n\
+    `docs/limits.md` says what happens at each limit; those that have a reason there are counted in \
+    `sluice_limit_hits_total{limit=\"...\"}` and named in the access log (`response_flags`, `response_code_details`).\n\n\
     | name | default | values | meaning |\n| --- | --- | --- | --- |\n";
 
 pub(super) fn run(args: &SettingsArgs) -> anyhow::Result<ExitCode> {

@@ -32,11 +32,12 @@ pub struct Keepalive {
 }
 
 impl Keepalive {
-    /// Pings until an answer stays out.
-    pub async fn watch(self, mut ping: PingPong) {
+    /// Pings until an answer stays out; for ever where nothing is to be asked.
+    pub async fn dead(keepalive: Option<Self>, ping: Option<PingPong>) {
+        let (Some(this), Some(mut ping)) = (keepalive, ping) else { return std::future::pending().await };
         loop {
-            tokio::time::sleep(self.every).await;
-            match tokio::time::timeout(self.patience, ping.ping(Ping::opaque())).await {
+            tokio::time::sleep(this.every).await;
+            match tokio::time::timeout(this.patience, ping.ping(Ping::opaque())).await {
                 Ok(Ok(_)) => {}
                 Ok(Err(_)) | Err(_) => return,
             }
@@ -51,7 +52,7 @@ pub struct Http2Pool(Rc<RefCell<Shelves>>);
 #[derive(Debug)]
 struct Shelves {
     limits: PoolLimits,
-    by_key: HashMap<PoolKey, Shelf>,
+    by_key: HashMap<PoolKey, Shelf, foldhash::fast::RandomState>,
     /// Connections on all shelves.
     total: usize,
     sweeping: bool,
@@ -69,7 +70,8 @@ struct Shared {
     /// Where it lies while it takes requests.
     pool: Weak<RefCell<Shelves>>,
     key: PoolKey,
-    send: SendRequest<Bytes>,
+    /// What requests are sent by is a clone of it.
+    send: RefCell<SendRequest<Bytes>>,
     streams: Cell<usize>,
     since: Cell<Instant>,
     served: Cell<bool>,
@@ -124,11 +126,11 @@ impl Shared {
     /// Whether it takes further requests, once streams are free.
     fn is_open(&self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
-        !self.closed.get() && !matches!(self.send.clone().poll_ready(&mut cx), Poll::Ready(Err(_)))
+        !self.closed.get() && !matches!(self.send.borrow_mut().poll_ready(&mut cx), Poll::Ready(Err(_)))
     }
 
     fn has_room(&self) -> bool {
-        self.streams.get() < self.send.current_max_send_streams()
+        self.streams.get() < self.send.borrow().current_max_send_streams()
     }
 }
 
@@ -168,7 +170,7 @@ impl Lease {
 
     /// Sends requests; good for one.
     pub fn sender(&self) -> SendRequest<Bytes> {
-        self.shared.send.clone()
+        self.shared.send.borrow().clone()
     }
 }
 
@@ -176,10 +178,11 @@ impl Drop for Lease {
     fn drop(&mut self) {
         let Shared { pool, key, streams, since, .. } = &*self.shared;
         streams.set(streams.get() - 1);
+        if streams.get() > 0 {
+            return;
+        }
         since.set(Instant::now());
-        if streams.get() == 0
-            && let Some(pool) = pool.upgrade()
-        {
+        if let Some(pool) = pool.upgrade() {
             pool.borrow_mut().settle(key);
         }
     }
@@ -188,7 +191,7 @@ impl Drop for Lease {
 impl Http2Pool {
     /// An empty pool.
     pub fn new(limits: PoolLimits) -> Self {
-        Self(Rc::new(RefCell::new(Shelves { limits, by_key: HashMap::new(), total: 0, sweeping: false })))
+        Self(Rc::new(RefCell::new(Shelves { limits, by_key: HashMap::default(), total: 0, sweeping: false })))
     }
 
     /// A place on the least busy connection, or what is to be done to get one.
@@ -251,25 +254,20 @@ impl Http2Pool {
         let shared = Rc::new(Shared {
             pool: Rc::downgrade(&self.0),
             key: key.clone(),
-            send,
+            send: RefCell::new(send),
             streams: Cell::new(0),
             since: Cell::new(Instant::now()),
             served: Cell::new(false),
             closed: Rc::clone(&closed),
         });
-        let ping = connection.ping_pong();
+        let dead = Keepalive::dead(keepalive, connection.ping_pong());
+        let address = key.address;
         tokio::task::spawn_local(async move {
-            let dead = async {
-                match (keepalive, ping) {
-                    (Some(keepalive), Some(ping)) => keepalive.watch(ping).await,
-                    _ => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 ended = connection => if let Err(error) = ended {
-                    tracing::debug!(%error, "an upstream's HTTP/2 connection ended");
+                    tracing::debug!(%address, %error, "an upstream's HTTP/2 connection ended");
                 },
-                () = dead => tracing::debug!("an upstream answers no PING"),
+                () = dead => tracing::debug!(%address, "an upstream answers no PING"),
             }
             closed.set(true);
         });

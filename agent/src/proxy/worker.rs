@@ -59,6 +59,18 @@ pub enum Command {
     Table,
 }
 
+impl Command {
+    /// The listener that it is about, for the log.
+    fn listener(&self) -> Option<String> {
+        match self {
+            Self::Capture(listener) | Self::Gateway(listener, _) => {
+                listener.local_addr().ok().map(|address| address.to_string())
+            }
+            Self::Table => None,
+        }
+    }
+}
+
 /// A running worker. It ends with the process: connections go on without a handle.
 pub struct WorkerHandle {
     /// Gives it commands.
@@ -82,8 +94,9 @@ fn run(settings: WorkerSettings, mut commands: mpsc::UnboundedReceiver<Command>)
     let context = Context::new(settings);
     runtime.block_on(async move {
         while let Some(command) = commands.recv().await {
+            let listener = command.listener();
             if let Err(error) = obey(&context, command) {
-                tracing::error!(%error, "a worker could not take a listener");
+                tracing::error!(listener, %error, "a worker could not take a listener");
             }
         }
         // Connections go on after the last command.
@@ -154,6 +167,7 @@ where
     Serve: Fn(Context, TcpStream, SocketAddr, Origin) -> Served + 'static,
     Served: Future<Output = ()> + 'static,
 {
+    let address = listener.local_addr()?;
     listener.set_nonblocking(true)?;
     prepare(&listener);
     let listener = TcpListener::from_std(listener)?;
@@ -191,7 +205,7 @@ where
                 // The client is gone already.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
-                    tracing::warn!(%error, "accepting a connection");
+                    tracing::warn!(listener = %address, %error, "accepting a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }

@@ -2,8 +2,6 @@
 //! (RFC 3986 section 6.2.2). Pure; a path that is in that form already costs one look at its bytes.
 
 use std::borrow::Cow;
-use std::fmt;
-use std::str::FromStr;
 
 use memchr::memchr2_iter;
 
@@ -40,41 +38,6 @@ pub enum EscapedSlashes {
     Reject,
     /// They become `/` before anything else is done.
     Decode,
-}
-
-macro_rules! names {
-    ($kind:ident, $what:literal, $($variant:ident $name:literal,)*) => {
-        impl fmt::Display for $kind {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(match self {
-                    $(Self::$variant => $name,)*
-                })
-            }
-        }
-
-        impl FromStr for $kind {
-            type Err = UnknownName;
-
-            /// In any case.
-            fn from_str(name: &str) -> Result<Self, UnknownName> {
-                $(if name.eq_ignore_ascii_case($name) {
-                    return Ok(Self::$variant);
-                })*
-                Err(UnknownName { what: $what, names: &[$($name),*] })
-            }
-        }
-    };
-}
-
-names! { Normalisation, "path normalisation", None "none", Base "base", MergeSlashes "merge_slashes", }
-names! { EscapedSlashes, "treatment of escaped slashes", Keep "keep", Reject "reject", Decode "decode", }
-
-/// A name that none of a setting's values has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("no {what} has this name; there are {}", names.join(", "))]
-pub struct UnknownName {
-    what: &'static str,
-    names: &'static [&'static str],
 }
 
 /// Why a path is not taken.

@@ -160,25 +160,6 @@ fn no_normalisation_means_none() {
 }
 
 #[test]
-fn names_are_read_as_they_are_written() {
-    for value in [Normalisation::None, Normalisation::Base, Normalisation::MergeSlashes] {
-        assert_eq!(value.to_string().parse(), Ok(value));
-        assert_eq!(value.to_string().to_uppercase().parse(), Ok(value), "as Istio spells it");
-    }
-    for value in [EscapedSlashes::Keep, EscapedSlashes::Reject, EscapedSlashes::Decode] {
-        assert_eq!(value.to_string().parse(), Ok(value));
-    }
-    for bad in ["", "full", "merge-slashes", "base "] {
-        let error = bad.parse::<Normalisation>().expect_err(bad);
-        assert_eq!(
-            error.to_string(),
-            "no path normalisation has this name; there are none, base, merge_slashes"
-        );
-        assert!(bad.parse::<EscapedSlashes>().is_err(), "{bad}");
-    }
-}
-
-#[test]
 fn rules_spell_escapes_as_paths_do() {
     for (rule, expected) in [
         ("/caf%c3%a9", "/caf%C3%A9"),

@@ -64,6 +64,7 @@ impl Track {
             directory: std::env::temp_dir().join(format!("{PREFIX}{own}")),
         };
         fs::create_dir_all(track.directory.join("www")).context("creating the bench's directory")?;
+        netns::allow_cubic()?;
         for netns in [&track.client, &track.proxy, &track.backend] {
             netns.create()?;
             // The machine may default to bbr, whose pacing stalls short transfers between namespaces.

@@ -195,7 +195,8 @@ pub fn write_last_chunk(out: &mut BytesMut, trailers: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
-fn write_hex(out: &mut BytesMut, value: usize) {
+/// Writes a chunk's size.
+pub fn write_hex(out: &mut BytesMut, value: usize) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let digits = (usize::BITS - value.leading_zeros()).div_ceil(4).max(1);
     for digit in (0..digits).rev() {

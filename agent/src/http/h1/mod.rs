@@ -12,7 +12,7 @@ mod request;
 mod response;
 mod target;
 
-pub use chunked::{ChunkDecoder, Piece, write_chunk, write_last_chunk};
+pub use chunked::{ChunkDecoder, Piece, write_chunk, write_hex, write_last_chunk};
 pub use fields::{Field, Fields, Known};
 pub use framing::ConnectionOptions;
 pub use head::{HeadScan, Limits, MAX_FIELDS, Version};

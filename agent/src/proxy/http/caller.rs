@@ -66,12 +66,13 @@ impl Caller<'_> {
         table.workloads.get(&self.peer.ip().to_canonical())
     }
 
-    /// What the table asks for, of a request that was taken on and whose body is not known to be too long.
+    /// What the table asks for, by the client's pod, of a request that was taken on and whose body is not known to be too long.
     pub fn plan<'t>(
         &self,
         table: &'t RoutingTable,
         head: &RequestHead,
         slot: &Result<Slot, Problem>,
+        source: Option<&Arc<Workload>>,
     ) -> Planned<'t> {
         if let Err(problem) = slot {
             return Planned::unrouted(Plan::Fail(*problem));
@@ -81,7 +82,7 @@ impl Caller<'_> {
         {
             return Planned::unrouted(Plan::Fail(BODY_TOO_LONG));
         }
-        let source = self.source(table).map(|source| &**source);
+        let source = source.map(|source| &**source);
         let entry = Entry { origin: self.origin, original_destination: self.original_destination, source };
         let planned = plan(table, head, entry);
         let as_it_came = self.settings.path.normalisation == Normalisation::None;

@@ -45,7 +45,7 @@ pub(in crate::proxy) struct Connection {
     pub(in crate::proxy) served: u32,
     /// One timer for all the waits, between requests and for upstreams; it is set anew when it fires too early, not for
     /// each wait.
-    pub(super) idle: Timer,
+    pub(in crate::proxy) idle: Timer,
 }
 
 /// What reading a head came to.

@@ -40,7 +40,7 @@ impl Connection {
         let mut trail = Trail::new(start, self.caller().source(&table));
         let slot = self.ctx.http.admit(&self.origin);
         let planned = match vet(&mut self.buffers.head, &self.settings) {
-            Ok(()) => self.caller().plan(&table, &self.buffers.head, &slot),
+            Ok(()) => self.caller().plan(&table, &self.buffers.head, &slot, trail.source),
             Err(refusal) => Planned::refused(refusal),
         };
         trail.slot = slot.ok();
@@ -82,7 +82,7 @@ impl Connection {
     /// Answers a head that could not be read, and records it.
     pub(super) async fn refuse(&mut self, problem: Problem) -> Ending {
         let table = self.ctx.tables.load_full();
-        let mut trail = Trail::new(Instant::now(), table.workloads.get(&self.peer.ip().to_canonical()));
+        let mut trail = Trail::new(Instant::now(), self.caller().source(&table));
         trail.fail(problem);
         trail.status = problem.status();
         if let Some(answer) = problem.answer() {
@@ -98,9 +98,14 @@ impl Connection {
 
     /// Whether the client's connection may be kept after this request.
     pub(in crate::proxy) fn may_keep(&self) -> bool {
+        self.may_serve_more() && !self.draining()
+    }
+
+    /// The same but for a drain, which may begin before the response does.
+    pub(in crate::proxy) fn may_serve_more(&self) -> bool {
         let head = &self.buffers.head;
         let more = self.settings.max_requests.is_none_or(|max| self.served < max);
-        head.connection().persistent(head.version()) && more && !self.unknown && !self.draining()
+        head.connection().persistent(head.version()) && more && !self.unknown
     }
 
     /// Sends the request on, once more on a new connection where a kept one turned out to be closed.
@@ -178,7 +183,7 @@ impl Connection {
             load: self.ctx.http.load(&self.origin),
             settings: &self.settings,
             changes: planned.response_changes(),
-            may_keep: self.may_keep(),
+            may_keep: self.may_serve_more(),
             drain: &self.ctx.drain,
             may_switch: self.caller().upgrade(&self.buffers.head).is_some(),
             deadline,

@@ -88,14 +88,15 @@ impl Caller<'_> {
             // It may have been closed meanwhile, like one that was kept.
             return Ok(UpstreamConnection { io, key, reused: true, pick });
         }
-        self.reach(goal, async |key: PoolKey, pick| {
+        let connect = async |key: PoolKey| {
             if let Some(io) = wanted.kept.and_then(|liveness| self.ctx.http.pool().take(&key, liveness)) {
-                return Ok(UpstreamConnection { io, key, reused: true, pick });
+                return Ok((io, key, true));
             }
             let io = self.dial(&key, wanted.deadline).await?;
-            Ok(UpstreamConnection { io, key, reused: false, pick })
-        })
-        .await
+            Ok((io, key, false))
+        };
+        let reached = self.reach(goal, connect).await;
+        reached.map(|((io, key, reused), pick)| UpstreamConnection { io, key, reused, pick })
     }
 
     /// Chooses endpoints until one can be connected to. Failing to connect is always safe to try again elsewhere: nothing
@@ -103,8 +104,8 @@ impl Caller<'_> {
     pub async fn reach<T>(
         self,
         goal: Goal<'_>,
-        mut connect: impl AsyncFnMut(PoolKey, Option<Pick>) -> Result<T, Problem>,
-    ) -> Result<T, Unreached> {
+        mut connect: impl AsyncFnMut(PoolKey) -> Result<T, Problem>,
+    ) -> Result<(T, Option<Pick>), Unreached> {
         let mut avoid = Vec::new();
         let mut unreached = Unreached { problem: Problem::NoEndpoint, last: None };
         for _ in 0..self.settings.connect_attempts.max(1) {
@@ -121,10 +122,12 @@ impl Caller<'_> {
                 // The cluster has no endpoint left that has not been tried.
                 break;
             }
-            let endpoint = pick.as_ref().map(|pick| Arc::clone(pick.upstream()));
-            match connect(self.pool_key(goal, address, pick.as_ref()), pick).await {
-                Ok(connection) => return Ok(connection),
-                Err(problem) => unreached = Unreached { problem, last: Some((address, endpoint)) },
+            match connect(self.pool_key(goal, address, pick.as_ref())).await {
+                Ok(connection) => return Ok((connection, pick)),
+                Err(problem) => {
+                    let endpoint = pick.map(|pick| Arc::clone(pick.upstream()));
+                    unreached = Unreached { problem, last: Some((address, endpoint)) };
+                }
             }
             if matches!(unreached.problem, Problem::RequestTimeout | Problem::TryTimeout) {
                 break;

@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 
 use super::fault::Side;
 use crate::http::body::{BodyError, BodyTransfer};
-use crate::http::h1::write_last_chunk;
+use crate::http::h1::{write_hex, write_last_chunk};
 use crate::http::h2 as translate;
 use crate::proxy::answer::Problem;
 use crate::proxy::http::exchange::{client_body_problem, is_reset, read_ahead, upstream_body_problem};
@@ -282,7 +282,8 @@ impl<W: AsyncWrite + Unpin> BodySink for Http1Sink<'_, W> {
         if data.is_empty() {
             return if last { self.finish(None).await } else { Ok(()) };
         }
-        self.out.extend_from_slice(format!("{:x}\r\n", data.len()).as_bytes());
+        write_hex(self.out, data.len());
+        self.out.extend_from_slice(b"\r\n");
         self.flush(&data, if last { b"\r\n0\r\n\r\n" } else { b"\r\n" }).await
     }
 

@@ -22,6 +22,7 @@ use super::respond::{StreamEnd, respond};
 use crate::http::Refusal;
 use crate::http::h1::{Limits, Version};
 use crate::net::Replay;
+use crate::pool::Keepalive;
 use crate::proxy::answer::Problem;
 use crate::proxy::http::HttpSettings;
 use crate::proxy::http::caller::Caller;
@@ -142,13 +143,15 @@ impl Served {
         let mut budget =
             Budget::new(settings.http2.reset_burst, settings.http2.resets_per_second, Instant::now());
         let mut drain = self.session.ctx.drain.clone();
-        let ping = connection.ping_pong();
-        let mut dead = pin!(async {
-            match (settings.http2.client_keepalive(), ping) {
-                (Some(keepalive), Some(ping)) => keepalive.watch(ping).await,
-                _ => pending().await,
+        let mut drained = pin!(async move {
+            if drain.wait_for(|drains| *drains).await.is_err() {
+                // Whoever could ask for a drain is gone.
+                pending::<()>().await;
             }
         });
+        let mut dead = pin!(Keepalive::dead(settings.http2.client_keepalive(), connection.ping_pong()));
+        // Once over, it is not to be asked again.
+        let mut drains = self.draining;
         let mut quiet_since = Instant::now();
         loop {
             let quiet_for_too_long = self.quiet_for_too_long(quiet_since);
@@ -177,7 +180,8 @@ impl Served {
                     self.end_flood(&mut connection, flood);
                 }
                 () = until(self.flooded), if self.flooded.is_some() => break,
-                Ok(_) = drain.wait_for(|drains| *drains), if !self.draining => {
+                () = &mut drained, if !drains => {
+                    drains = true;
                     quiet_since = Instant::now();
                     self.say_goaway(&mut connection);
                 }

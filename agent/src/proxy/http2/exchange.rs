@@ -121,7 +121,7 @@ pub(super) trait Answers {
 }
 
 /// What bounds an exchange's time.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct Bounds<'a> {
     /// When it must be over, and what it is then.
     pub deadline: Deadline,
@@ -129,8 +129,8 @@ pub(super) struct Bounds<'a> {
     pub patience: Option<Duration>,
     /// How far the exchange came.
     pub progress: &'a Progress,
-    /// Where the wait for silence gets its timer.
-    pub timers: &'a SpareTimers,
+    /// For the wait for silence.
+    pub timer: &'a mut Timer,
 }
 
 /// Timers that wait for the next request: setting one up and taking it down for each costs more than letting it run.
@@ -138,14 +138,15 @@ pub(super) struct Bounds<'a> {
 pub(super) struct SpareTimers(RefCell<Vec<Timer>>);
 
 impl SpareTimers {
-    fn take(&self) -> SpareTimer<'_> {
+    /// One that is kept again once it is dropped.
+    pub fn take(&self) -> SpareTimer<'_> {
         SpareTimer { timer: self.0.borrow_mut().pop().flatten(), spares: self }
     }
 }
 
 /// A timer in use, which is spare again once it is dropped.
-struct SpareTimer<'a> {
-    timer: Timer,
+pub(super) struct SpareTimer<'a> {
+    pub timer: Timer,
     spares: &'a SpareTimers,
 }
 
@@ -165,8 +166,7 @@ impl Bounds<'_> {
             tokio::time::sleep_until(at).await;
             return problem;
         }
-        let mut spare = self.timers.take();
-        silent(self.patience, &mut spare.timer, || self.progress.moved()).await
+        silent(self.patience, self.timer, || self.progress.moved()).await
     }
 }
 

@@ -12,12 +12,11 @@ use tokio::time::Instant;
 
 use super::budget::Budget;
 use crate::net::Replay;
+use crate::net::HTTP2_FRAME_HEAD;
 use crate::proxy::http::Http2Settings;
 
 /// What a client's connection starts with (RFC 9113 section 3.4).
 const PREFACE_BYTES: usize = 24;
-/// The head of a frame (RFC 9113 section 4.1).
-const HEAD_BYTES: usize = 9;
 /// How many seconds' worth of frames may come at once.
 const BURST_SECONDS: u32 = 10;
 /// Windows that a frame of ours allows the client to open: those of the stream and of the connection, each in parts.
@@ -38,7 +37,7 @@ const CONTINUATION: u8 = 9;
 /// Finds the heads of frames in bytes as they come, by stepping over all else.
 #[derive(Debug, Default)]
 struct FrameWalk {
-    head: [u8; HEAD_BYTES],
+    head: [u8; HTTP2_FRAME_HEAD],
     /// How many bytes of the head are there.
     begun: usize,
     /// Bytes until the next head.
@@ -54,10 +53,10 @@ impl FrameWalk {
             if bytes.is_empty() {
                 return;
             }
-            let taken = (HEAD_BYTES - self.begun).min(bytes.len());
+            let taken = (HTTP2_FRAME_HEAD - self.begun).min(bytes.len());
             self.head[self.begun..self.begun + taken].copy_from_slice(&bytes[..taken]);
             (self.begun, bytes) = (self.begun + taken, &bytes[taken..]);
-            if self.begun < HEAD_BYTES {
+            if self.begun < HTTP2_FRAME_HEAD {
                 return;
             }
             self.begun = 0;

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use super::body::{Http1Source, Http2Sink};
-use super::exchange::{self, Bounds, Progress, SpareTimers};
+use super::exchange::{self, Bounds, Progress};
 use super::fault::{Failed, Side, before_answer};
 use super::sides::{Http1Client, Http2Upstream};
 use super::upstream::UpstreamStream;
@@ -78,8 +78,8 @@ impl Connection {
         transfer: &mut BodyTransfer,
         turn: Turn<'_>,
     ) -> Result<(), Failed> {
-        let may_keep = self.may_keep();
-        let Self { ctx, settings, io, buffers, origin, peer, original_destination, .. } = self;
+        let may_keep = self.may_serve_more();
+        let Self { ctx, settings, io, buffers, origin, peer, original_destination, idle, .. } = self;
         let Buffers { head, response, client_in, client_out, upstream_out, request_id, .. } = &mut **buffers;
         let head = &*head;
         let caller =
@@ -97,6 +97,7 @@ impl Connection {
             settings,
             changes: turn.planned.response_changes(),
             may_keep,
+            drain: &ctx.drain,
             progress: turn.progress,
             fate: turn.fate,
         };
@@ -118,8 +119,7 @@ impl Connection {
         let upload = exchange::upload(&mut source, sink, ends, turn.progress);
         let download = exchange::download(responder, answers, response, turn.progress);
         let patience = caller.patience(turn.planned, head, turn.deadline);
-        let (deadline, progress, timers) = (turn.deadline, turn.progress, &SpareTimers::default());
-        let bounds = Bounds { deadline, patience, progress, timers };
+        let bounds = Bounds { deadline: turn.deadline, patience, progress: turn.progress, timer: idle };
         exchange::run(upload, download, bounds).await
     }
 }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::body::{Http1Sink, Http2Sink, Http2Source};
 use super::connection::Session;
-use super::exchange::{self, Bounds, Progress, SpareTimers};
+use super::exchange::{self, Bounds, Progress};
 use super::fault::{Failed, Side, before_answer};
 use super::from_http1::may_retry;
 use super::sides::{Http1Upstream, Http2Client, Http2Upstream, response};
@@ -29,6 +29,7 @@ use crate::proxy::http::exchange::HeadReading;
 use crate::proxy::http::pace::Pace;
 use crate::proxy::http::plan::{Plan, Planned};
 use crate::proxy::http::record::Trail;
+use crate::proxy::http::silence::Timer;
 use crate::proxy::http::upstream::{Deadline, Goal, UpstreamConnection, Wanted};
 use crate::proxy::http::vet::vet;
 use crate::proxy::http::worker::{Buffers, Held};
@@ -98,7 +99,6 @@ struct Stream<'s> {
 /// One try's terms.
 #[derive(Clone, Copy)]
 struct Turn<'a> {
-    timers: &'a SpareTimers,
     planned: &'a Planned<'a>,
     deadline: Deadline,
     progress: &'a Progress,
@@ -122,9 +122,12 @@ impl<'a> Turn<'a> {
         }
     }
 
-    fn bounds(&self, caller: &Caller<'_>, head: &RequestHead) -> Bounds<'_> {
+    fn bounds<'b>(&self, caller: &Caller<'_>, head: &RequestHead, timer: &'b mut Timer) -> Bounds<'b>
+    where
+        'a: 'b,
+    {
         let patience = caller.patience(self.planned, head, self.deadline);
-        Bounds { deadline: self.deadline, patience, progress: self.progress, timers: self.timers }
+        Bounds { deadline: self.deadline, patience, progress: self.progress, timer }
     }
 }
 
@@ -135,7 +138,7 @@ impl Stream<'_> {
         caller.choose_request_id(head, request_id);
         let slot = self.session.ctx.http.admit(&self.session.origin);
         let planned = match vet(&mut self.buffers.head, &self.session.settings) {
-            Ok(()) => caller.plan(table, &self.buffers.head, &slot),
+            Ok(()) => caller.plan(table, &self.buffers.head, &slot, trail.source),
             Err(refusal) => Planned::refused(refusal),
         };
         trail.route = planned.route.map(|matched| &**matched.route);
@@ -183,8 +186,7 @@ impl Stream<'_> {
         loop {
             let progress =
                 Progress::new(self.session.ctx.http.load(&self.session.origin), &self.session.settings.http2);
-            let timers = &self.session.timers;
-            let turn = Turn { timers, planned, deadline, progress: &progress };
+            let turn = Turn { planned, deadline, progress: &progress };
             let (result, may_retry) = match wire {
                 Wire::Http1 => self.try_http1(goal, turn, again, trail).await,
                 Wire::Http2 => self.try_http2(goal, turn, trail).await,
@@ -238,7 +240,8 @@ impl Stream<'_> {
             Http2Sink { stream: upload, side: Side::Upstream, patience: None, taken: &turn.progress.sent };
         let upload = exchange::upload(body, sink, ends, turn.progress);
         let download = exchange::download(client, upstream, response, turn.progress);
-        exchange::run(upload, download, turn.bounds(&caller, head)).await
+        let mut spare = session.timers.take();
+        exchange::run(upload, download, turn.bounds(&caller, head, &mut spare.timer)).await
     }
 
     /// `fresh`: whether this is the first try, for which a kept connection will do.
@@ -323,7 +326,8 @@ impl Stream<'_> {
             exchange::upload(body, sink, ends, turn.progress).await
         };
         let download = exchange::download(client, answers, response, turn.progress);
-        let result = exchange::run(upload, download, turn.bounds(&caller, head)).await;
+        let mut spare = session.timers.take();
+        let result = exchange::run(upload, download, turn.bounds(&caller, head, &mut spare.timer)).await;
         if answered.get() {
             turn.progress.answered.set(true);
         }

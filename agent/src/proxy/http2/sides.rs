@@ -13,6 +13,7 @@ use http::{HeaderMap, Response, StatusCode};
 use tokio::io::AsyncRead;
 use tokio::net::TcpStream;
 use tokio::net::tcp::WriteHalf;
+use tokio::sync::watch;
 
 use super::body::{BodySink, Http1Sink, Http1Source, Http2Sink, Http2Source};
 use super::exchange::{Answers, Progress, Responder};
@@ -89,8 +90,10 @@ pub(super) struct Http1Client<'a> {
     pub worker: &'a HttpWorker,
     pub settings: &'a HttpSettings,
     pub changes: Changes<'a>,
-    /// Whether the connection may be kept.
+    /// Whether the connection may be kept, but for a drain.
     pub may_keep: bool,
+    /// Whether the agent drains, asked when the response comes.
+    pub drain: &'a watch::Receiver<bool>,
     pub progress: &'a Progress,
     /// What becomes of the client's connection; told by the response's head.
     pub fate: &'a Cell<Fate>,
@@ -143,7 +146,7 @@ impl<'a> Responder for Http1Client<'a> {
             (Framing::UntilClose, Version::Http11 | Version::Http2) => Framing::Chunked,
             (framing, _) => framing,
         };
-        let keep = self.may_keep && framing != Framing::UntilClose && !self.body_in_doubt();
+        let keep = self.may_keep && !*self.drain.borrow() && framing != Framing::UntilClose && !self.body_in_doubt();
         let fate = if keep { Fate::Keep } else { Fate::Close };
         self.fate.set(fate);
         self.write(head, framing, fate);

@@ -1,6 +1,7 @@
 //! A stream to an endpoint: on a connection that is there, or on a new one. Each request chooses its endpoint, so that the
 //! calls of one gRPC connection are spread over all of them.
 
+use std::borrow::Cow;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 
@@ -50,20 +51,20 @@ impl Caller<'_> {
                 return Ok(UpstreamStream { lease, address: key.address, pick });
             }
         }
-        self.reach(goal, async |key: PoolKey, pick| {
-            let lease = self.lease(&key, deadline).await?;
-            Ok(UpstreamStream { lease, address: key.address, pick })
-        })
-        .await
+        let reached = self
+            .reach(goal, async |key: PoolKey| Ok((self.lease(&key, deadline).await?, key.address)))
+            .await;
+        reached.map(|((lease, address), pick)| UpstreamStream { lease, address, pick })
     }
 
     async fn lease(self, key: &PoolKey, deadline: Deadline) -> Result<Lease, Problem> {
-        let (until, late) = self.connect_by(deadline);
+        let mut by = None;
         loop {
             match self.ctx.http.http2().take(key) {
                 Turn::Stream(lease) => return Ok(lease),
                 Turn::Full => return Err(Problem::UpstreamFull),
                 Turn::Wait(dialled) => {
+                    let (until, late) = *by.get_or_insert_with(|| self.connect_by(deadline));
                     tokio::time::timeout_at(until, dialled.notified()).await.map_err(|_| late)?;
                 }
                 Turn::Dial(turn) => {
@@ -88,7 +89,7 @@ impl Caller<'_> {
         *request.version_mut() = Version::HTTP_2;
         *request.method_mut() = Method::from_bytes(head.method().as_bytes())
             .map_err(|_| Refusal::bad("method_untranslatable"))?;
-        *request.uri_mut() = request_uri(head.scheme(), &outgoing.authority, &target(&outgoing, head))?;
+        *request.uri_mut() = request_uri(&outgoing.authority, &target(&outgoing, head))?;
         *request.headers_mut() = self.writer(planned, &outgoing, head, request_id).write_map();
         Ok(request)
     }
@@ -106,11 +107,13 @@ pub(super) async fn unless_reset<T>(
     }
 }
 
-fn target(outgoing: &Outgoing<'_>, head: &RequestHead) -> String {
+/// Path and query, which all but an absolute-form target are already.
+fn target<'a>(outgoing: &'a Outgoing<'_>, head: &'a RequestHead) -> Cow<'a, str> {
     match (&outgoing.target, head.query()) {
-        (Some(target), _) => target.clone(),
-        (None, Some(query)) => format!("{}?{query}", head.path()),
-        (None, None) => head.path().to_owned(),
+        (Some(target), _) => target.into(),
+        (None, _) if head.raw_target().starts_with('/') => head.raw_target().into(),
+        (None, Some(query)) => format!("{}?{query}", head.path()).into(),
+        (None, None) => head.path().into(),
     }
 }
 
