@@ -386,7 +386,7 @@ mod tests {
             .run_until(async {
                 let (pool, goaway) = (Http2Pool::new(PoolLimits::default()), Rc::new(Notify::new()));
                 let first = dial(&pool, 2, &goaway).await;
-                until(|| first.shared.send.current_max_send_streams() == 2).await;
+                until(|| first.shared.send.borrow().current_max_send_streams() == 2).await;
                 let Turn::Stream(second) = pool.take(&key()) else { panic!("no second stream") };
                 assert!(!first.reused && second.reused && Rc::ptr_eq(&first.shared, &second.shared));
                 let third = dial(&pool, 2, &goaway).await;

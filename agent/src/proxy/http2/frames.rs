@@ -11,8 +11,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 use super::budget::Budget;
-use crate::net::Replay;
 use crate::net::HTTP2_FRAME_HEAD;
+use crate::net::Replay;
 use crate::proxy::http::Http2Settings;
 
 /// What a client's connection starts with (RFC 9113 section 3.4).

@@ -146,7 +146,8 @@ impl<'a> Responder for Http1Client<'a> {
             (Framing::UntilClose, Version::Http11 | Version::Http2) => Framing::Chunked,
             (framing, _) => framing,
         };
-        let keep = self.may_keep && !*self.drain.borrow() && framing != Framing::UntilClose && !self.body_in_doubt();
+        let keep =
+            self.may_keep && !*self.drain.borrow() && framing != Framing::UntilClose && !self.body_in_doubt();
         let fate = if keep { Fate::Keep } else { Fate::Close };
         self.fate.set(fate);
         self.write(head, framing, fate);

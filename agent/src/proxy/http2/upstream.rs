@@ -51,9 +51,8 @@ impl Caller<'_> {
                 return Ok(UpstreamStream { lease, address: key.address, pick });
             }
         }
-        let reached = self
-            .reach(goal, async |key: PoolKey| Ok((self.lease(&key, deadline).await?, key.address)))
-            .await;
+        let reached =
+            self.reach(goal, async |key: PoolKey| Ok((self.lease(&key, deadline).await?, key.address))).await;
         reached.map(|((lease, address), pick)| UpstreamStream { lease, address, pick })
     }
 
