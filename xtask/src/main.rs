@@ -1,8 +1,9 @@
-//! Developer chores: `cargo xtask lab|tidy|demo|bench|vm`.
+//! Developer chores: `cargo xtask lab|tidy|demo|bench|release|vm`.
 
 mod bench;
 mod demo;
 mod lab_verbs;
+mod release;
 mod tidy;
 mod vm;
 
@@ -40,6 +41,8 @@ enum Chore {
         #[command(subcommand)]
         verb: bench::Verb,
     },
+    /// Build the agent optimized for the loads of the bench
+    Release(release::Options),
     /// Run test binaries on other kernels, in virtual machines
     Vm(vm::Options),
 }
@@ -60,6 +63,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Chore::Tidy { root } => tidy::run(&root),
         Chore::Demo(options) => demo::run(&options),
         Chore::Bench { verb } => bench::run(&verb),
+        Chore::Release(options) => release::run(&options),
         Chore::Vm(options) => vm::run(&options),
     }
 }

@@ -113,21 +113,21 @@ impl Pool {
         Self(Rc::new(RefCell::new(shelves)))
     }
 
-    /// The connection that was used last, of those that live.
-    pub fn take(&self, key: &PoolKey, liveness: Liveness) -> Option<TcpStream> {
+    /// The connection that was used last, of those that live and are not too old at `now`.
+    pub fn take(&self, key: &PoolKey, liveness: Liveness, now: Instant) -> Option<TcpStream> {
         let mut shelves = self.0.borrow_mut();
         let idle = shelves.limits.idle;
         loop {
             let kept = shelves.by_key.get_mut(key)?.pop()?;
             shelves.total -= 1;
-            if kept.since.elapsed() < idle && is_quiet(&kept.io, liveness) {
+            if now.duration_since(kept.since) < idle && is_quiet(&kept.io, liveness) {
                 return Some(kept.io);
             }
         }
     }
 
-    /// Keeps a connection that is between two messages. Within a local runtime, which runs the pool's sweeper.
-    pub fn put(&self, key: PoolKey, io: TcpStream) {
+    /// Keeps a connection that is between two messages since `now`. Within a local runtime, which runs the pool's sweeper.
+    pub fn put(&self, key: PoolKey, io: TcpStream, now: Instant) {
         let mut shelves = self.0.borrow_mut();
         if shelves.limits.keeps_none() {
             return;
@@ -137,7 +137,7 @@ impl Pool {
         }
         let per_key = shelves.limits.per_key;
         let idle = shelves.by_key.entry(key).or_default();
-        idle.push(Idle { io, since: Instant::now() });
+        idle.push(Idle { io, since: now });
         if idle.len() > per_key {
             idle.remove(0);
         } else {
@@ -274,15 +274,15 @@ mod tests {
                 for (near, far) in pairs {
                     ports.push(near.local_addr().expect("bound").port());
                     far_ends.push(far);
-                    pool.put(key("a"), near);
+                    pool.put(key("a"), near, Instant::now());
                 }
                 assert_eq!(pool.len(), 2, "the oldest left");
-                assert!(pool.take(&key("b"), Liveness::Heard).is_none());
+                assert!(pool.take(&key("b"), Liveness::Heard, Instant::now()).is_none());
                 for port in [ports[2], ports[1]] {
-                    let taken = pool.take(&key("a"), Liveness::Asked).expect("kept");
+                    let taken = pool.take(&key("a"), Liveness::Asked, Instant::now()).expect("kept");
                     assert_eq!(taken.local_addr().expect("bound").port(), port);
                 }
-                assert!(pool.take(&key("a"), Liveness::Heard).is_none() && pool.is_empty());
+                assert!(pool.take(&key("a"), Liveness::Heard, Instant::now()).is_none() && pool.is_empty());
             })
             .await;
     }
@@ -302,9 +302,9 @@ mod tests {
                     talking.readable().await.expect("readable");
                     assert!(!is_quiet(&closed, liveness) && !is_quiet(&talking, liveness), "{liveness:?}");
                 }
-                pool.put(key("a"), closed);
-                pool.put(key("a"), talking);
-                assert!(pool.take(&key("a"), Liveness::Heard).is_none());
+                pool.put(key("a"), closed, Instant::now());
+                pool.put(key("a"), talking, Instant::now());
+                assert!(pool.take(&key("a"), Liveness::Heard, Instant::now()).is_none());
             })
             .await;
     }
@@ -329,11 +329,12 @@ mod tests {
                 for number in 0..17 {
                     let (near, far) = pair().await;
                     far_ends.push(far);
-                    pool.put(key(&number.to_string()), near);
+                    pool.put(key(&number.to_string()), near, Instant::now());
                 }
                 assert_eq!(pool.len(), 15, "two of sixteen made room for the seventeenth");
                 for number in 0..17 {
-                    let kept = pool.take(&key(&number.to_string()), Liveness::Heard).is_some();
+                    let kept =
+                        pool.take(&key(&number.to_string()), Liveness::Heard, Instant::now()).is_some();
                     assert_eq!(kept, number >= 2, "{number}");
                 }
                 let defaults = PoolLimits::default;
@@ -341,8 +342,10 @@ mod tests {
                 {
                     let none = Pool::new(limits);
                     let (near, mut far) = pair().await;
-                    none.put(key("a"), near);
-                    assert!(none.is_empty() && none.take(&key("a"), Liveness::Heard).is_none());
+                    none.put(key("a"), near, Instant::now());
+                    assert!(
+                        none.is_empty() && none.take(&key("a"), Liveness::Heard, Instant::now()).is_none()
+                    );
                     let read = tokio::io::AsyncReadExt::read(&mut far, &mut [0]).await;
                     assert_eq!(read.expect("a clean end"), 0, "closed at once");
                 }
@@ -356,13 +359,13 @@ mod tests {
             .run_until(async {
                 let pool = Pool::new(PoolLimits::default());
                 let ((near, mut far), (stays, _other)) = (pair().await, pair().await);
-                pool.put(key("gone"), near);
-                pool.put(key("stays"), stays);
+                pool.put(key("gone"), near, Instant::now());
+                pool.put(key("stays"), stays, Instant::now());
                 pool.retain(|key| key.uid.as_deref() != Some("gone"));
                 let mut end = [0];
                 let read = tokio::io::AsyncReadExt::read(&mut far, &mut end).await.expect("a clean end");
                 assert_eq!((read, pool.len()), (0, 1));
-                assert!(pool.take(&key("stays"), Liveness::Asked).is_some());
+                assert!(pool.take(&key("stays"), Liveness::Asked, Instant::now()).is_some());
             })
             .await;
     }
@@ -373,7 +376,7 @@ mod tests {
             .run_until(async {
                 let pool = Pool::new(PoolLimits { idle: Duration::from_millis(2), ..PoolLimits::default() });
                 let (near, mut far) = pair().await;
-                pool.put(key("a"), near);
+                pool.put(key("a"), near, Instant::now());
                 // The sweeper's closing is what the far end waits for.
                 let mut end = [0];
                 let read = tokio::io::AsyncReadExt::read(&mut far, &mut end).await.expect("a clean end");

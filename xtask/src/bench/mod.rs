@@ -16,14 +16,16 @@ mod run;
 mod track;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use lab::is_root;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use contender::Contender;
+use contender::{Binaries, Contender};
+use row::Work;
+use track::Track;
 
 /// What is compared.
 #[derive(Debug, clap::Subcommand)]
@@ -66,11 +68,8 @@ pub fn run(verb: &Verb) -> Result<ExitCode> {
         Verb::Http(options) => options,
         Verb::Floods(options) => return floods::run(options),
     };
-    ensure!(is_root(), "the bench makes network namespaces: run it as root");
     ensure!(options.rounds > 0 && options.seconds > 0, "--rounds and --seconds begin at 1");
-    ensure!(facts::cores() >= 2, "the proxy and its client need a core each");
-    // 5,000 idle connections, and as many behind them.
-    raise_open_files()?;
+    prepare()?;
 
     let report = run::http(options)?;
     println!("\n{}{}", report.table(), report.change());
@@ -92,6 +91,26 @@ pub fn run(verb: &Verb) -> Result<ExitCode> {
     }
     let valid = report.faults().is_none_or(|faults| faults.is_empty());
     Ok(if valid { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs every load but the idle one through the agent at `binary`, for a compiler to learn from.
+pub fn train(binary: &Path, seconds: u32) -> Result<()> {
+    prepare()?;
+    let track = Track::lay()?;
+    let _backend = contender::start_backend(&track)?;
+    let binaries = Binaries { sluice: binary.to_owned(), before: None };
+    let running = Contender::Sluice.start(&track, &binaries)?;
+    for row in row::ROWS.iter().filter(|row| row.work != Work::Memory) {
+        row.measure(&track, &running, seconds).with_context(|| format!("running {}", row.name))?;
+    }
+    Ok(())
+}
+
+fn prepare() -> Result<()> {
+    ensure!(is_root(), "the bench makes network namespaces: run it as root");
+    ensure!(facts::cores() >= 2, "the proxy and its client need a core each");
+    // 5,000 idle connections, and as many behind them.
+    raise_open_files()
 }
 
 fn raise_open_files() -> Result<()> {

@@ -46,6 +46,8 @@ pub(in crate::proxy) struct Connection {
     /// One timer for all the waits, between requests and for upstreams; it is set anew when it fires too early, not for
     /// each wait.
     pub(in crate::proxy) idle: Timer,
+    /// When the last answer ended, if that was looked at: spares the wait for the next request a look at the clock.
+    pub(super) quiet_since: Option<Instant>,
 }
 
 /// What reading a head came to.
@@ -93,6 +95,7 @@ impl Connection {
             unknown: false,
             served: 0,
             idle: None,
+            quiet_since: None,
         }
     }
 
@@ -130,7 +133,8 @@ impl Connection {
                 deadline = self.head_deadline();
                 deadline
             } else {
-                self.settings.idle_timeout.map(|timeout| Instant::now() + timeout)
+                let since = self.quiet_since.take();
+                self.settings.idle_timeout.map(|timeout| since.unwrap_or_else(Instant::now) + timeout)
             };
             if !self.wait(drained, until).await {
                 return HeadRead::Closed;

@@ -21,6 +21,8 @@ use crate::telemetry::{RequestRecord, ResponseFlags};
 pub(in crate::proxy) struct Trail<'t> {
     /// When it began.
     pub start: Instant,
+    /// When its answer was with the client, where that has been looked at; else it ends when it is recorded.
+    pub end: Option<Instant>,
     /// Its place among the requests in flight.
     pub slot: Option<Slot>,
     /// The client's pod.
@@ -54,6 +56,7 @@ impl<'t> Trail<'t> {
     pub fn new(start: Instant, source: Option<&'t Arc<Workload>>) -> Self {
         Self {
             start,
+            end: None,
             slot: None,
             source,
             route: None,
@@ -91,7 +94,7 @@ impl Caller<'_> {
     pub fn record(self, trail: &Trail<'_>, head: Option<&RequestHead>, request_id: &str) {
         let user_agent = head.and_then(|head| head.fields().first(Known::UserAgent)).unwrap_or_default();
         self.ctx.recorder.request(&RequestRecord {
-            duration: trail.start.elapsed(),
+            duration: trail.end.unwrap_or_else(Instant::now).duration_since(trail.start),
             origin: self.origin,
             peer: self.peer,
             original_destination: self.original_destination,

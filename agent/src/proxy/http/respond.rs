@@ -15,7 +15,7 @@ use super::pace::BODY_TOO_LONG;
 use super::plan::{Plan, Planned};
 use super::record::Trail;
 use super::silence::silent;
-use super::upstream::{Goal, UpstreamConnection, Wanted};
+use super::upstream::{Deadline, Goal, UpstreamConnection, Wanted};
 use super::vet::vet;
 use super::wire::write_parts;
 use super::worker::{Buffers, make_room};
@@ -24,6 +24,15 @@ use crate::http::h1::Version;
 use crate::pool::Liveness;
 use crate::proxy::answer::{Answer, AnswerTo, Problem};
 use crate::route::{RequestView, redirect_location};
+
+/// One try's terms.
+#[derive(Clone, Copy)]
+struct Turn<'a> {
+    progress: &'a Progress,
+    deadline: Deadline,
+    /// Since when the upstream can have been silent.
+    since: Instant,
+}
 
 impl Connection {
     /// Answers the request in `buffers.head`. What most requests do not come to is boxed: the rest then fits the allocator's
@@ -34,6 +43,7 @@ impl Connection {
         let start = Instant::now();
         let table = self.ctx.tables.load_full();
         self.served = self.served.saturating_add(1);
+        self.quiet_since = None;
         let mut request_id = std::mem::take(&mut self.buffers.request_id);
         self.caller().choose_request_id(&self.buffers.head, &mut request_id);
         self.buffers.request_id = request_id;
@@ -125,7 +135,7 @@ impl Connection {
         // A request that can't be sent twice asks the kernel whether the connection still lives.
         let repeatable = framing.is_empty() && self.buffers.head.is_idempotent();
         let liveness = if repeatable { Liveness::Heard } else { Liveness::Asked };
-        let mut wanted = Wanted { kept: Some(liveness), deadline };
+        let mut wanted = Wanted { kept: Some(liveness), deadline, start: trail.start };
         loop {
             let mut upstream = match self.acquire(goal, wanted).await {
                 Ok(upstream) => upstream,
@@ -137,7 +147,10 @@ impl Connection {
             trail.upstream = Some(upstream.key.address);
             trail.endpoint = upstream.pick.as_ref().map(|pick| Arc::clone(pick.upstream()));
             let progress = Progress::default();
-            let result = self.exchange(&mut upstream, &mut body, planned, (&progress, deadline)).await;
+            // The time that a connection took to be made is not the upstream's silence.
+            let since = if upstream.reused { trail.start } else { Instant::now() };
+            let turn = Turn { progress: &progress, deadline, since };
+            let result = self.exchange(&mut upstream, &mut body, planned, turn).await;
             trail.request_bytes = body.bytes();
             trail.response_bytes = progress.response_bytes.get();
             match result {
@@ -175,8 +188,9 @@ impl Connection {
         upstream: &mut UpstreamConnection,
         body: &mut BodyTransfer,
         planned: &Planned<'_>,
-        (progress, deadline): (&Progress, Option<(Instant, Problem)>),
+        turn: Turn<'_>,
     ) -> Result<Finished, Problem> {
+        let Turn { progress, deadline, since } = turn;
         let patience = self.caller().patience(planned, &self.buffers.head, deadline);
         let terms = Terms {
             worker: &self.ctx.http,
@@ -192,7 +206,7 @@ impl Connection {
         tokio::select! {
             biased;
             finished = exchange::run(terms, &mut self.buffers, body, progress, ends) => finished,
-            problem = silent(patience, &mut self.idle, || progress.moved()) => Err(problem),
+            problem = silent(patience, since, &mut self.idle, || progress.moved()) => Err(problem),
         }
     }
 
@@ -204,12 +218,13 @@ impl Connection {
         body: BodyTransfer,
         trail: &mut Trail<'_>,
     ) -> Option<Ending> {
-        match finished.fate {
-            Fate::Switch => return Some(Box::pin(self.tunnel(upstream, trail)).await),
-            Fate::Keep | Fate::Close if finished.reusable => {
-                self.ctx.http.pool().put(upstream.key, upstream.io);
-            }
-            Fate::Keep | Fate::Close => {}
+        if finished.fate == Fate::Switch {
+            return Some(Box::pin(self.tunnel(upstream, trail)).await);
+        }
+        let now = Instant::now();
+        (trail.end, self.quiet_since) = (Some(now), Some(now));
+        if finished.reusable {
+            self.ctx.http.pool().put(upstream.key, upstream.io, now);
         }
         self.settle(finished.fate, body).await
     }

@@ -35,21 +35,23 @@ impl Caller<'_> {
 /// that goes on is a sign of life.
 ///
 /// Looked at only when the timer fires, so that bytes cost nothing: after some have moved, the end comes between one and
-/// two times `patience` after the last of them. First polled after the request has been sent.
+/// two times `patience` after the last of them. First polled after the request has been sent, `since` when is known from
+/// before: the clock is read only where it matters.
 pub(in crate::proxy) async fn silent(
     patience: Option<Duration>,
+    mut since: Instant,
     timer: &mut Timer,
     moved: impl Fn() -> u64,
 ) -> Problem {
     let Some(patience) = patience else { return pending().await };
     let mut seen = moved();
     loop {
-        sleep_until(timer, Instant::now() + patience).await;
+        sleep_until(timer, since + patience).await;
         let now = moved();
         if now == seen {
             return Problem::UpstreamSilent;
         }
-        seen = now;
+        (seen, since) = (now, Instant::now());
     }
 }
 
@@ -80,7 +82,7 @@ mod tests {
         let wait = Duration::from_millis(20);
         let start = Instant::now();
         let mut timer = Some(Box::pin(tokio::time::sleep_until(start + wait / 2)));
-        assert_eq!(silent(Some(wait), &mut timer, || 7).await, Problem::UpstreamSilent);
+        assert_eq!(silent(Some(wait), start, &mut timer, || 7).await, Problem::UpstreamSilent);
         assert!(start.elapsed() >= wait, "an older timer does not cut it short");
 
         let (start, looks) = (Instant::now(), Cell::new(0));
@@ -89,10 +91,10 @@ mod tests {
             // Bytes came in the first two waits.
             looks.get().min(3)
         };
-        assert_eq!(silent(Some(wait), &mut timer, moved).await, Problem::UpstreamSilent);
+        assert_eq!(silent(Some(wait), start, &mut timer, moved).await, Problem::UpstreamSilent);
         assert!(start.elapsed() >= wait * 3 && looks.get() == 4);
 
-        let never = tokio::time::timeout(wait, silent(None, &mut timer, || 0)).await;
+        let never = tokio::time::timeout(wait, silent(None, start, &mut timer, || 0)).await;
         assert!(never.is_err(), "where nothing is set, silence is no fault");
     }
 }

@@ -58,6 +58,8 @@ pub(in crate::proxy) struct Wanted {
     pub kept: Option<Liveness>,
     /// When the request must be over, and what it is then.
     pub deadline: Deadline,
+    /// When the request came: a kept connection's age is counted to then.
+    pub start: Instant,
 }
 
 impl Connection {
@@ -89,7 +91,9 @@ impl Caller<'_> {
             return Ok(UpstreamConnection { io, key, reused: true, pick });
         }
         let connect = async |key: PoolKey| {
-            if let Some(io) = wanted.kept.and_then(|liveness| self.ctx.http.pool().take(&key, liveness)) {
+            if let Some(io) =
+                wanted.kept.and_then(|liveness| self.ctx.http.pool().take(&key, liveness, wanted.start))
+            {
                 return Ok((io, key, true));
             }
             let io = self.dial(&key, wanted.deadline).await?;

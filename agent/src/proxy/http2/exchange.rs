@@ -12,6 +12,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use http::HeaderMap;
+use tokio::time::Instant;
 
 use super::body::{BodySink, BodySource, Piece};
 use super::fault::Failed;
@@ -166,7 +167,7 @@ impl Bounds<'_> {
             tokio::time::sleep_until(at).await;
             return problem;
         }
-        silent(self.patience, self.timer, || self.progress.moved()).await
+        silent(self.patience, Instant::now(), self.timer, || self.progress.moved()).await
     }
 }
 

@@ -255,7 +255,7 @@ impl Stream<'_> {
         let framing = self.buffers.head.framing();
         let repeatable = framing.is_empty() && self.buffers.head.is_idempotent();
         let liveness = if repeatable { Liveness::Heard } else { Liveness::Asked };
-        let wanted = Wanted { kept: fresh.then_some(liveness), deadline: turn.deadline };
+        let wanted = Wanted { kept: fresh.then_some(liveness), deadline: turn.deadline, start: trail.start };
         let acquiring = self.session.caller().acquire(goal, wanted, self.early.take());
         let mut upstream = match unless_reset(&mut self.send, acquiring).await {
             Err(problem) => return (Err(problem.into()), false),
@@ -275,7 +275,7 @@ impl Stream<'_> {
             && !progress.taken.get()
             && !progress.answered.get();
         if reusable {
-            self.session.ctx.http.pool().put(upstream.key, upstream.io);
+            self.session.ctx.http.pool().put(upstream.key, upstream.io, Instant::now());
         }
         (result.map(drop), retry)
     }
