@@ -36,6 +36,9 @@ pub struct CaptureStatus {
     pub mode: String,
     /// How programs are attached: `tcx`, `clsact`; empty where none are.
     pub attach: String,
+    /// Where maps and links are pinned, or `not pinned` with the reason.
+    #[serde(default)]
+    pub pins: String,
     /// Why captured packets would be lost, so that new connections go direct for now.
     #[serde(default)]
     pub paused: Option<String>,

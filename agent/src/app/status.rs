@@ -190,6 +190,7 @@ fn capturing(status: capture::CaptureStatus) -> CaptureStatus {
     CaptureStatus {
         mode: "packet".to_owned(),
         attach: status.attach.to_owned(),
+        pins: status.pins,
         paused: status.paused,
         interfaces: status.pod_interfaces.into_iter().map(hooked).chain(failed).collect(),
         uplinks: status.uplinks.into_iter().map(hooked).collect(),

@@ -15,7 +15,7 @@ use super::netlink::Netlink;
 use super::plumbing::Plumbing;
 use super::programs::{Attach, Captured, Counters, Programs};
 use super::upkeep::Upkeep;
-use super::{CaptureError, CaptureSettings, CaptureStatus, LocalAddresses};
+use super::{CaptureError, CaptureSettings, CaptureStatus, LocalAddresses, OnStop};
 use crate::compile::RoutingTable;
 
 /// Netlink may drop messages under pressure; everything is read anew this often.
@@ -75,7 +75,7 @@ impl EngineHandle {
     }
 
     /// New connections go direct from now on; established ones stay. Done when the receiver fires; the engine then waits
-    /// for [`Engine::remove`].
+    /// for [`Engine::end`].
     pub async fn stop_capturing(self) {
         let (done, fired) = oneshot::channel();
         if self.stop.send(done).is_ok() {
@@ -99,9 +99,15 @@ impl Engine {
         if let Some(rule) = plumbing.clash(netlink.handle()).await? {
             return Err(CaptureError::MarkTaken(rule));
         }
-        let programs = Programs::load(settings.marks, settings.workers)?;
+        let programs = Programs::load(&settings)?;
+        if let (OnStop::Keep, Err(reason)) = (settings.on_stop, programs.pins().directory()) {
+            return Err(CaptureError::KeepWithoutPins(reason));
+        }
         // One transaction, or nothing: where nft is missing there is nothing to undo yet.
-        plumbing.install_notrack()?;
+        if let Err(error) = plumbing.install_notrack() {
+            programs.abandon();
+            return Err(error);
+        }
         let (stop_sender, stop) = oneshot::channel();
         let (status, status_receiver) = watch::channel(CaptureStatus::default());
         let counters = programs.counters();
@@ -122,7 +128,7 @@ impl Engine {
             stop,
         };
         if let Err(error) = engine.install(listeners).await {
-            engine.remove().await;
+            engine.end().await;
             return Err(error);
         }
         Ok((engine, EngineHandle { stop: stop_sender, status: status_receiver, counters }))
@@ -130,19 +136,28 @@ impl Engine {
 
     async fn install(&mut self, listeners: &[CaptureListeners]) -> Result<(), CaptureError> {
         self.plumbing.install_routing(self.netlink.handle()).await?;
+        // An earlier agent's programs may be at work: ours come with their maps filled.
+        self.apply_table()?;
         // Uplinks come before the listeners, so that no reply is ever missed.
         let Reconciled { hooked, failed } = self.reconcile().await?;
         if let Some(error) = failed.into_iter().next() {
             return Err(error);
         }
-        self.apply_table()?;
+        self.programs.sweep();
         self.programs.set_listeners(listeners)?;
         report_hooked(&hooked);
+        match self.programs.pins().directory() {
+            Ok(directory) => {
+                let adopted = self.programs.pins().adopted();
+                tracing::info!(directory = %directory.display(), adopted, "maps and links are pinned");
+            }
+            Err(reason) => tracing::info!(reason, "maps and links are not pinned"),
+        }
         self.publish();
         Ok(())
     }
 
-    /// Follows the world until told to stop; then only [`Engine::remove`] is left to do.
+    /// Follows the world until told to stop; then only [`Engine::end`] is left to do.
     pub async fn run(mut self) -> Self {
         let mut resync = tokio::time::interval(RESYNC);
         resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -172,11 +187,19 @@ impl Engine {
         }
     }
 
-    /// Removes programs, rules, routes and the nft table.
-    pub async fn remove(mut self) {
+    /// Removes programs, pins, rules, routes and the nft table, or leaves them to the next agent.
+    pub async fn end(self) {
+        if self.settings.on_stop == OnStop::Keep {
+            self.programs.keep();
+            tracing::info!("programs, maps and routes stay for the next agent; `sluice cleanup` removes them");
+            return;
+        }
         let hooked: Vec<u32> = self.programs.attached().map(|(index, ..)| index).collect();
-        self.programs.detach_all();
-        if self.programs.attach_kind() == Attach::Clsact {
+        let attach = self.programs.attach_kind();
+        if let Err(error) = self.programs.remove() {
+            tracing::error!(%error, "pins could not be removed");
+        }
+        if attach == Attach::Clsact {
             for index in hooked {
                 if let Err(error) = self.netlink.remove_idle_clsact(index).await {
                     tracing::debug!(index, %error, "removing the clsact qdisc");
@@ -304,6 +327,10 @@ impl Engine {
         };
         self.status.send_replace(CaptureStatus {
             attach: self.programs.attach_kind().as_str(),
+            pins: match self.programs.pins().directory() {
+                Ok(directory) => directory.display().to_string(),
+                Err(reason) => format!("not pinned: {reason}"),
+            },
             pod_interfaces: names(true),
             uplinks: names(false),
             paused: self.upkeep.broken().map(ToOwned::to_owned),

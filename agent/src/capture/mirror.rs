@@ -16,9 +16,11 @@ pub struct Mirror<K, V> {
 }
 
 impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Mirror<K, V> {
-    /// Of an empty map.
-    pub fn new(name: &'static str, kernel: KernelMap<MapData, K, V>) -> Self {
-        Self { name, kernel, held: HashMap::new() }
+    /// Of a map that an earlier agent may have filled.
+    pub fn new(name: &'static str, kernel: KernelMap<MapData, K, V>) -> Result<Self, CaptureError> {
+        let held = kernel.iter().collect::<Result<_, _>>();
+        let held = held.map_err(|source| CaptureError::Map { map: name, source })?;
+        Ok(Self { name, kernel, held })
     }
 
     /// Makes the map hold what is wanted; what is already right is not touched. Answers how many entries found no room.

@@ -4,25 +4,31 @@
 //! two things: interfaces and addresses that come and go, and routing tables that change what is captured.
 
 mod claim;
+mod cleanup;
 mod engine;
 mod error;
 mod glob;
 mod interfaces;
+mod kernel_call;
+mod layout;
 mod listener;
 mod mirror;
 mod netlink;
+mod pins;
 mod plumbing;
 mod programs;
 mod self_check;
 mod upkeep;
 
 pub use claim::Claim;
+pub use cleanup::{Cleaned, clean};
 pub use engine::{Engine, EngineHandle};
 pub use error::CaptureError;
 pub use glob::Glob;
 pub use interfaces::{Hooked, Snapshot};
 pub use listener::{CaptureListeners, SpoofingConnector};
-pub use programs::Counters;
+pub use pins::Bpffs;
+pub use programs::{Counters, DESTINATIONS_DEFAULT};
 pub use self_check::{Check, Outcome, checks};
 
 use std::net::IpAddr;
@@ -41,6 +47,22 @@ pub struct CaptureSettings {
     pub marks: Marks,
     /// How many workers have listeners.
     pub workers: u32,
+    /// Where maps and links are pinned.
+    pub bpffs: Bpffs,
+    /// What a stop leaves in the kernel.
+    pub on_stop: OnStop,
+    /// How many destinations can be captured; those beyond go direct.
+    pub destinations_max: u32,
+}
+
+/// What is left in the kernel when the agent stops.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OnStop {
+    /// Nothing.
+    #[default]
+    Remove,
+    /// Programs, maps, rules, routes and the nft table, for the next agent. Without a listener they capture nothing.
+    Keep,
 }
 
 /// Numbers that other software on the node must not use; each can be set where it does.
@@ -71,6 +93,8 @@ pub type LocalAddresses = Arc<ArcSwap<Vec<IpAddr>>>;
 pub struct CaptureStatus {
     /// How programs are attached: `tcx` or `clsact`.
     pub attach: &'static str,
+    /// Where maps and links are pinned, or `not pinned` with the reason.
+    pub pins: String,
     /// Pod interfaces with the program.
     pub pod_interfaces: Vec<String>,
     /// Why captured packets would be lost, so that none are captured.

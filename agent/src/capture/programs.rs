@@ -2,33 +2,48 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
 use agent_common::capture::{Action, AddressKey, CaptureConfig, DestinationKey, DestinationValue, Reason};
 use aya::maps::{MapData, MapError, PerCpuArray, SockMap};
+use aya::programs::links::FdLink;
 use aya::programs::tc::{
-    NlOptions, SchedClassifierLinkId, TcAttachOptions, qdisc_add_clsact, qdisc_detach_program,
+    NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions, TcHandle, qdisc_add_clsact,
+    qdisc_detach_program, TcError,
 };
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 
 use super::interfaces::Hooked;
 use super::listener::CaptureListeners;
+use super::layout::layout;
 use super::mirror::Mirror;
-use super::{CaptureError, Marks};
+use super::pins::{Link, Pins};
+use super::{CaptureError, CaptureSettings};
 
 /// The object that the build script made, aligned as the ELF reader asks.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice-ebpf.o"));
 /// Where clsact filters of ours sit; low numbers run first.
 const CLSACT_PRIORITY: u16 = 1;
+/// The handle of ours, which is always the same, so that the next agent's program takes its place in one step.
+const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 0x51ce);
+/// Maps whose contents the next agent carries on.
+pub const PINNED: [&str; 4] = ["DESTINATIONS", "LOCAL_ADDRESSES", "LISTENERS", "COUNTERS"];
+/// How many destinations can be captured unless something else is said.
+pub const DESTINATIONS_DEFAULT: u32 = 65_536;
 
-/// Programs, maps and attachments. Dropping it detaches whatever the kernel ties to file descriptors (tcx links); clsact
-/// filters need [`Programs::detach`].
+/// Programs, maps and attachments. Dropped, what is pinned stays and all else goes; [`Programs::remove`] takes both.
 pub struct Programs {
     ebpf: Ebpf,
+    pins: Pins,
     attach: Attach,
     links: BTreeMap<u32, Attached>,
+    maps: Maps,
+}
+
+/// The maps that capture reads or writes.
+struct Maps {
     destinations: Mirror<DestinationKey, DestinationValue>,
     addresses: Mirror<AddressKey, u32>,
     listeners: SockMap<MapData>,
@@ -38,7 +53,7 @@ pub struct Programs {
 /// How programs are attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attach {
-    /// Links on the interface, from 6.6 on; they go with the process.
+    /// Links on the interface, from 6.6 on; they go with the process where they are not pinned.
     Tcx,
     /// Filters of the clsact qdisc; they stay until removed.
     Clsact,
@@ -57,7 +72,12 @@ impl Attach {
 struct Attached {
     interface: String,
     hook: Hooked,
-    link: SchedClassifierLinkId,
+    held: Held,
+}
+
+enum Held {
+    Tcx(Link),
+    Clsact(SchedClassifierLinkId),
 }
 
 /// How many of the wanted destinations are in the map.
@@ -70,30 +90,87 @@ pub struct Captured {
 }
 
 impl Programs {
-    /// Loads everything; nothing is attached yet.
-    pub fn load(marks: Marks, workers: u32) -> Result<Self, CaptureError> {
+    /// Loads everything, on an earlier agent's maps where they fit; nothing is attached yet.
+    pub fn load(settings: &CaptureSettings) -> Result<Self, CaptureError> {
+        let capacities = [("DESTINATIONS", settings.destinations_max)];
+        let mut pins = Pins::open(&settings.bpffs, &layout(OBJECT, &PINNED, &capacities)?)?;
+        match Self::load_object(settings, &capacities, &mut pins) {
+            Ok((ebpf, maps)) => Ok(Self::of(ebpf, maps, pins)),
+            Err(error) => {
+                pins.abandon();
+                Err(error)
+            }
+        }
+    }
+
+    fn load_object(
+        settings: &CaptureSettings,
+        capacities: &[(&str, u32)],
+        pins: &mut Pins,
+    ) -> Result<(Ebpf, Maps), CaptureError> {
+        let CaptureSettings { marks, workers, .. } = *settings;
         let config = CaptureConfig { deliver_mark: marks.deliver, own_mark: marks.own, workers, padding: 0 };
-        let mut ebpf =
-            EbpfLoader::new().override_global("CONFIG", &config, true).load(OBJECT).map_err(object_error)?;
+        let mut loader = EbpfLoader::new();
+        loader.override_global("CONFIG", &config, true);
+        for (name, entries) in capacities {
+            loader.map_max_entries(name, *entries);
+        }
+        for name in PINNED {
+            if let Some(path) = pins.map(name) {
+                loader.map_pin_path(name, path);
+            }
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(object_error)?;
         for hook in Hooked::ALL {
             let program = classifier(&mut ebpf, hook);
             program.load().map_err(|source| load_error(hook.program(), source))?;
         }
-        Ok(Self {
-            attach: if aya::util::KernelVersion::current()
-                .is_ok_and(|v| v >= aya::util::KernelVersion::new(6, 6, 0))
-            {
-                Attach::Tcx
-            } else {
-                Attach::Clsact
-            },
-            links: BTreeMap::new(),
-            destinations: Mirror::new("DESTINATIONS", map(&mut ebpf, "DESTINATIONS")?),
-            addresses: Mirror::new("LOCAL_ADDRESSES", map(&mut ebpf, "LOCAL_ADDRESSES")?),
+        let maps = Maps {
+            destinations: Mirror::new("DESTINATIONS", map(&mut ebpf, "DESTINATIONS")?)?,
+            addresses: Mirror::new("LOCAL_ADDRESSES", map(&mut ebpf, "LOCAL_ADDRESSES")?)?,
             listeners: map(&mut ebpf, "LISTENERS")?,
             counters: Counters(Arc::new(map(&mut ebpf, "COUNTERS")?)),
+        };
+        Ok((ebpf, maps))
+    }
+
+    fn of(ebpf: Ebpf, maps: Maps, pins: Pins) -> Self {
+        let tcx = aya::util::KernelVersion::current()
+            .is_ok_and(|v| v >= aya::util::KernelVersion::new(6, 6, 0));
+        Self {
+            attach: if tcx { Attach::Tcx } else { Attach::Clsact },
+            links: BTreeMap::new(),
+            pins,
+            maps,
             ebpf,
-        })
+        }
+    }
+
+    /// Where maps and links are pinned.
+    pub fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
+    /// Lets go of what an earlier agent left and this one did not take over.
+    pub fn sweep(&self) {
+        self.pins.sweep();
+    }
+
+    /// Undoes the loading, before anything was attached.
+    pub fn abandon(self) {
+        self.pins.abandon();
+    }
+
+    /// Leaves everything as it is for the next agent.
+    pub fn keep(self) {
+        // Dropped, filters of the clsact qdisc would be taken off.
+        std::mem::forget(self);
+    }
+
+    /// Takes every program off and removes the pins.
+    pub fn remove(mut self) -> Result<(), CaptureError> {
+        self.detach_all();
+        self.pins.remove()
     }
 
     /// How programs are attached.
@@ -105,7 +182,7 @@ impl Programs {
     pub fn set_listeners(&mut self, listeners: &[CaptureListeners]) -> Result<(), CaptureError> {
         for (worker, pair) in (0u32..).zip(listeners) {
             for (family, socket) in (0u32..).zip(&pair.sockets) {
-                self.listeners
+                self.maps.listeners
                     .set(worker * 2 + family, &socket.as_raw_fd(), 0)
                     .map_err(|source| CaptureError::Map { map: "LISTENERS", source })?;
             }
@@ -116,7 +193,7 @@ impl Programs {
     /// Takes the listeners away: new connections go direct, established ones stay with the agent.
     pub fn clear_listeners(&mut self, workers: u32) -> Result<(), CaptureError> {
         for index in 0..workers * 2 {
-            match self.listeners.clear_index(&index) {
+            match self.maps.listeners.clear_index(&index) {
                 Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EINVAL) => {
                 }
                 Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => {
@@ -133,27 +210,57 @@ impl Programs {
             interface: interface.to_owned(),
             reason: error.to_string(),
         };
-        let program = classifier(&mut self.ebpf, hook);
-        let options = match self.attach {
-            Attach::Tcx => TcAttachOptions::TcxOrder(LinkOrder::first()),
+        let held = match self.attach {
+            Attach::Tcx => self.attach_tcx(index, interface, hook).map_err(|error| match error {
+                AttachError::Program(error) => failed(&innermost(&error)),
+                AttachError::Pin(error) => error,
+            })?,
             Attach::Clsact => {
-                prepare_clsact(interface, hook).map_err(|error| failed(&error))?;
-                TcAttachOptions::Netlink(NlOptions { priority: CLSACT_PRIORITY, ..NlOptions::default() })
+                let link = self.attach_clsact(interface, hook);
+                Held::Clsact(link.map_err(|error| failed(&innermost(&error)))?)
             }
         };
-        let link = program
-            .attach_with_options(interface, TcAttachType::Ingress, options)
-            .map_err(|error| failed(&innermost(&error)))?;
-        self.links.insert(index, Attached { interface: interface.to_owned(), hook, link });
+        self.links.insert(index, Attached { interface: interface.to_owned(), hook, held });
         Ok(())
+    }
+
+    fn attach_tcx(&mut self, index: u32, interface: &str, hook: Hooked) -> Result<Held, AttachError> {
+        let name = format!("tc-ingress-{index}");
+        let program = classifier(&mut self.ebpf, hook);
+        if let Some(link) = self.pins.take_over(&name, program.fd()?.as_fd()) {
+            return Ok(Held::Tcx(link));
+        }
+        let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+        let made = program.attach_with_options(interface, TcAttachType::Ingress, order)?;
+        let made = FdLink::try_from(program.take_link(made)?).expect("a tcx link is a descriptor");
+        self.pins.link(&name, made).map(Held::Tcx).map_err(AttachError::Pin)
+    }
+
+    fn attach_clsact(&mut self, interface: &str, hook: Hooked) -> Result<SchedClassifierLinkId, ProgramError> {
+        let ingress = TcAttachType::Ingress;
+        let program = classifier(&mut self.ebpf, hook);
+        let earlier =
+            SchedClassifierLink::attached(interface, ingress, CLSACT_PRIORITY, CLSACT_HANDLE, None)
+                .map_err(TcError::IoError)?;
+        // Fails where there is none.
+        if let Ok(link) = program.attach_to_link(earlier) {
+            return Ok(link);
+        }
+        prepare_clsact(interface, hook)?;
+        let place = NlOptions { priority: CLSACT_PRIORITY, handle: CLSACT_HANDLE, ..NlOptions::default() };
+        program.attach_with_options(interface, ingress, TcAttachOptions::Netlink(place))
     }
 
     /// Takes the program off an interface; the interface may be gone already.
     pub fn detach(&mut self, index: u32) {
-        if let Some(attached) = self.links.remove(&index)
-            && let Err(error) = classifier(&mut self.ebpf, attached.hook).detach(attached.link)
-        {
-            tracing::debug!(interface = attached.interface, %error, "detaching a program");
+        let Some(Attached { interface, hook, held }) = self.links.remove(&index) else { return };
+        match held {
+            Held::Tcx(link) => link.detach(),
+            Held::Clsact(link) => {
+                if let Err(error) = classifier(&mut self.ebpf, hook).detach(link) {
+                    tracing::debug!(interface, %error, "detaching a program");
+                }
+            }
         }
     }
 
@@ -176,18 +283,18 @@ impl Programs {
     ) -> Result<Captured, CaptureError> {
         let value = DestinationValue { action: Action::Agent as u32 };
         let over_capacity =
-            self.destinations.set(&wanted.map(|to| (destination_key(to), value)).collect())?;
-        Ok(Captured { destinations: self.destinations.len(), over_capacity })
+            self.maps.destinations.set(&wanted.map(|to| (destination_key(to), value)).collect())?;
+        Ok(Captured { destinations: self.maps.destinations.len(), over_capacity })
     }
 
     /// Makes the node's own addresses these. Answers how many found no room.
     pub fn set_addresses(&mut self, wanted: impl Iterator<Item = IpAddr>) -> Result<usize, CaptureError> {
-        self.addresses.set(&wanted.map(|ip| (AddressKey { address: octets(ip) }, 1)).collect())
+        self.maps.addresses.set(&wanted.map(|ip| (AddressKey { address: octets(ip) }, 1)).collect())
     }
 
     /// The programs' counters, readable from anywhere.
     pub fn counters(&self) -> Counters {
-        self.counters.clone()
+        self.maps.counters.clone()
     }
 }
 
@@ -207,12 +314,25 @@ impl Counters {
 }
 
 impl Hooked {
-    fn program(self) -> &'static str {
+    /// The program's name in the object.
+    pub fn program(self) -> &'static str {
         match self {
             Self::Pod => "from_pod",
             Self::Uplink => "from_uplink",
             Self::UplinkL3 => "from_uplink_l3",
         }
+    }
+}
+
+/// Why a program is not on its hook.
+enum AttachError {
+    Program(ProgramError),
+    Pin(CaptureError),
+}
+
+impl From<ProgramError> for AttachError {
+    fn from(error: ProgramError) -> Self {
+        Self::Program(error)
     }
 }
 
@@ -250,11 +370,11 @@ fn load_error(program: &'static str, source: ProgramError) -> CaptureError {
 }
 
 /// Adds the qdisc where it is missing, and takes off filters that a killed agent left.
-fn prepare_clsact(interface: &str, hook: Hooked) -> Result<(), aya::programs::tc::TcError> {
+fn prepare_clsact(interface: &str, hook: Hooked) -> Result<(), TcError> {
     // The qdisc may be there already; if it could not be made, attaching says so.
     let _ = qdisc_add_clsact(interface);
     match qdisc_detach_program(interface, TcAttachType::Ingress, hook.program()) {
-        Err(aya::programs::tc::TcError::IoError(error)) if error.kind() == std::io::ErrorKind::NotFound => {
+        Err(TcError::IoError(error)) if error.kind() == std::io::ErrorKind::NotFound => {
             Ok(())
         }
         result => result,

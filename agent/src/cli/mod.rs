@@ -5,6 +5,7 @@
 mod agent;
 mod analyze;
 mod check;
+mod cleanup;
 mod endpoints;
 mod output;
 mod routes;
@@ -34,6 +35,8 @@ enum Verb {
     Agent(Box<agent::AgentArgs>),
     /// Looks at everything that capture needs of this node, and says what to do about what is missing.
     Check(check::CheckArgs),
+    /// Removes what an agent that is gone has left in the kernel; done twice, the second time finds nothing.
+    Cleanup(cleanup::CleanupArgs),
     /// Shows what a running agent does: capture, table, documents and their errors.
     Status(ClientArgs),
     /// Shows the routing table of a running agent.
@@ -76,6 +79,7 @@ pub fn run() -> ExitCode {
     let result = match Cli::parse().verb {
         Verb::Agent(args) => agent::run(*args),
         Verb::Check(args) => check::run(&args),
+        Verb::Cleanup(args) => cleanup::run(&args),
         Verb::Status(args) => status::run(&args),
         Verb::Routes(args) => routes::run(&args),
         Verb::Endpoints(args) => endpoints::run(&args),

@@ -66,6 +66,7 @@ fn capture(status: &Status) -> Vec<String> {
         format!("capture      {} ({}), {} destinations", capture.mode, capture.attach, capture.destinations),
         format!("             pods: {}", hooked(&capture.interfaces)),
         format!("             uplinks: {}", hooked(&capture.uplinks)),
+        format!("             pins: {}", capture.pins),
     ];
     if let Some(reason) = &capture.paused {
         lines.push(format!("             PAUSED, everything goes direct: {reason}"));
