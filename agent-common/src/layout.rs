@@ -25,7 +25,8 @@ pub struct MapShape<'a> {
 pub fn fingerprint(meaning: u32, maps: &[MapShape<'_>]) -> u64 {
     const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
     const PRIME: u64 = 0x0100_0000_01b3;
-    let add = |hash: u64, bytes: &[u8]| bytes.iter().fold(hash, |h, b| (h ^ u64::from(*b)).wrapping_mul(PRIME));
+    let add =
+        |hash: u64, bytes: &[u8]| bytes.iter().fold(hash, |h, b| (h ^ u64::from(*b)).wrapping_mul(PRIME));
     let mut hash = add(OFFSET, &meaning.to_le_bytes());
     for map in maps {
         hash = add(hash, map.name.as_bytes());
@@ -42,8 +43,14 @@ pub fn fingerprint(meaning: u32, maps: &[MapShape<'_>]) -> u64 {
 mod tests {
     use super::*;
 
-    const BASE: MapShape<'_> =
-        MapShape { name: "DESTINATIONS", kind: 1, key_size: 20, value_size: 4, max_entries: 65_536, flags: 0 };
+    const BASE: MapShape<'_> = MapShape {
+        name: "DESTINATIONS",
+        kind: 1,
+        key_size: 20,
+        value_size: 4,
+        max_entries: 65_536,
+        flags: 0,
+    };
 
     #[test]
     fn every_part_of_the_layout_counts() {

@@ -15,6 +15,8 @@ use crate::lab::Pod;
 use crate::wait::wait_for;
 
 const BEAT: Duration = Duration::from_millis(1);
+/// Between two connections, so that those that are remembered after their end leave ports for new ones.
+const PAUSE: Duration = Duration::from_millis(5);
 /// Longer than any gap that a test would call good.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -41,12 +43,12 @@ struct Shared {
 }
 
 /// How it went.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rhythm {
     /// Bytes that came back.
     pub answers: u64,
-    /// Connections that failed.
-    pub failures: u64,
+    /// When connections failed, counted from the start, and how.
+    pub failures: Vec<(Duration, String)>,
     /// The longest time between two answers.
     pub longest: Duration,
     /// The longest time that a thread which only sleeps had to wait for its turn, beyond what it asked for: no answer can
@@ -107,7 +109,8 @@ impl PingPong {
 
 fn run(to: SocketAddr, keeps: Keeps, shared: &Arc<Shared>) -> Rhythm {
     let (sleeper, mut rhythm) = (sleep_along(shared), Rhythm::default());
-    let (mut kept, mut last) = (None, None::<Instant>);
+    let (mut kept, mut last, began) = (None, None::<Instant>, Instant::now());
+    let pause = if keeps == Keeps::One { BEAT } else { PAUSE };
     while !shared.stop.load(Ordering::Relaxed) {
         match exchange(to, kept.take()) {
             Ok(stream) => {
@@ -118,9 +121,10 @@ fn run(to: SocketAddr, keeps: Keeps, shared: &Arc<Shared>) -> Rhythm {
                 shared.answers.fetch_add(1, Ordering::Relaxed);
                 kept = (keeps == Keeps::One).then_some(stream);
             }
-            Err(_) => rhythm.failures += 1,
+            // Few enough to keep: each takes a beat or more.
+            Err(error) => rhythm.failures.push((began.elapsed(), error.to_string())),
         }
-        std::thread::sleep(BEAT);
+        std::thread::sleep(pause);
     }
     // Whoever is still waiting waited until now.
     rhythm.longest = rhythm.longest.max(last.map_or(Duration::ZERO, |last| last.elapsed()));
@@ -130,14 +134,13 @@ fn run(to: SocketAddr, keeps: Keeps, shared: &Arc<Shared>) -> Rhythm {
 
 /// One byte there and back.
 fn exchange(to: SocketAddr, kept: Option<TcpStream>) -> std::io::Result<TcpStream> {
-    let mut stream = match kept {
-        Some(stream) => stream,
-        None => {
-            let stream = TcpStream::connect_timeout(&to, ANSWER_TIMEOUT)?;
-            stream.set_nodelay(true)?;
-            stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
-            stream
-        }
+    let mut stream = if let Some(stream) = kept {
+        stream
+    } else {
+        let stream = TcpStream::connect_timeout(&to, ANSWER_TIMEOUT)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+        stream
     };
     stream.write_all(b"x")?;
     stream.read_exact(&mut [0])?;

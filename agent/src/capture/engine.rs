@@ -9,6 +9,7 @@ use futures_util::stream::{Stream, StreamExt};
 use tokio::sync::{oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
+use super::foreign::{self, Foreign, Sighting};
 use super::interfaces::{Hooked, Snapshot};
 use super::listener::CaptureListeners;
 use super::netlink::Netlink;
@@ -20,6 +21,8 @@ use crate::compile::RoutingTable;
 
 /// Netlink may drop messages under pressure; everything is read anew this often.
 const RESYNC: Duration = Duration::from_secs(5);
+/// How often others' programs are looked for.
+const FOREIGN: Duration = Duration::from_secs(10);
 /// Changes that arrive together are answered by one reading.
 const SETTLE: Duration = Duration::from_millis(5);
 /// Changes that never end are answered all the same.
@@ -52,6 +55,8 @@ pub struct Engine {
     /// The node's addresses that found no room in the kernel's map.
     addresses_left_out: usize,
     failed: BTreeMap<u32, (String, String)>,
+    /// Programs of others on our hooks.
+    foreign: Vec<Foreign>,
     status: watch::Sender<CaptureStatus>,
     stop: oneshot::Receiver<oneshot::Sender<()>>,
 }
@@ -124,6 +129,7 @@ impl Engine {
             captured: Captured::default(),
             addresses_left_out: 0,
             failed: BTreeMap::new(),
+            foreign: Vec::new(),
             status,
             stop,
         };
@@ -159,6 +165,8 @@ impl Engine {
 
     /// Follows the world until told to stop; then only [`Engine::end`] is left to do.
     pub async fn run(mut self) -> Self {
+        let mut foreign = tokio::time::interval(FOREIGN);
+        foreign.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut resync = tokio::time::interval(RESYNC);
         resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -172,6 +180,7 @@ impl Engine {
                     self.reconcile_or_report().await;
                     self.keep_up(true).await;
                 }
+                _ = foreign.tick() => self.look_for_others().await,
                 Ok(()) = self.tables.changed() => self.apply_table_or_report(),
                 stopped = &mut self.stop => {
                     if let Err(error) = self.programs.clear_listeners(self.settings.workers) {
@@ -191,7 +200,9 @@ impl Engine {
     pub async fn end(self) {
         if self.settings.on_stop == OnStop::Keep {
             self.programs.keep();
-            tracing::info!("programs, maps and routes stay for the next agent; `sluice cleanup` removes them");
+            tracing::info!(
+                "programs, maps and routes stay for the next agent; `sluice cleanup` removes them"
+            );
             return;
         }
         let hooked: Vec<u32> = self.programs.attached().map(|(index, ..)| index).collect();
@@ -231,6 +242,18 @@ impl Engine {
             self.paused = broken;
             self.apply_table_or_report();
         }
+    }
+
+    /// Says which programs of others are new on our hooks.
+    async fn look_for_others(&mut self) {
+        let hooked = self.programs.attached().map(|(index, name, _)| (index, name.to_owned()));
+        let seen = foreign::look(self.netlink.handle(), &hooked.collect::<Vec<_>>()).await;
+        let found = foreign::not_ours(seen, &self.programs.own_ids(), foreign::names);
+        for Foreign { seen, name } in found.iter().filter(|one| !self.foreign.contains(one)) {
+            let Sighting { hook, place, program } = seen;
+            tracing::warn!(hook, place, program, name, "somebody else's program is on a hook that ours use");
+        }
+        self.foreign = found;
     }
 
     async fn reconcile_or_report(&mut self) {
@@ -335,6 +358,9 @@ impl Engine {
             uplinks: names(false),
             paused: self.upkeep.broken().map(ToOwned::to_owned),
             failed: self.failed.values().cloned().collect(),
+            local_addresses: self.local.load().to_vec(),
+            foreign: self.foreign.clone(),
+            maps: self.programs.map_use(),
             destinations: self.captured.destinations,
             destinations_over_capacity: self.captured.over_capacity,
         });

@@ -77,7 +77,9 @@ pub enum CaptureError {
         reason: String,
     },
     /// What shall stay after the agent has nothing to hold it.
-    #[error("--on-stop keep needs pins, and nothing is pinned: {0}; --bpffs names a directory on a BPF file system")]
+    #[error(
+        "--on-stop keep needs pins, and nothing is pinned: {0}; --bpffs names a directory on a BPF file system"
+    )]
     KeepWithoutPins(&'static str),
     /// `nft` is missing or failed.
     #[error("nft: {0}")]

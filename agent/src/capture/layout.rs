@@ -7,7 +7,11 @@ use aya_obj::Object;
 use super::CaptureError;
 
 /// The name of the layout of these maps of an object; `capacities` stand in for what the object says.
-pub fn layout(object: &[u8], maps: &[&'static str], capacities: &[(&str, u32)]) -> Result<String, CaptureError> {
+pub fn layout(
+    object: &[u8],
+    maps: &[&'static str],
+    capacities: &[(&str, u32)],
+) -> Result<String, CaptureError> {
     let object = Object::parse(object).map_err(|error| CaptureError::Object(EbpfError::ParseError(error)))?;
     let shape = |name: &&'static str| -> MapShape<'static> {
         let map = object.maps.get(*name).expect("the object holds the maps that are named");

@@ -7,7 +7,10 @@ mod claim;
 mod cleanup;
 mod engine;
 mod error;
+mod features;
+mod foreign;
 mod glob;
+mod hook;
 mod interfaces;
 mod kernel_call;
 mod layout;
@@ -24,6 +27,7 @@ pub use claim::Claim;
 pub use cleanup::{Cleaned, clean};
 pub use engine::{Engine, EngineHandle};
 pub use error::CaptureError;
+pub use foreign::{Foreign, HOOKS, Sighting};
 pub use glob::Glob;
 pub use interfaces::{Hooked, Snapshot};
 pub use listener::{CaptureListeners, SpoofingConnector};
@@ -103,8 +107,25 @@ pub struct CaptureStatus {
     pub uplinks: Vec<String>,
     /// Interfaces that should have it and do not, with the reason.
     pub failed: Vec<(String, String)>,
+    /// The node's own addresses.
+    pub local_addresses: Vec<IpAddr>,
+    /// Programs of others on the hooks that ours use.
+    pub foreign: Vec<Foreign>,
+    /// How full the kernel's maps are.
+    pub maps: Vec<MapUse>,
     /// Destinations that are captured.
     pub destinations: usize,
     /// Destinations beyond the map's capacity; their traffic goes direct.
     pub destinations_over_capacity: usize,
+}
+
+/// How full a map is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MapUse {
+    /// Its name.
+    pub name: &'static str,
+    /// Entries that it holds.
+    pub entries: usize,
+    /// The most that it can hold.
+    pub capacity: usize,
 }

@@ -121,8 +121,10 @@ impl Pins {
             Ok(base) => base,
             Err(reason) => return Ok(Self { place: Err(reason) }),
         };
-        let cookie = kernel_call::netns_cookie()
-            .map_err(|source| CaptureError::Listener { doing: "asking for the namespace's cookie", source })?;
+        let cookie = kernel_call::netns_cookie().map_err(|source| CaptureError::Listener {
+            doing: "asking for the namespace's cookie",
+            source,
+        })?;
         let root = base.join(format!("netns-{cookie}"));
         let (maps, links) = (root.join(format!("maps-{layout}")), root.join("links"));
         let adopted = maps.is_dir();

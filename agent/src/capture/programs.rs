@@ -1,33 +1,25 @@
 //! The loaded kernel programs and their maps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use agent_common::capture::{Action, AddressKey, CaptureConfig, DestinationKey, DestinationValue, Reason};
 use aya::maps::{MapData, MapError, PerCpuArray, SockMap};
-use aya::programs::links::FdLink;
-use aya::programs::tc::{
-    NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions, TcHandle, qdisc_add_clsact,
-    qdisc_detach_program, TcError,
-};
-use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
+use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 
+use super::hook::{Held, attach_clsact, attach_tcx};
 use super::interfaces::Hooked;
-use super::listener::CaptureListeners;
 use super::layout::layout;
+use super::listener::CaptureListeners;
 use super::mirror::Mirror;
-use super::pins::{Link, Pins};
-use super::{CaptureError, CaptureSettings};
+use super::pins::Pins;
+use super::{CaptureError, CaptureSettings, MapUse};
 
 /// The object that the build script made, aligned as the ELF reader asks.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice-ebpf.o"));
-/// Where clsact filters of ours sit; low numbers run first.
-const CLSACT_PRIORITY: u16 = 1;
-/// The handle of ours, which is always the same, so that the next agent's program takes its place in one step.
-const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 0x51ce);
 /// Maps whose contents the next agent carries on.
 pub const PINNED: [&str; 4] = ["DESTINATIONS", "LOCAL_ADDRESSES", "LISTENERS", "COUNTERS"];
 /// How many destinations can be captured unless something else is said.
@@ -73,11 +65,6 @@ struct Attached {
     interface: String,
     hook: Hooked,
     held: Held,
-}
-
-enum Held {
-    Tcx(Link),
-    Clsact(SchedClassifierLinkId),
 }
 
 /// How many of the wanted destinations are in the map.
@@ -126,8 +113,16 @@ impl Programs {
             program.load().map_err(|source| load_error(hook.program(), source))?;
         }
         let maps = Maps {
-            destinations: Mirror::new("DESTINATIONS", map(&mut ebpf, "DESTINATIONS")?)?,
-            addresses: Mirror::new("LOCAL_ADDRESSES", map(&mut ebpf, "LOCAL_ADDRESSES")?)?,
+            destinations: Mirror::new(
+                "DESTINATIONS",
+                capacity(&ebpf, "DESTINATIONS")?,
+                map(&mut ebpf, "DESTINATIONS")?,
+            )?,
+            addresses: Mirror::new(
+                "LOCAL_ADDRESSES",
+                capacity(&ebpf, "LOCAL_ADDRESSES")?,
+                map(&mut ebpf, "LOCAL_ADDRESSES")?,
+            )?,
             listeners: map(&mut ebpf, "LISTENERS")?,
             counters: Counters(Arc::new(map(&mut ebpf, "COUNTERS")?)),
         };
@@ -135,8 +130,8 @@ impl Programs {
     }
 
     fn of(ebpf: Ebpf, maps: Maps, pins: Pins) -> Self {
-        let tcx = aya::util::KernelVersion::current()
-            .is_ok_and(|v| v >= aya::util::KernelVersion::new(6, 6, 0));
+        let tcx =
+            aya::util::KernelVersion::current().is_ok_and(|v| v >= aya::util::KernelVersion::new(6, 6, 0));
         Self {
             attach: if tcx { Attach::Tcx } else { Attach::Clsact },
             links: BTreeMap::new(),
@@ -182,7 +177,8 @@ impl Programs {
     pub fn set_listeners(&mut self, listeners: &[CaptureListeners]) -> Result<(), CaptureError> {
         for (worker, pair) in (0u32..).zip(listeners) {
             for (family, socket) in (0u32..).zip(&pair.sockets) {
-                self.maps.listeners
+                self.maps
+                    .listeners
                     .set(worker * 2 + family, &socket.as_raw_fd(), 0)
                     .map_err(|source| CaptureError::Map { map: "LISTENERS", source })?;
             }
@@ -204,51 +200,15 @@ impl Programs {
         Ok(())
     }
 
-    /// Puts a program on an interface; with [`Attach::Tcx`] refused by the kernel, on its clsact qdisc.
+    /// Puts a program on an interface; one of an earlier agent there makes way in one step.
     pub fn attach(&mut self, index: u32, interface: &str, hook: Hooked) -> Result<(), CaptureError> {
-        let failed = |error: &dyn std::fmt::Display| CaptureError::Interface {
-            interface: interface.to_owned(),
-            reason: error.to_string(),
-        };
+        let program = classifier(&mut self.ebpf, hook);
         let held = match self.attach {
-            Attach::Tcx => self.attach_tcx(index, interface, hook).map_err(|error| match error {
-                AttachError::Program(error) => failed(&innermost(&error)),
-                AttachError::Pin(error) => error,
-            })?,
-            Attach::Clsact => {
-                let link = self.attach_clsact(interface, hook);
-                Held::Clsact(link.map_err(|error| failed(&innermost(&error)))?)
-            }
-        };
+            Attach::Tcx => attach_tcx(program, &mut self.pins, (index, interface)),
+            Attach::Clsact => attach_clsact(program, interface, hook.program()),
+        }?;
         self.links.insert(index, Attached { interface: interface.to_owned(), hook, held });
         Ok(())
-    }
-
-    fn attach_tcx(&mut self, index: u32, interface: &str, hook: Hooked) -> Result<Held, AttachError> {
-        let name = format!("tc-ingress-{index}");
-        let program = classifier(&mut self.ebpf, hook);
-        if let Some(link) = self.pins.take_over(&name, program.fd()?.as_fd()) {
-            return Ok(Held::Tcx(link));
-        }
-        let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-        let made = program.attach_with_options(interface, TcAttachType::Ingress, order)?;
-        let made = FdLink::try_from(program.take_link(made)?).expect("a tcx link is a descriptor");
-        self.pins.link(&name, made).map(Held::Tcx).map_err(AttachError::Pin)
-    }
-
-    fn attach_clsact(&mut self, interface: &str, hook: Hooked) -> Result<SchedClassifierLinkId, ProgramError> {
-        let ingress = TcAttachType::Ingress;
-        let program = classifier(&mut self.ebpf, hook);
-        let earlier =
-            SchedClassifierLink::attached(interface, ingress, CLSACT_PRIORITY, CLSACT_HANDLE, None)
-                .map_err(TcError::IoError)?;
-        // Fails where there is none.
-        if let Ok(link) = program.attach_to_link(earlier) {
-            return Ok(link);
-        }
-        prepare_clsact(interface, hook)?;
-        let place = NlOptions { priority: CLSACT_PRIORITY, handle: CLSACT_HANDLE, ..NlOptions::default() };
-        program.attach_with_options(interface, ingress, TcAttachOptions::Netlink(place))
     }
 
     /// Takes the program off an interface; the interface may be gone already.
@@ -292,6 +252,16 @@ impl Programs {
         self.maps.addresses.set(&wanted.map(|ip| (AddressKey { address: octets(ip) }, 1)).collect())
     }
 
+    /// How full the maps are.
+    pub fn map_use(&self) -> Vec<MapUse> {
+        vec![self.maps.destinations.usage(), self.maps.addresses.usage()]
+    }
+
+    /// The numbers that the kernel gave our programs.
+    pub fn own_ids(&self) -> BTreeSet<u32> {
+        self.ebpf.programs().filter_map(|(_, program)| program.info().ok()).map(|info| info.id()).collect()
+    }
+
     /// The programs' counters, readable from anywhere.
     pub fn counters(&self) -> Counters {
         self.maps.counters.clone()
@@ -324,18 +294,6 @@ impl Hooked {
     }
 }
 
-/// Why a program is not on its hook.
-enum AttachError {
-    Program(ProgramError),
-    Pin(CaptureError),
-}
-
-impl From<ProgramError> for AttachError {
-    fn from(error: ProgramError) -> Self {
-        Self::Program(error)
-    }
-}
-
 fn classifier(ebpf: &mut Ebpf, hook: Hooked) -> &mut SchedClassifier {
     let program = ebpf.program_mut(hook.program()).expect("the object holds the program");
     program.try_into().expect("the program is a classifier")
@@ -347,6 +305,12 @@ fn map<T: TryFrom<aya::maps::Map, Error = MapError>>(
 ) -> Result<T, CaptureError> {
     let map = ebpf.take_map(name).expect("the object holds the map");
     T::try_from(map).map_err(|source| CaptureError::Map { map: name, source })
+}
+
+/// How many entries a hash map can hold; that of an earlier agent may differ from what the object says.
+fn capacity(ebpf: &Ebpf, name: &'static str) -> Result<u32, CaptureError> {
+    let Some(aya::maps::Map::HashMap(map)) = ebpf.map(name) else { return Ok(0) };
+    map.info().map(|info| info.max_entries()).map_err(|source| CaptureError::Map { map: name, source })
 }
 
 fn object_error(error: EbpfError) -> CaptureError {
@@ -367,27 +331,6 @@ fn load_error(program: &'static str, source: ProgramError) -> CaptureError {
         }
         _ => CaptureError::Load { program, source: Box::new(source) },
     }
-}
-
-/// Adds the qdisc where it is missing, and takes off filters that a killed agent left.
-fn prepare_clsact(interface: &str, hook: Hooked) -> Result<(), TcError> {
-    // The qdisc may be there already; if it could not be made, attaching says so.
-    let _ = qdisc_add_clsact(interface);
-    match qdisc_detach_program(interface, TcAttachType::Ingress, hook.program()) {
-        Err(TcError::IoError(error)) if error.kind() == std::io::ErrorKind::NotFound => {
-            Ok(())
-        }
-        result => result,
-    }
-}
-
-/// The cause that says something: aya wraps the kernel's errno in layers that only name the call.
-fn innermost(error: &ProgramError) -> String {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    format!("the program cannot be attached: {cause}; `bpftool net` lists what is attached there already")
 }
 
 fn destination_key(address: SocketAddr) -> DestinationKey {

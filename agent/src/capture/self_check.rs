@@ -5,6 +5,7 @@ use std::process::Command;
 
 use serde::Serialize;
 
+use super::features::{features, pinning};
 use super::netlink::Netlink;
 use super::plumbing::{Plumbing, has_ipv6};
 use super::programs::Programs;
@@ -55,6 +56,8 @@ pub async fn checks(settings: &CaptureSettings) -> Vec<Check> {
     } else {
         Check::new("IPv6", Outcome::Warning, "this node has none, or none on loopback: only IPv4 is captured")
     });
+    checks.push(pinning(&settings.bpffs));
+    checks.extend(features());
     match Netlink::open() {
         Ok((netlink, _)) => {
             checks.push(interfaces(settings, &netlink).await);

@@ -31,7 +31,9 @@ pub(super) fn run(args: &CleanupArgs) -> anyhow::Result<ExitCode> {
     let _claim = match Claim::take() {
         Err(CaptureError::Claimed) if args.force => None,
         Err(CaptureError::Claimed) => {
-            anyhow::bail!("an agent captures on this node; stop it first, or clean up all the same with --force")
+            anyhow::bail!(
+                "an agent captures on this node; stop it first, or clean up all the same with --force"
+            )
         }
         claim => Some(claim?),
     };

@@ -11,6 +11,7 @@ mod output;
 mod routes;
 mod settings;
 mod status;
+mod why;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -43,6 +44,8 @@ enum Verb {
     Routes(ClientArgs),
     /// Shows the endpoints that a running agent balances over.
     Endpoints(ClientArgs),
+    /// Says what would become of a connection: the decision hook by hook and table by table.
+    Why(why::WhyArgs),
     /// Checks documents offline; exits 1 where one has an error.
     Analyze(analyze::AnalyzeArgs),
     /// Lists what `sluice agent --set NAME=VALUE` can set: limits and timeouts, with their defaults.
@@ -83,6 +86,7 @@ pub fn run() -> ExitCode {
         Verb::Status(args) => status::run(&args),
         Verb::Routes(args) => routes::run(&args),
         Verb::Endpoints(args) => endpoints::run(&args),
+        Verb::Why(args) => why::run(&args),
         Verb::Analyze(args) => analyze::run(&args),
         Verb::Settings(args) => settings::run(&args),
     };
