@@ -275,8 +275,21 @@ impl<'a> Node<'a> {
 
     pub(crate) fn agent_command(&self, program: &Path) -> Result<Command> {
         let (netns, cgroup, hosts) = (self.netns(), self.cgroup().child("agent"), self.lab.hosts_path());
-        Sandbox { netns: &netns, cgroup: &cgroup, hosts: &hosts, lifetime: self.lab.lifetime }
-            .command(program)
+        let sandbox = Sandbox { netns: &netns, cgroup: &cgroup, hosts: &hosts, lifetime: self.lab.lifetime };
+        let mut command = sandbox.command(program)?;
+        // Machines differ in whether they have a BPF file system; tests that pin bring their own and name it.
+        command.env("SLUICE_BPFFS", "off");
+        Ok(command)
+    }
+
+    /// Mounts a BPF file system for the node's agent, in the lab's directory, and says where.
+    pub fn mount_bpffs(&self) -> Result<PathBuf> {
+        let directory = self.lab.directory().join("agents").join(self.name()).join("bpf");
+        fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
+        let none: Option<&str> = None;
+        nix::mount::mount(Some("bpf"), &directory, Some("bpf"), nix::mount::MsFlags::empty(), none)
+            .with_context(|| format!("mounting a BPF file system at {}", directory.display()))?;
+        Ok(directory)
     }
 }
 

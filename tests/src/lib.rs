@@ -29,6 +29,7 @@ pub mod frames;
 pub mod http;
 pub mod load;
 pub mod loopback;
+pub mod pingpong;
 pub mod program;
 pub mod promtext;
 pub mod witness;

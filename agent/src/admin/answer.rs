@@ -8,7 +8,9 @@ use serde_json::json;
 
 use super::config_dump::config_dump;
 use super::stats::{StatsFilter, clusters, stats};
+use super::why::{Asked, why};
 use super::{Role, Source, dump};
+use crate::compile::RoutingTable;
 use crate::telemetry::log::LogError;
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -16,7 +18,7 @@ const JSON: &str = "application/json";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// What each admin path is for, as `/help` shows it.
-const HELP: [(&str, &str); 14] = [
+const HELP: [(&str, &str); 15] = [
     ("/clusters", "endpoints by cluster, in Envoy's text form"),
     ("/config_dump", "workloads and services, in ztunnel's form"),
     ("/endpoints", "endpoints of all clusters, with their load"),
@@ -29,6 +31,7 @@ const HELP: [(&str, &str); 14] = [
     ("/stats", "metrics as name: value; ?filter=REGEX, ?usedonly"),
     ("/stats/prometheus", "the same as /metrics"),
     ("/status", "the state of capture, table, listeners, configuration and workers"),
+    ("/why", "what would become of a connection; ?source=IP|POD&destination=IP:PORT|SERVICE:PORT"),
     ("/healthz", "200 while the agent runs"),
     ("/readyz", "the same as /ready"),
 ];
@@ -84,6 +87,7 @@ fn admin(question: Question<'_>, source: &Source) -> Option<Answer> {
         "/server_info" => server_info(source),
         "/logging" => logging(question, source),
         "/stats" => stats_answer(question.query, source),
+        "/why" => why_answer(question.query, &table, source),
         path => return metrics(path, source).or_else(|| health(path, source)),
     })
 }
@@ -152,6 +156,17 @@ fn stats_answer(query: Option<&str>, source: &Source) -> Answer {
     match source.metrics.render() {
         Ok(text) => Answer::text(200, stats(&text, &filter)),
         Err(error) => Answer::text(500, format!("{error}\n")),
+    }
+}
+
+fn why_answer(query: Option<&str>, table: &RoutingTable, source: &Source) -> Answer {
+    let value = |wanted| parameters(query).find(|(name, _)| *name == wanted).and_then(|(_, value)| value);
+    let (Some(from), Some(to)) = (value("source"), value("destination")) else {
+        return Answer::text(400, "say who dials what: ?source=IP|POD&destination=IP:PORT|SERVICE:PORT\n");
+    };
+    match Asked::read(from, to, table) {
+        Ok(asked) => Answer::json(&why(asked, table, &(source.status)())),
+        Err(error) => Answer::text(400, format!("{error}\n")),
     }
 }
 

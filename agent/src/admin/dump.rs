@@ -199,7 +199,7 @@ pub fn endpoints(table: &RoutingTable) -> EndpointsDump {
     }
 }
 
-fn of_cluster(cluster: &Cluster) -> impl Iterator<Item = EndpointDump> {
+pub(super) fn of_cluster(cluster: &Cluster) -> impl Iterator<Item = EndpointDump> {
     let ready = cluster.endpoints.iter().map(|upstream| (upstream, true));
     let unready = cluster.unready.iter().map(|upstream| (upstream, false));
     ready.chain(unready).map(|(upstream, ready)| endpoint(cluster, upstream, ready))
@@ -219,7 +219,7 @@ fn endpoint(cluster: &Cluster, upstream: &Upstream, ready: bool) -> EndpointDump
 }
 
 /// `namespace/service:port[/subset]`.
-fn cluster_name(key: &ClusterKey) -> String {
+pub(super) fn cluster_name(key: &ClusterKey) -> String {
     let subset = key.subset.as_ref().map(|subset| format!("/{subset}")).unwrap_or_default();
     format!("{}:{}{subset}", key.service, key.port)
 }
@@ -232,7 +232,7 @@ fn policy_name(policy: LbPolicy) -> &'static str {
     }
 }
 
-fn rule(matches: &[RequestMatch], route: &Route) -> RuleDump {
+pub(super) fn rule(matches: &[RequestMatch], route: &Route) -> RuleDump {
     let dump = RuleDump {
         kind: route.name.kind.to_owned(),
         source: route.name.source.to_string(),

@@ -8,6 +8,7 @@ mod dump;
 mod server;
 mod stats;
 mod status;
+mod why;
 
 use std::fmt;
 use std::sync::Arc;
@@ -24,9 +25,11 @@ pub use dump::{
 };
 pub use server::{Role, serve};
 pub use status::{
-    CaptureStatus, DrainStatus, InterfaceStatus, ListenerStatus, Status, TableCounts, TableStatus,
-    WorkerStatus,
+    CaptureStatus, DrainStatus, ForeignProgram, InterfaceStatus, ListenerStatus, Status, TableCounts,
+    TableStatus, WorkerStatus,
 };
+
+pub use why::{Asked, Explanation, Step, Unreadable, why};
 
 /// What the servers read.
 pub struct Source {

@@ -1,5 +1,7 @@
 //! The agent's state in one document, as `/status` serves it and `sluice status` reads it.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::compile::RoutingTable;
@@ -36,6 +38,9 @@ pub struct CaptureStatus {
     pub mode: String,
     /// How programs are attached: `tcx`, `clsact`; empty where none are.
     pub attach: String,
+    /// Where maps and links are pinned, or `not pinned` with the reason.
+    #[serde(default)]
+    pub pins: String,
     /// Why captured packets would be lost, so that new connections go direct for now.
     #[serde(default)]
     pub paused: Option<String>,
@@ -43,10 +48,29 @@ pub struct CaptureStatus {
     pub interfaces: Vec<InterfaceStatus>,
     /// Interfaces on which replies come back.
     pub uplinks: Vec<InterfaceStatus>,
+    /// The node's own addresses.
+    #[serde(default)]
+    pub local_addresses: Vec<IpAddr>,
+    /// Programs of others on the hooks that ours use.
+    #[serde(default)]
+    pub foreign: Vec<ForeignProgram>,
     /// Destinations that are captured.
     pub destinations: usize,
     /// Destinations beyond the kernel map's capacity; their traffic goes direct.
     pub destinations_over_capacity: usize,
+}
+
+/// Somebody else's program on a hook that ours use.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForeignProgram {
+    /// `tcx`, `clsact`, `xdp` or `cgroup`.
+    pub hook: String,
+    /// The interface and the side, or what it decides about in the cgroup.
+    pub place: String,
+    /// The kernel's number of it.
+    pub id: u32,
+    /// Its name; empty where it has none.
+    pub name: String,
 }
 
 /// One interface.

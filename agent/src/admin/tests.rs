@@ -23,7 +23,7 @@ use crate::model::{
 use crate::telemetry::log::{LogFormat, build};
 use crate::telemetry::{AccessLog, BuildInfo, Metrics};
 
-fn table() -> RoutingTable {
+pub(super) fn table() -> RoutingTable {
     let order = ObjectName::new("default", "order");
     let port = ServicePort { name: "http".into(), port: 80, protocol: AppProtocol::Http };
     let endpoint = |address: &str, ready| Endpoint {

@@ -153,7 +153,7 @@ impl Running {
         }
         if let Some((engine, claim)) = engine {
             match engine.await {
-                Ok(engine) => engine.remove().await,
+                Ok(engine) => engine.end().await,
                 Err(error) => tracing::error!(%error, "capture ended badly and could not be removed"),
             }
             drop(claim);
@@ -247,6 +247,9 @@ async fn start_capture(
         uplinks: options.uplinks.clone(),
         marks: options.marks,
         workers: u32::try_from(settings.workers).context("too many workers")?,
+        bpffs: options.bpffs.clone(),
+        on_stop: options.on_stop,
+        destinations_max: options.destinations_max,
     };
     let (engine, handle) = Engine::start(capture, listeners, local, tables.subscribe()).await?;
     Ok(RunningCapture { handle, engine: tokio::spawn(engine.run()), claim })

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::capture::{Glob, Marks};
+use crate::capture::{Bpffs, Glob, Marks, OnStop};
 use crate::proxy::ProxySettings;
 
 /// Everything an agent is told at start.
@@ -45,4 +45,10 @@ pub struct CaptureOptions {
     pub outbound_port: u16,
     /// Numbers that the node's other software must not use.
     pub marks: Marks,
+    /// Where maps and links are pinned.
+    pub bpffs: Bpffs,
+    /// What a stop leaves in the kernel.
+    pub on_stop: OnStop,
+    /// How many destinations can be captured; those beyond go direct.
+    pub destinations_max: u32,
 }

@@ -14,13 +14,14 @@ use super::gateways::ListenerError;
 use super::tables::Applied;
 use super::{Addresses, Settings};
 use crate::admin::{
-    CaptureStatus, DrainStatus, InterfaceStatus, ListenerStatus, Source, Status, TableStatus, WorkerStatus,
+    CaptureStatus, DrainStatus, ForeignProgram, InterfaceStatus, ListenerStatus, Source, Status, TableStatus,
+    WorkerStatus,
 };
 use crate::capture::{self, EngineHandle};
 use crate::compile::RoutingTable;
 use crate::config::{ObjectState, Report, Severity, State};
 use crate::telemetry::log::LogHandle;
-use crate::telemetry::{AccessLog, BuildInfo, ConfigState, Metrics, rfc3339};
+use crate::telemetry::{AccessLog, BuildInfo, ConfigState, KernelGauges, Metrics, rfc3339};
 
 /// The agent's version.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -107,6 +108,8 @@ impl Observed {
     pub(super) fn set_capture(&self, handle: &EngineHandle) {
         let counters = handle.counters();
         self.metrics.watch_packets(move || counters.read());
+        let status = handle.status();
+        self.metrics.watch_kernel(move || kernel_gauges(&status.borrow()));
         self.changing().capture = Some(handle.status());
     }
 
@@ -190,11 +193,27 @@ fn capturing(status: capture::CaptureStatus) -> CaptureStatus {
     CaptureStatus {
         mode: "packet".to_owned(),
         attach: status.attach.to_owned(),
+        pins: status.pins,
         paused: status.paused,
         interfaces: status.pod_interfaces.into_iter().map(hooked).chain(failed).collect(),
         uplinks: status.uplinks.into_iter().map(hooked).collect(),
+        local_addresses: status.local_addresses,
+        foreign: status.foreign.into_iter().map(foreign_program).collect(),
         destinations: status.destinations,
         destinations_over_capacity: status.destinations_over_capacity,
+    }
+}
+
+fn foreign_program(foreign: capture::Foreign) -> ForeignProgram {
+    let capture::Sighting { hook, place, program } = foreign.seen;
+    ForeignProgram { hook: hook.to_owned(), place, id: program, name: foreign.name }
+}
+
+fn kernel_gauges(status: &capture::CaptureStatus) -> KernelGauges {
+    let on = |hook| (hook, status.foreign.iter().filter(|foreign| foreign.seen.hook == hook).count());
+    KernelGauges {
+        foreign: capture::HOOKS.map(on).into(),
+        maps: status.maps.iter().map(|map| (map.name, map.entries, map.capacity)).collect(),
     }
 }
 

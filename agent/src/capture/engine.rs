@@ -9,17 +9,20 @@ use futures_util::stream::{Stream, StreamExt};
 use tokio::sync::{oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
+use super::foreign::{self, Foreign, Sighting};
 use super::interfaces::{Hooked, Snapshot};
 use super::listener::CaptureListeners;
 use super::netlink::Netlink;
 use super::plumbing::Plumbing;
 use super::programs::{Attach, Captured, Counters, Programs};
 use super::upkeep::Upkeep;
-use super::{CaptureError, CaptureSettings, CaptureStatus, LocalAddresses};
+use super::{CaptureError, CaptureSettings, CaptureStatus, LocalAddresses, OnStop};
 use crate::compile::RoutingTable;
 
 /// Netlink may drop messages under pressure; everything is read anew this often.
 const RESYNC: Duration = Duration::from_secs(5);
+/// How often others' programs are looked for.
+const FOREIGN: Duration = Duration::from_secs(10);
 /// Changes that arrive together are answered by one reading.
 const SETTLE: Duration = Duration::from_millis(5);
 /// Changes that never end are answered all the same.
@@ -52,6 +55,8 @@ pub struct Engine {
     /// The node's addresses that found no room in the kernel's map.
     addresses_left_out: usize,
     failed: BTreeMap<u32, (String, String)>,
+    /// Programs of others on our hooks.
+    foreign: Vec<Foreign>,
     status: watch::Sender<CaptureStatus>,
     stop: oneshot::Receiver<oneshot::Sender<()>>,
 }
@@ -75,7 +80,7 @@ impl EngineHandle {
     }
 
     /// New connections go direct from now on; established ones stay. Done when the receiver fires; the engine then waits
-    /// for [`Engine::remove`].
+    /// for [`Engine::end`].
     pub async fn stop_capturing(self) {
         let (done, fired) = oneshot::channel();
         if self.stop.send(done).is_ok() {
@@ -99,9 +104,15 @@ impl Engine {
         if let Some(rule) = plumbing.clash(netlink.handle()).await? {
             return Err(CaptureError::MarkTaken(rule));
         }
-        let programs = Programs::load(settings.marks, settings.workers)?;
+        let programs = Programs::load(&settings)?;
+        if let (OnStop::Keep, Err(reason)) = (settings.on_stop, programs.pins().directory()) {
+            return Err(CaptureError::KeepWithoutPins(reason));
+        }
         // One transaction, or nothing: where nft is missing there is nothing to undo yet.
-        plumbing.install_notrack()?;
+        if let Err(error) = plumbing.install_notrack() {
+            programs.abandon();
+            return Err(error);
+        }
         let (stop_sender, stop) = oneshot::channel();
         let (status, status_receiver) = watch::channel(CaptureStatus::default());
         let counters = programs.counters();
@@ -118,11 +129,12 @@ impl Engine {
             captured: Captured::default(),
             addresses_left_out: 0,
             failed: BTreeMap::new(),
+            foreign: Vec::new(),
             status,
             stop,
         };
         if let Err(error) = engine.install(listeners).await {
-            engine.remove().await;
+            engine.end().await;
             return Err(error);
         }
         Ok((engine, EngineHandle { stop: stop_sender, status: status_receiver, counters }))
@@ -130,20 +142,31 @@ impl Engine {
 
     async fn install(&mut self, listeners: &[CaptureListeners]) -> Result<(), CaptureError> {
         self.plumbing.install_routing(self.netlink.handle()).await?;
+        // An earlier agent's programs may be at work: ours come with their maps filled.
+        self.apply_table()?;
         // Uplinks come before the listeners, so that no reply is ever missed.
         let Reconciled { hooked, failed } = self.reconcile().await?;
         if let Some(error) = failed.into_iter().next() {
             return Err(error);
         }
-        self.apply_table()?;
+        self.programs.sweep();
         self.programs.set_listeners(listeners)?;
         report_hooked(&hooked);
+        match self.programs.pins().directory() {
+            Ok(directory) => {
+                let adopted = self.programs.pins().adopted();
+                tracing::info!(directory = %directory.display(), adopted, "maps and links are pinned");
+            }
+            Err(reason) => tracing::info!(reason, "maps and links are not pinned"),
+        }
         self.publish();
         Ok(())
     }
 
-    /// Follows the world until told to stop; then only [`Engine::remove`] is left to do.
+    /// Follows the world until told to stop; then only [`Engine::end`] is left to do.
     pub async fn run(mut self) -> Self {
+        let mut foreign = tokio::time::interval(FOREIGN);
+        foreign.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut resync = tokio::time::interval(RESYNC);
         resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -157,6 +180,7 @@ impl Engine {
                     self.reconcile_or_report().await;
                     self.keep_up(true).await;
                 }
+                _ = foreign.tick() => self.look_for_others().await,
                 Ok(()) = self.tables.changed() => self.apply_table_or_report(),
                 stopped = &mut self.stop => {
                     if let Err(error) = self.programs.clear_listeners(self.settings.workers) {
@@ -172,11 +196,21 @@ impl Engine {
         }
     }
 
-    /// Removes programs, rules, routes and the nft table.
-    pub async fn remove(mut self) {
+    /// Removes programs, pins, rules, routes and the nft table, or leaves them to the next agent.
+    pub async fn end(self) {
+        if self.settings.on_stop == OnStop::Keep {
+            self.programs.keep();
+            tracing::info!(
+                "programs, maps and routes stay for the next agent; `sluice cleanup` removes them"
+            );
+            return;
+        }
         let hooked: Vec<u32> = self.programs.attached().map(|(index, ..)| index).collect();
-        self.programs.detach_all();
-        if self.programs.attach_kind() == Attach::Clsact {
+        let attach = self.programs.attach_kind();
+        if let Err(error) = self.programs.remove() {
+            tracing::error!(%error, "pins could not be removed");
+        }
+        if attach == Attach::Clsact {
             for index in hooked {
                 if let Err(error) = self.netlink.remove_idle_clsact(index).await {
                     tracing::debug!(index, %error, "removing the clsact qdisc");
@@ -208,6 +242,18 @@ impl Engine {
             self.paused = broken;
             self.apply_table_or_report();
         }
+    }
+
+    /// Says which programs of others are new on our hooks.
+    async fn look_for_others(&mut self) {
+        let hooked = self.programs.attached().map(|(index, name, _)| (index, name.to_owned()));
+        let seen = foreign::look(self.netlink.handle(), &hooked.collect::<Vec<_>>()).await;
+        let found = foreign::not_ours(seen, &self.programs.own_ids(), foreign::names);
+        for Foreign { seen, name } in found.iter().filter(|one| !self.foreign.contains(one)) {
+            let Sighting { hook, place, program } = seen;
+            tracing::warn!(hook, place, program, name, "somebody else's program is on a hook that ours use");
+        }
+        self.foreign = found;
     }
 
     async fn reconcile_or_report(&mut self) {
@@ -304,10 +350,17 @@ impl Engine {
         };
         self.status.send_replace(CaptureStatus {
             attach: self.programs.attach_kind().as_str(),
+            pins: match self.programs.pins().directory() {
+                Ok(directory) => directory.display().to_string(),
+                Err(reason) => format!("not pinned: {reason}"),
+            },
             pod_interfaces: names(true),
             uplinks: names(false),
             paused: self.upkeep.broken().map(ToOwned::to_owned),
             failed: self.failed.values().cloned().collect(),
+            local_addresses: self.local.load().to_vec(),
+            foreign: self.foreign.clone(),
+            maps: self.programs.map_use(),
             destinations: self.captured.destinations,
             destinations_over_capacity: self.captured.over_capacity,
         });

@@ -68,6 +68,19 @@ pub enum CaptureError {
         /// The error.
         source: io::Error,
     },
+    /// Pins can't be kept where they shall be.
+    #[error("--bpffs, {path}: {reason}")]
+    Bpffs {
+        /// The file or directory.
+        path: std::path::PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// What shall stay after the agent has nothing to hold it.
+    #[error(
+        "--on-stop keep needs pins, and nothing is pinned: {0}; --bpffs names a directory on a BPF file system"
+    )]
+    KeepWithoutPins(&'static str),
     /// `nft` is missing or failed.
     #[error("nft: {0}")]
     Nft(String),

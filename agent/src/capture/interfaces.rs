@@ -96,7 +96,7 @@ impl Snapshot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capture::Marks;
+    use crate::capture::{Bpffs, DESTINATIONS_DEFAULT, Marks, OnStop};
 
     fn settings(pods: &str, uplinks: &[&str]) -> CaptureSettings {
         CaptureSettings {
@@ -104,6 +104,9 @@ mod tests {
             uplinks: uplinks.iter().map(ToString::to_string).collect(),
             marks: Marks::default(),
             workers: 1,
+            bpffs: Bpffs::Off,
+            on_stop: OnStop::Remove,
+            destinations_max: DESTINATIONS_DEFAULT,
         }
     }
 

@@ -178,7 +178,7 @@ fn set_transparent(socket: &Socket, address: SocketAddr) -> io::Result<()> {
 }
 
 /// `IP_LOCAL_PORT_RANGE` (6.3): low port in the lower half, high port in the upper; IPv6 sockets have it too.
-fn set_port_range(fd: RawFd) -> io::Result<()> {
+pub(super) fn set_port_range(fd: RawFd) -> io::Result<()> {
     const IP_LOCAL_PORT_RANGE: i32 = 51;
     let range = u32::from(*SPOOFED_PORTS.end()) << 16 | u32::from(*SPOOFED_PORTS.start());
     set_option(fd, libc::IPPROTO_IP, IP_LOCAL_PORT_RANGE, range.cast_signed())

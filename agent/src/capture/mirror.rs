@@ -6,19 +6,26 @@ use std::hash::Hash;
 use aya::Pod;
 use aya::maps::{HashMap as KernelMap, MapData, MapError};
 
-use super::CaptureError;
+use super::{CaptureError, MapUse};
 
 /// The map and its copy.
 pub struct Mirror<K, V> {
     name: &'static str,
     kernel: KernelMap<MapData, K, V>,
+    capacity: u32,
     held: HashMap<K, V>,
 }
 
 impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Mirror<K, V> {
-    /// Of an empty map.
-    pub fn new(name: &'static str, kernel: KernelMap<MapData, K, V>) -> Self {
-        Self { name, kernel, held: HashMap::new() }
+    /// Of a map that an earlier agent may have filled.
+    pub fn new(
+        name: &'static str,
+        capacity: u32,
+        kernel: KernelMap<MapData, K, V>,
+    ) -> Result<Self, CaptureError> {
+        let held = kernel.iter().collect::<Result<_, _>>();
+        let held = held.map_err(|source| CaptureError::Map { map: name, source })?;
+        Ok(Self { name, kernel, capacity, held })
     }
 
     /// Makes the map hold what is wanted; what is already right is not touched. Answers how many entries found no room.
@@ -44,6 +51,12 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Mirror<K, V> {
             }
         }
         Ok(over_capacity)
+    }
+
+    /// How full the map is.
+    pub fn usage(&self) -> MapUse {
+        let capacity = usize::try_from(self.capacity).unwrap_or(usize::MAX);
+        MapUse { name: self.name, entries: self.held.len(), capacity }
     }
 
     /// How many entries the map holds.

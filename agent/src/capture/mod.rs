@@ -4,25 +4,35 @@
 //! two things: interfaces and addresses that come and go, and routing tables that change what is captured.
 
 mod claim;
+mod cleanup;
 mod engine;
 mod error;
+mod features;
+mod foreign;
 mod glob;
+mod hook;
 mod interfaces;
+mod kernel_call;
+mod layout;
 mod listener;
 mod mirror;
 mod netlink;
+mod pins;
 mod plumbing;
 mod programs;
 mod self_check;
 mod upkeep;
 
 pub use claim::Claim;
+pub use cleanup::{Cleaned, clean};
 pub use engine::{Engine, EngineHandle};
 pub use error::CaptureError;
+pub use foreign::{Foreign, HOOKS, Sighting};
 pub use glob::Glob;
 pub use interfaces::{Hooked, Snapshot};
 pub use listener::{CaptureListeners, SpoofingConnector};
-pub use programs::Counters;
+pub use pins::Bpffs;
+pub use programs::{Counters, DESTINATIONS_DEFAULT};
 pub use self_check::{Check, Outcome, checks};
 
 use std::net::IpAddr;
@@ -41,6 +51,22 @@ pub struct CaptureSettings {
     pub marks: Marks,
     /// How many workers have listeners.
     pub workers: u32,
+    /// Where maps and links are pinned.
+    pub bpffs: Bpffs,
+    /// What a stop leaves in the kernel.
+    pub on_stop: OnStop,
+    /// How many destinations can be captured; those beyond go direct.
+    pub destinations_max: u32,
+}
+
+/// What is left in the kernel when the agent stops.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OnStop {
+    /// Nothing.
+    #[default]
+    Remove,
+    /// Programs, maps, rules, routes and the nft table, for the next agent. Without a listener they capture nothing.
+    Keep,
 }
 
 /// Numbers that other software on the node must not use; each can be set where it does.
@@ -71,6 +97,8 @@ pub type LocalAddresses = Arc<ArcSwap<Vec<IpAddr>>>;
 pub struct CaptureStatus {
     /// How programs are attached: `tcx` or `clsact`.
     pub attach: &'static str,
+    /// Where maps and links are pinned, or `not pinned` with the reason.
+    pub pins: String,
     /// Pod interfaces with the program.
     pub pod_interfaces: Vec<String>,
     /// Why captured packets would be lost, so that none are captured.
@@ -79,8 +107,25 @@ pub struct CaptureStatus {
     pub uplinks: Vec<String>,
     /// Interfaces that should have it and do not, with the reason.
     pub failed: Vec<(String, String)>,
+    /// The node's own addresses.
+    pub local_addresses: Vec<IpAddr>,
+    /// Programs of others on the hooks that ours use.
+    pub foreign: Vec<Foreign>,
+    /// How full the kernel's maps are.
+    pub maps: Vec<MapUse>,
     /// Destinations that are captured.
     pub destinations: usize,
     /// Destinations beyond the map's capacity; their traffic goes direct.
     pub destinations_over_capacity: usize,
+}
+
+/// How full a map is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MapUse {
+    /// Its name.
+    pub name: &'static str,
+    /// Entries that it holds.
+    pub entries: usize,
+    /// The most that it can hold.
+    pub capacity: usize,
 }

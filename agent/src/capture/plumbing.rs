@@ -89,6 +89,31 @@ impl Plumbing {
         routing.and(notrack)
     }
 
+    /// What of this is there: kinds and names.
+    pub async fn installed(self, handle: &Handle) -> Result<Vec<(&'static str, String)>, CaptureError> {
+        let mut found = Vec::new();
+        for version in self.versions() {
+            let ours = rules(handle, version).await?.into_iter().filter(|rule| is_ours(rule, self.marks));
+            found.extend(ours.map(|rule| ("rule", describe(&rule))));
+        }
+        let ours = RouteAttribute::Table(self.marks.table);
+        for route in self.local_routes() {
+            let routes = handle.route().get(every(&route)).execute();
+            let routes: Vec<RouteMessage> =
+                routes.try_collect().await.map_err(CaptureError::netlink("listing routes"))?;
+            let local = |route: &&RouteMessage| {
+                route.header.kind == RouteType::Local && route.attributes.contains(&ours)
+            };
+            let name = || ("route", format!("local default in table {}", self.marks.table));
+            found.extend(routes.iter().filter(local).map(|_| name()));
+        }
+        // Asked for by name, a table that is not there is an error of nft's.
+        if nft(&format!("list table inet {NFT_TABLE}\n")).is_ok() {
+            found.push(("nft", format!("table inet {NFT_TABLE}")));
+        }
+        Ok(found)
+    }
+
     async fn remove_routing(self, handle: &Handle) -> Result<(), CaptureError> {
         let mut outcome = Ok(());
         for version in self.versions() {
@@ -153,6 +178,13 @@ pub fn has_ipv6() -> bool {
 async fn rules(handle: &Handle, version: IpVersion) -> Result<Vec<RuleMessage>, CaptureError> {
     let listed = handle.rule().get(version).execute().try_collect().await;
     listed.map_err(CaptureError::netlink("listing rules"))
+}
+
+/// Asks for all routes of a route's family.
+fn every(route: &RouteMessage) -> RouteMessage {
+    let mut question = RouteMessage::default();
+    question.header.address_family = route.header.address_family;
+    question
 }
 
 /// Asks where a packet with the deliver mark goes. The addresses are those of documentation (RFC 5737, RFC 3849), which

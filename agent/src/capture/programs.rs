@@ -1,34 +1,41 @@
 //! The loaded kernel programs and their maps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use agent_common::capture::{Action, AddressKey, CaptureConfig, DestinationKey, DestinationValue, Reason};
 use aya::maps::{MapData, MapError, PerCpuArray, SockMap};
-use aya::programs::tc::{
-    NlOptions, SchedClassifierLinkId, TcAttachOptions, qdisc_add_clsact, qdisc_detach_program,
-};
-use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
+use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 
+use super::hook::{Held, attach_clsact, attach_tcx};
 use super::interfaces::Hooked;
+use super::layout::layout;
 use super::listener::CaptureListeners;
 use super::mirror::Mirror;
-use super::{CaptureError, Marks};
+use super::pins::Pins;
+use super::{CaptureError, CaptureSettings, MapUse};
 
 /// The object that the build script made, aligned as the ELF reader asks.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice-ebpf.o"));
-/// Where clsact filters of ours sit; low numbers run first.
-const CLSACT_PRIORITY: u16 = 1;
+/// Maps whose contents the next agent carries on.
+pub const PINNED: [&str; 4] = ["DESTINATIONS", "LOCAL_ADDRESSES", "LISTENERS", "COUNTERS"];
+/// How many destinations can be captured unless something else is said.
+pub const DESTINATIONS_DEFAULT: u32 = 65_536;
 
-/// Programs, maps and attachments. Dropping it detaches whatever the kernel ties to file descriptors (tcx links); clsact
-/// filters need [`Programs::detach`].
+/// Programs, maps and attachments. Dropped, what is pinned stays and all else goes; [`Programs::remove`] takes both.
 pub struct Programs {
     ebpf: Ebpf,
+    pins: Pins,
     attach: Attach,
     links: BTreeMap<u32, Attached>,
+    maps: Maps,
+}
+
+/// The maps that capture reads or writes.
+struct Maps {
     destinations: Mirror<DestinationKey, DestinationValue>,
     addresses: Mirror<AddressKey, u32>,
     listeners: SockMap<MapData>,
@@ -38,7 +45,7 @@ pub struct Programs {
 /// How programs are attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attach {
-    /// Links on the interface, from 6.6 on; they go with the process.
+    /// Links on the interface, from 6.6 on; they go with the process where they are not pinned.
     Tcx,
     /// Filters of the clsact qdisc; they stay until removed.
     Clsact,
@@ -57,7 +64,7 @@ impl Attach {
 struct Attached {
     interface: String,
     hook: Hooked,
-    link: SchedClassifierLinkId,
+    held: Held,
 }
 
 /// How many of the wanted destinations are in the map.
@@ -70,30 +77,95 @@ pub struct Captured {
 }
 
 impl Programs {
-    /// Loads everything; nothing is attached yet.
-    pub fn load(marks: Marks, workers: u32) -> Result<Self, CaptureError> {
+    /// Loads everything, on an earlier agent's maps where they fit; nothing is attached yet.
+    pub fn load(settings: &CaptureSettings) -> Result<Self, CaptureError> {
+        let capacities = [("DESTINATIONS", settings.destinations_max)];
+        let mut pins = Pins::open(&settings.bpffs, &layout(OBJECT, &PINNED, &capacities)?)?;
+        match Self::load_object(settings, &capacities, &mut pins) {
+            Ok((ebpf, maps)) => Ok(Self::of(ebpf, maps, pins)),
+            Err(error) => {
+                pins.abandon();
+                Err(error)
+            }
+        }
+    }
+
+    fn load_object(
+        settings: &CaptureSettings,
+        capacities: &[(&str, u32)],
+        pins: &mut Pins,
+    ) -> Result<(Ebpf, Maps), CaptureError> {
+        let CaptureSettings { marks, workers, .. } = *settings;
         let config = CaptureConfig { deliver_mark: marks.deliver, own_mark: marks.own, workers, padding: 0 };
-        let mut ebpf =
-            EbpfLoader::new().override_global("CONFIG", &config, true).load(OBJECT).map_err(object_error)?;
+        let mut loader = EbpfLoader::new();
+        loader.override_global("CONFIG", &config, true);
+        for (name, entries) in capacities {
+            loader.map_max_entries(name, *entries);
+        }
+        for name in PINNED {
+            if let Some(path) = pins.map(name) {
+                loader.map_pin_path(name, path);
+            }
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(object_error)?;
         for hook in Hooked::ALL {
             let program = classifier(&mut ebpf, hook);
             program.load().map_err(|source| load_error(hook.program(), source))?;
         }
-        Ok(Self {
-            attach: if aya::util::KernelVersion::current()
-                .is_ok_and(|v| v >= aya::util::KernelVersion::new(6, 6, 0))
-            {
-                Attach::Tcx
-            } else {
-                Attach::Clsact
-            },
-            links: BTreeMap::new(),
-            destinations: Mirror::new("DESTINATIONS", map(&mut ebpf, "DESTINATIONS")?),
-            addresses: Mirror::new("LOCAL_ADDRESSES", map(&mut ebpf, "LOCAL_ADDRESSES")?),
+        let maps = Maps {
+            destinations: Mirror::new(
+                "DESTINATIONS",
+                capacity(&ebpf, "DESTINATIONS")?,
+                map(&mut ebpf, "DESTINATIONS")?,
+            )?,
+            addresses: Mirror::new(
+                "LOCAL_ADDRESSES",
+                capacity(&ebpf, "LOCAL_ADDRESSES")?,
+                map(&mut ebpf, "LOCAL_ADDRESSES")?,
+            )?,
             listeners: map(&mut ebpf, "LISTENERS")?,
             counters: Counters(Arc::new(map(&mut ebpf, "COUNTERS")?)),
+        };
+        Ok((ebpf, maps))
+    }
+
+    fn of(ebpf: Ebpf, maps: Maps, pins: Pins) -> Self {
+        let tcx =
+            aya::util::KernelVersion::current().is_ok_and(|v| v >= aya::util::KernelVersion::new(6, 6, 0));
+        Self {
+            attach: if tcx { Attach::Tcx } else { Attach::Clsact },
+            links: BTreeMap::new(),
+            pins,
+            maps,
             ebpf,
-        })
+        }
+    }
+
+    /// Where maps and links are pinned.
+    pub fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
+    /// Lets go of what an earlier agent left and this one did not take over.
+    pub fn sweep(&self) {
+        self.pins.sweep();
+    }
+
+    /// Undoes the loading, before anything was attached.
+    pub fn abandon(self) {
+        self.pins.abandon();
+    }
+
+    /// Leaves everything as it is for the next agent.
+    pub fn keep(self) {
+        // Dropped, filters of the clsact qdisc would be taken off.
+        std::mem::forget(self);
+    }
+
+    /// Takes every program off and removes the pins.
+    pub fn remove(mut self) -> Result<(), CaptureError> {
+        self.detach_all();
+        self.pins.remove()
     }
 
     /// How programs are attached.
@@ -105,7 +177,8 @@ impl Programs {
     pub fn set_listeners(&mut self, listeners: &[CaptureListeners]) -> Result<(), CaptureError> {
         for (worker, pair) in (0u32..).zip(listeners) {
             for (family, socket) in (0u32..).zip(&pair.sockets) {
-                self.listeners
+                self.maps
+                    .listeners
                     .set(worker * 2 + family, &socket.as_raw_fd(), 0)
                     .map_err(|source| CaptureError::Map { map: "LISTENERS", source })?;
             }
@@ -116,7 +189,7 @@ impl Programs {
     /// Takes the listeners away: new connections go direct, established ones stay with the agent.
     pub fn clear_listeners(&mut self, workers: u32) -> Result<(), CaptureError> {
         for index in 0..workers * 2 {
-            match self.listeners.clear_index(&index) {
+            match self.maps.listeners.clear_index(&index) {
                 Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EINVAL) => {
                 }
                 Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => {
@@ -127,33 +200,27 @@ impl Programs {
         Ok(())
     }
 
-    /// Puts a program on an interface; with [`Attach::Tcx`] refused by the kernel, on its clsact qdisc.
+    /// Puts a program on an interface; one of an earlier agent there makes way in one step.
     pub fn attach(&mut self, index: u32, interface: &str, hook: Hooked) -> Result<(), CaptureError> {
-        let failed = |error: &dyn std::fmt::Display| CaptureError::Interface {
-            interface: interface.to_owned(),
-            reason: error.to_string(),
-        };
         let program = classifier(&mut self.ebpf, hook);
-        let options = match self.attach {
-            Attach::Tcx => TcAttachOptions::TcxOrder(LinkOrder::first()),
-            Attach::Clsact => {
-                prepare_clsact(interface, hook).map_err(|error| failed(&error))?;
-                TcAttachOptions::Netlink(NlOptions { priority: CLSACT_PRIORITY, ..NlOptions::default() })
-            }
-        };
-        let link = program
-            .attach_with_options(interface, TcAttachType::Ingress, options)
-            .map_err(|error| failed(&innermost(&error)))?;
-        self.links.insert(index, Attached { interface: interface.to_owned(), hook, link });
+        let held = match self.attach {
+            Attach::Tcx => attach_tcx(program, &mut self.pins, (index, interface)),
+            Attach::Clsact => attach_clsact(program, interface, hook.program()),
+        }?;
+        self.links.insert(index, Attached { interface: interface.to_owned(), hook, held });
         Ok(())
     }
 
     /// Takes the program off an interface; the interface may be gone already.
     pub fn detach(&mut self, index: u32) {
-        if let Some(attached) = self.links.remove(&index)
-            && let Err(error) = classifier(&mut self.ebpf, attached.hook).detach(attached.link)
-        {
-            tracing::debug!(interface = attached.interface, %error, "detaching a program");
+        let Some(Attached { interface, hook, held }) = self.links.remove(&index) else { return };
+        match held {
+            Held::Tcx(link) => link.detach(),
+            Held::Clsact(link) => {
+                if let Err(error) = classifier(&mut self.ebpf, hook).detach(link) {
+                    tracing::debug!(interface, %error, "detaching a program");
+                }
+            }
         }
     }
 
@@ -176,18 +243,28 @@ impl Programs {
     ) -> Result<Captured, CaptureError> {
         let value = DestinationValue { action: Action::Agent as u32 };
         let over_capacity =
-            self.destinations.set(&wanted.map(|to| (destination_key(to), value)).collect())?;
-        Ok(Captured { destinations: self.destinations.len(), over_capacity })
+            self.maps.destinations.set(&wanted.map(|to| (destination_key(to), value)).collect())?;
+        Ok(Captured { destinations: self.maps.destinations.len(), over_capacity })
     }
 
     /// Makes the node's own addresses these. Answers how many found no room.
     pub fn set_addresses(&mut self, wanted: impl Iterator<Item = IpAddr>) -> Result<usize, CaptureError> {
-        self.addresses.set(&wanted.map(|ip| (AddressKey { address: octets(ip) }, 1)).collect())
+        self.maps.addresses.set(&wanted.map(|ip| (AddressKey { address: octets(ip) }, 1)).collect())
+    }
+
+    /// How full the maps are.
+    pub fn map_use(&self) -> Vec<MapUse> {
+        vec![self.maps.destinations.usage(), self.maps.addresses.usage()]
+    }
+
+    /// The numbers that the kernel gave our programs.
+    pub fn own_ids(&self) -> BTreeSet<u32> {
+        self.ebpf.programs().filter_map(|(_, program)| program.info().ok()).map(|info| info.id()).collect()
     }
 
     /// The programs' counters, readable from anywhere.
     pub fn counters(&self) -> Counters {
-        self.counters.clone()
+        self.maps.counters.clone()
     }
 }
 
@@ -207,7 +284,8 @@ impl Counters {
 }
 
 impl Hooked {
-    fn program(self) -> &'static str {
+    /// The program's name in the object.
+    pub fn program(self) -> &'static str {
         match self {
             Self::Pod => "from_pod",
             Self::Uplink => "from_uplink",
@@ -229,6 +307,12 @@ fn map<T: TryFrom<aya::maps::Map, Error = MapError>>(
     T::try_from(map).map_err(|source| CaptureError::Map { map: name, source })
 }
 
+/// How many entries a hash map can hold; that of an earlier agent may differ from what the object says.
+fn capacity(ebpf: &Ebpf, name: &'static str) -> Result<u32, CaptureError> {
+    let Some(aya::maps::Map::HashMap(map)) = ebpf.map(name) else { return Ok(0) };
+    map.info().map(|info| info.max_entries()).map_err(|source| CaptureError::Map { map: name, source })
+}
+
 fn object_error(error: EbpfError) -> CaptureError {
     match &error {
         EbpfError::MapError(MapError::CreateError { io_error, .. })
@@ -247,27 +331,6 @@ fn load_error(program: &'static str, source: ProgramError) -> CaptureError {
         }
         _ => CaptureError::Load { program, source: Box::new(source) },
     }
-}
-
-/// Adds the qdisc where it is missing, and takes off filters that a killed agent left.
-fn prepare_clsact(interface: &str, hook: Hooked) -> Result<(), aya::programs::tc::TcError> {
-    // The qdisc may be there already; if it could not be made, attaching says so.
-    let _ = qdisc_add_clsact(interface);
-    match qdisc_detach_program(interface, TcAttachType::Ingress, hook.program()) {
-        Err(aya::programs::tc::TcError::IoError(error)) if error.kind() == std::io::ErrorKind::NotFound => {
-            Ok(())
-        }
-        result => result,
-    }
-}
-
-/// The cause that says something: aya wraps the kernel's errno in layers that only name the call.
-fn innermost(error: &ProgramError) -> String {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    format!("the program cannot be attached: {cause}; `bpftool net` lists what is attached there already")
 }
 
 fn destination_key(address: SocketAddr) -> DestinationKey {

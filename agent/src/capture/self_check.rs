@@ -5,10 +5,11 @@ use std::process::Command;
 
 use serde::Serialize;
 
+use super::features::{features, pinning};
 use super::netlink::Netlink;
 use super::plumbing::{Plumbing, has_ipv6};
 use super::programs::Programs;
-use super::{CaptureError, CaptureSettings};
+use super::{Bpffs, CaptureError, CaptureSettings};
 
 /// One thing looked at.
 #[derive(Debug, Clone, Serialize)]
@@ -55,6 +56,8 @@ pub async fn checks(settings: &CaptureSettings) -> Vec<Check> {
     } else {
         Check::new("IPv6", Outcome::Warning, "this node has none, or none on loopback: only IPv4 is captured")
     });
+    checks.push(pinning(&settings.bpffs));
+    checks.extend(features());
     match Netlink::open() {
         Ok((netlink, _)) => {
             checks.push(interfaces(settings, &netlink).await);
@@ -82,7 +85,8 @@ fn kernel() -> Check {
 }
 
 fn programs(settings: &CaptureSettings) -> Check {
-    let loaded = Programs::load(settings.marks, settings.workers);
+    // On maps of its own: what an agent has pinned stays out of it.
+    let loaded = Programs::load(&CaptureSettings { bpffs: Bpffs::Off, ..settings.clone() });
     Check::of("programs", loaded, |_| "the kernel accepts every program".to_owned())
 }
 

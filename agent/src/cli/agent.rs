@@ -11,7 +11,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::{self, CaptureOptions, Settings};
-use crate::capture::{Glob, Marks};
+use crate::capture::{Bpffs, DESTINATIONS_DEFAULT, Glob, Marks, OnStop};
 use crate::proxy::{InvalidSetting, ProxySettings};
 use crate::telemetry::log;
 
@@ -84,9 +84,17 @@ pub(super) struct CaptureArgs {
     /// The routing table of the deliver mark; none of the kernel's own (0 and 253 to 255).
     #[arg(long, env = "SLUICE_ROUTE_TABLE", value_parser = table, default_value_t = 1510)]
     route_table: u32,
-    /// What a stop leaves in the kernel. `remove`: nothing.
-    #[arg(long, env = "SLUICE_ON_STOP", value_parser = on_stop, default_value = "remove")]
-    on_stop: OnStop,
+    /// What a stop leaves in the kernel. `remove`: nothing. `keep`: everything, for the next agent; needs pins.
+    #[arg(long, env = "SLUICE_ON_STOP", value_enum, default_value_t = StopMode::Remove)]
+    on_stop: StopMode,
+    /// Where maps and links are pinned, a directory on a BPF file system, or `off`. Default: /sys/fs/bpf/sluice where a
+    /// BPF file system is mounted at /sys/fs/bpf, else nothing is pinned.
+    #[arg(long, env = "SLUICE_BPFFS", value_name = "DIR|off")]
+    bpffs: Option<Bpffs>,
+    /// How many destinations the kernel's map holds; those beyond go direct.
+    #[arg(long, env = "SLUICE_DESTINATIONS_MAX", value_name = "N", default_value_t = DESTINATIONS_DEFAULT,
+          value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
+    destinations_max: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -97,9 +105,10 @@ enum CaptureMode {
 }
 
 /// What is left in the kernel when the agent stops.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum OnStop {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum StopMode {
     Remove,
+    Keep,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -124,8 +133,6 @@ impl CaptureArgs {
             self.deliver_mark != self.own_mark && self.deliver_mark != 0 && self.own_mark != 0,
             "--deliver-mark and --own-mark must differ from each other and from zero"
         );
-        // The engine removes what it installed; there is no other way to stop.
-        let OnStop::Remove = self.on_stop;
         let marks = Marks {
             deliver: self.deliver_mark,
             own: self.own_mark,
@@ -137,6 +144,12 @@ impl CaptureArgs {
             uplinks: self.uplink.clone(),
             outbound_port: self.outbound_port,
             marks,
+            bpffs: self.bpffs.clone().unwrap_or_default(),
+            on_stop: match self.on_stop {
+                StopMode::Remove => OnStop::Remove,
+                StopMode::Keep => OnStop::Keep,
+            },
+            destinations_max: self.destinations_max,
         }))
     }
 }
@@ -220,7 +233,7 @@ fn warn_of_few(descriptors: nix::Result<u64>, connections: u32) {
 }
 
 /// A number, decimal or with `0x`.
-fn number(text: &str) -> Result<u32, std::num::ParseIntError> {
+pub(super) fn number(text: &str) -> Result<u32, std::num::ParseIntError> {
     match text.strip_prefix("0x") {
         Some(digits) => u32::from_str_radix(digits, 16),
         None => text.parse(),
@@ -228,7 +241,7 @@ fn number(text: &str) -> Result<u32, std::num::ParseIntError> {
 }
 
 /// A routing table that is not one of the kernel's own: unspecified, default, main, local.
-fn table(text: &str) -> Result<u32, String> {
+pub(super) fn table(text: &str) -> Result<u32, String> {
     match number(text).map_err(|error| error.to_string())? {
         0 | 253..=255 => Err("this table is the kernel's own; take another one".to_owned()),
         table => Ok(table),
@@ -238,18 +251,6 @@ fn table(text: &str) -> Result<u32, String> {
 /// A setting, checked as early as all other arguments are.
 fn setting(text: &str) -> Result<String, InvalidSetting> {
     ProxySettings::default().set(text).map(|()| text.to_owned())
-}
-
-fn on_stop(text: &str) -> Result<OnStop, String> {
-    match text {
-        "remove" => Ok(OnStop::Remove),
-        "keep" => {
-            Err("keeping connections over a stop waits for hand-over to the next agent, which this version \
-                       does not have; the only value is `remove`"
-                .to_owned())
-        }
-        _ => Err("the only value is `remove`".to_owned()),
-    }
 }
 
 fn hostname() -> String {
@@ -278,12 +279,5 @@ mod tests {
         }
         assert_eq!((table("1510"), table("252"), table("0x100")), (Ok(1510), Ok(252), Ok(256)));
         assert!(table("main").is_err());
-    }
-
-    #[test]
-    fn a_stop_can_only_remove() {
-        assert_eq!(on_stop("remove"), Ok(OnStop::Remove));
-        assert!(on_stop("keep").unwrap_err().contains("hand-over"));
-        assert!(on_stop("").unwrap_err().contains("`remove`"));
     }
 }

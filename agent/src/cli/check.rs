@@ -29,6 +29,9 @@ pub(super) fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
         uplinks: options.uplinks,
         marks: options.marks,
         workers: 1,
+        bpffs: options.bpffs,
+        on_stop: options.on_stop,
+        destinations_max: options.destinations_max,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let checks = runtime.block_on(checks(&settings));

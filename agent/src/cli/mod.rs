@@ -5,11 +5,13 @@
 mod agent;
 mod analyze;
 mod check;
+mod cleanup;
 mod endpoints;
 mod output;
 mod routes;
 mod settings;
 mod status;
+mod why;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -34,12 +36,16 @@ enum Verb {
     Agent(Box<agent::AgentArgs>),
     /// Looks at everything that capture needs of this node, and says what to do about what is missing.
     Check(check::CheckArgs),
+    /// Removes what an agent that is gone has left in the kernel; done twice, the second time finds nothing.
+    Cleanup(cleanup::CleanupArgs),
     /// Shows what a running agent does: capture, table, documents and their errors.
     Status(ClientArgs),
     /// Shows the routing table of a running agent.
     Routes(ClientArgs),
     /// Shows the endpoints that a running agent balances over.
     Endpoints(ClientArgs),
+    /// Says what would become of a connection: the decision hook by hook and table by table.
+    Why(why::WhyArgs),
     /// Checks documents offline; exits 1 where one has an error.
     Analyze(analyze::AnalyzeArgs),
     /// Lists what `sluice agent --set NAME=VALUE` can set: limits and timeouts, with their defaults.
@@ -76,9 +82,11 @@ pub fn run() -> ExitCode {
     let result = match Cli::parse().verb {
         Verb::Agent(args) => agent::run(*args),
         Verb::Check(args) => check::run(&args),
+        Verb::Cleanup(args) => cleanup::run(&args),
         Verb::Status(args) => status::run(&args),
         Verb::Routes(args) => routes::run(&args),
         Verb::Endpoints(args) => endpoints::run(&args),
+        Verb::Why(args) => why::run(&args),
         Verb::Analyze(args) => analyze::run(&args),
         Verb::Settings(args) => settings::run(&args),
     };

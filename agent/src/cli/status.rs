@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use serde_json::Value;
 
 use super::{ClientArgs, Format, ask, output};
-use crate::admin::{InterfaceStatus, Status};
+use crate::admin::{ForeignProgram, InterfaceStatus, Status};
 
 pub(super) fn run(args: &ClientArgs) -> anyhow::Result<ExitCode> {
     let status: Status = ask(args, "/status")?;
@@ -66,6 +66,7 @@ fn capture(status: &Status) -> Vec<String> {
         format!("capture      {} ({}), {} destinations", capture.mode, capture.attach, capture.destinations),
         format!("             pods: {}", hooked(&capture.interfaces)),
         format!("             uplinks: {}", hooked(&capture.uplinks)),
+        format!("             pins: {}", capture.pins),
     ];
     if let Some(reason) = &capture.paused {
         lines.push(format!("             PAUSED, everything goes direct: {reason}"));
@@ -74,6 +75,10 @@ fn capture(status: &Status) -> Vec<String> {
         if let Some(reason) = &interface.not_captured {
             lines.push(format!("             NOT CAPTURED {}: {reason}", interface.name));
         }
+    }
+    for ForeignProgram { hook, place, id, name } in &capture.foreign {
+        let name = if name.is_empty() { "without a name" } else { name };
+        lines.push(format!("             others' program on {hook} {place}: {name} (id {id})"));
     }
     if capture.destinations_over_capacity > 0 {
         lines.push(format!(

@@ -86,7 +86,23 @@ pub(super) struct Shared {
     writers: Mutex<Vec<(&'static str, LineWriter)>>,
     packets: IntCounterVec,
     packet_counts: OnceLock<PacketCounts>,
+    foreign_programs: IntGaugeVec,
+    map_entries: IntGaugeVec,
+    map_capacity: IntGaugeVec,
+    kernel: OnceLock<ReadKernel>,
 }
+
+/// What is seen in the kernel at one time.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KernelGauges {
+    /// Programs of others, by hook.
+    pub foreign: Vec<(&'static str, usize)>,
+    /// Maps by name, with their entries and their capacity.
+    pub maps: Vec<(&'static str, usize, usize)>,
+}
+
+/// Reads what is in the kernel.
+type ReadKernel = Box<dyn Fn() -> KernelGauges + Send + Sync>;
 
 /// Reads what the kernel programs have counted, by reason.
 type PacketCounts = Box<dyn Fn() -> Vec<(&'static str, u64)> + Send + Sync>;
@@ -110,6 +126,11 @@ impl Metrics {
     /// Shows what the kernel programs count; read whenever the metrics are. Only the first reader is taken.
     pub fn watch_packets(&self, read: impl Fn() -> Vec<(&'static str, u64)> + Send + Sync + 'static) {
         let _ = self.shared.packet_counts.set(Box::new(read));
+    }
+
+    /// Shows what is in the kernel; read whenever the metrics are. Only the first reader is taken.
+    pub fn watch_kernel(&self, read: impl Fn() -> KernelGauges + Send + Sync + 'static) {
+        let _ = self.shared.kernel.set(Box::new(read));
     }
 
     /// How many objects of the configuration are in a state.
@@ -170,10 +191,25 @@ impl Metrics {
             let counter = self.shared.packets.with_label_values(&[reason]);
             counter.inc_by(packets.saturating_sub(counter.get()));
         }
+        if let Some(read) = self.shared.kernel.get() {
+            self.kernel(&read());
+        }
         let encoder = TextEncoder::new();
         let mut text = Vec::new();
         encoder.encode(&self.shared.registry.gather(), &mut text).map_err(MetricsError::Encode)?;
         Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+}
+
+impl Metrics {
+    fn kernel(&self, seen: &KernelGauges) {
+        for (hook, count) in &seen.foreign {
+            self.shared.foreign_programs.with_label_values(&[*hook]).set(gauge_value(*count));
+        }
+        for (map, entries, capacity) in &seen.maps {
+            self.shared.map_entries.with_label_values(&[*map]).set(gauge_value(*entries));
+            self.shared.map_capacity.with_label_values(&[*map]).set(gauge_value(*capacity));
+        }
     }
 }
 
@@ -238,6 +274,18 @@ impl Shared {
                 &["reason"],
             )?,
             packet_counts: OnceLock::new(),
+            foreign_programs: make.gauges(
+                "sluice_capture_foreign_programs",
+                "Programs of others on the hooks that ours use.",
+                &["hook"],
+            )?,
+            map_entries: make.gauges("sluice_bpf_map_entries", "Entries of a kernel map.", &["map"])?,
+            map_capacity: make.gauges(
+                "sluice_bpf_map_capacity",
+                "The most entries of a kernel map.",
+                &["map"],
+            )?,
+            kernel: OnceLock::new(),
             registry,
         })
     }

@@ -1,0 +1,371 @@
+//! What would become of a connection: the decision hook by hook and table by table, in the order in which it is made.
+//!
+//! A pure function of the routing table and of the agent's state; the kernel's own verdict function decides what the
+//! kernel would, and its reasons have the kernel's names.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use agent_common::capture::{Owner, Reason, Verdict, decide};
+use serde::{Deserialize, Serialize};
+
+use super::dump::{EndpointDump, RuleDump, cluster_name, of_cluster, rule};
+use super::status::Status;
+use crate::compile::{Cluster, Frontend, RoutingTable};
+use crate::model::{AppProtocol, Workload};
+use crate::route::RequestOrigin;
+
+/// A question that cannot be answered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unreadable {
+    /// Neither an address nor a pod.
+    #[error("source `{0}`: neither an address nor a pod of the table; say IP, POD or NAMESPACE/POD")]
+    Source(String),
+    /// No port.
+    #[error("destination `{0}`: no port; say IP:PORT, SERVICE:PORT or NAMESPACE/SERVICE:PORT")]
+    Port(String),
+    /// Neither an address nor a service or pod.
+    #[error(
+        "destination `{0}`: neither an address nor a service or pod of the table; say IP:PORT, SERVICE:PORT or \
+         NAMESPACE/SERVICE:PORT"
+    )]
+    Destination(String),
+}
+
+/// A connection that somebody might make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asked {
+    /// Who dials.
+    pub source: IpAddr,
+    /// What is dialled.
+    pub destination: SocketAddr,
+}
+
+/// The answer.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// Who dials: its address.
+    pub source: String,
+    /// What is dialled.
+    pub destination: String,
+    /// `agent` or `direct`.
+    pub verdict: String,
+    /// Who decides about it in the end: `kernel`, `agent L4`, `agent L7`, or `agent, by the first bytes`.
+    pub tier: String,
+    /// The kernel's reason, as metrics name it.
+    pub reason: String,
+    /// The decisions, in order.
+    pub steps: Vec<Step>,
+    /// Rules that a request may meet, in order of precedence.
+    #[serde(default)]
+    pub rules: Vec<RuleDump>,
+    /// Where bytes that are not requests go, `namespace/service:port`.
+    #[serde(default)]
+    pub cluster: Option<String>,
+    /// The endpoints of that cluster.
+    #[serde(default)]
+    pub endpoints: Vec<EndpointDump>,
+}
+
+/// One decision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// The hook or table.
+    pub at: String,
+    /// What is found there.
+    pub found: String,
+}
+
+impl Asked {
+    /// Reads the two ends: addresses, or names that the table knows.
+    pub fn read(source: &str, destination: &str, table: &RoutingTable) -> Result<Self, Unreadable> {
+        let v4_first = |mut addresses: Vec<IpAddr>| {
+            addresses.sort();
+            addresses.first().copied()
+        };
+        let from = match source.parse() {
+            Ok(address) => address,
+            Err(_) => pod(source, table)
+                .and_then(|pod| v4_first(pod.addresses.clone()))
+                .ok_or_else(|| Unreadable::Source(source.to_owned()))?,
+        };
+        if let Ok(destination) = destination.parse() {
+            return Ok(Self { source: from, destination });
+        }
+        let (name, port) =
+            destination.rsplit_once(':').ok_or_else(|| Unreadable::Port(destination.to_owned()))?;
+        let port: u16 = port.parse().map_err(|_| Unreadable::Port(destination.to_owned()))?;
+        let service = frontends(name, port, table);
+        let pods = pod(name, table).map(|pod| pod.addresses.clone()).unwrap_or_default();
+        let dialled = service.into_iter().chain(pods).filter(|to| to.is_ipv4() == from.is_ipv4()).min();
+        let to = dialled.ok_or_else(|| Unreadable::Destination(destination.to_owned()))?;
+        Ok(Self { source: from, destination: SocketAddr::new(to, port) })
+    }
+}
+
+/// `namespace/name`, `name.namespace` with whatever follows, or a name in the namespace `default`.
+fn qualified(name: &str) -> (&str, &str) {
+    if let Some((namespace, name)) = name.split_once('/') {
+        return (namespace, name);
+    }
+    let mut labels = name.split('.');
+    let first = labels.next().unwrap_or(name);
+    (labels.next().unwrap_or("default"), first)
+}
+
+fn pod<'a>(name: &str, table: &'a RoutingTable) -> Option<&'a Arc<Workload>> {
+    let (namespace, name) = qualified(name);
+    table.workloads.values().find(|pod| *pod.name.namespace == *namespace && *pod.name.name == *name)
+}
+
+fn frontends(name: &str, port: u16, table: &RoutingTable) -> Vec<IpAddr> {
+    let (namespace, name) = qualified(name);
+    let is = |frontend: &Frontend| {
+        *frontend.service.namespace == *namespace && *frontend.service.name == *name && frontend.port == port
+    };
+    table.frontends.iter().filter(|(_, frontend)| is(frontend)).map(|(address, _)| address.ip()).collect()
+}
+
+/// Decides as the kernel and the agent would.
+pub fn why(asked: Asked, table: &RoutingTable, status: &Status) -> Explanation {
+    let mut steps = Vec::new();
+    let mut step = |at: &str, found: String| steps.push(Step { at: at.to_owned(), found });
+    let source = table.workloads.get(&asked.source);
+    step("workloads", describe_source(source, status));
+    let frontend = table.frontends.get(&asked.destination);
+    step("frontends", describe_destination(asked.destination, frontend, table));
+    let reason = kernel(asked, source, frontend, status, &mut step);
+    let agent = frontend.filter(|_| reason == Reason::Captured);
+    let mut explanation = Explanation {
+        source: asked.source.to_string(),
+        destination: asked.destination.to_string(),
+        verdict: if agent.is_some() { "agent" } else { "direct" }.to_owned(),
+        tier: agent.map_or("kernel", |frontend| tier(frontend.protocol)).to_owned(),
+        reason: reason.as_str().to_owned(),
+        ..Explanation::default()
+    };
+    if let Some(frontend) = agent {
+        let origin = RequestOrigin { source: source.map(|pod| &**pod), port: asked.destination.port() };
+        userspace(frontend, &origin, &mut explanation, &mut step);
+    }
+    explanation.steps = steps;
+    explanation
+}
+
+fn describe_source(source: Option<&Arc<Workload>>, status: &Status) -> String {
+    match source {
+        None => "no pod of the table has the source's address".to_owned(),
+        Some(pod) => {
+            let node = match pod.node.as_deref() {
+                Some(node) if *node == *status.node => "this node".to_owned(),
+                Some(node) => format!("node {node}"),
+                None => "a node that is not known".to_owned(),
+            };
+            format!("the source is pod {} ({}) on {node}", pod.name, pod.workload)
+        }
+    }
+}
+
+fn describe_destination(to: SocketAddr, frontend: Option<&Arc<Frontend>>, table: &RoutingTable) -> String {
+    match (frontend, table.workloads.get(&to.ip())) {
+        (Some(frontend), _) => {
+            let headless = if frontend.headless { ", headless" } else { "" };
+            format!(
+                "{to} is service {} port {} ({}{headless})",
+                frontend.service,
+                frontend.port,
+                frontend.protocol.as_str()
+            )
+        }
+        (None, Some(pod)) => format!("{to} is pod {}, dialled by its own address", pod.name),
+        (None, None) => format!("{to} is no service of the table"),
+    }
+}
+
+/// What the programs do with the connection's first packet, in the order in which they look.
+fn kernel(
+    asked: Asked,
+    source: Option<&Arc<Workload>>,
+    frontend: Option<&Arc<Frontend>>,
+    status: &Status,
+    step: &mut impl FnMut(&str, String),
+) -> Reason {
+    let capture = &status.capture;
+    if capture.mode == "off" {
+        step("capture", "off: the kernel forwards everything".to_owned());
+        return Reason::NotOurs;
+    }
+    // A pod whose node is not known may well be here.
+    let elsewhere = source.and_then(|pod| pod.node.as_deref()).is_some_and(|node| *node != *status.node);
+    if elsewhere {
+        step("from_uplink", "new connections from other nodes are not taken: not_ours".to_owned());
+        return Reason::NotOurs;
+    }
+    step("from_pod", format!("{} at the ingress of the pod's interface", capture.attach));
+    let local = capture.local_addresses.contains(&asked.destination.ip());
+    if decide(true, Owner::None, local, 0) != Verdict::Open {
+        step("LOCAL_ADDRESSES", "the destination is the node's own: not_ours".to_owned());
+        return Reason::NotOurs;
+    }
+    step("LOCAL_ADDRESSES", "the destination is not the node's own".to_owned());
+    if let Some(paused) = &capture.paused {
+        step("DESTINATIONS", format!("empty, as captured packets would be lost ({paused}): no_route"));
+        return Reason::NoRoute;
+    }
+    if frontend.is_none() {
+        step("DESTINATIONS", "does not have it: no_route".to_owned());
+        return Reason::NoRoute;
+    }
+    let full = match capture.destinations_over_capacity {
+        0 => String::new(),
+        left_out => format!(", unless it is one of the {left_out} that found no room and go direct"),
+    };
+    step("DESTINATIONS", format!("the agent takes it{full}"));
+    if status.drain.draining {
+        step("LISTENERS", "the agent is draining, none is left: no_listener".to_owned());
+        return Reason::NoListener;
+    }
+    step("LISTENERS", format!("one of {} workers gets it: captured", status.workers.len()));
+    Reason::Captured
+}
+
+fn tier(protocol: AppProtocol) -> &'static str {
+    match protocol {
+        AppProtocol::Http | AppProtocol::Http2 | AppProtocol::Grpc => "agent L7",
+        AppProtocol::Tcp => "agent L4",
+        AppProtocol::Undeclared => "agent, by the first bytes",
+    }
+}
+
+/// What a worker does with it.
+fn userspace(
+    frontend: &Frontend,
+    origin: &RequestOrigin<'_>,
+    explanation: &mut Explanation,
+    step: &mut impl FnMut(&str, String),
+) {
+    if frontend.protocol != AppProtocol::Tcp {
+        explanation.rules = rules(frontend, origin);
+        let names: Vec<_> = explanation
+            .rules
+            .iter()
+            .map(|rule| format!("{} {} {}", rule.kind, rule.source, rule.rule))
+            .collect();
+        step(
+            "routes",
+            format!("requests to {} meet, in this order: {}", frontend.http.name, names.join("; ")),
+        );
+    }
+    if matches!(frontend.protocol, AppProtocol::Tcp | AppProtocol::Undeclared) {
+        let cluster: &Cluster = &frontend.tcp;
+        explanation.endpoints = of_cluster(cluster).collect();
+        let ready = explanation.endpoints.iter().filter(|endpoint| endpoint.ready).count();
+        let name = cluster_name(&cluster.key);
+        step("clusters", format!("bytes go to {name}, to one of {ready} ready endpoints"));
+        explanation.cluster = Some(name);
+    }
+}
+
+/// The rules of the one layer that concerns the caller, the default where none does.
+fn rules(frontend: &Frontend, origin: &RequestOrigin<'_>) -> Vec<RuleDump> {
+    let host = &frontend.http;
+    match host.layers.iter().find(|layer| layer.concerns(origin)) {
+        Some(layer) => layer.rules().iter().map(|(matches, route)| rule(matches, route)).collect(),
+        None => host.default.iter().map(|route| rule(&[], route)).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::tests::table;
+    use crate::admin::{CaptureStatus, DrainStatus, WorkerStatus};
+
+    fn capturing() -> Status {
+        Status {
+            node: "node-a".to_owned(),
+            capture: CaptureStatus {
+                mode: "packet".to_owned(),
+                attach: "tcx".to_owned(),
+                local_addresses: vec!["192.0.2.1".parse().unwrap()],
+                ..CaptureStatus::default()
+            },
+            workers: vec![WorkerStatus::default()],
+            ..Status::default()
+        }
+    }
+
+    fn asked(source: &str, destination: &str) -> Asked {
+        Asked::read(source, destination, &table()).unwrap()
+    }
+
+    #[test]
+    fn every_verdict_has_its_reason_and_the_table_that_gave_it() {
+        type Change = fn(&mut Status);
+        /// Verdict, reason, and the table or hook that decided.
+        type Expected = (&'static str, &'static str, &'static str);
+        let pod = "10.0.0.1";
+        let cases: [(&str, &str, Change, Expected); 8] = [
+            (pod, "10.96.0.1:80", |_| {}, ("agent", "captured", "LISTENERS")),
+            ("10.9.9.9", "10.96.0.1:80", |_| {}, ("agent", "captured", "LISTENERS")),
+            (pod, "10.96.0.1:81", |_| {}, ("direct", "no_route", "DESTINATIONS")),
+            (pod, "192.0.2.1:80", |_| {}, ("direct", "not_ours", "LOCAL_ADDRESSES")),
+            (
+                pod,
+                "10.96.0.1:80",
+                |s| s.capture.paused = Some("x".into()),
+                ("direct", "no_route", "DESTINATIONS"),
+            ),
+            (
+                pod,
+                "10.96.0.1:80",
+                |s| s.drain = DrainStatus { draining: true, connections: 1 },
+                ("direct", "no_listener", "LISTENERS"),
+            ),
+            (pod, "10.96.0.1:80", |s| s.capture.mode = "off".into(), ("direct", "not_ours", "capture")),
+            (pod, "10.96.0.1:80", |s| s.node = "node-b".into(), ("direct", "not_ours", "from_uplink")),
+        ];
+        for (source, destination, change, (verdict, reason, at)) in cases {
+            let mut status = capturing();
+            change(&mut status);
+            let said = why(asked(source, destination), &table(), &status);
+            let what = format!("{source} to {destination}: {said:?}");
+            assert_eq!((said.verdict.as_str(), said.reason.as_str()), (verdict, reason), "{what}");
+            let last = said.steps.iter().rfind(|step| !["routes", "clusters"].contains(&step.at.as_str()));
+            assert_eq!(last.map(|step| step.at.as_str()), Some(at), "{what}");
+        }
+    }
+
+    #[test]
+    fn a_captured_request_meets_named_rules() {
+        let said = why(asked("10.0.0.1", "10.96.0.1:80"), &table(), &capturing());
+        assert_eq!(said.tier, "agent L7");
+        assert!(!said.rules.is_empty());
+        let routes = said.steps.iter().find(|step| step.at == "routes").unwrap();
+        assert!(routes.found.contains(&said.rules[0].rule), "{routes:?}");
+    }
+
+    #[test]
+    fn names_stand_for_addresses_and_what_cannot_be_read_is_named() {
+        let expected = asked("10.0.0.1", "10.96.0.1:80");
+        for (source, destination) in [
+            ("order-1", "order:80"),
+            ("default/order-1", "order.default.svc:80"),
+            ("10.0.0.1", "default/order:80"),
+        ] {
+            assert_eq!(asked(source, destination), expected, "{source} {destination}");
+        }
+        let direct: SocketAddr = "10.0.0.1:8080".parse().unwrap();
+        assert_eq!(asked("order-1", "order-1:8080").destination, direct);
+        for (source, destination, word) in [
+            ("nobody", "order:80", "source `nobody`"),
+            ("order-1", "order", "no port"),
+            ("order-1", "order:http", "no port"),
+            ("order-1", "order:81", "neither an address nor a service"),
+            ("::1", "order:80", "neither an address nor a service"),
+        ] {
+            let error = Asked::read(source, destination, &table()).unwrap_err().to_string();
+            assert!(error.contains(word), "{source} {destination}: {error}");
+        }
+    }
+}

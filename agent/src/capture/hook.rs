@@ -1,0 +1,93 @@
+//! A program's place at TC ingress of an interface: a link of its own from 6.6 on, before that a filter of the clsact
+//! qdisc. Either way an earlier agent's program makes way in one step.
+
+use std::os::fd::AsFd;
+
+use aya::programs::links::FdLink;
+use aya::programs::tc::{
+    NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions, TcError, TcHandle,
+    qdisc_add_clsact, qdisc_detach_program,
+};
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
+
+use super::CaptureError;
+use super::pins::{Link, Pins};
+
+/// Where clsact filters of ours sit; low numbers run first.
+const CLSACT_PRIORITY: u16 = 1;
+/// The handle of ours, which is always the same, so that the next agent's program takes its place.
+const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 0x51ce);
+
+/// What holds a program in its place.
+pub enum Held {
+    /// A link.
+    Tcx(Link),
+    /// A filter, known to the program's owner by this.
+    Clsact(SchedClassifierLinkId),
+}
+
+/// Takes over the link of an earlier agent, or makes one that comes before all others.
+pub fn attach_tcx(
+    program: &mut SchedClassifier,
+    pins: &mut Pins,
+    (index, interface): (u32, &str),
+) -> Result<Held, CaptureError> {
+    let failed = |error: ProgramError| refused(interface, &error);
+    let name = format!("tc-ingress-{index}");
+    if let Some(link) = pins.take_over(&name, program.fd().map_err(failed)?.as_fd()) {
+        return Ok(Held::Tcx(link));
+    }
+    let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+    let made = program.attach_with_options(interface, TcAttachType::Ingress, order).map_err(failed)?;
+    let made =
+        FdLink::try_from(program.take_link(made).map_err(failed)?).expect("a tcx link is a descriptor");
+    pins.link(&name, made).map(Held::Tcx)
+}
+
+/// Replaces the filter of an earlier agent, or adds one.
+pub fn attach_clsact(
+    program: &mut SchedClassifier,
+    interface: &str,
+    name: &str,
+) -> Result<Held, CaptureError> {
+    clsact(program, interface, name).map(Held::Clsact).map_err(|error| refused(interface, &error))
+}
+
+fn clsact(
+    program: &mut SchedClassifier,
+    interface: &str,
+    name: &str,
+) -> Result<SchedClassifierLinkId, ProgramError> {
+    let ingress = TcAttachType::Ingress;
+    let earlier = SchedClassifierLink::attached(interface, ingress, CLSACT_PRIORITY, CLSACT_HANDLE, None)
+        .map_err(TcError::IoError)?;
+    // Fails where there is none.
+    if let Ok(link) = program.attach_to_link(earlier) {
+        return Ok(link);
+    }
+    prepare_clsact(interface, name)?;
+    let place = NlOptions { priority: CLSACT_PRIORITY, handle: CLSACT_HANDLE, ..NlOptions::default() };
+    program.attach_with_options(interface, ingress, TcAttachOptions::Netlink(place))
+}
+
+/// Adds the qdisc where it is missing, and takes off filters of ours that are in another place.
+fn prepare_clsact(interface: &str, name: &str) -> Result<(), TcError> {
+    // The qdisc may be there already; if it could not be made, attaching says so.
+    let _ = qdisc_add_clsact(interface);
+    match qdisc_detach_program(interface, TcAttachType::Ingress, name) {
+        Err(TcError::IoError(error)) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+/// The cause that says something: aya wraps the kernel's errno in layers that only name the call.
+fn refused(interface: &str, error: &ProgramError) -> CaptureError {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    let reason = format!(
+        "the program cannot be attached: {cause}; `bpftool net` lists what is attached there already"
+    );
+    CaptureError::Interface { interface: interface.to_owned(), reason }
+}

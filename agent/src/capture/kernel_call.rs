@@ -1,0 +1,133 @@
+//! Calls of the kernel that have no safe wrapper: links of any kind by their pins, and the namespace's cookie.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// `BPF_OBJ_GET`, `BPF_PROG_QUERY` and `BPF_LINK_UPDATE` of the kernel's `enum bpf_cmd`.
+const OBJ_GET: i64 = 7;
+const PROG_QUERY: i64 = 16;
+const LINK_UPDATE: i64 = 29;
+
+/// The part of `union bpf_attr` that `BPF_OBJ_GET` reads.
+#[repr(C)]
+struct ObjGet {
+    path: u64,
+    bpf_fd: u32,
+    file_flags: u32,
+}
+
+/// The part of `union bpf_attr` that `BPF_LINK_UPDATE` reads.
+#[repr(C)]
+struct LinkUpdate {
+    link_fd: u32,
+    new_program_fd: u32,
+    flags: u32,
+    old_program_fd: u32,
+}
+
+/// The part of `union bpf_attr` that `BPF_PROG_QUERY` reads, and where it writes how many programs there are.
+#[repr(C)]
+struct ProgQuery {
+    target_fd: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    program_ids: u64,
+    count: u32,
+    padding: u32,
+}
+
+/// Programs of one hook that are told at the most; the kernel itself allows 64.
+const PROGRAMS_MAX: usize = 64;
+
+/// Opens what is pinned at a path.
+pub fn pinned(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attributes = ObjGet { path: path.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
+    let fd = bpf(OBJ_GET, &mut attributes)?;
+    #[expect(unsafe_code, reason = "a descriptor that the kernel has just made")]
+    // SAFETY: the call gives a new descriptor that nobody else owns.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    Ok(fd)
+}
+
+/// Puts another program in a link's place; no packet sees neither or both. The link's kind must be the program's.
+pub fn replace_program(link: &OwnedFd, program: BorrowedFd<'_>) -> io::Result<()> {
+    let number = |fd: RawFd| u32::try_from(fd).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
+    let mut attributes = LinkUpdate {
+        link_fd: number(link.as_raw_fd())?,
+        new_program_fd: number(program.as_raw_fd())?,
+        flags: 0,
+        old_program_fd: 0,
+    };
+    bpf(LINK_UPDATE, &mut attributes).map(drop)
+}
+
+/// The programs that are attached to a cgroup itself, by their numbers.
+pub fn attached_to(cgroup: &File, attach_type: u32) -> io::Result<Vec<u32>> {
+    let mut ids = [0u32; PROGRAMS_MAX];
+    let target_fd = u32::try_from(cgroup.as_raw_fd()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let mut attributes = ProgQuery {
+        target_fd,
+        attach_type,
+        query_flags: 0,
+        attach_flags: 0,
+        program_ids: ids.as_mut_ptr() as u64,
+        count: u32::try_from(PROGRAMS_MAX).expect("64 fits"),
+        padding: 0,
+    };
+    bpf(PROG_QUERY, &mut attributes)?;
+    let count = usize::try_from(attributes.count).unwrap_or(0).min(PROGRAMS_MAX);
+    Ok(ids[..count].to_vec())
+}
+
+/// The cookie of the caller's network namespace: unlike an inode, never used again until the machine boots.
+pub fn netns_cookie() -> io::Result<u64> {
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+    let mut cookie = 0u64;
+    let mut len = libc::socklen_t::try_from(size_of::<u64>()).expect("eight bytes fit");
+    #[expect(unsafe_code, reason = "SO_NETNS_COOKIE has no safe wrapper")]
+    // SAFETY: the kernel writes at most `len` bytes, the size of `cookie`, which outlives the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+fn bpf<T>(command: i64, attributes: &mut T) -> io::Result<RawFd> {
+    #[expect(unsafe_code, reason = "the system call has no safe wrapper")]
+    // SAFETY: the kernel reads `size_of::<T>()` bytes, all of them set, takes what is beyond as zero, and writes only into
+    // them and into the buffer that they name, which the caller holds.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attributes, size_of::<T>()) };
+    match RawFd::try_from(result) {
+        Ok(fd) if fd >= 0 => Ok(fd),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_pinned_cannot_be_opened() {
+        assert!(pinned(Path::new("/nonexistent/pin")).is_err());
+        assert!(pinned(Path::new("a\0b")).is_err(), "a path with a zero byte");
+    }
+
+    #[test]
+    fn a_namespace_has_one_cookie() {
+        assert_eq!(netns_cookie().unwrap(), netns_cookie().unwrap());
+        assert_ne!(netns_cookie().unwrap(), 0);
+    }
+}
