@@ -4,19 +4,24 @@
 //! two things: interfaces and addresses that come and go, and routing tables that change what is captured.
 
 mod claim;
+mod connect;
 mod engine;
 mod error;
 mod glob;
 mod interfaces;
 mod listener;
+mod lower;
 mod mirror;
 mod netlink;
 mod plumbing;
 mod programs;
 mod self_check;
+mod sock_diag;
 mod upkeep;
+mod vanished;
 
 pub use claim::Claim;
+pub use connect::{CgroupChoice, ConnectCounters, ConnectStatus};
 pub use engine::{Engine, EngineHandle};
 pub use error::CaptureError;
 pub use glob::Glob;
@@ -41,6 +46,8 @@ pub struct CaptureSettings {
     pub marks: Marks,
     /// How many workers have listeners.
     pub workers: u32,
+    /// Whose sockets are balanced at `connect()`; `None`: nobody's.
+    pub cgroup: Option<CgroupChoice>,
 }
 
 /// Numbers that other software on the node must not use; each can be set where it does.
@@ -83,4 +90,6 @@ pub struct CaptureStatus {
     pub destinations: usize,
     /// Destinations beyond the map's capacity; their traffic goes direct.
     pub destinations_over_capacity: usize,
+    /// Balancing at `connect()`.
+    pub connect: ConnectStatus,
 }

@@ -70,11 +70,15 @@ pub struct Captured {
 }
 
 impl Programs {
-    /// Loads everything; nothing is attached yet.
-    pub fn load(marks: Marks, workers: u32) -> Result<Self, CaptureError> {
+    /// Loads everything but the programs of [`super::connect`], whose maps have room only if they are `balanced`; nothing
+    /// is attached yet.
+    pub fn load(marks: Marks, workers: u32, balanced: bool) -> Result<Self, CaptureError> {
         let config = CaptureConfig { deliver_mark: marks.deliver, own_mark: marks.own, workers, padding: 0 };
-        let mut ebpf =
-            EbpfLoader::new().override_global("CONFIG", &config, true).load(OBJECT).map_err(object_error)?;
+        let mut loader = EbpfLoader::new();
+        if !balanced {
+            super::connect::leave_out(&mut loader);
+        }
+        let mut ebpf = loader.override_global("CONFIG", &config, true).load(OBJECT).map_err(object_error)?;
         for hook in Hooked::ALL {
             let program = classifier(&mut ebpf, hook);
             program.load().map_err(|source| load_error(hook.program(), source))?;
@@ -94,6 +98,11 @@ impl Programs {
             counters: Counters(Arc::new(map(&mut ebpf, "COUNTERS")?)),
             ebpf,
         })
+    }
+
+    /// The object, for those who load and own further programs of it.
+    pub fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
     }
 
     /// How programs are attached.
@@ -221,7 +230,7 @@ fn classifier(ebpf: &mut Ebpf, hook: Hooked) -> &mut SchedClassifier {
     program.try_into().expect("the program is a classifier")
 }
 
-fn map<T: TryFrom<aya::maps::Map, Error = MapError>>(
+pub(super) fn map<T: TryFrom<aya::maps::Map, Error = MapError>>(
     ebpf: &mut Ebpf,
     name: &'static str,
 ) -> Result<T, CaptureError> {
@@ -240,7 +249,7 @@ fn object_error(error: EbpfError) -> CaptureError {
     }
 }
 
-fn load_error(program: &'static str, source: ProgramError) -> CaptureError {
+pub(super) fn load_error(program: &'static str, source: ProgramError) -> CaptureError {
     match &source {
         ProgramError::LoadError { io_error, .. } if io_error.raw_os_error() == Some(libc::EPERM) => {
             CaptureError::Privilege
@@ -262,7 +271,7 @@ fn prepare_clsact(interface: &str, hook: Hooked) -> Result<(), aya::programs::tc
 }
 
 /// The cause that says something: aya wraps the kernel's errno in layers that only name the call.
-fn innermost(error: &ProgramError) -> String {
+pub(super) fn innermost(error: &ProgramError) -> String {
     let mut cause: &dyn std::error::Error = error;
     while let Some(source) = cause.source() {
         cause = source;

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use serde::Serialize;
 
+use super::connect::{self, CgroupChoice};
 use super::netlink::Netlink;
 use super::plumbing::{Plumbing, has_ipv6};
 use super::programs::Programs;
@@ -55,6 +56,7 @@ pub async fn checks(settings: &CaptureSettings) -> Vec<Check> {
     } else {
         Check::new("IPv6", Outcome::Warning, "this node has none, or none on loopback: only IPv4 is captured")
     });
+    checks.extend(settings.cgroup.as_ref().map(|choice| balancing(settings, choice)));
     match Netlink::open() {
         Ok((netlink, _)) => {
             checks.push(interfaces(settings, &netlink).await);
@@ -82,8 +84,25 @@ fn kernel() -> Check {
 }
 
 fn programs(settings: &CaptureSettings) -> Check {
-    let loaded = Programs::load(settings.marks, settings.workers);
+    let loaded = Programs::load(settings.marks, settings.workers, false);
     Check::of("programs", loaded, |_| "the kernel accepts every program".to_owned())
+}
+
+/// Balancing at `connect()`. Capture runs without it.
+fn balancing(settings: &CaptureSettings, choice: &CgroupChoice) -> Check {
+    let loaded = choice.find().and_then(|cgroup| {
+        connect::load(Programs::load(settings.marks, settings.workers, true)?.ebpf())?;
+        Ok(cgroup)
+    });
+    match loaded {
+        Ok(cgroup) => {
+            Check::new("balancing", Outcome::Ok, format!("sockets below {} at connect()", cgroup.display()))
+        }
+        Err(error) => {
+            let text = format!("not at connect(), the packet programs take its place: {error}");
+            Check::new("balancing", Outcome::Warning, text)
+        }
+    }
 }
 
 fn nft() -> Check {

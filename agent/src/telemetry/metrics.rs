@@ -86,6 +86,8 @@ pub(super) struct Shared {
     writers: Mutex<Vec<(&'static str, LineWriter)>>,
     packets: IntCounterVec,
     packet_counts: OnceLock<PacketCounts>,
+    connects: IntCounterVec,
+    connect_counts: OnceLock<PacketCounts>,
 }
 
 /// Reads what the kernel programs have counted, by reason.
@@ -110,6 +112,11 @@ impl Metrics {
     /// Shows what the kernel programs count; read whenever the metrics are. Only the first reader is taken.
     pub fn watch_packets(&self, read: impl Fn() -> Vec<(&'static str, u64)> + Send + Sync + 'static) {
         let _ = self.shared.packet_counts.set(Box::new(read));
+    }
+
+    /// Likewise for the programs that balance sockets.
+    pub fn watch_connects(&self, read: impl Fn() -> Vec<(&'static str, u64)> + Send + Sync + 'static) {
+        let _ = self.shared.connect_counts.set(Box::new(read));
     }
 
     /// How many objects of the configuration are in a state.
@@ -166,9 +173,14 @@ impl Metrics {
             let counter = self.shared.lines_dropped.with_label_values(&[*log]);
             counter.inc_by(writer.dropped().saturating_sub(counter.get()));
         }
-        for (reason, packets) in self.shared.packet_counts.get().map(|read| read()).unwrap_or_default() {
-            let counter = self.shared.packets.with_label_values(&[reason]);
-            counter.inc_by(packets.saturating_sub(counter.get()));
+        for (series, read) in [
+            (&self.shared.packets, &self.shared.packet_counts),
+            (&self.shared.connects, &self.shared.connect_counts),
+        ] {
+            for (reason, count) in read.get().map(|read| read()).unwrap_or_default() {
+                let counter = series.with_label_values(&[reason]);
+                counter.inc_by(count.saturating_sub(counter.get()));
+            }
         }
         let encoder = TextEncoder::new();
         let mut text = Vec::new();
@@ -238,6 +250,12 @@ impl Shared {
                 &["reason"],
             )?,
             packet_counts: OnceLock::new(),
+            connects: make.counters(
+                "sluice_connect_decisions_total",
+                "Sockets that were told an address, by what became of it; and those whose backend vanished.",
+                &["reason"],
+            )?,
+            connect_counts: OnceLock::new(),
             registry,
         })
     }
