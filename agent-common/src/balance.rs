@@ -207,8 +207,8 @@ const _: () = assert!(size_of::<AffinityKey>() == 16 && size_of::<AffinityValue>
 
 /// Whether a client still belongs to the backend that it was led to before.
 #[inline(always)]
-pub const fn holds(used_seconds: u64, now_seconds: u64, affinity_seconds: u32) -> bool {
-    now_seconds.saturating_sub(used_seconds) < affinity_seconds as u64
+pub fn holds(used_seconds: u64, now_seconds: u64, affinity_seconds: u32) -> bool {
+    now_seconds.saturating_sub(used_seconds) < u64::from(affinity_seconds)
 }
 
 /// A backend that belongs to a pool whose clients come back; only such pools have entries.
@@ -320,7 +320,7 @@ pub const fn left_to(tier: u32) -> Option<ConnectReason> {
 pub fn number(frontend: &FrontendValue, random: u64, socket: u64, client: u64) -> u64 {
     const SOCKET: u32 = Choice::Socket as u32;
     const CLIENT: u32 = Choice::Client as u32;
-    let seed = (frontend.seed as u64) << 32 | frontend.pool as u64;
+    let seed = (u64::from(frontend.seed) << 32) | u64::from(frontend.pool);
     match frontend.choice {
         SOCKET => mix(socket ^ seed),
         CLIENT => mix(client ^ seed),
@@ -330,8 +330,8 @@ pub fn number(frontend: &FrontendValue, random: u64, socket: u64, client: u64) -
 
 /// The slot, and the coin that is thrown over it. `slots` is at least one.
 #[inline(always)]
-pub const fn draw(number: u64, slots: u32) -> (u32, u32) {
-    let slot = ((number & 0xffff_ffff) * slots as u64) >> 32;
+pub fn draw(number: u64, slots: u32) -> (u32, u32) {
+    let slot = ((number & 0xffff_ffff) * u64::from(slots)) >> 32;
     (slot as u32, (number >> 32) as u32)
 }
 

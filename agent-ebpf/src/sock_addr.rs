@@ -93,7 +93,7 @@ impl<'a> Call<'a> {
 #[inline(always)]
 pub fn random() -> u64 {
     // SAFETY: takes nothing.
-    unsafe { u64::from(bpf_get_prandom_u32()) << 32 | u64::from(bpf_get_prandom_u32()) }
+    unsafe { (u64::from(bpf_get_prandom_u32()) << 32) | u64::from(bpf_get_prandom_u32()) }
 }
 
 /// Seconds since the machine started.

@@ -43,7 +43,7 @@ const PROGRAMS: [&str; 8] = [
 const MAPS: [&str; 5] = ["FRONTENDS", "SLOTS", "MEMBERS", "AFFINITY", "SOCKETS"];
 
 /// Keeps the memory of balancing where it is not wanted.
-pub fn leave_out<'a>(loader: &mut EbpfLoader<'a>) {
+pub fn leave_out(loader: &mut EbpfLoader<'_>) {
     for map in MAPS {
         loader.map_max_entries(map, 1);
     }

@@ -40,7 +40,7 @@ impl SocketId {
     /// The socket's cookie.
     pub fn cookie(&self) -> u64 {
         let half = |at: usize| u64::from(word(&self.0[at..]));
-        half(40) | half(44) << 32
+        half(40) | (half(44) << 32)
     }
 
     /// The other end's port and address, as they lie in memory. IPv4 is in the first word.

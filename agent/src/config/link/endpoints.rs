@@ -50,23 +50,23 @@ pub(super) struct Endpoints {
     pub datagrams: Vec<Endpoint>,
 }
 
+/// Ports by name.
+type NamedPorts = [(Arc<str>, u16)];
+
 /// The ports of one protocol, in each of the kinds.
 struct Protocol {
-    of_service: fn(&Service) -> &[(ServicePort, TargetPort)],
-    of_slice: fn(&EndpointSlice) -> &[(Arc<str>, u16)],
-    of_pod: fn(&Pod) -> &[(Arc<str>, u16)],
+    service: fn(&Service) -> &[(ServicePort, TargetPort)],
+    slice: fn(&EndpointSlice) -> &NamedPorts,
+    pod: fn(&Pod) -> &NamedPorts,
 }
 
-const STREAMS: Protocol = Protocol {
-    of_service: |service| &service.ports,
-    of_slice: |slice| &slice.ports,
-    of_pod: |pod| &pod.ports,
-};
+const STREAMS: Protocol =
+    Protocol { service: |service| &service.ports, slice: |slice| &slice.ports, pod: |pod| &pod.ports };
 
 const DATAGRAMS: Protocol = Protocol {
-    of_service: |service| &service.datagram_ports,
-    of_slice: |slice| &slice.datagram_ports,
-    of_pod: |pod| &pod.datagram_ports,
+    service: |service| &service.datagram_ports,
+    slice: |slice| &slice.datagram_ports,
+    pod: |pod| &pod.datagram_ports,
 };
 
 /// All endpoints, sorted: from EndpointSlices where a service has any, else from the pods that it selects.
@@ -148,7 +148,7 @@ fn from_slices(
     slices: &[(usize, &EndpointSlice)],
     pods: &Pods<'_>,
 ) -> Vec<Endpoint> {
-    let ports = (protocol.of_service)(service).iter();
+    let ports = (protocol.service)(service).iter();
     ports.flat_map(|(port, _)| of_port(name, port, protocol, slices, pods)).collect()
 }
 
@@ -161,7 +161,7 @@ fn of_port(
 ) -> Vec<Endpoint> {
     let mut found: Vec<(&SliceEndpoint, u16)> = Vec::new();
     for (_, slice) in slices {
-        let numbers = (protocol.of_slice)(slice).iter().filter(|(name, _)| *name == port.name);
+        let numbers = (protocol.slice)(slice).iter().filter(|(name, _)| *name == port.name);
         for (_, number) in numbers {
             found.extend(slice.endpoints.iter().map(|endpoint| (endpoint, *number)));
         }
@@ -211,8 +211,8 @@ fn from_pods(
         // The pod's own record has the address even where it is its node's.
         let addresses = pod.workload.addresses.iter().filter(|address| is_family_of(service, **address));
         for address in addresses {
-            for (port, target) in (protocol.of_service)(service) {
-                let Some(number) = container_port(target, (protocol.of_pod)(pod)) else { continue };
+            for (port, target) in (protocol.service)(service) {
+                let Some(number) = container_port(target, (protocol.pod)(pod)) else { continue };
                 endpoints.push(Endpoint {
                     service: name.clone(),
                     service_port: port.port,
