@@ -3,6 +3,7 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
 
@@ -139,16 +140,17 @@ fn own_service(lab: &Lab, pods: &[&str], spec: &str) -> Result<String> {
         let mut endpoints = String::new();
         for pod in pods {
             let ip = lab.pod(pod)?.address().both()[family];
-            endpoints.push_str(&format!("- {{addresses: [\"{ip}\"], conditions: {{ready: true}}}}\n"));
+            writeln!(endpoints, "- {{addresses: [\"{ip}\"], conditions: {{ready: true}}}}")?;
         }
         let endpoints =
             if pods.is_empty() { "endpoints: []\n".to_owned() } else { format!("endpoints:\n{endpoints}") };
-        text.push_str(&format!(
+        write!(
+            text,
             "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: own-{family}, namespace: \
              default, labels: {{kubernetes.io/service-name: own}}}}\naddressType: {kind}\nports:\n\
              - {{name: tcp, port: 8080, protocol: TCP}}\n- {{name: tcp-hold, port: {DNS_TARGET}, protocol: TCP}}\n\
              - {{name: dns, port: {DNS_TARGET}, protocol: UDP}}\n{endpoints}"
-        ));
+        )?;
     }
     Ok(text)
 }
@@ -189,7 +191,7 @@ fn as_in_proc(ip: std::net::IpAddr) -> String {
         std::net::IpAddr::V6(v6) => v6.octets().to_vec(),
     };
     let words = octets.chunks(4).map(|w| u32::from_ne_bytes([w[0], w[1], w[2], w[3]]));
-    words.map(|word| format!("{word:08X}")).collect()
+    words.fold(String::new(), |text, word| format!("{text}{word:08X}"))
 }
 
 #[test]
