@@ -2,9 +2,12 @@
 #![no_std]
 #![no_main]
 
+mod cgroup_connect;
+mod cgroup_udp;
 mod ctx;
 mod deliver;
 mod maps;
+mod sock_addr;
 mod tc_pod;
 mod tc_uplink;
 

@@ -1,10 +1,15 @@
 //! Every map, with the one who writes it.
 
+use agent_common::balance::{
+    AffinityKey, AffinityValue, ConnectReason, End, FrontendValue, MemberKey, SlotKey, SlotValue, SocketKey,
+    SocketValue,
+};
 use agent_common::capture::{
     AddressKey, CaptureConfig, DestinationKey, DestinationValue, MAX_WORKERS, Reason,
 };
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{HashMap, PerCpuArray, SockMap};
+use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray, SockMap};
 
 /// Written by the agent before the programs are loaded.
 #[unsafe(no_mangle)]
@@ -38,6 +43,41 @@ static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::ALL.le
 pub fn count(reason: Reason) {
     if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
         // SAFETY: this CPU's own slot, and a program is not interrupted by itself.
+        unsafe { *counter += 1 };
+    }
+}
+
+/// What is done with sockets that dial an address of a service. Written by the agent when its routing table changes. These
+/// three take memory as they fill, and a value that is replaced stays whole for whoever still reads it.
+#[map]
+pub static FRONTENDS: HashMap<End, FrontendValue> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+
+/// The tables of backends. Written by the agent: a new table first, then the frontends that point to it.
+#[map]
+pub static SLOTS: HashMap<SlotKey, SlotValue> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+
+/// Backends of pools whose clients come back. Written by the agent.
+#[map]
+pub static MEMBERS: HashMap<MemberKey, u32> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+
+/// Where clients were led last. Written by the programs; the longest unused leave first.
+#[map]
+pub static AFFINITY: LruHashMap<AffinityKey, AffinityValue> = LruHashMap::with_max_entries(65_536, 0);
+
+/// Balanced sockets. Written by the programs, read by the agent when a backend vanishes; the longest unused leave first.
+#[map]
+pub static SOCKETS: LruHashMap<SocketKey, SocketValue> = LruHashMap::with_max_entries(65_536, 0);
+
+/// Sockets by [`ConnectReason`]. Written by the programs.
+#[map]
+static CONNECT_COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(ConnectReason::ALL.len() as u32, 0);
+
+/// Counts a socket's wish.
+#[inline(always)]
+pub fn count_connect(reason: ConnectReason) {
+    if let Some(counter) = CONNECT_COUNTERS.get_ptr_mut(reason as u32) {
+        // SAFETY: this CPU's own slot. A program that is interrupted right here by another process's may lose that one's
+        // count, which is all that depends on it.
         unsafe { *counter += 1 };
     }
 }

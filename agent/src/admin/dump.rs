@@ -229,6 +229,7 @@ fn policy_name(policy: LbPolicy) -> &'static str {
         LbPolicy::RoundRobin => "ROUND_ROBIN",
         LbPolicy::Random => "RANDOM",
         LbPolicy::LeastRequest => "LEAST_REQUEST",
+        LbPolicy::SourceIp => "SOURCE_IP",
     }
 }
 

@@ -25,8 +25,8 @@ pub use dump::{
 };
 pub use server::{Role, serve};
 pub use status::{
-    CaptureStatus, DrainStatus, ForeignProgram, InterfaceStatus, ListenerStatus, Status, TableCounts,
-    TableStatus, WorkerStatus,
+    CaptureStatus, ConnectStatus, DrainStatus, ForeignProgram, InterfaceStatus, ListenerStatus, Status,
+    TableCounts, TableStatus, TierStatus, WorkerStatus,
 };
 
 pub use why::{Asked, Explanation, Step, Unreadable, why};

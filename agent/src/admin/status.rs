@@ -58,6 +58,31 @@ pub struct CaptureStatus {
     pub destinations: usize,
     /// Destinations beyond the kernel map's capacity; their traffic goes direct.
     pub destinations_over_capacity: usize,
+    /// Balancing at `connect()`.
+    #[serde(default)]
+    pub connect: ConnectStatus,
+}
+
+/// Balancing at `connect()`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectStatus {
+    /// The cgroup below which sockets are balanced; `None`: no socket is.
+    pub cgroup: Option<String>,
+    /// Why none are although they should be; the packet programs see them then.
+    pub unavailable: Option<String>,
+    /// Frontends by where they are decided.
+    pub tiers: Vec<TierStatus>,
+}
+
+/// Frontends of one tier for one reason.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TierStatus {
+    /// `direct`, `balance`, `agent_l4` or `agent_l7`.
+    pub tier: String,
+    /// Why it is no lower.
+    pub reason: String,
+    /// How many.
+    pub frontends: usize,
 }
 
 /// Somebody else's program on a hook that ours use.

@@ -61,6 +61,8 @@ pub(super) fn table() -> RoutingTable {
             cluster_ips: vec!["10.96.0.1".parse().expect("is an address")],
             headless: false,
             ports: vec![port],
+            datagram_ports: Vec::new(),
+            affinity: None,
         }],
         endpoints: vec![endpoint("10.0.0.1:8080", true), endpoint("10.0.0.2:8080", false)],
         workloads: vec![workload],

@@ -246,6 +246,7 @@ async fn start_capture(
         pod_interfaces: options.pod_interfaces.clone(),
         uplinks: options.uplinks.clone(),
         marks: options.marks,
+        cgroup: options.cgroup.clone(),
         workers: u32::try_from(settings.workers).context("too many workers")?,
         bpffs: options.bpffs.clone(),
         on_stop: options.on_stop,

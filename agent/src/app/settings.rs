@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::capture::{Bpffs, Glob, Marks, OnStop};
+use crate::capture::{Bpffs, CgroupChoice, Glob, Marks, OnStop};
 use crate::proxy::ProxySettings;
 
 /// Everything an agent is told at start.
@@ -41,6 +41,8 @@ pub struct CaptureOptions {
     pub pod_interfaces: Glob,
     /// Interfaces by which replies to the agent come back; empty: all but the pods' and loopback.
     pub uplinks: Vec<String>,
+    /// Whose sockets are balanced at `connect()`; `None`: nobody's.
+    pub cgroup: Option<CgroupChoice>,
     /// The port of the first worker's capture listener; further workers take free ones.
     pub outbound_port: u16,
     /// Numbers that the node's other software must not use.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use agent_common::balance::{Tier, TierReason};
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
@@ -14,8 +15,8 @@ use super::gateways::ListenerError;
 use super::tables::Applied;
 use super::{Addresses, Settings};
 use crate::admin::{
-    CaptureStatus, DrainStatus, ForeignProgram, InterfaceStatus, ListenerStatus, Source, Status, TableStatus,
-    WorkerStatus,
+    CaptureStatus, ConnectStatus, DrainStatus, ForeignProgram, InterfaceStatus, ListenerStatus, Source,
+    Status, TableStatus, TierStatus, WorkerStatus,
 };
 use crate::capture::{self, EngineHandle};
 use crate::compile::RoutingTable;
@@ -110,6 +111,9 @@ impl Observed {
         self.metrics.watch_packets(move || counters.read());
         let status = handle.status();
         self.metrics.watch_kernel(move || kernel_gauges(&status.borrow()));
+        if let Some(connects) = handle.connects() {
+            self.metrics.watch_connects(move || connects.read());
+        }
         self.changing().capture = Some(handle.status());
     }
 
@@ -201,6 +205,20 @@ fn capturing(status: capture::CaptureStatus) -> CaptureStatus {
         foreign: status.foreign.into_iter().map(foreign_program).collect(),
         destinations: status.destinations,
         destinations_over_capacity: status.destinations_over_capacity,
+        connect: connecting(status.connect),
+    }
+}
+
+fn connecting(status: capture::ConnectStatus) -> ConnectStatus {
+    let tier = |((tier, why), count): ((Tier, TierReason), usize)| TierStatus {
+        tier: tier.as_str().to_owned(),
+        reason: why.as_str().to_owned(),
+        frontends: count,
+    };
+    ConnectStatus {
+        cgroup: status.cgroup.map(|path| path.display().to_string()),
+        unavailable: status.unavailable,
+        tiers: status.frontends.into_iter().map(tier).collect(),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Choosing an endpoint. State is atomic and hangs off the table's own entries; randomness is passed in.
 
+pub mod slots;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -44,6 +46,7 @@ impl Cluster {
             LbPolicy::RoundRobin => candidates.at_turn(self.turn.fetch_add(1, Ordering::Relaxed)),
             LbPolicy::Random => candidates.at(scale(random, candidates.count)),
             LbPolicy::LeastRequest => candidates.less_loaded(random),
+            LbPolicy::SourceIp => candidates.of_client(client),
         };
         chosen.map(Pick::new)
     }
@@ -96,6 +99,14 @@ impl<'a> Candidates<'a> {
         let start = usize::try_from(turn % self.endpoints.len() as u64).unwrap_or(0);
         let (before, after) = self.endpoints.split_at(start);
         after.iter().chain(before).find(|upstream| self.allows(upstream))
+    }
+
+    /// The client's own: the one of the highest rank in an order that each client has for itself, so that an endpoint that
+    /// goes takes only its own clients along (rendezvous hashing).
+    fn of_client(&self, client: IpAddr) -> Option<&'a Arc<Upstream>> {
+        let client = client.to_canonical();
+        let rank = |upstream: &&Arc<Upstream>| slots::hash(&(client, upstream.address));
+        self.endpoints.iter().filter(|upstream| self.allows(upstream)).max_by_key(rank)
     }
 
     /// The one with fewer requests in flight of two different ones; the first drawn where they are even.

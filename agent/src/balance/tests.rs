@@ -32,6 +32,23 @@ const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 10, 1, 2));
 const POLICIES: [LbPolicy; 3] = [LbPolicy::RoundRobin, LbPolicy::Random, LbPolicy::LeastRequest];
 
 #[test]
+fn a_client_keeps_its_endpoint_and_loses_it_only_with_it() {
+    let (before, after) = (cluster(LbPolicy::SourceIp, 5), cluster(LbPolicy::SourceIp, 4));
+    let mut met = [0_u32; 5];
+    for last in 0..=255 {
+        let client = IpAddr::V4(Ipv4Addr::new(10, 10, 1, last));
+        let first = picked(before.pick(client, 1, &[]).as_ref());
+        met[usize::from(first)] += 1;
+        assert_eq!(picked(before.pick(client, 2, &[]).as_ref()), first);
+        assert_ne!(picked(before.pick(client, 3, &[address(first)]).as_ref()), first);
+        if first != 4 {
+            assert_eq!(picked(after.pick(client, 4, &[]).as_ref()), first, "{client} moved without need");
+        }
+    }
+    assert!(met.iter().all(|count| (26..=77).contains(count)), "256 clients met {met:?}");
+}
+
+#[test]
 fn an_empty_cluster_has_nothing_to_pick() {
     for policy in POLICIES {
         assert!(cluster(policy, 0).pick(CLIENT, 7, &[]).is_none());

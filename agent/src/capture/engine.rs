@@ -9,9 +9,11 @@ use futures_util::stream::{Stream, StreamExt};
 use tokio::sync::{oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
+use super::connect::{CgroupChoice, ConnectBalancer, ConnectCounters, ConnectStatus};
 use super::foreign::{self, Foreign, Sighting};
 use super::interfaces::{Hooked, Snapshot};
 use super::listener::CaptureListeners;
+use super::lower::lower;
 use super::netlink::Netlink;
 use super::plumbing::Plumbing;
 use super::programs::{Attach, Captured, Counters, Programs};
@@ -43,6 +45,8 @@ struct Reconciled {
 pub struct Engine {
     settings: CaptureSettings,
     programs: Programs,
+    /// Balancing at `connect()`, or what there is to say of it.
+    connect: Result<ConnectBalancer, ConnectStatus>,
     netlink: Netlink,
     changes: Changes,
     local: LocalAddresses,
@@ -66,12 +70,18 @@ pub struct EngineHandle {
     stop: oneshot::Sender<oneshot::Sender<()>>,
     status: watch::Receiver<CaptureStatus>,
     counters: Counters,
+    connects: Option<ConnectCounters>,
 }
 
 impl EngineHandle {
     /// What the programs count.
     pub fn counters(&self) -> Counters {
         self.counters.clone()
+    }
+
+    /// What the programs of balancing count, where it is on.
+    pub fn connects(&self) -> Option<ConnectCounters> {
+        self.connects.clone()
     }
 
     /// What capture looks like now.
@@ -104,10 +114,18 @@ impl Engine {
         if let Some(rule) = plumbing.clash(netlink.handle()).await? {
             return Err(CaptureError::MarkTaken(rule));
         }
-        let programs = Programs::load(&settings)?;
+        let mut programs = Programs::load(&settings)?;
         if let (OnStop::Keep, Err(reason)) = (settings.on_stop, programs.pins().directory()) {
             return Err(CaptureError::KeepWithoutPins(reason));
         }
+        let connect = match start_balancing(&settings, &mut programs) {
+            Ok(connect) => connect,
+            Err(error) => {
+                programs.abandon();
+                return Err(error);
+            }
+        };
+        let connects = connect.as_ref().ok().map(ConnectBalancer::counters);
         // One transaction, or nothing: where nft is missing there is nothing to undo yet.
         if let Err(error) = plumbing.install_notrack() {
             programs.abandon();
@@ -119,6 +137,7 @@ impl Engine {
         let mut engine = Self {
             settings,
             programs,
+            connect,
             netlink,
             changes: Box::pin(changes),
             local,
@@ -137,7 +156,7 @@ impl Engine {
             engine.end().await;
             return Err(error);
         }
-        Ok((engine, EngineHandle { stop: stop_sender, status: status_receiver, counters }))
+        Ok((engine, EngineHandle { stop: stop_sender, status: status_receiver, counters, connects }))
     }
 
     async fn install(&mut self, listeners: &[CaptureListeners]) -> Result<(), CaptureError> {
@@ -179,6 +198,9 @@ impl Engine {
                 _ = resync.tick() => {
                     self.reconcile_or_report().await;
                     self.keep_up(true).await;
+                    if let Ok(balancer) = &mut self.connect {
+                        balancer.look_again();
+                    }
                 }
                 _ = foreign.tick() => self.look_for_others().await,
                 Ok(()) = self.tables.changed() => self.apply_table_or_report(),
@@ -210,6 +232,7 @@ impl Engine {
         if let Err(error) = self.programs.remove() {
             tracing::error!(%error, "pins could not be removed");
         }
+        drop(self.connect);
         if attach == Attach::Clsact {
             for index in hooked {
                 if let Err(error) = self.netlink.remove_idle_clsact(index).await {
@@ -340,7 +363,11 @@ impl Engine {
                 "more destinations than the kernel map holds; those go direct"
             );
         }
-        Ok(())
+        match &mut self.connect {
+            // What the packet programs cannot deliver now does not matter to sockets that need them not.
+            Ok(balancer) => balancer.apply(lower(&table)),
+            Err(_) => Ok(()),
+        }
     }
 
     fn publish(&self) {
@@ -363,8 +390,27 @@ impl Engine {
             maps: self.programs.map_use(),
             destinations: self.captured.destinations,
             destinations_over_capacity: self.captured.over_capacity,
+            connect: self.connect.as_ref().map_or_else(Clone::clone, ConnectBalancer::status),
         });
     }
+}
+
+/// Attaches the programs of balancing where it is wanted. A directory that was named must be right; a kernel that refuses
+/// leaves the sockets to the packet programs, and is told of in the status.
+fn start_balancing(
+    settings: &CaptureSettings,
+    programs: &mut Programs,
+) -> Result<Result<ConnectBalancer, ConnectStatus>, CaptureError> {
+    let Some(choice) = &settings.cgroup else { return Ok(Err(ConnectStatus::default())) };
+    let attached = match (choice.find(), choice) {
+        (Err(error), CgroupChoice::Path(_)) => return Err(error),
+        (Err(error), CgroupChoice::Auto) => Err(error),
+        (Ok(cgroup), _) => ConnectBalancer::attach(programs.ebpf(), &cgroup),
+    };
+    Ok(attached.map_err(|error| {
+        tracing::error!(%error, "sockets are not balanced at connect(); the packet programs take its place");
+        ConnectStatus { unavailable: Some(error.to_string()), ..ConnectStatus::default() }
+    }))
 }
 
 fn report_hooked(hooked: &[(String, Hooked)]) {

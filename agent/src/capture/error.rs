@@ -43,6 +43,19 @@ pub enum CaptureError {
         /// Why.
         reason: String,
     },
+    /// No cgroup v2 hierarchy is mounted.
+    #[error(
+        "no cgroup v2 is mounted: `mount -t cgroup2 none /sys/fs/cgroup`, or name a directory with --cgroup"
+    )]
+    NoCgroup,
+    /// Programs could not be attached to a cgroup.
+    #[error("cgroup {}: {reason}", path.display())]
+    Cgroup {
+        /// Its directory.
+        path: std::path::PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// Somebody else's rule gives our marks a meaning.
     #[error("{0}: choose others with --deliver-mark and --own-mark")]
     MarkTaken(String),

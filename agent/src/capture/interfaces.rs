@@ -107,6 +107,7 @@ mod tests {
             bpffs: Bpffs::Off,
             on_stop: OnStop::Remove,
             destinations_max: DESTINATIONS_DEFAULT,
+            cgroup: None,
         }
     }
 

@@ -5,6 +5,7 @@
 
 mod claim;
 mod cleanup;
+mod connect;
 mod engine;
 mod error;
 mod features;
@@ -15,16 +16,20 @@ mod interfaces;
 mod kernel_call;
 mod layout;
 mod listener;
+mod lower;
 mod mirror;
 mod netlink;
 mod pins;
 mod plumbing;
 mod programs;
 mod self_check;
+mod sock_diag;
 mod upkeep;
+mod vanished;
 
 pub use claim::Claim;
 pub use cleanup::{Cleaned, clean};
+pub use connect::{CgroupChoice, ConnectCounters, ConnectStatus};
 pub use engine::{Engine, EngineHandle};
 pub use error::CaptureError;
 pub use foreign::{Foreign, HOOKS, Sighting};
@@ -57,6 +62,8 @@ pub struct CaptureSettings {
     pub on_stop: OnStop,
     /// How many destinations can be captured; those beyond go direct.
     pub destinations_max: u32,
+    /// Whose sockets are balanced at `connect()`; `None`: nobody's.
+    pub cgroup: Option<CgroupChoice>,
 }
 
 /// What is left in the kernel when the agent stops.
@@ -117,6 +124,8 @@ pub struct CaptureStatus {
     pub destinations: usize,
     /// Destinations beyond the map's capacity; their traffic goes direct.
     pub destinations_over_capacity: usize,
+    /// Balancing at `connect()`.
+    pub connect: ConnectStatus,
 }
 
 /// How full a map is.

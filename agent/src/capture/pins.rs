@@ -289,7 +289,7 @@ fn gone(path: &Path) -> Result<(), CaptureError> {
     Ok(())
 }
 
-fn innermost(error: &dyn std::error::Error) -> String {
+pub(super) fn innermost(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {
         cause = source;

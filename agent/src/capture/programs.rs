@@ -77,7 +77,8 @@ pub struct Captured {
 }
 
 impl Programs {
-    /// Loads everything, on an earlier agent's maps where they fit; nothing is attached yet.
+    /// Loads everything but the programs of [`super::connect`], whose maps have room only where sockets are balanced, on an
+    /// earlier agent's maps where they fit; nothing is attached yet.
     pub fn load(settings: &CaptureSettings) -> Result<Self, CaptureError> {
         let capacities = [("DESTINATIONS", settings.destinations_max)];
         let mut pins = Pins::open(&settings.bpffs, &layout(OBJECT, &PINNED, &capacities)?)?;
@@ -101,6 +102,9 @@ impl Programs {
         loader.override_global("CONFIG", &config, true);
         for (name, entries) in capacities {
             loader.map_max_entries(name, *entries);
+        }
+        if settings.cgroup.is_none() {
+            super::connect::leave_out(&mut loader);
         }
         for name in PINNED {
             if let Some(path) = pins.map(name) {
@@ -166,6 +170,11 @@ impl Programs {
     pub fn remove(mut self) -> Result<(), CaptureError> {
         self.detach_all();
         self.pins.remove()
+    }
+
+    /// The object, for those who load and own further programs of it.
+    pub fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
     }
 
     /// How programs are attached.
@@ -299,7 +308,7 @@ fn classifier(ebpf: &mut Ebpf, hook: Hooked) -> &mut SchedClassifier {
     program.try_into().expect("the program is a classifier")
 }
 
-fn map<T: TryFrom<aya::maps::Map, Error = MapError>>(
+pub(super) fn map<T: TryFrom<aya::maps::Map, Error = MapError>>(
     ebpf: &mut Ebpf,
     name: &'static str,
 ) -> Result<T, CaptureError> {
@@ -324,7 +333,7 @@ fn object_error(error: EbpfError) -> CaptureError {
     }
 }
 
-fn load_error(program: &'static str, source: ProgramError) -> CaptureError {
+pub(super) fn load_error(program: &'static str, source: ProgramError) -> CaptureError {
     match &source {
         ProgramError::LoadError { io_error, .. } if io_error.raw_os_error() == Some(libc::EPERM) => {
             CaptureError::Privilege

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use serde::Serialize;
 
+use super::connect::{self, CgroupChoice};
 use super::features::{features, pinning};
 use super::netlink::Netlink;
 use super::plumbing::{Plumbing, has_ipv6};
@@ -58,6 +59,7 @@ pub async fn checks(settings: &CaptureSettings) -> Vec<Check> {
     });
     checks.push(pinning(&settings.bpffs));
     checks.extend(features());
+    checks.extend(settings.cgroup.as_ref().map(|choice| balancing(settings, choice)));
     match Netlink::open() {
         Ok((netlink, _)) => {
             checks.push(interfaces(settings, &netlink).await);
@@ -86,8 +88,25 @@ fn kernel() -> Check {
 
 fn programs(settings: &CaptureSettings) -> Check {
     // On maps of its own: what an agent has pinned stays out of it.
-    let loaded = Programs::load(&CaptureSettings { bpffs: Bpffs::Off, ..settings.clone() });
+    let loaded = Programs::load(&CaptureSettings { bpffs: Bpffs::Off, cgroup: None, ..settings.clone() });
     Check::of("programs", loaded, |_| "the kernel accepts every program".to_owned())
+}
+
+/// Balancing at `connect()`. Capture runs without it.
+fn balancing(settings: &CaptureSettings, choice: &CgroupChoice) -> Check {
+    let loaded = choice.find().and_then(|cgroup| {
+        connect::load(Programs::load(&CaptureSettings { bpffs: Bpffs::Off, ..settings.clone() })?.ebpf())?;
+        Ok(cgroup)
+    });
+    match loaded {
+        Ok(cgroup) => {
+            Check::new("balancing", Outcome::Ok, format!("sockets below {} at connect()", cgroup.display()))
+        }
+        Err(error) => {
+            let text = format!("not at connect(), the packet programs take its place: {error}");
+            Check::new("balancing", Outcome::Warning, text)
+        }
+    }
 }
 
 fn nft() -> Check {

@@ -11,7 +11,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::{self, CaptureOptions, Settings};
-use crate::capture::{Bpffs, DESTINATIONS_DEFAULT, Glob, Marks, OnStop};
+use crate::capture::{Bpffs, CgroupChoice, DESTINATIONS_DEFAULT, Glob, Marks, OnStop};
 use crate::proxy::{InvalidSetting, ProxySettings};
 use crate::telemetry::log;
 
@@ -72,6 +72,11 @@ pub(super) struct CaptureArgs {
     /// pods' and loopback.
     #[arg(long, env = "SLUICE_UPLINK", value_name = "IFACE", value_delimiter = ',')]
     uplink: Vec<String>,
+    /// The cgroup v2 directory below which sockets are balanced at connect(): to a service that needs nothing of the agent
+    /// (declared to be no HTTP, or UDP) they go straight. `auto` takes the whole hierarchy. Default: none are; pods elsewhere
+    /// are captured as ever.
+    #[arg(long, env = "SLUICE_CGROUP", value_name = "DIR")]
+    cgroup: Option<CgroupChoice>,
     /// The port of the first worker's capture listener, on loopback; further workers take free ones.
     #[arg(long, env = "SLUICE_OUTBOUND_PORT", default_value_t = 15001)]
     outbound_port: u16,
@@ -142,6 +147,7 @@ impl CaptureArgs {
         Ok(Some(CaptureOptions {
             pod_interfaces: self.pod_interfaces.clone(),
             uplinks: self.uplink.clone(),
+            cgroup: self.cgroup.clone(),
             outbound_port: self.outbound_port,
             marks,
             bpffs: self.bpffs.clone().unwrap_or_default(),

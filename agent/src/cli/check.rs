@@ -32,6 +32,7 @@ pub(super) fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
         bpffs: options.bpffs,
         on_stop: options.on_stop,
         destinations_max: options.destinations_max,
+        cgroup: options.cgroup,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let checks = runtime.block_on(checks(&settings));

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use serde_json::Value;
 
 use super::{ClientArgs, Format, ask, output};
-use crate::admin::{ForeignProgram, InterfaceStatus, Status};
+use crate::admin::{ConnectStatus, ForeignProgram, InterfaceStatus, Status};
 
 pub(super) fn run(args: &ClientArgs) -> anyhow::Result<ExitCode> {
     let status: Status = ask(args, "/status")?;
@@ -80,11 +80,25 @@ fn capture(status: &Status) -> Vec<String> {
         let name = if name.is_empty() { "without a name" } else { name };
         lines.push(format!("             others' program on {hook} {place}: {name} (id {id})"));
     }
+    lines.extend(balancing(&capture.connect));
     if capture.destinations_over_capacity > 0 {
         lines.push(format!(
             "             {} destinations over capacity go direct",
             capture.destinations_over_capacity
         ));
+    }
+    lines
+}
+
+fn balancing(connect: &ConnectStatus) -> Vec<String> {
+    let state = match (&connect.cgroup, &connect.unavailable) {
+        (Some(cgroup), _) => format!("at connect() below {cgroup}"),
+        (None, Some(reason)) => format!("NOT AT CONNECT, the packet programs take its place: {reason}"),
+        (None, None) => "not at connect() (no --cgroup)".to_owned(),
+    };
+    let mut lines = vec![format!("balancing    {state}")];
+    for tier in &connect.tiers {
+        lines.push(format!("             {} frontends: {} ({})", tier.frontends, tier.tier, tier.reason));
     }
     lines
 }

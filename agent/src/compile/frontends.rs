@@ -45,6 +45,7 @@ pub(super) fn compile(
                     headless: service.headless,
                     http: host,
                     tcp: Arc::clone(cluster),
+                    affinity: service.affinity,
                 },
                 before,
             );
@@ -90,6 +91,7 @@ fn share(frontend: Frontend, previous: Option<&Arc<Frontend>>) -> Arc<Frontend> 
         Some(before)
             if before.protocol == frontend.protocol
                 && before.headless == frontend.headless
+                && before.affinity == frontend.affinity
                 && Arc::ptr_eq(&before.http, &frontend.http)
                 && Arc::ptr_eq(&before.tcp, &frontend.tcp) =>
         {

@@ -5,11 +5,13 @@
 //! one endpoint costs the memory of that one.
 
 mod clusters;
+mod datagrams;
 mod frontends;
 mod gateways;
 mod hosts;
 mod routes;
 mod table;
+mod tier;
 mod weights;
 mod workloads;
 
@@ -18,8 +20,8 @@ use std::collections::HashMap;
 use crate::model::{Model, ObjectName, RouteTable, Service};
 
 pub use table::{
-    Action, Backend, Cluster, ClusterKey, Forward, Frontend, GatewayListener, HeaderOps, Route, RouteName,
-    RoutingTable, TableVersion, Upstream, VirtualHost, WeightedBackend,
+    Action, Backend, Cluster, ClusterKey, DatagramFrontend, Forward, Frontend, GatewayListener, HeaderOps,
+    Route, RouteName, RoutingTable, TableVersion, Upstream, VirtualHost, WeightedBackend,
 };
 pub use weights::Weights;
 
@@ -39,8 +41,9 @@ pub fn compile(model: &Model, previous: &RoutingTable, version: TableVersion) ->
     let clusters = clusters::compile(model, previous, &workloads);
     let scope = routes::Scope { services: &services, clusters: &clusters };
     let frontends = frontends::compile(model, previous, &scope);
+    let datagrams = datagrams::compile(model, previous);
     let gateways = gateways::compile(&model.listeners, previous, &scope);
-    RoutingTable { version, frontends, workloads: workloads.by_address, gateways, clusters }
+    RoutingTable { version, frontends, datagrams, workloads: workloads.by_address, gateways, clusters }
 }
 
 /// The mesh route tables that name a service, by service; in the model's order.

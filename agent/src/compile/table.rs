@@ -31,6 +31,8 @@ pub struct RoutingTable {
     pub version: TableVersion,
     /// Captured destinations: `ClusterIP:port`, and `pod:port` of headless services.
     pub frontends: HashMap<SocketAddr, Arc<Frontend>>,
+    /// UDP ports of services by `ClusterIP:port`; the agent relays no datagram, the kernel balances them.
+    pub datagrams: HashMap<SocketAddr, Arc<DatagramFrontend>>,
     /// Pods by address.
     pub workloads: HashMap<IpAddr, Arc<Workload>>,
     /// Gateway listeners, one entry for each port that is bound.
@@ -55,6 +57,23 @@ pub struct Frontend {
     pub http: Arc<VirtualHost>,
     /// Where opaque connections go.
     pub tcp: Arc<Cluster>,
+    /// How long after its last connection a client is led to the same endpoint.
+    pub affinity: Option<Duration>,
+}
+
+/// One UDP port of one service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DatagramFrontend {
+    /// The service.
+    pub service: ObjectName,
+    /// Its port.
+    pub port: u16,
+    /// How long after its last datagram a client is led to the same endpoint.
+    pub affinity: Option<Duration>,
+    /// The ready endpoints, sorted.
+    pub ready: Vec<SocketAddr>,
+    /// The endpoints that may not be given new work, sorted.
+    pub unready: Vec<SocketAddr>,
 }
 
 /// One bound port of a Gateway with the hosts behind it.

@@ -57,6 +57,8 @@ fn service(service: &str, cluster_ips: &[&str], ports: &[u16]) -> Service {
         cluster_ips: cluster_ips.iter().map(|text| ip(text)).collect(),
         headless: cluster_ips.is_empty(),
         ports: ports.iter().map(port).collect(),
+        datagram_ports: Vec::new(),
+        affinity: None,
     }
 }
 
@@ -143,6 +145,7 @@ fn canary() -> Model {
             service("order", &["10.96.0.1", "fd00::1"], &[80]),
             service("user", &["10.96.0.2"], &[80]),
         ],
+        datagram_endpoints: Vec::new(),
         endpoints: vec![
             endpoint("order", 80, "10.0.0.1:8080", "v1"),
             endpoint("order", 80, "10.0.0.2:8080", "v1"),

@@ -23,6 +23,8 @@ pub struct Model {
     pub services: Vec<Service>,
     /// Endpoints of the services, each naming its service and port; sorted by (service, port, address).
     pub endpoints: Vec<Endpoint>,
+    /// Endpoints of the services' UDP ports, sorted likewise.
+    pub datagram_endpoints: Vec<Endpoint>,
     /// Pods known by address, sorted by name.
     pub workloads: Vec<Workload>,
     /// Subsets and load balancing by service host, from DestinationRules.

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Labels, ObjectName};
 
@@ -44,9 +45,13 @@ pub struct Service {
     pub headless: bool,
     /// Its TCP ports.
     pub ports: Vec<ServicePort>,
+    /// Its UDP ports. What is spoken on them is of no concern: they are balanced, and never relayed.
+    pub datagram_ports: Vec<ServicePort>,
+    /// How long after its last connection a client is led to the same endpoint (`sessionAffinity: ClientIP`).
+    pub affinity: Option<Duration>,
 }
 
-/// One TCP port of a Service.
+/// One port of a Service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServicePort {
     /// The port's name; empty for a single unnamed port.
@@ -78,7 +83,7 @@ pub struct Endpoint {
     pub labels: Arc<Labels>,
 }
 
-/// How an endpoint is chosen (DestinationRule `loadBalancer.simple`).
+/// How an endpoint is chosen (DestinationRule `loadBalancer`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum LbPolicy {
     /// Each in turn.
@@ -88,6 +93,9 @@ pub enum LbPolicy {
     /// The one with fewer requests in flight of two drawn at random (Istio's default).
     #[default]
     LeastRequest,
+    /// By the client's address: one that comes back meets the same endpoint for as long as it is there
+    /// (`consistentHash.useSourceIp`).
+    SourceIp,
 }
 
 /// What DestinationRules say of one service.

@@ -90,6 +90,8 @@ pub(super) struct Shared {
     map_entries: IntGaugeVec,
     map_capacity: IntGaugeVec,
     kernel: OnceLock<ReadKernel>,
+    connects: IntCounterVec,
+    connect_counts: OnceLock<PacketCounts>,
 }
 
 /// What is seen in the kernel at one time.
@@ -131,6 +133,11 @@ impl Metrics {
     /// Shows what is in the kernel; read whenever the metrics are. Only the first reader is taken.
     pub fn watch_kernel(&self, read: impl Fn() -> KernelGauges + Send + Sync + 'static) {
         let _ = self.shared.kernel.set(Box::new(read));
+    }
+
+    /// Likewise for the programs that balance sockets.
+    pub fn watch_connects(&self, read: impl Fn() -> Vec<(&'static str, u64)> + Send + Sync + 'static) {
+        let _ = self.shared.connect_counts.set(Box::new(read));
     }
 
     /// How many objects of the configuration are in a state.
@@ -187,9 +194,14 @@ impl Metrics {
             let counter = self.shared.lines_dropped.with_label_values(&[*log]);
             counter.inc_by(writer.dropped().saturating_sub(counter.get()));
         }
-        for (reason, packets) in self.shared.packet_counts.get().map(|read| read()).unwrap_or_default() {
-            let counter = self.shared.packets.with_label_values(&[reason]);
-            counter.inc_by(packets.saturating_sub(counter.get()));
+        for (series, read) in [
+            (&self.shared.packets, &self.shared.packet_counts),
+            (&self.shared.connects, &self.shared.connect_counts),
+        ] {
+            for (reason, count) in read.get().map(|read| read()).unwrap_or_default() {
+                let counter = series.with_label_values(&[reason]);
+                counter.inc_by(count.saturating_sub(counter.get()));
+            }
         }
         if let Some(read) = self.shared.kernel.get() {
             self.kernel(&read());
@@ -286,6 +298,12 @@ impl Shared {
                 &["map"],
             )?,
             kernel: OnceLock::new(),
+            connects: make.counters(
+                "sluice_connect_decisions_total",
+                "Sockets that were told an address, by what became of it; and those whose backend vanished.",
+                &["reason"],
+            )?,
+            connect_counts: OnceLock::new(),
             registry,
         })
     }

@@ -35,16 +35,6 @@ const CLIENT_TLS: &[&str] = &[
     "subjectAltNames",
 ];
 
-const CONSISTENT_HASH: &[&str] = &[
-    "httpCookie",
-    "httpHeaderName",
-    "httpQueryParameterName",
-    "maglev",
-    "minimumRingSize",
-    "ringHash",
-    "useSourceIp",
-];
-
 const EXTRAS: &[&[Extra]] = &[
     DOCUMENT,
     &[
@@ -66,10 +56,20 @@ const EXTRAS: &[&[Extra]] = &[
         Extra {
             of: "LoadBalancer",
             fields: &[
-                Known::Later("consistentHash", CONSISTENT_HASH),
                 Known::Later("localityLbSetting", &["distribute", "enabled", "failover", "failoverPriority"]),
                 Known::Later("warmup", &["aggression", "duration", "minimumPercent"]),
                 Known::Later("warmupDurationSecs", &[]),
+            ],
+        },
+        Extra {
+            of: "ConsistentHash",
+            fields: &[
+                Known::Later("httpCookie", &["attributes", "name", "path", "ttl"]),
+                Known::Later("httpHeaderName", &[]),
+                Known::Later("httpQueryParameterName", &[]),
+                Known::Later("maglev", &["tableSize"]),
+                Known::Later("minimumRingSize", &[]),
+                Known::Later("ringHash", &["minimumRingSize"]),
             ],
         },
         Extra { of: "PolicyPort", fields: &[] },
@@ -112,9 +112,16 @@ struct Policy {
 }
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 struct LoadBalancer {
     simple: Option<String>,
+    consistent_hash: Option<ConsistentHash>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+struct ConsistentHash {
+    use_source_ip: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -155,8 +162,16 @@ pub(super) fn decode(source: &Source<'_>, notes: &mut Notes<'_>) -> Result<Desti
 }
 
 fn balancing(policy: &Policy, field: &Field, notes: &mut Notes<'_>) -> Option<LbPolicy> {
-    let simple = policy.load_balancer.as_ref()?.simple.as_deref()?;
-    let field = field.key("loadBalancer").key("simple");
+    let balancer = policy.load_balancer.as_ref()?;
+    let field = field.key("loadBalancer");
+    if let Some(hash) = &balancer.consistent_hash {
+        if balancer.simple.is_some() {
+            notes.error(&field, "either simple or consistentHash, not both");
+        }
+        return hash.use_source_ip.then_some(LbPolicy::SourceIp);
+    }
+    let simple = balancer.simple.as_deref()?;
+    let field = field.key("simple");
     match simple {
         "ROUND_ROBIN" => Some(LbPolicy::RoundRobin),
         "RANDOM" => Some(LbPolicy::Random),

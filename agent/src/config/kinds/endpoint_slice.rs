@@ -33,6 +33,8 @@ pub(crate) struct EndpointSlice {
     pub service: Option<ObjectName>,
     /// TCP ports by the service port's name.
     pub ports: Vec<(Arc<str>, u16)>,
+    /// UDP ports likewise.
+    pub datagram_ports: Vec<(Arc<str>, u16)>,
     /// Addresses.
     pub endpoints: Vec<SliceEndpoint>,
 }
@@ -116,18 +118,23 @@ pub(super) fn decode(source: &Source<'_>, notes: &mut Notes<'_>) -> Result<Endpo
         None | Some("IP") if is_beta(source) => {}
         Some("FQDN") => {
             notes.later(&Field::root().key("addressType"));
-            return Ok(EndpointSlice { service, ports: Vec::new(), endpoints: Vec::new() });
+            let (ports, datagram_ports) = (Vec::new(), Vec::new());
+            return Ok(EndpointSlice { service, ports, datagram_ports, endpoints: Vec::new() });
         }
         other => {
             let text = format!("`{}` is no address type: IPv4, IPv6 or FQDN", other.unwrap_or_default());
             notes.error(&Field::root().key("addressType"), text);
         }
     }
-    let ports = slice.ports.iter().filter(|port| matches!(port.protocol.as_deref(), None | Some("TCP")));
-    let ports = ports.filter_map(|port| Some((port.name.as_deref().unwrap_or_default().into(), port.port?)));
+    let ports = |protocol: &str| {
+        let spoken = |port: &&SlicePort| port.protocol.as_deref().unwrap_or("TCP") == protocol;
+        let ports = slice.ports.iter().filter(spoken);
+        ports.filter_map(|port| Some((port.name.as_deref().unwrap_or_default().into(), port.port?))).collect()
+    };
     Ok(EndpointSlice {
         service,
-        ports: ports.collect(),
+        ports: ports("TCP"),
+        datagram_ports: ports("UDP"),
         endpoints: endpoints(&slice.endpoints, namespace, notes),
     })
 }

@@ -126,6 +126,8 @@ pub(crate) struct Pod {
     pub workload: Workload,
     /// Named TCP ports of its containers.
     pub ports: Vec<(Arc<str>, u16)>,
+    /// Named UDP ports of its containers.
+    pub datagram_ports: Vec<(Arc<str>, u16)>,
     /// Whether it has ended (`Succeeded`, `Failed`) and its addresses may be another's.
     pub ended: bool,
     /// Whether it is being deleted.
@@ -222,11 +224,15 @@ pub(super) fn decode(source: &Source<'_>, notes: &mut Notes<'_>) -> Result<Pod, 
         ready,
         name,
     };
-    let ports = containers.iter().chain(&init_containers).flat_map(|container| &container.ports);
-    let ports = ports.filter(|port| matches!(port.protocol.as_deref(), None | Some("TCP")));
+    let ports = |protocol: &str| {
+        let ports = containers.iter().chain(&init_containers).flat_map(|container| &container.ports);
+        let spoken = ports.filter(|port| port.protocol.as_deref().unwrap_or("TCP") == protocol);
+        spoken.filter_map(|port| Some((port.name.as_deref()?.into(), port.number))).collect()
+    };
     Ok(Pod {
         workload,
-        ports: ports.filter_map(|port| Some((port.name.as_deref()?.into(), port.number))).collect(),
+        ports: ports("TCP"),
+        datagram_ports: ports("UDP"),
         ended: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
         deleted: source.meta.is_deleted(),
         host_network: host_network.unwrap_or(false),

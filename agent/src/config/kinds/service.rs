@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
@@ -35,7 +36,6 @@ const EXTRAS: &[&[Extra]] = &[
                     "trafficDistribution",
                 ]),
                 Known::Later("externalIPs", &[]),
-                Known::Later("sessionAffinityConfig", &["clientIP"]),
             ],
         },
         Extra { of: "PortSpec", fields: &[Known::Ignored(&["nodePort"])] },
@@ -53,6 +53,10 @@ pub(crate) struct Service {
     pub external: bool,
     /// TCP ports, each with where it leads in a pod.
     pub ports: Vec<(ServicePort, TargetPort)>,
+    /// UDP ports likewise.
+    pub datagram_ports: Vec<(ServicePort, TargetPort)>,
+    /// How long a client is led to the same endpoint after its last connection.
+    pub affinity: Option<Duration>,
     /// The pods behind it; empty: endpoints are given by EndpointSlices alone.
     pub selector: Labels,
     /// Whether pods that are not ready get traffic all the same.
@@ -83,7 +87,21 @@ struct ServiceSpec {
     publish_not_ready_addresses: Option<bool>,
     external_name: Option<String>,
     session_affinity: Option<String>,
+    session_affinity_config: AffinityConfig,
     internal_traffic_policy: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct AffinityConfig {
+    #[serde(rename = "clientIP")]
+    client_ip: ClientIpConfig,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+struct ClientIpConfig {
+    timeout_seconds: Option<u32>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -141,20 +159,23 @@ pub(super) fn decode(source: &Source<'_>, notes: &mut Notes<'_>) -> Result<Servi
             notes.error(&field.key("externalName"), "a Service of type ExternalName needs an externalName");
         }
     }
-    for (name, value, plain) in [
-        ("sessionAffinity", &spec.session_affinity, "None"),
-        ("internalTrafficPolicy", &spec.internal_traffic_policy, "Cluster"),
-    ] {
-        if value.as_deref().is_some_and(|value| value != plain) {
-            notes.later(&field.key(name));
-        }
+    if spec.internal_traffic_policy.as_deref().is_some_and(|policy| policy != "Cluster") {
+        notes.later(&field.key("internalTrafficPolicy"));
     }
     let headless = !external && spec.cluster_ip.as_deref() == Some("None");
+    let ports = ports(&spec.ports, &field.key("ports"), notes);
+    let affinity = affinity(&spec, &field, notes);
+    if affinity.is_some() && ports.iter().any(|(port, _)| port.protocol != AppProtocol::Tcp) {
+        // It is kept where connections are balanced, and not where the agent takes them.
+        notes.later(&field.key("sessionAffinity"));
+    }
     Ok(Service {
         cluster_ips: if headless || external { Vec::new() } else { cluster_ips(&spec, &field, notes) },
         headless,
         external,
-        ports: ports(&spec.ports, &field.key("ports"), notes),
+        ports,
+        datagram_ports: datagram_ports(&spec.ports, &field.key("ports"), notes),
+        affinity,
         selector: meta::labels(&spec.selector),
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
     })
@@ -184,8 +205,9 @@ fn ports(written: &[PortSpec], field: &Field, notes: &mut Notes<'_>) -> Vec<(Ser
         let field = field.index(index);
         match port.protocol.as_deref() {
             None | Some("TCP") => {}
-            Some(protocol @ ("UDP" | "SCTP")) => {
-                let text = format!("{protocol} ports are left alone: their traffic goes directly");
+            Some("UDP") => continue,
+            Some("SCTP") => {
+                let text = "SCTP ports are left alone: their traffic goes directly";
                 notes.info(Code::Ignored, &field.key("protocol"), text);
                 continue;
             }
@@ -211,6 +233,51 @@ fn ports(written: &[PortSpec], field: &Field, notes: &mut Notes<'_>) -> Vec<(Ser
         ports.push((ServicePort { name: name.into(), port: port.port, protocol }, target));
     }
     ports
+}
+
+fn datagram_ports(
+    written: &[PortSpec],
+    field: &Field,
+    notes: &mut Notes<'_>,
+) -> Vec<(ServicePort, TargetPort)> {
+    let mut ports: Vec<(ServicePort, TargetPort)> = Vec::new();
+    let datagrams = written.iter().enumerate().filter(|(_, port)| port.protocol.as_deref() == Some("UDP"));
+    for (index, port) in datagrams {
+        let field = field.index(index);
+        if port.port == 0 {
+            notes.error(&field.key("port"), "0 is no port");
+        }
+        if ports.iter().any(|(before, _)| before.port == port.port) {
+            notes.error(&field.key("port"), format!("UDP port {} is given twice", port.port));
+        }
+        let name = port.name.as_deref().unwrap_or_default();
+        if written.len() > 1 && name.is_empty() {
+            notes.error(&field.key("name"), "each of several ports needs a name");
+        }
+        let target = port.target_port.clone().unwrap_or(TargetPort::Number(port.port));
+        let port = ServicePort { name: name.into(), port: port.port, protocol: AppProtocol::Tcp };
+        ports.push((port, target));
+    }
+    ports
+}
+
+/// The time of `sessionAffinity: ClientIP`, three hours where nothing else is said.
+fn affinity(spec: &ServiceSpec, field: &Field, notes: &mut Notes<'_>) -> Option<Duration> {
+    const DEFAULT_SECONDS: u32 = 10_800;
+    const SECONDS_MAX: u32 = 86_400;
+    let seconds = spec.session_affinity_config.client_ip.timeout_seconds.unwrap_or(DEFAULT_SECONDS);
+    if seconds == 0 || seconds > SECONDS_MAX {
+        let field = field.key("sessionAffinityConfig").key("clientIP").key("timeoutSeconds");
+        notes.error(&field, format!("{seconds} is not from 1 to {SECONDS_MAX}"));
+    }
+    match spec.session_affinity.as_deref() {
+        None | Some("None") => None,
+        Some("ClientIP") => Some(Duration::from_secs(seconds.into())),
+        Some(other) => {
+            notes.error(&field.key("sessionAffinity"), format!("`{other}` is neither None nor ClientIP"));
+            None
+        }
+    }
 }
 
 fn protocol(port: &PortSpec, field: &Field, notes: &mut Notes<'_>) -> AppProtocol {

@@ -20,6 +20,8 @@ pub(super) fn services(world: &World<'_>) -> Vec<model::Service> {
         cluster_ips: service.cluster_ips.clone(),
         headless: service.headless,
         ports: service.ports.iter().map(|(port, _)| port.clone()).collect(),
+        datagram_ports: service.datagram_ports.iter().map(|(port, _)| port.clone()).collect(),
+        affinity: service.affinity,
     });
     services.collect()
 }
@@ -41,12 +43,38 @@ pub(super) fn workloads<'a>(world: &World<'a>) -> Workloads<'a> {
     workloads
 }
 
+/// Endpoints of TCP ports, and of UDP ports.
+#[derive(Debug, Default)]
+pub(super) struct Endpoints {
+    pub streams: Vec<Endpoint>,
+    pub datagrams: Vec<Endpoint>,
+}
+
+/// Ports by name.
+type NamedPorts = [(Arc<str>, u16)];
+
+/// The ports of one protocol, in each of the kinds.
+struct Protocol {
+    service: fn(&Service) -> &[(ServicePort, TargetPort)],
+    slice: fn(&EndpointSlice) -> &NamedPorts,
+    pod: fn(&Pod) -> &NamedPorts,
+}
+
+const STREAMS: Protocol =
+    Protocol { service: |service| &service.ports, slice: |slice| &slice.ports, pod: |pod| &pod.ports };
+
+const DATAGRAMS: Protocol = Protocol {
+    service: |service| &service.datagram_ports,
+    slice: |slice| &slice.datagram_ports,
+    pod: |pod| &pod.datagram_ports,
+};
+
 /// All endpoints, sorted: from EndpointSlices where a service has any, else from the pods that it selects.
 pub(super) fn endpoints(
     world: &World<'_>,
     workloads: &Workloads<'_>,
     notes: &mut LinkNotes<'_>,
-) -> Vec<Endpoint> {
+) -> Endpoints {
     let mut slices: HashMap<&ObjectName, Vec<(usize, &EndpointSlice)>> = HashMap::new();
     for (position, object) in world.objects.iter().enumerate() {
         if let Spec::EndpointSlice(slice) = &object.spec
@@ -60,19 +88,26 @@ pub(super) fn endpoints(
         }
     }
     let pods = Pods::new(workloads);
-    let mut endpoints = Vec::new();
+    let mut endpoints = Endpoints::default();
     for (name, service) in &world.services {
-        match slices.get(name) {
-            Some(slices) => {
-                for (port, _) in &service.ports {
-                    endpoints.extend(from_slices(name, port, slices, &pods));
-                }
-                check_ports(service, slices, notes);
-            }
-            None if service.selector.is_empty() => {}
-            None => endpoints.extend(from_pods(name, service, &pods)),
+        let slices = slices.get(name);
+        if let Some(slices) = slices {
+            check_ports(service, slices, notes);
         }
+        let of = |protocol| match slices {
+            Some(slices) => from_slices((name, service), protocol, slices, &pods),
+            None if service.selector.is_empty() => Vec::new(),
+            None => from_pods((name, service), protocol, &pods),
+        };
+        endpoints.streams.extend(of(&STREAMS));
+        endpoints.datagrams.extend(of(&DATAGRAMS));
     }
+    put_in_order(&mut endpoints.streams);
+    put_in_order(&mut endpoints.datagrams);
+    endpoints
+}
+
+fn put_in_order(endpoints: &mut Vec<Endpoint>) {
     // One address may be in two slices while it moves; the one that is ready counts.
     endpoints.sort_by(|a, b| {
         let key = |one: &Endpoint| (one.service_port, one.address, !one.ready);
@@ -80,7 +115,6 @@ pub(super) fn endpoints(
     });
     endpoints
         .dedup_by(|a, b| (&a.service, a.service_port, a.address) == (&b.service, b.service_port, b.address));
-    endpoints
 }
 
 /// Pods by what refers to them.
@@ -109,14 +143,25 @@ impl<'w> Pods<'w> {
 }
 
 fn from_slices(
+    (name, service): (&ObjectName, &Service),
+    protocol: &Protocol,
+    slices: &[(usize, &EndpointSlice)],
+    pods: &Pods<'_>,
+) -> Vec<Endpoint> {
+    let ports = (protocol.service)(service).iter();
+    ports.flat_map(|(port, _)| of_port(name, port, protocol, slices, pods)).collect()
+}
+
+fn of_port(
     service: &ObjectName,
     port: &ServicePort,
+    protocol: &Protocol,
     slices: &[(usize, &EndpointSlice)],
     pods: &Pods<'_>,
 ) -> Vec<Endpoint> {
     let mut found: Vec<(&SliceEndpoint, u16)> = Vec::new();
     for (_, slice) in slices {
-        let numbers = slice.ports.iter().filter(|(name, _)| *name == port.name);
+        let numbers = (protocol.slice)(slice).iter().filter(|(name, _)| *name == port.name);
         for (_, number) in numbers {
             found.extend(slice.endpoints.iter().map(|endpoint| (endpoint, *number)));
         }
@@ -155,15 +200,19 @@ fn check_ports(service: &Service, slices: &[(usize, &EndpointSlice)], notes: &mu
     }
 }
 
-fn from_pods(name: &ObjectName, service: &Service, pods: &Pods<'_>) -> Vec<Endpoint> {
+fn from_pods(
+    (name, service): (&ObjectName, &Service),
+    protocol: &Protocol,
+    pods: &Pods<'_>,
+) -> Vec<Endpoint> {
     let mut endpoints = Vec::new();
     let candidates = pods.namedspace.get(&*name.namespace).into_iter().flatten();
     for (workload, pod) in candidates.filter(|(workload, _)| selects(&service.selector, &workload.labels)) {
         // The pod's own record has the address even where it is its node's.
         let addresses = pod.workload.addresses.iter().filter(|address| is_family_of(service, **address));
         for address in addresses {
-            for (port, target) in &service.ports {
-                let Some(number) = container_port(target, pod) else { continue };
+            for (port, target) in (protocol.service)(service) {
+                let Some(number) = container_port(target, (protocol.pod)(pod)) else { continue };
                 endpoints.push(Endpoint {
                     service: name.clone(),
                     service_port: port.port,
@@ -185,12 +234,10 @@ fn is_family_of(service: &Service, address: IpAddr) -> bool {
     service.cluster_ips.is_empty() || service.cluster_ips.iter().any(|ip| ip.is_ipv4() == address.is_ipv4())
 }
 
-fn container_port(target: &TargetPort, pod: &Pod) -> Option<u16> {
+fn container_port(target: &TargetPort, named: &[(Arc<str>, u16)]) -> Option<u16> {
     match target {
         TargetPort::Number(number) => Some(*number),
-        TargetPort::Name(name) => {
-            pod.ports.iter().find(|(known, _)| known == name).map(|(_, number)| *number)
-        }
+        TargetPort::Name(name) => named.iter().find(|(known, _)| known == name).map(|(_, number)| *number),
     }
 }
 

@@ -35,7 +35,8 @@ pub(super) fn link(objects: &[Arc<Object>]) -> (Model, Vec<LinkedObject>) {
     let mut notes = LinkNotes { objects, linked: objects.iter().map(|_| LinkedObject::default()).collect() };
     notes.mark_kinds();
     let workloads = endpoints::workloads(&world);
-    let endpoints = endpoints::endpoints(&world, &workloads, &mut notes);
+    let endpoints::Endpoints { streams: endpoints, datagrams } =
+        endpoints::endpoints(&world, &workloads, &mut notes);
     let policies = policy::policies(&world, &endpoints, &mut notes);
     let mut mesh_routes = mesh::routes(&world, &policies, &mut notes);
     mesh_routes.extend(http_route::mesh_routes(&world, &mut notes));
@@ -43,7 +44,16 @@ pub(super) fn link(objects: &[Arc<Object>]) -> (Model, Vec<LinkedObject>) {
     let services = endpoints::services(&world);
     let mut workloads: Vec<_> = workloads.into_values().map(|(workload, _)| workload).collect();
     workloads.sort_by(|a, b| a.name.cmp(&b.name));
-    (Model { services, endpoints, workloads, policies, mesh_routes, listeners }, notes.linked)
+    let model = Model {
+        services,
+        endpoints,
+        datagram_endpoints: datagrams,
+        workloads,
+        policies,
+        mesh_routes,
+        listeners,
+    };
+    (model, notes.linked)
 }
 
 /// All objects, by what others refer to them with.

@@ -86,6 +86,8 @@ fn a_service_as_the_api_server_returns_it() {
     let expected =
         ["80->10.0.1.1:8080", "80->[fd00:1::1]:8080", "3306->10.0.1.1:3306", "3306->[fd00:1::1]:3306"];
     assert_eq!(addresses(&model, "full"), expected);
+    let datagrams: Vec<_> = model.datagram_endpoints.iter().map(|one| one.address.to_string()).collect();
+    assert_eq!(datagrams, ["10.0.1.1:53", "[fd00:1::1]:53"]);
     let pod = model.workloads.iter().find(|pod| &*pod.name.namespace == "prod").expect("the pod");
     assert_eq!(
         (&*pod.workload, &*pod.service_account, pod.node.as_deref()),
@@ -200,6 +202,42 @@ fn external_names_and_affinity_are_listed_as_not_enforced() {
 }
 
 #[test]
+fn an_affinity_is_kept_where_no_port_needs_the_agent() {
+    let check = |spec: &str, seconds: Option<u64>, state: &str| {
+        let text = format!("apiVersion: v1\nkind: Service\nmetadata: {{name: sticky}}\nspec: {{{spec}}}\n");
+        let loaded = good(&text);
+        let service = loaded.model.services.iter().find(|service| &*service.name.name == "sticky");
+        let affinity = service.expect("the service").affinity;
+        assert_eq!(affinity, seconds.map(std::time::Duration::from_secs), "{spec}");
+        let object = loaded.report.objects.iter().find(|object| &*object.name == "sticky").expect("it");
+        assert_eq!(object.state.as_str(), state, "{spec}");
+    };
+    let udp = "ports: [{port: 53, protocol: UDP}]";
+    check(&format!("{udp}, sessionAffinity: ClientIP"), Some(10_800), "applied");
+    let timed = "sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 30}}";
+    check(&format!("ports: [{{name: tcp, port: 1}}], {timed}"), Some(30), "applied");
+    check(&format!("ports: [{{name: http, port: 1}}], {timed}"), Some(30), "partly enforced");
+    check(&format!("{udp}, sessionAffinity: None"), None, "applied");
+}
+
+#[test]
+fn both_protocols_of_one_port_have_their_own_endpoints() {
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: dns}\nspec:\n  ports: [{name: dns, port: 53, protocol: UDP, targetPort: dns}, {name: dns-tcp, port: 53, targetPort: dns-tcp}]\n  selector: {app: dns}\n";
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, labels: {app: dns}}\nspec:\n  containers: [{name: main, ports: [{name: dns, containerPort: 5353, protocol: UDP}, {name: dns-tcp, containerPort: 5354}]}]\nstatus: {podIP: 10.0.0.1}\n";
+    let slice = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: x, labels: {kubernetes.io/service-name: dns}}\naddressType: IPv4\nports: [{name: dns, port: 6353, protocol: UDP}, {name: dns-tcp, port: 6354}]\nendpoints: [{addresses: [10.0.0.2]}]\n";
+    let check = |texts: &[&str], stream: &str, datagram: &str| {
+        let state = load_texts(texts);
+        assert_eq!(messages(&state.report, Severity::Warning), [""; 0]);
+        assert_eq!(addresses(&state.model, "dns"), [stream]);
+        let datagrams: Vec<_> =
+            state.model.datagram_endpoints.iter().map(|one| one.address.to_string()).collect();
+        assert_eq!(datagrams, [datagram]);
+    };
+    check(&[service, pod], "53->10.0.0.1:5354", "10.0.0.1:5353");
+    check(&[service, pod, slice], "53->10.0.0.2:6354", "10.0.0.2:6353");
+}
+
+#[test]
 fn bad_core_objects_name_their_field() {
     let service = |spec: &str, start: &str, part: &str| {
         let text = format!("apiVersion: v1\nkind: Service\nmetadata: {{name: bad}}\nspec:\n  {spec}\n");
@@ -210,6 +248,15 @@ fn bad_core_objects_name_their_field() {
     service("clusterIP: 0.0.0.0", "5 spec.clusterIP: ", "can't be the address");
     service("type: Cluster", "5 spec.type: ", "no type of a Service");
     service("type: ExternalName", "4 spec.externalName: ", "needs an externalName");
+    service("sessionAffinity: ClientIp", "5 spec.sessionAffinity: ", "neither None nor ClientIP");
+    let seconds = "sessionAffinityConfig: {clientIP: {timeoutSeconds: 86401}}";
+    service(seconds, "5 spec.sessionAffinityConfig.clientIP.timeoutSeconds: ", "from 1 to 86400");
+    service("ports: [{port: 53, protocol: UDP}, {port: 54}]", "5 spec.ports[0].name: ", "needs a name");
+    service(
+        "ports: [{name: a, port: 53, protocol: UDP}, {name: b, port: 53, protocol: UDP}]",
+        "5 spec.ports[1].port: ",
+        "UDP port 53 is given twice",
+    );
     service("ports: [{port: 0}]", "5 spec.ports[0].port: ", "0 is no port");
     service("ports: [{port: 80000}]", "5 spec.ports[0].port: ", "from 0 to 65535");
     service("ports: [{port: 80}, {port: 81}]", "5 spec.ports[0].name: ", "needs a name");

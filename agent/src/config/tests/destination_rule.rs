@@ -45,6 +45,27 @@ fn policies_are_named_in_the_fields_words() {
 }
 
 #[test]
+fn a_hash_by_source_is_read_and_other_hashes_are_not_enforced() {
+    let check = |hash: &str, expected, later: bool| {
+        let rule = rule(&format!("  trafficPolicy: {{loadBalancer: {{consistentHash: {hash}}}}}\n"));
+        let state = good(&rule);
+        assert_eq!(state.model.policies[0].lb, expected, "{hash}");
+        let object =
+            state.report.objects.iter().find(|object| &*object.kind == "DestinationRule").expect("it");
+        assert_eq!(object.state.as_str() == "partly enforced", later, "{hash}");
+    };
+    check("{useSourceIp: true}", LbPolicy::SourceIp, false);
+    check("{useSourceIp: false}", LbPolicy::LeastRequest, false);
+    check("{useSourceIp: true, maglev: {tableSize: 1021}}", LbPolicy::SourceIp, true);
+    check("{httpHeaderName: x-user}", LbPolicy::LeastRequest, true);
+    check("{httpCookie: {name: user, ttl: 0s}}", LbPolicy::LeastRequest, true);
+    let both = "  trafficPolicy: {loadBalancer: {simple: RANDOM, consistentHash: {useSourceIp: true}}}\n";
+    check_bad(&rule(both), "6 spec.trafficPolicy.loadBalancer", "not both");
+    let unknown = "  trafficPolicy: {loadBalancer: {consistentHash: {useSourceIP: true}}}\n";
+    check_bad(&rule(unknown), "6 spec.trafficPolicy.loadBalancer.consistentHash", "unknown field");
+}
+
+#[test]
 fn the_closest_host_counts_and_rules_of_one_host_add_their_subsets() {
     let wide =
         named("wide", "*.default.svc.cluster.local", "  trafficPolicy: {loadBalancer: {simple: RANDOM}}\n");

@@ -431,6 +431,8 @@ fn model(endpoints: &[SocketAddr]) -> Model {
         cluster_ips: vec![service_address().ip()],
         headless: false,
         ports: vec![ServicePort { name: "http".into(), port: 80, protocol: AppProtocol::Http }],
+        datagram_ports: Vec::new(),
+        affinity: None,
     };
     let endpoint = |address: &SocketAddr| Endpoint {
         service: name(),

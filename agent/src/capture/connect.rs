@@ -1,0 +1,358 @@
+//! Balancing at `connect()`: the cgroup programs, their maps, and the sockets that they have led somewhere.
+//!
+//! The programs go with the process: their links are file descriptors. Connections that were balanced live on without
+//! them; only `getpeername()` tells of the backend then. Nothing of it is needed for traffic to flow: where it is off, or
+//! refused by the kernel, the packet programs see the services' addresses.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use agent_common::balance::{
+    ConnectReason, End, FrontendValue, MemberKey, SlotKey, SlotValue, SocketKey, SocketValue, TCP, Tier,
+    TierReason,
+};
+use aya::maps::{HashMap as KernelMap, MapData, PerCpuArray};
+use aya::programs::cgroup_sock_addr::CgroupSockAddrLink;
+use aya::programs::{CgroupAttachMode, CgroupSockAddr};
+use aya::{Ebpf, EbpfLoader};
+
+use super::CaptureError;
+use super::lower::{Lowered, Pool, PoolName};
+use super::mirror::Mirror;
+use super::programs::{load_error, map};
+use super::vanished::{Sought, Vanished};
+
+/// Slots of all tables together, as in the kernel's map.
+const SLOTS_MAX: usize = 262_144;
+
+/// Those that tell come first, so that no socket is led before it can be told of it.
+const PROGRAMS: [&str; 8] = [
+    "balance_peername4",
+    "balance_peername6",
+    "balance_recvmsg4",
+    "balance_recvmsg6",
+    "balance_connect4",
+    "balance_connect6",
+    "balance_sendmsg4",
+    "balance_sendmsg6",
+];
+
+/// Maps that hold nothing where balancing is off.
+const MAPS: [&str; 5] = ["FRONTENDS", "SLOTS", "MEMBERS", "AFFINITY", "SOCKETS"];
+
+/// Keeps the memory of balancing where it is not wanted.
+pub fn leave_out(loader: &mut EbpfLoader<'_>) {
+    for map in MAPS {
+        loader.map_max_entries(map, 1);
+    }
+}
+
+/// Whose sockets are balanced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CgroupChoice {
+    /// All of the first cgroup v2 hierarchy that is mounted.
+    Auto,
+    /// Those below this directory.
+    Path(PathBuf),
+}
+
+impl CgroupChoice {
+    /// The directory, which is there and is a cgroup's.
+    pub fn find(&self) -> Result<PathBuf, CaptureError> {
+        let path = self.directory(&std::fs::read_to_string("/proc/mounts").unwrap_or_default())?;
+        match path.join("cgroup.procs").metadata() {
+            Ok(_) => Ok(path),
+            Err(_) => {
+                Err(CaptureError::Cgroup { path, reason: "is not the directory of a cgroup".to_owned() })
+            }
+        }
+    }
+
+    /// The directory; for [`CgroupChoice::Auto`] looked up in the text of `/proc/mounts`.
+    fn directory(&self, mounts: &str) -> Result<PathBuf, CaptureError> {
+        match self {
+            Self::Path(path) => Ok(path.clone()),
+            Self::Auto => mounts.lines().find_map(mount_of_cgroup2).ok_or(CaptureError::NoCgroup),
+        }
+    }
+}
+
+impl std::str::FromStr for CgroupChoice {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(if text == "auto" { Self::Auto } else { Self::Path(text.into()) })
+    }
+}
+
+fn mount_of_cgroup2(line: &str) -> Option<PathBuf> {
+    let mut fields = line.split(' ').skip(1);
+    let (path, kind) = (fields.next()?, fields.next()?);
+    (kind == "cgroup2").then(|| PathBuf::from(path))
+}
+
+/// What `status` shows of balancing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ConnectStatus {
+    /// Whose sockets are balanced.
+    pub cgroup: Option<PathBuf>,
+    /// Why none are, where they should be: what is used instead is the packet programs.
+    pub unavailable: Option<String>,
+    /// Frontends by tier and reason.
+    pub frontends: BTreeMap<(Tier, TierReason), usize>,
+}
+
+/// The programs, attached, with their maps.
+pub struct ConnectBalancer {
+    cgroup: PathBuf,
+    /// Detach as they drop.
+    links: Vec<CgroupSockAddrLink>,
+    frontends: Mirror<End, FrontendValue>,
+    members: Mirror<MemberKey, u32>,
+    slots: KernelMap<MapData, SlotKey, SlotValue>,
+    pools: BTreeMap<PoolName, Held>,
+    /// Tables that nothing points to any more, with their sizes. They go with the next change: a program may still read
+    /// them now.
+    retired: Vec<(u32, u32)>,
+    slots_used: usize,
+    next_pool: u32,
+    next_table: u32,
+    seed: u32,
+    known: BTreeSet<End>,
+    vanished: Vanished,
+    counts: BTreeMap<(Tier, TierReason), usize>,
+    counters: ConnectCounters,
+}
+
+/// A pool as the kernel has it.
+struct Held {
+    pool: Pool,
+    id: u32,
+    table: u32,
+    slots: u32,
+}
+
+impl ConnectBalancer {
+    /// Attaches the programs to a cgroup: all of them, or none.
+    pub fn attach(ebpf: &mut Ebpf, cgroup: &Path) -> Result<Self, CaptureError> {
+        let failed = |reason: String| CaptureError::Cgroup { path: cgroup.to_owned(), reason };
+        let directory = File::open(cgroup).map_err(|error| failed(error.to_string()))?;
+        load(ebpf)?;
+        let counters =
+            ConnectCounters { kernel: Arc::new(map(ebpf, "CONNECT_COUNTERS")?), vanished: Arc::default() };
+        let vanished = Vanished::new(map(ebpf, "SOCKETS")?, Arc::clone(&counters.vanished));
+        let mut balancer = Self {
+            cgroup: cgroup.to_owned(),
+            links: Vec::new(),
+            frontends: Mirror::new("FRONTENDS", map(ebpf, "FRONTENDS")?),
+            members: Mirror::new("MEMBERS", map(ebpf, "MEMBERS")?),
+            slots: map(ebpf, "SLOTS")?,
+            pools: BTreeMap::new(),
+            retired: Vec::new(),
+            slots_used: 0,
+            next_pool: 0,
+            next_table: 0,
+            seed: seed(),
+            known: BTreeSet::new(),
+            vanished,
+            counts: BTreeMap::new(),
+            counters,
+        };
+        for name in PROGRAMS {
+            let program = program(ebpf, name);
+            let link = program.attach(&directory, CgroupAttachMode::Single);
+            let link = link.and_then(|link| program.take_link(link));
+            balancer.links.push(link.map_err(|error| failed(super::pins::innermost(&error)))?);
+        }
+        Ok(balancer)
+    }
+
+    /// Whose sockets are balanced, and what is done with them.
+    pub fn status(&self) -> ConnectStatus {
+        ConnectStatus { cgroup: Some(self.cgroup.clone()), unavailable: None, frontends: self.counts.clone() }
+    }
+
+    /// What the programs count, and what became of vanished backends' sockets.
+    pub fn counters(&self) -> ConnectCounters {
+        self.counters.clone()
+    }
+
+    /// Makes the kernel decide as a table says. Sockets whose backend is gone are closed.
+    pub fn apply(&mut self, lowered: Lowered) -> Result<(), CaptureError> {
+        self.drop_retired();
+        let mut held = BTreeMap::new();
+        for (name, pool) in lowered.pools {
+            let before = self.pools.remove(&name);
+            if let Some(now) = self.hold(before, pool) {
+                held.insert(name, now);
+            }
+        }
+        for gone in std::mem::replace(&mut self.pools, held).into_values() {
+            self.retired.push((gone.table, gone.slots));
+        }
+        self.members.set(&self.wanted_members())?;
+        let (frontends, counts) = self.wanted_frontends(&lowered.frontends);
+        let left_out = self.frontends.set(&frontends)?;
+        if left_out > 0 {
+            tracing::error!(left_out, "more frontends than the kernel's map holds; those are not balanced");
+        }
+        self.counts = counts;
+        let gone: BTreeSet<End> = self.known.difference(&lowered.known).copied().collect();
+        self.known = lowered.known;
+        self.vanished.seek(gone);
+        Ok(())
+    }
+
+    /// Looks once more for sockets of backends that have gone: one may have been led there in the last moment.
+    pub fn look_again(&mut self) {
+        self.vanished.seek_again();
+    }
+
+    /// The pool with its table in the kernel; `None` where there is no room for it.
+    fn hold(&mut self, before: Option<Held>, pool: Pool) -> Option<Held> {
+        let id = match before {
+            Some(held) if held.pool == pool => return Some(held),
+            Some(held) => {
+                self.retired.push((held.table, held.slots));
+                held.id
+            }
+            None => {
+                self.next_pool += 1;
+                self.next_pool
+            }
+        };
+        let slots = pool.slots();
+        if self.slots_used + slots.len() > SLOTS_MAX {
+            tracing::error!("more backends than the kernel's map holds; a service's port is not balanced");
+            return None;
+        }
+        self.next_table = self.next_table.wrapping_add(1);
+        let table = self.next_table;
+        let mut count = 0;
+        for value in slots {
+            if let Err(error) = self.slots.insert(SlotKey { table, slot: count }, value, 0) {
+                tracing::error!(%error, "the kernel's map takes no backends; a service's port is not balanced");
+                self.retired.push((table, count));
+                return None;
+            }
+            count += 1;
+            self.slots_used += 1;
+        }
+        Some(Held { pool, id, table, slots: count })
+    }
+
+    fn drop_retired(&mut self) {
+        for (table, slots) in std::mem::take(&mut self.retired) {
+            for slot in 0..slots {
+                if let Err(error) = self.slots.remove(&SlotKey { table, slot }) {
+                    tracing::debug!(%error, "taking a slot away");
+                }
+                self.slots_used -= 1;
+            }
+        }
+    }
+
+    fn wanted_members(&self) -> HashMap<MemberKey, u32> {
+        let coming_back = self.pools.values().filter(|held| held.pool.affinity_seconds > 0);
+        let members =
+            coming_back.flat_map(|held| held.pool.backends.iter().map(|backend| (held.id, *backend)));
+        members.map(|(pool, backend)| (MemberKey { pool, backend }, 1)).collect()
+    }
+
+    fn wanted_frontends(
+        &self,
+        decisions: &BTreeMap<End, super::lower::Decision>,
+    ) -> (HashMap<End, FrontendValue>, BTreeMap<(Tier, TierReason), usize>) {
+        let mut wanted = HashMap::new();
+        let mut counts = BTreeMap::new();
+        for (address, decision) in decisions {
+            let held = decision.pool.as_ref().map(|name| self.pools.get(name));
+            let (tier, why) = match held {
+                Some(None) if address.protocol == TCP => (Tier::AgentL4, TierReason::NoRoom),
+                Some(None) => (Tier::Direct, TierReason::NoRoom),
+                _ => (decision.tier, decision.why),
+            };
+            *counts.entry((tier, why)).or_default() += 1;
+            wanted.insert(*address, self.value((tier, why), held.flatten()));
+        }
+        (wanted, counts)
+    }
+
+    fn value(&self, (tier, why): (Tier, TierReason), held: Option<&Held>) -> FrontendValue {
+        FrontendValue {
+            tier: tier as u32,
+            why: why as u32,
+            pool: held.map_or(0, |held| held.id),
+            table: held.map_or(0, |held| held.table),
+            slots: held.map_or(0, |held| held.slots),
+            choice: held.map_or(0, |held| held.pool.choice as u32),
+            affinity_seconds: held.map_or(0, |held| held.pool.affinity_seconds),
+            seed: self.seed,
+        }
+    }
+}
+
+/// Sockets by what became of their wish, readable from anywhere.
+#[derive(Clone)]
+pub struct ConnectCounters {
+    kernel: Arc<PerCpuArray<MapData, u64>>,
+    vanished: Arc<Sought>,
+}
+
+impl ConnectCounters {
+    /// Reads them, summed over all CPUs.
+    pub fn read(&self) -> Vec<(&'static str, u64)> {
+        let sum = |reason: ConnectReason| match self.kernel.get(&(reason as u32), 0) {
+            Ok(values) => values.iter().sum(),
+            Err(_) => 0,
+        };
+        let decided = ConnectReason::ALL.into_iter().map(|reason| (reason.as_str(), sum(reason)));
+        decided.chain(self.vanished.read()).collect()
+    }
+}
+
+/// The same for as long as the machine runs, as the cookies are that it is mixed with.
+fn seed() -> u32 {
+    let boot = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    boot.iter().fold(0x811c_9dc5, |hash: u32, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
+}
+
+/// Loads the programs; nothing is attached yet.
+pub fn load(ebpf: &mut Ebpf) -> Result<(), CaptureError> {
+    for name in PROGRAMS {
+        program(ebpf, name).load().map_err(|source| load_error(name, source))?;
+    }
+    Ok(())
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut CgroupSockAddr {
+    let program = ebpf.program_mut(name).expect("the object holds the program");
+    program.try_into().expect("the program is one of socket addresses")
+}
+
+/// The map of balanced sockets.
+pub type Sockets = KernelMap<MapData, SocketKey, SocketValue>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hierarchy_is_found_wherever_it_is_mounted() {
+        let check = |mounts: &str, expected: Option<&str>| {
+            let found = CgroupChoice::Auto.directory(mounts).ok();
+            assert_eq!(found, expected.map(PathBuf::from), "{mounts}");
+        };
+        check("cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n", Some("/sys/fs/cgroup"));
+        check(
+            "cgroup /sys/fs/cgroup/cpu cgroup rw 0 0\nnone /sys/fs/cgroup/unified cgroup2 rw 0 0\n",
+            Some("/sys/fs/cgroup/unified"),
+        );
+        check("cgroup2 /trap tmpfs rw 0 0\n", None);
+        check("", None);
+        let named = CgroupChoice::Path("/x".into());
+        assert_eq!(named.directory("").ok(), Some("/x".into()));
+    }
+}

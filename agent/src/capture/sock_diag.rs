@@ -1,0 +1,181 @@
+//! The kernel's `sock_diag`, as bytes: asking for all sockets of a kind, and for the end of one (`linux/inet_diag.h`).
+//!
+//! Pure; who sends the bytes is [`super::vanished`].
+
+/// `SOCK_DIAG_BY_FAMILY`.
+const ASK: u16 = 20;
+/// `SOCK_DESTROY`.
+const DESTROY: u16 = 21;
+const NLM_F_REQUEST: u16 = 0x1;
+const NLM_F_ACK: u16 = 0x4;
+/// `NLM_F_ROOT | NLM_F_MATCH`.
+const NLM_F_DUMP: u16 = 0x300;
+/// `NLMSG_ERROR` and `NLMSG_DONE`.
+const ERROR: u16 = 2;
+const DONE: u16 = 3;
+
+/// A message's header, and what follows it in a request: `inet_diag_req_v2`.
+const HEADER: usize = 16;
+const REQUEST: usize = 72;
+const _: () = assert!(REQUEST == HEADER + 8 + ID);
+/// `inet_diag_sockid`: ports, addresses, interface, cookie.
+pub const ID: usize = 48;
+/// All states but those of connections that are over, and of listeners.
+const STATES: u32 = !((1 << 6) | (1 << 7) | (1 << 10));
+
+/// Sockets of one family and protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kind {
+    /// `AF_INET` or `AF_INET6`.
+    pub family: u8,
+    /// TCP or UDP.
+    pub protocol: u8,
+}
+
+/// One socket, as the kernel names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocketId(pub [u8; ID]);
+
+impl SocketId {
+    /// The socket's cookie.
+    pub fn cookie(&self) -> u64 {
+        let half = |at: usize| u64::from(word(&self.0[at..]));
+        half(40) | (half(44) << 32)
+    }
+
+    /// The other end's port and address, as they lie in memory. IPv4 is in the first word.
+    pub fn peer(&self) -> (u16, [u32; 4]) {
+        let port = u16::from_ne_bytes([self.0[2], self.0[3]]);
+        (port, [20, 24, 28, 32].map(|at| word(&self.0[at..])))
+    }
+}
+
+/// What one datagram of answers said.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Answers {
+    /// These sockets, and more will follow.
+    More(Vec<SocketId>),
+    /// These are the last; the error number, where it was one.
+    Last(Vec<SocketId>, Option<i32>),
+}
+
+/// Asks for all sockets of a kind.
+pub fn ask(kind: Kind) -> [u8; REQUEST] {
+    request(ASK, NLM_F_DUMP, kind, &SocketId([0; ID]))
+}
+
+/// Asks for the end of a socket.
+pub fn destroy(kind: Kind, socket: &SocketId) -> [u8; REQUEST] {
+    request(DESTROY, NLM_F_ACK, kind, socket)
+}
+
+fn request(message: u16, flags: u16, kind: Kind, socket: &SocketId) -> [u8; REQUEST] {
+    let mut bytes = [0; REQUEST];
+    bytes[..4].copy_from_slice(&72_u32.to_ne_bytes());
+    bytes[4..6].copy_from_slice(&message.to_ne_bytes());
+    bytes[6..8].copy_from_slice(&(flags | NLM_F_REQUEST).to_ne_bytes());
+    bytes[HEADER] = kind.family;
+    bytes[HEADER + 1] = kind.protocol;
+    bytes[HEADER + 4..HEADER + 8].copy_from_slice(&STATES.to_ne_bytes());
+    bytes[HEADER + 8..].copy_from_slice(&socket.0);
+    bytes
+}
+
+/// Reads a datagram of answers. What is cut short ends it.
+pub fn read(mut bytes: &[u8]) -> Answers {
+    let mut sockets = Vec::new();
+    while bytes.len() >= HEADER {
+        let length = usize::try_from(word(bytes)).unwrap_or(usize::MAX);
+        let Some(body) = bytes.get(HEADER..length) else {
+            return Answers::Last(sockets, Some(libc::EBADMSG));
+        };
+        match u16::from_ne_bytes([bytes[4], bytes[5]]) {
+            DONE => return Answers::Last(sockets, None),
+            ERROR => {
+                let number =
+                    body.get(..4).map_or(libc::EBADMSG, |error| word(error).cast_signed().wrapping_neg());
+                return Answers::Last(sockets, (number != 0).then_some(number));
+            }
+            // `inet_diag_msg`: family, state, timer, retransmissions, then the socket.
+            _ => {
+                if let Some(id) = body.get(4..4 + ID).and_then(|id| id.try_into().ok()) {
+                    sockets.push(SocketId(id));
+                }
+            }
+        }
+        // Messages begin at multiples of four.
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Answers::More(sockets)
+}
+
+/// The first four bytes as a number; the caller has seen that they are there.
+fn word(bytes: &[u8]) -> u32 {
+    u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KIND: Kind = Kind { family: 2, protocol: 17 };
+
+    fn message(kind: u16, body: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(HEADER + body.len()).expect("is short");
+        let mut bytes = length.to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend([0; 10]);
+        bytes.extend(body);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    fn socket(cookie: u64) -> SocketId {
+        let mut id = [0; ID];
+        id[2..4].copy_from_slice(&[0x14, 0xe9]);
+        id[20..24].copy_from_slice(&[10, 0, 0, 1]);
+        id[40..48].copy_from_slice(&cookie.to_ne_bytes());
+        SocketId(id)
+    }
+
+    fn listed(socket: &SocketId) -> Vec<u8> {
+        message(ASK, &[&[2, 1, 0, 0][..], &socket.0, &[0; 20]].concat())
+    }
+
+    #[test]
+    fn requests_are_as_the_kernel_lays_them_out() {
+        let bytes = destroy(KIND, &socket(7));
+        assert_eq!(bytes.len(), 72);
+        assert_eq!(bytes[..8], [72, 0, 0, 0, 21, 0, 5, 0]);
+        assert_eq!(bytes[16..18], [2, 17]);
+        assert_eq!(SocketId(bytes[24..72].try_into().expect("48 bytes")), socket(7));
+        assert_eq!(ask(KIND)[4..8], [20, 0, 1, 3]);
+    }
+
+    #[test]
+    fn a_socket_tells_its_cookie_and_its_peer() {
+        let id = socket(0x1_0000_0002);
+        assert_eq!(id.cookie(), 0x1_0000_0002);
+        assert_eq!(id.peer(), (5353_u16.to_be(), [u32::from_ne_bytes([10, 0, 0, 1]), 0, 0, 0]));
+    }
+
+    #[test]
+    fn answers_whole_and_broken() {
+        let (one, two) = (socket(1), socket(2));
+        let both = [listed(&one), listed(&two)].concat();
+        assert_eq!(read(&both), Answers::More(vec![one, two]));
+        let ended = [listed(&one), message(DONE, &[0; 4])].concat();
+        assert_eq!(read(&ended), Answers::Last(vec![one], None));
+        assert_eq!(read(&message(ERROR, &[0; 20])), Answers::Last(vec![], None));
+        let refused = (-libc::EOPNOTSUPP).to_ne_bytes();
+        assert_eq!(read(&message(ERROR, &refused)), Answers::Last(vec![], Some(libc::EOPNOTSUPP)));
+        assert_eq!(read(&message(ERROR, &[])), Answers::Last(vec![], Some(libc::EBADMSG)));
+        assert_eq!(read(&[]), Answers::More(vec![]));
+        // A length that lies, in either direction.
+        for length in [0_u32, 15, 17, u32::MAX] {
+            let mut broken = message(ASK, &[]);
+            broken[..4].copy_from_slice(&length.to_ne_bytes());
+            assert_eq!(read(&broken), Answers::Last(vec![], Some(libc::EBADMSG)), "{length}");
+        }
+    }
+}
