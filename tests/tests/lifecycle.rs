@@ -125,6 +125,7 @@ fn a_killed_agents_place_is_taken_in_one_step() -> Result<()> {
     client.wait_answers(50, LIMIT)?;
     let counted = site.mesh.metric(NODE, CAPTURED)?;
     ensure!(counted >= 50.0, "{counted} connections were captured");
+    ports_are_apart(&site)?;
     let pins = site.pins()?;
     let (links, before) = (names(&pins.join("links")), site.programs()?);
     let maps = names(&pins).into_iter().find(|name| name.starts_with("maps-")).context("no maps")?;
@@ -155,6 +156,23 @@ fn a_killed_agents_place_is_taken_in_one_step() -> Result<()> {
     Ok(())
 }
 
+/// What the agent dials in a pod's name never has a port that the pod itself may take.
+fn ports_are_apart(site: &Site) -> Result<()> {
+    let sockets =
+        site.mesh.lab.node(NODE)?.in_netns(|| fs::read_to_string("/proc/thread-self/net/tcp"))??;
+    // Both ends are words of hexadecimal digits, ADDRESS:PORT.
+    let port = |end: &str| u16::from_str_radix(end.rsplit(':').next()?, 16).ok();
+    let local = |line: &str| {
+        let mut words = line.split_whitespace().skip(1);
+        let (local, remote) = (words.next()?, words.next()?);
+        (port(remote)? == 7000).then(|| port(local))?
+    };
+    let ports: Vec<u16> = sockets.lines().filter_map(local).collect();
+    ensure!(ports.len() >= 20, "{} sockets towards the backend:\n{sockets}", ports.len());
+    ensure!(ports.iter().all(|port| *port >= 61000), "ports of pods among {ports:?}");
+    Ok(())
+}
+
 #[test]
 fn replacing_an_agent_is_not_noticed() -> Result<()> {
     if unprivileged("replacing_an_agent_is_not_noticed") {
@@ -170,6 +188,7 @@ fn replacing_an_agent_is_not_noticed() -> Result<()> {
         ("direct, one connection", direct, Keeps::One),
         ("direct, many connections", direct, Keeps::None),
         ("captured, one connection", service, Keeps::One),
+        ("captured, many connections", service, Keeps::None),
     ];
     let started = clients.map(|(what, to, keeps)| Ok((what, PingPong::start(&client, to, keeps)?)));
     let started = started.into_iter().collect::<Result<Vec<_>>>()?;

@@ -50,10 +50,9 @@ impl Feature {
     fn words(self) -> (&'static str, &'static str) {
         match self {
             Self::Tcx => ("tcx", "before 6.6: filters of the clsact qdisc are used"),
-            Self::PortRange => (
-                "IP_LOCAL_PORT_RANGE",
-                "before 6.3: source ports of spoofed connections are chosen by the agent",
-            ),
+            Self::PortRange => {
+                ("IP_LOCAL_PORT_RANGE", "source ports of spoofed connections are chosen by the agent")
+            }
             Self::Cgroup2 => {
                 ("cgroup v2", "not mounted: nothing is decided at sockets, all of it at packets")
             }

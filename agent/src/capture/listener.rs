@@ -21,8 +21,9 @@ const BACKLOG: i32 = 4096;
 const SPOOFED_PORTS: std::ops::RangeInclusive<u16> = 61000..=65535;
 /// How many ports are tried where the kernel can't choose within the range by itself (before 6.3).
 const PORT_TRIES: u32 = 64;
-/// How often a pod's address is tried with another port, before the node's own speaks in its place.
-const SPOOFED_TRIES: u32 = 3;
+/// How often a pod's address is tried with another port, before the node's own speaks in its place: a destination that is
+/// dialled often holds many ports by what is remembered of its last connections.
+const SPOOFED_TRIES: u32 = 16;
 
 /// One worker's listeners, one per family that the node has. On loopback: the kernel programs assign packets to them whatever address they
 /// are bound to, and nothing else shall reach them.
@@ -80,12 +81,14 @@ pub struct SpoofingConnector {
     own_mark: u32,
     local: LocalAddresses,
     next_port: AtomicU32,
+    kernel_chooses: bool,
 }
 
 impl SpoofingConnector {
     /// `seed` spreads the source ports of several workers.
     pub fn new(own_mark: u32, local: LocalAddresses, seed: u32) -> Self {
-        Self { own_mark, local, next_port: AtomicU32::new(seed) }
+        let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+        Self { own_mark, local, next_port: AtomicU32::new(seed), kernel_chooses: has_spoofed_ports(&range) }
     }
 
     /// The source to bind. None towards the node itself and towards the pod itself: the reply to a pod's address would
@@ -120,7 +123,7 @@ impl SpoofingConnector {
     }
 
     fn bind_spoofed(&self, socket: &Socket, source: IpAddr) -> io::Result<()> {
-        if set_port_range(socket.as_raw_fd()).is_ok() {
+        if self.kernel_chooses && set_port_range(socket.as_raw_fd()).is_ok() {
             // The port is chosen at connect, unique by both ends and not by the source alone.
             set_option(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
             return socket.bind(&SocketAddr::new(source, 0).into());
@@ -177,6 +180,14 @@ fn set_transparent(socket: &Socket, address: SocketAddr) -> io::Result<()> {
     }
 }
 
+/// Whether a socket's own range counts: the kernel takes it for a part of the namespace's (`ip_local_port_range`), and passes
+/// over what is outside of that.
+fn has_spoofed_ports(namespace: &str) -> bool {
+    let mut ends = namespace.split_whitespace().map_while(|word| word.parse::<u16>().ok());
+    let (Some(low), Some(high)) = (ends.next(), ends.next()) else { return false };
+    low <= *SPOOFED_PORTS.start() && *SPOOFED_PORTS.end() <= high
+}
+
 /// `IP_LOCAL_PORT_RANGE` (6.3): low port in the lower half, high port in the upper; IPv6 sockets have it too.
 pub(super) fn set_port_range(fd: RawFd) -> io::Result<()> {
     const IP_LOCAL_PORT_RANGE: i32 = 51;
@@ -187,6 +198,19 @@ pub(super) fn set_port_range(fd: RawFd) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_range_outside_the_namespaces_own_is_not_left_to_the_kernel() {
+        for (namespace, expected) in [
+            ("32768\t60999\n", false),
+            ("1024\t65535\n", true),
+            ("61001 65535", false),
+            ("", false),
+            ("a b", false),
+        ] {
+            assert_eq!(has_spoofed_ports(namespace), expected, "{namespace:?}");
+        }
+    }
 
     #[test]
     fn only_a_lack_of_ports_is_answered_with_another() {
