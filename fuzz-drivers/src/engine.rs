@@ -330,8 +330,14 @@ fn context(upstreams: &Rc<Upstreams>) -> (watch::Sender<bool>, Context) {
 fn model() -> Model {
     let name = ObjectName::new("default", "web");
     let port = ServicePort { name: "http".into(), port: SERVICE.port(), protocol: AppProtocol::Http };
-    let service =
-        Service { name: name.clone(), cluster_ips: vec![SERVICE.ip()], headless: false, ports: vec![port] };
+    let service = Service {
+        name: name.clone(),
+        cluster_ips: vec![SERVICE.ip()],
+        headless: false,
+        ports: vec![port],
+        datagram_ports: Vec::new(),
+        affinity: None,
+    };
     let endpoint = Endpoint {
         service: name.clone(),
         service_port: SERVICE.port(),

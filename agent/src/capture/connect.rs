@@ -62,10 +62,11 @@ impl CgroupChoice {
     /// The directory, which is there and is a cgroup's.
     pub fn find(&self) -> Result<PathBuf, CaptureError> {
         let path = self.directory(&std::fs::read_to_string("/proc/mounts").unwrap_or_default())?;
-        match path.join("cgroup.procs").metadata() {
+        // Groups of version 1 do not have this file.
+        match path.join("cgroup.controllers").metadata() {
             Ok(_) => Ok(path),
             Err(_) => {
-                Err(CaptureError::Cgroup { path, reason: "is not the directory of a cgroup".to_owned() })
+                Err(CaptureError::Cgroup { path, reason: "is not the directory of a cgroup v2".to_owned() })
             }
         }
     }
