@@ -6,6 +6,7 @@ mod ctx;
 mod deliver;
 mod maps;
 mod tc_pod;
+mod tc_policy;
 mod tc_uplink;
 
 #[panic_handler]

@@ -47,6 +47,20 @@ pub struct CaptureStatus {
     pub destinations: usize,
     /// Destinations beyond the kernel map's capacity; their traffic goes direct.
     pub destinations_over_capacity: usize,
+    /// Pods under AuthorizationPolicies, as the kernel enforces them.
+    #[serde(default)]
+    pub policy: PolicyStatus,
+}
+
+/// Addresses of pods under policy.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyStatus {
+    /// All of them.
+    pub pods: usize,
+    /// Closed to everybody, because their verdicts found no room in the kernel's maps.
+    pub closed: usize,
+    /// Left to the agent alone, because they found no room themselves.
+    pub left_out: usize,
 }
 
 /// One interface.

@@ -14,10 +14,11 @@ use super::gateways::ListenerError;
 use super::tables::Applied;
 use super::{Addresses, Settings};
 use crate::admin::{
-    CaptureStatus, DrainStatus, InterfaceStatus, ListenerStatus, Source, Status, TableStatus, WorkerStatus,
+    CaptureStatus, DrainStatus, InterfaceStatus, ListenerStatus, PolicyStatus, Source, Status, TableStatus,
+    WorkerStatus,
 };
 use crate::capture::{self, EngineHandle};
-use crate::compile::RoutingTable;
+use crate::compile::{Denied, RoutingTable};
 use crate::config::{ObjectState, Report, Severity, State};
 use crate::telemetry::log::LogHandle;
 use crate::telemetry::{AccessLog, BuildInfo, ConfigState, Metrics, rfc3339};
@@ -107,6 +108,8 @@ impl Observed {
     pub(super) fn set_capture(&self, handle: &EngineHandle) {
         let counters = handle.counters();
         self.metrics.watch_packets(move || counters.read());
+        let drops = handle.policy_drops();
+        self.metrics.watch_policy(move || drops.read().into_iter().map(refused).collect());
         self.changing().capture = Some(handle.status());
     }
 
@@ -175,6 +178,14 @@ impl Observed {
     }
 }
 
+/// Labels of what policy refused. Without a rule of its own it was refused for lack of room in the kernel's maps.
+fn refused((denied, packets): (Option<Denied>, u64)) -> (String, String, u64) {
+    match denied {
+        Some(denied) => (denied.policy.to_string(), denied.rule_label(), packets),
+        None => ("-".to_owned(), "no_room".to_owned(), packets),
+    }
+}
+
 fn listener(name: &str, address: SocketAddr) -> ListenerStatus {
     ListenerStatus { name: name.to_owned(), address: address.to_string(), error: None }
 }
@@ -195,6 +206,11 @@ fn capturing(status: capture::CaptureStatus) -> CaptureStatus {
         uplinks: status.uplinks.into_iter().map(hooked).collect(),
         destinations: status.destinations,
         destinations_over_capacity: status.destinations_over_capacity,
+        policy: PolicyStatus {
+            pods: status.policy.pods,
+            closed: status.policy.closed,
+            left_out: status.policy.left_out,
+        },
     }
 }
 

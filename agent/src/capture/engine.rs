@@ -9,13 +9,14 @@ use futures_util::stream::{Stream, StreamExt};
 use tokio::sync::{oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
+use super::guard::Guard;
 use super::interfaces::{Hooked, Snapshot};
 use super::listener::CaptureListeners;
 use super::netlink::Netlink;
 use super::plumbing::Plumbing;
 use super::programs::{Attach, Captured, Counters, Programs};
 use super::upkeep::Upkeep;
-use super::{CaptureError, CaptureSettings, CaptureStatus, LocalAddresses};
+use super::{CaptureError, CaptureSettings, CaptureStatus, LocalAddresses, PolicyDrops};
 use crate::compile::RoutingTable;
 
 /// Netlink may drop messages under pressure; everything is read anew this often.
@@ -40,6 +41,7 @@ struct Reconciled {
 pub struct Engine {
     settings: CaptureSettings,
     programs: Programs,
+    guard: Guard,
     netlink: Netlink,
     changes: Changes,
     local: LocalAddresses,
@@ -61,12 +63,18 @@ pub struct EngineHandle {
     stop: oneshot::Sender<oneshot::Sender<()>>,
     status: watch::Receiver<CaptureStatus>,
     counters: Counters,
+    drops: PolicyDrops,
 }
 
 impl EngineHandle {
     /// What the programs count.
     pub fn counters(&self) -> Counters {
         self.counters.clone()
+    }
+
+    /// What policy has refused in the kernel.
+    pub fn policy_drops(&self) -> PolicyDrops {
+        self.drops.clone()
     }
 
     /// What capture looks like now.
@@ -99,15 +107,19 @@ impl Engine {
         if let Some(rule) = plumbing.clash(netlink.handle()).await? {
             return Err(CaptureError::MarkTaken(rule));
         }
-        let programs = Programs::load(settings.marks, settings.workers)?;
+        let mut programs = Programs::load(settings.marks, settings.workers)?;
+        let attach = programs.attach_kind();
+        let guard = Guard::load(programs.ebpf_mut(), attach)?;
         // One transaction, or nothing: where nft is missing there is nothing to undo yet.
         plumbing.install_notrack()?;
         let (stop_sender, stop) = oneshot::channel();
         let (status, status_receiver) = watch::channel(CaptureStatus::default());
         let counters = programs.counters();
+        let drops = guard.drops();
         let mut engine = Self {
             settings,
             programs,
+            guard,
             netlink,
             changes: Box::pin(changes),
             local,
@@ -125,7 +137,7 @@ impl Engine {
             engine.remove().await;
             return Err(error);
         }
-        Ok((engine, EngineHandle { stop: stop_sender, status: status_receiver, counters }))
+        Ok((engine, EngineHandle { stop: stop_sender, status: status_receiver, counters, drops }))
     }
 
     async fn install(&mut self, listeners: &[CaptureListeners]) -> Result<(), CaptureError> {
@@ -175,6 +187,7 @@ impl Engine {
     /// Removes programs, rules, routes and the nft table.
     pub async fn remove(mut self) {
         let hooked: Vec<u32> = self.programs.attached().map(|(index, ..)| index).collect();
+        self.guard.detach_all();
         self.programs.detach_all();
         if self.programs.attach_kind() == Attach::Clsact {
             for index in hooked {
@@ -261,7 +274,15 @@ impl Engine {
                 }
             }
         }
+        self.guard_pods();
         Ok(reconciled)
+    }
+
+    /// Brings the guard in line with the pods' interfaces.
+    fn guard_pods(&mut self) {
+        let pods = self.programs.attached().filter(|(.., hook)| *hook == Hooked::Pod);
+        let pods = pods.map(|(index, name, _)| (index, name.to_owned())).collect();
+        self.guard.follow(self.programs.ebpf_mut(), &pods);
     }
 
     /// Brings the map of addresses in line, and what the connectors know.
@@ -285,6 +306,10 @@ impl Engine {
 
     fn apply_table(&mut self) -> Result<(), CaptureError> {
         let table = self.tables.borrow_and_update().clone();
+        // Policy comes before what it is about, and whether or not anything is captured.
+        let guarded = self.guard.apply(&table);
+        self.guard_pods();
+        guarded?;
         // Without destinations everything goes direct.
         let wanted = table.frontends.keys().copied().filter(|_| !self.paused);
         self.captured = self.programs.set_destinations(wanted)?;
@@ -307,9 +332,10 @@ impl Engine {
             pod_interfaces: names(true),
             uplinks: names(false),
             paused: self.upkeep.broken().map(ToOwned::to_owned),
-            failed: self.failed.values().cloned().collect(),
+            failed: self.failed.values().chain(self.guard.failed()).cloned().collect(),
             destinations: self.captured.destinations,
             destinations_over_capacity: self.captured.over_capacity,
+            policy: self.guard.status(),
         });
     }
 }

@@ -7,8 +7,11 @@ mod claim;
 mod engine;
 mod error;
 mod glob;
+mod guard;
 mod interfaces;
+mod kernel_policy;
 mod listener;
+mod lowering;
 mod mirror;
 mod netlink;
 mod plumbing;
@@ -21,6 +24,7 @@ pub use engine::{Engine, EngineHandle};
 pub use error::CaptureError;
 pub use glob::Glob;
 pub use interfaces::{Hooked, Snapshot};
+pub use kernel_policy::{PolicyDrops, PolicyStatus};
 pub use listener::{CaptureListeners, SpoofingConnector};
 pub use programs::Counters;
 pub use self_check::{Check, Outcome, checks};
@@ -83,4 +87,6 @@ pub struct CaptureStatus {
     pub destinations: usize,
     /// Destinations beyond the map's capacity; their traffic goes direct.
     pub destinations_over_capacity: usize,
+    /// Pods under policy.
+    pub policy: PolicyStatus,
 }

@@ -101,6 +101,11 @@ impl Programs {
         self.attach
     }
 
+    /// The loaded object, for features that keep their own programs and maps.
+    pub fn ebpf_mut(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
     /// Gives the workers' listeners to the programs: from now on new connections are captured.
     pub fn set_listeners(&mut self, listeners: &[CaptureListeners]) -> Result<(), CaptureError> {
         for (worker, pair) in (0u32..).zip(listeners) {
@@ -221,7 +226,7 @@ fn classifier(ebpf: &mut Ebpf, hook: Hooked) -> &mut SchedClassifier {
     program.try_into().expect("the program is a classifier")
 }
 
-fn map<T: TryFrom<aya::maps::Map, Error = MapError>>(
+pub(super) fn map<T: TryFrom<aya::maps::Map, Error = MapError>>(
     ebpf: &mut Ebpf,
     name: &'static str,
 ) -> Result<T, CaptureError> {
@@ -240,7 +245,7 @@ fn object_error(error: EbpfError) -> CaptureError {
     }
 }
 
-fn load_error(program: &'static str, source: ProgramError) -> CaptureError {
+pub(super) fn load_error(program: &'static str, source: ProgramError) -> CaptureError {
     match &source {
         ProgramError::LoadError { io_error, .. } if io_error.raw_os_error() == Some(libc::EPERM) => {
             CaptureError::Privilege
@@ -262,7 +267,7 @@ fn prepare_clsact(interface: &str, hook: Hooked) -> Result<(), aya::programs::tc
 }
 
 /// The cause that says something: aya wraps the kernel's errno in layers that only name the call.
-fn innermost(error: &ProgramError) -> String {
+pub(super) fn innermost(error: &ProgramError) -> String {
     let mut cause: &dyn std::error::Error = error;
     while let Some(source) = cause.source() {
         cause = source;

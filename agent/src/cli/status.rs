@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use serde_json::Value;
 
 use super::{ClientArgs, Format, ask, output};
-use crate::admin::{InterfaceStatus, Status};
+use crate::admin::{InterfaceStatus, PolicyStatus, Status};
 
 pub(super) fn run(args: &ClientArgs) -> anyhow::Result<ExitCode> {
     let status: Status = ask(args, "/status")?;
@@ -74,6 +74,15 @@ fn capture(status: &Status) -> Vec<String> {
         if let Some(reason) = &interface.not_captured {
             lines.push(format!("             NOT CAPTURED {}: {reason}", interface.name));
         }
+    }
+    let policy = &capture.policy;
+    if policy.pods > 0 {
+        let mut line = format!("             {} addresses of pods under policy", policy.pods);
+        if policy.closed + policy.left_out > 0 {
+            let PolicyStatus { closed, left_out, .. } = policy;
+            line += &format!(", {closed} CLOSED and {left_out} NOT ENFORCED in the kernel for lack of room");
+        }
+        lines.push(line);
     }
     if capture.destinations_over_capacity > 0 {
         lines.push(format!(

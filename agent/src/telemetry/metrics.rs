@@ -86,10 +86,15 @@ pub(super) struct Shared {
     writers: Mutex<Vec<(&'static str, LineWriter)>>,
     packets: IntCounterVec,
     packet_counts: OnceLock<PacketCounts>,
+    pub(super) policy_drops: IntCounterVec,
+    policy_counts: OnceLock<PolicyCounts>,
 }
 
 /// Reads what the kernel programs have counted, by reason.
 type PacketCounts = Box<dyn Fn() -> Vec<(&'static str, u64)> + Send + Sync>;
+
+/// Reads what policy has refused in the kernel, by policy and rule.
+type PolicyCounts = Box<dyn Fn() -> Vec<(String, String, u64)> + Send + Sync>;
 
 impl Metrics {
     /// Registers everything.
@@ -110,6 +115,11 @@ impl Metrics {
     /// Shows what the kernel programs count; read whenever the metrics are. Only the first reader is taken.
     pub fn watch_packets(&self, read: impl Fn() -> Vec<(&'static str, u64)> + Send + Sync + 'static) {
         let _ = self.shared.packet_counts.set(Box::new(read));
+    }
+
+    /// Shows what policy has refused in the kernel, by policy and rule; read whenever the metrics are.
+    pub fn watch_policy(&self, read: impl Fn() -> Vec<(String, String, u64)> + Send + Sync + 'static) {
+        let _ = self.shared.policy_counts.set(Box::new(read));
     }
 
     /// How many objects of the configuration are in a state.
@@ -168,6 +178,11 @@ impl Metrics {
         }
         for (reason, packets) in self.shared.packet_counts.get().map(|read| read()).unwrap_or_default() {
             let counter = self.shared.packets.with_label_values(&[reason]);
+            counter.inc_by(packets.saturating_sub(counter.get()));
+        }
+        for (policy, rule, packets) in self.shared.policy_counts.get().map(|read| read()).unwrap_or_default()
+        {
+            let counter = self.shared.policy_drops.with_label_values(&["kernel", &policy, &rule]);
             counter.inc_by(packets.saturating_sub(counter.get()));
         }
         let encoder = TextEncoder::new();
@@ -238,6 +253,12 @@ impl Shared {
                 &["reason"],
             )?,
             packet_counts: OnceLock::new(),
+            policy_drops: make.counters(
+                "sluice_policy_drops_total",
+                "What AuthorizationPolicies refused: packets in the kernel, requests and connections in the agent.",
+                &["tier", "policy", "rule"],
+            )?,
+            policy_counts: OnceLock::new(),
             registry,
         })
     }

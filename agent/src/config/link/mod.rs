@@ -1,6 +1,7 @@
 //! Objects -> model: references between them are looked up, endpoints are found, routes meet their parents. What can't
 //! be resolved is said on the object that refers, and answers with an error where traffic meets it; the rest stands.
 
+mod authorization;
 mod endpoints;
 mod gateway;
 mod host;
@@ -36,6 +37,7 @@ pub(super) fn link(objects: &[Arc<Object>]) -> (Model, Vec<LinkedObject>) {
     notes.mark_kinds();
     let workloads = endpoints::workloads(&world);
     let endpoints = endpoints::endpoints(&world, &workloads, &mut notes);
+    let authorization = authorization::policies(&world);
     let policies = policy::policies(&world, &endpoints, &mut notes);
     let mut mesh_routes = mesh::routes(&world, &policies, &mut notes);
     mesh_routes.extend(http_route::mesh_routes(&world, &mut notes));
@@ -43,7 +45,7 @@ pub(super) fn link(objects: &[Arc<Object>]) -> (Model, Vec<LinkedObject>) {
     let services = endpoints::services(&world);
     let mut workloads: Vec<_> = workloads.into_values().map(|(workload, _)| workload).collect();
     workloads.sort_by(|a, b| a.name.cmp(&b.name));
-    (Model { services, endpoints, workloads, policies, mesh_routes, listeners }, notes.linked)
+    (Model { services, endpoints, workloads, policies, authorization, mesh_routes, listeners }, notes.linked)
 }
 
 /// All objects, by what others refer to them with.
@@ -154,6 +156,7 @@ impl LinkNotes<'_> {
             linked.as_whole = match &object.spec {
                 Spec::Later => true,
                 Spec::Service(service) => service.external,
+                Spec::AuthorizationPolicy(policy) => policy.action.is_none(),
                 Spec::VirtualService(route) => !route.mesh || route.hosts.is_empty(),
                 _ => false,
             };
