@@ -55,7 +55,7 @@ pub const SOURCE_HEAD_BITS: u32 = 16;
 /// All bits of a [`PolicySourceKey`].
 pub const SOURCE_BITS: u32 = 144;
 
-const _: () = assert!(size_of::<PolicySourceKey>() as u32 * 8 == SOURCE_BITS);
+const _: () = assert!(size_of::<PolicySourceKey>() == SOURCE_BITS as usize / 8);
 
 /// What is known of a pod under policy.
 #[repr(C)]
@@ -64,8 +64,12 @@ pub struct PolicyPod {
     /// Which verdicts are its; [`CLOSED`]: none.
     pub set: u32,
     /// Which generation of sources they are about.
-    pub side: u32,
+    pub side: u8,
+    /// Spelled out.
+    pub padding: [u8; 3],
 }
+
+const _: () = assert!(size_of::<PolicyPod>() == 8);
 
 /// A verdict's key.
 #[repr(C)]
@@ -223,7 +227,7 @@ pub fn refuses(packet: &PolicyPacket, maps: &impl PolicyMaps) -> Option<u32> {
     if pod.set == CLOSED {
         return Some(0);
     }
-    let class = maps.class(&PolicySourceKey { side: pod.side as u8, source: packet.source });
+    let class = maps.class(&PolicySourceKey { side: pod.side, source: packet.source });
     // Every set has a verdict on everybody else; without one, nothing is known.
     let Some(value) = verdict(pod.set, class, packet, maps) else { return Some(0) };
     let refused = match packet.kind {

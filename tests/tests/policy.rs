@@ -29,10 +29,9 @@ except TimeoutError: pass
 ";
 
 fn topology() -> Topology {
-    let client = |name: &str, node: &str, namespace: &str| {
-        let mut pod = PodSpec::new(name, node);
-        pod.namespace = namespace.to_owned();
-        pod
+    let client = |name: &str, node: &str, namespace: &str| PodSpec {
+        namespace: namespace.to_owned(),
+        ..PodSpec::new(name, node)
     };
     Topology::with_nodes(2)
         .pod(client("friend", "node1", "good"))
@@ -64,18 +63,21 @@ fn allow() -> String {
     ))
 }
 
-/// Counts, within the server, what comes from each of these pods, before anything else sees it.
+/// Counts, within the server, what comes from each of these pods, and TCP from anybody, before anything else sees it.
 fn count_in_server(mesh: &Mesh, pods: &[&str]) -> Result<()> {
-    let mut rules = String::from("table inet seen {\n");
-    let mut chain = String::from("chain in { type filter hook prerouting priority -400;\n");
+    let mut names = vec!["counter all_tcp {}".to_owned()];
+    let mut chain = vec!["meta l4proto tcp counter name all_tcp".to_owned()];
     for pod in pods {
         let name = pod.replace('-', "_");
-        rules += &format!("counter {name} {{}}\n");
+        names.push(format!("counter {name} {{}}"));
         for (family, word) in ["ip", "ip6"].into_iter().enumerate() {
-            chain += &format!("{word} saddr {} counter name {name}\n", mesh.pod_ip(pod, family)?);
+            chain.push(format!("{word} saddr {} counter name {name}", mesh.pod_ip(pod, family)?));
         }
     }
-    mesh.lab.pod("server")?.netns().nft(&format!("{rules}{chain}}}\n}}\n"))
+    let (names, chain) = (names.join("\n"), chain.join("\n"));
+    let hook = "type filter hook prerouting priority -400;";
+    let table = format!("table inet seen {{\n{names}\nchain in {{ {hook}\n{chain}\n}}\n}}\n");
+    mesh.lab.pod("server")?.netns().nft(&table)
 }
 
 fn seen(mesh: &Mesh, pod: &str) -> Result<u64> {
@@ -236,4 +238,62 @@ fn what_the_pod_begins_itself_goes_on() -> Result<()> {
     echoing.kill()?;
     echoing.wait()?;
     outcome
+}
+
+/// Through the service: what the agent carries is asked about as well, in every tier.
+#[test]
+fn the_agent_refuses_what_the_kernel_would() -> Result<()> {
+    if unprivileged("the_agent_refuses_what_the_kernel_would") {
+        return Ok(());
+    }
+    let mesh = Mesh::up("carried", topology(), &[])?;
+    let tunnel = |pod: &str| -> Result<TcpStream> {
+        let to = mesh.service("server", 0, 81)?;
+        let mut open = mesh.lab.pod(pod)?.in_netns(|| TcpStream::connect_timeout(&to, SILENCE))??;
+        open.set_read_timeout(Some(LIMIT))?;
+        ask(&mut open).context("the connection works at first")?;
+        Ok(open)
+    };
+    let (mut foe, mut friend) = (tunnel("foe")?, tunnel("friend")?);
+    change(&mesh, &deny())?;
+    // Cut without a word of the client: the read ends long before its time.
+    let cut = foe.read(&mut [0; 9]);
+    ensure!(!matches!(&cut, Ok(1..)) && !is_late(&cut), "a connection from before goes on: {cut:?}");
+    ask(&mut friend).context("the friend's connection from before")?;
+    drop((foe, friend));
+    wait_for("the guard", LIMIT, || !reaches(&mesh, "foe", 0).unwrap_or(true))?;
+    count_in_server(&mesh, &["foe", "far-foe"])?;
+    for (foe, node, agent) in [("foe", "node1", 0), ("far-foe", "node2", 1)] {
+        let lines = || mesh.agents[agent].log().matches("rbac_access_denied").count();
+        let (logged, drops) =
+            (lines(), "sluice_policy_drops_total{policy=\"default/p\",rule=\"0\",tier=\"agent\"}");
+        let counted = mesh.metric(node, drops)?;
+        for family in 0..2 {
+            for port in [80, 82] {
+                let response = mesh.get(foe, mesh.service("server", family, port)?, "server", "/")?;
+                let body = response.text();
+                ensure!(response.status == 403, "{foe} got {} at port {port}", response.status);
+                ensure!(body.contains("rbac_access_denied"), "{body}");
+            }
+            let tcp = mesh.get(foe, mesh.service("server", family, 81)?, "server", "/");
+            ensure!(tcp.is_err(), "{foe} got an answer at port 81");
+        }
+        ensure!(seen(&mesh, foe)? == 0 && seen(&mesh, "all_tcp")? == 0, "packets of {foe} got through");
+        ensure!(mesh.metric(node, drops)? >= counted + 6.0, "refusals are not counted");
+        wait_for("the access log", LIMIT, || lines() >= logged + 6)?;
+    }
+    for friend in ["friend", "far-friend"] {
+        for port in [80, 81, 82] {
+            for family in 0..2 {
+                let response = mesh.get(friend, mesh.service("server", family, port)?, "server", "/")?;
+                ensure!(response.status == 200, "{friend} got {} at port {port}", response.status);
+            }
+        }
+    }
+    ensure!(seen(&mesh, "all_tcp")? > 0, "the counter does not count");
+    Ok(())
+}
+
+fn is_late(read: &std::io::Result<usize>) -> bool {
+    read.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
 }

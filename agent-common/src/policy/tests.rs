@@ -89,7 +89,7 @@ fn packets_are_told_apart() {
         ("sctp", ipv4(132, 0, 0, &udp(80, 80)), Other, 0),
         ("v6 syn", ipv6(6, &[], &tcp(4000, 80, SYN)), Opening, 80),
         ("v6 hop-by-hop", ipv6(6, &[hop(1)], &tcp(4000, 80, SYN)), Opening, 80),
-        ("v6 authentication", ipv6(6, &[auth.clone()], &tcp(4000, 80, ACK)), Continuing, 80),
+        ("v6 authentication", ipv6(6, std::slice::from_ref(&auth), &tcp(4000, 80, ACK)), Continuing, 80),
         ("v6 first fragment", ipv6(17, &[hop(0), first.clone()], &udp(1, 53)), Datagram, 53),
         ("v6 later fragment", ipv6(6, &[later], &tcp(4000, 80, SYN)), Fragment, 0),
         ("v6 all that is walked", ipv6(6, &vec![hop(0); 6], &tcp(4000, 80, ACK)), Continuing, 80),
@@ -123,6 +123,9 @@ impl WithLen for (u8, Vec<u8>) {
     }
 }
 
+/// A class, a port and what the one may do with the other.
+type Rule = (u32, u32, Access);
+
 /// What is in the maps; sources by their whole address.
 #[derive(Default)]
 struct Maps {
@@ -148,10 +151,11 @@ impl PolicyMaps for Maps {
 }
 
 /// Maps that hold the pod, the client as class 1 of side 1 and these verdicts (class, port, access); slots are port + 1.
-fn maps(rules: &[(u32, u32, Access)]) -> Maps {
+fn maps(rules: &[Rule]) -> Maps {
     let mut maps = Maps::default();
     for (family, pod, client) in [(4, widen(POD), widen(CLIENT)), (6, POD6, CLIENT6)] {
-        maps.pods.insert(PolicyAddress { family, address: pod }, PolicyPod { set: 7, side: 1 });
+        maps.pods
+            .insert(PolicyAddress { family, address: pod }, PolicyPod { set: 7, side: 1, padding: [0; 3] });
         let source = PolicyAddress { family, address: client };
         maps.classes.insert(PolicySourceKey { side: 1, source }, 1);
     }
@@ -174,7 +178,8 @@ fn verdicts() {
     let but = &[(1, 80, Allowed), (1, 0, Denied)][..];
     let fallback = &[(0, 80, Denied), (0, 0, Allowed)][..];
     let over = &[(0, 80, Denied), (0, 0, Denied), (1, 0, Allowed)][..];
-    let cases: &[(&str, &[(u32, u32, Access)], Vec<u8>, Option<u32>)] = &[
+    type Case<'a> = (&'a str, &'a [Rule], Vec<u8>, Option<u32>);
+    let cases: &[Case<'_>] = &[
         ("no verdict", &[], syn(80), Some(0)),
         ("everything", all, syn(80), Some(1)),
         ("everything, v6", all, ipv6(6, &[], &tcp(1, 80, SYN)), Some(1)),
@@ -235,7 +240,7 @@ fn conversations_that_the_pod_began_go_on() {
 fn a_closed_pod_takes_nothing_new_and_others_are_left_alone() {
     let mut maps = maps(&[]);
     let pod = PolicyAddress { family: 4, address: widen(POD) };
-    maps.pods.insert(pod, PolicyPod { set: CLOSED, side: 0 });
+    maps.pods.insert(pod, PolicyPod { set: CLOSED, side: 0, padding: [0; 3] });
     let syn = read(ipv4(6, 0, 0, &tcp(4000, 80, SYN)).as_slice()).expect("a packet");
     assert_eq!(refuses(&syn, &maps), Some(0));
     maps.pods.clear();

@@ -137,7 +137,7 @@ impl KernelPolicy {
         }
         for (pod, set) in &lowered.pods {
             let set = if *set == CLOSED { CLOSED } else { at.first_set + set };
-            let value = PolicyPod { set, side: u32::from(at.side) };
+            let value = PolicyPod { set, side: at.side, padding: [0; 3] };
             match self.pods.insert(policy_address(*pod), value, 0) {
                 Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::E2BIG) => {}
                 result => {

@@ -65,6 +65,9 @@ type Classes<'t> = Vec<PolicySource<'t>>;
 
 /// Lowers a table's policies. What exceeds the `room` is closed.
 pub fn lower(table: &RoutingTable, room: Room) -> Lowered {
+    if table.policies.is_empty() {
+        return Lowered::default();
+    }
     let mut sets: Vec<&Arc<PodPolicy>> = Vec::new();
     let mut numbers: HashMap<*const PodPolicy, u32> = HashMap::new();
     let mut lowered = Lowered::default();

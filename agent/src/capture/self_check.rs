@@ -5,6 +5,7 @@ use std::process::Command;
 
 use serde::Serialize;
 
+use super::guard::Guard;
 use super::netlink::Netlink;
 use super::plumbing::{Plumbing, has_ipv6};
 use super::programs::Programs;
@@ -82,7 +83,10 @@ fn kernel() -> Check {
 }
 
 fn programs(settings: &CaptureSettings) -> Check {
-    let loaded = Programs::load(settings.marks, settings.workers);
+    let loaded = Programs::load(settings.marks, settings.workers).and_then(|mut programs| {
+        let attach = programs.attach_kind();
+        Guard::load(programs.ebpf_mut(), attach)
+    });
     Check::of("programs", loaded, |_| "the kernel accepts every program".to_owned())
 }
 

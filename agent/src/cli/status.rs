@@ -77,12 +77,13 @@ fn capture(status: &Status) -> Vec<String> {
     }
     let policy = &capture.policy;
     if policy.pods > 0 {
-        let mut line = format!("             {} addresses of pods under policy", policy.pods);
-        if policy.closed + policy.left_out > 0 {
-            let PolicyStatus { closed, left_out, .. } = policy;
-            line += &format!(", {closed} CLOSED and {left_out} NOT ENFORCED in the kernel for lack of room");
+        let PolicyStatus { pods, closed, left_out } = policy;
+        lines.push(format!("             {pods} addresses of pods under policy"));
+        if closed + left_out > 0 {
+            lines.push(format!(
+                "             {closed} CLOSED and {left_out} NOT ENFORCED in the kernel for lack of room"
+            ));
         }
-        lines.push(line);
     }
     if capture.destinations_over_capacity > 0 {
         lines.push(format!(

@@ -194,15 +194,16 @@ mod tests {
         }];
         let ports = [81, 80].map(|port| PolicyMatch { ports: vec![port], ..PolicyMatch::default() });
         let allow = policy("default", "a", Allow, &good);
+        let alone = std::slice::from_ref(&allow);
         let web = "10.0.0.1:80";
         let cases: &[(&[AuthorizationPolicy], &str, &str, &str)] = &[
             (&[], "10.0.1.2", web, "ok"),
-            (&[allow.clone()], "10.0.1.1", web, "ok"),
-            (&[allow.clone()], "10.0.1.2", web, "default/a none"),
-            (&[allow.clone()], "10.0.1.2", "[fd00::1]:80", "default/a none"),
-            (&[allow.clone()], "::ffff:10.0.1.1", "[::ffff:10.0.0.1]:80", "ok"),
-            (&[allow.clone()], "10.0.1.2", "10.0.1.1:80", "ok"),
-            (&[allow.clone()], "8.8.8.8", web, "default/a none"),
+            (alone, "10.0.1.1", web, "ok"),
+            (alone, "10.0.1.2", web, "default/a none"),
+            (alone, "10.0.1.2", "[fd00::1]:80", "default/a none"),
+            (alone, "::ffff:10.0.1.1", "[::ffff:10.0.0.1]:80", "ok"),
+            (alone, "10.0.1.2", "10.0.1.1:80", "ok"),
+            (alone, "8.8.8.8", web, "default/a none"),
             (&[allow.clone(), policy("default", "b", Deny, &any)], "10.0.1.1", web, "default/b 0"),
             (&[allow.clone(), policy("default", "n", Deny, &ports)], "10.0.1.1", web, "default/n 1"),
             (&[allow.clone(), policy("default", "n", Deny, &ports)], "10.0.1.1", "10.0.0.1:443", "ok"),

@@ -14,7 +14,7 @@ use crate::model::{AuthorizationPolicy, Model, ObjectName, PolicyAction, PolicyR
 impl PolicyMaps for Lowered {
     fn pod(&self, address: &PolicyAddress) -> Option<PolicyPod> {
         let pod = self.pods.iter().find(|(pod, _)| policy_address(**pod) == *address);
-        pod.map(|(_, set)| PolicyPod { set: *set, side: 0 })
+        pod.map(|(_, set)| PolicyPod { set: *set, side: 0, padding: [0; 3] })
     }
     fn class(&self, key: &PolicySourceKey) -> u32 {
         let address = plain_address(&key.source);
@@ -74,7 +74,7 @@ const SOURCES: &[&str] = &[
 ];
 
 fn cidr() -> impl Strategy<Value = Cidr> {
-    let ranges = [
+    const RANGES: &[&str] = &[
         "0.0.0.0/0",
         "::/0",
         "10.0.0.0/8",
@@ -86,7 +86,7 @@ fn cidr() -> impl Strategy<Value = Cidr> {
         "fd00::/64",
         "fd00::1/128",
     ];
-    select(&ranges[..]).prop_map(|text| {
+    select(RANGES).prop_map(|text| {
         let (address, prefix) = text.split_once('/').expect("a prefix");
         Cidr::new(address.parse().expect("an address"), prefix.parse().expect("a length")).expect("a range")
     })
