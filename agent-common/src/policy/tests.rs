@@ -126,6 +126,9 @@ impl WithLen for (u8, Vec<u8>) {
 /// A class, a port and what the one may do with the other.
 type Rule = (u32, u32, Access);
 
+/// What a packet is called in the table, the verdicts it meets, the packet, and the slot of the one that refuses it.
+type Case<'a> = (&'a str, &'a [Rule], Vec<u8>, Option<u32>);
+
 /// What is in the maps; sources by their whole address.
 #[derive(Default)]
 struct Maps {
@@ -178,7 +181,6 @@ fn verdicts() {
     let but = &[(1, 80, Allowed), (1, 0, Denied)][..];
     let fallback = &[(0, 80, Denied), (0, 0, Allowed)][..];
     let over = &[(0, 80, Denied), (0, 0, Denied), (1, 0, Allowed)][..];
-    type Case<'a> = (&'a str, &'a [Rule], Vec<u8>, Option<u32>);
     let cases: &[Case<'_>] = &[
         ("no verdict", &[], syn(80), Some(0)),
         ("everything", all, syn(80), Some(1)),
