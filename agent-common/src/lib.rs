@@ -11,3 +11,4 @@ pub mod balance;
 pub mod capture;
 pub mod layout;
 pub mod packet;
+pub mod policy;

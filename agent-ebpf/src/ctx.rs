@@ -55,6 +55,21 @@ impl Packet<'_> {
         u16::from_be(unsafe { (*self.0.skb.skb).protocol } as u16)
     }
 
+    /// Whether a socket of this very host sent it, rather than it being forwarded: receiving a packet takes it from whatever
+    /// socket it came from.
+    #[inline(always)]
+    pub fn sent_here(&self) -> bool {
+        // SAFETY: fields of the context that the verifier checks.
+        unsafe { !(*self.0.skb.skb).__bindgen_anon_2.sk.is_null() }
+    }
+
+    /// The packet's mark.
+    #[inline(always)]
+    pub fn mark(&self) -> u32 {
+        // SAFETY: a field of the context that the verifier checks.
+        unsafe { (*self.0.skb.skb).mark }
+    }
+
     /// Whose connection the segment belongs to.
     #[inline(always)]
     pub fn owner(&self, segment: &Segment) -> Owner {

@@ -9,6 +9,7 @@ mod deliver;
 mod maps;
 mod sock_addr;
 mod tc_pod;
+mod tc_policy;
 mod tc_uplink;
 
 #[panic_handler]

@@ -7,9 +7,13 @@ use agent_common::balance::{
 use agent_common::capture::{
     AddressKey, CaptureConfig, DestinationKey, DestinationValue, MAX_WORKERS, Reason,
 };
+use agent_common::policy::{
+    POLICY_FLOWS_MAX, POLICY_PODS_MAX, POLICY_RULES_MAX, POLICY_SLOTS, POLICY_SOURCES_MAX, PolicyAddress,
+    PolicyFlow, PolicyPod, PolicyRuleKey, PolicyRuleValue, PolicySourceKey,
+};
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray, SockMap};
+use aya_ebpf::maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, SockMap};
 
 /// Written by the agent before the programs are loaded.
 #[unsafe(no_mangle)]
@@ -78,6 +82,37 @@ pub fn count_connect(reason: ConnectReason) {
     if let Some(counter) = CONNECT_COUNTERS.get_ptr_mut(reason as u32) {
         // SAFETY: this CPU's own slot. A program that is interrupted right here by another process's may lose that one's
         // count, which is all that depends on it.
+        unsafe { *counter += 1 };
+    }
+}
+
+/// Pods under policy. Written by the agent when its routing table changes, after what it leads to.
+#[map]
+pub static POLICY_PODS: HashMap<PolicyAddress, PolicyPod> =
+    HashMap::with_max_entries(POLICY_PODS_MAX, BPF_F_NO_PREALLOC);
+
+/// Classes of sources. Written by the agent; one generation is read while it writes the other.
+#[map]
+pub static POLICY_SOURCES: LpmTrie<PolicySourceKey, u32> = LpmTrie::with_max_entries(POLICY_SOURCES_MAX, 0);
+
+/// What each class may do with each port. Written by the agent; a set is never changed once pods lead to it.
+#[map]
+pub static POLICY_RULES: HashMap<PolicyRuleKey, PolicyRuleValue> =
+    HashMap::with_max_entries(POLICY_RULES_MAX, BPF_F_NO_PREALLOC);
+
+/// Conversations that pods under policy have begun. Written by the programs.
+#[map]
+pub static POLICY_FLOWS: LruHashMap<PolicyFlow, u32> = LruHashMap::with_max_entries(POLICY_FLOWS_MAX, 0);
+
+/// Packets refused, by the slot of the rule. Written by the programs.
+#[map]
+static POLICY_DROPS: PerCpuArray<u64> = PerCpuArray::with_max_entries(POLICY_SLOTS, 0);
+
+/// Counts a packet that a rule refused.
+#[inline(always)]
+pub fn count_refused(slot: u32) {
+    if let Some(counter) = POLICY_DROPS.get_ptr_mut(slot) {
+        // SAFETY: as with the counter above.
         unsafe { *counter += 1 };
     }
 }

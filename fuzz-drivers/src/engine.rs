@@ -173,6 +173,7 @@ struct Unrecorded;
 impl Recorder for Unrecorded {
     fn request(&self, _record: &RequestRecord<'_>) {}
     fn connection_opened(&self, _record: &ConnectionRecord<'_>) {}
+    fn denied(&self, _: &agent::compile::Denied) {}
     fn connection(&self, _record: &ConnectionRecord<'_>) {}
     fn downstream(&self, _origin: &Origin, _opened: bool) {}
 }
@@ -316,6 +317,7 @@ fn context(upstreams: &Rc<Upstreams>) -> (watch::Sender<bool>, Context) {
     let (drain, draining) = watch::channel(false);
     let context = Context {
         tables: TABLE.with(|table| Arc::new(ArcSwap::from(Arc::clone(table)))),
+        table_changed: Rc::default(),
         connector: Rc::<Upstreams>::clone(upstreams),
         recorder: Rc::new(Unrecorded),
         drain: draining,

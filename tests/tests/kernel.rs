@@ -6,13 +6,19 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use common::Mesh;
-use lab::{AgentOptions, Footprint, Lab, PodSpec, Program, ServiceSpec, Topology, exec, unprivileged};
+use common::{LIMIT, Mesh};
+use lab::{
+    AgentOptions, Footprint, Lab, PodSpec, Program, ServiceSpec, Topology, exec, unprivileged, wait_for,
+};
 use serde_json::Value;
 
 const NODE: &str = "node1";
+/// How long a connection that nobody answers is waited for.
+const SILENCE: Duration = Duration::from_secs(2);
 /// Every port leads to both backends at random; so many requests miss one of them once in 2^19 runs.
 const REQUESTS_MAX: usize = 20;
 
@@ -59,6 +65,7 @@ fn captures_survives_its_agent_and_lets_go() -> Result<()> {
     every_port_is_captured(&mesh)?;
     let (before, now) = (hooks(&running), hooks(&footprint(&mesh)?));
     ensure!(before == now, "before the kill {before:?}, after the restart {now:?}");
+    a_policy_guards(&mesh)?;
 
     ensure!(mesh.agents.remove(0).terminate()?.success(), "the agent failed at its stop");
     let left = footprint(&mesh)?;
@@ -133,6 +140,32 @@ fn every_port_is_captured(mesh: &Mesh) -> Result<()> {
             let grown = mesh.metric(NODE, CAPTURED)? - captured;
             ensure!(grown >= f64::from(u32::try_from(sent)?), "port {port}: {grown} of {sent} were captured");
         }
+    }
+    Ok(())
+}
+
+/// A pod that nobody may reach is reached by nobody but its node, in both families, for as long as the policy is there.
+fn a_policy_guards(mesh: &Mesh) -> Result<()> {
+    let deny =
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: nobody}\nspec: {}\n";
+    let connects = |family: usize| -> Result<bool> {
+        let to = SocketAddr::new(mesh.pod_ip("near", family)?, 8080);
+        let attempt = mesh.lab.pod("client")?.in_netns(|| TcpStream::connect_timeout(&to, SILENCE))?;
+        Ok(attempt.is_ok())
+    };
+    ensure!(connects(0)? && connects(1)?, "the backend is not reached without policy");
+    mesh.write("nobody.yaml", deny)?;
+    for family in 0..2 {
+        wait_for("the guard", LIMIT, || connects(family).is_ok_and(|connected| !connected))?;
+        let to = SocketAddr::new(mesh.pod_ip("near", family)?, 8080);
+        let probe = mesh.lab.node(NODE)?.in_netns(|| TcpStream::connect_timeout(&to, SILENCE))?;
+        ensure!(probe.is_ok(), "the node's own probe is refused: {probe:?}");
+    }
+    let refused = mesh.metric(NODE, "sluice_policy_drops_total{policy=\"default/nobody\"")?;
+    ensure!(refused > 0.0, "nothing was counted as refused");
+    fs::remove_file(mesh.config.join("nobody.yaml")).context("removing the policy")?;
+    for family in 0..2 {
+        wait_for("the guard to go", LIMIT, || connects(family).unwrap_or(false))?;
     }
     Ok(())
 }

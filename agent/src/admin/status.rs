@@ -61,6 +61,9 @@ pub struct CaptureStatus {
     /// Balancing at `connect()`.
     #[serde(default)]
     pub connect: ConnectStatus,
+    /// Pods under AuthorizationPolicies, as the kernel enforces them.
+    #[serde(default)]
+    pub policy: PolicyStatus,
 }
 
 /// Balancing at `connect()`.
@@ -96,6 +99,17 @@ pub struct ForeignProgram {
     pub id: u32,
     /// Its name; empty where it has none.
     pub name: String,
+}
+
+/// Addresses of pods under policy.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyStatus {
+    /// All of them.
+    pub pods: usize,
+    /// Closed to everybody, because their verdicts found no room in the kernel's maps.
+    pub closed: usize,
+    /// Left to the agent alone, because they found no room themselves.
+    pub left_out: usize,
 }
 
 /// One interface.

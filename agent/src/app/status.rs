@@ -15,11 +15,11 @@ use super::gateways::ListenerError;
 use super::tables::Applied;
 use super::{Addresses, Settings};
 use crate::admin::{
-    CaptureStatus, ConnectStatus, DrainStatus, ForeignProgram, InterfaceStatus, ListenerStatus, Source,
-    Status, TableStatus, TierStatus, WorkerStatus,
+    CaptureStatus, ConnectStatus, DrainStatus, ForeignProgram, InterfaceStatus, ListenerStatus, PolicyStatus,
+    Source, Status, TableStatus, TierStatus, WorkerStatus,
 };
 use crate::capture::{self, EngineHandle};
-use crate::compile::RoutingTable;
+use crate::compile::{Denied, RoutingTable};
 use crate::config::{ObjectState, Report, Severity, State};
 use crate::telemetry::log::LogHandle;
 use crate::telemetry::{AccessLog, BuildInfo, ConfigState, KernelGauges, Metrics, rfc3339};
@@ -114,6 +114,8 @@ impl Observed {
         if let Some(connects) = handle.connects() {
             self.metrics.watch_connects(move || connects.read());
         }
+        let drops = handle.policy_drops();
+        self.metrics.watch_policy(move || drops.read().into_iter().map(refused).collect());
         self.changing().capture = Some(handle.status());
     }
 
@@ -182,6 +184,14 @@ impl Observed {
     }
 }
 
+/// Labels of what policy refused. Without a rule of its own it was refused for lack of room in the kernel's maps.
+fn refused((denied, packets): (Option<Denied>, u64)) -> (String, String, u64) {
+    match denied {
+        Some(denied) => (denied.policy.to_string(), denied.rule_label(), packets),
+        None => ("-".to_owned(), "no_room".to_owned(), packets),
+    }
+}
+
 fn listener(name: &str, address: SocketAddr) -> ListenerStatus {
     ListenerStatus { name: name.to_owned(), address: address.to_string(), error: None }
 }
@@ -206,6 +216,11 @@ fn capturing(status: capture::CaptureStatus) -> CaptureStatus {
         destinations: status.destinations,
         destinations_over_capacity: status.destinations_over_capacity,
         connect: connecting(status.connect),
+        policy: PolicyStatus {
+            pods: status.policy.pods,
+            closed: status.policy.closed,
+            left_out: status.policy.left_out,
+        },
     }
 }
 

@@ -16,9 +16,10 @@ use super::listener::CaptureListeners;
 use super::lower::lower;
 use super::netlink::Netlink;
 use super::plumbing::Plumbing;
+use super::pod_guard::PodGuard;
 use super::programs::{Attach, Captured, Counters, Programs};
 use super::upkeep::Upkeep;
-use super::{CaptureError, CaptureSettings, CaptureStatus, LocalAddresses, OnStop};
+use super::{CaptureError, CaptureSettings, CaptureStatus, LocalAddresses, OnStop, PolicyDrops};
 use crate::compile::RoutingTable;
 
 /// Netlink may drop messages under pressure; everything is read anew this often.
@@ -47,6 +48,7 @@ pub struct Engine {
     programs: Programs,
     /// Balancing at `connect()`, or what there is to say of it.
     connect: Result<ConnectBalancer, ConnectStatus>,
+    guard: PodGuard,
     netlink: Netlink,
     changes: Changes,
     local: LocalAddresses,
@@ -71,6 +73,7 @@ pub struct EngineHandle {
     status: watch::Receiver<CaptureStatus>,
     counters: Counters,
     connects: Option<ConnectCounters>,
+    drops: PolicyDrops,
 }
 
 impl EngineHandle {
@@ -82,6 +85,11 @@ impl EngineHandle {
     /// What the programs of balancing count, where it is on.
     pub fn connects(&self) -> Option<ConnectCounters> {
         self.connects.clone()
+    }
+
+    /// What policy has refused in the kernel.
+    pub fn policy_drops(&self) -> PolicyDrops {
+        self.drops.clone()
     }
 
     /// What capture looks like now.
@@ -126,6 +134,15 @@ impl Engine {
             }
         };
         let connects = connect.as_ref().ok().map(ConnectBalancer::counters);
+        let mut programs = Programs::load(settings.marks, settings.workers)?;
+        let attach = programs.attach_kind();
+        let guard = match PodGuard::load(programs.ebpf(), attach) {
+            Ok(guard) => guard,
+            Err(error) => {
+                programs.abandon();
+                return Err(error);
+            }
+        };
         // One transaction, or nothing: where nft is missing there is nothing to undo yet.
         if let Err(error) = plumbing.install_notrack() {
             programs.abandon();
@@ -134,10 +151,12 @@ impl Engine {
         let (stop_sender, stop) = oneshot::channel();
         let (status, status_receiver) = watch::channel(CaptureStatus::default());
         let counters = programs.counters();
+        let drops = guard.drops();
         let mut engine = Self {
             settings,
             programs,
             connect,
+            guard,
             netlink,
             changes: Box::pin(changes),
             local,
@@ -156,7 +175,7 @@ impl Engine {
             engine.end().await;
             return Err(error);
         }
-        Ok((engine, EngineHandle { stop: stop_sender, status: status_receiver, counters, connects }))
+        Ok((engine, EngineHandle { stop: stop_sender, status: status_receiver, counters, connects, drops }))
     }
 
     async fn install(&mut self, listeners: &[CaptureListeners]) -> Result<(), CaptureError> {
@@ -219,7 +238,7 @@ impl Engine {
     }
 
     /// Removes programs, pins, rules, routes and the nft table, or leaves them to the next agent.
-    pub async fn end(self) {
+    pub async fn end(mut self) {
         if self.settings.on_stop == OnStop::Keep {
             self.programs.keep();
             tracing::info!(
@@ -227,6 +246,7 @@ impl Engine {
             );
             return;
         }
+        self.guard.detach_all();
         let hooked: Vec<u32> = self.programs.attached().map(|(index, ..)| index).collect();
         let attach = self.programs.attach_kind();
         if let Err(error) = self.programs.remove() {
@@ -330,7 +350,15 @@ impl Engine {
                 }
             }
         }
+        self.guard_pods();
         Ok(reconciled)
+    }
+
+    /// Brings the guard in line with the pods' interfaces.
+    fn guard_pods(&mut self) {
+        let pods = self.programs.attached().filter(|(.., hook)| *hook == Hooked::Pod);
+        let pods = pods.map(|(index, name, _)| (index, name.to_owned())).collect();
+        self.guard.follow(self.programs.ebpf(), &pods);
     }
 
     /// Brings the map of addresses in line, and what the connectors know.
@@ -354,6 +382,10 @@ impl Engine {
 
     fn apply_table(&mut self) -> Result<(), CaptureError> {
         let table = self.tables.borrow_and_update().clone();
+        // Policy comes before what it is about, and whether or not anything is captured.
+        let guarded = self.guard.apply(&table);
+        self.guard_pods();
+        guarded?;
         // Without destinations everything goes direct.
         let wanted = table.frontends.keys().copied().filter(|_| !self.paused);
         self.captured = self.programs.set_destinations(wanted)?;
@@ -384,13 +416,14 @@ impl Engine {
             pod_interfaces: names(true),
             uplinks: names(false),
             paused: self.upkeep.broken().map(ToOwned::to_owned),
-            failed: self.failed.values().cloned().collect(),
+            failed: self.failed.values().chain(self.guard.failed()).cloned().collect(),
             local_addresses: self.local.load().to_vec(),
             foreign: self.foreign.clone(),
             maps: self.programs.map_use(),
             destinations: self.captured.destinations,
             destinations_over_capacity: self.captured.over_capacity,
             connect: self.connect.as_ref().map_or_else(Clone::clone, ConnectBalancer::status),
+            policy: self.guard.status(),
         });
     }
 }

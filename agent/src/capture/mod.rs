@@ -14,13 +14,16 @@ mod glob;
 mod hook;
 mod interfaces;
 mod kernel_call;
+mod kernel_policy;
 mod layout;
 mod listener;
 mod lower;
+mod lowering;
 mod mirror;
 mod netlink;
 mod pins;
 mod plumbing;
+mod pod_guard;
 mod programs;
 mod self_check;
 mod sock_diag;
@@ -35,6 +38,7 @@ pub use error::CaptureError;
 pub use foreign::{Foreign, HOOKS, Sighting};
 pub use glob::Glob;
 pub use interfaces::{Hooked, Snapshot};
+pub use kernel_policy::{PolicyDrops, PolicyStatus};
 pub use listener::{CaptureListeners, SpoofingConnector};
 pub use pins::Bpffs;
 pub use programs::{Counters, DESTINATIONS_DEFAULT};
@@ -126,6 +130,8 @@ pub struct CaptureStatus {
     pub destinations_over_capacity: usize,
     /// Balancing at `connect()`.
     pub connect: ConnectStatus,
+    /// Pods under policy.
+    pub policy: PolicyStatus,
 }
 
 /// How full a map is.

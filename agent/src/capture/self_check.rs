@@ -9,6 +9,7 @@ use super::connect::{self, CgroupChoice};
 use super::features::{features, pinning};
 use super::netlink::Netlink;
 use super::plumbing::{Plumbing, has_ipv6};
+use super::pod_guard::PodGuard;
 use super::programs::Programs;
 use super::{Bpffs, CaptureError, CaptureSettings};
 
@@ -88,7 +89,11 @@ fn kernel() -> Check {
 
 fn programs(settings: &CaptureSettings) -> Check {
     // On maps of its own: what an agent has pinned stays out of it.
-    let loaded = Programs::load(&CaptureSettings { bpffs: Bpffs::Off, cgroup: None, ..settings.clone() });
+    let settings = CaptureSettings { bpffs: Bpffs::Off, cgroup: None, ..settings.clone() };
+    let loaded = Programs::load(&settings).and_then(|mut programs| {
+        let attach = programs.attach_kind();
+        PodGuard::load(programs.ebpf(), attach)
+    });
     Check::of("programs", loaded, |_| "the kernel accepts every program".to_owned())
 }
 

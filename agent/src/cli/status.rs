@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use serde_json::Value;
 
 use super::{ClientArgs, Format, ask, output};
-use crate::admin::{ConnectStatus, ForeignProgram, InterfaceStatus, Status};
+use crate::admin::{ConnectStatus, ForeignProgram, InterfaceStatus, PolicyStatus, Status};
 
 pub(super) fn run(args: &ClientArgs) -> anyhow::Result<ExitCode> {
     let status: Status = ask(args, "/status")?;
@@ -81,6 +81,16 @@ fn capture(status: &Status) -> Vec<String> {
         lines.push(format!("             others' program on {hook} {place}: {name} (id {id})"));
     }
     lines.extend(balancing(&capture.connect));
+    let policy = &capture.policy;
+    if policy.pods > 0 {
+        let PolicyStatus { pods, closed, left_out } = policy;
+        lines.push(format!("             {pods} addresses of pods under policy"));
+        if closed + left_out > 0 {
+            lines.push(format!(
+                "             {closed} CLOSED and {left_out} NOT ENFORCED in the kernel for lack of room"
+            ));
+        }
+    }
     if capture.destinations_over_capacity > 0 {
         lines.push(format!(
             "             {} destinations over capacity go direct",

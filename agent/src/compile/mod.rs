@@ -9,6 +9,7 @@ mod datagrams;
 mod frontends;
 mod gateways;
 mod hosts;
+mod policies;
 mod routes;
 mod table;
 mod tier;
@@ -19,6 +20,7 @@ use std::collections::HashMap;
 
 use crate::model::{Model, ObjectName, RouteTable, Service};
 
+pub use policies::{Denied, PodPolicy, PolicyTable};
 pub use table::{
     Action, Backend, Cluster, ClusterKey, DatagramFrontend, Forward, Frontend, GatewayListener, HeaderOps,
     Route, RouteName, RoutingTable, TableVersion, Upstream, VirtualHost, WeightedBackend,
@@ -43,7 +45,16 @@ pub fn compile(model: &Model, previous: &RoutingTable, version: TableVersion) ->
     let frontends = frontends::compile(model, previous, &scope);
     let datagrams = datagrams::compile(model, previous);
     let gateways = gateways::compile(&model.listeners, previous, &scope);
-    RoutingTable { version, frontends, datagrams, workloads: workloads.by_address, gateways, clusters }
+    let policies = policies::compile(model, previous);
+    RoutingTable {
+        version,
+        frontends,
+        datagrams,
+        workloads: workloads.by_address,
+        policies,
+        gateways,
+        clusters,
+    }
 }
 
 /// The mesh route tables that name a service, by service; in the model's order.

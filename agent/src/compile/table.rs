@@ -13,7 +13,7 @@ use crate::model::{
 };
 use crate::route::{HostTable, RequestOrigin, RequestView, RouteMatch, RuleSet};
 
-use super::Weights;
+use super::{PolicyTable, Weights};
 
 /// Which table this is; a later table has a higher version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -35,6 +35,8 @@ pub struct RoutingTable {
     pub datagrams: HashMap<SocketAddr, Arc<DatagramFrontend>>,
     /// Pods by address.
     pub workloads: HashMap<IpAddr, Arc<Workload>>,
+    /// Who may reach which pods.
+    pub policies: PolicyTable,
     /// Gateway listeners, one entry for each port that is bound.
     pub gateways: Vec<Arc<GatewayListener>>,
     /// Every destination that a route can name.

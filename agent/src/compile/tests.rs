@@ -153,6 +153,7 @@ fn canary() -> Model {
             endpoint("user", 80, "10.0.1.1:8080", "v1"),
         ],
         workloads: vec![pod("order-1", "10.0.0.1"), pod("user-1", "10.0.1.1")],
+        authorization: Vec::new(),
         policies: vec![TrafficPolicy {
             source: name("order"),
             service: name("order"),

@@ -1,10 +1,15 @@
 //! Checked, version-neutral values: what the documents mean once their spelling no longer matters. No I/O.
 
+mod authorization;
 mod name;
 mod route;
 mod service;
 mod workload;
 
+pub use authorization::{
+    AuthorizationPolicy, Cidr, NamespacePattern, PolicyAction, PolicyMatch, PolicyRule, PolicyScope,
+    PolicySource,
+};
 pub use name::ObjectName;
 pub use route::{
     Destination, DirectResponse, HeaderChange, HeaderOp, HostPattern, HttpRule, Listener, ListenerProtocol,
@@ -29,6 +34,8 @@ pub struct Model {
     pub workloads: Vec<Workload>,
     /// Subsets and load balancing by service host, from DestinationRules.
     pub policies: Vec<TrafficPolicy>,
+    /// Who may reach which pods, sorted by name.
+    pub authorization: Vec<AuthorizationPolicy>,
     /// Mesh routes (VirtualService, HTTPRoute with a Service parent) in order of precedence within one host.
     pub mesh_routes: Vec<RouteTable>,
     /// Gateway listeners with their own routes (HTTPRoute with a Gateway parent).

@@ -35,21 +35,37 @@ pub enum RelayFailure {
     Downstream(io::Error),
     /// The upstream reset its connection, or can't be written to.
     Upstream(io::Error),
+    /// It was told to stop.
+    Stopped,
 }
 
 /// Copies until both directions have ended, or one fails; the other side of a failure is reset, not closed politely.
 ///
 /// A side that takes no more bytes may still have sent some: its last words are delivered before the end.
-pub async fn relay(downstream: &mut TcpStream, upstream: &mut TcpStream) -> Relayed {
+///
+/// It stops when `stop` does, as if both sides had failed.
+pub async fn relay(
+    downstream: &mut TcpStream,
+    upstream: &mut TcpStream,
+    stop: impl Future<Output = ()>,
+) -> Relayed {
     let mut relayed = Relayed::default();
     let result = {
         let (client_read, client_write) = downstream.split();
         let (server_read, server_write) = upstream.split();
         let up = pump(client_read, server_write, &mut relayed.sent);
         let down = pump(server_read, client_write, &mut relayed.received);
-        tokio::try_join!(async { end(up.await, RelayFailure::Downstream, RelayFailure::Upstream) }, async {
-            end(down.await, RelayFailure::Upstream, RelayFailure::Downstream)
-        },)
+        let both = async {
+            tokio::try_join!(
+                async { end(up.await, RelayFailure::Downstream, RelayFailure::Upstream) },
+                async { end(down.await, RelayFailure::Upstream, RelayFailure::Downstream) },
+            )
+        };
+        tokio::select! {
+            biased;
+            () = stop => Err(RelayFailure::Stopped),
+            ended = both => ended,
+        }
     };
     relayed.failure = match result {
         Ok((up, down)) => up.or(down),
@@ -147,7 +163,7 @@ mod tests {
     #[tokio::test]
     async fn half_close_is_kept_and_bytes_are_counted() {
         let ((mut client, mut down), (mut up, mut server)) = (pair().await, pair().await);
-        let relaying = tokio::spawn(async move { relay(&mut down, &mut up).await });
+        let relaying = tokio::spawn(async move { relay(&mut down, &mut up, std::future::pending()).await });
         client.write_all(b"ping").await.expect("writes");
         client.shutdown().await.expect("shuts down");
         let mut got = Vec::new();
@@ -166,7 +182,7 @@ mod tests {
     #[tokio::test]
     async fn a_reset_is_passed_on() {
         let ((mut client, mut down), (mut up, server)) = (pair().await, pair().await);
-        let relaying = tokio::spawn(async move { relay(&mut down, &mut up).await });
+        let relaying = tokio::spawn(async move { relay(&mut down, &mut up, std::future::pending()).await });
         server.set_zero_linger().expect("sets");
         drop(server);
         let error = client.read_u8().await.expect_err("the stream was cut");
@@ -179,7 +195,7 @@ mod tests {
     async fn last_words_reach_a_client_that_is_still_sending() {
         let ((mut client, mut down), (mut up, mut server)) = (pair().await, pair().await);
         let relaying = tokio::spawn(async move {
-            let relayed = relay(&mut down, &mut up).await;
+            let relayed = relay(&mut down, &mut up, std::future::pending()).await;
             drop(down);
             relayed
         });

@@ -7,6 +7,7 @@ use bytes::BytesMut;
 use h2::Reason;
 use http::HeaderMap;
 
+use super::access::ACCESS_DENIED;
 use super::admission::{Crowded, Overload};
 use super::http::HttpWorker;
 use super::http::heads::{Fate, write_date, write_fate, write_status_line};
@@ -67,6 +68,8 @@ pub(super) enum Problem {
     RequestTimeout,
     /// One try's time is over.
     TryTimeout,
+    /// A policy of the endpoint's pod refuses the client.
+    Denied,
 }
 
 impl Problem {
@@ -79,6 +82,7 @@ impl Problem {
             Self::NoListener | Self::NoHost | Self::NoRoute => 404,
             Self::NoCluster { status } => status,
             Self::NoWeight => 500,
+            Self::Denied => 403,
             Self::NoEndpoint
             | Self::Crowded(_)
             | Self::Overload(_)
@@ -107,6 +111,7 @@ impl Problem {
             Self::UpstreamProtocol(_) => Flag::UpstreamProtocol,
             Self::UpstreamReset(_) => Flag::UpstreamReset,
             Self::UpstreamFull => Flag::UpstreamOverflow,
+            Self::Denied => Flag::AccessDenied,
             Self::UpstreamSilent | Self::RequestTimeout | Self::TryTimeout => Flag::UpstreamTimeout,
         }
     }
@@ -137,6 +142,7 @@ impl Problem {
             Self::UpstreamReset(code) => reset_details(code),
             Self::UpstreamSilent => "upstream_timeout",
             Self::UpstreamFull => "upstream_full",
+            Self::Denied => ACCESS_DENIED,
             Self::RequestTimeout => "request_timeout",
             Self::TryTimeout => "try_timeout",
         }
@@ -162,6 +168,7 @@ impl Problem {
             Self::ConnectTimeout => "connection_timeout",
             Self::UpstreamClosed | Self::UpstreamReset(_) => "connection_terminated",
             Self::UpstreamFull => "connection_limit_reached",
+            Self::Denied => "http_request_denied",
             Self::UpstreamTruncated => "http_response_incomplete",
             Self::UpstreamProtocol(_) => "http_protocol_error",
             Self::UpstreamSilent | Self::RequestTimeout | Self::TryTimeout => "http_response_timeout",
@@ -401,6 +408,7 @@ mod tests {
         check(Problem::BodyTooSlow, 408, Flag::IdleTimeout, "body_too_slow");
         check(Problem::Overload(Overload::Requests), 503, Flag::Overload, "requests_in_flight");
         check(Problem::Crowded(Crowded::Source), 503, Flag::Overload, "connections_per_source");
+        check(Problem::Denied, 403, Flag::AccessDenied, "rbac_access_denied");
         check(Problem::UpstreamSilent, 504, Flag::UpstreamTimeout, "upstream_timeout");
         check(Problem::RequestTimeout, 504, Flag::UpstreamTimeout, "request_timeout");
     }

@@ -1,5 +1,6 @@
 //! The request's phases in one readable place: what happens to an accepted connection.
 
+mod access;
 mod admission;
 mod answer;
 mod captured;
@@ -25,7 +26,7 @@ use std::sync::atomic::AtomicUsize;
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::balance::Pick;
 use crate::compile::RoutingTable;
@@ -39,6 +40,8 @@ use http::HttpWorker;
 pub struct Context {
     /// The table in force; load it once per request or connection and keep that `Arc`.
     pub tables: Arc<ArcSwap<RoutingTable>>,
+    /// Tells of every new table.
+    pub table_changed: Rc<Notify>,
     /// Opens upstream connections.
     pub connector: Rc<dyn Connector>,
     /// Takes the records.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
+use super::access::{self, ACCESS_DENIED};
 use super::{Context, Downstream, Early};
 use crate::balance::Pick;
 use crate::compile::{Cluster, Frontend, RoutingTable};
@@ -77,6 +78,10 @@ pub(super) struct Undialled {
 pub(super) async fn dial(context: &Context, peer: SocketAddr, dial: &Dial) -> Result<Dialled, Undialled> {
     let Some(cluster) = &dial.cluster else {
         let source = if dial.unknown { ConnectSource::Translated } else { ConnectSource::Pod(peer.ip()) };
+        let translated = if dial.unknown { access::check_translated(context) } else { Ok(()) };
+        if translated.and_then(|()| access::check(context, peer.ip(), dial.original)).is_err() {
+            return Err(refused(dial.original));
+        }
         let io = connect(context, ConnectTarget { address: dial.original, source }).await?;
         return Ok(Dialled { io, address: dial.original, pick: None, client_error: None });
     };
@@ -88,6 +93,9 @@ pub(super) async fn dial(context: &Context, peer: SocketAddr, dial: &Dial) -> Re
         if tried.contains(&address) {
             break;
         }
+        if access::check(context, peer.ip(), address).is_err() {
+            return Err(refused(address));
+        }
         match connect(context, ConnectTarget { address, source: ConnectSource::Pod(peer.ip()) }).await {
             Ok(io) => return Ok(Dialled { io, address, pick: Some(pick), client_error: None }),
             Err(error) => failure = error,
@@ -95,6 +103,11 @@ pub(super) async fn dial(context: &Context, peer: SocketAddr, dial: &Dial) -> Re
         tried.push(address);
     }
     Err(failure)
+}
+
+/// A policy of the endpoint's pod refuses the client.
+fn refused(address: SocketAddr) -> Undialled {
+    Undialled { flag: Flag::AccessDenied, details: ACCESS_DENIED, last: Some(address) }
 }
 
 async fn connect(context: &Context, target: ConnectTarget) -> Result<TcpStream, Undialled> {
@@ -147,7 +160,7 @@ pub(super) async fn serve(
     match dialled {
         Ok(mut dialled) => {
             context.recorder.connection_opened(&record(&downstream, &to, start, &ended));
-            ended.relayed = relay_with_prefix(&mut downstream, &mut dialled).await;
+            ended.relayed = relay_with_prefix(context, &mut downstream, &mut dialled).await;
             (ended.flags, ended.details) = outcome(ended.relayed.failure.as_ref());
         }
         Err(undialled) => {
@@ -171,21 +184,27 @@ struct Ended {
     details: &'static str,
 }
 
-async fn relay_with_prefix(downstream: &mut Downstream, dialled: &mut Dialled) -> Relayed {
+async fn relay_with_prefix(context: &Context, downstream: &mut Downstream, dialled: &mut Dialled) -> Relayed {
+    // A connection that was dialled before the client spoke may have been allowed when it was.
+    let refused = access::until_refused(context, downstream.peer.ip(), dialled.address);
     let upstream = &mut dialled.io;
     if let Some(error) = dialled.client_error.take() {
         let _ = upstream.set_zero_linger();
         return Relayed { failure: Some(RelayFailure::Downstream(error)), ..Relayed::default() };
     }
     let prefix = std::mem::take(&mut downstream.read);
-    if !prefix.is_empty()
+    let allowed = access::may_reach(context, downstream.peer.ip(), dialled.address);
+    if allowed
+        && !prefix.is_empty()
         && let Err(error) = upstream.write_all(&prefix).await
     {
         let _ = downstream.io.set_zero_linger();
         return Relayed { failure: Some(RelayFailure::Upstream(error)), ..Relayed::default() };
     }
-    let mut relayed = relay(&mut downstream.io, upstream).await;
-    relayed.sent += prefix.len() as u64;
+    let mut relayed = relay(&mut downstream.io, upstream, refused).await;
+    if allowed {
+        relayed.sent += prefix.len() as u64;
+    }
     relayed
 }
 
@@ -194,6 +213,7 @@ fn outcome(failure: Option<&RelayFailure>) -> (ResponseFlags, &'static str) {
         None => (ResponseFlags::default(), ""),
         Some(RelayFailure::Downstream(_)) => (Flag::DownstreamClosed.into(), "downstream_reset"),
         Some(RelayFailure::Upstream(_)) => (Flag::UpstreamClosed.into(), "upstream_reset"),
+        Some(RelayFailure::Stopped) => (Flag::AccessDenied.into(), ACCESS_DENIED),
     }
 }
 

@@ -113,6 +113,7 @@ fn obey(context: &Context, command: Command) -> io::Result<()> {
         }
         Command::Table => {
             context.http.forget_gone(&context.tables.load());
+            context.table_changed.notify_waiters();
             Ok(())
         }
         Command::Gateway(listener, name) => accept_on(context, listener, Entrance::Gateway(name), gateway),
@@ -259,6 +260,7 @@ impl Context {
         let http = HttpWorker::new(settings.proxy, settings.share, Rc::clone(&random));
         Self {
             tables: settings.tables,
+            table_changed: Rc::default(),
             connector: (settings.connector)(),
             recorder: (settings.recorder)(),
             drain: settings.drain,

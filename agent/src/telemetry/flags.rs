@@ -33,11 +33,13 @@ pub enum Flag {
     Overload,
     /// `DO`: the connection was dropped because the agent was draining.
     Draining,
+    /// `UAEX`: a policy refuses the client.
+    AccessDenied,
 }
 
 impl Flag {
     /// All flags, in the order in which they are printed.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::NoHealthyUpstream,
         Self::UpstreamConnectFailure,
         Self::UpstreamTimeout,
@@ -52,6 +54,7 @@ impl Flag {
         Self::IdleTimeout,
         Self::Overload,
         Self::Draining,
+        Self::AccessDenied,
     ];
 
     /// The letters.
@@ -71,6 +74,7 @@ impl Flag {
             Self::IdleTimeout => "SI",
             Self::Overload => "OM",
             Self::Draining => "DO",
+            Self::AccessDenied => "UAEX",
         }
     }
 }

@@ -92,6 +92,8 @@ pub(super) struct Shared {
     kernel: OnceLock<ReadKernel>,
     connects: IntCounterVec,
     connect_counts: OnceLock<PacketCounts>,
+    pub(super) policy_drops: IntCounterVec,
+    policy_counts: OnceLock<PolicyCounts>,
 }
 
 /// What is seen in the kernel at one time.
@@ -108,6 +110,9 @@ type ReadKernel = Box<dyn Fn() -> KernelGauges + Send + Sync>;
 
 /// Reads what the kernel programs have counted, by reason.
 type PacketCounts = Box<dyn Fn() -> Vec<(&'static str, u64)> + Send + Sync>;
+
+/// Reads what policy has refused in the kernel, by policy and rule.
+type PolicyCounts = Box<dyn Fn() -> Vec<(String, String, u64)> + Send + Sync>;
 
 impl Metrics {
     /// Registers everything.
@@ -138,6 +143,11 @@ impl Metrics {
     /// Likewise for the programs that balance sockets.
     pub fn watch_connects(&self, read: impl Fn() -> Vec<(&'static str, u64)> + Send + Sync + 'static) {
         let _ = self.shared.connect_counts.set(Box::new(read));
+    }
+
+    /// Shows what policy has refused in the kernel, by policy and rule; read whenever the metrics are.
+    pub fn watch_policy(&self, read: impl Fn() -> Vec<(String, String, u64)> + Send + Sync + 'static) {
+        let _ = self.shared.policy_counts.set(Box::new(read));
     }
 
     /// How many objects of the configuration are in a state.
@@ -205,6 +215,11 @@ impl Metrics {
         }
         if let Some(read) = self.shared.kernel.get() {
             self.kernel(&read());
+        }
+        for (policy, rule, packets) in self.shared.policy_counts.get().map(|read| read()).unwrap_or_default()
+        {
+            let counter = self.shared.policy_drops.with_label_values(&["kernel", &policy, &rule]);
+            counter.inc_by(packets.saturating_sub(counter.get()));
         }
         let encoder = TextEncoder::new();
         let mut text = Vec::new();
@@ -304,6 +319,12 @@ impl Shared {
                 &["reason"],
             )?,
             connect_counts: OnceLock::new(),
+            policy_drops: make.counters(
+                "sluice_policy_drops_total",
+                "What AuthorizationPolicies refused: packets in the kernel, requests and connections in the agent.",
+                &["tier", "policy", "rule"],
+            )?,
+            policy_counts: OnceLock::new(),
             registry,
         })
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::ResponseFlags;
-use crate::compile::{ClusterKey, RouteName};
+use crate::compile::{ClusterKey, Denied, RouteName};
 use crate::http::grpc::GrpcStatus;
 use crate::model::Workload;
 
@@ -107,6 +107,8 @@ pub trait Recorder {
     fn connection_opened(&self, record: &ConnectionRecord<'_>);
     /// An opaque connection ended.
     fn connection(&self, record: &ConnectionRecord<'_>);
+    /// A policy refused a request or a connection.
+    fn denied(&self, denied: &Denied);
     /// A client connection (of any protocol) was accepted or, with `opened` false, ended.
     fn downstream(&self, origin: &Origin, opened: bool);
 }

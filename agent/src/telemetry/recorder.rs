@@ -13,6 +13,7 @@ use super::access;
 use super::labels::Traffic;
 use super::series::{RequestSeries, TcpSeries};
 use super::{AccessLog, ConnectionRecord, Flag, Metrics, Origin, Recorder, RequestRecord, ResponseFlags};
+use crate::compile::Denied;
 use crate::http::grpc::GrpcStatus;
 use crate::model::{ObjectName, Workload};
 
@@ -114,6 +115,12 @@ impl Recorder for WorkerRecorder {
             },
         );
         self.access.write(&mut self.line.borrow_mut(), |line| access::connection(line, record));
+    }
+
+    fn denied(&self, denied: &Denied) {
+        // Refusals are no fast path; the names are looked up each time.
+        let labels = ["agent", &denied.policy.to_string(), &denied.rule_label()];
+        self.metrics.shared.policy_drops.with_label_values(&labels).inc();
     }
 
     fn downstream(&self, origin: &Origin, opened: bool) {

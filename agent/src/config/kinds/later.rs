@@ -21,7 +21,6 @@ struct Unread {}
 fn spec_fields(kind: &str) -> Option<&'static [&'static str]> {
     Some(match kind {
         "PeerAuthentication" => &["mtls", "portLevelMtls", "selector"],
-        "AuthorizationPolicy" => &["action", "provider", "rules", "selector", "targetRef", "targetRefs"],
         "RequestAuthentication" => &["jwtRules", "selector", "targetRef", "targetRefs"],
         "ServiceEntry" => &[
             "addresses",

@@ -1,6 +1,7 @@
 //! The kinds of documents, one file each: the only place that knows their spelling. Each turns a tree of values into
 //! a checked value; what needs other objects to be told is left to [`super::link`].
 
+mod authorization_policy;
 mod destination_rule;
 mod duration;
 mod endpoint_slice;
@@ -16,6 +17,7 @@ mod regex;
 mod service;
 mod virtual_service;
 
+pub(crate) use authorization_policy::AuthorizationPolicy;
 pub(crate) use destination_rule::DestinationRule;
 pub(crate) use endpoint_slice::{EndpointSlice, SliceEndpoint};
 pub(crate) use gateway::{AllowedNamespaces, Gateway, GatewayClass, GatewayListenerSpec};
@@ -44,6 +46,7 @@ pub(crate) enum Spec {
     Gateway(Gateway),
     HttpRoute(HttpRoute),
     ReferenceGrant(ReferenceGrant),
+    AuthorizationPolicy(AuthorizationPolicy),
     /// A kind that is accepted and not enforced yet.
     Later,
 }
@@ -61,6 +64,7 @@ pub(crate) enum Kind {
     Gateway,
     HttpRoute,
     ReferenceGrant,
+    AuthorizationPolicy,
     Later,
 }
 
@@ -82,7 +86,7 @@ const KINDS: &[(&str, &[&str], &str, Kind)] = &[
     (ISTIO, ISTIO_VERSIONS, "ServiceEntry", Kind::Later),
     (ISTIO, ISTIO_VERSIONS, "WorkloadEntry", Kind::Later),
     (ISTIO_SECURITY, &["v1", "v1beta1"], "PeerAuthentication", Kind::Later),
-    (ISTIO_SECURITY, &["v1", "v1beta1"], "AuthorizationPolicy", Kind::Later),
+    (ISTIO_SECURITY, &["v1", "v1beta1"], "AuthorizationPolicy", Kind::AuthorizationPolicy),
     (ISTIO_SECURITY, &["v1", "v1beta1"], "RequestAuthentication", Kind::Later),
     (GATEWAY_API, GATEWAY_VERSIONS, "GatewayClass", Kind::GatewayClass),
     (GATEWAY_API, GATEWAY_VERSIONS, "Gateway", Kind::Gateway),
@@ -168,6 +172,7 @@ pub(crate) fn decode(kind: Kind, source: &Source<'_>, notes: &mut Notes<'_>) -> 
         Kind::Gateway => Spec::Gateway(gateway::decode(source, notes)?),
         Kind::HttpRoute => Spec::HttpRoute(http_route::decode(source, notes)?),
         Kind::ReferenceGrant => Spec::ReferenceGrant(reference_grant::decode(source, notes)?),
+        Kind::AuthorizationPolicy => Spec::AuthorizationPolicy(authorization_policy::decode(source, notes)?),
         Kind::Later => {
             later::check(source)?;
             Spec::Later

@@ -1,6 +1,7 @@
 //! Objects -> model: references between them are looked up, endpoints are found, routes meet their parents. What can't
 //! be resolved is said on the object that refers, and answers with an error where traffic meets it; the rest stands.
 
+mod authorization;
 mod endpoints;
 mod gateway;
 mod host;
@@ -37,6 +38,7 @@ pub(super) fn link(objects: &[Arc<Object>]) -> (Model, Vec<LinkedObject>) {
     let workloads = endpoints::workloads(&world);
     let endpoints::Endpoints { streams: endpoints, datagrams } =
         endpoints::endpoints(&world, &workloads, &mut notes);
+    let authorization = authorization::policies(&world);
     let policies = policy::policies(&world, &endpoints, &mut notes);
     let mut mesh_routes = mesh::routes(&world, &policies, &mut notes);
     mesh_routes.extend(http_route::mesh_routes(&world, &mut notes));
@@ -50,6 +52,7 @@ pub(super) fn link(objects: &[Arc<Object>]) -> (Model, Vec<LinkedObject>) {
         datagram_endpoints: datagrams,
         workloads,
         policies,
+        authorization,
         mesh_routes,
         listeners,
     };
@@ -164,6 +167,7 @@ impl LinkNotes<'_> {
             linked.as_whole = match &object.spec {
                 Spec::Later => true,
                 Spec::Service(service) => service.external,
+                Spec::AuthorizationPolicy(policy) => policy.action.is_none(),
                 Spec::VirtualService(route) => !route.mesh || route.hosts.is_empty(),
                 _ => false,
             };

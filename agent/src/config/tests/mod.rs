@@ -1,5 +1,6 @@
 //! Documents in, model and report out: the whole of the module as its users see it.
 
+mod authorization_policy;
 mod core_kinds;
 mod destination_rule;
 mod gateway;
@@ -131,7 +132,7 @@ data: {tls.crt: aGk=}
     assert_eq!(messages(&state.report, Severity::Warning), [""; 0]);
     assert_eq!(state.model.services.len(), 2);
     let later = state.report.objects.iter().filter(|object| object.state.as_str() == "not yet enforced");
-    assert_eq!(later.count(), 3);
+    assert_eq!(later.count(), 2);
 }
 
 #[test]

@@ -11,6 +11,7 @@ use super::upstream::UpstreamConnection;
 use super::wire::write_parts;
 use super::worker::{Buffers, Held};
 use crate::net::{RelayFailure, relay};
+use crate::proxy::access::{self, ACCESS_DENIED};
 use crate::telemetry::Flag;
 
 impl Connection {
@@ -18,7 +19,7 @@ impl Connection {
     /// two ends know when it is over.
     pub(super) async fn tunnel(&mut self, upstream: UpstreamConnection, trail: &mut Trail<'_>) -> Ending {
         // The pick goes on to count as load of its endpoint.
-        let UpstreamConnection { io: mut upstream, pick: _pick, .. } = upstream;
+        let UpstreamConnection { io: mut upstream, key, pick: _pick, .. } = upstream;
         let (sent, received) = (Cell::new(0), Cell::new(0));
         let mut failure = self.pass_ahead(&mut upstream, &sent, &received).await.err();
         self.release_buffers();
@@ -26,7 +27,8 @@ impl Connection {
         trail.slot = None;
         let (mut sent, mut received) = (sent.get(), received.get());
         if failure.is_none() {
-            let relayed = relay(&mut self.io, &mut upstream).await;
+            let refused = access::until_refused(&self.ctx, self.peer.ip(), key.address);
+            let relayed = relay(&mut self.io, &mut upstream, refused).await;
             sent += relayed.sent;
             received += relayed.received;
             failure = relayed.failure;
@@ -39,6 +41,7 @@ impl Connection {
             let (flag, details) = match failure {
                 RelayFailure::Downstream(_) => (Flag::DownstreamClosed, "downstream_reset"),
                 RelayFailure::Upstream(_) => (Flag::UpstreamClosed, "upstream_reset"),
+                RelayFailure::Stopped => (Flag::AccessDenied, ACCESS_DENIED),
             };
             trail.flags.insert(flag);
             trail.details = details;

@@ -12,8 +12,8 @@ use crate::balance::Pick;
 use crate::compile::{Cluster, Upstream};
 use crate::net::ConnectTarget;
 use crate::pool::{Liveness, PoolKey, is_quiet};
-use crate::proxy::Early;
 use crate::proxy::answer::Problem;
+use crate::proxy::{Early, access};
 
 /// A connection to an endpoint, in use for one request.
 #[derive(Debug)]
@@ -85,6 +85,7 @@ impl Caller<'_> {
     ) -> Result<UpstreamConnection, Unreached> {
         if let Some((Early { io, pick }, address)) =
             take_early(early, goal, |io| is_quiet(io, Liveness::Asked))
+            && access::may_reach(self.ctx, self.peer.ip(), address)
         {
             let key = self.pool_key(goal, address, pick.as_ref());
             // It may have been closed meanwhile, like one that was kept.
@@ -126,6 +127,11 @@ impl Caller<'_> {
                 // The cluster has no endpoint left that has not been tried.
                 break;
             }
+            if self.check_access(goal, address).is_err() {
+                // Other endpoints would refuse as well, or should not hide that this one does.
+                let endpoint = pick.map(|pick| Arc::clone(pick.upstream()));
+                return Err(Unreached { problem: Problem::Denied, last: Some((address, endpoint)) });
+            }
             match connect(self.pool_key(goal, address, pick.as_ref())).await {
                 Ok(connection) => return Ok((connection, pick)),
                 Err(problem) => {
@@ -139,6 +145,14 @@ impl Caller<'_> {
             avoid.push(address);
         }
         Err(unreached)
+    }
+
+    /// Whether the client may reach an address.
+    fn check_access(self, goal: Goal<'_>, address: SocketAddr) -> Result<(), access::Refused> {
+        if matches!(goal, Goal::Unknown(_)) {
+            access::check_translated(self.ctx)?;
+        }
+        access::check(self.ctx, self.peer.ip(), address)
     }
 
     /// What a connection to this endpoint is kept under.

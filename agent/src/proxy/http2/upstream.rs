@@ -16,6 +16,7 @@ use crate::http::h1::RequestHead;
 use crate::http::h2::request_uri;
 use crate::pool::{Lease, PoolKey, Turn, is_open};
 use crate::proxy::Early;
+use crate::proxy::access;
 use crate::proxy::answer::Problem;
 use crate::proxy::http::HttpSettings;
 use crate::proxy::http::caller::{Caller, Outgoing};
@@ -42,7 +43,9 @@ impl Caller<'_> {
         deadline: Deadline,
         early: Option<Early>,
     ) -> Result<UpstreamStream, Unreached> {
-        if let Some((Early { io, pick }, address)) = take_early(early, goal, is_open) {
+        if let Some((Early { io, pick }, address)) = take_early(early, goal, is_open)
+            && access::may_reach(self.ctx, self.peer.ip(), address)
+        {
             let key = self.pool_key(goal, address, pick.as_ref());
             let (builder, keepalive) = (builder(self.settings), self.settings.http2.upstream_keepalive());
             if let Ok(mut lease) = self.ctx.http.http2().add(&key, io, &builder, keepalive).await {

@@ -93,6 +93,7 @@ impl Recorder for Records {
     }
     fn connection_opened(&self, _record: &ConnectionRecord<'_>) {}
     fn connection(&self, _record: &ConnectionRecord<'_>) {}
+    fn denied(&self, _denied: &crate::compile::Denied) {}
     fn downstream(&self, _origin: &Origin, _opened: bool) {}
 }
 
@@ -176,6 +177,7 @@ impl Setup {
         let worker = Rc::new(HttpWorker::new(settings, Share::default(), Rc::clone(&random)));
         let ctx = Context {
             tables: Arc::new(ArcSwap::from_pointee(table)),
+            table_changed: Rc::default(),
             connector: Rc::new(Loopback { send_buffer: self.send_buffer }),
             recorder: Rc::<Records>::clone(&records),
             drain: draining,

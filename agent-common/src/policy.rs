@@ -1,0 +1,404 @@
+//! Policy: which packets may enter a pod, and what the agent tells the kernel programs about it.
+//!
+//! The agent has decided beforehand what each class of sources may do with each port of a pod; the programs only look it up.
+//! What opens a connection is always judged. What belongs to one that the pod itself has opened passes.
+
+use crate::packet::{Family, Frame, TCP_ACK, TCP_SYN};
+
+/// Pods' addresses that can be under policy.
+pub const POLICY_PODS_MAX: u32 = 65_536;
+/// Sources that can be told apart, two generations of them.
+pub const POLICY_SOURCES_MAX: u32 = 262_144;
+/// Verdicts that can be kept, two generations of them.
+pub const POLICY_RULES_MAX: u32 = 262_144;
+/// Conversations that pods have begun and that are remembered; the one that was longest unused makes way.
+pub const POLICY_FLOWS_MAX: u32 = 32_768;
+/// Rules that are counted apart; what others refuse is counted as slot 0.
+pub const POLICY_SLOTS: u32 = 4096;
+
+/// [`PolicyPod::set`] of a pod whose verdicts found no room: nobody may open anything to it.
+pub const CLOSED: u32 = u32::MAX;
+/// The first port of those that a pod's kernel chooses for connections of its own (`net.ipv4.ip_local_port_range`).
+const EPHEMERAL_FIRST: u16 = 32_768;
+/// IPv6 extension headers that are walked; real packets have two at most.
+const EXTENSIONS_MAX: u32 = 6;
+
+const PROTOCOL_ICMP: u8 = 1;
+const PROTOCOL_TCP: u8 = 6;
+const PROTOCOL_UDP: u8 = 17;
+const PROTOCOL_ICMPV6: u8 = 58;
+
+/// An address of either family.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PolicyAddress {
+    /// 4 or 6.
+    pub family: u8,
+    /// Network byte order; IPv4 in the first four bytes, the rest zero.
+    pub address: [u8; 16],
+}
+
+const _: () = assert!(size_of::<PolicyAddress>() == 17 && align_of::<PolicyAddress>() == 1);
+
+/// What a source's class is looked up by, with the longest prefix: the bits that all have in common come first.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PolicySourceKey {
+    /// Which of the two generations; the agent fills one while the programs read the other.
+    pub side: u8,
+    /// The source.
+    pub source: PolicyAddress,
+}
+
+/// Bits of a [`PolicySourceKey`] before its address.
+pub const SOURCE_HEAD_BITS: u32 = 16;
+/// All bits of a [`PolicySourceKey`].
+pub const SOURCE_BITS: u32 = 144;
+
+const _: () = assert!(size_of::<PolicySourceKey>() == SOURCE_BITS as usize / 8);
+
+/// What is known of a pod under policy.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PolicyPod {
+    /// Which verdicts are its; [`CLOSED`]: none.
+    pub set: u32,
+    /// Which generation of sources they are about.
+    pub side: u8,
+    /// Spelled out.
+    pub padding: [u8; 3],
+}
+
+const _: () = assert!(size_of::<PolicyPod>() == 8);
+
+/// A verdict's key.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PolicyRuleKey {
+    /// As in [`PolicyPod`].
+    pub set: u32,
+    /// The source's class.
+    pub class: u32,
+    /// The pod's port in host byte order; 0: any port that has no entry of its own.
+    pub port: u32,
+}
+
+/// A verdict.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PolicyRuleValue {
+    /// One of [`Access`].
+    pub access: u32,
+    /// Where what it refuses is counted.
+    pub slot: u32,
+}
+
+/// The values of [`PolicyRuleValue::access`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Access {
+    /// Let through.
+    Allowed = 0,
+    /// Refused.
+    Denied = 1,
+    /// Refused, and so is every other port; only in entries of port 0.
+    DeniedEverywhere = 2,
+}
+
+/// A conversation that a pod began.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PolicyFlow {
+    /// The pod.
+    pub pod: PolicyAddress,
+    /// Whom it spoke to.
+    pub peer: PolicyAddress,
+    /// The pod's port, network byte order.
+    pub pod_port: [u8; 2],
+    /// The peer's port, network byte order.
+    pub peer_port: [u8; 2],
+    /// TCP or UDP, by its IP protocol number.
+    pub protocol: u8,
+    /// Spelled out.
+    pub padding: u8,
+}
+
+const _: () = assert!(size_of::<PolicyFlow>() == 40 && align_of::<PolicyFlow>() == 1);
+
+/// What a packet is to its receiver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PacketKind {
+    /// Asks for a TCP connection, or cannot be told from one that does.
+    Opening,
+    /// Answers a request for a TCP connection: it does nothing where there was no request.
+    Accepting,
+    /// Of a TCP connection that is there already: it does nothing where there is none.
+    Continuing,
+    /// UDP.
+    Datagram,
+    /// A later part of a packet, which is nothing without the first.
+    Fragment,
+    /// ICMP that the network itself needs: errors, neighbours, answers.
+    Control,
+    /// Anything else, echo requests among them.
+    Other,
+}
+
+/// A packet as far as policy is concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PolicyPacket {
+    /// The sender.
+    pub source: PolicyAddress,
+    /// The receiver.
+    pub destination: PolicyAddress,
+    /// The IP protocol.
+    pub protocol: u8,
+    /// The sender's port, network byte order; 0 without ports.
+    pub source_port: [u8; 2],
+    /// The receiver's port, network byte order; 0 without ports.
+    pub destination_port: [u8; 2],
+    /// What it is to the receiver.
+    pub kind: PacketKind,
+}
+
+impl PolicyPacket {
+    /// The conversation, if the receiver is the pod that began it.
+    #[inline(always)]
+    pub fn flow_of_receiver(&self) -> PolicyFlow {
+        PolicyFlow {
+            pod: self.destination,
+            peer: self.source,
+            pod_port: self.destination_port,
+            peer_port: self.source_port,
+            protocol: self.protocol,
+            padding: 0,
+        }
+    }
+
+    /// The conversation that the sender begins with it; `None` where it begins none.
+    #[inline(always)]
+    pub fn flow_of_sender(&self) -> Option<PolicyFlow> {
+        match self.kind {
+            PacketKind::Opening | PacketKind::Datagram => Some(PolicyFlow {
+                pod: self.source,
+                peer: self.destination,
+                pod_port: self.source_port,
+                peer_port: self.destination_port,
+                protocol: self.protocol,
+                padding: 0,
+            }),
+            _ => None,
+        }
+    }
+}
+
+/// The maps, as the verdict asks them.
+pub trait PolicyMaps {
+    /// What is known of a pod; `None`: it is under no policy.
+    fn pod(&self, address: &PolicyAddress) -> Option<PolicyPod>;
+    /// The class of a source; 0 for those that no policy tells apart.
+    fn class(&self, key: &PolicySourceKey) -> u32;
+    /// A verdict.
+    fn rule(&self, key: &PolicyRuleKey) -> Option<PolicyRuleValue>;
+    /// Whether the pod began this conversation.
+    fn began(&self, flow: &PolicyFlow) -> bool;
+}
+
+/// Whether a packet may enter the pod that it is sent to; `Some`: it may not, counted in this slot.
+#[inline(always)]
+pub fn refuses(packet: &PolicyPacket, maps: &impl PolicyMaps) -> Option<u32> {
+    let pod = maps.pod(&packet.destination)?;
+    match packet.kind {
+        PacketKind::Accepting | PacketKind::Control => return None,
+        PacketKind::Continuing => {
+            let ephemeral = u16::from_be_bytes(packet.destination_port) >= EPHEMERAL_FIRST;
+            // The pod may have begun it before anybody took notes.
+            if ephemeral || maps.began(&packet.flow_of_receiver()) {
+                return None;
+            }
+        }
+        PacketKind::Datagram => {
+            if maps.began(&packet.flow_of_receiver()) {
+                return None;
+            }
+        }
+        PacketKind::Opening | PacketKind::Fragment | PacketKind::Other => {}
+    }
+    if pod.set == CLOSED {
+        return Some(0);
+    }
+    let class = maps.class(&PolicySourceKey { side: pod.side, source: packet.source });
+    // Every set has a verdict on everybody else; without one, nothing is known.
+    let Some(value) = verdict(pod.set, class, packet, maps) else { return Some(0) };
+    let refused = match packet.kind {
+        // The rest of something that may well have been let through.
+        PacketKind::Fragment => value.access == Access::DeniedEverywhere as u32,
+        _ => value.access != Access::Allowed as u32,
+    };
+    if refused { Some(value.slot) } else { None }
+}
+
+/// The most exact verdict on a class and port. What is not kept for a class is as for class 0.
+#[inline(always)]
+fn verdict(set: u32, class: u32, packet: &PolicyPacket, maps: &impl PolicyMaps) -> Option<PolicyRuleValue> {
+    let port = u32::from(u16::from_be_bytes(packet.destination_port));
+    let mut found = None;
+    if class != 0 {
+        found = by_port(set, class, port, maps);
+    }
+    if found.is_none() {
+        found = by_port(set, 0, port, maps);
+    }
+    found
+}
+
+#[inline(always)]
+fn by_port(set: u32, class: u32, port: u32, maps: &impl PolicyMaps) -> Option<PolicyRuleValue> {
+    let mut found = None;
+    if port != 0 {
+        found = maps.rule(&PolicyRuleKey { set, class, port });
+    }
+    if found.is_none() {
+        found = maps.rule(&PolicyRuleKey { set, class, port: 0 });
+    }
+    found
+}
+
+/// Reads a frame with an Ethernet header; `None`: it is neither IPv4 nor IPv6, or too short to have addresses.
+#[inline(always)]
+pub fn read(frame: &(impl Frame + ?Sized)) -> Option<PolicyPacket> {
+    match frame.bytes(12)? {
+        [0x08, 0x00] => read_ipv4(frame, 14),
+        [0x86, 0xdd] => read_ipv6(frame, 14),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn read_ipv4(frame: &(impl Frame + ?Sized), start: u32) -> Option<PolicyPacket> {
+    let source: [u8; 4] = frame.bytes(start + 12)?;
+    let destination: [u8; 4] = frame.bytes(start + 16)?;
+    let [version_and_len] = frame.bytes(start)?;
+    let [protocol] = frame.bytes(start + 9)?;
+    let fragment = u16::from_be_bytes(frame.bytes(start + 6)?);
+    let mut packet = unread(Family::V4, (widen(source), widen(destination)), protocol);
+    if fragment & 0x1fff != 0 {
+        packet.kind = PacketKind::Fragment;
+        return Some(packet);
+    }
+    let len = u32::from(version_and_len & 0x0f) * 4;
+    // A header that lies about its length is nobody's packet; it is judged as a whole.
+    if len >= 20 {
+        read_transport(frame, start + len, &mut packet);
+    }
+    Some(packet)
+}
+
+#[inline(always)]
+fn read_ipv6(frame: &(impl Frame + ?Sized), start: u32) -> Option<PolicyPacket> {
+    let source: [u8; 16] = frame.bytes(start + 8)?;
+    let destination: [u8; 16] = frame.bytes(start + 24)?;
+    let [mut protocol] = frame.bytes(start + 6)?;
+    let mut offset = start + 40;
+    for _ in 0..EXTENSIONS_MAX {
+        let units = match protocol {
+            // Hop-by-hop, routing, destination options, mobility, HIP, shim6: units of 8 bytes beyond the first.
+            0 | 43 | 60 | 135 | 139 | 140 => 8,
+            // Authentication: units of 4 bytes beyond the first two.
+            51 => 4,
+            44 => 0,
+            _ => break,
+        };
+        let Some([next, len]) = frame.bytes::<2>(offset) else { break };
+        if units == 0 {
+            let Some(place) = frame.bytes::<2>(offset + 2) else { break };
+            if u16::from_be_bytes(place) & 0xfff8 != 0 {
+                let mut packet = unread(Family::V6, (source, destination), next);
+                packet.kind = PacketKind::Fragment;
+                return Some(packet);
+            }
+        }
+        offset += match units {
+            0 => 8,
+            4 => (u32::from(len) + 2) * 4,
+            _ => (u32::from(len) + 1) * 8,
+        };
+        protocol = next;
+    }
+    let mut packet = unread(Family::V6, (source, destination), protocol);
+    read_transport(frame, offset, &mut packet);
+    Some(packet)
+}
+
+/// Fills in ports and kind; what can't be read stays what it is without them.
+#[inline(always)]
+fn read_transport(frame: &(impl Frame + ?Sized), offset: u32, packet: &mut PolicyPacket) {
+    match packet.protocol {
+        PROTOCOL_TCP | PROTOCOL_UDP => {
+            let Some(ports) = frame.bytes::<4>(offset) else { return };
+            packet.source_port = [ports[0], ports[1]];
+            packet.destination_port = [ports[2], ports[3]];
+            if packet.protocol == PROTOCOL_UDP {
+                packet.kind = PacketKind::Datagram;
+                return;
+            }
+            // Flags that are cut off might ask for anything.
+            let flags = frame.bytes::<1>(offset + 13).map_or(TCP_SYN, |[flags]| flags);
+            packet.kind = match (flags & TCP_SYN != 0, flags & TCP_ACK != 0) {
+                (true, false) => PacketKind::Opening,
+                (true, true) => PacketKind::Accepting,
+                (false, _) => PacketKind::Continuing,
+            };
+        }
+        PROTOCOL_ICMP | PROTOCOL_ICMPV6 => {
+            let echo = if packet.protocol == PROTOCOL_ICMP { 8 } else { 128 };
+            if let Some([kind]) = frame.bytes::<1>(offset)
+                && kind != echo
+            {
+                packet.kind = PacketKind::Control;
+            }
+        }
+        _ => {}
+    }
+}
+
+#[inline(always)]
+fn unread(family: Family, (source, destination): ([u8; 16], [u8; 16]), protocol: u8) -> PolicyPacket {
+    let family = match family {
+        Family::V4 => 4,
+        Family::V6 => 6,
+    };
+    PolicyPacket {
+        source: PolicyAddress { family, address: source },
+        destination: PolicyAddress { family, address: destination },
+        protocol,
+        source_port: [0; 2],
+        destination_port: [0; 2],
+        kind: PacketKind::Other,
+    }
+}
+
+#[inline(always)]
+const fn widen(address: [u8; 4]) -> [u8; 16] {
+    [address[0], address[1], address[2], address[3], 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+}
+
+#[cfg(feature = "user")]
+#[expect(unsafe_code, reason = "aya's marker for types that are plain bytes")]
+mod pod {
+    use super::{PolicyAddress, PolicyPod, PolicyRuleKey, PolicyRuleValue, PolicySourceKey};
+
+    // SAFETY: repr(C), integers only, no padding, every bit pattern valid.
+    unsafe impl aya::Pod for PolicyAddress {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for PolicySourceKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for PolicyPod {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for PolicyRuleKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for PolicyRuleValue {}
+}
+
+#[cfg(test)]
+mod tests;

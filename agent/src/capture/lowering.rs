@@ -1,0 +1,219 @@
+//! The policies of a table -> what the kernel programs look up. Pure.
+//!
+//! Sources are cut into classes of which all members are treated alike: by the ranges that policies name, and by the
+//! namespaces of pods. Each set of policies is then asked once for every class and port that could matter.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use agent_common::policy::{
+    Access, CLOSED, POLICY_RULES_MAX, POLICY_SOURCES_MAX, PolicyAddress, PolicyRuleKey,
+};
+
+use crate::compile::{Denied, PodPolicy, RoutingTable};
+use crate::model::{Cidr, NamespacePattern, PolicyMatch, PolicySource};
+
+/// How much of the kernel's maps one generation may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Sources.
+    pub sources: usize,
+    /// Verdicts.
+    pub rules: usize,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        // Two generations are there while one replaces the other.
+        Self { sources: POLICY_SOURCES_MAX as usize / 2, rules: POLICY_RULES_MAX as usize / 2 }
+    }
+}
+
+/// What the kernel shall hold. Numbers of sets and classes mean something within one value alone.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Lowered {
+    /// The set of each pod's address; [`CLOSED`] where its verdicts found no room.
+    pub pods: BTreeMap<IpAddr, u32>,
+    /// The class of each range; what is in none is of class 0.
+    pub sources: BTreeMap<Cidr, u32>,
+    /// Verdicts; as the programs look them up.
+    pub rules: HashMap<PolicyRuleKey, Verdict>,
+}
+
+/// What a class may do with a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// Whether it gets through.
+    pub access: Access,
+    /// Why not.
+    pub denied: Option<Denied>,
+}
+
+/// Which of the ranges and namespaces that policies name hold a source.
+type Signature = (BTreeSet<usize>, BTreeSet<usize>);
+
+/// All that policies name.
+#[derive(Default)]
+struct Named<'t> {
+    cidrs: BTreeSet<Cidr>,
+    patterns: BTreeSet<&'t NamespacePattern>,
+}
+
+/// Classes with one member each, by number.
+type Classes<'t> = Vec<PolicySource<'t>>;
+
+/// Lowers a table's policies. What exceeds the `room` is closed.
+pub fn lower(table: &RoutingTable, room: Room) -> Lowered {
+    if table.policies.is_empty() {
+        return Lowered::default();
+    }
+    let mut sets: Vec<&Arc<PodPolicy>> = Vec::new();
+    let mut numbers: HashMap<*const PodPolicy, u32> = HashMap::new();
+    let mut lowered = Lowered::default();
+    // By address, so that the same table gives the same numbers.
+    let pods: BTreeMap<IpAddr, &Arc<PodPolicy>> = table.policies.iter().collect();
+    for (address, policy) in pods {
+        let set = *numbers.entry(Arc::as_ptr(policy)).or_insert_with(|| {
+            sets.push(policy);
+            u32::try_from(sets.len() - 1).expect("there are fewer sets than addresses of pods")
+        });
+        lowered.pods.insert(address, set);
+    }
+    let (sources, classes) = classify(table, &sets);
+    if sources.len() > room.sources {
+        lowered.pods.values_mut().for_each(|set| *set = CLOSED);
+        return lowered;
+    }
+    lowered.sources = sources;
+    for (number, policy) in (0u32..).zip(sets) {
+        let rules = verdicts(number, policy, &classes);
+        if lowered.rules.len() + rules.len() <= room.rules {
+            lowered.rules.extend(rules);
+        } else {
+            lowered.pods.values_mut().filter(|set| **set == number).for_each(|set| *set = CLOSED);
+        }
+    }
+    lowered
+}
+
+/// The class of every range and pod that is not treated like everybody else around it.
+fn classify<'t>(table: &'t RoutingTable, sets: &[&'t Arc<PodPolicy>]) -> (BTreeMap<Cidr, u32>, Classes<'t>) {
+    let named = Named::of(sets);
+    // All of a family is in no narrower range. Where policies name all of both, nobody is left to be of class 0.
+    let [v4, v6] = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)]
+        .map(|first| Cidr::new(first, 0).expect("no prefix is longer than an address"));
+    let rest = if named.cidrs.contains(&v6) { v4 } else { v6 };
+    let mut classes = vec![PolicySource { addresses: rest, namespace: None }];
+    let mut numbers: HashMap<Signature, u32> = HashMap::from([(Signature::default(), 0)]);
+    let mut number = |source: PolicySource<'t>| {
+        let next = u32::try_from(classes.len()).expect("there are fewer classes than sources");
+        *numbers.entry(named.signature(source)).or_insert_with(|| {
+            classes.push(source);
+            next
+        })
+    };
+    let mut sources = BTreeMap::new();
+    for cidr in &named.cidrs {
+        sources.insert(*cidr, number(PolicySource { addresses: *cidr, namespace: None }));
+    }
+    let ranges: Vec<Cidr> = named.cidrs.iter().copied().collect();
+    for (address, workload) in &table.workloads {
+        let addresses = Cidr::host(*address);
+        let class = number(PolicySource { addresses, namespace: Some(&workload.name.namespace) });
+        if class != class_around(&sources, &ranges, addresses) {
+            sources.insert(addresses, class);
+        }
+    }
+    (sources, classes)
+}
+
+/// The class that an address has by the ranges alone.
+fn class_around(sources: &BTreeMap<Cidr, u32>, ranges: &[Cidr], address: Cidr) -> u32 {
+    let holding = ranges.iter().filter(|range| range.contains(&address));
+    holding.max_by_key(|range| range.prefix()).map_or(0, |range| sources[range])
+}
+
+impl<'t> Named<'t> {
+    fn of(sets: &[&'t Arc<PodPolicy>]) -> Self {
+        let mut named = Self::default();
+        for alternative in sets.iter().flat_map(|set| alternatives(set)) {
+            named.cidrs.extend(alternative.cidrs.iter().chain(&alternative.not_cidrs));
+            named.patterns.extend(alternative.namespaces.iter().chain(&alternative.not_namespaces));
+        }
+        named
+    }
+
+    fn signature(&self, source: PolicySource<'_>) -> Signature {
+        let holding = self.cidrs.iter().enumerate().filter(|(_, cidr)| cidr.contains(&source.addresses));
+        let matching = self
+            .patterns
+            .iter()
+            .enumerate()
+            .filter(|(_, pattern)| source.namespace.is_some_and(|namespace| pattern.matches(namespace)));
+        (holding.map(|(index, _)| index).collect(), matching.map(|(index, _)| index).collect())
+    }
+}
+
+fn alternatives(policy: &Arc<PodPolicy>) -> impl Iterator<Item = &PolicyMatch> {
+    policy.policies().flat_map(|policy| &policy.rules).flat_map(|rule| rule.clauses.iter().flatten())
+}
+
+/// A set's verdicts: all of class 0, and of other classes those that differ from it.
+fn verdicts(
+    set: u32,
+    policy: &Arc<PodPolicy>,
+    classes: &[PolicySource<'_>],
+) -> HashMap<PolicyRuleKey, Verdict> {
+    let named = alternatives(policy).flat_map(|one| one.ports.iter().chain(&one.not_ports));
+    let ports: BTreeSet<u16> = named.copied().collect();
+    let ask = |source: PolicySource<'_>| {
+        let mut answers: BTreeMap<u16, Result<(), Denied>> =
+            ports.iter().map(|port| (*port, policy.check(source, Some(*port)))).collect();
+        let others = policy.check(source, None);
+        // What is as on any other port needs no entry.
+        let everywhere = others.is_err() && answers.values().all(Result::is_err);
+        answers.retain(|_, answer| *answer != others);
+        (answers, others, everywhere)
+    };
+    let everybody = ask(classes[0]);
+    let mut rules = HashMap::new();
+    for (class, source) in (0u32..).zip(classes) {
+        let (answers, others, everywhere) = ask(*source);
+        if class != 0 && (&answers, &others, everywhere) == (&everybody.0, &everybody.1, everybody.2) {
+            continue;
+        }
+        for (port, answer) in answers {
+            let key = PolicyRuleKey { set, class, port: u32::from(port) };
+            rules.insert(key, Verdict::of(answer, false));
+        }
+        rules.insert(PolicyRuleKey { set, class, port: 0 }, Verdict::of(others, everywhere));
+    }
+    rules
+}
+
+impl Verdict {
+    fn of(answer: Result<(), Denied>, everywhere: bool) -> Self {
+        let access = match &answer {
+            Ok(()) => Access::Allowed,
+            Err(_) if everywhere => Access::DeniedEverywhere,
+            Err(_) => Access::Denied,
+        };
+        Self { access, denied: answer.err() }
+    }
+}
+
+/// An address as the maps keep it.
+pub fn policy_address(address: IpAddr) -> PolicyAddress {
+    match address {
+        IpAddr::V4(v4) => {
+            let mut wide = [0; 16];
+            wide[..4].copy_from_slice(&v4.octets());
+            PolicyAddress { family: 4, address: wide }
+        }
+        IpAddr::V6(v6) => PolicyAddress { family: 6, address: v6.octets() },
+    }
+}
+
+#[cfg(test)]
+mod tests;

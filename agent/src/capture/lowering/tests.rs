@@ -1,0 +1,189 @@
+//! What is looked up is what the policies say.
+
+use agent_common::policy::{
+    PacketKind, PolicyFlow, PolicyMaps, PolicyPacket, PolicyPod, PolicyRuleValue, PolicySourceKey, refuses,
+};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
+
+use super::*;
+use crate::compile::{TableVersion, compile};
+use crate::model::{AuthorizationPolicy, Model, ObjectName, PolicyAction, PolicyRule, PolicyScope, Workload};
+
+impl PolicyMaps for Lowered {
+    fn pod(&self, address: &PolicyAddress) -> Option<PolicyPod> {
+        let pod = self.pods.iter().find(|(pod, _)| policy_address(**pod) == *address);
+        pod.map(|(_, set)| PolicyPod { set: *set, side: 0, padding: [0; 3] })
+    }
+    fn class(&self, key: &PolicySourceKey) -> u32 {
+        let address = plain_address(&key.source);
+        let holding = self.sources.iter().filter(|(cidr, _)| cidr.contains(&Cidr::host(address)));
+        holding.max_by_key(|(cidr, _)| cidr.prefix()).map_or(0, |(_, class)| *class)
+    }
+    fn rule(&self, key: &PolicyRuleKey) -> Option<PolicyRuleValue> {
+        let verdict = self.rules.get(key)?;
+        Some(PolicyRuleValue { access: verdict.access as u32, slot: 1 })
+    }
+    fn began(&self, _: &PolicyFlow) -> bool {
+        false
+    }
+}
+
+fn plain_address(address: &PolicyAddress) -> IpAddr {
+    match (address.family, address.address) {
+        (4, [a, b, c, d, ..]) => IpAddr::from([a, b, c, d]),
+        (_, wide) => IpAddr::from(wide),
+    }
+}
+
+/// Pods of three namespaces, two of them with both families; all with one label.
+fn workloads() -> Vec<Workload> {
+    let pod = |namespace: &str, name: &str, addresses: &[&str]| Workload {
+        name: ObjectName::new(namespace, name),
+        uid: name.into(),
+        workload: name.into(),
+        node: None,
+        service_account: "default".into(),
+        addresses: addresses.iter().map(|text| text.parse().expect("an address")).collect(),
+        labels: Arc::default(),
+        ready: true,
+    };
+    vec![
+        pod("a", "a1", &["10.0.0.1", "fd00::1"]),
+        pod("a", "a2", &["10.1.0.1"]),
+        pod("ab", "b1", &["10.0.0.2", "fd00::2"]),
+        pod("c", "c1", &["10.1.0.2"]),
+    ]
+}
+
+const SOURCES: &[&str] = &[
+    "10.0.0.1",
+    "10.0.0.2",
+    "10.1.0.1",
+    "10.1.0.2",
+    "10.0.0.77",
+    "10.9.9.9",
+    "11.1.1.1",
+    "fd00::1",
+    "fd00::2",
+    "fd00::77",
+    "fe00::1",
+    "0.0.0.0",
+    "::",
+];
+
+fn cidr() -> impl Strategy<Value = Cidr> {
+    const RANGES: &[&str] = &[
+        "0.0.0.0/0",
+        "::/0",
+        "10.0.0.0/8",
+        "10.0.0.0/16",
+        "10.0.0.0/24",
+        "10.0.0.1/32",
+        "10.1.0.0/16",
+        "fd00::/16",
+        "fd00::/64",
+        "fd00::1/128",
+    ];
+    select(RANGES).prop_map(|text| {
+        let (address, prefix) = text.split_once('/').expect("a prefix");
+        Cidr::new(address.parse().expect("an address"), prefix.parse().expect("a length")).expect("a range")
+    })
+}
+
+fn pattern() -> impl Strategy<Value = NamespacePattern> {
+    use NamespacePattern::{Any, Exact, Prefix, Suffix};
+    select(vec![Any, Exact("a".into()), Exact("x".into()), Prefix("a".into()), Suffix("b".into())])
+}
+
+prop_compose! {
+    fn alternative()(
+        cidrs in vec(cidr(), 0..2),
+        not_cidrs in vec(cidr(), 0..2),
+        namespaces in vec(pattern(), 0..2),
+        not_namespaces in vec(pattern(), 0..2),
+        ports in vec(1u16..4, 0..2),
+        not_ports in vec(1u16..4, 0..2),
+    ) -> PolicyMatch {
+        PolicyMatch { cidrs, not_cidrs, namespaces, not_namespaces, ports, not_ports }
+    }
+}
+
+prop_compose! {
+    fn policy()(
+        namespace in select(vec!["a", "ab", "c", "istio-system"]),
+        name in "[a-d]",
+        deny in any::<bool>(),
+        rules in vec(vec(vec(alternative(), 1..3), 0..3), 0..3),
+    ) -> AuthorizationPolicy {
+        let rules = rules.into_iter().enumerate();
+        AuthorizationPolicy {
+            name: ObjectName::new(namespace, &name),
+            scope: if namespace == "istio-system" { PolicyScope::Mesh } else { PolicyScope::Namespace },
+            selector: [].into(),
+            action: if deny { PolicyAction::Deny } else { PolicyAction::Allow },
+            rules: rules.map(|(index, clauses)| PolicyRule { index, clauses }).collect(),
+        }
+    }
+}
+
+fn table(policies: Vec<AuthorizationPolicy>) -> RoutingTable {
+    let model = Model { workloads: workloads(), authorization: policies, ..Model::default() };
+    compile(&model, &RoutingTable::default(), TableVersion::default())
+}
+
+fn syn(source: IpAddr, pod: IpAddr, port: u16) -> PolicyPacket {
+    PolicyPacket {
+        source: policy_address(source),
+        destination: policy_address(pod),
+        protocol: 6,
+        source_port: [1, 1],
+        destination_port: port.to_be_bytes(),
+        kind: PacketKind::Opening,
+    }
+}
+
+proptest! {
+    #[test]
+    fn the_kernel_looks_up_what_the_agent_decides(policies in vec(policy(), 0..5)) {
+        let table = table(policies);
+        let lowered = lower(&table, Room::default());
+        for pod in workloads().iter().flat_map(|workload| &workload.addresses) {
+            for source in SOURCES.iter().map(|text| text.parse::<IpAddr>().expect("an address")) {
+                for port in 1..5 {
+                    let decided = table.check_access(source, (*pod, port).into()).is_err();
+                    let looked_up = refuses(&syn(source, *pod, port), &lowered).is_some();
+                    prop_assert_eq!(looked_up, decided, "{} to {}:{}", source, pod, port);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_finds_no_room_is_closed() {
+    let rule = |cidrs: &[&str]| PolicyRule {
+        index: 0,
+        clauses: vec![vec![PolicyMatch {
+            cidrs: cidrs.iter().map(|text| Cidr::host(text.parse().expect("an address"))).collect(),
+            ..PolicyMatch::default()
+        }]],
+    };
+    let policy = |namespace: &str, rules| AuthorizationPolicy {
+        name: ObjectName::new(namespace, "p"),
+        scope: PolicyScope::Namespace,
+        selector: [].into(),
+        action: PolicyAction::Deny,
+        rules,
+    };
+    let table = table(vec![policy("a", vec![rule(&["1.1.1.1"])]), policy("c", vec![rule(&["2.2.2.2"])])]);
+    let sets = |room| lower(&table, room).pods.into_values().collect::<Vec<_>>();
+    assert_eq!(sets(Room::default()), [0, 0, 1, 0], "10.0.0.1, 10.1.0.1, 10.1.0.2, fd00::1");
+    assert_eq!(sets(Room { sources: 2, rules: 4 }), [0, 0, 1, 0]);
+    assert_eq!(sets(Room { sources: 2, rules: 3 }), [0, 0, CLOSED, 0]);
+    assert_eq!(sets(Room { sources: 1, rules: 4 }), [CLOSED; 4]);
+    let lowered = lower(&table, Room { sources: 2, rules: 0 });
+    let [foreign, pod] = ["8.8.8.8", "10.0.0.1"].map(|text| text.parse().expect("an address"));
+    assert_eq!(refuses(&syn(foreign, pod, 80), &lowered), Some(0));
+}

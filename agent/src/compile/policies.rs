@@ -1,0 +1,237 @@
+//! Who may reach which pods: the policies that select each pod, and what they say of a connection to it.
+//!
+//! The order is Istio's: a DENY rule that matches refuses; else, where any ALLOW policy selects the pod, one of their
+//! rules must match; else everything is let through.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::RoutingTable;
+use crate::model::{AuthorizationPolicy, Cidr, Model, ObjectName, PolicyAction, PolicySource, Workload};
+
+/// The policies of every pod that has any, by the pod's addresses.
+#[derive(Debug, Default)]
+pub struct PolicyTable {
+    by_address: HashMap<IpAddr, Arc<PodPolicy>>,
+}
+
+/// The policies that select a pod; pods that the same ones select share one value.
+#[derive(Debug, PartialEq, Eq)]
+pub struct PodPolicy {
+    /// They are asked first.
+    deny: Vec<Arc<AuthorizationPolicy>>,
+    /// Where there are any, one of them must agree.
+    allow: Vec<Arc<AuthorizationPolicy>>,
+}
+
+/// Why a connection is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Denied {
+    /// The DENY policy whose rule matches; without one, the first ALLOW policy that selects the pod.
+    pub policy: ObjectName,
+    /// The position of the DENY rule; `None`: no rule of any ALLOW policy matches.
+    pub rule: Option<usize>,
+}
+
+impl Denied {
+    /// The rule as metrics show it: its position, or `none` where no rule of any ALLOW policy matches.
+    pub fn rule_label(&self) -> String {
+        self.rule.map_or_else(|| "none".to_owned(), |rule| rule.to_string())
+    }
+}
+
+impl PodPolicy {
+    /// Whether a source may reach a port of the pod. `port`: as [`AuthorizationPolicy::rule_of`] has it.
+    pub fn check(&self, source: PolicySource<'_>, port: Option<u16>) -> Result<(), Denied> {
+        for policy in &self.deny {
+            if let Some(rule) = policy.rule_of(source, port) {
+                return Err(Denied { policy: policy.name.clone(), rule: Some(rule) });
+            }
+        }
+        let Some(first) = self.allow.first() else { return Ok(()) };
+        if self.allow.iter().any(|policy| policy.rule_of(source, port).is_some()) {
+            return Ok(());
+        }
+        Err(Denied { policy: first.name.clone(), rule: None })
+    }
+
+    /// Both kinds, those that are asked first before the others.
+    pub fn policies(&self) -> impl Iterator<Item = &Arc<AuthorizationPolicy>> {
+        self.deny.iter().chain(&self.allow)
+    }
+}
+
+impl PolicyTable {
+    /// Whether no pod has a policy.
+    pub fn is_empty(&self) -> bool {
+        self.by_address.is_empty()
+    }
+
+    /// Pods with their policies, one entry for each address.
+    pub fn iter(&self) -> impl Iterator<Item = (IpAddr, &Arc<PodPolicy>)> {
+        self.by_address.iter().map(|(address, policy)| (*address, policy))
+    }
+
+    /// The policies of the pod with this address.
+    pub fn of(&self, address: IpAddr) -> Option<&Arc<PodPolicy>> {
+        self.by_address.get(&address)
+    }
+}
+
+impl RoutingTable {
+    /// Whether `client` may reach an endpoint. Endpoints that are no pods have no policies.
+    pub fn check_access(&self, client: IpAddr, endpoint: std::net::SocketAddr) -> Result<(), Denied> {
+        let Some(policy) = self.policies.of(endpoint.ip().to_canonical()) else { return Ok(()) };
+        let client = client.to_canonical();
+        let namespace = self.workloads.get(&client).map(|workload| &*workload.name.namespace);
+        policy.check(PolicySource { addresses: Cidr::host(client), namespace }, Some(endpoint.port()))
+    }
+}
+
+/// Finds the policies of each pod; equal ones of the table before are kept.
+pub(super) fn compile(model: &Model, previous: &RoutingTable) -> PolicyTable {
+    if model.authorization.is_empty() {
+        return PolicyTable::default();
+    }
+    let policies: Vec<_> = model.authorization.iter().cloned().map(Arc::new).collect();
+    let mut groups: HashMap<Vec<usize>, Arc<PodPolicy>> = HashMap::new();
+    let mut table = PolicyTable::default();
+    for workload in model.workloads.iter().filter(|workload| !workload.addresses.is_empty()) {
+        let selected = selecting(&policies, workload);
+        if selected.is_empty() {
+            continue;
+        }
+        let before = workload.addresses.iter().find_map(|address| previous.policies.of(*address));
+        let group = groups.entry(selected).or_insert_with_key(|selected| {
+            let made = group(selected.iter().map(|index| &policies[*index]));
+            before.filter(|before| ***before == made).map_or_else(|| Arc::new(made), Arc::clone)
+        });
+        for address in &workload.addresses {
+            // As with workloads, the first by name has an address that two claim.
+            table.by_address.entry(*address).or_insert_with(|| Arc::clone(group));
+        }
+    }
+    table
+}
+
+fn selecting(policies: &[Arc<AuthorizationPolicy>], workload: &Workload) -> Vec<usize> {
+    let selects = |policy: &AuthorizationPolicy| policy.selects(&workload.name.namespace, &workload.labels);
+    (0..policies.len()).filter(|index| selects(&policies[*index])).collect()
+}
+
+fn group<'a>(policies: impl Iterator<Item = &'a Arc<AuthorizationPolicy>>) -> PodPolicy {
+    let (deny, allow) = policies.cloned().partition(|policy| policy.action == PolicyAction::Deny);
+    PodPolicy { deny, allow }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compile::{TableVersion, compile as compile_table};
+    use crate::model::{NamespacePattern, PolicyMatch, PolicyRule, PolicyScope};
+
+    fn pod(name: (&str, &str), addresses: &[&str], app: &str) -> Workload {
+        Workload {
+            name: ObjectName::new(name.0, name.1),
+            uid: name.1.into(),
+            workload: name.1.into(),
+            node: None,
+            service_account: "default".into(),
+            addresses: addresses.iter().map(|text| text.parse().expect("an address")).collect(),
+            labels: Arc::new([("app".into(), app.into())].into()),
+            ready: true,
+        }
+    }
+
+    fn policy(
+        namespace: &str,
+        name: &str,
+        action: PolicyAction,
+        rules: &[PolicyMatch],
+    ) -> AuthorizationPolicy {
+        let rule = |(index, alternative): (usize, &PolicyMatch)| PolicyRule {
+            index,
+            clauses: vec![vec![alternative.clone()]],
+        };
+        AuthorizationPolicy {
+            name: ObjectName::new(namespace, name),
+            scope: if namespace == "istio-system" { PolicyScope::Mesh } else { PolicyScope::Namespace },
+            selector: [("app".into(), "web".into())].into(),
+            action,
+            rules: rules.iter().enumerate().map(rule).collect(),
+        }
+    }
+
+    fn table(policies: &[AuthorizationPolicy], previous: &RoutingTable) -> RoutingTable {
+        let workloads = vec![
+            pod(("bad", "foe"), &["10.0.1.2"], "foe"),
+            pod(("default", "web"), &["10.0.0.1", "fd00::1"], "web"),
+            pod(("default", "web2"), &["10.0.0.2"], "web"),
+            pod(("good", "friend"), &["10.0.1.1"], "web"),
+        ];
+        let model = Model { workloads, authorization: policies.to_vec(), ..Model::default() };
+        compile_table(&model, previous, TableVersion::default())
+    }
+
+    fn check(table: &RoutingTable, client: &str, endpoint: &str) -> String {
+        let (client, endpoint) =
+            (client.parse().expect("an address"), endpoint.parse().expect("an endpoint"));
+        match table.check_access(client, endpoint) {
+            Ok(()) => "ok".to_owned(),
+            Err(Denied { policy, rule: Some(rule) }) => format!("{policy} {rule}"),
+            Err(Denied { policy, rule: None }) => format!("{policy} none"),
+        }
+    }
+
+    #[test]
+    fn deny_comes_before_allow_and_any_allow_refuses_the_rest() {
+        use PolicyAction::{Allow, Deny};
+        let any = [PolicyMatch::default()];
+        let good = [PolicyMatch {
+            namespaces: vec![NamespacePattern::Exact("good".into())],
+            ..PolicyMatch::default()
+        }];
+        let ports = [81, 80].map(|port| PolicyMatch { ports: vec![port], ..PolicyMatch::default() });
+        let allow = policy("default", "a", Allow, &good);
+        let alone = std::slice::from_ref(&allow);
+        let web = "10.0.0.1:80";
+        let cases: &[(&[AuthorizationPolicy], &str, &str, &str)] = &[
+            (&[], "10.0.1.2", web, "ok"),
+            (alone, "10.0.1.1", web, "ok"),
+            (alone, "10.0.1.2", web, "default/a none"),
+            (alone, "10.0.1.2", "[fd00::1]:80", "default/a none"),
+            (alone, "::ffff:10.0.1.1", "[::ffff:10.0.0.1]:80", "ok"),
+            (alone, "10.0.1.2", "10.0.1.1:80", "ok"),
+            (alone, "8.8.8.8", web, "default/a none"),
+            (&[allow.clone(), policy("default", "b", Deny, &any)], "10.0.1.1", web, "default/b 0"),
+            (&[allow.clone(), policy("default", "n", Deny, &ports)], "10.0.1.1", web, "default/n 1"),
+            (&[allow.clone(), policy("default", "n", Deny, &ports)], "10.0.1.1", "10.0.0.1:443", "ok"),
+            (&[policy("bad", "a", Deny, &any)], "10.0.1.1", web, "ok"),
+            (&[policy("istio-system", "a", Deny, &any)], "10.0.1.2", "10.0.1.1:1", "istio-system/a 0"),
+            (&[policy("istio-system", "a", Deny, &any)], "10.0.1.1", "10.0.1.2:1", "ok"),
+            (&[policy("default", "a", Allow, &[])], "10.0.1.1", "10.0.0.2:1", "default/a none"),
+            (&[policy("default", "a", Deny, &[])], "10.0.1.1", "10.0.0.2:1", "ok"),
+            (&[policy("default", "0", Allow, &[]), allow.clone()], "10.0.1.1", web, "ok"),
+        ];
+        for (policies, client, endpoint, expected) in cases {
+            let table = table(policies, &RoutingTable::default());
+            assert_eq!(check(&table, client, endpoint), *expected, "{policies:?} {client} {endpoint}");
+        }
+    }
+
+    #[test]
+    fn pods_share_their_policies_and_so_do_tables() {
+        let deny = |rules: &[PolicyMatch]| [policy("default", "a", PolicyAction::Deny, rules)];
+        let any = PolicyMatch::default();
+        let of = |table: &RoutingTable, address: &str| {
+            Arc::clone(table.policies.of(address.parse().expect("an address")).expect("a policy"))
+        };
+        let first = table(&deny(std::slice::from_ref(&any)), &RoutingTable::default());
+        assert!(Arc::ptr_eq(&of(&first, "10.0.0.1"), &of(&first, "10.0.0.2")));
+        let second = table(&deny(std::slice::from_ref(&any)), &first);
+        assert!(Arc::ptr_eq(&of(&first, "fd00::1"), &of(&second, "10.0.0.2")));
+        let other = table(&deny(&[any.clone(), any]), &second);
+        assert!(!Arc::ptr_eq(&of(&second, "fd00::1"), &of(&other, "fd00::1")));
+    }
+}

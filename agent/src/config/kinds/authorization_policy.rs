@@ -1,0 +1,238 @@
+//! `security.istio.io` AuthorizationPolicy: what of it addresses, namespaces and ports can decide.
+//!
+//! What needs a proven identity or the request's head follows Istio's rule for a proxy that sees connections alone: an
+//! ALLOW rule with such a field never matches, a DENY rule applies as if the field were absent. Either errs on the side
+//! of refusing, and each field is named in the report.
+
+mod schema;
+
+use std::net::IpAddr;
+
+use super::super::field::Field;
+use super::super::node::DecodeError;
+use super::super::object::Notes;
+use super::super::report::Code;
+use super::{Source, decode_spec, meta};
+use crate::model::{Cidr, Labels, NamespacePattern, PolicyAction, PolicyMatch, PolicyRule};
+use schema::{Condition, Operation, PolicySpec, Rule, SourceSpec};
+
+/// A checked AuthorizationPolicy.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct AuthorizationPolicy {
+    /// Labels of the pods that it is about.
+    pub selector: Labels,
+    /// What it does; `None`: something that is not enforced.
+    pub action: Option<PolicyAction>,
+    /// The rules that can be decided.
+    pub rules: Vec<PolicyRule>,
+}
+
+/// Decodes an AuthorizationPolicy.
+pub(super) fn decode(source: &Source<'_>, notes: &mut Notes<'_>) -> Result<AuthorizationPolicy, DecodeError> {
+    let spec: PolicySpec = decode_spec(source, schema::EXTRAS, notes)?;
+    let field = Field::spec();
+    let selector = spec.selector.map(|selector| selector.match_labels).unwrap_or_default();
+    for (key, value) in &selector {
+        if key.contains('*') || value.contains('*') {
+            let field = field.key("selector").key("matchLabels").key(key);
+            notes.error(&field, "labels are compared as they are: `*` stands for nothing else");
+        }
+    }
+    let mut action = action(spec.action.as_deref(), &field.key("action"), notes);
+    let refers = spec.target_refs.is_some_and(|refs| !refs.is_empty());
+    for (name, given) in [("targetRef", spec.target_ref.is_some()), ("targetRefs", refers)] {
+        if given {
+            let text = "policies that are attached to a Gateway or a Service are not enforced";
+            notes.warning(Code::NotYetEnforced, &field.key(name), text);
+            action = None;
+        }
+    }
+    if spec.provider.is_some() && action.is_some() {
+        notes.error(&field.key("provider"), "only the action CUSTOM has a provider");
+    }
+    let reader = Reader { action, notes };
+    let rules = reader.rules(&spec.rules.unwrap_or_default(), &field.key("rules"));
+    Ok(AuthorizationPolicy { selector: meta::labels(&selector), action, rules })
+}
+
+fn action(written: Option<&str>, field: &Field, notes: &mut Notes<'_>) -> Option<PolicyAction> {
+    match written {
+        None | Some("ALLOW") => Some(PolicyAction::Allow),
+        Some("DENY") => Some(PolicyAction::Deny),
+        Some(other @ ("AUDIT" | "CUSTOM")) => {
+            let text = format!("the action {other} is not enforced, and neither is this policy");
+            notes.warning(Code::NotYetEnforced, field, text);
+            None
+        }
+        Some(other) => {
+            notes.error(field, format!("`{other}` is none of ALLOW, DENY, AUDIT, CUSTOM"));
+            None
+        }
+    }
+}
+
+/// Reads rules and notes what is wrong with them.
+struct Reader<'n, 's> {
+    /// `None`: the policy is left out as a whole, and its rules are only checked.
+    action: Option<PolicyAction>,
+    notes: &'n mut Notes<'s>,
+}
+
+impl Reader<'_, '_> {
+    fn rules(mut self, written: &[Rule], field: &Field) -> Vec<PolicyRule> {
+        let rules = written.iter().enumerate();
+        rules.filter_map(|(index, rule)| self.rule(index, rule, &field.index(index))).collect()
+    }
+
+    /// `None`: an ALLOW rule that asks for what can't be decided here.
+    fn rule(&mut self, index: usize, rule: &Rule, field: &Field) -> Option<PolicyRule> {
+        let mut undecided = false;
+        let mut clauses = Vec::new();
+        let from = rule.from.iter().enumerate().map(|(at, from)| {
+            self.source(from.source.as_ref(), &field.key("from").index(at).key("source"), &mut undecided)
+        });
+        clauses.push(from.collect::<Vec<_>>());
+        let to = rule.to.iter().enumerate().map(|(at, to)| {
+            self.operation(to.operation.as_ref(), &field.key("to").index(at).key("operation"), &mut undecided)
+        });
+        clauses.push(to.collect());
+        for (at, condition) in rule.when.iter().enumerate() {
+            clauses.push(vec![self.condition(condition, &field.key("when").index(at), &mut undecided)]);
+        }
+        clauses.retain(|clause| !clause.is_empty());
+        let decided = !undecided || self.action == Some(PolicyAction::Deny);
+        decided.then_some(PolicyRule { index, clauses })
+    }
+
+    fn source(&mut self, written: Option<&SourceSpec>, field: &Field, undecided: &mut bool) -> PolicyMatch {
+        let Some(source) = written else {
+            self.notes.error(field, "the source is missing");
+            return PolicyMatch::default();
+        };
+        let others = source.undecided();
+        *undecided |= self.note_undecided(&others, field);
+        let found = PolicyMatch {
+            cidrs: self.cidrs(&source.ip_blocks, &field.key("ipBlocks")),
+            not_cidrs: self.cidrs(&source.not_ip_blocks, &field.key("notIpBlocks")),
+            namespaces: self.namespaces(&source.namespaces, &field.key("namespaces")),
+            not_namespaces: self.namespaces(&source.not_namespaces, &field.key("notNamespaces")),
+            ..PolicyMatch::default()
+        };
+        self.check_not_empty(&found, &others, field);
+        found
+    }
+
+    fn operation(&mut self, written: Option<&Operation>, field: &Field, undecided: &mut bool) -> PolicyMatch {
+        let Some(operation) = written else {
+            self.notes.error(field, "the operation is missing");
+            return PolicyMatch::default();
+        };
+        let others = operation.undecided();
+        *undecided |= self.note_undecided(&others, field);
+        let found = PolicyMatch {
+            ports: self.ports(&operation.ports, &field.key("ports")),
+            not_ports: self.ports(&operation.not_ports, &field.key("notPorts")),
+            ..PolicyMatch::default()
+        };
+        self.check_not_empty(&found, &others, field);
+        found
+    }
+
+    fn condition(&mut self, written: &Condition, field: &Field, undecided: &mut bool) -> PolicyMatch {
+        let (values, not_values) = (field.key("values"), field.key("notValues"));
+        if written.values.is_empty() && written.not_values.is_empty() {
+            self.notes.error(field, "a condition needs values or notValues");
+        }
+        match written.key.as_str() {
+            "source.ip" => PolicyMatch {
+                cidrs: self.cidrs(&written.values, &values),
+                not_cidrs: self.cidrs(&written.not_values, &not_values),
+                ..PolicyMatch::default()
+            },
+            "source.namespace" => PolicyMatch {
+                namespaces: self.namespaces(&written.values, &values),
+                not_namespaces: self.namespaces(&written.not_values, &not_values),
+                ..PolicyMatch::default()
+            },
+            "destination.port" => PolicyMatch {
+                ports: self.ports(&written.values, &values),
+                not_ports: self.ports(&written.not_values, &not_values),
+                ..PolicyMatch::default()
+            },
+            _ => {
+                *undecided |= self.note_undecided(&["key"], field);
+                PolicyMatch::default()
+            }
+        }
+    }
+
+    /// Says which fields can't be decided; whether there are any.
+    fn note_undecided(&mut self, names: &[&str], field: &Field) -> bool {
+        let outcome = match self.action {
+            Some(PolicyAction::Allow) => "the rule allows nothing",
+            Some(PolicyAction::Deny) => "the rule denies as if it were absent",
+            None => return false,
+        };
+        for name in names {
+            let text = format!("addresses, namespaces and ports do not tell this: {outcome}");
+            self.notes.warning(Code::NotYetEnforced, &field.key(name), text);
+            self.notes.later(&field.key(name));
+        }
+        !names.is_empty()
+    }
+
+    fn check_not_empty(&mut self, found: &PolicyMatch, others: &[&str], field: &Field) {
+        if *found == PolicyMatch::default() && others.is_empty() && !self.notes.failed() {
+            self.notes.error(field, "at least one field must be given");
+        }
+    }
+
+    fn cidrs(&mut self, written: &[String], field: &Field) -> Vec<Cidr> {
+        self.each(written, field, |text| cidr(text).ok_or("is no IP address or range of them"))
+    }
+
+    fn ports(&mut self, written: &[String], field: &Field) -> Vec<u16> {
+        let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port > 0);
+        self.each(written, field, |text| port(text).ok_or("is no port from 1 to 65535"))
+    }
+
+    fn namespaces(&mut self, written: &[String], field: &Field) -> Vec<NamespacePattern> {
+        self.each(written, field, |text| {
+            namespace(text).ok_or("is no namespace, with `*` at one end at most")
+        })
+    }
+
+    fn each<T>(
+        &mut self,
+        written: &[String],
+        field: &Field,
+        read: impl Fn(&str) -> Result<T, &'static str>,
+    ) -> Vec<T> {
+        let mut values = Vec::with_capacity(written.len());
+        for (index, text) in written.iter().enumerate() {
+            match read(text) {
+                Ok(value) => values.push(value),
+                Err(reason) => self.notes.error(&field.index(index), format!("`{text}` {reason}")),
+            }
+        }
+        values
+    }
+}
+
+fn cidr(text: &str) -> Option<Cidr> {
+    match text.split_once('/') {
+        Some((address, prefix)) => Cidr::new(address.parse().ok()?, prefix.parse().ok()?),
+        None => text.parse::<IpAddr>().ok().map(Cidr::host),
+    }
+}
+
+fn namespace(text: &str) -> Option<NamespacePattern> {
+    let plain = |part: &str| (!part.is_empty() && !part.contains('*')).then(|| part.into());
+    match (text.strip_prefix('*'), text.strip_suffix('*')) {
+        (Some(""), _) => Some(NamespacePattern::Any),
+        (Some(end), None) => plain(end).map(NamespacePattern::Suffix),
+        (None, Some(start)) => plain(start).map(NamespacePattern::Prefix),
+        (None, None) => plain(text).map(NamespacePattern::Exact),
+        (Some(_), Some(_)) => None,
+    }
+}

@@ -1,0 +1,126 @@
+//! The fields of AuthorizationPolicy as they are written.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::super::super::node::Extra;
+use super::super::DOCUMENT;
+
+pub(super) const EXTRAS: &[&[Extra]] = &[DOCUMENT];
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub(super) struct PolicySpec {
+    pub selector: Option<Selector>,
+    pub target_ref: Option<BTreeMap<String, String>>,
+    pub target_refs: Option<Vec<BTreeMap<String, String>>>,
+    pub action: Option<String>,
+    pub provider: Option<Provider>,
+    pub rules: Option<Vec<Rule>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub(super) struct Selector {
+    pub match_labels: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Provider {
+    #[serde(rename = "name")]
+    _name: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Rule {
+    pub from: Vec<From>,
+    pub to: Vec<To>,
+    pub when: Vec<Condition>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct From {
+    pub source: Option<SourceSpec>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct To {
+    pub operation: Option<Operation>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub(super) struct SourceSpec {
+    principals: Vec<String>,
+    not_principals: Vec<String>,
+    request_principals: Vec<String>,
+    not_request_principals: Vec<String>,
+    service_accounts: Vec<String>,
+    not_service_accounts: Vec<String>,
+    remote_ip_blocks: Vec<String>,
+    not_remote_ip_blocks: Vec<String>,
+    pub namespaces: Vec<String>,
+    pub not_namespaces: Vec<String>,
+    pub ip_blocks: Vec<String>,
+    pub not_ip_blocks: Vec<String>,
+}
+
+impl SourceSpec {
+    /// The given fields that need a proven identity or a request.
+    pub fn undecided(&self) -> Vec<&'static str> {
+        given(&[
+            ("principals", &self.principals),
+            ("notPrincipals", &self.not_principals),
+            ("requestPrincipals", &self.request_principals),
+            ("notRequestPrincipals", &self.not_request_principals),
+            ("serviceAccounts", &self.service_accounts),
+            ("notServiceAccounts", &self.not_service_accounts),
+            ("remoteIpBlocks", &self.remote_ip_blocks),
+            ("notRemoteIpBlocks", &self.not_remote_ip_blocks),
+        ])
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub(super) struct Operation {
+    hosts: Vec<String>,
+    not_hosts: Vec<String>,
+    methods: Vec<String>,
+    not_methods: Vec<String>,
+    paths: Vec<String>,
+    not_paths: Vec<String>,
+    pub ports: Vec<String>,
+    pub not_ports: Vec<String>,
+}
+
+impl Operation {
+    /// The given fields that need a request.
+    pub fn undecided(&self) -> Vec<&'static str> {
+        given(&[
+            ("hosts", &self.hosts),
+            ("notHosts", &self.not_hosts),
+            ("methods", &self.methods),
+            ("notMethods", &self.not_methods),
+            ("paths", &self.paths),
+            ("notPaths", &self.not_paths),
+        ])
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub(super) struct Condition {
+    pub key: String,
+    pub values: Vec<String>,
+    pub not_values: Vec<String>,
+}
+
+fn given(fields: &[(&'static str, &Vec<String>)]) -> Vec<&'static str> {
+    fields.iter().filter(|(_, values)| !values.is_empty()).map(|(name, _)| *name).collect()
+}

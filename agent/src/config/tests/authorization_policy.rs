@@ -1,0 +1,158 @@
+//! AuthorizationPolicy.
+
+use super::{check_bad, good, load_in_shop, messages};
+use crate::config::Severity;
+use crate::model::{AuthorizationPolicy, Cidr, NamespacePattern, PolicyAction, PolicyMatch, PolicyScope};
+
+fn document(namespace: &str, spec: &str) -> String {
+    let head = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n";
+    format!("{head}metadata: {{name: p, namespace: {namespace}}}\nspec:\n{spec}")
+}
+
+/// The one policy of a good document.
+fn policy(namespace: &str, spec: &str) -> AuthorizationPolicy {
+    let mut state = good(&document(namespace, spec));
+    assert_eq!(state.model.authorization.len(), 1, "{spec}");
+    state.model.authorization.remove(0)
+}
+
+fn cidr(address: &str, prefix: u8) -> Cidr {
+    Cidr::new(address.parse().expect("an address"), prefix).expect("a range")
+}
+
+#[test]
+fn fields_that_connections_decide_are_read() {
+    let spec = r#"
+  selector: {matchLabels: {app: order}}
+  action: DENY
+  rules:
+  - from:
+    - source: {namespaces: [back, "t-*"], notNamespaces: ["*-x", "*"]}
+    - source: {ipBlocks: [10.1.2.3, 10.0.0.0/8], notIpBlocks: ["fd00::/64"]}
+    to:
+    - operation: {ports: ["80"], notPorts: ["90"]}
+    when:
+    - {key: source.ip, values: [1.2.3.4]}
+    - {key: source.namespace, notValues: [z]}
+    - {key: destination.port, values: ["443"]}
+  - {}
+"#;
+    let policy = policy("default", spec);
+    assert_eq!((policy.action, policy.scope), (PolicyAction::Deny, PolicyScope::Namespace));
+    assert_eq!(policy.selector, [("app".into(), "order".into())].into());
+    let empty = PolicyMatch::default;
+    let first = PolicyMatch {
+        namespaces: vec![NamespacePattern::Exact("back".into()), NamespacePattern::Prefix("t-".into())],
+        not_namespaces: vec![NamespacePattern::Suffix("-x".into()), NamespacePattern::Any],
+        ..empty()
+    };
+    let second = PolicyMatch {
+        cidrs: vec![cidr("10.1.2.3", 32), cidr("10.0.0.0", 8)],
+        not_cidrs: vec![cidr("fd00::", 64)],
+        ..empty()
+    };
+    let when = [
+        PolicyMatch { cidrs: vec![cidr("1.2.3.4", 32)], ..empty() },
+        PolicyMatch { not_namespaces: vec![NamespacePattern::Exact("z".into())], ..empty() },
+        PolicyMatch { ports: vec![443], ..empty() },
+    ];
+    let to = PolicyMatch { ports: vec![80], not_ports: vec![90], ..empty() };
+    let [a, b, c] = when;
+    assert_eq!(policy.rules[0].clauses, [vec![first, second], vec![to], vec![a], vec![b], vec![c]]);
+    assert_eq!((policy.rules[1].index, policy.rules[1].clauses.len()), (1, 0));
+}
+
+#[test]
+fn allow_is_the_default_and_the_root_namespace_speaks_for_all() {
+    let nothing = policy("shop", "  {}\n");
+    assert_eq!((nothing.action, nothing.rules.len()), (PolicyAction::Allow, 0));
+    assert_eq!(nothing.scope, PolicyScope::Namespace);
+    assert_eq!(policy("istio-system", "  rules: [{}]\n").scope, PolicyScope::Mesh);
+}
+
+#[test]
+fn what_needs_more_than_a_connection_errs_on_the_side_of_refusing() {
+    let rules = "
+  rules:
+  - from: [{source: {namespaces: [back]}}]
+  - from: [{source: {principals: [a]}}]
+  - to: [{operation: {methods: [GET], ports: ['80']}}]
+  - when: [{key: 'request.headers[x]', values: [a]}]
+";
+    let load = |action: &str| load_in_shop(&document("default", &format!("  action: {action}{rules}")));
+    let allow = load("ALLOW");
+    let indexes: Vec<_> = allow.model.authorization[0].rules.iter().map(|rule| rule.index).collect();
+    assert_eq!(indexes, [0]);
+    let deny = load("DENY");
+    let rules = &deny.model.authorization[0].rules;
+    assert_eq!(rules.len(), 4);
+    assert_eq!(rules[1].clauses, [[PolicyMatch::default()]]);
+    assert_eq!(rules[2].clauses, [[PolicyMatch { ports: vec![80], ..PolicyMatch::default() }]]);
+    assert_eq!(rules[3].clauses, [[PolicyMatch::default()]]);
+    for (state, outcome) in [(allow, "allows nothing"), (deny, "denies as if it were absent")] {
+        let said = messages(&state.report, Severity::Warning);
+        for start in [
+            "8 spec.rules[1].from[0].source.principals: ",
+            "9 spec.rules[2].to[0].operation.methods: ",
+            "10 spec.rules[3].when[0].key: ",
+        ] {
+            let found = said.iter().any(|line| line.starts_with(start) && line.contains(outcome));
+            assert!(found, "{start}: {said:#?}");
+        }
+        let object =
+            state.report.objects.iter().find(|object| object.title().contains("AuthorizationPolicy"));
+        assert_eq!(object.expect("reported").state.as_str(), "partly enforced");
+    }
+}
+
+#[test]
+fn actions_that_are_not_enforced_leave_the_policy_out() {
+    for (spec, start) in [
+        ("  action: AUDIT\n  rules: [{}]\n", "5 spec.action: "),
+        ("  action: CUSTOM\n  provider: {name: x}\n  rules: [{}]\n", "5 spec.action: "),
+        (
+            "  targetRefs: [{kind: Gateway, name: g, group: gateway.networking.k8s.io}]\n",
+            "5 spec.targetRefs: ",
+        ),
+    ] {
+        let state = load_in_shop(&document("default", spec));
+        assert_eq!(state.model.authorization, [], "{spec}");
+        let said = messages(&state.report, Severity::Warning);
+        assert!(said.len() == 1 && said[0].starts_with(start), "{said:?}");
+    }
+}
+
+#[test]
+fn wrong_values_name_their_place() {
+    for (spec, start, part) in [
+        ("  action: BLOCK\n", "5 spec.action: ", "none of ALLOW"),
+        (
+            "  rules:\n  - to:\n    - operation:\n        ports: [http]\n",
+            "8 spec.rules[0].to[0].operation.ports[0]: ",
+            "no port",
+        ),
+        (
+            "  rules:\n  - to: [{operation: {ports: ['0']}}]\n",
+            "6 spec.rules[0].to[0].operation.ports[0]: ",
+            "no port",
+        ),
+        ("  rules:\n  - to: [{operation: {}}]\n", "6 spec.rules[0].to[0].operation: ", "at least one"),
+        ("  rules:\n  - from: [{}]\n", "6 spec.rules[0].from[0]", "missing"),
+        (
+            "  rules:\n  - from: [{source: {ipBlocks: [10.0.0.0/33]}}]\n",
+            "6 spec.rules[0].from[0].source.ipBlocks[0]: ",
+            "no IP",
+        ),
+        (
+            "  rules:\n  - from: [{source: {namespaces: ['a*b*']}}]\n",
+            "6 spec.rules[0].from[0].source.namespaces[0]: ",
+            "no namespace",
+        ),
+        ("  rules:\n  - when: [{key: source.ip}]\n", "6 spec.rules[0].when[0]: ", "needs values"),
+        ("  rules:\n  - form: []\n", "6 spec.rules[0].form: ", "unknown field"),
+        ("  provider: {name: x}\n", "5 spec.provider: ", "CUSTOM"),
+        ("  selector: {matchLabels: {app: 'a*'}}\n", "5 spec.selector.matchLabels.app: ", "as they are"),
+    ] {
+        check_bad(&document("default", spec), start, part);
+    }
+}
