@@ -7,5 +7,6 @@
     reason = "a call from a kernel program that is not inlined is one that the verifier may refuse"
 )]
 
+pub mod acceleration;
 pub mod capture;
 pub mod packet;

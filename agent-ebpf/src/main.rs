@@ -5,6 +5,9 @@
 mod ctx;
 mod deliver;
 mod maps;
+mod sk_msg;
+mod socket;
+mod sockops;
 mod tc_pod;
 mod tc_uplink;
 

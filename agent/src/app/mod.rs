@@ -247,6 +247,9 @@ async fn start_capture(
         uplinks: options.uplinks.clone(),
         marks: options.marks,
         workers: u32::try_from(settings.workers).context("too many workers")?,
+        cgroup: options.cgroup.clone(),
+        acceleration: options.acceleration,
+        node: settings.node.clone(),
     };
     let (engine, handle) = Engine::start(capture, listeners, local, tables.subscribe()).await?;
     Ok(RunningCapture { handle, engine: tokio::spawn(engine.run()), claim })

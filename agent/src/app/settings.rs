@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::capture::{Glob, Marks};
+use crate::capture::{AccelerationMode, Glob, Marks};
 use crate::proxy::ProxySettings;
 
 /// Everything an agent is told at start.
@@ -45,4 +45,8 @@ pub struct CaptureOptions {
     pub outbound_port: u16,
     /// Numbers that the node's other software must not use.
     pub marks: Marks,
+    /// The cgroup v2 directory that the pods and the agent are below.
+    pub cgroup: Option<PathBuf>,
+    /// Whether same-node connections are accelerated.
+    pub acceleration: AccelerationMode,
 }

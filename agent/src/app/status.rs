@@ -14,7 +14,8 @@ use super::gateways::ListenerError;
 use super::tables::Applied;
 use super::{Addresses, Settings};
 use crate::admin::{
-    CaptureStatus, DrainStatus, InterfaceStatus, ListenerStatus, Source, Status, TableStatus, WorkerStatus,
+    AccelerationStatus, CaptureStatus, DrainStatus, InterfaceStatus, ListenerStatus, Source, Status,
+    TableStatus, WorkerStatus,
 };
 use crate::capture::{self, EngineHandle};
 use crate::compile::RoutingTable;
@@ -107,6 +108,9 @@ impl Observed {
     pub(super) fn set_capture(&self, handle: &EngineHandle) {
         let counters = handle.counters();
         self.metrics.watch_packets(move || counters.read());
+        if let Some(counters) = handle.acceleration() {
+            self.metrics.watch_acceleration(move || counters.read());
+        }
         self.changing().capture = Some(handle.status());
     }
 
@@ -195,6 +199,13 @@ fn capturing(status: capture::CaptureStatus) -> CaptureStatus {
         uplinks: status.uplinks.into_iter().map(hooked).collect(),
         destinations: status.destinations,
         destinations_over_capacity: status.destinations_over_capacity,
+        acceleration: AccelerationStatus {
+            active: status.acceleration.off.is_none(),
+            reason: status.acceleration.off,
+            pods: status.acceleration.pods,
+            opted_out: status.acceleration.opted_out,
+            not_found: status.acceleration.not_found,
+        },
     }
 }
 

@@ -5,10 +5,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use agent_common::acceleration::AccelerationConfig;
 use futures_util::stream::{Stream, StreamExt};
 use tokio::sync::{oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
+use super::acceleration::{self, Acceleration, AccelerationCounters, AccelerationStatus};
 use super::interfaces::{Hooked, Snapshot};
 use super::listener::CaptureListeners;
 use super::netlink::Netlink;
@@ -40,6 +42,8 @@ struct Reconciled {
 pub struct Engine {
     settings: CaptureSettings,
     programs: Programs,
+    /// Same-node acceleration, or why there is none.
+    acceleration: Result<Acceleration, String>,
     netlink: Netlink,
     changes: Changes,
     local: LocalAddresses,
@@ -61,12 +65,18 @@ pub struct EngineHandle {
     stop: oneshot::Sender<oneshot::Sender<()>>,
     status: watch::Receiver<CaptureStatus>,
     counters: Counters,
+    acceleration: Option<AccelerationCounters>,
 }
 
 impl EngineHandle {
     /// What the programs count.
     pub fn counters(&self) -> Counters {
         self.counters.clone()
+    }
+
+    /// What same-node acceleration counts, where it is on.
+    pub fn acceleration(&self) -> Option<AccelerationCounters> {
+        self.acceleration.clone()
     }
 
     /// What capture looks like now.
@@ -99,15 +109,25 @@ impl Engine {
         if let Some(rule) = plumbing.clash(netlink.handle()).await? {
             return Err(CaptureError::MarkTaken(rule));
         }
-        let programs = Programs::load(settings.marks, settings.workers)?;
+        let accelerated = acceleration::wanted(&settings).await;
+        let unused = if accelerated.is_ok() { &[] } else { acceleration::MAPS };
+        let mut programs = Programs::load(settings.marks, settings.workers, unused)?;
+        let acceleration =
+            accelerated.and_then(|cgroup| accelerate(&mut programs, &cgroup, settings.marks.own));
+        match &acceleration {
+            Ok(_) => tracing::info!("same-node connections are accelerated"),
+            Err(reason) => tracing::info!(reason, "same-node connections are not accelerated"),
+        }
         // One transaction, or nothing: where nft is missing there is nothing to undo yet.
         plumbing.install_notrack()?;
         let (stop_sender, stop) = oneshot::channel();
         let (status, status_receiver) = watch::channel(CaptureStatus::default());
         let counters = programs.counters();
+        let accelerated = acceleration.as_ref().ok().map(Acceleration::counters);
         let mut engine = Self {
             settings,
             programs,
+            acceleration,
             netlink,
             changes: Box::pin(changes),
             local,
@@ -125,7 +145,10 @@ impl Engine {
             engine.remove().await;
             return Err(error);
         }
-        Ok((engine, EngineHandle { stop: stop_sender, status: status_receiver, counters }))
+        Ok((
+            engine,
+            EngineHandle { stop: stop_sender, status: status_receiver, counters, acceleration: accelerated },
+        ))
     }
 
     async fn install(&mut self, listeners: &[CaptureListeners]) -> Result<(), CaptureError> {
@@ -136,6 +159,7 @@ impl Engine {
             return Err(error);
         }
         self.apply_table()?;
+        self.follow_pods(false).await;
         self.programs.set_listeners(listeners)?;
         report_hooked(&hooked);
         self.publish();
@@ -152,12 +176,17 @@ impl Engine {
                     self.settle().await;
                     self.reconcile_or_report().await;
                     self.keep_up(false).await;
+                    self.follow_pods(true).await;
                 }
                 _ = resync.tick() => {
                     self.reconcile_or_report().await;
                     self.keep_up(true).await;
+                    self.follow_pods(true).await;
                 }
-                Ok(()) = self.tables.changed() => self.apply_table_or_report(),
+                Ok(()) = self.tables.changed() => {
+                    self.apply_table_or_report();
+                    self.follow_pods(false).await;
+                }
                 stopped = &mut self.stop => {
                     if let Err(error) = self.programs.clear_listeners(self.settings.workers) {
                         tracing::error!(%error, "capture listeners could not be taken from the kernel");
@@ -174,6 +203,8 @@ impl Engine {
 
     /// Removes programs, rules, routes and the nft table.
     pub async fn remove(mut self) {
+        // No connection joins any more. Those that have are let be: the kernel keeps what they need as long as they last.
+        self.acceleration = Err("the agent is stopping".to_owned());
         let hooked: Vec<u32> = self.programs.attached().map(|(index, ..)| index).collect();
         self.programs.detach_all();
         if self.programs.attach_kind() == Attach::Clsact {
@@ -277,6 +308,19 @@ impl Engine {
         Ok(())
     }
 
+    /// Tells acceleration which pods there are, and where.
+    async fn follow_pods(&mut self, again: bool) {
+        let Ok(acceleration) = &mut self.acceleration else { return };
+        let pods = self.programs.attached().filter(|(.., hook)| *hook == Hooked::Pod);
+        let interfaces = pods.map(|(index, ..)| index).collect();
+        let table = self.tables.borrow().clone();
+        let handle = self.netlink.handle();
+        let followed = acceleration.follow_pods(&self.settings.node, &table, (handle, interfaces), again);
+        if let Err(error) = followed.await {
+            tracing::error!(%error, "what acceleration knows of pods could not be updated; the last state stays");
+        }
+    }
+
     fn apply_table_or_report(&mut self) {
         if let Err(error) = self.apply_table() {
             tracing::error!(%error, "the kernel's destinations could not be updated; the last ones stay");
@@ -310,8 +354,25 @@ impl Engine {
             failed: self.failed.values().cloned().collect(),
             destinations: self.captured.destinations,
             destinations_over_capacity: self.captured.over_capacity,
+            acceleration: match &self.acceleration {
+                Ok(acceleration) => acceleration.status().clone(),
+                Err(reason) => {
+                    AccelerationStatus { off: Some(reason.clone()), ..AccelerationStatus::default() }
+                }
+            },
         });
     }
+}
+
+/// Turns acceleration on; a failure is its reason to stay off.
+fn accelerate(
+    programs: &mut Programs,
+    cgroup: &std::path::Path,
+    own_mark: u32,
+) -> Result<Acceleration, String> {
+    let cookie = acceleration::node_cookie().map_err(|error| error.to_string())?;
+    let config = AccelerationConfig { node_cookie: cookie, own_mark, everyone: 0 };
+    programs.accelerate(cgroup, config).map_err(|error| error.to_string())
 }
 
 fn report_hooked(hooked: &[(String, Hooked)]) {

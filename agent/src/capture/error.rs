@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 /// Capture can't start, or can't go on as asked.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +66,14 @@ pub enum CaptureError {
     Listener {
         /// What was being done.
         doing: &'static str,
+        /// The error.
+        source: io::Error,
+    },
+    /// The cgroup cannot be opened.
+    #[error("cgroup {path}: {source}")]
+    Cgroup {
+        /// Its directory.
+        path: PathBuf,
         /// The error.
         source: io::Error,
     },

@@ -104,6 +104,9 @@ mod tests {
             uplinks: uplinks.iter().map(ToString::to_string).collect(),
             marks: Marks::default(),
             workers: 1,
+            cgroup: None,
+            acceleration: crate::capture::AccelerationMode::Off,
+            node: String::new(),
         }
     }
 

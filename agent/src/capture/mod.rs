@@ -3,6 +3,7 @@
 //! [`Engine`] owns the kernel side (programs, maps, mark rule, local route, nft table) from start to stop. It reacts to
 //! two things: interfaces and addresses that come and go, and routing tables that change what is captured.
 
+mod acceleration;
 mod claim;
 mod engine;
 mod error;
@@ -16,6 +17,9 @@ mod programs;
 mod self_check;
 mod upkeep;
 
+pub use acceleration::{
+    AccelerationCounters, AccelerationMode, AccelerationStatus, VERB as TRIALS_VERB, run_trials,
+};
 pub use claim::Claim;
 pub use engine::{Engine, EngineHandle};
 pub use error::CaptureError;
@@ -26,6 +30,7 @@ pub use programs::Counters;
 pub use self_check::{Check, Outcome, checks};
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -41,6 +46,12 @@ pub struct CaptureSettings {
     pub marks: Marks,
     /// How many workers have listeners.
     pub workers: u32,
+    /// The cgroup v2 directory that the pods and the agent are below.
+    pub cgroup: Option<PathBuf>,
+    /// Whether same-node connections are accelerated.
+    pub acceleration: AccelerationMode,
+    /// This node's name, as Pod documents call it.
+    pub node: String,
 }
 
 /// Numbers that other software on the node must not use; each can be set where it does.
@@ -83,4 +94,6 @@ pub struct CaptureStatus {
     pub destinations: usize,
     /// Destinations beyond the map's capacity; their traffic goes direct.
     pub destinations_over_capacity: usize,
+    /// Same-node acceleration.
+    pub acceleration: AccelerationStatus,
 }

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::sync::Arc;
 
+use agent_common::acceleration::AccelerationConfig;
 use agent_common::capture::{Action, AddressKey, CaptureConfig, DestinationKey, DestinationValue, Reason};
 use aya::maps::{MapData, MapError, PerCpuArray, SockMap};
 use aya::programs::tc::{
@@ -13,13 +15,14 @@ use aya::programs::tc::{
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 
+use super::acceleration::Acceleration;
 use super::interfaces::Hooked;
 use super::listener::CaptureListeners;
 use super::mirror::Mirror;
 use super::{CaptureError, Marks};
 
 /// The object that the build script made, aligned as the ELF reader asks.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice-ebpf.o"));
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice-ebpf.o"));
 /// Where clsact filters of ours sit; low numbers run first.
 const CLSACT_PRIORITY: u16 = 1;
 
@@ -70,11 +73,14 @@ pub struct Captured {
 }
 
 impl Programs {
-    /// Loads everything; nothing is attached yet.
-    pub fn load(marks: Marks, workers: u32) -> Result<Self, CaptureError> {
+    /// Loads what every packet needs; nothing is attached yet. Maps that nobody will use take no room.
+    pub fn load(marks: Marks, workers: u32, unused: &[&'static str]) -> Result<Self, CaptureError> {
         let config = CaptureConfig { deliver_mark: marks.deliver, own_mark: marks.own, workers, padding: 0 };
-        let mut ebpf =
-            EbpfLoader::new().override_global("CONFIG", &config, true).load(OBJECT).map_err(object_error)?;
+        let mut loader = EbpfLoader::new();
+        for map in unused {
+            loader.map_max_entries(map, 1);
+        }
+        let mut ebpf = loader.override_global("CONFIG", &config, true).load(OBJECT).map_err(object_error)?;
         for hook in Hooked::ALL {
             let program = classifier(&mut ebpf, hook);
             program.load().map_err(|source| load_error(hook.program(), source))?;
@@ -94,6 +100,15 @@ impl Programs {
             counters: Counters(Arc::new(map(&mut ebpf, "COUNTERS")?)),
             ebpf,
         })
+    }
+
+    /// Attaches the programs of same-node acceleration to a cgroup.
+    pub fn accelerate(
+        &mut self,
+        cgroup: &Path,
+        config: AccelerationConfig,
+    ) -> Result<Acceleration, CaptureError> {
+        Acceleration::start(&mut self.ebpf, cgroup, config)
     }
 
     /// How programs are attached.
@@ -221,7 +236,7 @@ fn classifier(ebpf: &mut Ebpf, hook: Hooked) -> &mut SchedClassifier {
     program.try_into().expect("the program is a classifier")
 }
 
-fn map<T: TryFrom<aya::maps::Map, Error = MapError>>(
+pub(super) fn map<T: TryFrom<aya::maps::Map, Error = MapError>>(
     ebpf: &mut Ebpf,
     name: &'static str,
 ) -> Result<T, CaptureError> {
@@ -229,7 +244,7 @@ fn map<T: TryFrom<aya::maps::Map, Error = MapError>>(
     T::try_from(map).map_err(|source| CaptureError::Map { map: name, source })
 }
 
-fn object_error(error: EbpfError) -> CaptureError {
+pub(super) fn object_error(error: EbpfError) -> CaptureError {
     match &error {
         EbpfError::MapError(MapError::CreateError { io_error, .. })
             if io_error.raw_os_error() == Some(libc::EPERM) =>
@@ -240,7 +255,7 @@ fn object_error(error: EbpfError) -> CaptureError {
     }
 }
 
-fn load_error(program: &'static str, source: ProgramError) -> CaptureError {
+pub(super) fn load_error(program: &'static str, source: ProgramError) -> CaptureError {
     match &source {
         ProgramError::LoadError { io_error, .. } if io_error.raw_os_error() == Some(libc::EPERM) => {
             CaptureError::Privilege
@@ -280,7 +295,7 @@ fn destination_key(address: SocketAddr) -> DestinationKey {
 }
 
 /// An address as the maps keep it.
-fn octets(address: IpAddr) -> [u8; 16] {
+pub(super) fn octets(address: IpAddr) -> [u8; 16] {
     match address {
         IpAddr::V4(v4) => {
             let mut wide = [0; 16];

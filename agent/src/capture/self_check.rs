@@ -5,6 +5,7 @@ use std::process::Command;
 
 use serde::Serialize;
 
+use super::acceleration::{AccelerationMode, TrialReport, self_test};
 use super::netlink::Netlink;
 use super::plumbing::{Plumbing, has_ipv6};
 use super::programs::Programs;
@@ -55,6 +56,7 @@ pub async fn checks(settings: &CaptureSettings) -> Vec<Check> {
     } else {
         Check::new("IPv6", Outcome::Warning, "this node has none, or none on loopback: only IPv4 is captured")
     });
+    checks.push(acceleration(settings));
     match Netlink::open() {
         Ok((netlink, _)) => {
             checks.push(interfaces(settings, &netlink).await);
@@ -82,8 +84,30 @@ fn kernel() -> Check {
 }
 
 fn programs(settings: &CaptureSettings) -> Check {
-    let loaded = Programs::load(settings.marks, settings.workers);
+    let loaded = Programs::load(settings.marks, settings.workers, super::acceleration::MAPS);
     Check::of("programs", loaded, |_| "the kernel accepts every program".to_owned())
+}
+
+/// Runs the same self-test that the agent runs at its start.
+fn acceleration(settings: &CaptureSettings) -> Check {
+    let name = "acceleration";
+    let off = |reason: String| {
+        Check::new(name, Outcome::Warning, format!("off, same-node traffic uses TCP: {reason}"))
+    };
+    match (settings.acceleration, &settings.cgroup) {
+        (AccelerationMode::Off, _) => Check::new(name, Outcome::Ok, "off, as asked"),
+        (_, None) => off("no --cgroup names the pods' cgroup v2 directory".to_owned()),
+        (mode, Some(cgroup)) => match self_test(cgroup, mode) {
+            Ok(reports) => {
+                let fault =
+                    |report: &TrialReport| report.fault.as_ref().map_or("", |_| " (FAILS, done without)");
+                let named = |report: &TrialReport| format!("{}{}", report.name, fault(report));
+                let names: Vec<_> = reports.iter().map(named).collect();
+                Check::new(name, Outcome::Ok, format!("the kernel passes: {}", names.join(", ")))
+            }
+            Err(error) => off(error.to_string()),
+        },
+    }
 }
 
 fn nft() -> Check {

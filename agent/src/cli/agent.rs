@@ -11,7 +11,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::{self, CaptureOptions, Settings};
-use crate::capture::{Glob, Marks};
+use crate::capture::{AccelerationMode, Glob, Marks};
 use crate::proxy::{InvalidSetting, ProxySettings};
 use crate::telemetry::log;
 
@@ -84,6 +84,14 @@ pub(super) struct CaptureArgs {
     /// The routing table of the deliver mark; none of the kernel's own (0 and 253 to 255).
     #[arg(long, env = "SLUICE_ROUTE_TABLE", value_parser = table, default_value_t = 1510)]
     route_table: u32,
+    /// The cgroup v2 directory that the pods' processes and the agent's are below.
+    #[arg(long, env = "SLUICE_CGROUP", value_name = "PATH")]
+    cgroup: Option<PathBuf>,
+    /// Whether connections between two sockets on this node skip TCP: `auto` does where `--cgroup` is given and the kernel
+    /// passes a self-test; `on` takes two faults: `splice` from such a socket finds nothing, and a receiver that does not read
+    /// does not stop its sender. Pods with the annotation `sluice.dev/acceleration: "off"` take no part.
+    #[arg(long, env = "SLUICE_ACCELERATION", value_enum, default_value_t = Acceleration::Auto)]
+    acceleration: Acceleration,
     /// What a stop leaves in the kernel. `remove`: nothing.
     #[arg(long, env = "SLUICE_ON_STOP", value_parser = on_stop, default_value = "remove")]
     on_stop: OnStop,
@@ -100,6 +108,13 @@ enum CaptureMode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum OnStop {
     Remove,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Acceleration {
+    Auto,
+    On,
+    Off,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -137,6 +152,12 @@ impl CaptureArgs {
             uplinks: self.uplink.clone(),
             outbound_port: self.outbound_port,
             marks,
+            cgroup: self.cgroup.clone(),
+            acceleration: match self.acceleration {
+                Acceleration::Auto => AccelerationMode::Auto,
+                Acceleration::On => AccelerationMode::On,
+                Acceleration::Off => AccelerationMode::Off,
+            },
         }))
     }
 }

@@ -9,6 +9,7 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+use super::acceleration::{AccelerationCounts, AccelerationSeries};
 use super::limits::LIMITS;
 use super::recorder::WorkerRecorder;
 use super::series::TrafficSeries;
@@ -86,6 +87,7 @@ pub(super) struct Shared {
     writers: Mutex<Vec<(&'static str, LineWriter)>>,
     packets: IntCounterVec,
     packet_counts: OnceLock<PacketCounts>,
+    acceleration: AccelerationSeries,
 }
 
 /// Reads what the kernel programs have counted, by reason.
@@ -110,6 +112,11 @@ impl Metrics {
     /// Shows what the kernel programs count; read whenever the metrics are. Only the first reader is taken.
     pub fn watch_packets(&self, read: impl Fn() -> Vec<(&'static str, u64)> + Send + Sync + 'static) {
         let _ = self.shared.packet_counts.set(Box::new(read));
+    }
+
+    /// Shows that same-node acceleration is on, and what it counts; read whenever the metrics are.
+    pub fn watch_acceleration(&self, read: impl Fn() -> AccelerationCounts + Send + Sync + 'static) {
+        self.shared.acceleration.watch(read);
     }
 
     /// How many objects of the configuration are in a state.
@@ -170,6 +177,7 @@ impl Metrics {
             let counter = self.shared.packets.with_label_values(&[reason]);
             counter.inc_by(packets.saturating_sub(counter.get()));
         }
+        self.shared.acceleration.refresh();
         let encoder = TextEncoder::new();
         let mut text = Vec::new();
         encoder.encode(&self.shared.registry.gather(), &mut text).map_err(MetricsError::Encode)?;
@@ -238,6 +246,7 @@ impl Shared {
                 &["reason"],
             )?,
             packet_counts: OnceLock::new(),
+            acceleration: AccelerationSeries::new(&registry)?,
             registry,
         })
     }
