@@ -39,6 +39,7 @@ const _: () = assert!(size_of::<EndKey>() == 48 && align_of::<EndKey>() == 8);
 impl EndKey {
     /// The other end, in the namespace of that cookie.
     #[inline(always)]
+    #[must_use]
     pub const fn peer(&self, cookie: u64) -> Self {
         Self {
             cookie,
@@ -70,9 +71,14 @@ pub const fn wide(v4: u32) -> [u8; 16] {
 
 /// An IPv6 address, four words in network byte order, as keys have it.
 #[inline(always)]
-pub const fn joined(w: &[u32; 4]) -> [u8; 16] {
-    let [a, b, c, d] = [w[0].to_ne_bytes(), w[1].to_ne_bytes(), w[2].to_ne_bytes(), w[3].to_ne_bytes()];
-    [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]]
+pub const fn joined(words: &[u32; 4]) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    let mut at = 0;
+    while at < 16 {
+        bytes[at] = words[at / 4].to_ne_bytes()[at % 4];
+        at += 1;
+    }
+    bytes
 }
 
 /// What a decision was.

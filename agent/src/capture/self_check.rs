@@ -101,9 +101,9 @@ fn acceleration(settings: &CaptureSettings) -> Check {
             Ok(reports) => {
                 let fault =
                     |report: &TrialReport| report.fault.as_ref().map_or("", |_| " (FAILS, done without)");
-                let named = |report: &TrialReport| format!("{}{}", report.name, fault(report));
-                let names: Vec<_> = reports.iter().map(named).collect();
-                Check::new(name, Outcome::Ok, format!("the kernel passes: {}", names.join(", ")))
+                let line = |report: &TrialReport| format!("{}{}", report.name, fault(report));
+                let lines: Vec<_> = reports.iter().map(line).collect();
+                Check::new(name, Outcome::Ok, format!("the kernel passes: {}", lines.join(", ")))
             }
             Err(error) => off(error.to_string()),
         },

@@ -1,6 +1,8 @@
 //! What applications do with sockets, done with real ones: each trial is one thing that some kernel gets wrong for sockets in
 //! a map. They run in a process and a network namespace of their own, over loopback, with the programs on its cgroup.
 
+mod pair;
+
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -13,40 +15,13 @@ use nix::sys::sendfile::sendfile;
 use nix::sys::socket::{MsgFlags, recv};
 use socket2::{Domain, SockRef, Socket, Type};
 
-/// How long a trial waits for a byte or an event that does not come.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub use pair::Fault;
+use pair::{Outcome, PATIENCE, Pair, errno, expect, io, pattern, read_end, read_expected, send};
+
 /// More than any socket buffer holds at once.
 const LARGE: usize = 1_500_000;
 /// A receiver that does not read must have stopped its sender by then.
 const UNREAD_MAX: usize = 64 << 20;
-
-/// What went wrong in a trial.
-#[derive(Debug, thiserror::Error)]
-pub enum Fault {
-    /// A call failed, or its time was over.
-    #[error("{doing}: {source}")]
-    Io {
-        /// What was being done.
-        doing: &'static str,
-        /// The error.
-        source: io::Error,
-    },
-    /// Bytes were lost, or came in another order.
-    #[error("{0}: the bytes are not those that were sent")]
-    Bytes(&'static str),
-    /// A number is wrong.
-    #[error("{what}: {seen} instead of {expected}")]
-    Number {
-        /// What was counted.
-        what: &'static str,
-        /// What TCP says.
-        expected: usize,
-        /// What was seen.
-        seen: usize,
-    },
-}
-
-type Outcome = Result<(), Fault>;
 
 /// One thing that is tried.
 #[derive(Debug, Clone, Copy)]
@@ -78,63 +53,6 @@ pub const TRIALS: [Trial; 13] = [
 pub const SPLICE_FROM: &str = "splice from a socket";
 /// Failed by kernels up to 6.18: what is handed over is limited by the node's memory for TCP, not by the receiver's buffer.
 pub const BACKPRESSURE: &str = "backpressure";
-
-fn io(doing: &'static str) -> impl FnOnce(io::Error) -> Fault {
-    move |source| Fault::Io { doing, source }
-}
-
-fn errno(doing: &'static str) -> impl FnOnce(Errno) -> Fault {
-    move |errno| Fault::Io { doing, source: errno.into() }
-}
-
-fn expect(what: &'static str, expected: usize, seen: usize) -> Outcome {
-    if seen == expected { Ok(()) } else { Err(Fault::Number { what, expected, seen }) }
-}
-
-/// A connection's two ends.
-struct Pair {
-    dialling: TcpStream,
-    answering: TcpStream,
-}
-
-impl Pair {
-    fn new() -> Result<Self, Fault> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(io("listening"))?;
-        let address = listener.local_addr().map_err(io("listening"))?;
-        let dialling = TcpStream::connect(address).map_err(io("connecting"))?;
-        let (answering, _) = listener.accept().map_err(io("accepting"))?;
-        Self { dialling, answering }.patient()
-    }
-
-    fn patient(self) -> Result<Self, Fault> {
-        for end in [&self.dialling, &self.answering] {
-            end.set_read_timeout(Some(PATIENCE)).map_err(io("setting a timeout"))?;
-            end.set_write_timeout(Some(PATIENCE)).map_err(io("setting a timeout"))?;
-        }
-        Ok(self)
-    }
-}
-
-/// Bytes in which no two places look alike.
-fn pattern(len: usize) -> Vec<u8> {
-    (0u32..).flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes()).take(len).collect()
-}
-
-fn read_expected(mut from: &TcpStream, what: &'static str, expected: &[u8]) -> Outcome {
-    let mut seen = vec![0; expected.len()];
-    from.read_exact(&mut seen).map_err(io(what))?;
-    if seen == expected { Ok(()) } else { Err(Fault::Bytes(what)) }
-}
-
-fn read_end(mut from: &TcpStream, what: &'static str) -> Outcome {
-    let mut rest = Vec::new();
-    from.read_to_end(&mut rest).map_err(io(what))?;
-    expect(what, 0, rest.len())
-}
-
-fn send(mut to: &TcpStream, bytes: &[u8]) -> Outcome {
-    to.write_all(bytes).map_err(io("writing"))
-}
 
 /// The dialling end sends before the other one is in: the handshake's last acknowledgement is held back until there is data
 /// to go with it.

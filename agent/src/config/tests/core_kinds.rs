@@ -262,16 +262,20 @@ fn a_pod_can_opt_out_of_acceleration() {
         ("", true, None),
         ("  annotations: {sluice.dev/acceleration: auto}\n", true, None),
         ("  annotations: {sluice.dev/acceleration: \"off\"}\n", false, None),
-        ("  annotations: {sluice.dev/acceleration: \"on\"}\n", false, Some("`on` is neither `auto` nor `off`")),
+        (
+            "  annotations: {sluice.dev/acceleration: \"on\"}\n",
+            false,
+            Some("`on` is neither `auto` nor `off`"),
+        ),
     ];
     for (annotation, accelerated, said) in cases {
         let text = format!(
             "apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n{annotation}spec: {{nodeName: n}}\nstatus: {{podIP: 10.0.0.1}}\n"
         );
-        let state = load_texts(&[("pod.yaml", &text)]);
+        let state = load_texts(&[&text]);
         let pod = state.model.workloads.first().expect("the pod is read");
         assert_eq!(pod.accelerated, accelerated, "{annotation}");
-        let texts = messages(&state);
+        let texts = messages(&state.report, Severity::Info);
         match said {
             None => assert!(texts.is_empty(), "{annotation}: {texts:?}"),
             Some(part) => assert!(texts.iter().any(|text| text.contains(part)), "{annotation}: {texts:?}"),
