@@ -7,6 +7,7 @@
     reason = "a call from a kernel program that is not inlined is one that the verifier may refuse"
 )]
 
+pub mod acceleration;
 pub mod balance;
 pub mod capture;
 pub mod layout;

@@ -1,5 +1,6 @@
 //! Every map, with the one who writes it.
 
+use agent_common::acceleration::{AccelerationConfig, AccelerationReason, EndKey, EndValue, PodValue};
 use agent_common::balance::{
     AffinityKey, AffinityValue, ConnectReason, End, FrontendValue, MemberKey, SlotKey, SlotValue, SocketKey,
     SocketValue,
@@ -13,7 +14,7 @@ use agent_common::policy::{
 };
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, SockMap};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SockHash, SockMap};
 
 /// Written by the agent before the programs are loaded.
 #[unsafe(no_mangle)]
@@ -113,6 +114,41 @@ static POLICY_DROPS: PerCpuArray<u64> = PerCpuArray::with_max_entries(POLICY_SLO
 pub fn count_refused(slot: u32) {
     if let Some(counter) = POLICY_DROPS.get_ptr_mut(slot) {
         // SAFETY: as with the counter above.
+        unsafe { *counter += 1 };
+    }
+}
+
+/// Settings of acceleration. Written by the agent before its programs are attached.
+#[map]
+pub static ACCELERATION: Array<AccelerationConfig> = Array::with_max_entries(1, 0);
+
+/// Pods of this node by address: their namespace, and whether they take part. Written by the agent when pods come and go.
+#[map]
+pub static ACCELERATION_PODS: HashMap<AddressKey, PodValue> =
+    HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
+
+/// Sockets of same-node connections. Written by the sockops program; closed sockets leave by themselves.
+#[map]
+pub static JOINED_SOCKETS: SockHash<EndKey> = SockHash::with_max_entries(131_072, 0);
+
+/// Dialling ends that are in [`JOINED_SOCKETS`]. Written by the sockops program.
+#[map]
+pub static WAITING: HashMap<EndKey, u8> = HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
+
+/// What was decided of an end's connection, once. Written by the sockops and the sk_msg program.
+#[map]
+pub static ENDS: HashMap<EndKey, EndValue> = HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
+
+/// Connections and messages by [`AccelerationReason`]. Written by the programs.
+#[map]
+static ACCELERATION_COUNTERS: PerCpuArray<u64> =
+    PerCpuArray::with_max_entries(AccelerationReason::ALL.len() as u32, 0);
+
+/// Counts a connection or a message.
+#[inline(always)]
+pub fn count_acceleration(reason: AccelerationReason) {
+    if let Some(counter) = ACCELERATION_COUNTERS.get_ptr_mut(reason as u32) {
+        // SAFETY: this CPU's own slot; a count that an interrupt's program takes meanwhile may be lost, no other harm.
         unsafe { *counter += 1 };
     }
 }

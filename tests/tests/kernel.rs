@@ -186,3 +186,26 @@ fn hooks(footprint: &Footprint) -> Vec<String> {
     let hooks = footprint.lines().filter(|line| line.contains("from_"));
     hooks.map(|line| line.split(" id ").next().unwrap_or(line).to_owned()).collect()
 }
+
+/// The kernel takes the programs of same-node acceleration, and passes the self-test or is said to fail a trial by name.
+#[test]
+fn acceleration_is_on_or_a_trial_is_named() -> Result<()> {
+    if unprivileged("acceleration_is_on_or_a_trial_is_named") {
+        return Ok(());
+    }
+    let lab = Lab::for_test("kernel_accel", topology())?;
+    let config = lab.directory().join("config");
+    lab.write_documents(&config)?;
+    let mut mesh = Mesh { agents: Vec::new(), lab, config };
+    let node = mesh.lab.node(NODE)?;
+    let cgroup = node.cgroup().path().display().to_string();
+    let options = AgentOptions::new(&mesh.config)?.with(["--cgroup", &cgroup, "--acceleration", "on"]);
+    let agent = node.start_agent(&options)?;
+    mesh.agents.push(agent);
+    let status = mesh.verb(NODE, "status")?["capture"]["acceleration"].clone();
+    eprintln!("acceleration: {status}");
+    let reason = status["reason"].as_str().unwrap_or_default();
+    ensure!(status["active"] == true || reason.contains("this kernel fails the self-test: "), "{status}");
+    ensure!(status["active"] == false || status["not_found"] == 0, "pods were not found: {status}");
+    Ok(())
+}

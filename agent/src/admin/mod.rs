@@ -25,8 +25,8 @@ pub use dump::{
 };
 pub use server::{Role, serve};
 pub use status::{
-    CaptureStatus, ConnectStatus, DrainStatus, ForeignProgram, InterfaceStatus, ListenerStatus, PolicyStatus,
-    Status, TableCounts, TableStatus, TierStatus, WorkerStatus,
+    AccelerationStatus, CaptureStatus, ConnectStatus, DrainStatus, ForeignProgram, InterfaceStatus,
+    ListenerStatus, PolicyStatus, Status, TableCounts, TableStatus, TierStatus, WorkerStatus,
 };
 
 pub use why::{Asked, Explanation, Step, Unreadable, why};

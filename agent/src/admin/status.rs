@@ -64,6 +64,24 @@ pub struct CaptureStatus {
     /// Pods under AuthorizationPolicies, as the kernel enforces them.
     #[serde(default)]
     pub policy: PolicyStatus,
+    /// Same-node acceleration.
+    #[serde(default)]
+    pub acceleration: AccelerationStatus,
+}
+
+/// Same-node acceleration.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccelerationStatus {
+    /// Whether same-node connections are accelerated.
+    pub active: bool,
+    /// Why they are not.
+    pub reason: Option<String>,
+    /// Addresses of this node's pods that take part.
+    pub pods: usize,
+    /// Addresses of pods whose annotation says that they don't.
+    pub opted_out: usize,
+    /// Addresses of this node's pods whose network namespace was not found; they use TCP.
+    pub not_found: usize,
 }
 
 /// Balancing at `connect()`.

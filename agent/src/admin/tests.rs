@@ -44,6 +44,7 @@ pub(super) fn table() -> RoutingTable {
         service_account: "default".into(),
         addresses: vec!["10.0.0.1".parse().expect("is an address")],
         labels: Arc::default(),
+        accelerated: true,
         ready: true,
     };
     let listener = Listener {

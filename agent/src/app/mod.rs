@@ -251,6 +251,8 @@ async fn start_capture(
         bpffs: options.bpffs.clone(),
         on_stop: options.on_stop,
         destinations_max: options.destinations_max,
+        acceleration: options.acceleration,
+        node: settings.node.clone(),
     };
     let (engine, handle) = Engine::start(capture, listeners, local, tables.subscribe()).await?;
     Ok(RunningCapture { handle, engine: tokio::spawn(engine.run()), claim })

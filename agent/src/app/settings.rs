@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::capture::{Bpffs, CgroupChoice, Glob, Marks, OnStop};
+use crate::capture::{AccelerationMode, Bpffs, CgroupChoice, Glob, Marks, OnStop};
 use crate::proxy::ProxySettings;
 
 /// Everything an agent is told at start.
@@ -53,4 +53,6 @@ pub struct CaptureOptions {
     pub on_stop: OnStop,
     /// How many destinations can be captured; those beyond go direct.
     pub destinations_max: u32,
+    /// Whether same-node connections are accelerated.
+    pub acceleration: AccelerationMode,
 }

@@ -15,8 +15,8 @@ use super::gateways::ListenerError;
 use super::tables::Applied;
 use super::{Addresses, Settings};
 use crate::admin::{
-    CaptureStatus, ConnectStatus, DrainStatus, ForeignProgram, InterfaceStatus, ListenerStatus, PolicyStatus,
-    Source, Status, TableStatus, TierStatus, WorkerStatus,
+    AccelerationStatus, CaptureStatus, ConnectStatus, DrainStatus, ForeignProgram, InterfaceStatus,
+    ListenerStatus, PolicyStatus, Source, Status, TableStatus, TierStatus, WorkerStatus,
 };
 use crate::capture::{self, EngineHandle};
 use crate::compile::{Denied, RoutingTable};
@@ -116,6 +116,9 @@ impl Observed {
         }
         let drops = handle.policy_drops();
         self.metrics.watch_policy(move || drops.read().into_iter().map(refused).collect());
+        if let Some(counters) = handle.acceleration() {
+            self.metrics.watch_acceleration(move || counters.read());
+        }
         self.changing().capture = Some(handle.status());
     }
 
@@ -220,6 +223,13 @@ fn capturing(status: capture::CaptureStatus) -> CaptureStatus {
             pods: status.policy.pods,
             closed: status.policy.closed,
             left_out: status.policy.left_out,
+        },
+        acceleration: AccelerationStatus {
+            active: status.acceleration.off.is_none(),
+            reason: status.acceleration.off,
+            pods: status.acceleration.pods,
+            opted_out: status.acceleration.opted_out,
+            not_found: status.acceleration.not_found,
         },
     }
 }

@@ -40,14 +40,7 @@ const PROGRAMS: [&str; 8] = [
 ];
 
 /// Maps that hold nothing where balancing is off.
-const MAPS: [&str; 5] = ["FRONTENDS", "SLOTS", "MEMBERS", "AFFINITY", "SOCKETS"];
-
-/// Keeps the memory of balancing where it is not wanted.
-pub fn leave_out(loader: &mut EbpfLoader<'_>) {
-    for map in MAPS {
-        loader.map_max_entries(map, 1);
-    }
-}
+pub const MAPS: [&str; 5] = ["FRONTENDS", "SLOTS", "MEMBERS", "AFFINITY", "SOCKETS"];
 
 /// Whose sockets are balanced.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,14 +1,18 @@
 //! The life of capture: start, follow interfaces and tables, stop.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use agent_common::acceleration::AccelerationConfig;
+use aya::Ebpf;
 use futures_util::stream::{Stream, StreamExt};
 use tokio::sync::{oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
+use super::acceleration::{self, Acceleration, AccelerationCounters, AccelerationStatus};
 use super::connect::{CgroupChoice, ConnectBalancer, ConnectCounters, ConnectStatus};
 use super::foreign::{self, Foreign, Sighting};
 use super::interfaces::{Hooked, Snapshot};
@@ -49,6 +53,8 @@ pub struct Engine {
     /// Balancing at `connect()`, or what there is to say of it.
     connect: Result<ConnectBalancer, ConnectStatus>,
     guard: PodGuard,
+    /// Same-node acceleration, or why there is none.
+    acceleration: Result<Acceleration, String>,
     netlink: Netlink,
     changes: Changes,
     local: LocalAddresses,
@@ -74,6 +80,7 @@ pub struct EngineHandle {
     counters: Counters,
     connects: Option<ConnectCounters>,
     drops: PolicyDrops,
+    acceleration: Option<AccelerationCounters>,
 }
 
 impl EngineHandle {
@@ -90,6 +97,11 @@ impl EngineHandle {
     /// What policy has refused in the kernel.
     pub fn policy_drops(&self) -> PolicyDrops {
         self.drops.clone()
+    }
+
+    /// What same-node acceleration counts, where it is on.
+    pub fn acceleration(&self) -> Option<AccelerationCounters> {
+        self.acceleration.clone()
     }
 
     /// What capture looks like now.
@@ -122,7 +134,8 @@ impl Engine {
         if let Some(rule) = plumbing.clash(netlink.handle()).await? {
             return Err(CaptureError::MarkTaken(rule));
         }
-        let mut programs = Programs::load(&settings)?;
+        let accelerated = acceleration::wanted(&settings).await;
+        let mut programs = Programs::load(&settings, accelerated.is_ok())?;
         if let (OnStop::Keep, Err(reason)) = (settings.on_stop, programs.pins().directory()) {
             return Err(CaptureError::KeepWithoutPins(reason));
         }
@@ -134,7 +147,6 @@ impl Engine {
             }
         };
         let connects = connect.as_ref().ok().map(ConnectBalancer::counters);
-        let mut programs = Programs::load(settings.marks, settings.workers)?;
         let attach = programs.attach_kind();
         let guard = match PodGuard::load(programs.ebpf(), attach) {
             Ok(guard) => guard,
@@ -143,6 +155,12 @@ impl Engine {
                 return Err(error);
             }
         };
+        let acceleration =
+            accelerated.and_then(|cgroup| accelerate(programs.ebpf(), &cgroup, settings.marks.own));
+        match &acceleration {
+            Ok(_) => tracing::info!("same-node connections are accelerated"),
+            Err(reason) => tracing::info!(reason, "same-node connections are not accelerated"),
+        }
         // One transaction, or nothing: where nft is missing there is nothing to undo yet.
         if let Err(error) = plumbing.install_notrack() {
             programs.abandon();
@@ -152,11 +170,13 @@ impl Engine {
         let (status, status_receiver) = watch::channel(CaptureStatus::default());
         let counters = programs.counters();
         let drops = guard.drops();
+        let accelerated = acceleration.as_ref().ok().map(Acceleration::counters);
         let mut engine = Self {
             settings,
             programs,
             connect,
             guard,
+            acceleration,
             netlink,
             changes: Box::pin(changes),
             local,
@@ -175,7 +195,15 @@ impl Engine {
             engine.end().await;
             return Err(error);
         }
-        Ok((engine, EngineHandle { stop: stop_sender, status: status_receiver, counters, connects, drops }))
+        let handle = EngineHandle {
+            stop: stop_sender,
+            status: status_receiver,
+            counters,
+            connects,
+            drops,
+            acceleration: accelerated,
+        };
+        Ok((engine, handle))
     }
 
     async fn install(&mut self, listeners: &[CaptureListeners]) -> Result<(), CaptureError> {
@@ -187,6 +215,7 @@ impl Engine {
         if let Some(error) = failed.into_iter().next() {
             return Err(error);
         }
+        self.follow_pods(false).await;
         self.programs.sweep();
         self.programs.set_listeners(listeners)?;
         report_hooked(&hooked);
@@ -213,6 +242,7 @@ impl Engine {
                     self.settle().await;
                     self.reconcile_or_report().await;
                     self.keep_up(false).await;
+                    self.follow_pods(true).await;
                 }
                 _ = resync.tick() => {
                     self.reconcile_or_report().await;
@@ -220,9 +250,13 @@ impl Engine {
                     if let Ok(balancer) = &mut self.connect {
                         balancer.look_again();
                     }
+                    self.follow_pods(true).await;
                 }
                 _ = foreign.tick() => self.look_for_others().await,
-                Ok(()) = self.tables.changed() => self.apply_table_or_report(),
+                Ok(()) = self.tables.changed() => {
+                    self.apply_table_or_report();
+                    self.follow_pods(false).await;
+                }
                 stopped = &mut self.stop => {
                     if let Err(error) = self.programs.clear_listeners(self.settings.workers) {
                         tracing::error!(%error, "capture listeners could not be taken from the kernel");
@@ -246,6 +280,8 @@ impl Engine {
             );
             return;
         }
+        // No connection joins any more. Those that have are let be: the kernel keeps what they need as long as they last.
+        self.acceleration = Err("the agent is stopping".to_owned());
         self.guard.detach_all();
         let hooked: Vec<u32> = self.programs.attached().map(|(index, ..)| index).collect();
         let attach = self.programs.attach_kind();
@@ -374,6 +410,19 @@ impl Engine {
         Ok(())
     }
 
+    /// Tells acceleration which pods there are, and where.
+    async fn follow_pods(&mut self, again: bool) {
+        let Ok(acceleration) = &mut self.acceleration else { return };
+        let pods = self.programs.attached().filter(|(.., hook)| *hook == Hooked::Pod);
+        let interfaces = pods.map(|(index, ..)| index).collect();
+        let table = self.tables.borrow().clone();
+        let handle = self.netlink.handle();
+        let followed = acceleration.follow_pods(&self.settings.node, &table, (handle, interfaces), again);
+        if let Err(error) = followed.await {
+            tracing::error!(%error, "what acceleration knows of pods could not be updated; the last state stays");
+        }
+    }
+
     fn apply_table_or_report(&mut self) {
         if let Err(error) = self.apply_table() {
             tracing::error!(%error, "the kernel's destinations could not be updated; the last ones stay");
@@ -424,6 +473,12 @@ impl Engine {
             destinations_over_capacity: self.captured.over_capacity,
             connect: self.connect.as_ref().map_or_else(Clone::clone, ConnectBalancer::status),
             policy: self.guard.status(),
+            acceleration: match &self.acceleration {
+                Ok(acceleration) => acceleration.status().clone(),
+                Err(reason) => {
+                    AccelerationStatus { off: Some(reason.clone()), ..AccelerationStatus::default() }
+                }
+            },
         });
     }
 }
@@ -444,6 +499,13 @@ fn start_balancing(
         tracing::error!(%error, "sockets are not balanced at connect(); the packet programs take its place");
         ConnectStatus { unavailable: Some(error.to_string()), ..ConnectStatus::default() }
     }))
+}
+
+/// Turns acceleration on; a failure is its reason to stay off.
+fn accelerate(ebpf: &mut Ebpf, cgroup: &Path, own_mark: u32) -> Result<Acceleration, String> {
+    let cookie = acceleration::node_cookie().map_err(|error| error.to_string())?;
+    let config = AccelerationConfig { node_cookie: cookie, own_mark, everyone: 0 };
+    Acceleration::start(ebpf, cgroup, config).map_err(|error| error.to_string())
 }
 
 fn report_hooked(hooked: &[(String, Hooked)]) {

@@ -108,6 +108,8 @@ mod tests {
             on_stop: OnStop::Remove,
             destinations_max: DESTINATIONS_DEFAULT,
             cgroup: None,
+            acceleration: crate::capture::AccelerationMode::Off,
+            node: String::new(),
         }
     }
 

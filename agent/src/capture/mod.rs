@@ -3,6 +3,7 @@
 //! [`Engine`] owns the kernel side (programs, maps, mark rule, local route, nft table) from start to stop. It reacts to
 //! two things: interfaces and addresses that come and go, and routing tables that change what is captured.
 
+mod acceleration;
 mod claim;
 mod cleanup;
 mod connect;
@@ -30,6 +31,9 @@ mod sock_diag;
 mod upkeep;
 mod vanished;
 
+pub use acceleration::{
+    AccelerationCounters, AccelerationMode, AccelerationStatus, VERB as TRIALS_VERB, run_trials,
+};
 pub use claim::Claim;
 pub use cleanup::{Cleaned, clean};
 pub use connect::{CgroupChoice, ConnectCounters, ConnectStatus};
@@ -45,6 +49,7 @@ pub use programs::{Counters, DESTINATIONS_DEFAULT};
 pub use self_check::{Check, Outcome, checks};
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -68,6 +73,10 @@ pub struct CaptureSettings {
     pub destinations_max: u32,
     /// Whose sockets are balanced at `connect()`; `None`: nobody's.
     pub cgroup: Option<CgroupChoice>,
+    /// Whether same-node connections are accelerated.
+    pub acceleration: AccelerationMode,
+    /// This node's name, as Pod documents call it.
+    pub node: String,
 }
 
 /// What is left in the kernel when the agent stops.
@@ -132,6 +141,8 @@ pub struct CaptureStatus {
     pub connect: ConnectStatus,
     /// Pods under policy.
     pub policy: PolicyStatus,
+    /// Same-node acceleration.
+    pub acceleration: AccelerationStatus,
 }
 
 /// How full a map is.

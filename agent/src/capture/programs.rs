@@ -17,9 +17,10 @@ use super::listener::CaptureListeners;
 use super::mirror::Mirror;
 use super::pins::Pins;
 use super::{CaptureError, CaptureSettings, MapUse};
+use super::{acceleration, connect};
 
 /// The object that the build script made, aligned as the ELF reader asks.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice-ebpf.o"));
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice-ebpf.o"));
 /// Maps whose contents the next agent carries on.
 pub const PINNED: [&str; 4] = ["DESTINATIONS", "LOCAL_ADDRESSES", "LISTENERS", "COUNTERS"];
 /// How many destinations can be captured unless something else is said.
@@ -77,10 +78,16 @@ pub struct Captured {
 }
 
 impl Programs {
-    /// Loads everything but the programs of [`super::connect`], whose maps have room only where sockets are balanced, on an
-    /// earlier agent's maps where they fit; nothing is attached yet.
-    pub fn load(settings: &CaptureSettings) -> Result<Self, CaptureError> {
-        let capacities = [("DESTINATIONS", settings.destinations_max)];
+    /// Loads capture's programs, on an earlier agent's maps where they fit; nothing is attached yet. The maps of what is off
+    /// take no room.
+    pub fn load(settings: &CaptureSettings, accelerated: bool) -> Result<Self, CaptureError> {
+        let mut capacities = vec![("DESTINATIONS", settings.destinations_max)];
+        if settings.cgroup.is_none() {
+            capacities.extend(connect::MAPS.map(|map| (map, 1)));
+        }
+        if !accelerated {
+            capacities.extend(acceleration::MAPS.map(|map| (map, 1)));
+        }
         let mut pins = Pins::open(&settings.bpffs, &layout(OBJECT, &PINNED, &capacities)?)?;
         match Self::load_object(settings, &capacities, &mut pins) {
             Ok((ebpf, maps)) => Ok(Self::of(ebpf, maps, pins)),
@@ -102,9 +109,6 @@ impl Programs {
         loader.override_global("CONFIG", &config, true);
         for (name, entries) in capacities {
             loader.map_max_entries(name, *entries);
-        }
-        if settings.cgroup.is_none() {
-            super::connect::leave_out(&mut loader);
         }
         for name in PINNED {
             if let Some(path) = pins.map(name) {
@@ -317,12 +321,12 @@ pub(super) fn map<T: TryFrom<aya::maps::Map, Error = MapError>>(
 }
 
 /// How many entries a hash map can hold; that of an earlier agent may differ from what the object says.
-fn capacity(ebpf: &Ebpf, name: &'static str) -> Result<u32, CaptureError> {
+pub(super) fn capacity(ebpf: &Ebpf, name: &'static str) -> Result<u32, CaptureError> {
     let Some(aya::maps::Map::HashMap(map)) = ebpf.map(name) else { return Ok(0) };
     map.info().map(|info| info.max_entries()).map_err(|source| CaptureError::Map { map: name, source })
 }
 
-fn object_error(error: EbpfError) -> CaptureError {
+pub(super) fn object_error(error: EbpfError) -> CaptureError {
     match &error {
         EbpfError::MapError(MapError::CreateError { io_error, .. })
             if io_error.raw_os_error() == Some(libc::EPERM) =>
@@ -352,7 +356,7 @@ fn destination_key(address: SocketAddr) -> DestinationKey {
 }
 
 /// An address as the maps keep it.
-fn octets(address: IpAddr) -> [u8; 16] {
+pub(super) fn octets(address: IpAddr) -> [u8; 16] {
     match address {
         IpAddr::V4(v4) => {
             let mut wide = [0; 16];

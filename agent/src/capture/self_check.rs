@@ -5,6 +5,7 @@ use std::process::Command;
 
 use serde::Serialize;
 
+use super::acceleration::{AccelerationMode, TrialReport, self_test};
 use super::connect::{self, CgroupChoice};
 use super::features::{features, pinning};
 use super::netlink::Netlink;
@@ -61,6 +62,7 @@ pub async fn checks(settings: &CaptureSettings) -> Vec<Check> {
     checks.push(pinning(&settings.bpffs));
     checks.extend(features());
     checks.extend(settings.cgroup.as_ref().map(|choice| balancing(settings, choice)));
+    checks.push(acceleration(settings));
     match Netlink::open() {
         Ok((netlink, _)) => {
             checks.push(interfaces(settings, &netlink).await);
@@ -90,17 +92,45 @@ fn kernel() -> Check {
 fn programs(settings: &CaptureSettings) -> Check {
     // On maps of its own: what an agent has pinned stays out of it.
     let settings = CaptureSettings { bpffs: Bpffs::Off, cgroup: None, ..settings.clone() };
-    let loaded = Programs::load(&settings).and_then(|mut programs| {
+    let loaded = Programs::load(&settings, false).and_then(|mut programs| {
         let attach = programs.attach_kind();
         PodGuard::load(programs.ebpf(), attach)
     });
     Check::of("programs", loaded, |_| "the kernel accepts every program".to_owned())
 }
 
+/// Runs the same self-test that the agent runs at its start.
+fn acceleration(settings: &CaptureSettings) -> Check {
+    let name = "acceleration";
+    let off = |reason: String| {
+        Check::new(name, Outcome::Warning, format!("off, same-node traffic uses TCP: {reason}"))
+    };
+    let (mode, choice) = match (settings.acceleration, &settings.cgroup) {
+        (AccelerationMode::Off, _) => return Check::new(name, Outcome::Ok, "off, as asked"),
+        (_, None) => return off("no --cgroup names the pods' cgroup v2 directory".to_owned()),
+        (mode, Some(choice)) => (mode, choice),
+    };
+    let cgroup = match choice.find() {
+        Ok(cgroup) => cgroup,
+        Err(error) => return off(error.to_string()),
+    };
+    match self_test(&cgroup, mode) {
+        Ok(reports) => {
+            let fault = |report: &TrialReport| report.fault.as_ref().map_or("", |_| " (FAILS, done without)");
+            let lines: Vec<_> =
+                reports.iter().map(|report| format!("{}{}", report.name, fault(report))).collect();
+            Check::new(name, Outcome::Ok, format!("the kernel passes: {}", lines.join(", ")))
+        }
+        Err(error) => off(error.to_string()),
+    }
+}
+
 /// Balancing at `connect()`. Capture runs without it.
 fn balancing(settings: &CaptureSettings, choice: &CgroupChoice) -> Check {
     let loaded = choice.find().and_then(|cgroup| {
-        connect::load(Programs::load(&CaptureSettings { bpffs: Bpffs::Off, ..settings.clone() })?.ebpf())?;
+        connect::load(
+            Programs::load(&CaptureSettings { bpffs: Bpffs::Off, ..settings.clone() }, false)?.ebpf(),
+        )?;
         Ok(cgroup)
     });
     match loaded {

@@ -11,7 +11,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::{self, CaptureOptions, Settings};
-use crate::capture::{Bpffs, CgroupChoice, DESTINATIONS_DEFAULT, Glob, Marks, OnStop};
+use crate::capture::{AccelerationMode, Bpffs, CgroupChoice, DESTINATIONS_DEFAULT, Glob, Marks, OnStop};
 use crate::proxy::{InvalidSetting, ProxySettings};
 use crate::telemetry::log;
 
@@ -100,6 +100,11 @@ pub(super) struct CaptureArgs {
     #[arg(long, env = "SLUICE_DESTINATIONS_MAX", value_name = "N", default_value_t = DESTINATIONS_DEFAULT,
           value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
     destinations_max: u32,
+    /// Whether connections between two sockets on this node skip TCP: `auto` does where `--cgroup` is given and the kernel
+    /// passes a self-test; `on` takes two faults: `splice` from such a socket finds nothing, and a receiver that does not read
+    /// does not stop its sender. Pods with the annotation `sluice.dev/acceleration: "off"` take no part.
+    #[arg(long, env = "SLUICE_ACCELERATION", value_enum, default_value_t = Acceleration::Auto)]
+    acceleration: Acceleration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -114,6 +119,13 @@ enum CaptureMode {
 enum StopMode {
     Remove,
     Keep,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Acceleration {
+    Auto,
+    On,
+    Off,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -156,6 +168,11 @@ impl CaptureArgs {
                 StopMode::Keep => OnStop::Keep,
             },
             destinations_max: self.destinations_max,
+            acceleration: match self.acceleration {
+                Acceleration::Auto => AccelerationMode::Auto,
+                Acceleration::On => AccelerationMode::On,
+                Acceleration::Off => AccelerationMode::Off,
+            },
         }))
     }
 }

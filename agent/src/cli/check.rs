@@ -33,6 +33,8 @@ pub(super) fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
         on_stop: options.on_stop,
         destinations_max: options.destinations_max,
         cgroup: options.cgroup,
+        acceleration: options.acceleration,
+        node: String::new(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let checks = runtime.block_on(checks(&settings));

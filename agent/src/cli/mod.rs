@@ -21,6 +21,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::de::DeserializeOwned;
 
 use crate::admin::client;
+use crate::capture::{TRIALS_VERB, run_trials};
 
 /// An eBPF-accelerated L4/L7 dataplane agent: one process per node replaces every sidecar on it.
 #[derive(Debug, Parser)]
@@ -50,6 +51,9 @@ enum Verb {
     Analyze(analyze::AnalyzeArgs),
     /// Lists what `sluice agent --set NAME=VALUE` can set: limits and timeouts, with their defaults.
     Settings(settings::SettingsArgs),
+    /// The self-test of same-node acceleration, which `agent` and `check` start in a process of its own.
+    #[command(name = TRIALS_VERB, hide = true)]
+    AccelerationTrials,
 }
 
 /// What every verb that asks a running agent needs.
@@ -89,6 +93,7 @@ pub fn run() -> ExitCode {
         Verb::Why(args) => why::run(&args),
         Verb::Analyze(args) => analyze::run(&args),
         Verb::Settings(args) => settings::run(&args),
+        Verb::AccelerationTrials => run_trials().map(|()| ExitCode::SUCCESS).map_err(Into::into),
     };
     match result {
         Ok(code) => code,

@@ -68,6 +68,17 @@ fn capture(status: &Status) -> Vec<String> {
         format!("             uplinks: {}", hooked(&capture.uplinks)),
         format!("             pins: {}", capture.pins),
     ];
+    let acceleration = &capture.acceleration;
+    lines.push(match &acceleration.reason {
+        None if acceleration.active => format!(
+            "             same-node acceleration: on for {} pod addresses ({} opted out, {} not found)",
+            acceleration.pods, acceleration.opted_out, acceleration.not_found
+        ),
+        reason => format!(
+            "             same-node acceleration: off, TCP is used: {}",
+            reason.as_deref().unwrap_or("nothing is captured")
+        ),
+    });
     if let Some(reason) = &capture.paused {
         lines.push(format!("             PAUSED, everything goes direct: {reason}"));
     }

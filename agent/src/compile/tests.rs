@@ -84,6 +84,7 @@ fn pod(pod: &str, address: &str) -> Workload {
         service_account: "default".into(),
         addresses: vec![ip(address)],
         labels: Arc::default(),
+        accelerated: true,
         ready: true,
     }
 }

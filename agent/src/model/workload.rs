@@ -27,6 +27,8 @@ pub struct Workload {
     pub addresses: Vec<IpAddr>,
     /// The pod's labels.
     pub labels: Arc<Labels>,
+    /// Whether its connections within the node may be accelerated.
+    pub accelerated: bool,
     /// Whether the pod's Ready condition holds; true where the document has no status.
     pub ready: bool,
 }

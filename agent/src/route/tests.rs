@@ -204,6 +204,7 @@ fn callers_and_ports() {
         service_account: "default".into(),
         addresses: Vec::new(),
         labels: Arc::new(labels),
+        accelerated: true,
         ready: true,
     };
     let known = RequestOrigin { source: Some(&pod), port: 8080 };

@@ -9,6 +9,7 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+use super::acceleration::{AccelerationCounts, AccelerationSeries};
 use super::limits::LIMITS;
 use super::recorder::WorkerRecorder;
 use super::series::TrafficSeries;
@@ -94,6 +95,7 @@ pub(super) struct Shared {
     connect_counts: OnceLock<PacketCounts>,
     pub(super) policy_drops: IntCounterVec,
     policy_counts: OnceLock<PolicyCounts>,
+    acceleration: AccelerationSeries,
 }
 
 /// What is seen in the kernel at one time.
@@ -148,6 +150,11 @@ impl Metrics {
     /// Shows what policy has refused in the kernel, by policy and rule; read whenever the metrics are.
     pub fn watch_policy(&self, read: impl Fn() -> Vec<(String, String, u64)> + Send + Sync + 'static) {
         let _ = self.shared.policy_counts.set(Box::new(read));
+    }
+
+    /// Shows that same-node acceleration is on, and what it counts; read whenever the metrics are.
+    pub fn watch_acceleration(&self, read: impl Fn() -> AccelerationCounts + Send + Sync + 'static) {
+        self.shared.acceleration.watch(read);
     }
 
     /// How many objects of the configuration are in a state.
@@ -221,6 +228,7 @@ impl Metrics {
             let counter = self.shared.policy_drops.with_label_values(&["kernel", &policy, &rule]);
             counter.inc_by(packets.saturating_sub(counter.get()));
         }
+        self.shared.acceleration.refresh();
         let encoder = TextEncoder::new();
         let mut text = Vec::new();
         encoder.encode(&self.shared.registry.gather(), &mut text).map_err(MetricsError::Encode)?;
@@ -325,6 +333,7 @@ impl Shared {
                 &["tier", "policy", "rule"],
             )?,
             policy_counts: OnceLock::new(),
+            acceleration: AccelerationSeries::new(&registry)?,
             registry,
         })
     }

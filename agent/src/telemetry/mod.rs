@@ -1,6 +1,7 @@
 //! What is seen from outside: metrics, access log, the agent's own log. Records are made by the proxies; nothing here
 //! decides.
 
+mod acceleration;
 mod access;
 mod flags;
 mod json;
@@ -14,6 +15,7 @@ mod series;
 mod time;
 mod writer;
 
+pub use acceleration::AccelerationCounts;
 pub use access::AccessLog;
 pub use flags::{Flag, ResponseFlags};
 pub use metrics::{BuildInfo, ConfigState, KernelGauges, Metrics, MetricsError};

@@ -58,6 +58,7 @@ fn pod(name: &str) -> Arc<Workload> {
         service_account: "default".into(),
         addresses: Vec::new(),
         labels: Arc::new(labels.into_iter().collect()),
+        accelerated: true,
         ready: true,
     })
 }

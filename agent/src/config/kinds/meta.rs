@@ -38,8 +38,7 @@ pub(crate) struct ObjectMeta {
     creation_timestamp: Option<String>,
     deletion_timestamp: Option<String>,
     labels: BTreeMap<String, String>,
-    #[serde(rename = "annotations")]
-    _annotations: BTreeMap<String, String>,
+    annotations: BTreeMap<String, String>,
     /// The object's owners.
     pub owner_references: Vec<OwnerReference>,
 }
@@ -65,6 +64,11 @@ impl ObjectMeta {
     /// Whether the object is being deleted.
     pub fn is_deleted(&self) -> bool {
         self.deletion_timestamp.is_some()
+    }
+
+    /// An annotation's value.
+    pub fn annotation(&self, name: &str) -> Option<&str> {
+        self.annotations.get(name).map(String::as_str)
     }
 
     /// The labels.

@@ -8,8 +8,12 @@ use serde::Deserialize;
 use super::super::field::Field;
 use super::super::node::{DecodeError, Extra, Known, decode as decode_node};
 use super::super::object::Notes;
+use super::super::report::Code;
 use super::{ObjectMeta, Source};
 use crate::model::{Labels, ObjectName, Workload};
+
+/// The annotation by which a pod takes no part in same-node acceleration.
+const ACCELERATION: &str = "sluice.dev/acceleration";
 
 const EXTRAS: &[&[Extra]] = &[&[
     Extra { of: "PodDocument", fields: &[Known::Ignored(&["apiVersion", "kind", "metadata"])] },
@@ -221,6 +225,7 @@ pub(super) fn decode(source: &Source<'_>, notes: &mut Notes<'_>) -> Result<Pod, 
         service_account: account.as_deref().unwrap_or("default").into(),
         addresses: addresses(&status, notes),
         labels: Arc::new(labels),
+        accelerated: accelerated(source.meta, notes),
         ready,
         name,
     };
@@ -237,6 +242,21 @@ pub(super) fn decode(source: &Source<'_>, notes: &mut Notes<'_>) -> Result<Pod, 
         deleted: source.meta.is_deleted(),
         host_network: host_network.unwrap_or(false),
     })
+}
+
+/// Whether the pod's connections within the node may be accelerated. A value that says nothing is reported, and the pod takes
+/// no part: whoever wrote it wanted something.
+fn accelerated(meta: &ObjectMeta, notes: &mut Notes<'_>) -> bool {
+    match meta.annotation(ACCELERATION) {
+        None | Some("auto") => true,
+        Some("off") => false,
+        Some(other) => {
+            let field = Field::root().key("metadata").key("annotations").key(ACCELERATION);
+            let text = format!("`{other}` is neither `auto` nor `off`; it counts as `off`");
+            notes.warning(Code::SchemaValidationError, &field, text);
+            false
+        }
+    }
 }
 
 fn addresses(status: &PodStatus, notes: &mut Notes<'_>) -> Vec<IpAddr> {

@@ -301,3 +301,31 @@ fn bad_core_objects_name_their_field() {
         "serves nothing",
     );
 }
+
+#[test]
+fn a_pod_can_opt_out_of_acceleration() {
+    // (annotation, takes part, what is said)
+    let cases = [
+        ("", true, None),
+        ("  annotations: {sluice.dev/acceleration: auto}\n", true, None),
+        ("  annotations: {sluice.dev/acceleration: \"off\"}\n", false, None),
+        (
+            "  annotations: {sluice.dev/acceleration: \"on\"}\n",
+            false,
+            Some("`on` is neither `auto` nor `off`"),
+        ),
+    ];
+    for (annotation, accelerated, said) in cases {
+        let text = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n{annotation}spec: {{nodeName: n}}\nstatus: {{podIP: 10.0.0.1}}\n"
+        );
+        let state = load_texts(&[&text]);
+        let pod = state.model.workloads.first().expect("the pod is read");
+        assert_eq!(pod.accelerated, accelerated, "{annotation}");
+        let texts = messages(&state.report, Severity::Info);
+        match said {
+            None => assert!(texts.is_empty(), "{annotation}: {texts:?}"),
+            Some(part) => assert!(texts.iter().any(|text| text.contains(part)), "{annotation}: {texts:?}"),
+        }
+    }
+}

@@ -1,0 +1,227 @@
+"""Both ends of the acceleration tests: `peer.py serve PORT`, or `peer.py WHAT HOST PORT [ARGUMENT]`.
+
+A connection begins with a line that says what is done on it. The client prints what it found; any surprise is an exception.
+"""
+
+import array, fcntl, hashlib, os, random, select, socket, sys, termios, threading, time
+
+BLOCK = random.Random(7).randbytes(1 << 20)
+PATIENCE = 20
+
+
+def pattern(size):
+    for start in range(0, size, len(BLOCK)):
+        yield BLOCK[: min(len(BLOCK), size - start)]
+
+
+def digest(size):
+    sum = hashlib.sha256()
+    for piece in pattern(size):
+        sum.update(piece)
+    return sum.hexdigest()
+
+
+def send_pattern(s, size):
+    for piece in pattern(size):
+        s.sendall(piece)
+
+
+def receive(s, size, chunk=1 << 16):
+    sum = hashlib.sha256()
+    while size:
+        piece = s.recv(min(chunk, size))
+        assert piece, f"the stream ended {size} bytes early"
+        sum.update(piece)
+        size -= len(piece)
+    return sum.hexdigest()
+
+
+def exactly(s, size):
+    text = b""
+    while len(text) < size:
+        piece = s.recv(size - len(text))
+        assert piece, f"the stream ended after {text!r}"
+        text += piece
+    return text
+
+
+def unread(s):
+    count = array.array("i", [0])
+    fcntl.ioctl(s, termios.FIONREAD, count)
+    return count[0]
+
+
+def wait_unread(s, count):
+    deadline = time.monotonic() + PATIENCE
+    while unread(s) != count:
+        left = deadline - time.monotonic()
+        assert left > 0, f"FIONREAD says {unread(s)}, not {count}"
+        select.select([s], [], [], left)
+    return count
+
+
+# What is done on a connection: (client, server), each given the socket and the number that the client was started with.
+
+
+def swap_client(s, size):
+    sender = threading.Thread(target=send_pattern, args=(s, size))
+    sender.start()
+    seen = receive(s, size)
+    sender.join()
+    there = exactly(s, 64).decode()
+    assert seen == there == digest(size), (seen, there, digest(size))
+    return f"{size} bytes each way"
+
+
+def swap_server(s, size):
+    sender = threading.Thread(target=send_pattern, args=(s, size))
+    sender.start()
+    seen = receive(s, size)
+    sender.join()
+    s.sendall(seen.encode())
+
+
+def pause_client(s, size):
+    """Reads half, waits for a line of standard input, reads the rest; sends half before, half after."""
+    first = size // 2
+    sum = hashlib.sha256()
+    left = first
+    while left:
+        piece = s.recv(min(1 << 16, left))
+        assert piece, "ended early"
+        sum.update(piece)
+        left -= len(piece)
+    print("half", flush=True)
+    sys.stdin.readline()
+    while left < size - first:
+        piece = s.recv(min(1 << 16, size - first - left))
+        assert piece, f"ended {size - first - left} bytes early"
+        sum.update(piece)
+        left += len(piece)
+    assert sum.hexdigest() == digest(size), "the bytes differ"
+    send_pattern(s, size)
+    there = exactly(s, 64).decode()
+    assert there == digest(size), "the bytes differ on the way back"
+    return f"{size} bytes each way"
+
+
+def pause_server(s, size):
+    send_pattern(s, size)
+    s.sendall(receive(s, size).encode())
+
+
+def fionread_client(s, _):
+    wait_unread(s, 1000)
+    exactly(s, 400)
+    found = [1000, unread(s)]
+    exactly(s, 600)
+    return str(found + [unread(s)])
+
+
+def fionread_server(s, _):
+    s.sendall(BLOCK[:1000])
+    s.recv(1)
+
+
+def peek_client(s, _):
+    select.select([s], [], [], PATIENCE)
+    peeked = s.recv(600, socket.MSG_PEEK)
+    again = s.recv(600, socket.MSG_PEEK)
+    read = exactly(s, 1000)
+    return str([len(peeked), len(again), peeked == again == read[:600] == BLOCK[:600], read == BLOCK[:1000]])
+
+
+def half_client(s, size):
+    send_pattern(s, size)
+    s.shutdown(socket.SHUT_WR)
+    there = exactly(s, 64).decode()
+    seen = receive(s, size)
+    assert s.recv(1) == b"", "bytes after the end"
+    return str(there == seen == digest(size))
+
+
+def half_server(s, size):
+    seen = receive(s, size)
+    assert s.recv(1) == b"", "bytes after the end"
+    s.sendall(seen.encode())
+    send_pattern(s, size)
+
+
+def early_client(s, size):
+    """Closed by the other end with bytes unread."""
+    s.sendall(b"x" * size)
+    ended = b""
+    try:
+        ended = s.recv(10)
+    except ConnectionResetError:
+        pass
+    assert ended == b"", ended
+    for _ in range(1000):
+        try:
+            s.sendall(b"y")
+        except (BrokenPipeError, ConnectionResetError):
+            return "told"
+    return "never told"
+
+
+def early_server(s, size):
+    select.select([s], [], [], PATIENCE)
+
+
+def silent_client(s, _):
+    """The server speaks first."""
+    return exactly(s, 5).decode()
+
+
+def silent_server(s, _):
+    s.sendall(b"hello")
+
+
+CASES = {
+    "swap": (swap_client, swap_server),
+    "pause": (pause_client, pause_server),
+    "fionread": (fionread_client, fionread_server),
+    "peek": (peek_client, fionread_server),
+    "half": (half_client, half_server),
+    "early": (early_client, early_server),
+    "silent": (silent_client, silent_server),
+}
+
+
+def serve_one(s):
+    with s:
+        line = b""
+        while not line.endswith(b"\n"):
+            piece = s.recv(1)
+            if not piece:
+                return
+            line += piece
+        what, size = line.decode().split()
+        CASES[what][1](s, int(size))
+
+
+def serve(port):
+    listener = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=128)
+    while True:
+        s, _ = listener.accept()
+        threading.Thread(target=serve_one, args=(s,), daemon=True).start()
+
+
+def main(what, *arguments):
+    if what == "serve":
+        serve(int(arguments[0]))
+    host, port, size = arguments[0], int(arguments[1]), int((*arguments[2:], "0")[0])
+    held = what.startswith("held-")
+    what = what.removeprefix("held-")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as s:
+        s.settimeout(PATIENCE)
+        if held:
+            # The handshake's last acknowledgement waits for data, so that the other end comes in after the first write.
+            s.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+        s.connect((host, port))
+        s.sendall(f"{what} {size}\n".encode())
+        print(CASES[what][0](s, size), flush=True)
+
+
+main(*sys.argv[1:])
