@@ -8,4 +8,5 @@
 )]
 
 pub mod capture;
+pub mod guard;
 pub mod packet;
