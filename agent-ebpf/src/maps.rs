@@ -3,8 +3,8 @@
 use agent_common::capture::{
     AddressKey, CaptureConfig, DestinationKey, DestinationValue, MAX_WORKERS, Reason,
 };
-use aya_ebpf::macros::map;
 use agent_common::guard::{self, GuardSettings, MAX_PUSHED, MAX_RULES, SourceBuckets, SourceKey};
+use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::LpmTrie;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, SockMap};
 

@@ -24,9 +24,8 @@ impl Frame for XdpFrame<'_> {
     fn bytes<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
         let mut bytes = [0u8; N];
         // SAFETY: the helper writes N bytes to `bytes`, or none, and refuses offsets outside the frame.
-        let result = unsafe {
-            bpf_xdp_load_bytes(self.0.ctx, offset, bytes.as_mut_ptr().cast::<c_void>(), N as u32)
-        };
+        let result =
+            unsafe { bpf_xdp_load_bytes(self.0.ctx, offset, bytes.as_mut_ptr().cast::<c_void>(), N as u32) };
         if result == 0 { Some(bytes) } else { None }
     }
 }

@@ -24,8 +24,8 @@ pub use dump::{
 };
 pub use server::{Role, serve};
 pub use status::{
-    CaptureStatus, DrainStatus, InterfaceStatus, ListenerStatus, Status, TableCounts, TableStatus,
-    WorkerStatus,
+    CaptureStatus, DrainStatus, GuardLimits, GuardMap, GuardStatus, GuardedInterface, InterfaceStatus,
+    ListenerStatus, Status, TableCounts, TableStatus, WorkerStatus,
 };
 
 /// What the servers read.

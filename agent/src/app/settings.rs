@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::capture::{Glob, Marks};
+use crate::capture::{Glob, GuardOptions, Marks};
 use crate::proxy::ProxySettings;
 
 /// Everything an agent is told at start.
@@ -45,4 +45,6 @@ pub struct CaptureOptions {
     pub outbound_port: u16,
     /// Numbers that the node's other software must not use.
     pub marks: Marks,
+    /// The guard at the edge; `None`: nothing is guarded.
+    pub guard: Option<GuardOptions>,
 }

@@ -14,7 +14,8 @@ use super::gateways::ListenerError;
 use super::tables::Applied;
 use super::{Addresses, Settings};
 use crate::admin::{
-    CaptureStatus, DrainStatus, InterfaceStatus, ListenerStatus, Source, Status, TableStatus, WorkerStatus,
+    CaptureStatus, DrainStatus, GuardLimits, GuardMap, GuardStatus, GuardedInterface, InterfaceStatus,
+    ListenerStatus, Source, Status, TableStatus, WorkerStatus,
 };
 use crate::capture::{self, EngineHandle};
 use crate::compile::RoutingTable;
@@ -107,6 +108,9 @@ impl Observed {
     pub(super) fn set_capture(&self, handle: &EngineHandle) {
         let counters = handle.counters();
         self.metrics.watch_packets(move || counters.read());
+        if let Some((_, counters)) = handle.guard() {
+            self.metrics.watch_guard(move || counters.read());
+        }
         self.changing().capture = Some(handle.status());
     }
 
@@ -153,6 +157,7 @@ impl Observed {
             version: VERSION.to_owned(),
             uptime_seconds: self.started.elapsed().as_secs(),
             ready: *self.ready.borrow(),
+            guard: capture.as_ref().and_then(|capture| capture.guard.as_ref()).map(guarding),
             capture: capture.map_or_else(not_capturing, capturing),
             table: TableStatus::new(
                 &self.tables.load(),
@@ -195,6 +200,40 @@ fn capturing(status: capture::CaptureStatus) -> CaptureStatus {
         uplinks: status.uplinks.into_iter().map(hooked).collect(),
         destinations: status.destinations,
         destinations_over_capacity: status.destinations_over_capacity,
+    }
+}
+
+fn guarding(guard: &capture::GuardStatus) -> GuardStatus {
+    let attached = guard.interfaces.iter().map(|(name, mode)| GuardedInterface {
+        name: name.clone(),
+        mode: (*mode).to_owned(),
+        not_guarded: None,
+    });
+    let failed = guard.failed.iter().map(|(name, reason)| GuardedInterface {
+        name: name.clone(),
+        mode: String::new(),
+        not_guarded: Some(reason.clone()),
+    });
+    let (packets, syns) = (guard.policy.packets, guard.policy.syns);
+    GuardStatus {
+        interfaces: attached.chain(failed).collect(),
+        maps: guard
+            .maps
+            .iter()
+            .map(|fill| GuardMap {
+                name: fill.map.to_owned(),
+                entries: fill.entries,
+                capacity: fill.capacity,
+                left_out: fill.left_out,
+            })
+            .collect(),
+        rules: guard.policy.rules.iter().map(|rule| rule.name.to_string()).collect(),
+        per_source: GuardLimits {
+            packets_per_second: packets.map(|rate| rate.per_second),
+            packets_burst: packets.map(|rate| rate.burst),
+            syns_per_second: syns.map(|rate| rate.per_second),
+            syns_burst: syns.map(|rate| rate.burst),
+        },
     }
 }
 

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{Stream, StreamExt};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
+use super::guard::{Guard, GuardCounters, GuardHandle, Push};
 use super::interfaces::{Hooked, Snapshot};
 use super::listener::CaptureListeners;
 use super::netlink::Netlink;
@@ -40,6 +41,9 @@ struct Reconciled {
 pub struct Engine {
     settings: CaptureSettings,
     programs: Programs,
+    guard: Option<Guard>,
+    /// Sources that shall be pushed down to the guard; none come without one.
+    pushes: mpsc::Receiver<Push>,
     netlink: Netlink,
     changes: Changes,
     local: LocalAddresses,
@@ -61,12 +65,18 @@ pub struct EngineHandle {
     stop: oneshot::Sender<oneshot::Sender<()>>,
     status: watch::Receiver<CaptureStatus>,
     counters: Counters,
+    guard: Option<(GuardHandle, GuardCounters)>,
 }
 
 impl EngineHandle {
     /// What the programs count.
     pub fn counters(&self) -> Counters {
         self.counters.clone()
+    }
+
+    /// The guard's ear and its counters, where there is a guard.
+    pub fn guard(&self) -> Option<(GuardHandle, GuardCounters)> {
+        self.guard.clone()
     }
 
     /// What capture looks like now.
@@ -93,13 +103,21 @@ impl Engine {
         tables: watch::Receiver<Arc<RoutingTable>>,
     ) -> Result<(Self, EngineHandle), CaptureError> {
         let (netlink, changes) = Netlink::open()?;
-        netlink.snapshot().await?.check_uplinks(&settings)?;
+        let snapshot = netlink.snapshot().await?;
+        snapshot.check_uplinks(&settings)?;
+        if let Some(guard) = &settings.guard {
+            Guard::check_interfaces(guard, &snapshot)?;
+        }
         let ipv6 = listeners.iter().all(CaptureListeners::has_ipv6);
         let plumbing = Plumbing { marks: settings.marks, ipv6 };
         if let Some(rule) = plumbing.clash(netlink.handle()).await? {
             return Err(CaptureError::MarkTaken(rule));
         }
-        let programs = Programs::load(settings.marks, settings.workers)?;
+        let mut programs = Programs::load(settings.marks, settings.workers, settings.guard.as_ref())?;
+        let guard =
+            settings.guard.clone().map(|options| Guard::load(programs.ebpf(), options)).transpose()?;
+        let (pusher, pushes) = GuardHandle::channel();
+        let guard_handle = guard.as_ref().map(|guard| (pusher, guard.counters()));
         // One transaction, or nothing: where nft is missing there is nothing to undo yet.
         plumbing.install_notrack()?;
         let (stop_sender, stop) = oneshot::channel();
@@ -108,6 +126,8 @@ impl Engine {
         let mut engine = Self {
             settings,
             programs,
+            guard,
+            pushes,
             netlink,
             changes: Box::pin(changes),
             local,
@@ -125,7 +145,10 @@ impl Engine {
             engine.remove().await;
             return Err(error);
         }
-        Ok((engine, EngineHandle { stop: stop_sender, status: status_receiver, counters }))
+        Ok((
+            engine,
+            EngineHandle { stop: stop_sender, status: status_receiver, counters, guard: guard_handle },
+        ))
     }
 
     async fn install(&mut self, listeners: &[CaptureListeners]) -> Result<(), CaptureError> {
@@ -156,7 +179,9 @@ impl Engine {
                 _ = resync.tick() => {
                     self.reconcile_or_report().await;
                     self.keep_up(true).await;
+                    self.expire_or_report();
                 }
+                Some(push) = self.pushes.recv() => self.push_or_report(push),
                 Ok(()) = self.tables.changed() => self.apply_table_or_report(),
                 stopped = &mut self.stop => {
                     if let Err(error) = self.programs.clear_listeners(self.settings.workers) {
@@ -174,6 +199,9 @@ impl Engine {
 
     /// Removes programs, rules, routes and the nft table.
     pub async fn remove(mut self) {
+        if let Some(guard) = &mut self.guard {
+            guard.detach_all();
+        }
         let hooked: Vec<u32> = self.programs.attached().map(|(index, ..)| index).collect();
         self.programs.detach_all();
         if self.programs.attach_kind() == Attach::Clsact {
@@ -215,7 +243,7 @@ impl Engine {
             Ok(Reconciled { hooked, failed }) => {
                 report_hooked(&hooked);
                 for error in failed {
-                    tracing::error!(%error, "interface not captured");
+                    tracing::error!(%error, "interface not hooked");
                 }
             }
             Err(error) => {
@@ -241,6 +269,9 @@ impl Engine {
         self.failed.retain(|index, _| desired.contains_key(index));
         let present: HashSet<u32> = self.programs.attached().map(|(index, ..)| index).collect();
         let mut reconciled = Reconciled::default();
+        if let Some(guard) = &mut self.guard {
+            reconciled.failed.extend(guard.follow(self.programs.ebpf(), &snapshot));
+        }
         for (index, (name, hook)) in desired.into_iter().filter(|(index, _)| !present.contains(index)) {
             match self.programs.attach(index, &name, hook) {
                 Ok(()) => {
@@ -283,8 +314,23 @@ impl Engine {
         }
     }
 
+    fn push_or_report(&mut self, push: Push) {
+        if let Some(Err(error)) = self.guard.as_mut().map(|guard| guard.push(push)) {
+            tracing::error!(%error, source = %push.source, "a source could not be pushed down to the guard");
+        }
+    }
+
+    fn expire_or_report(&mut self) {
+        if let Some(Err(error)) = self.guard.as_mut().map(Guard::expire) {
+            tracing::error!(%error, "pushed sources could not be forgotten; the kernel lets them pass in time");
+        }
+    }
+
     fn apply_table(&mut self) -> Result<(), CaptureError> {
         let table = self.tables.borrow_and_update().clone();
+        if let Some(guard) = &mut self.guard {
+            guard.apply(&table.guard)?;
+        }
         // Without destinations everything goes direct.
         let wanted = table.frontends.keys().copied().filter(|_| !self.paused);
         self.captured = self.programs.set_destinations(wanted)?;
@@ -310,6 +356,7 @@ impl Engine {
             failed: self.failed.values().cloned().collect(),
             destinations: self.captured.destinations,
             destinations_over_capacity: self.captured.over_capacity,
+            guard: self.guard.as_ref().map(Guard::status),
         });
     }
 }

@@ -104,6 +104,7 @@ mod tests {
             uplinks: uplinks.iter().map(ToString::to_string).collect(),
             marks: Marks::default(),
             workers: 1,
+            guard: None,
         }
     }
 

@@ -7,6 +7,7 @@ mod claim;
 mod engine;
 mod error;
 mod glob;
+mod guard;
 mod interfaces;
 mod listener;
 mod mirror;
@@ -20,9 +21,10 @@ pub use claim::Claim;
 pub use engine::{Engine, EngineHandle};
 pub use error::CaptureError;
 pub use glob::Glob;
+pub use guard::{Fill, Guard, GuardCounters, GuardHandle, GuardOptions, GuardStatus, Push};
 pub use interfaces::{Hooked, Snapshot};
 pub use listener::{CaptureListeners, SpoofingConnector};
-pub use programs::Counters;
+pub use programs::{Counters, OBJECT};
 pub use self_check::{Check, Outcome, checks};
 
 use std::net::IpAddr;
@@ -41,6 +43,8 @@ pub struct CaptureSettings {
     pub marks: Marks,
     /// How many workers have listeners.
     pub workers: u32,
+    /// The guard at the edge; `None`: nothing is guarded.
+    pub guard: Option<GuardOptions>,
 }
 
 /// Numbers that other software on the node must not use; each can be set where it does.
@@ -83,4 +87,6 @@ pub struct CaptureStatus {
     pub destinations: usize,
     /// Destinations beyond the map's capacity; their traffic goes direct.
     pub destinations_over_capacity: usize,
+    /// The guard at the edge, where there is one.
+    pub guard: Option<GuardStatus>,
 }

@@ -13,13 +13,14 @@ use aya::programs::tc::{
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 
+use super::guard::{Guard, GuardOptions};
 use super::interfaces::Hooked;
 use super::listener::CaptureListeners;
 use super::mirror::Mirror;
 use super::{CaptureError, Marks};
 
 /// The object that the build script made, aligned as the ELF reader asks.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice-ebpf.o"));
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice-ebpf.o"));
 /// Where clsact filters of ours sit; low numbers run first.
 const CLSACT_PRIORITY: u16 = 1;
 
@@ -71,10 +72,11 @@ pub struct Captured {
 
 impl Programs {
     /// Loads everything; nothing is attached yet.
-    pub fn load(marks: Marks, workers: u32) -> Result<Self, CaptureError> {
+    pub fn load(marks: Marks, workers: u32, guard: Option<&GuardOptions>) -> Result<Self, CaptureError> {
         let config = CaptureConfig { deliver_mark: marks.deliver, own_mark: marks.own, workers, padding: 0 };
-        let mut ebpf =
-            EbpfLoader::new().override_global("CONFIG", &config, true).load(OBJECT).map_err(object_error)?;
+        let mut loader = EbpfLoader::new();
+        Guard::size_maps(&mut loader, guard);
+        let mut ebpf = loader.override_global("CONFIG", &config, true).load(OBJECT).map_err(object_error)?;
         for hook in Hooked::ALL {
             let program = classifier(&mut ebpf, hook);
             program.load().map_err(|source| load_error(hook.program(), source))?;
@@ -94,6 +96,11 @@ impl Programs {
             counters: Counters(Arc::new(map(&mut ebpf, "COUNTERS")?)),
             ebpf,
         })
+    }
+
+    /// The loaded object, for the parts that own their programs and maps.
+    pub fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
     }
 
     /// How programs are attached.
@@ -262,7 +269,7 @@ fn prepare_clsact(interface: &str, hook: Hooked) -> Result<(), aya::programs::tc
 }
 
 /// The cause that says something: aya wraps the kernel's errno in layers that only name the call.
-fn innermost(error: &ProgramError) -> String {
+pub(super) fn innermost(error: &ProgramError) -> String {
     let mut cause: &dyn std::error::Error = error;
     while let Some(source) = cause.source() {
         cause = source;

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use serde::Serialize;
 
+use super::guard::Guard;
 use super::netlink::Netlink;
 use super::plumbing::{Plumbing, has_ipv6};
 use super::programs::Programs;
@@ -82,7 +83,10 @@ fn kernel() -> Check {
 }
 
 fn programs(settings: &CaptureSettings) -> Check {
-    let loaded = Programs::load(settings.marks, settings.workers);
+    let guard = settings.guard.as_ref();
+    let loaded = Programs::load(settings.marks, settings.workers, guard).and_then(|mut programs| {
+        guard.map(|options| Guard::load(programs.ebpf(), options.clone())).transpose()
+    });
     Check::of("programs", loaded, |_| "the kernel accepts every program".to_owned())
 }
 
@@ -112,6 +116,9 @@ async fn interfaces(settings: &CaptureSettings, netlink: &Netlink) -> Check {
     let seen = async {
         let snapshot = netlink.snapshot().await?;
         snapshot.check_uplinks(settings)?;
+        if let Some(guard) = &settings.guard {
+            Guard::check_interfaces(guard, &snapshot)?;
+        }
         Ok::<_, CaptureError>(snapshot.desired(settings))
     };
     Check::of("interfaces", seen.await, |desired| {

@@ -29,6 +29,7 @@ pub(super) fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
         uplinks: options.uplinks,
         marks: options.marks,
         workers: 1,
+        guard: options.guard,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let checks = runtime.block_on(checks(&settings));

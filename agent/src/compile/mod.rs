@@ -7,6 +7,7 @@
 mod clusters;
 mod frontends;
 mod gateways;
+mod guard;
 mod hosts;
 mod routes;
 mod table;
@@ -17,6 +18,7 @@ use std::collections::HashMap;
 
 use crate::model::{Model, ObjectName, RouteTable, Service};
 
+pub use guard::{GuardPolicy, GuardRule};
 pub use table::{
     Action, Backend, Cluster, ClusterKey, Forward, Frontend, GatewayListener, HeaderOps, Route, RouteName,
     RoutingTable, TableVersion, Upstream, VirtualHost, WeightedBackend,
@@ -40,7 +42,8 @@ pub fn compile(model: &Model, previous: &RoutingTable, version: TableVersion) ->
     let scope = routes::Scope { services: &services, clusters: &clusters };
     let frontends = frontends::compile(model, previous, &scope);
     let gateways = gateways::compile(&model.listeners, previous, &scope);
-    RoutingTable { version, frontends, workloads: workloads.by_address, gateways, clusters }
+    let guard = guard::compile(&model.guards, &previous.guard);
+    RoutingTable { version, frontends, workloads: workloads.by_address, gateways, clusters, guard }
 }
 
 /// The mesh route tables that name a service, by service; in the model's order.

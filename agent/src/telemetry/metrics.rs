@@ -9,6 +9,7 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+use super::guard::{GuardReading, GuardSeries};
 use super::limits::LIMITS;
 use super::recorder::WorkerRecorder;
 use super::series::TrafficSeries;
@@ -86,6 +87,8 @@ pub(super) struct Shared {
     writers: Mutex<Vec<(&'static str, LineWriter)>>,
     packets: IntCounterVec,
     packet_counts: OnceLock<PacketCounts>,
+    guard: GuardSeries,
+    guard_reading: OnceLock<Box<dyn Fn() -> GuardReading + Send + Sync>>,
 }
 
 /// Reads what the kernel programs have counted, by reason.
@@ -110,6 +113,11 @@ impl Metrics {
     /// Shows what the kernel programs count; read whenever the metrics are. Only the first reader is taken.
     pub fn watch_packets(&self, read: impl Fn() -> Vec<(&'static str, u64)> + Send + Sync + 'static) {
         let _ = self.shared.packet_counts.set(Box::new(read));
+    }
+
+    /// Shows what the guard says; read whenever the metrics are. Only the first reader is taken.
+    pub fn watch_guard(&self, read: impl Fn() -> GuardReading + Send + Sync + 'static) {
+        let _ = self.shared.guard_reading.set(Box::new(read));
     }
 
     /// How many objects of the configuration are in a state.
@@ -169,6 +177,9 @@ impl Metrics {
         for (reason, packets) in self.shared.packet_counts.get().map(|read| read()).unwrap_or_default() {
             let counter = self.shared.packets.with_label_values(&[reason]);
             counter.inc_by(packets.saturating_sub(counter.get()));
+        }
+        if let Some(read) = self.shared.guard_reading.get() {
+            self.shared.guard.show(&read());
         }
         let encoder = TextEncoder::new();
         let mut text = Vec::new();
@@ -238,6 +249,8 @@ impl Shared {
                 &["reason"],
             )?,
             packet_counts: OnceLock::new(),
+            guard: make.guard()?,
+            guard_reading: OnceLock::new(),
             registry,
         })
     }
@@ -274,6 +287,26 @@ impl Maker<'_> {
         let help = "Requests and connections that met a limit.";
         let counters = self.counters("sluice_limit_hits_total", help, &["limit"])?;
         Ok(LIMITS.map(|limit| (limit, counters.with_label_values(&[limit]))).into())
+    }
+
+    fn guard(&self) -> Result<GuardSeries, Error> {
+        Ok(GuardSeries {
+            packets: self.counters(
+                "sluice_guard_packets_total",
+                "Frames that the guard at the edge saw, by what became of them and why.",
+                &["verdict", "reason"],
+            )?,
+            hits: self.counters(
+                "sluice_guard_rule_hits_total",
+                "Frames that the guard denied, by the EdgeGuard that says so.",
+                &["rule"],
+            )?,
+            maps: self.gauges(
+                "sluice_guard_map_entries",
+                "The guard's maps: entries used, capacity, and what found no room.",
+                &["map", "state"],
+            )?,
+        })
     }
 
     fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Result<Histogram, Error> {

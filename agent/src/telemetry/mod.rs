@@ -3,6 +3,7 @@
 
 mod access;
 mod flags;
+mod guard;
 mod json;
 mod labels;
 mod limits;
@@ -16,6 +17,7 @@ mod writer;
 
 pub use access::AccessLog;
 pub use flags::{Flag, ResponseFlags};
+pub use guard::{GuardReading, MapReading};
 pub use metrics::{BuildInfo, ConfigState, Metrics, MetricsError};
 pub use record::{ConnectionRecord, Origin, Recorder, RequestRecord};
 pub use time::rfc3339;

@@ -106,7 +106,11 @@ fn good_frames_pass() {
         ("more extension headers than are read", over_ipv6(&seven, DESTINATION), false),
         ("ICMP", over_ipv4(&[8, 0, 0, 0], 1), false),
         ("no next header", over_ipv6(&[], 59), false),
-        ("a first fragment", ethernet(ETHERTYPE_IPV4, &ipv4(UDP, 0x2000, &[], &[&udp(1000)[..], &[0; 4]].concat())), false),
+        (
+            "a first fragment",
+            ethernet(ETHERTYPE_IPV4, &ipv4(UDP, 0x2000, &[], &[&udp(1000)[..], &[0; 4]].concat())),
+            false,
+        ),
         ("a later fragment", ethernet(ETHERTYPE_IPV4, &ipv4(UDP, 3, &[], &[0; 5])), false),
         ("an IPv6 first fragment", over_ipv6(&ipv6_first, FRAGMENT), true),
         ("an IPv6 later fragment", over_ipv6(&ipv6_later, FRAGMENT), false),
@@ -130,11 +134,14 @@ fn what_is_not_known_passes() {
 
 #[test]
 fn contradictions_are_named() {
-    use Reason::{BadExtension, BadFlags, BadFragment, BadHeader, BadLength, BadSource, BadTransport, PortZero};
+    use Reason::{
+        BadExtension, BadFlags, BadFragment, BadHeader, BadLength, BadSource, BadTransport, PortZero,
+    };
     let syn = tcp(SYN);
     let v4 = || over_ipv4(&tcp(SYN), TCP);
     let v6 = || over_ipv6(&tcp(SYN), TCP);
-    let frag4 = |protocol, word, payload: &[u8]| ethernet(ETHERTYPE_IPV4, &ipv4(protocol, word, &[], payload));
+    let frag4 =
+        |protocol, word, payload: &[u8]| ethernet(ETHERTYPE_IPV4, &ipv4(protocol, word, &[], payload));
     let mut cases = vec![
         ("IPv4 of version 5", patched(v4(), &[(14, 0x55)]), BadHeader),
         ("IPv4 with a header of 16 bytes", patched(v4(), &[(14, 0x44)]), BadHeader),
@@ -154,9 +161,17 @@ fn contradictions_are_named() {
         ("an uneven fragment", frag4(UDP, 0x2001, &[0; 9]), BadFragment),
         ("an empty fragment", frag4(UDP, 1, &[]), BadFragment),
         ("a fragment beyond the largest datagram", frag4(1, 0x1fff, &[0; 8]), BadFragment),
-        ("a late hop-by-hop header", over_ipv6(&[extension(0, 0), extension(TCP, 0)].concat(), DESTINATION), BadExtension),
+        (
+            "a late hop-by-hop header",
+            over_ipv6(&[extension(0, 0), extension(TCP, 0)].concat(), DESTINATION),
+            BadExtension,
+        ),
         ("an extension beyond the end", over_ipv6(&extension(TCP, 0), HOP_BY_HOP), BadTransport),
-        ("an extension that is cut", over_ipv6(&patched(extension(TCP, 0), &[(1, 1)]), ROUTING), BadExtension),
+        (
+            "an extension that is cut",
+            over_ipv6(&patched(extension(TCP, 0), &[(1, 1)]), ROUTING),
+            BadExtension,
+        ),
         ("an extension without room", over_ipv6(&[TCP, 0, 0, 0], ROUTING), BadExtension),
         ("TCP of 19 bytes", over_ipv4(&syn[..19], TCP), BadTransport),
         ("UDP of 7 bytes", over_ipv4(&udp(7)[..7], UDP), BadTransport),
@@ -180,7 +195,11 @@ fn contradictions_are_named() {
 
 #[test]
 fn every_truncation_is_dropped() {
-    for whole in [over_ipv4(&tcp(SYN), TCP), over_ipv6(&udp(12), UDP), tagged(&[0x8100], ETHERTYPE_IPV4, &ipv4(TCP, 0, &[], &tcp(ACK)))] {
+    for whole in [
+        over_ipv4(&tcp(SYN), TCP),
+        over_ipv6(&udp(12), UDP),
+        tagged(&[0x8100], ETHERTYPE_IPV4, &ipv4(TCP, 0, &[], &tcp(ACK))),
+    ] {
         for len in 0..whole.len() {
             check("cut", &whole[..len], Err(Reason::Truncated));
         }

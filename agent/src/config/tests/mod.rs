@@ -2,6 +2,7 @@
 
 mod core_kinds;
 mod destination_rule;
+mod edge_guard;
 mod gateway;
 mod http_route;
 mod last_good;
