@@ -3,7 +3,7 @@
 //! Frames go to everyone (broadcast), so that no test needs to know a hardware address. Checksums are zero: what looks at
 //! frames before the stack does not check them.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -11,12 +11,15 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, bind, recv, send, setsockopt, socket, sockopt,
+    AddressFamily, LinkAddr, MsgFlags, MultiHeaders, SockFlag, SockProtocol, SockType, bind, recv, send,
+    sendmmsg, setsockopt, socket, sockopt,
 };
 
 /// Bytes of an Ethernet header.
 pub const ETHERNET_LEN: usize = 14;
 const HEAD: [u8; 12] = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 1];
+/// Frames of one system call.
+const BATCH: usize = 64;
 /// Room for frames that wait to be read.
 const RECEIVE_BUFFER: usize = 4 << 20;
 
@@ -78,9 +81,18 @@ pub struct Wire(OwnedFd);
 impl Wire {
     /// On an interface of the namespace that the calling thread is in.
     pub fn open(interface: &str) -> Result<Self> {
+        Self::with(interface, Some(SockProtocol::EthAll))
+    }
+
+    /// As [`Wire::open`], and sees nothing: the kernel then makes no copy of what is sent.
+    pub fn sender(interface: &str) -> Result<Self> {
+        Self::with(interface, None)
+    }
+
+    fn with(interface: &str, sees: Option<SockProtocol>) -> Result<Self> {
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-        let fd = socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll)
-            .context("opening a packet socket")?;
+        let fd =
+            socket(AddressFamily::Packet, SockType::Raw, flags, sees).context("opening a packet socket")?;
         // The system's own limit is too small for a burst; only root may go beyond it.
         setsockopt(&fd, sockopt::RcvBufForce, &RECEIVE_BUFFER).context("enlarging a buffer")?;
         let mut addresses = getifaddrs().context("listing interfaces")?;
@@ -102,6 +114,24 @@ impl Wire {
                 other => return Ok(other.map(drop)?),
             }
         }
+    }
+
+    /// Sends frames with as few system calls as there can be.
+    pub fn send_all(&self, frames: &[Vec<u8>]) -> io::Result<()> {
+        let mut headers = MultiHeaders::<LinkAddr>::preallocate(BATCH, None);
+        for batch in frames.chunks(BATCH) {
+            let mut rest: Vec<[IoSlice<'_>; 1]> = batch.iter().map(|frame| [IoSlice::new(frame)]).collect();
+            while !rest.is_empty() {
+                let nowhere = vec![None; rest.len()];
+                let flags = MsgFlags::empty();
+                match sendmmsg(self.0.as_raw_fd(), &mut headers, &rest, nowhere, [], flags) {
+                    Ok(sent) => drop(rest.drain(..sent.count())),
+                    Err(Errno::EAGAIN | Errno::ENOBUFS) => std::thread::yield_now(),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The frames that have come in since the last call and end with `payload`.

@@ -46,9 +46,9 @@ pub fn step(bucket: u64, now_ns: u64, limit: Limit) -> (u64, bool) {
     if !limit.is_set() {
         return (bucket, true);
     }
-    let interval = limit.interval_ns as u64;
+    let interval = u64::from(limit.interval_ns);
     // Two factors of 32 bits.
-    let whole = interval * limit.burst as u64;
+    let whole = interval * u64::from(limit.burst);
     let mut full_at = bucket;
     if full_at > now_ns && full_at - now_ns > whole.saturating_add(FOREIGN_NS) {
         full_at = now_ns.saturating_add(whole);

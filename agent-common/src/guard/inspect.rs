@@ -209,7 +209,7 @@ fn fragment_of(offset: u32, more: bool, payload: u32, protocol: u8) -> Result<Fr
     }
     // All but the last are in units of eight bytes, none is empty, none reaches beyond the largest datagram, and none writes
     // over the ports or flags of its first (RFC 1858, RFC 8200 section 4.5).
-    let uneven = more && payload % 8 != 0;
+    let uneven = more && !payload.is_multiple_of(8);
     let overlaps = protocol == TCP && (offset == 8 || offset == 0 && payload < TCP_LEN);
     if payload == 0 || uneven || overlaps || offset + payload > DATAGRAM_MAX {
         return Err(Reason::BadFragment);

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -38,6 +38,8 @@ pub(super) struct Observed {
     addresses: Addresses,
     ready: watch::Sender<bool>,
     draining: watch::Receiver<bool>,
+    /// Whether any interface is guarded, or it has been said that none is.
+    guarded: AtomicBool,
     changing: Mutex<Changing>,
 }
 
@@ -67,6 +69,7 @@ impl Observed {
             metrics.watch_writer("access", writer);
         }
         metrics.workers(settings.workers);
+        let guarded = settings.capture.as_ref().is_some_and(|capture| capture.guard.is_some());
         Ok(Self {
             metrics,
             access,
@@ -77,6 +80,7 @@ impl Observed {
             addresses,
             ready: watch::Sender::new(false),
             draining,
+            guarded: AtomicBool::new(guarded),
             changing: Mutex::default(),
         })
     }
@@ -118,6 +122,9 @@ impl Observed {
     pub(super) fn applied(&self, state: &State, applied: Applied) {
         self.metrics.table_applied(&self.tables.load(), applied.took);
         count_objects(&self.metrics, &state.report);
+        if !state.model.guards.is_empty() && !self.guarded.swap(true, Ordering::Relaxed) {
+            tracing::warn!("EdgeGuards have no effect: no interface is guarded (--guard IFACE)");
+        }
         log_new_messages(&self.changing().report, &state.report);
         let mut changing = self.changing();
         changing.applied = Some(applied);

@@ -136,11 +136,14 @@ impl RuleNumbers {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
     use crate::compile::GuardRule;
 
     fn nets(texts: &[&str]) -> Arc<[IpNet]> {
-        texts.iter().map(|text| text.parse().unwrap()).collect()
+        let net = |text: &&str| text.parse().unwrap_or_else(|_| IpNet::from(text.parse::<IpAddr>().unwrap()));
+        texts.iter().map(net).collect()
     }
 
     fn policy(rules: &[(&str, &[&str])], allow: &[&str]) -> GuardPolicy {
@@ -217,7 +220,7 @@ mod tests {
         assert_eq!(numbers.assign(names[1..].iter()), [2], "0 was in use until now");
         assert_eq!((numbers.of(&names[1]), numbers.of(&names[2])), (1, 2));
         assert_eq!(numbers.assign(names.iter()), [0]);
-        assert_eq!(numbers.names().values().map(|name| &**name).collect::<String>(), "acb");
+        assert_eq!(numbers.names().values().map(|name| &**name).collect::<String>(), "abc");
     }
 
     #[test]
