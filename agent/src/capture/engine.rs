@@ -116,8 +116,8 @@ impl Engine {
         let mut programs = Programs::load(settings.marks, settings.workers, settings.guard.as_ref())?;
         let guard =
             settings.guard.clone().map(|options| Guard::load(programs.ebpf(), options)).transpose()?;
-        let (pusher, pushes) = GuardHandle::channel();
-        let guard_handle = guard.as_ref().map(|guard| (pusher, guard.counters()));
+        let (handle, pushes) = GuardHandle::channel();
+        let guard_handle = guard.as_ref().map(|guard| (handle, guard.counters()));
         // One transaction, or nothing: where nft is missing there is nothing to undo yet.
         plumbing.install_notrack()?;
         let (stop_sender, stop) = oneshot::channel();

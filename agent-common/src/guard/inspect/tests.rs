@@ -1,3 +1,5 @@
+//! Frames as bytes, and what the guard reads in them.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -124,9 +124,9 @@ impl RuleNumbers {
 
     /// What to call each number; those that share one are `others`.
     pub fn names(&self) -> BTreeMap<u32, Arc<str>> {
-        let named = self.0.iter().filter(|(_, number)| **number != SHARED);
+        let alone = self.0.iter().filter(|(_, number)| **number != SHARED);
         let mut names: BTreeMap<u32, Arc<str>> =
-            named.map(|(name, number)| (*number, Arc::clone(name))).collect();
+            alone.map(|(name, number)| (*number, Arc::clone(name))).collect();
         if self.0.values().any(|number| *number == SHARED) {
             names.insert(SHARED, "others".into());
         }
