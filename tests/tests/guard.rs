@@ -441,3 +441,32 @@ fn what_cannot_be_guarded_is_said_at_the_start() -> Result<()> {
     ensure!(said.contains("there is no such interface"), "check says nothing: {said}");
     Ok(())
 }
+
+#[test]
+fn an_interface_that_comes_back_is_guarded_again_and_a_killed_agent_leaves_nothing() -> Result<()> {
+    if unprivileged("an_interface_that_comes_back_is_guarded_again_and_a_killed_agent_leaves_nothing") {
+        return Ok(());
+    }
+    let mut edge = Edge::up("guard_back", Link::Bridge, "{deny: [192.0.2.1]}", &[])?;
+    let netns = edge.mesh.lab.node(NODE)?.netns();
+    let guarded = |edge: &Edge| -> Result<serde_json::Value> {
+        Ok(edge.mesh.verb(NODE, "status")?["guard"]["interfaces"][0].clone())
+    };
+    netns.ip_batch("link del edge0\n")?;
+    wait_for("the loss to be told", LIMIT, || {
+        let not_guarded = guarded(&edge).map(|interface| interface["not_guarded"].clone());
+        not_guarded.is_ok_and(|reason| reason.as_str().is_some_and(|reason| reason.contains("not there")))
+    })?;
+    netns.ip_batch("link add edge0 type bridge\nlink set edge0 up\n")?;
+    wait_for("the guard to be back", LIMIT, || {
+        guarded(&edge).is_ok_and(|interface| interface["mode"] == "generic")
+    })?;
+
+    let attached = |edge: &Edge| -> Result<bool> {
+        let footprint = Footprint::of(&edge.mesh.lab.node(NODE)?)?;
+        Ok(footprint.lines().any(|line| line.contains("edge0") && line.contains("generic id")))
+    };
+    ensure!(attached(&edge)?, "the look is blind");
+    edge.mesh.agents.remove(0).kill9()?;
+    wait_for("the program to go with the agent", LIMIT, || attached(&edge).is_ok_and(|attached| !attached))
+}
