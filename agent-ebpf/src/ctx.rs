@@ -1,5 +1,7 @@
 //! The only unsafe reads: a packet's bytes, the socket that its ends lead to, and the listener that takes it.
 
+pub mod xdp;
+
 use core::ffi::c_void;
 use core::mem::{size_of, zeroed};
 

@@ -1,6 +1,9 @@
 //! Sluice's kernel programs, one file per hook. What they decide lives in `agent-common`, where the host tests it.
 #![no_std]
 #![no_main]
+// Compare-and-swap: `core::sync::atomic` has none for this target.
+#![feature(core_intrinsics)]
+#![allow(internal_features)]
 
 mod cgroup_connect;
 mod cgroup_udp;
@@ -14,6 +17,8 @@ mod sockops;
 mod tc_pod;
 mod tc_policy;
 mod tc_uplink;
+mod xdp_bare_drop;
+mod xdp_guard;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

@@ -8,6 +8,7 @@ use agent_common::balance::{
 use agent_common::capture::{
     AddressKey, CaptureConfig, DestinationKey, DestinationValue, MAX_WORKERS, Reason,
 };
+use agent_common::guard::{self, GuardSettings, MAX_PUSHED, MAX_RULES, SourceBuckets, SourceKey};
 use agent_common::policy::{
     POLICY_FLOWS_MAX, POLICY_PODS_MAX, POLICY_RULES_MAX, POLICY_SLOTS, POLICY_SOURCES_MAX, PolicyAddress,
     PolicyFlow, PolicyPod, PolicyRuleKey, PolicyRuleValue, PolicySourceKey,
@@ -149,6 +150,53 @@ static ACCELERATION_COUNTERS: PerCpuArray<u64> =
 pub fn count_acceleration(reason: AccelerationReason) {
     if let Some(counter) = ACCELERATION_COUNTERS.get_ptr_mut(reason as u32) {
         // SAFETY: this CPU's own slot; a count that an interrupt's program takes meanwhile may be lost, no other harm.
+        unsafe { *counter += 1 };
+    }
+}
+
+/// Sources by IPv4 prefix: the number of the object that denies them, or [`guard::ALLOW`]. Written by the agent.
+#[map]
+pub static GUARD_V4: LpmTrie<[u8; 4], u32> = LpmTrie::with_max_entries(1, 0);
+
+/// As [`GUARD_V4`], by IPv6 prefix.
+#[map]
+pub static GUARD_V6: LpmTrie<[u8; 16], u32> = LpmTrie::with_max_entries(1, 0);
+
+/// Sources that the agent pushed down, with the end of that in the kernel's monotonic nanoseconds. Written by the agent.
+#[map]
+pub static GUARD_PUSHED: HashMap<SourceKey, u64> = HashMap::with_max_entries(MAX_PUSHED, 0);
+
+/// What every source may send. Written by the agent.
+#[map]
+pub static GUARD_SETTINGS: Array<GuardSettings> = Array::with_max_entries(1, 0);
+
+/// Buckets by source; a full map forgets who was silent longest. Written by the guard.
+#[map]
+pub static GUARD_SOURCES: LruHashMap<SourceKey, SourceBuckets> = LruHashMap::with_max_entries(1, 0);
+
+/// Frames by [`guard::Reason`]. Written by the guard.
+#[map]
+static GUARD_COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(guard::Reason::ALL.len() as u32, 0);
+
+/// Frames that were denied, by the number of the object. Written by the guard; zeroed by the agent before a number is used
+/// again.
+#[map]
+static GUARD_HITS: PerCpuArray<u64> = PerCpuArray::with_max_entries(MAX_RULES, 0);
+
+/// Counts a frame at the guard.
+#[inline(always)]
+pub fn count_guarded(reason: guard::Reason) {
+    if let Some(counter) = GUARD_COUNTERS.get_ptr_mut(reason as u32) {
+        // SAFETY: as in `count`.
+        unsafe { *counter += 1 };
+    }
+}
+
+/// Counts a frame that an object denied.
+#[inline(always)]
+pub fn count_hit(rule: u32) {
+    if let Some(counter) = GUARD_HITS.get_ptr_mut(rule) {
+        // SAFETY: as in `count`.
         unsafe { *counter += 1 };
     }
 }

@@ -16,6 +16,7 @@ pub mod topology;
 pub mod wiring;
 
 pub mod cgroup;
+pub mod ethernet;
 pub mod exec;
 pub mod netns;
 pub mod sandbox;

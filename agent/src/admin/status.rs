@@ -19,6 +19,9 @@ pub struct Status {
     pub ready: bool,
     /// What is captured, and how.
     pub capture: CaptureStatus,
+    /// The guard at the edge; `None`: no interface is guarded.
+    #[serde(default)]
+    pub guard: Option<GuardStatus>,
     /// The routing table in force.
     pub table: TableStatus,
     /// What is bound.
@@ -128,6 +131,56 @@ pub struct PolicyStatus {
     pub closed: usize,
     /// Left to the agent alone, because they found no room themselves.
     pub left_out: usize,
+}
+
+/// The guard at the edge.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuardStatus {
+    /// The interfaces that the user named.
+    pub interfaces: Vec<GuardedInterface>,
+    /// How full its maps are.
+    pub maps: Vec<GuardMap>,
+    /// EdgeGuards with a deny list.
+    pub rules: Vec<String>,
+    /// What one source may send.
+    pub per_source: GuardLimits,
+}
+
+/// An interface that shall be guarded.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuardedInterface {
+    /// Its name.
+    pub name: String,
+    /// `native` or `generic`; empty where it is not guarded.
+    pub mode: String,
+    /// Why it is not guarded; `None`: it is.
+    pub not_guarded: Option<String>,
+}
+
+/// One of the guard's maps.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuardMap {
+    /// Its name.
+    pub name: String,
+    /// Entries that are in it.
+    pub entries: usize,
+    /// Entries that it has room for.
+    pub capacity: usize,
+    /// Entries that found no room: whom they would keep out passes.
+    pub left_out: usize,
+}
+
+/// What one source may send; `None`: anything.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuardLimits {
+    /// Packets per second.
+    pub packets_per_second: Option<u32>,
+    /// Packets at once.
+    pub packets_burst: Option<u32>,
+    /// Requests for TCP connections per second.
+    pub syns_per_second: Option<u32>,
+    /// Requests for TCP connections at once.
+    pub syns_burst: Option<u32>,
 }
 
 /// One interface.

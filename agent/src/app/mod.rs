@@ -86,8 +86,13 @@ pub async fn start(settings: Settings, log: LogHandle) -> anyhow::Result<Running
     let listeners = capture_listeners(&settings)?;
     let local = LocalAddresses::default();
     let admission = Arc::new(Admission::new(&settings.proxy.admission));
-    let workers =
-        Workers { settings: &settings, observed: &observed, drain: &drain, local: &local, admission };
+    let workers = Workers {
+        settings: &settings,
+        observed: &observed,
+        drain: &drain,
+        local: &local,
+        admission: Arc::clone(&admission),
+    };
     let workers = workers.start(&listeners)?;
 
     let (state, changes) = config::watch(settings.config.clone()).context("--config")?;
@@ -104,6 +109,12 @@ pub async fn start(settings: Settings, log: LogHandle) -> anyhow::Result<Running
     };
     if let Some(capture) = &capture {
         observed.set_capture(&capture.handle);
+        if let Some((guard, _)) = capture.handle.guard() {
+            admission.refusals().tell(move |source, lasts| {
+                // A source that goes on is told again.
+                let _ = guard.push(source, lasts);
+            });
+        }
     }
     let follower = tokio::spawn(follower.run(changes));
     observed.set_ready(true);
@@ -253,6 +264,7 @@ async fn start_capture(
         destinations_max: options.destinations_max,
         acceleration: options.acceleration,
         node: settings.node.clone(),
+        guard: options.guard.clone(),
     };
     let (engine, handle) = Engine::start(capture, listeners, local, tables.subscribe()).await?;
     Ok(RunningCapture { handle, engine: tokio::spawn(engine.run()), claim })

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::capture::{AccelerationMode, Bpffs, CgroupChoice, Glob, Marks, OnStop};
+use crate::capture::{AccelerationMode, Bpffs, CgroupChoice, Glob, GuardOptions, Marks, OnStop};
 use crate::proxy::ProxySettings;
 
 /// Everything an agent is told at start.
@@ -55,4 +55,6 @@ pub struct CaptureOptions {
     pub destinations_max: u32,
     /// Whether same-node connections are accelerated.
     pub acceleration: AccelerationMode,
+    /// The guard at the edge; `None`: nothing is guarded.
+    pub guard: Option<GuardOptions>,
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,8 +15,9 @@ use super::gateways::ListenerError;
 use super::tables::Applied;
 use super::{Addresses, Settings};
 use crate::admin::{
-    AccelerationStatus, CaptureStatus, ConnectStatus, DrainStatus, ForeignProgram, InterfaceStatus,
-    ListenerStatus, PolicyStatus, Source, Status, TableStatus, TierStatus, WorkerStatus,
+    AccelerationStatus, CaptureStatus, ConnectStatus, DrainStatus, ForeignProgram, GuardLimits, GuardMap,
+    GuardStatus, GuardedInterface, InterfaceStatus, ListenerStatus, PolicyStatus, Source, Status,
+    TableStatus, TierStatus, WorkerStatus,
 };
 use crate::capture::{self, EngineHandle};
 use crate::compile::{Denied, RoutingTable};
@@ -39,6 +40,8 @@ pub(super) struct Observed {
     addresses: Addresses,
     ready: watch::Sender<bool>,
     draining: watch::Receiver<bool>,
+    /// Whether any interface is guarded, or it has been said that none is.
+    guarded: AtomicBool,
     changing: Mutex<Changing>,
 }
 
@@ -68,6 +71,7 @@ impl Observed {
             metrics.watch_writer("access", writer);
         }
         metrics.workers(settings.workers);
+        let guarded = settings.capture.as_ref().is_some_and(|capture| capture.guard.is_some());
         Ok(Self {
             metrics,
             access,
@@ -78,6 +82,7 @@ impl Observed {
             addresses,
             ready: watch::Sender::new(false),
             draining,
+            guarded: AtomicBool::new(guarded),
             changing: Mutex::default(),
         })
     }
@@ -119,6 +124,9 @@ impl Observed {
         if let Some(counters) = handle.acceleration() {
             self.metrics.watch_acceleration(move || counters.read());
         }
+        if let Some((_, counters)) = handle.guard() {
+            self.metrics.watch_guard(move || counters.read());
+        }
         self.changing().capture = Some(handle.status());
     }
 
@@ -126,6 +134,9 @@ impl Observed {
     pub(super) fn applied(&self, state: &State, applied: Applied) {
         self.metrics.table_applied(&self.tables.load(), applied.took);
         count_objects(&self.metrics, &state.report);
+        if !state.model.guards.is_empty() && !self.guarded.swap(true, Ordering::Relaxed) {
+            tracing::warn!("EdgeGuards have no effect: no interface is guarded (--guard IFACE)");
+        }
         log_new_messages(&self.changing().report, &state.report);
         let mut changing = self.changing();
         changing.applied = Some(applied);
@@ -165,6 +176,7 @@ impl Observed {
             version: VERSION.to_owned(),
             uptime_seconds: self.started.elapsed().as_secs(),
             ready: *self.ready.borrow(),
+            guard: capture.as_ref().and_then(|capture| capture.guard.as_ref()).map(guarding),
             capture: capture.map_or_else(not_capturing, capturing),
             table: TableStatus::new(
                 &self.tables.load(),
@@ -257,6 +269,40 @@ fn kernel_gauges(status: &capture::CaptureStatus) -> KernelGauges {
     KernelGauges {
         foreign: capture::HOOKS.map(on).into(),
         maps: status.maps.iter().map(|map| (map.name, map.entries, map.capacity)).collect(),
+    }
+}
+
+fn guarding(guard: &capture::GuardStatus) -> GuardStatus {
+    let attached = guard.interfaces.iter().map(|(name, mode)| GuardedInterface {
+        name: name.clone(),
+        mode: (*mode).to_owned(),
+        not_guarded: None,
+    });
+    let failed = guard.failed.iter().map(|(name, reason)| GuardedInterface {
+        name: name.clone(),
+        mode: String::new(),
+        not_guarded: Some(reason.clone()),
+    });
+    let (packets, syns) = (guard.policy.packets, guard.policy.syns);
+    GuardStatus {
+        interfaces: attached.chain(failed).collect(),
+        maps: guard
+            .maps
+            .iter()
+            .map(|fill| GuardMap {
+                name: fill.map.to_owned(),
+                entries: fill.entries,
+                capacity: fill.capacity,
+                left_out: fill.left_out,
+            })
+            .collect(),
+        rules: guard.policy.rules.iter().map(|rule| rule.name.to_string()).collect(),
+        per_source: GuardLimits {
+            packets_per_second: packets.map(|rate| rate.per_second),
+            packets_burst: packets.map(|rate| rate.burst),
+            syns_per_second: syns.map(|rate| rate.per_second),
+            syns_burst: syns.map(|rate| rate.burst),
+        },
     }
 }
 

@@ -25,7 +25,7 @@ use rtnetlink::Handle;
 
 use super::connect;
 use super::mirror::Mirror;
-use super::programs::{OBJECT, capacity, load_error, map, object_error, octets};
+use super::programs::{OBJECT, load_error, map, mirror, object_error, octets};
 use super::{CaptureError, CaptureSettings};
 use crate::compile::RoutingTable;
 use crate::telemetry::AccelerationCounts;
@@ -108,11 +108,7 @@ impl Acceleration {
         let link = link.and_then(|id| connections.take_link(id));
         Ok(Self {
             _sockops: link.map_err(|source| load_error(SOCKOPS, source))?,
-            pods: Mirror::new(
-                "ACCELERATION_PODS",
-                capacity(ebpf, "ACCELERATION_PODS")?,
-                map(ebpf, "ACCELERATION_PODS")?,
-            )?,
+            pods: mirror(ebpf, "ACCELERATION_PODS")?,
             counters: AccelerationCounters(Arc::new(map(ebpf, "ACCELERATION_COUNTERS")?)),
             namespaces: HashMap::new(),
             looked_for: None,

@@ -21,7 +21,7 @@ use aya::{Ebpf, EbpfLoader};
 use super::CaptureError;
 use super::lower::{Lowered, Pool, PoolName};
 use super::mirror::Mirror;
-use super::programs::{load_error, map};
+use super::programs::{load_error, map, mirror};
 use super::vanished::{Sought, Vanished};
 
 /// Slots of all tables together, as in the kernel's map.
@@ -140,8 +140,8 @@ impl ConnectBalancer {
         let mut balancer = Self {
             cgroup: cgroup.to_owned(),
             links: Vec::new(),
-            frontends: Mirror::new("FRONTENDS", map(ebpf, "FRONTENDS")?),
-            members: Mirror::new("MEMBERS", map(ebpf, "MEMBERS")?),
+            frontends: mirror(ebpf, "FRONTENDS")?,
+            members: mirror(ebpf, "MEMBERS")?,
             slots: map(ebpf, "SLOTS")?,
             pools: BTreeMap::new(),
             retired: Vec::new(),

@@ -9,12 +9,13 @@ use std::time::Duration;
 use agent_common::acceleration::AccelerationConfig;
 use aya::Ebpf;
 use futures_util::stream::{Stream, StreamExt};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
 use super::acceleration::{self, Acceleration, AccelerationCounters, AccelerationStatus};
 use super::connect::{CgroupChoice, ConnectBalancer, ConnectCounters, ConnectStatus};
 use super::foreign::{self, Foreign, Sighting};
+use super::guard::{Guard, GuardCounters, GuardHandle, Push};
 use super::interfaces::{Hooked, Snapshot};
 use super::listener::CaptureListeners;
 use super::lower::lower;
@@ -52,7 +53,11 @@ pub struct Engine {
     programs: Programs,
     /// Balancing at `connect()`, or what there is to say of it.
     connect: Result<ConnectBalancer, ConnectStatus>,
-    guard: PodGuard,
+    pod_guard: PodGuard,
+    /// The XDP guard, where some interface has it.
+    guard: Option<Guard>,
+    /// Sources that shall be pushed down to the guard; none come without one.
+    pushes: mpsc::Receiver<Push>,
     /// Same-node acceleration, or why there is none.
     acceleration: Result<Acceleration, String>,
     netlink: Netlink,
@@ -81,6 +86,7 @@ pub struct EngineHandle {
     connects: Option<ConnectCounters>,
     drops: PolicyDrops,
     acceleration: Option<AccelerationCounters>,
+    guard: Option<(GuardHandle, GuardCounters)>,
 }
 
 impl EngineHandle {
@@ -102,6 +108,11 @@ impl EngineHandle {
     /// What same-node acceleration counts, where it is on.
     pub fn acceleration(&self) -> Option<AccelerationCounters> {
         self.acceleration.clone()
+    }
+
+    /// The guard's ear and its counters, where there is a guard.
+    pub fn guard(&self) -> Option<(GuardHandle, GuardCounters)> {
+        self.guard.clone()
     }
 
     /// What capture looks like now.
@@ -128,7 +139,11 @@ impl Engine {
         tables: watch::Receiver<Arc<RoutingTable>>,
     ) -> Result<(Self, EngineHandle), CaptureError> {
         let (netlink, changes) = Netlink::open()?;
-        netlink.snapshot().await?.check_uplinks(&settings)?;
+        let snapshot = netlink.snapshot().await?;
+        snapshot.check_uplinks(&settings)?;
+        if let Some(guard) = &settings.guard {
+            Guard::check_interfaces(guard, &snapshot)?;
+        }
         let ipv6 = listeners.iter().all(CaptureListeners::has_ipv6);
         let plumbing = Plumbing { marks: settings.marks, ipv6 };
         if let Some(rule) = plumbing.clash(netlink.handle()).await? {
@@ -139,22 +154,17 @@ impl Engine {
         if let (OnStop::Keep, Err(reason)) = (settings.on_stop, programs.pins().directory()) {
             return Err(CaptureError::KeepWithoutPins(reason));
         }
-        let connect = match start_balancing(&settings, &mut programs) {
-            Ok(connect) => connect,
+        let loaded = match Loaded::load(&settings, &mut programs) {
+            Ok(loaded) => loaded,
             Err(error) => {
                 programs.abandon();
                 return Err(error);
             }
         };
+        let Loaded { connect, pod_guard, guard } = loaded;
         let connects = connect.as_ref().ok().map(ConnectBalancer::counters);
-        let attach = programs.attach_kind();
-        let guard = match PodGuard::load(programs.ebpf(), attach) {
-            Ok(guard) => guard,
-            Err(error) => {
-                programs.abandon();
-                return Err(error);
-            }
-        };
+        let (ear, pushes) = GuardHandle::channel();
+        let guard_handle = guard.as_ref().map(|guard| (ear, guard.counters()));
         let acceleration =
             accelerated.and_then(|cgroup| accelerate(programs.ebpf(), &cgroup, settings.marks.own));
         match &acceleration {
@@ -169,13 +179,15 @@ impl Engine {
         let (stop_sender, stop) = oneshot::channel();
         let (status, status_receiver) = watch::channel(CaptureStatus::default());
         let counters = programs.counters();
-        let drops = guard.drops();
+        let drops = pod_guard.drops();
         let accelerated = acceleration.as_ref().ok().map(Acceleration::counters);
         let mut engine = Self {
             settings,
             programs,
             connect,
+            pod_guard,
             guard,
+            pushes,
             acceleration,
             netlink,
             changes: Box::pin(changes),
@@ -202,6 +214,7 @@ impl Engine {
             connects,
             drops,
             acceleration: accelerated,
+            guard: guard_handle,
         };
         Ok((engine, handle))
     }
@@ -243,7 +256,9 @@ impl Engine {
                     self.reconcile_or_report().await;
                     self.keep_up(false).await;
                     self.follow_pods(true).await;
+                    self.expire_or_report();
                 }
+                Some(push) = self.pushes.recv() => self.push_or_report(push),
                 _ = resync.tick() => {
                     self.reconcile_or_report().await;
                     self.keep_up(true).await;
@@ -282,7 +297,10 @@ impl Engine {
         }
         // No connection joins any more. Those that have are let be: the kernel keeps what they need as long as they last.
         self.acceleration = Err("the agent is stopping".to_owned());
-        self.guard.detach_all();
+        self.pod_guard.detach_all();
+        if let Some(guard) = &mut self.guard {
+            guard.detach_all();
+        }
         let hooked: Vec<u32> = self.programs.attached().map(|(index, ..)| index).collect();
         let attach = self.programs.attach_kind();
         if let Err(error) = self.programs.remove() {
@@ -340,7 +358,7 @@ impl Engine {
             Ok(Reconciled { hooked, failed }) => {
                 report_hooked(&hooked);
                 for error in failed {
-                    tracing::error!(%error, "interface not captured");
+                    tracing::error!(%error, "interface not hooked");
                 }
             }
             Err(error) => {
@@ -366,6 +384,9 @@ impl Engine {
         self.failed.retain(|index, _| desired.contains_key(index));
         let present: HashSet<u32> = self.programs.attached().map(|(index, ..)| index).collect();
         let mut reconciled = Reconciled::default();
+        if let Some(guard) = &mut self.guard {
+            reconciled.failed.extend(guard.follow(self.programs.ebpf(), &snapshot));
+        }
         for (index, (name, hook)) in desired.into_iter().filter(|(index, _)| !present.contains(index)) {
             match self.programs.attach(index, &name, hook) {
                 Ok(()) => {
@@ -394,7 +415,7 @@ impl Engine {
     fn guard_pods(&mut self) {
         let pods = self.programs.attached().filter(|(.., hook)| *hook == Hooked::Pod);
         let pods = pods.map(|(index, name, _)| (index, name.to_owned())).collect();
-        self.guard.follow(self.programs.ebpf(), &pods);
+        self.pod_guard.follow(self.programs.ebpf(), &pods);
     }
 
     /// Brings the map of addresses in line, and what the connectors know.
@@ -429,12 +450,27 @@ impl Engine {
         }
     }
 
+    fn push_or_report(&mut self, push: Push) {
+        if let Some(Err(error)) = self.guard.as_mut().map(|guard| guard.push(push)) {
+            tracing::error!(%error, source = %push.source, "a source could not be pushed down to the guard");
+        }
+    }
+
+    fn expire_or_report(&mut self) {
+        if let Some(Err(error)) = self.guard.as_mut().map(Guard::expire) {
+            tracing::error!(%error, "pushed sources could not be forgotten; the kernel lets them pass in time");
+        }
+    }
+
     fn apply_table(&mut self) -> Result<(), CaptureError> {
         let table = self.tables.borrow_and_update().clone();
         // Policy comes before what it is about, and whether or not anything is captured.
-        let guarded = self.guard.apply(&table);
+        let guarded = self.pod_guard.apply(&table);
         self.guard_pods();
         guarded?;
+        if let Some(guard) = &mut self.guard {
+            guard.apply(&table.guard)?;
+        }
         // Without destinations everything goes direct.
         let wanted = table.frontends.keys().copied().filter(|_| !self.paused);
         self.captured = self.programs.set_destinations(wanted)?;
@@ -465,21 +501,41 @@ impl Engine {
             pod_interfaces: names(true),
             uplinks: names(false),
             paused: self.upkeep.broken().map(ToOwned::to_owned),
-            failed: self.failed.values().chain(self.guard.failed()).cloned().collect(),
+            failed: self.failed.values().chain(self.pod_guard.failed()).cloned().collect(),
             local_addresses: self.local.load().to_vec(),
             foreign: self.foreign.clone(),
             maps: self.programs.map_use(),
             destinations: self.captured.destinations,
             destinations_over_capacity: self.captured.over_capacity,
             connect: self.connect.as_ref().map_or_else(Clone::clone, ConnectBalancer::status),
-            policy: self.guard.status(),
+            policy: self.pod_guard.status(),
             acceleration: match &self.acceleration {
                 Ok(acceleration) => acceleration.status().clone(),
                 Err(reason) => {
                     AccelerationStatus { off: Some(reason.clone()), ..AccelerationStatus::default() }
                 }
             },
+            guard: self.guard.as_ref().map(Guard::status),
         });
+    }
+}
+
+/// What is loaded beside capture's own programs.
+struct Loaded {
+    connect: Result<ConnectBalancer, ConnectStatus>,
+    pod_guard: PodGuard,
+    guard: Option<Guard>,
+}
+
+impl Loaded {
+    fn load(settings: &CaptureSettings, programs: &mut Programs) -> Result<Self, CaptureError> {
+        let attach = programs.attach_kind();
+        let guard = settings.guard.clone().map(|options| Guard::load(programs.ebpf(), options));
+        Ok(Self {
+            guard: guard.transpose()?,
+            pod_guard: PodGuard::load(programs.ebpf(), attach)?,
+            connect: start_balancing(settings, programs)?,
+        })
     }
 }
 

@@ -63,6 +63,17 @@ pub enum CaptureError {
     /// A named uplink is not there.
     #[error("uplink {0} does not exist; `ip link` lists the interfaces")]
     UnknownUplink(String),
+    /// A guarded interface is not there.
+    #[error("--guard {0}: there is no such interface; `ip link` lists them")]
+    UnknownGuard(String),
+    /// An interface can't be guarded.
+    #[error("interface {interface} is not guarded: {reason}")]
+    Guard {
+        /// The interface.
+        interface: String,
+        /// Why.
+        reason: String,
+    },
     /// Netlink failed.
     #[error("netlink, {doing}: {source}")]
     Netlink {

@@ -110,6 +110,7 @@ mod tests {
             cgroup: None,
             acceleration: crate::capture::AccelerationMode::Off,
             node: String::new(),
+            guard: None,
         }
     }
 

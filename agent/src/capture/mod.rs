@@ -12,6 +12,7 @@ mod error;
 mod features;
 mod foreign;
 mod glob;
+mod guard;
 mod hook;
 mod interfaces;
 mod kernel_call;
@@ -41,11 +42,12 @@ pub use engine::{Engine, EngineHandle};
 pub use error::CaptureError;
 pub use foreign::{Foreign, HOOKS, Sighting};
 pub use glob::Glob;
+pub use guard::{Fill, Guard, GuardCounters, GuardHandle, GuardOptions, GuardStatus, Push};
 pub use interfaces::{Hooked, Snapshot};
 pub use kernel_policy::{PolicyDrops, PolicyStatus};
 pub use listener::{CaptureListeners, SpoofingConnector};
 pub use pins::Bpffs;
-pub use programs::{Counters, DESTINATIONS_DEFAULT};
+pub use programs::{Counters, DESTINATIONS_DEFAULT, OBJECT};
 pub use self_check::{Check, Outcome, checks};
 
 use std::net::IpAddr;
@@ -77,6 +79,8 @@ pub struct CaptureSettings {
     pub acceleration: AccelerationMode,
     /// This node's name, as Pod documents call it.
     pub node: String,
+    /// The guard at the edge; `None`: nothing is guarded.
+    pub guard: Option<GuardOptions>,
 }
 
 /// What is left in the kernel when the agent stops.
@@ -143,6 +147,8 @@ pub struct CaptureStatus {
     pub policy: PolicyStatus,
     /// Same-node acceleration.
     pub acceleration: AccelerationStatus,
+    /// The guard at the edge, where there is one.
+    pub guard: Option<GuardStatus>,
 }
 
 /// How full a map is.

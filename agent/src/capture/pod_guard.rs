@@ -10,7 +10,8 @@ use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
 
 use super::CaptureError;
 use super::kernel_policy::{KernelPolicy, PolicyDrops, PolicyStatus};
-use super::programs::{Attach, innermost, load_error};
+use super::pins::innermost;
+use super::programs::{Attach, load_error};
 use crate::compile::RoutingTable;
 
 /// Where the filters of the clsact qdisc sit: after capture at ingress, whose packets need no note.

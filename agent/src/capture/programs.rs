@@ -1,6 +1,7 @@
 //! The loaded kernel programs and their maps.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -8,8 +9,9 @@ use std::sync::Arc;
 use agent_common::capture::{Action, AddressKey, CaptureConfig, DestinationKey, DestinationValue, Reason};
 use aya::maps::{MapData, MapError, PerCpuArray, SockMap};
 use aya::programs::{ProgramError, SchedClassifier};
-use aya::{Ebpf, EbpfError, EbpfLoader};
+use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
 
+use super::guard::Guard;
 use super::hook::{Held, attach_clsact, attach_tcx};
 use super::interfaces::Hooked;
 use super::layout::layout;
@@ -20,7 +22,7 @@ use super::{CaptureError, CaptureSettings, MapUse};
 use super::{acceleration, connect};
 
 /// The object that the build script made, aligned as the ELF reader asks.
-pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice-ebpf.o"));
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice-ebpf.o"));
 /// Maps whose contents the next agent carries on.
 pub const PINNED: [&str; 4] = ["DESTINATIONS", "LOCAL_ADDRESSES", "LISTENERS", "COUNTERS"];
 /// How many destinations can be captured unless something else is said.
@@ -110,6 +112,7 @@ impl Programs {
         for (name, entries) in capacities {
             loader.map_max_entries(name, *entries);
         }
+        Guard::size_maps(&mut loader, settings.guard.as_ref());
         for name in PINNED {
             if let Some(path) = pins.map(name) {
                 loader.map_pin_path(name, path);
@@ -121,16 +124,8 @@ impl Programs {
             program.load().map_err(|source| load_error(hook.program(), source))?;
         }
         let maps = Maps {
-            destinations: Mirror::new(
-                "DESTINATIONS",
-                capacity(&ebpf, "DESTINATIONS")?,
-                map(&mut ebpf, "DESTINATIONS")?,
-            )?,
-            addresses: Mirror::new(
-                "LOCAL_ADDRESSES",
-                capacity(&ebpf, "LOCAL_ADDRESSES")?,
-                map(&mut ebpf, "LOCAL_ADDRESSES")?,
-            )?,
+            destinations: mirror(&mut ebpf, "DESTINATIONS")?,
+            addresses: mirror(&mut ebpf, "LOCAL_ADDRESSES")?,
             listeners: map(&mut ebpf, "LISTENERS")?,
             counters: Counters(Arc::new(map(&mut ebpf, "COUNTERS")?)),
         };
@@ -320,8 +315,17 @@ pub(super) fn map<T: TryFrom<aya::maps::Map, Error = MapError>>(
     T::try_from(map).map_err(|source| CaptureError::Map { map: name, source })
 }
 
+/// A hash map that the agent writes.
+pub(super) fn mirror<K: Pod + Eq + Hash, V: Pod + PartialEq>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<Mirror<K, V>, CaptureError> {
+    let capacity = capacity(ebpf, name)?;
+    Mirror::new(name, capacity, map(ebpf, name)?)
+}
+
 /// How many entries a hash map can hold; that of an earlier agent may differ from what the object says.
-pub(super) fn capacity(ebpf: &Ebpf, name: &'static str) -> Result<u32, CaptureError> {
+fn capacity(ebpf: &Ebpf, name: &'static str) -> Result<u32, CaptureError> {
     let Some(aya::maps::Map::HashMap(map)) = ebpf.map(name) else { return Ok(0) };
     map.info().map(|info| info.max_entries()).map_err(|source| CaptureError::Map { map: name, source })
 }

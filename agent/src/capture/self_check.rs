@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::acceleration::{AccelerationMode, TrialReport, self_test};
 use super::connect::{self, CgroupChoice};
 use super::features::{features, pinning};
+use super::guard::Guard;
 use super::netlink::Netlink;
 use super::plumbing::{Plumbing, has_ipv6};
 use super::pod_guard::PodGuard;
@@ -94,7 +95,8 @@ fn programs(settings: &CaptureSettings) -> Check {
     let settings = CaptureSettings { bpffs: Bpffs::Off, cgroup: None, ..settings.clone() };
     let loaded = Programs::load(&settings, false).and_then(|mut programs| {
         let attach = programs.attach_kind();
-        PodGuard::load(programs.ebpf(), attach)
+        PodGuard::load(programs.ebpf(), attach)?;
+        settings.guard.clone().map(|options| Guard::load(programs.ebpf(), options)).transpose()
     });
     Check::of("programs", loaded, |_| "the kernel accepts every program".to_owned())
 }
@@ -170,6 +172,9 @@ async fn interfaces(settings: &CaptureSettings, netlink: &Netlink) -> Check {
     let seen = async {
         let snapshot = netlink.snapshot().await?;
         snapshot.check_uplinks(settings)?;
+        if let Some(guard) = &settings.guard {
+            Guard::check_interfaces(guard, &snapshot)?;
+        }
         Ok::<_, CaptureError>(snapshot.desired(settings))
     };
     Check::of("interfaces", seen.await, |desired| {

@@ -11,7 +11,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::{self, CaptureOptions, Settings};
-use crate::capture::{AccelerationMode, Bpffs, CgroupChoice, DESTINATIONS_DEFAULT, Glob, Marks, OnStop};
+use crate::capture::{
+    AccelerationMode, Bpffs, CgroupChoice, DESTINATIONS_DEFAULT, Glob, GuardOptions, Marks, OnStop,
+};
 use crate::proxy::{InvalidSetting, ProxySettings};
 use crate::telemetry::log;
 
@@ -77,6 +79,16 @@ pub(super) struct CaptureArgs {
     /// are captured as ever.
     #[arg(long, env = "SLUICE_CGROUP", value_name = "DIR")]
     cgroup: Option<CgroupChoice>,
+    /// An interface whose incoming frames the XDP guard looks at; may be given several times. `EdgeGuard` documents say whom it
+    /// keeps out.
+    #[arg(long, env = "SLUICE_GUARD", value_name = "IFACE", value_delimiter = ',')]
+    guard: Vec<String>,
+    /// Networks of each family that the guard's lists have room for.
+    #[arg(long, env = "SLUICE_GUARD_ENTRIES", value_name = "N", default_value_t = GuardOptions::DEFAULT_ENTRIES, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
+    guard_entries: u32,
+    /// Sources whose limits the guard holds at once; beyond them it forgets who was silent longest.
+    #[arg(long, env = "SLUICE_GUARD_SOURCES", value_name = "N", default_value_t = GuardOptions::DEFAULT_SOURCES, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
+    guard_sources: u32,
     /// The port of the first worker's capture listener, on loopback; further workers take free ones.
     #[arg(long, env = "SLUICE_OUTBOUND_PORT", default_value_t = 15001)]
     outbound_port: u16,
@@ -144,6 +156,7 @@ impl CaptureArgs {
     /// `None` where capture is off.
     pub(super) fn options(&self) -> anyhow::Result<Option<CaptureOptions>> {
         if self.capture == CaptureMode::Off {
+            anyhow::ensure!(self.guard.is_empty(), "--guard goes with capture: leave --capture off away");
             return Ok(None);
         }
         anyhow::ensure!(
@@ -173,7 +186,21 @@ impl CaptureArgs {
                 Acceleration::On => AccelerationMode::On,
                 Acceleration::Off => AccelerationMode::Off,
             },
+            guard: self.guard(),
         }))
+    }
+}
+
+impl CaptureArgs {
+    fn guard(&self) -> Option<GuardOptions> {
+        let mut interfaces = self.guard.clone();
+        interfaces.sort();
+        interfaces.dedup();
+        (!interfaces.is_empty()).then_some(GuardOptions {
+            interfaces,
+            entries: self.guard_entries,
+            sources: self.guard_sources,
+        })
     }
 }
 

@@ -35,6 +35,7 @@ pub(super) fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
         cgroup: options.cgroup,
         acceleration: options.acceleration,
         node: String::new(),
+        guard: options.guard,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let checks = runtime.block_on(checks(&settings));

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use serde_json::Value;
 
 use super::{ClientArgs, Format, ask, output};
-use crate::admin::{ConnectStatus, ForeignProgram, InterfaceStatus, PolicyStatus, Status};
+use crate::admin::{ConnectStatus, ForeignProgram, GuardStatus, InterfaceStatus, PolicyStatus, Status};
 
 pub(super) fn run(args: &ClientArgs) -> anyhow::Result<ExitCode> {
     let status: Status = ask(args, "/status")?;
@@ -43,6 +43,7 @@ fn render(status: &Status) -> String {
         format!("connections  {connections} on {} workers", status.workers.len()),
     ];
     lines.extend(capture(status));
+    lines.extend(status.guard.as_ref().map(guard).unwrap_or_default());
     for listener in &status.listeners {
         let state =
             listener.error.as_ref().map_or(listener.address.clone(), |error| format!("NOT OPEN: {error}"));
@@ -107,6 +108,33 @@ fn capture(status: &Status) -> Vec<String> {
             "             {} destinations over capacity go direct",
             capture.destinations_over_capacity
         ));
+    }
+    lines
+}
+
+fn guard(guard: &GuardStatus) -> Vec<String> {
+    let mut lines = Vec::new();
+    for interface in &guard.interfaces {
+        lines.push(match &interface.not_guarded {
+            None => format!("guard        {} ({})", interface.name, interface.mode),
+            Some(reason) => format!("guard        NOT GUARDED {}: {reason}", interface.name),
+        });
+    }
+    for map in &guard.maps {
+        let left_out = match map.left_out {
+            0 => String::new(),
+            n => format!(", {n} FOUND NO ROOM and pass"),
+        };
+        lines.push(format!("             {} {}/{}{left_out}", map.name, map.entries, map.capacity));
+    }
+    let limits = guard.per_source;
+    for (what, rate, burst) in [
+        ("packets", limits.packets_per_second, limits.packets_burst),
+        ("SYNs", limits.syns_per_second, limits.syns_burst),
+    ] {
+        if let (Some(rate), Some(burst)) = (rate, burst) {
+            lines.push(format!("             each source: {rate} {what}/s, {burst} at once"));
+        }
     }
     lines
 }

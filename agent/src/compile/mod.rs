@@ -8,6 +8,7 @@ mod clusters;
 mod datagrams;
 mod frontends;
 mod gateways;
+mod guard;
 mod hosts;
 mod policies;
 mod routes;
@@ -20,6 +21,7 @@ use std::collections::HashMap;
 
 use crate::model::{Model, ObjectName, RouteTable, Service};
 
+pub use guard::{GuardPolicy, GuardRule};
 pub use policies::{Denied, PodPolicy, PolicyTable};
 pub use table::{
     Action, Backend, Cluster, ClusterKey, DatagramFrontend, Forward, Frontend, GatewayListener, HeaderOps,
@@ -46,6 +48,7 @@ pub fn compile(model: &Model, previous: &RoutingTable, version: TableVersion) ->
     let datagrams = datagrams::compile(model, previous);
     let gateways = gateways::compile(&model.listeners, previous, &scope);
     let policies = policies::compile(model, previous);
+    let guard = guard::compile(&model.guards, &previous.guard);
     RoutingTable {
         version,
         frontends,
@@ -54,6 +57,7 @@ pub fn compile(model: &Model, previous: &RoutingTable, version: TableVersion) ->
         policies,
         gateways,
         clusters,
+        guard,
     }
 }
 

@@ -13,7 +13,7 @@ use crate::model::{
 };
 use crate::route::{HostTable, RequestOrigin, RequestView, RouteMatch, RuleSet};
 
-use super::{PolicyTable, Weights};
+use super::{GuardPolicy, PolicyTable, Weights};
 
 /// Which table this is; a later table has a higher version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -41,6 +41,8 @@ pub struct RoutingTable {
     pub gateways: Vec<Arc<GatewayListener>>,
     /// Every destination that a route can name.
     pub clusters: BTreeMap<ClusterKey, Arc<Cluster>>,
+    /// What the guard at the edge holds sources to.
+    pub guard: Arc<GuardPolicy>,
 }
 
 /// One port of one service, as a captured connection meets it.

@@ -168,7 +168,7 @@ fn canary() -> Model {
             "order",
             vec![rule("canary", vec![], shares)],
         )],
-        listeners: Vec::new(),
+        ..Model::default()
     }
 }
 

@@ -1,6 +1,7 @@
 //! Checked, version-neutral values: what the documents mean once their spelling no longer matters. No I/O.
 
 mod authorization;
+mod guard;
 mod name;
 mod route;
 mod service;
@@ -10,6 +11,7 @@ pub use authorization::{
     AuthorizationPolicy, Cidr, NamespacePattern, PolicyAction, PolicyMatch, PolicyRule, PolicyScope,
     PolicySource,
 };
+pub use guard::{EdgeGuard, SourceRate};
 pub use name::ObjectName;
 pub use route::{
     Destination, DirectResponse, HeaderChange, HeaderOp, HostPattern, HttpRule, Listener, ListenerProtocol,
@@ -40,4 +42,6 @@ pub struct Model {
     pub mesh_routes: Vec<RouteTable>,
     /// Gateway listeners with their own routes (HTTPRoute with a Gateway parent).
     pub listeners: Vec<Listener>,
+    /// What the guard at the edge shall keep out, sorted by name.
+    pub guards: Vec<EdgeGuard>,
 }

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use super::refusals::{PushDownSettings, Refusals};
 use crate::telemetry::Origin;
 
 /// What a request is taken to buffer before it buffers more: a read buffer for each direction.
@@ -22,12 +23,19 @@ pub struct AdmissionSettings {
     pub requests: usize,
     /// Bytes that requests in flight may have buffered.
     pub buffered: usize,
+    /// When sources that keep being refused are kept out by the guard.
+    pub push_down: PushDownSettings,
 }
 
 impl Default for AdmissionSettings {
     /// 65,536 connections, 32,768 requests, 2 GiB.
     fn default() -> Self {
-        Self { connections: 65_536, requests: 32_768, buffered: 2 << 30 }
+        Self {
+            connections: 65_536,
+            requests: 32_768,
+            buffered: 2 << 30,
+            push_down: PushDownSettings::default(),
+        }
     }
 }
 
@@ -58,6 +66,7 @@ pub struct Admission {
     strangers: AtomicU32,
     /// Holds sources with open connections only, so that it is bounded as these are.
     sources: Mutex<HashMap<Source, u32, foldhash::fast::RandomState>>,
+    refusals: Refusals,
 }
 
 /// Who counts as one client: an IPv4 address, or the /64 that an IPv6 host usually has to itself.
@@ -93,7 +102,13 @@ impl Admission {
             open: AtomicU32::new(0),
             strangers: AtomicU32::new(0),
             sources: Mutex::default(),
+            refusals: Refusals::new(settings.push_down),
         }
+    }
+
+    /// Who keeps being refused.
+    pub fn refusals(&self) -> &Refusals {
+        &self.refusals
     }
 
     /// Counts a connection; it must be given back with [`Self::leave`] and the same `per_source`.

@@ -9,12 +9,14 @@ mod detect;
 pub mod http;
 mod http2;
 mod random;
+mod refusals;
 mod settings;
 mod tcp;
 mod worker;
 
 pub use admission::{Admission, AdmissionSettings};
 pub use random::Random;
+pub use refusals::{PushDownSettings, Refusals};
 pub use settings::{InvalidSetting, ProxySettings, Setting};
 pub use worker::{Command, WorkerHandle, WorkerSettings, start_worker};
 

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
@@ -237,7 +237,13 @@ impl Counted {
         let per_source = context.http.per_source(&origin);
         match context.http.admission().enter(Whose::from(&origin), source, per_source) {
             Ok(()) => {}
-            Err(why) => return Err((origin, why)),
+            Err(why) => {
+                // Pods are never kept out: the guard stands where strangers come in.
+                if why == Crowded::Source && matches!(origin, Origin::Gateway(_)) {
+                    context.http.admission().refusals().refused(peer.ip(), Instant::now());
+                }
+                return Err((origin, why));
+            }
         }
         context.open.fetch_add(1, Ordering::Relaxed);
         context.recorder.downstream(&origin, true);

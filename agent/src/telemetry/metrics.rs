@@ -10,6 +10,7 @@ use prometheus::{
 };
 
 use super::acceleration::{AccelerationCounts, AccelerationSeries};
+use super::guard::{GuardReading, GuardSeries};
 use super::limits::LIMITS;
 use super::recorder::WorkerRecorder;
 use super::series::TrafficSeries;
@@ -96,6 +97,8 @@ pub(super) struct Shared {
     pub(super) policy_drops: IntCounterVec,
     policy_counts: OnceLock<PolicyCounts>,
     acceleration: AccelerationSeries,
+    guard: GuardSeries,
+    guard_reading: OnceLock<Box<dyn Fn() -> GuardReading + Send + Sync>>,
 }
 
 /// What is seen in the kernel at one time.
@@ -155,6 +158,11 @@ impl Metrics {
     /// Shows that same-node acceleration is on, and what it counts; read whenever the metrics are.
     pub fn watch_acceleration(&self, read: impl Fn() -> AccelerationCounts + Send + Sync + 'static) {
         self.shared.acceleration.watch(read);
+    }
+
+    /// Shows what the guard says; read whenever the metrics are. Only the first reader is taken.
+    pub fn watch_guard(&self, read: impl Fn() -> GuardReading + Send + Sync + 'static) {
+        let _ = self.shared.guard_reading.set(Box::new(read));
     }
 
     /// How many objects of the configuration are in a state.
@@ -229,6 +237,9 @@ impl Metrics {
             counter.inc_by(packets.saturating_sub(counter.get()));
         }
         self.shared.acceleration.refresh();
+        if let Some(read) = self.shared.guard_reading.get() {
+            self.shared.guard.show(&read());
+        }
         let encoder = TextEncoder::new();
         let mut text = Vec::new();
         encoder.encode(&self.shared.registry.gather(), &mut text).map_err(MetricsError::Encode)?;
@@ -334,6 +345,8 @@ impl Shared {
             )?,
             policy_counts: OnceLock::new(),
             acceleration: AccelerationSeries::new(&registry)?,
+            guard: make.guard()?,
+            guard_reading: OnceLock::new(),
             registry,
         })
     }
@@ -370,6 +383,26 @@ impl Maker<'_> {
         let help = "Requests and connections that met a limit.";
         let counters = self.counters("sluice_limit_hits_total", help, &["limit"])?;
         Ok(LIMITS.map(|limit| (limit, counters.with_label_values(&[limit]))).into())
+    }
+
+    fn guard(&self) -> Result<GuardSeries, Error> {
+        Ok(GuardSeries {
+            packets: self.counters(
+                "sluice_guard_packets_total",
+                "Frames that the guard at the edge saw, by what became of them and why.",
+                &["verdict", "reason"],
+            )?,
+            hits: self.counters(
+                "sluice_guard_rule_hits_total",
+                "Frames that the guard denied, by the EdgeGuard that says so.",
+                &["rule"],
+            )?,
+            maps: self.gauges(
+                "sluice_guard_map_entries",
+                "The guard's maps: entries used, capacity, and what found no room.",
+                &["map", "state"],
+            )?,
+        })
     }
 
     fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Result<Histogram, Error> {

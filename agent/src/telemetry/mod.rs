@@ -4,6 +4,7 @@
 mod acceleration;
 mod access;
 mod flags;
+mod guard;
 mod json;
 mod labels;
 mod limits;
@@ -18,7 +19,8 @@ mod writer;
 pub use acceleration::AccelerationCounts;
 pub use access::AccessLog;
 pub use flags::{Flag, ResponseFlags};
-pub use metrics::{BuildInfo, ConfigState, KernelGauges, Metrics, MetricsError};
+pub use guard::{GuardReading, MapReading};
+pub use metrics::{BuildInfo, ConfigState, Metrics, MetricsError};
 pub use record::{ConnectionRecord, Origin, Recorder, RequestRecord};
 pub use time::rfc3339;
 pub use writer::LineWriter;

@@ -7,6 +7,7 @@ mod facts;
 mod figure;
 mod floods;
 mod idle;
+mod kernel;
 mod load;
 mod open_loop;
 mod process;
@@ -34,6 +35,8 @@ pub enum Verb {
     Http(Options),
     /// A well-behaved client's p99 beside 10,000 slow connections and beside a flood of resets
     Floods(floods::Options),
+    /// The kernel programs beside what they are held against: nanoseconds per packet, and ratios
+    Kernel(kernel::Options),
 }
 
 /// How.
@@ -67,6 +70,7 @@ pub fn run(verb: &Verb) -> Result<ExitCode> {
     let options = match verb {
         Verb::Http(options) => options,
         Verb::Floods(options) => return floods::run(options),
+        Verb::Kernel(options) => return kernel::run(options),
     };
     ensure!(options.rounds > 0 && options.seconds > 0, "--rounds and --seconds begin at 1");
     prepare()?;

@@ -4,6 +4,7 @@
 mod authorization_policy;
 mod destination_rule;
 mod duration;
+mod edge_guard;
 mod endpoint_slice;
 mod gateway;
 mod header;
@@ -31,7 +32,7 @@ pub(crate) use virtual_service::VirtualService;
 
 use super::node::{DecodeError, Decoded, Extra, Known, Node, decode as decode_node};
 use super::object::Notes;
-use crate::model::{Labels, ObjectName};
+use crate::model::{EdgeGuard, Labels, ObjectName};
 
 /// The checked content of an object.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,6 +48,7 @@ pub(crate) enum Spec {
     HttpRoute(HttpRoute),
     ReferenceGrant(ReferenceGrant),
     AuthorizationPolicy(AuthorizationPolicy),
+    EdgeGuard(EdgeGuard),
     /// A kind that is accepted and not enforced yet.
     Later,
 }
@@ -65,6 +67,7 @@ pub(crate) enum Kind {
     HttpRoute,
     ReferenceGrant,
     AuthorizationPolicy,
+    EdgeGuard,
     Later,
 }
 
@@ -96,6 +99,7 @@ const KINDS: &[(&str, &[&str], &str, Kind)] = &[
     (GATEWAY_API, &["v1", "v1alpha3", "v1alpha2"], "TLSRoute", Kind::Later),
     (GATEWAY_API, &["v1", "v1alpha2"], "TCPRoute", Kind::Later),
     (GATEWAY_API, &["v1", "v1alpha3"], "BackendTLSPolicy", Kind::Later),
+    ("sluice.dev", &["v1alpha1"], "EdgeGuard", Kind::EdgeGuard),
     ("sluice.dev", &["v1alpha1"], "RateLimit", Kind::Later),
     ("sluice.dev", &["v1alpha1"], "Migration", Kind::Later),
     ("sluice.dev", &["v1alpha1"], "Aggregate", Kind::Later),
@@ -120,7 +124,7 @@ impl Kind {
     /// Whether messages on single fields can arise after the object is read. Pods and endpoints come by the thousand
     /// and are named by their first line alone.
     pub fn keeps_lines(self) -> bool {
-        !matches!(self, Self::Pod | Self::EndpointSlice | Self::Namespace | Self::Later)
+        !matches!(self, Self::Pod | Self::EndpointSlice | Self::Namespace | Self::EdgeGuard | Self::Later)
     }
 }
 
@@ -142,7 +146,7 @@ pub(crate) fn versions_of(name: &str) -> Vec<String> {
 
 /// Whether objects of this kind have no namespace.
 fn is_cluster_scoped(kind: &str) -> bool {
-    matches!(kind, "Namespace" | "GatewayClass")
+    matches!(kind, "Namespace" | "GatewayClass" | "EdgeGuard")
 }
 
 /// An object to decode.
@@ -173,6 +177,7 @@ pub(crate) fn decode(kind: Kind, source: &Source<'_>, notes: &mut Notes<'_>) -> 
         Kind::HttpRoute => Spec::HttpRoute(http_route::decode(source, notes)?),
         Kind::ReferenceGrant => Spec::ReferenceGrant(reference_grant::decode(source, notes)?),
         Kind::AuthorizationPolicy => Spec::AuthorizationPolicy(authorization_policy::decode(source, notes)?),
+        Kind::EdgeGuard => Spec::EdgeGuard(edge_guard::decode(source, notes)?),
         Kind::Later => {
             later::check(source)?;
             Spec::Later

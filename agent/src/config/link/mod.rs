@@ -2,6 +2,7 @@
 //! be resolved is said on the object that refers, and answers with an error where traffic meets it; the rest stands.
 
 mod authorization;
+mod edge_guard;
 mod endpoints;
 mod gateway;
 mod host;
@@ -43,6 +44,7 @@ pub(super) fn link(objects: &[Arc<Object>]) -> (Model, Vec<LinkedObject>) {
     let mut mesh_routes = mesh::routes(&world, &policies, &mut notes);
     mesh_routes.extend(http_route::mesh_routes(&world, &mut notes));
     let listeners = gateway::listeners(&world, &mut notes);
+    let guards = edge_guard::guards(&world);
     let services = endpoints::services(&world);
     let mut workloads: Vec<_> = workloads.into_values().map(|(workload, _)| workload).collect();
     workloads.sort_by(|a, b| a.name.cmp(&b.name));
@@ -55,6 +57,7 @@ pub(super) fn link(objects: &[Arc<Object>]) -> (Model, Vec<LinkedObject>) {
         authorization,
         mesh_routes,
         listeners,
+        guards,
     };
     (model, notes.linked)
 }

@@ -3,6 +3,7 @@
 mod authorization_policy;
 mod core_kinds;
 mod destination_rule;
+mod edge_guard;
 mod gateway;
 mod http_route;
 mod last_good;

@@ -63,6 +63,22 @@ pub(super) const AGENT: &[Row<ProxySettings>] = &[
         |s| &mut s.admission.buffered,
         "Bytes that requests in flight may have buffered; each worker has its share, Gateways at most three quarters. Beyond it requests are answered 503.",
     ),
+    count(
+        "guard.push-down.after",
+        1,
+        |s| &mut s.admission.push_down.after,
+        "A client of Gateways that is refused this often for `connections-per-source` is kept out by the guard, where there is one (`--guard`).",
+    ),
+    time(
+        "guard.push-down.window",
+        |s| &mut s.admission.push_down.window,
+        "The time within which these refusals count.",
+    ),
+    time(
+        "guard.push-down.for",
+        |s| &mut s.admission.push_down.lasts,
+        "How long the guard keeps such a client out.",
+    ),
     time("pool.idle-timeout", |s| &mut s.pool.idle, "How long an upstream connection may stay unused."),
     count(
         "pool.max-idle-per-endpoint",
