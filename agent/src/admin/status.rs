@@ -81,7 +81,7 @@ pub struct AccelerationStatus {
     pub reason: Option<String>,
     /// Addresses of this node's pods that take part.
     pub pods: usize,
-    /// Addresses of pods whose annotation says that they don't.
+    /// Addresses of pods whose annotation says that they don't, and of those under policy.
     pub opted_out: usize,
     /// Addresses of this node's pods whose network namespace was not found; they use TCP.
     pub not_found: usize,

@@ -104,12 +104,12 @@ pub async fn start(settings: Settings, log: LogHandle) -> anyhow::Result<Running
     }
     // The last that can fail, and it undoes itself: nothing stays in the kernel without an agent.
     let capture = match claim.zip(settings.capture.as_ref()) {
-        Some(asked) => Some(start_capture(asked, &settings, &listeners, local, &tables).await?),
+        Some(asked) => Some(Box::pin(start_capture(asked, &settings, &listeners, local, &tables)).await?),
         None => None,
     };
     if let Some(capture) = &capture {
         observed.set_capture(&capture.handle);
-        if let Some((guard, _)) = capture.handle.guard() {
+        if let Some((guard, _)) = capture.handle.readings().guard {
             admission.refusals().tell(move |source, lasts| {
                 // A source that goes on is told again.
                 let _ = guard.push(source, lasts);
@@ -266,6 +266,6 @@ async fn start_capture(
         node: settings.node.clone(),
         guard: options.guard.clone(),
     };
-    let (engine, handle) = Engine::start(capture, listeners, local, tables.subscribe()).await?;
+    let (engine, handle) = Box::pin(Engine::start(capture, listeners, local, tables.subscribe())).await?;
     Ok(RunningCapture { handle, engine: tokio::spawn(engine.run()), claim })
 }

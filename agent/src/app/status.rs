@@ -116,15 +116,16 @@ impl Observed {
         self.metrics.watch_packets(move || counters.read());
         let status = handle.status();
         self.metrics.watch_kernel(move || kernel_gauges(&status.borrow()));
-        if let Some(connects) = handle.connects() {
+        let readings = handle.readings();
+        if let Some(connects) = readings.connects {
             self.metrics.watch_connects(move || connects.read());
         }
-        let drops = handle.policy_drops();
+        let drops = readings.drops;
         self.metrics.watch_policy(move || drops.read().into_iter().map(refused).collect());
-        if let Some(counters) = handle.acceleration() {
+        if let Some(counters) = readings.acceleration {
             self.metrics.watch_acceleration(move || counters.read());
         }
-        if let Some((_, counters)) = handle.guard() {
+        if let Some((_, counters)) = readings.guard {
             self.metrics.watch_guard(move || counters.read());
         }
         self.changing().capture = Some(handle.status());

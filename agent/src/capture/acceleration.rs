@@ -56,7 +56,7 @@ pub struct AccelerationStatus {
     pub off: Option<String>,
     /// Pods whose sockets take part.
     pub pods: usize,
-    /// Pods of this node whose annotation says that they don't.
+    /// Pods of this node whose annotation says that they don't, and those under policy.
     pub opted_out: usize,
     /// Addresses of this node's pods whose namespace was not found; their connections are TCP's.
     pub not_found: usize,
@@ -161,7 +161,9 @@ impl Acceleration {
         let mut wanted = HashMap::new();
         for (address, pod) in here {
             let cookie = self.namespaces.get(address).copied();
-            match (pod.accelerated, cookie) {
+            // What is handed over passes no hook that could refuse it: pods under policy take no part.
+            let takes_part = pod.accelerated && table.policies.of(*address).is_none();
+            match (takes_part, cookie) {
                 (false, _) => status.opted_out += 1,
                 (true, Some(_)) => status.pods += 1,
                 (true, None) if pod.node.is_some() => status.not_found += 1,
@@ -169,7 +171,7 @@ impl Acceleration {
                 (true, None) => continue,
             }
             let value =
-                PodValue { cookie: cookie.unwrap_or(0), opted_out: u32::from(!pod.accelerated), padding: 0 };
+                PodValue { cookie: cookie.unwrap_or(0), opted_out: u32::from(!takes_part), padding: 0 };
             wanted.insert(AddressKey { address: octets(*address) }, value);
         }
         let left_out = self.pods.set(&wanted)?;

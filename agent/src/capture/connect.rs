@@ -13,10 +13,10 @@ use agent_common::balance::{
     ConnectReason, End, FrontendValue, MemberKey, SlotKey, SlotValue, SocketKey, SocketValue, TCP, Tier,
     TierReason,
 };
+use aya::Ebpf;
 use aya::maps::{HashMap as KernelMap, MapData, PerCpuArray};
 use aya::programs::cgroup_sock_addr::CgroupSockAddrLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr};
-use aya::{Ebpf, EbpfLoader};
 
 use super::CaptureError;
 use super::lower::{Lowered, Pool, PoolName};

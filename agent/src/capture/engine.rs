@@ -1,30 +1,25 @@
 //! The life of capture: start, follow interfaces and tables, stop.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent_common::acceleration::AccelerationConfig;
-use aya::Ebpf;
 use futures_util::stream::{Stream, StreamExt};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
-use super::acceleration::{self, Acceleration, AccelerationCounters, AccelerationStatus};
-use super::connect::{CgroupChoice, ConnectBalancer, ConnectCounters, ConnectStatus};
+use super::acceleration;
 use super::foreign::{self, Foreign, Sighting};
-use super::guard::{Guard, GuardCounters, GuardHandle, Push};
+use super::guard::Guard;
 use super::interfaces::{Hooked, Snapshot};
 use super::listener::CaptureListeners;
-use super::lower::lower;
 use super::netlink::Netlink;
+use super::parts::{Parts, Readings};
 use super::plumbing::Plumbing;
-use super::pod_guard::PodGuard;
 use super::programs::{Attach, Captured, Counters, Programs};
 use super::upkeep::Upkeep;
-use super::{CaptureError, CaptureSettings, CaptureStatus, LocalAddresses, OnStop, PolicyDrops};
+use super::{CaptureError, CaptureSettings, CaptureStatus, LocalAddresses, OnStop};
 use crate::compile::RoutingTable;
 
 /// Netlink may drop messages under pressure; everything is read anew this often.
@@ -51,15 +46,7 @@ struct Reconciled {
 pub struct Engine {
     settings: CaptureSettings,
     programs: Programs,
-    /// Balancing at `connect()`, or what there is to say of it.
-    connect: Result<ConnectBalancer, ConnectStatus>,
-    pod_guard: PodGuard,
-    /// The XDP guard, where some interface has it.
-    guard: Option<Guard>,
-    /// Sources that shall be pushed down to the guard; none come without one.
-    pushes: mpsc::Receiver<Push>,
-    /// Same-node acceleration, or why there is none.
-    acceleration: Result<Acceleration, String>,
+    parts: Parts,
     netlink: Netlink,
     changes: Changes,
     local: LocalAddresses,
@@ -83,10 +70,7 @@ pub struct EngineHandle {
     stop: oneshot::Sender<oneshot::Sender<()>>,
     status: watch::Receiver<CaptureStatus>,
     counters: Counters,
-    connects: Option<ConnectCounters>,
-    drops: PolicyDrops,
-    acceleration: Option<AccelerationCounters>,
-    guard: Option<(GuardHandle, GuardCounters)>,
+    readings: Readings,
 }
 
 impl EngineHandle {
@@ -95,24 +79,9 @@ impl EngineHandle {
         self.counters.clone()
     }
 
-    /// What the programs of balancing count, where it is on.
-    pub fn connects(&self) -> Option<ConnectCounters> {
-        self.connects.clone()
-    }
-
-    /// What policy has refused in the kernel.
-    pub fn policy_drops(&self) -> PolicyDrops {
-        self.drops.clone()
-    }
-
-    /// What same-node acceleration counts, where it is on.
-    pub fn acceleration(&self) -> Option<AccelerationCounters> {
-        self.acceleration.clone()
-    }
-
-    /// The guard's ear and its counters, where there is a guard.
-    pub fn guard(&self) -> Option<(GuardHandle, GuardCounters)> {
-        self.guard.clone()
+    /// What the parts beside capture count.
+    pub fn readings(&self) -> Readings {
+        self.readings.clone()
     }
 
     /// What capture looks like now.
@@ -154,23 +123,13 @@ impl Engine {
         if let (OnStop::Keep, Err(reason)) = (settings.on_stop, programs.pins().directory()) {
             return Err(CaptureError::KeepWithoutPins(reason));
         }
-        let loaded = match Loaded::load(&settings, &mut programs) {
+        let (parts, readings) = match Parts::load(&settings, &mut programs, accelerated) {
             Ok(loaded) => loaded,
             Err(error) => {
                 programs.abandon();
                 return Err(error);
             }
         };
-        let Loaded { connect, pod_guard, guard } = loaded;
-        let connects = connect.as_ref().ok().map(ConnectBalancer::counters);
-        let (ear, pushes) = GuardHandle::channel();
-        let guard_handle = guard.as_ref().map(|guard| (ear, guard.counters()));
-        let acceleration =
-            accelerated.and_then(|cgroup| accelerate(programs.ebpf(), &cgroup, settings.marks.own));
-        match &acceleration {
-            Ok(_) => tracing::info!("same-node connections are accelerated"),
-            Err(reason) => tracing::info!(reason, "same-node connections are not accelerated"),
-        }
         // One transaction, or nothing: where nft is missing there is nothing to undo yet.
         if let Err(error) = plumbing.install_notrack() {
             programs.abandon();
@@ -179,16 +138,10 @@ impl Engine {
         let (stop_sender, stop) = oneshot::channel();
         let (status, status_receiver) = watch::channel(CaptureStatus::default());
         let counters = programs.counters();
-        let drops = pod_guard.drops();
-        let accelerated = acceleration.as_ref().ok().map(Acceleration::counters);
         let mut engine = Self {
             settings,
             programs,
-            connect,
-            pod_guard,
-            guard,
-            pushes,
-            acceleration,
+            parts,
             netlink,
             changes: Box::pin(changes),
             local,
@@ -207,16 +160,7 @@ impl Engine {
             engine.end().await;
             return Err(error);
         }
-        let handle = EngineHandle {
-            stop: stop_sender,
-            status: status_receiver,
-            counters,
-            connects,
-            drops,
-            acceleration: accelerated,
-            guard: guard_handle,
-        };
-        Ok((engine, handle))
+        Ok((engine, EngineHandle { stop: stop_sender, status: status_receiver, counters, readings }))
     }
 
     async fn install(&mut self, listeners: &[CaptureListeners]) -> Result<(), CaptureError> {
@@ -256,15 +200,12 @@ impl Engine {
                     self.reconcile_or_report().await;
                     self.keep_up(false).await;
                     self.follow_pods(true).await;
-                    self.expire_or_report();
                 }
-                Some(push) = self.pushes.recv() => self.push_or_report(push),
+                Some(push) = self.parts.pushes.recv() => self.parts.push_or_report(push),
                 _ = resync.tick() => {
                     self.reconcile_or_report().await;
                     self.keep_up(true).await;
-                    if let Ok(balancer) = &mut self.connect {
-                        balancer.look_again();
-                    }
+                    self.parts.look_again();
                     self.follow_pods(true).await;
                 }
                 _ = foreign.tick() => self.look_for_others().await,
@@ -295,18 +236,12 @@ impl Engine {
             );
             return;
         }
-        // No connection joins any more. Those that have are let be: the kernel keeps what they need as long as they last.
-        self.acceleration = Err("the agent is stopping".to_owned());
-        self.pod_guard.detach_all();
-        if let Some(guard) = &mut self.guard {
-            guard.detach_all();
-        }
+        self.parts.detach_all();
         let hooked: Vec<u32> = self.programs.attached().map(|(index, ..)| index).collect();
         let attach = self.programs.attach_kind();
         if let Err(error) = self.programs.remove() {
             tracing::error!(%error, "pins could not be removed");
         }
-        drop(self.connect);
         if attach == Attach::Clsact {
             for index in hooked {
                 if let Err(error) = self.netlink.remove_idle_clsact(index).await {
@@ -384,7 +319,7 @@ impl Engine {
         self.failed.retain(|index, _| desired.contains_key(index));
         let present: HashSet<u32> = self.programs.attached().map(|(index, ..)| index).collect();
         let mut reconciled = Reconciled::default();
-        if let Some(guard) = &mut self.guard {
+        if let Some(guard) = &mut self.parts.guard {
             reconciled.failed.extend(guard.follow(self.programs.ebpf(), &snapshot));
         }
         for (index, (name, hook)) in desired.into_iter().filter(|(index, _)| !present.contains(index)) {
@@ -415,7 +350,7 @@ impl Engine {
     fn guard_pods(&mut self) {
         let pods = self.programs.attached().filter(|(.., hook)| *hook == Hooked::Pod);
         let pods = pods.map(|(index, name, _)| (index, name.to_owned())).collect();
-        self.pod_guard.follow(self.programs.ebpf(), &pods);
+        self.parts.pod_guard.follow(self.programs.ebpf(), &pods);
     }
 
     /// Brings the map of addresses in line, and what the connectors know.
@@ -433,7 +368,7 @@ impl Engine {
 
     /// Tells acceleration which pods there are, and where.
     async fn follow_pods(&mut self, again: bool) {
-        let Ok(acceleration) = &mut self.acceleration else { return };
+        let Ok(acceleration) = &mut self.parts.acceleration else { return };
         let pods = self.programs.attached().filter(|(.., hook)| *hook == Hooked::Pod);
         let interfaces = pods.map(|(index, ..)| index).collect();
         let table = self.tables.borrow().clone();
@@ -450,27 +385,12 @@ impl Engine {
         }
     }
 
-    fn push_or_report(&mut self, push: Push) {
-        if let Some(Err(error)) = self.guard.as_mut().map(|guard| guard.push(push)) {
-            tracing::error!(%error, source = %push.source, "a source could not be pushed down to the guard");
-        }
-    }
-
-    fn expire_or_report(&mut self) {
-        if let Some(Err(error)) = self.guard.as_mut().map(Guard::expire) {
-            tracing::error!(%error, "pushed sources could not be forgotten; the kernel lets them pass in time");
-        }
-    }
-
     fn apply_table(&mut self) -> Result<(), CaptureError> {
         let table = self.tables.borrow_and_update().clone();
         // Policy comes before what it is about, and whether or not anything is captured.
-        let guarded = self.pod_guard.apply(&table);
+        let protected = self.parts.protect(&table);
         self.guard_pods();
-        guarded?;
-        if let Some(guard) = &mut self.guard {
-            guard.apply(&table.guard)?;
-        }
+        protected?;
         // Without destinations everything goes direct.
         let wanted = table.frontends.keys().copied().filter(|_| !self.paused);
         self.captured = self.programs.set_destinations(wanted)?;
@@ -480,11 +400,7 @@ impl Engine {
                 "more destinations than the kernel map holds; those go direct"
             );
         }
-        match &mut self.connect {
-            // What the packet programs cannot deliver now does not matter to sockets that need them not.
-            Ok(balancer) => balancer.apply(lower(&table)),
-            Err(_) => Ok(()),
-        }
+        self.parts.balance(&table)
     }
 
     fn publish(&self) {
@@ -501,67 +417,18 @@ impl Engine {
             pod_interfaces: names(true),
             uplinks: names(false),
             paused: self.upkeep.broken().map(ToOwned::to_owned),
-            failed: self.failed.values().chain(self.pod_guard.failed()).cloned().collect(),
+            failed: self.failed.values().chain(self.parts.pod_guard.failed()).cloned().collect(),
             local_addresses: self.local.load().to_vec(),
             foreign: self.foreign.clone(),
             maps: self.programs.map_use(),
             destinations: self.captured.destinations,
             destinations_over_capacity: self.captured.over_capacity,
-            connect: self.connect.as_ref().map_or_else(Clone::clone, ConnectBalancer::status),
-            policy: self.pod_guard.status(),
-            acceleration: match &self.acceleration {
-                Ok(acceleration) => acceleration.status().clone(),
-                Err(reason) => {
-                    AccelerationStatus { off: Some(reason.clone()), ..AccelerationStatus::default() }
-                }
-            },
-            guard: self.guard.as_ref().map(Guard::status),
+            connect: self.parts.connect_status(),
+            policy: self.parts.pod_guard.status(),
+            acceleration: self.parts.acceleration_status(),
+            guard: self.parts.guard.as_ref().map(Guard::status),
         });
     }
-}
-
-/// What is loaded beside capture's own programs.
-struct Loaded {
-    connect: Result<ConnectBalancer, ConnectStatus>,
-    pod_guard: PodGuard,
-    guard: Option<Guard>,
-}
-
-impl Loaded {
-    fn load(settings: &CaptureSettings, programs: &mut Programs) -> Result<Self, CaptureError> {
-        let attach = programs.attach_kind();
-        let guard = settings.guard.clone().map(|options| Guard::load(programs.ebpf(), options));
-        Ok(Self {
-            guard: guard.transpose()?,
-            pod_guard: PodGuard::load(programs.ebpf(), attach)?,
-            connect: start_balancing(settings, programs)?,
-        })
-    }
-}
-
-/// Attaches the programs of balancing where it is wanted. A directory that was named must be right; a kernel that refuses
-/// leaves the sockets to the packet programs, and is told of in the status.
-fn start_balancing(
-    settings: &CaptureSettings,
-    programs: &mut Programs,
-) -> Result<Result<ConnectBalancer, ConnectStatus>, CaptureError> {
-    let Some(choice) = &settings.cgroup else { return Ok(Err(ConnectStatus::default())) };
-    let attached = match (choice.find(), choice) {
-        (Err(error), CgroupChoice::Path(_)) => return Err(error),
-        (Err(error), CgroupChoice::Auto) => Err(error),
-        (Ok(cgroup), _) => ConnectBalancer::attach(programs.ebpf(), &cgroup),
-    };
-    Ok(attached.map_err(|error| {
-        tracing::error!(%error, "sockets are not balanced at connect(); the packet programs take its place");
-        ConnectStatus { unavailable: Some(error.to_string()), ..ConnectStatus::default() }
-    }))
-}
-
-/// Turns acceleration on; a failure is its reason to stay off.
-fn accelerate(ebpf: &mut Ebpf, cgroup: &Path, own_mark: u32) -> Result<Acceleration, String> {
-    let cookie = acceleration::node_cookie().map_err(|error| error.to_string())?;
-    let config = AccelerationConfig { node_cookie: cookie, own_mark, everyone: 0 };
-    Acceleration::start(ebpf, cgroup, config).map_err(|error| error.to_string())
 }
 
 fn report_hooked(hooked: &[(String, Hooked)]) {

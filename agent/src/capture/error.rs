@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 
 /// Capture can't start, or can't go on as asked.
 #[derive(Debug, thiserror::Error)]

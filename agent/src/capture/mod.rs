@@ -23,6 +23,7 @@ mod lower;
 mod lowering;
 mod mirror;
 mod netlink;
+mod parts;
 mod pins;
 mod plumbing;
 mod pod_guard;
@@ -51,7 +52,6 @@ pub use programs::{Counters, DESTINATIONS_DEFAULT, OBJECT};
 pub use self_check::{Check, Outcome, checks};
 
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;

@@ -241,7 +241,7 @@ pub(super) fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
-        let running = app::start(settings, log).await?;
+        let running = Box::pin(app::start(settings, log)).await?;
         warn_of_few(descriptors, connections);
         loop {
             tokio::select! {

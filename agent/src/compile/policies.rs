@@ -141,6 +141,7 @@ mod tests {
             addresses: addresses.iter().map(|text| text.parse().expect("an address")).collect(),
             labels: Arc::new([("app".into(), app.into())].into()),
             ready: true,
+            accelerated: true,
         }
     }
 

@@ -88,10 +88,8 @@ pub(super) struct Shared {
     writers: Mutex<Vec<(&'static str, LineWriter)>>,
     packets: IntCounterVec,
     packet_counts: OnceLock<PacketCounts>,
-    foreign_programs: IntGaugeVec,
-    map_entries: IntGaugeVec,
-    map_capacity: IntGaugeVec,
-    kernel: OnceLock<ReadKernel>,
+    kernel: KernelSeries,
+    kernel_gauges: OnceLock<ReadKernel>,
     connects: IntCounterVec,
     connect_counts: OnceLock<PacketCounts>,
     pub(super) policy_drops: IntCounterVec,
@@ -108,6 +106,25 @@ pub struct KernelGauges {
     pub foreign: Vec<(&'static str, usize)>,
     /// Maps by name, with their entries and their capacity.
     pub maps: Vec<(&'static str, usize, usize)>,
+}
+
+/// The series of [`KernelGauges`].
+struct KernelSeries {
+    foreign: IntGaugeVec,
+    map_entries: IntGaugeVec,
+    map_capacity: IntGaugeVec,
+}
+
+impl KernelSeries {
+    fn show(&self, seen: &KernelGauges) {
+        for (hook, count) in &seen.foreign {
+            self.foreign.with_label_values(&[*hook]).set(gauge_value(*count));
+        }
+        for (map, entries, capacity) in &seen.maps {
+            self.map_entries.with_label_values(&[*map]).set(gauge_value(*entries));
+            self.map_capacity.with_label_values(&[*map]).set(gauge_value(*capacity));
+        }
+    }
 }
 
 /// Reads what is in the kernel.
@@ -142,7 +159,7 @@ impl Metrics {
 
     /// Shows what is in the kernel; read whenever the metrics are. Only the first reader is taken.
     pub fn watch_kernel(&self, read: impl Fn() -> KernelGauges + Send + Sync + 'static) {
-        let _ = self.shared.kernel.set(Box::new(read));
+        let _ = self.shared.kernel_gauges.set(Box::new(read));
     }
 
     /// Likewise for the programs that balance sockets.
@@ -228,8 +245,8 @@ impl Metrics {
                 counter.inc_by(count.saturating_sub(counter.get()));
             }
         }
-        if let Some(read) = self.shared.kernel.get() {
-            self.kernel(&read());
+        if let Some(read) = self.shared.kernel_gauges.get() {
+            self.shared.kernel.show(&read());
         }
         for (policy, rule, packets) in self.shared.policy_counts.get().map(|read| read()).unwrap_or_default()
         {
@@ -247,18 +264,6 @@ impl Metrics {
     }
 }
 
-impl Metrics {
-    fn kernel(&self, seen: &KernelGauges) {
-        for (hook, count) in &seen.foreign {
-            self.shared.foreign_programs.with_label_values(&[*hook]).set(gauge_value(*count));
-        }
-        for (map, entries, capacity) in &seen.maps {
-            self.shared.map_entries.with_label_values(&[*map]).set(gauge_value(*entries));
-            self.shared.map_capacity.with_label_values(&[*map]).set(gauge_value(*capacity));
-        }
-    }
-}
-
 impl std::fmt::Debug for Metrics {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Metrics").finish_non_exhaustive()
@@ -270,9 +275,7 @@ impl Shared {
         let registry = Registry::new();
         registry.register(Box::new(ProcessCollector::for_self()))?;
         let make = Maker { registry: &registry };
-        make.gauges("istio_build", "The agent's build.", &["component", "tag"])?
-            .with_label_values(&["sluice", build.version])
-            .set(1);
+        make.build(build.version)?;
         Ok(Self {
             traffic: TrafficSeries::new(&registry, build.cluster)?,
             downstream: make.gauges(
@@ -320,18 +323,8 @@ impl Shared {
                 &["reason"],
             )?,
             packet_counts: OnceLock::new(),
-            foreign_programs: make.gauges(
-                "sluice_capture_foreign_programs",
-                "Programs of others on the hooks that ours use.",
-                &["hook"],
-            )?,
-            map_entries: make.gauges("sluice_bpf_map_entries", "Entries of a kernel map.", &["map"])?,
-            map_capacity: make.gauges(
-                "sluice_bpf_map_capacity",
-                "The most entries of a kernel map.",
-                &["map"],
-            )?,
-            kernel: OnceLock::new(),
+            kernel: make.kernel()?,
+            kernel_gauges: OnceLock::new(),
             connects: make.counters(
                 "sluice_connect_decisions_total",
                 "Sockets that were told an address, by what became of it; and those whose backend vanished.",
@@ -383,6 +376,25 @@ impl Maker<'_> {
         let help = "Requests and connections that met a limit.";
         let counters = self.counters("sluice_limit_hits_total", help, &["limit"])?;
         Ok(LIMITS.map(|limit| (limit, counters.with_label_values(&[limit]))).into())
+    }
+
+    fn build(&self, version: &str) -> Result<(), Error> {
+        let build = self.gauges("istio_build", "The agent's build.", &["component", "tag"])?;
+        build.with_label_values(&["sluice", version]).set(1);
+        Ok(())
+    }
+
+    fn kernel(&self) -> Result<KernelSeries, Error> {
+        let foreign = "Programs of others on the hooks that ours use.";
+        Ok(KernelSeries {
+            foreign: self.gauges("sluice_capture_foreign_programs", foreign, &["hook"])?,
+            map_entries: self.gauges("sluice_bpf_map_entries", "Entries of a kernel map.", &["map"])?,
+            map_capacity: self.gauges(
+                "sluice_bpf_map_capacity",
+                "The most entries of a kernel map.",
+                &["map"],
+            )?,
+        })
     }
 
     fn guard(&self) -> Result<GuardSeries, Error> {

@@ -20,7 +20,7 @@ pub use acceleration::AccelerationCounts;
 pub use access::AccessLog;
 pub use flags::{Flag, ResponseFlags};
 pub use guard::{GuardReading, MapReading};
-pub use metrics::{BuildInfo, ConfigState, Metrics, MetricsError};
+pub use metrics::{BuildInfo, ConfigState, KernelGauges, Metrics, MetricsError};
 pub use record::{ConnectionRecord, Origin, Recorder, RequestRecord};
 pub use time::rfc3339;
 pub use writer::LineWriter;

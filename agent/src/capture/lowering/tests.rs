@@ -48,6 +48,7 @@ fn workloads() -> Vec<Workload> {
         addresses: addresses.iter().map(|text| text.parse().expect("an address")).collect(),
         labels: Arc::default(),
         ready: true,
+        accelerated: true,
     };
     vec![
         pod("a", "a1", &["10.0.0.1", "fd00::1"]),

@@ -1,0 +1,153 @@
+//! What works beside capture's own programs, each with programs and maps of its own: balancing at `connect()`, policy at
+//! the pods' interfaces, the guard at the edge, same-node acceleration.
+
+use std::path::{Path, PathBuf};
+
+use agent_common::acceleration::AccelerationConfig;
+use aya::Ebpf;
+use tokio::sync::mpsc;
+
+use super::acceleration::{self, Acceleration, AccelerationCounters, AccelerationStatus};
+use super::connect::{CgroupChoice, ConnectBalancer, ConnectCounters, ConnectStatus};
+use super::guard::{Guard, GuardCounters, GuardHandle, Push};
+use super::lower::lower;
+use super::pod_guard::PodGuard;
+use super::programs::Programs;
+use super::{CaptureError, CaptureSettings, PolicyDrops};
+use crate::compile::RoutingTable;
+
+/// All of them.
+pub struct Parts {
+    /// Balancing at `connect()`, or what there is to say of it.
+    pub connect: Result<ConnectBalancer, ConnectStatus>,
+    /// Policy at the pods' interfaces.
+    pub pod_guard: PodGuard,
+    /// The XDP guard, where some interface has it.
+    pub guard: Option<Guard>,
+    /// Sources that shall be pushed down to the guard; none come without one.
+    pub pushes: mpsc::Receiver<Push>,
+    /// Same-node acceleration, or why there is none.
+    pub acceleration: Result<Acceleration, String>,
+}
+
+/// What they count, readable from anywhere.
+#[derive(Clone)]
+pub struct Readings {
+    /// Of balancing, where it is on.
+    pub connects: Option<ConnectCounters>,
+    /// What policy has refused in the kernel.
+    pub drops: PolicyDrops,
+    /// Of acceleration, where it is on.
+    pub acceleration: Option<AccelerationCounters>,
+    /// The guard's ear and its counters, where there is a guard.
+    pub guard: Option<(GuardHandle, GuardCounters)>,
+}
+
+impl Parts {
+    /// Loads them. `accelerated`: the cgroup whose sockets are accelerated, or why none are.
+    pub fn load(
+        settings: &CaptureSettings,
+        programs: &mut Programs,
+        accelerated: Result<PathBuf, String>,
+    ) -> Result<(Self, Readings), CaptureError> {
+        let attach = programs.attach_kind();
+        let guard =
+            settings.guard.clone().map(|options| Guard::load(programs.ebpf(), options)).transpose()?;
+        let pod_guard = PodGuard::load(programs.ebpf(), attach)?;
+        let connect = start_balancing(settings, programs)?;
+        let acceleration =
+            accelerated.and_then(|cgroup| accelerate(programs.ebpf(), &cgroup, settings.marks.own));
+        match &acceleration {
+            Ok(_) => tracing::info!("same-node connections are accelerated"),
+            Err(reason) => tracing::info!(reason, "same-node connections are not accelerated"),
+        }
+        let (ear, pushes) = GuardHandle::channel();
+        let readings = Readings {
+            connects: connect.as_ref().ok().map(ConnectBalancer::counters),
+            drops: pod_guard.drops(),
+            acceleration: acceleration.as_ref().ok().map(Acceleration::counters),
+            guard: guard.as_ref().map(|guard| (ear, guard.counters())),
+        };
+        Ok((Self { connect, pod_guard, guard, pushes, acceleration }, readings))
+    }
+
+    /// Puts a table's policies and lists in force.
+    pub fn protect(&mut self, table: &RoutingTable) -> Result<(), CaptureError> {
+        let guarded = self.pod_guard.apply(table);
+        if let Some(guard) = &mut self.guard {
+            guard.apply(&table.guard)?;
+        }
+        guarded
+    }
+
+    /// Balances as a table says. What the packet programs cannot deliver now does not matter to sockets that need them not.
+    pub fn balance(&mut self, table: &RoutingTable) -> Result<(), CaptureError> {
+        self.connect.as_mut().map_or(Ok(()), |balancer| balancer.apply(lower(table)))
+    }
+
+    /// Does what is due from time to time.
+    pub fn look_again(&mut self) {
+        if let Ok(balancer) = &mut self.connect {
+            balancer.look_again();
+        }
+        if let Some(Err(error)) = self.guard.as_mut().map(Guard::expire) {
+            tracing::error!(%error, "pushed sources could not be forgotten; the kernel lets them pass in time");
+        }
+    }
+
+    /// Pushes a source down to the guard.
+    pub fn push_or_report(&mut self, push: Push) {
+        if let Some(Err(error)) = self.guard.as_mut().map(|guard| guard.push(push)) {
+            tracing::error!(%error, source = %push.source, "a source could not be pushed down to the guard");
+        }
+    }
+
+    /// How balancing stands.
+    pub fn connect_status(&self) -> ConnectStatus {
+        self.connect.as_ref().map_or_else(Clone::clone, ConnectBalancer::status)
+    }
+
+    /// How acceleration stands.
+    pub fn acceleration_status(&self) -> AccelerationStatus {
+        match &self.acceleration {
+            Ok(acceleration) => acceleration.status().clone(),
+            Err(reason) => AccelerationStatus { off: Some(reason.clone()), ..AccelerationStatus::default() },
+        }
+    }
+
+    /// Takes every program off. Connections that are accelerated are let be: the kernel keeps what they need as long as they
+    /// last.
+    pub fn detach_all(&mut self) {
+        self.acceleration = Err("the agent is stopping".to_owned());
+        self.pod_guard.detach_all();
+        if let Some(guard) = &mut self.guard {
+            guard.detach_all();
+        }
+        self.connect = Err(ConnectStatus::default());
+    }
+}
+
+/// Attaches the programs of balancing where it is wanted. A directory that was named must be right; a kernel that refuses
+/// leaves the sockets to the packet programs, and is told of in the status.
+fn start_balancing(
+    settings: &CaptureSettings,
+    programs: &mut Programs,
+) -> Result<Result<ConnectBalancer, ConnectStatus>, CaptureError> {
+    let Some(choice) = &settings.cgroup else { return Ok(Err(ConnectStatus::default())) };
+    let attached = match (choice.find(), choice) {
+        (Err(error), CgroupChoice::Path(_)) => return Err(error),
+        (Err(error), CgroupChoice::Auto) => Err(error),
+        (Ok(cgroup), _) => ConnectBalancer::attach(programs.ebpf(), &cgroup),
+    };
+    Ok(attached.map_err(|error| {
+        tracing::error!(%error, "sockets are not balanced at connect(); the packet programs take its place");
+        ConnectStatus { unavailable: Some(error.to_string()), ..ConnectStatus::default() }
+    }))
+}
+
+/// Turns acceleration on; a failure is its reason to stay off.
+fn accelerate(ebpf: &mut Ebpf, cgroup: &Path, own_mark: u32) -> Result<Acceleration, String> {
+    let cookie = acceleration::node_cookie().map_err(|error| error.to_string())?;
+    let config = AccelerationConfig { node_cookie: cookie, own_mark, everyone: 0 };
+    Acceleration::start(ebpf, cgroup, config).map_err(|error| error.to_string())
+}
