@@ -26,7 +26,7 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<ExitCode> {
     ensure!(options.seconds > 0, "--seconds begins at 1");
     let compiler = stdout(command("rustc", ["-vV"]).current_dir(crate::workspace()))?;
-    let merger = merger(&compiler)?;
+    let tool = merger(&compiler)?;
     let host = value(&compiler, "host: ").context("rustc does not say its host")?;
     let directory = crate::workspace().join("target/pgo");
     let (raw, merged) = (directory.join("raw"), directory.join("merged.profdata"));
@@ -42,7 +42,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     bench::train(&counting, options.seconds)?;
     let mut parts: Vec<OsString> = vec!["merge".into(), "-o".into(), merged.clone().into()];
     parts.extend(profiles(&raw)?.into_iter().map(Into::into));
-    run_command(Command::new(&merger).args(&parts))?;
+    run_command(Command::new(&tool).args(&parts))?;
     println!("release: building the agent with what was learned");
     let fastest = build(host, &directory.join("learned"), &format!("-Cprofile-use={}", merged.display()))?;
     fs::copy(&fastest, &options.out).with_context(|| format!("writing {}", options.out.display()))?;
