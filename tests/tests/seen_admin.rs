@@ -97,7 +97,9 @@ fn dumps_show_the_table_and_the_agent() -> Result<()> {
     );
     let help = agent.ask(agent.admin, "/help")?.text();
     for path in help.lines().filter_map(|line| line.trim().strip_prefix('/')?.split(':').next()) {
-        let status = agent.ask(agent.admin, &format!("/{path}"))?.status;
+        // The one that has nothing to answer without a question.
+        let question = if path == "why" { "?source=10.1.2.3&destination=127.0.0.1:9" } else { "" };
+        let status = agent.ask(agent.admin, &format!("/{path}{question}"))?.status;
         ensure!(status == 200, "/help names /{path}, which answers {status}");
     }
     ensure!(agent.ask(agent.admin, "/nothing")?.status == 404);

@@ -183,6 +183,7 @@ impl Engine {
             }
             Err(reason) => tracing::info!(reason, "maps and links are not pinned"),
         }
+        self.parts.report();
         self.publish();
         Ok(())
     }

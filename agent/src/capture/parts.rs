@@ -57,10 +57,6 @@ impl Parts {
         let connect = start_balancing(settings, programs)?;
         let acceleration =
             accelerated.and_then(|cgroup| accelerate(programs.ebpf(), &cgroup, settings.marks.own));
-        match &acceleration {
-            Ok(_) => tracing::info!("same-node connections are accelerated"),
-            Err(reason) => tracing::info!(reason, "same-node connections are not accelerated"),
-        }
         let (ear, pushes) = GuardHandle::channel();
         let readings = Readings {
             connects: connect.as_ref().ok().map(ConnectBalancer::counters),
@@ -69,6 +65,14 @@ impl Parts {
             guard: guard.as_ref().map(|guard| (ear, guard.counters())),
         };
         Ok((Self { connect, pod_guard, guard, pushes, acceleration }, readings))
+    }
+
+    /// Says what is on.
+    pub fn report(&self) {
+        match &self.acceleration {
+            Ok(_) => tracing::info!("same-node connections are accelerated"),
+            Err(reason) => tracing::info!(reason, "same-node connections are not accelerated"),
+        }
     }
 
     /// Puts a table's policies and lists in force.
