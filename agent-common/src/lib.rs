@@ -8,5 +8,6 @@
 )]
 
 pub mod capture;
+pub mod event;
 pub mod layout;
 pub mod packet;

@@ -55,6 +55,13 @@ impl Packet<'_> {
         u16::from_be(unsafe { (*self.0.skb.skb).protocol } as u16)
     }
 
+    /// The index of the interface by which it came.
+    #[inline(always)]
+    pub fn interface(&self) -> u32 {
+        // SAFETY: a field of the context that the verifier checks.
+        unsafe { (*self.0.skb.skb).ifindex }
+    }
+
     /// Whose connection the segment belongs to.
     #[inline(always)]
     pub fn owner(&self, segment: &Segment) -> Owner {

@@ -4,6 +4,7 @@
 
 mod ctx;
 mod deliver;
+mod events;
 mod maps;
 mod tc_pod;
 mod tc_uplink;

@@ -4,7 +4,8 @@ use agent_common::capture::{
     AddressKey, CaptureConfig, DestinationKey, DestinationValue, MAX_WORKERS, Reason,
 };
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{HashMap, PerCpuArray, SockMap};
+use agent_common::event::RING_BYTES;
+use aya_ebpf::maps::{HashMap, PerCpuArray, RingBuf, SockMap};
 
 /// Written by the agent before the programs are loaded.
 #[unsafe(no_mangle)]
@@ -32,6 +33,23 @@ pub static LISTENERS: SockMap = SockMap::with_max_entries(MAX_WORKERS * 2, 0);
 /// Packets by [`Reason`]. Written by the programs.
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::ALL.len() as u32, 0);
+
+/// A flow event for each connection that is asked for. Written by the programs, read by the agent.
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
+
+/// Flow events that were not told. Written by the programs.
+#[map]
+static EVENTS_LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// Counts a flow event that was not told.
+#[inline(always)]
+pub fn count_lost() {
+    if let Some(counter) = EVENTS_LOST.get_ptr_mut(0) {
+        // SAFETY: this CPU's own slot, and a program is not interrupted by itself.
+        unsafe { *counter += 1 };
+    }
+}
 
 /// Counts a packet.
 #[inline(always)]

@@ -5,10 +5,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aya::maps::{MapData, RingBuf};
 use futures_util::stream::{Stream, StreamExt};
 use tokio::sync::{oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
+use super::events::Flows;
 use super::foreign::{self, Foreign, Sighting};
 use super::interfaces::{Hooked, Snapshot};
 use super::listener::CaptureListeners;
@@ -66,12 +68,18 @@ pub struct EngineHandle {
     stop: oneshot::Sender<oneshot::Sender<()>>,
     status: watch::Receiver<CaptureStatus>,
     counters: Counters,
+    flows: Flows,
 }
 
 impl EngineHandle {
     /// What the programs count.
     pub fn counters(&self) -> Counters {
         self.counters.clone()
+    }
+
+    /// The connections that the programs have judged.
+    pub fn flows(&self) -> Flows {
+        self.flows.clone()
     }
 
     /// What capture looks like now.
@@ -104,7 +112,7 @@ impl Engine {
         if let Some(rule) = plumbing.clash(netlink.handle()).await? {
             return Err(CaptureError::MarkTaken(rule));
         }
-        let programs = Programs::load(&settings)?;
+        let mut programs = Programs::load(&settings)?;
         if let (OnStop::Keep, Err(reason)) = (settings.on_stop, programs.pins().directory()) {
             return Err(CaptureError::KeepWithoutPins(reason));
         }
@@ -116,6 +124,7 @@ impl Engine {
         let (stop_sender, stop) = oneshot::channel();
         let (status, status_receiver) = watch::channel(CaptureStatus::default());
         let counters = programs.counters();
+        let (flows, events) = programs.flows();
         let mut engine = Self {
             settings,
             programs,
@@ -137,7 +146,10 @@ impl Engine {
             engine.end().await;
             return Err(error);
         }
-        Ok((engine, EngineHandle { stop: stop_sender, status: status_receiver, counters }))
+        if let Some(events) = events {
+            follow_events(flows.clone(), events);
+        }
+        Ok((engine, EngineHandle { stop: stop_sender, status: status_receiver, counters, flows }))
     }
 
     async fn install(&mut self, listeners: &[CaptureListeners]) -> Result<(), CaptureError> {
@@ -365,6 +377,15 @@ impl Engine {
             destinations_over_capacity: self.captured.over_capacity,
         });
     }
+}
+
+/// Reads events beside the engine, whose work must not make them wait.
+fn follow_events(flows: Flows, events: RingBuf<MapData>) {
+    tokio::spawn(async move {
+        if let Err(error) = flows.follow(events).await {
+            tracing::error!(%error, "flow events can no longer be read");
+        }
+    });
 }
 
 fn report_hooked(hooked: &[(String, Hooked)]) {
