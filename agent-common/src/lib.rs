@@ -10,6 +10,7 @@
 pub mod acceleration;
 pub mod balance;
 pub mod capture;
+pub mod event;
 pub mod guard;
 pub mod layout;
 pub mod packet;

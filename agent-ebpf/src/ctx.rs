@@ -72,6 +72,13 @@ impl Packet<'_> {
         unsafe { (*self.0.skb.skb).mark }
     }
 
+    /// The index of the interface by which it came.
+    #[inline(always)]
+    pub fn interface(&self) -> u32 {
+        // SAFETY: a field of the context that the verifier checks.
+        unsafe { (*self.0.skb.skb).ifindex }
+    }
+
     /// Whose connection the segment belongs to.
     #[inline(always)]
     pub fn owner(&self, segment: &Segment) -> Owner {

@@ -9,6 +9,7 @@ mod cgroup_connect;
 mod cgroup_udp;
 mod ctx;
 mod deliver;
+mod events;
 mod maps;
 mod sock_addr;
 mod sk_msg;

@@ -8,6 +8,7 @@ use agent_common::balance::{
 use agent_common::capture::{
     AddressKey, CaptureConfig, DestinationKey, DestinationValue, MAX_WORKERS, Reason,
 };
+use agent_common::event::RING_BYTES;
 use agent_common::guard::{self, GuardSettings, MAX_PUSHED, MAX_RULES, SourceBuckets, SourceKey};
 use agent_common::policy::{
     POLICY_FLOWS_MAX, POLICY_PODS_MAX, POLICY_RULES_MAX, POLICY_SLOTS, POLICY_SOURCES_MAX, PolicyAddress,
@@ -15,7 +16,7 @@ use agent_common::policy::{
 };
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SockHash, SockMap};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockHash, SockMap};
 
 /// Written by the agent before the programs are loaded.
 #[unsafe(no_mangle)]
@@ -43,6 +44,23 @@ pub static LISTENERS: SockMap = SockMap::with_max_entries(MAX_WORKERS * 2, 0);
 /// Packets by [`Reason`]. Written by the programs.
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::ALL.len() as u32, 0);
+
+/// A flow event for each connection that is asked for. Written by the programs, read by the agent.
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
+
+/// Flow events that were not told. Written by the programs.
+#[map]
+static EVENTS_LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// Counts a flow event that was not told.
+#[inline(always)]
+pub fn count_lost() {
+    if let Some(counter) = EVENTS_LOST.get_ptr_mut(0) {
+        // SAFETY: this CPU's own slot, and a program is not interrupted by itself.
+        unsafe { *counter += 1 };
+    }
+}
 
 /// Counts a packet.
 #[inline(always)]

@@ -8,6 +8,7 @@ use aya_ebpf::programs::TcContext;
 
 use crate::ctx::{Assigned, Packet};
 use crate::deliver::{self, Begins};
+use crate::events;
 use crate::maps::DESTINATIONS;
 
 /// Entry point.
@@ -18,6 +19,13 @@ pub fn from_pod(context: TcContext) -> i32 {
 
 #[inline(always)]
 fn open(packet: &Packet<'_>, segment: &Segment, config: &CaptureConfig) -> Reason {
+    let reason = judge(packet, segment, config);
+    events::tell(packet, segment, reason);
+    reason
+}
+
+#[inline(always)]
+fn judge(packet: &Packet<'_>, segment: &Segment, config: &CaptureConfig) -> Reason {
     if !wanted(segment) {
         return Reason::NoRoute;
     }

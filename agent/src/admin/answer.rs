@@ -18,10 +18,11 @@ const JSON: &str = "application/json";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// What each admin path is for, as `/help` shows it.
-const HELP: [(&str, &str); 15] = [
+const HELP: [(&str, &str); 16] = [
     ("/clusters", "endpoints by cluster, in Envoy's text form"),
     ("/config_dump", "workloads and services, in ztunnel's form"),
     ("/endpoints", "endpoints of all clusters, with their load"),
+    ("/flows", "the last connections that the kernel programs judged; ?since=NUMBER gives later ones"),
     ("/help", "this list"),
     ("/logging", "the log filter; POST ?level=LEVEL, ?MODULE:LEVEL or ?access=on|off changes it"),
     ("/metrics", "metrics in Prometheus' text format"),
@@ -87,6 +88,7 @@ fn admin(question: Question<'_>, source: &Source) -> Option<Answer> {
         "/server_info" => server_info(source),
         "/logging" => logging(question, source),
         "/stats" => stats_answer(question.query, source),
+        "/flows" => flows_answer(question.query, source),
         "/why" => why_answer(question.query, &table, source),
         path => return metrics(path, source).or_else(|| health(path, source)),
     })
@@ -156,6 +158,14 @@ fn stats_answer(query: Option<&str>, source: &Source) -> Answer {
     match source.metrics.render() {
         Ok(text) => Answer::text(200, stats(&text, &filter)),
         Err(error) => Answer::text(500, format!("{error}\n")),
+    }
+}
+
+fn flows_answer(query: Option<&str>, source: &Source) -> Answer {
+    let since = parameters(query).find(|(name, _)| *name == "since").and_then(|(_, value)| value);
+    match since.unwrap_or("0").parse() {
+        Ok(since) => Answer::json(&(source.flows)(since)),
+        Err(_) => Answer::text(400, "since: a number, as `next` of an earlier answer\n"),
     }
 }
 

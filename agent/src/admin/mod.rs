@@ -5,6 +5,7 @@ mod answer;
 pub mod client;
 mod config_dump;
 mod dump;
+mod flows;
 mod server;
 mod stats;
 mod status;
@@ -23,6 +24,7 @@ use crate::telemetry::{AccessLog, Metrics};
 pub use dump::{
     DestinationDump, EndpointDump, EndpointsDump, HostDump, RoutesDump, RuleDump, endpoints, routes,
 };
+pub use flows::{FlowDump, FlowsDump};
 pub use server::{Role, serve};
 pub use status::{
     AccelerationStatus, CaptureStatus, ConnectStatus, DrainStatus, ForeignProgram, GuardLimits, GuardMap,
@@ -46,6 +48,8 @@ pub struct Source {
     pub ready: watch::Receiver<bool>,
     /// Collects the status.
     pub status: Box<dyn Fn() -> Status + Send + Sync>,
+    /// The flows from a number on.
+    pub flows: Box<dyn Fn(u64) -> FlowsDump + Send + Sync>,
 }
 
 impl fmt::Debug for Source {

@@ -155,6 +155,7 @@ fn fixture() -> Fixture {
         access: AccessLog::disabled(),
         ready: of_source,
         status: Box::new(move || status.clone()),
+        flows: Box::new(|since| super::FlowsDump { next: since + 1, ..super::FlowsDump::default() }),
     };
     Fixture { _subscriber: Box::new(subscriber), source: Arc::new(source), ready }
 }

@@ -1,6 +1,7 @@
 //! Wiring: the only place where the parts meet. Starts everything in the order in which it depends on each other, and
 //! stops it in the reverse one.
 
+mod flows;
 mod follow;
 mod gateways;
 mod settings;

@@ -15,8 +15,8 @@ use super::gateways::ListenerError;
 use super::tables::Applied;
 use super::{Addresses, Settings};
 use crate::admin::{
-    AccelerationStatus, CaptureStatus, ConnectStatus, DrainStatus, ForeignProgram, GuardLimits, GuardMap,
-    GuardStatus, GuardedInterface, InterfaceStatus, ListenerStatus, PolicyStatus, Source, Status,
+    AccelerationStatus, CaptureStatus, ConnectStatus, DrainStatus, FlowsDump, ForeignProgram, GuardLimits,
+    GuardMap, GuardStatus, GuardedInterface, InterfaceStatus, ListenerStatus, PolicyStatus, Source, Status,
     TableStatus, TierStatus, WorkerStatus,
 };
 use crate::capture::{self, EngineHandle};
@@ -52,6 +52,7 @@ struct Changing {
     report: Report,
     listeners: Vec<ListenerStatus>,
     capture: Option<watch::Receiver<capture::CaptureStatus>>,
+    flows: Option<capture::Flows>,
 }
 
 impl Observed {
@@ -91,6 +92,7 @@ impl Observed {
     pub(super) fn source(self: &Arc<Self>, log: LogHandle) -> Source {
         self.metrics.watch_writer("agent", log.writer());
         let observed = Arc::clone(self);
+        let flowing = Arc::clone(self);
         Source {
             tables: Arc::clone(&self.tables),
             metrics: self.metrics.clone(),
@@ -98,7 +100,13 @@ impl Observed {
             access: self.access.clone(),
             ready: self.ready.subscribe(),
             status: Box::new(move || observed.status()),
+            flows: Box::new(move |since| flowing.flows(since)),
         }
+    }
+
+    fn flows(&self, since: u64) -> FlowsDump {
+        let flows = self.changing().flows.clone();
+        flows.map_or_else(FlowsDump::default, |flows| super::flows::dump(&flows, since, &self.tables.load()))
     }
 
     /// Client connections that are open, over all workers.
@@ -114,6 +122,7 @@ impl Observed {
     pub(super) fn set_capture(&self, handle: &EngineHandle) {
         let counters = handle.counters();
         self.metrics.watch_packets(move || counters.read());
+        self.changing().flows = Some(handle.flows());
         let status = handle.status();
         self.metrics.watch_kernel(move || kernel_gauges(&status.borrow()));
         let readings = handle.readings();

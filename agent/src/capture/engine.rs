@@ -5,11 +5,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aya::maps::{MapData, RingBuf};
 use futures_util::stream::{Stream, StreamExt};
 use tokio::sync::{oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
 use super::acceleration;
+use super::events::Flows;
 use super::foreign::{self, Foreign, Sighting};
 use super::guard::Guard;
 use super::interfaces::{Hooked, Snapshot};
@@ -71,6 +73,7 @@ pub struct EngineHandle {
     status: watch::Receiver<CaptureStatus>,
     counters: Counters,
     readings: Readings,
+    flows: Flows,
 }
 
 impl EngineHandle {
@@ -82,6 +85,11 @@ impl EngineHandle {
     /// What the parts beside capture count.
     pub fn readings(&self) -> Readings {
         self.readings.clone()
+    }
+
+    /// The connections that the programs have judged.
+    pub fn flows(&self) -> Flows {
+        self.flows.clone()
     }
 
     /// What capture looks like now.
@@ -138,6 +146,7 @@ impl Engine {
         let (stop_sender, stop) = oneshot::channel();
         let (status, status_receiver) = watch::channel(CaptureStatus::default());
         let counters = programs.counters();
+        let (flows, events) = programs.flows();
         let mut engine = Self {
             settings,
             programs,
@@ -160,7 +169,10 @@ impl Engine {
             engine.end().await;
             return Err(error);
         }
-        Ok((engine, EngineHandle { stop: stop_sender, status: status_receiver, counters, readings }))
+        if let Some(events) = events {
+            follow_events(flows.clone(), events);
+        }
+        Ok((engine, EngineHandle { stop: stop_sender, status: status_receiver, counters, readings, flows }))
     }
 
     async fn install(&mut self, listeners: &[CaptureListeners]) -> Result<(), CaptureError> {
@@ -430,6 +442,15 @@ impl Engine {
             guard: self.parts.guard.as_ref().map(Guard::status),
         });
     }
+}
+
+/// Reads events beside the engine, whose work must not make them wait.
+fn follow_events(flows: Flows, events: RingBuf<MapData>) {
+    tokio::spawn(async move {
+        if let Err(error) = flows.follow(events).await {
+            tracing::error!(%error, "flow events can no longer be read");
+        }
+    });
 }
 
 fn report_hooked(hooked: &[(String, Hooked)]) {

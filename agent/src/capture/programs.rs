@@ -7,10 +7,11 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use agent_common::capture::{Action, AddressKey, CaptureConfig, DestinationKey, DestinationValue, Reason};
-use aya::maps::{MapData, MapError, PerCpuArray, SockMap};
+use aya::maps::{MapData, MapError, PerCpuArray, RingBuf, SockMap};
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
 
+use super::events::Flows;
 use super::guard::Guard;
 use super::hook::{Held, attach_clsact, attach_tcx};
 use super::interfaces::Hooked;
@@ -43,6 +44,9 @@ struct Maps {
     addresses: Mirror<AddressKey, u32>,
     listeners: SockMap<MapData>,
     counters: Counters,
+    flows: Flows,
+    /// Taken by whoever reads it.
+    events: Option<RingBuf<MapData>>,
 }
 
 /// How programs are attached.
@@ -128,6 +132,8 @@ impl Programs {
             addresses: mirror(&mut ebpf, "LOCAL_ADDRESSES")?,
             listeners: map(&mut ebpf, "LISTENERS")?,
             counters: Counters(Arc::new(map(&mut ebpf, "COUNTERS")?)),
+            flows: Flows::new(map(&mut ebpf, "EVENTS_LOST")?),
+            events: Some(map(&mut ebpf, "EVENTS")?),
         };
         Ok((ebpf, maps))
     }
@@ -268,6 +274,11 @@ impl Programs {
     /// The numbers that the kernel gave our programs.
     pub fn own_ids(&self) -> BTreeSet<u32> {
         self.ebpf.programs().filter_map(|(_, program)| program.info().ok()).map(|info| info.id()).collect()
+    }
+
+    /// The connections that were asked for, and the kernel's ring that tells of them; whoever asks first gets the ring.
+    pub fn flows(&mut self) -> (Flows, Option<RingBuf<MapData>>) {
+        (self.maps.flows.clone(), self.maps.events.take())
     }
 
     /// The programs' counters, readable from anywhere.

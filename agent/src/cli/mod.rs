@@ -7,6 +7,7 @@ mod analyze;
 mod check;
 mod cleanup;
 mod endpoints;
+mod observe;
 mod output;
 mod routes;
 mod settings;
@@ -45,6 +46,8 @@ enum Verb {
     Routes(ClientArgs),
     /// Shows the endpoints that a running agent balances over.
     Endpoints(ClientArgs),
+    /// Shows connections as the kernel judges them.
+    Observe(observe::ObserveArgs),
     /// Says what would become of a connection: the decision hook by hook and table by table.
     Why(why::WhyArgs),
     /// Checks documents offline; exits 1 where one has an error.
@@ -90,6 +93,7 @@ pub fn run() -> ExitCode {
         Verb::Status(args) => status::run(&args),
         Verb::Routes(args) => routes::run(&args),
         Verb::Endpoints(args) => endpoints::run(&args),
+        Verb::Observe(args) => observe::run(&args),
         Verb::Why(args) => why::run(&args),
         Verb::Analyze(args) => analyze::run(&args),
         Verb::Settings(args) => settings::run(&args),
