@@ -125,6 +125,11 @@ pub struct PolicyFlow {
 
 const _: () = assert!(size_of::<PolicyFlow>() == 40 && align_of::<PolicyFlow>() == 1);
 
+/// A conversation's value where the pod has begun it.
+pub const BEGUN_BY_POD: u32 = 0;
+/// A conversation's value where its peer has.
+pub const BEGUN_BY_PEER: u32 = 1;
+
 /// What a packet is to its receiver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PacketKind {
@@ -142,6 +147,8 @@ pub enum PacketKind {
     Control,
     /// Anything else, echo requests among them.
     Other,
+    /// Behind more headers than are walked, or behind one that is cut off: nobody's honest packet.
+    Unread,
 }
 
 /// A packet as far as policy is concerned.
@@ -222,6 +229,8 @@ pub fn refuses(packet: &PolicyPacket, maps: &impl PolicyMaps) -> Option<u32> {
                 return None;
             }
         }
+        // What is behind them would be judged as another packet than the pod takes it for.
+        PacketKind::Unread => return Some(0),
         PacketKind::Opening | PacketKind::Fragment | PacketKind::Other => {}
     }
     if pod.set == CLOSED {
@@ -301,14 +310,7 @@ fn read_ipv6(frame: &(impl Frame + ?Sized), start: u32) -> Option<PolicyPacket> 
     let [mut protocol] = frame.bytes(start + 6)?;
     let mut offset = start + 40;
     for _ in 0..EXTENSIONS_MAX {
-        let units = match protocol {
-            // Hop-by-hop, routing, destination options, mobility, HIP, shim6: units of 8 bytes beyond the first.
-            0 | 43 | 60 | 135 | 139 | 140 => 8,
-            // Authentication: units of 4 bytes beyond the first two.
-            51 => 4,
-            44 => 0,
-            _ => break,
-        };
+        let Some(units) = extension_units(protocol) else { break };
         let Some([next, len]) = frame.bytes::<2>(offset) else { break };
         if units == 0 {
             let Some(place) = frame.bytes::<2>(offset + 2) else { break };
@@ -326,8 +328,25 @@ fn read_ipv6(frame: &(impl Frame + ?Sized), start: u32) -> Option<PolicyPacket> 
         protocol = next;
     }
     let mut packet = unread(Family::V6, (source, destination), protocol);
-    read_transport(frame, offset, &mut packet);
+    if extension_units(protocol).is_some() {
+        packet.kind = PacketKind::Unread;
+    } else {
+        read_transport(frame, offset, &mut packet);
+    }
     Some(packet)
+}
+
+/// The unit of an IPv6 extension header's length; 0: a fragment header, which has one length; `None`: it is no extension.
+#[inline(always)]
+fn extension_units(protocol: u8) -> Option<u32> {
+    match protocol {
+        // Hop-by-hop, routing, destination options, mobility, HIP, shim6: units of 8 bytes beyond the first.
+        0 | 43 | 60 | 135 | 139 | 140 => Some(8),
+        // Authentication: units of 4 bytes beyond the first two.
+        51 => Some(4),
+        44 => Some(0),
+        _ => None,
+    }
 }
 
 /// Fills in ports and kind; what can't be read stays what it is without them.

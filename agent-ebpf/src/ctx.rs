@@ -57,12 +57,14 @@ impl Packet<'_> {
         u16::from_be(unsafe { (*self.0.skb.skb).protocol } as u16)
     }
 
-    /// Whether a socket of this very host sent it, rather than it being forwarded: receiving a packet takes it from whatever
-    /// socket it came from.
+    /// Whether a socket of this very host sent it, rather than it being forwarded: it has a socket, and came by no interface
+    /// (a frame that is switched past the IP stack keeps its sender's socket).
     #[inline(always)]
     pub fn sent_here(&self) -> bool {
         // SAFETY: fields of the context that the verifier checks.
-        unsafe { !(*self.0.skb.skb).__bindgen_anon_2.sk.is_null() }
+        unsafe {
+            (*self.0.skb.skb).ingress_ifindex == 0 && !(*self.0.skb.skb).__bindgen_anon_2.sk.is_null()
+        }
     }
 
     /// The packet's mark.

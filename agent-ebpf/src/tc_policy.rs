@@ -1,11 +1,11 @@
 //! The two hooks of policy on a pod's host-side interface: egress, by which everything enters the pod, and ingress, where
 //! the conversations are noted that the pod itself begins.
 //!
-//! Fail-closed: what is sent to a pod under policy and cannot be read is judged like a packet without ports. Only what the
-//! node itself sends passes unasked: probes of the kubelet, and the agent, which asks the same policy before it connects.
+//! Fail-closed: what is sent to a pod under policy and has no ports is judged as such, and what hides them is dropped. Only
+//! what the node itself sends passes unasked: probes of the kubelet, and the agent, which asks the same policy before it connects.
 
 use agent_common::policy::{
-    PolicyAddress, PolicyFlow, PolicyMaps, PolicyPod, PolicyRuleKey, PolicyRuleValue, PolicySourceKey,
+    BEGUN_BY_PEER, BEGUN_BY_POD, PacketKind, PolicyAddress, PolicyFlow, PolicyMaps, PolicyPod, PolicyRuleKey, PolicyRuleValue, PolicySourceKey,
     SOURCE_BITS, read, refuses,
 };
 use aya_ebpf::macros::classifier;
@@ -28,13 +28,15 @@ pub fn guard_pod(context: TcContext) -> i32 {
         return NEXT;
     }
     let Some(read) = read(&packet) else { return NEXT };
-    match refuses(&read, &KernelMaps) {
-        Some(slot) => {
-            count_refused(slot);
-            DROP
-        }
-        None => NEXT,
+    if let Some(slot) = refuses(&read, &KernelMaps) {
+        count_refused(slot);
+        return DROP;
     }
+    // The pod's answers to what was let in shall not look like something that it has begun.
+    if read.kind == PacketKind::Datagram {
+        note(&read.destination, &read.flow_of_receiver(), BEGUN_BY_PEER);
+    }
+    NEXT
 }
 
 /// Entry point at ingress: what the pod sends.
@@ -45,14 +47,19 @@ pub fn watch_pod(context: TcContext) -> i32 {
         return NEXT;
     }
     let Some(read) = read(&packet) else { return NEXT };
-    if let Some(flow) = read.flow_of_sender()
-        && POLICY_PODS.get_ptr(&read.source).is_some()
-        && POLICY_FLOWS.get_ptr(&flow).is_none()
-    {
-        // Without room an old conversation makes way; should even that fail, answers to this one are judged.
-        let _ = POLICY_FLOWS.insert(&flow, &0, 0);
+    if let Some(flow) = read.flow_of_sender() {
+        note(&read.source, &flow, BEGUN_BY_POD);
     }
     NEXT
+}
+
+/// Notes who began a conversation of a pod under policy, where that is not known yet.
+#[inline(always)]
+fn note(pod: &PolicyAddress, flow: &PolicyFlow, who: u32) {
+    if POLICY_PODS.get_ptr(pod).is_some() && POLICY_FLOWS.get_ptr(flow).is_none() {
+        // Without room an old conversation makes way; should even that fail, answers to this one are judged.
+        let _ = POLICY_FLOWS.insert(flow, &who, 0);
+    }
 }
 
 /// The maps of the running programs.
@@ -78,6 +85,7 @@ impl PolicyMaps for KernelMaps {
 
     #[inline(always)]
     fn began(&self, flow: &PolicyFlow) -> bool {
-        POLICY_FLOWS.get_ptr(flow).is_some()
+        // SAFETY: as above.
+        POLICY_FLOWS.get_ptr(flow).is_some_and(|who| unsafe { *who } == BEGUN_BY_POD)
     }
 }

@@ -63,7 +63,7 @@ fn udp(source: u16, destination: u16) -> Vec<u8> {
 
 #[test]
 fn packets_are_told_apart() {
-    use PacketKind::{Accepting, Continuing, Control, Datagram, Fragment, Opening, Other};
+    use PacketKind::{Accepting, Continuing, Control, Datagram, Fragment, Opening, Other, Unread};
     let hop = |units: u8| (0, vec![0; 8 * (usize::from(units) + 1)]).with_len(units);
     let auth = (51, vec![0; 16]).with_len(2);
     let first = (44, vec![0, 0, 0, 1, 0, 0, 0, 9]);
@@ -93,8 +93,8 @@ fn packets_are_told_apart() {
         ("v6 first fragment", ipv6(17, &[hop(0), first.clone()], &udp(1, 53)), Datagram, 53),
         ("v6 later fragment", ipv6(6, &[later], &tcp(4000, 80, SYN)), Fragment, 0),
         ("v6 all that is walked", ipv6(6, &vec![hop(0); 6], &tcp(4000, 80, ACK)), Continuing, 80),
-        ("v6 more than is walked", ipv6(6, &vec![hop(0); 7], &tcp(4000, 80, ACK)), Other, 0),
-        ("v6 header cut off", ipv6(6, &[first], &[])[..57].to_vec(), Other, 0),
+        ("v6 more than is walked", ipv6(6, &vec![hop(0); 7], &tcp(4000, 80, ACK)), Unread, 0),
+        ("v6 header cut off", ipv6(6, &[first], &[])[..57].to_vec(), Unread, 0),
         ("v6 echo", ipv6(58, &[], &[128, 0]), Other, 0),
         ("v6 neighbour", ipv6(58, &[], &[135, 0]), Control, 0),
     ];

@@ -9,6 +9,7 @@ use super::interfaces::Hooked;
 use super::netlink::Netlink;
 use super::pins::{self, Bpffs};
 use super::plumbing::{Plumbing, has_ipv6};
+use super::pod_guard;
 use super::{CaptureError, Marks};
 
 /// Something that was there and is removed.
@@ -84,10 +85,11 @@ async fn remove_filters(broom: &mut Broom, netlink: &Netlink) {
     let Some(snapshot) = broom.note(netlink.snapshot().await) else { return };
     for (index, link) in snapshot.links {
         let mut removed = false;
-        for hook in Hooked::ALL {
+        let capture = Hooked::ALL.map(|hook| (hook.program(), TcAttachType::Ingress));
+        for (program, hook) in capture.into_iter().chain(pod_guard::HOOKS) {
             // An interface without the qdisc, or without a filter of ours, is an error here.
-            if qdisc_detach_program(&link.name, TcAttachType::Ingress, hook.program()).is_ok() {
-                broom.found("filter", format!("{} {}", link.name, hook.program()));
+            if qdisc_detach_program(&link.name, hook, program).is_ok() {
+                broom.found("filter", format!("{} {program}", link.name));
                 removed = true;
             }
         }

@@ -61,6 +61,8 @@ pub struct Engine {
     /// The node's addresses that found no room in the kernel's map.
     addresses_left_out: usize,
     failed: BTreeMap<u32, (String, String)>,
+    /// Whether something of the last table is not in the kernel, for another reason than room.
+    unapplied: bool,
     /// Programs of others on our hooks.
     foreign: Vec<Foreign>,
     status: watch::Sender<CaptureStatus>,
@@ -161,11 +163,16 @@ impl Engine {
             captured: Captured::default(),
             addresses_left_out: 0,
             failed: BTreeMap::new(),
+            unapplied: false,
             foreign: Vec::new(),
             status,
             stop,
         };
         if let Err(error) = engine.install(listeners).await {
+            // What an earlier agent has left is still its own; without one, nothing is to stay.
+            if !engine.programs.pins().adopted() {
+                engine.settings.on_stop = OnStop::Remove;
+            }
             engine.end().await;
             return Err(error);
         }
@@ -219,6 +226,9 @@ impl Engine {
                     self.reconcile_or_report().await;
                     self.keep_up(true).await;
                     self.parts.look_again();
+                    if self.unapplied {
+                        self.apply_table_or_report();
+                    }
                     self.follow_pods(true).await;
                 }
                 _ = foreign.tick() => self.look_for_others().await,
@@ -393,8 +403,10 @@ impl Engine {
     }
 
     fn apply_table_or_report(&mut self) {
-        if let Err(error) = self.apply_table() {
-            tracing::error!(%error, "the kernel's destinations could not be updated; the last ones stay");
+        let applied = self.apply_table();
+        self.unapplied = applied.is_err();
+        if let Err(error) = applied {
+            tracing::error!(%error, "the kernel's maps could not all be updated; it is tried again");
         }
     }
 
@@ -403,7 +415,6 @@ impl Engine {
         // Policy comes before what it is about, and whether or not anything is captured.
         let protected = self.parts.protect(&table);
         self.guard_pods();
-        protected?;
         // Without destinations everything goes direct.
         let wanted = table.frontends.keys().copied().filter(|_| !self.paused);
         self.captured = self.programs.set_destinations(wanted)?;
@@ -413,7 +424,7 @@ impl Engine {
                 "more destinations than the kernel map holds; those go direct"
             );
         }
-        self.parts.balance(&table)
+        protected.and(self.parts.balance(&table))
     }
 
     fn publish(&self) {

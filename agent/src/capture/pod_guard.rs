@@ -17,7 +17,7 @@ use crate::compile::RoutingTable;
 /// Where the filters of the clsact qdisc sit: after capture at ingress, whose packets need no note.
 const CLSACT_PRIORITY: u16 = 2;
 /// The programs and their hooks, in the order in which they are attached: notes first, then verdicts.
-const HOOKS: [(&str, TcAttachType); 2] =
+pub const HOOKS: [(&str, TcAttachType); 2] =
     [("watch_pod", TcAttachType::Ingress), ("guard_pod", TcAttachType::Egress)];
 
 /// Programs, maps and attachments of policy.

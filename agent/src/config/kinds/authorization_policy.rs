@@ -188,7 +188,7 @@ impl Reader<'_, '_> {
     }
 
     fn cidrs(&mut self, written: &[String], field: &Field) -> Vec<Cidr> {
-        self.each(written, field, |text| cidr(text).ok_or("is no IP address or range of them"))
+        self.each(written, field, cidr)
     }
 
     fn ports(&mut self, written: &[String], field: &Field) -> Vec<u16> {
@@ -219,12 +219,20 @@ impl Reader<'_, '_> {
     }
 }
 
-fn cidr(text: &str) -> Option<Cidr> {
-    match text.split_once('/') {
-        Some((address, prefix)) => Cidr::new(address.parse().ok()?, prefix.parse().ok()?),
-        None => text.parse::<IpAddr>().ok().map(Cidr::host),
+fn cidr(text: &str) -> Result<Cidr, &'static str> {
+    let (address, prefix) =
+        text.split_once('/').map_or((text, None), |(address, prefix)| (address, Some(prefix)));
+    let address: IpAddr = address.parse().map_err(|_| NO_RANGE)?;
+    if address.to_canonical() != address {
+        return Err("is an IPv4 address in IPv6 form, which no packet has; write it as IPv4");
+    }
+    match prefix {
+        Some(prefix) => prefix.parse().ok().and_then(|prefix| Cidr::new(address, prefix)).ok_or(NO_RANGE),
+        None => Ok(Cidr::host(address)),
     }
 }
+
+const NO_RANGE: &str = "is no IP address or range of them";
 
 fn namespace(text: &str) -> Option<NamespacePattern> {
     let plain = |part: &str| (!part.is_empty() && !part.contains('*')).then(|| part.into());

@@ -148,7 +148,7 @@ impl Connection {
             trail.endpoint = upstream.pick.as_ref().map(|pick| Arc::clone(pick.upstream()));
             let progress = Progress::default();
             // The time that a connection took to be made is not the upstream's silence.
-            let since = if upstream.reused { trail.start } else { Instant::now() };
+            let since = if upstream.at_once { trail.start } else { Instant::now() };
             let turn = Turn { progress: &progress, deadline, since };
             let result = self.exchange(&mut upstream, &mut body, planned, turn).await;
             trail.request_bytes = body.bytes();

@@ -24,6 +24,8 @@ pub(in crate::proxy) struct UpstreamConnection {
     pub key: PoolKey,
     /// Whether it has served a request before, so that its peer may have closed it meanwhile.
     pub reused: bool,
+    /// Whether it was there without anything having been waited for.
+    pub at_once: bool,
     /// The endpoint's load; `None` for an address that no table names.
     pub pick: Option<Pick>,
 }
@@ -89,9 +91,11 @@ impl Caller<'_> {
         {
             let key = self.pool_key(goal, address, pick.as_ref());
             // It may have been closed meanwhile, like one that was kept.
-            return Ok(UpstreamConnection { io, key, reused: true, pick });
+            return Ok(UpstreamConnection { io, key, reused: true, at_once: true, pick });
         }
+        let mut tries = 0;
         let connect = async |key: PoolKey| {
+            tries += 1;
             if let Some(io) =
                 wanted.kept.and_then(|liveness| self.ctx.http.pool().take(&key, liveness, wanted.start))
             {
@@ -101,7 +105,13 @@ impl Caller<'_> {
             Ok((io, key, false))
         };
         let reached = self.reach(goal, connect).await;
-        reached.map(|((io, key, reused), pick)| UpstreamConnection { io, key, reused, pick })
+        reached.map(|((io, key, reused), pick)| UpstreamConnection {
+            io,
+            key,
+            reused,
+            at_once: reused && tries == 1,
+            pick,
+        })
     }
 
     /// Chooses endpoints until one can be connected to. Failing to connect is always safe to try again elsewhere: nothing
