@@ -23,7 +23,7 @@ use crate::model::{
 use crate::telemetry::log::{LogFormat, build};
 use crate::telemetry::{AccessLog, BuildInfo, Metrics};
 
-pub(super) fn table() -> RoutingTable {
+pub(super) fn model() -> Model {
     let order = ObjectName::new("default", "order");
     let port = ServicePort { name: "http".into(), port: 80, protocol: AppProtocol::Http };
     let endpoint = |address: &str, ready| Endpoint {
@@ -56,7 +56,7 @@ pub(super) fn table() -> RoutingTable {
         hostname: HostPattern::Suffix(".example.com".into()),
         routes: Vec::new(),
     };
-    let model = Model {
+    Model {
         services: vec![Service {
             name: order.clone(),
             cluster_ips: vec!["10.96.0.1".parse().expect("is an address")],
@@ -76,8 +76,11 @@ pub(super) fn table() -> RoutingTable {
         }],
         listeners: vec![listener],
         ..Model::default()
-    };
-    compile(&model, &RoutingTable::default(), TableVersion { epoch: 3, version: 7 })
+    }
+}
+
+pub(super) fn table() -> RoutingTable {
+    compile(&model(), &RoutingTable::default(), TableVersion { epoch: 3, version: 7 })
 }
 
 fn rules(order: &ObjectName) -> Vec<HttpRule> {

@@ -6,6 +6,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use agent_common::balance::Tier;
 use agent_common::capture::{Owner, Reason, Verdict, decide};
 use serde::{Deserialize, Serialize};
 
@@ -126,6 +127,9 @@ fn frontends(name: &str, port: u16, table: &RoutingTable) -> Vec<IpAddr> {
     table.frontends.iter().filter(|(_, frontend)| is(frontend)).map(|(address, _)| address.ip()).collect()
 }
 
+/// The reason where policy refuses, as access logs have it.
+const REFUSED: &str = "rbac_access_denied";
+
 /// Decides as the kernel and the agent would.
 pub fn why(asked: Asked, table: &RoutingTable, status: &Status) -> Explanation {
     let mut steps = Vec::new();
@@ -134,6 +138,12 @@ pub fn why(asked: Asked, table: &RoutingTable, status: &Status) -> Explanation {
     step("workloads", describe_source(source, status));
     let frontend = table.frontends.get(&asked.destination);
     step("frontends", describe_destination(asked.destination, frontend, table));
+    let endpoints = match frontend {
+        Some(frontend) => frontend.tcp.endpoints.iter().map(|one| one.address).collect(),
+        None => vec![asked.destination],
+    };
+    let refused = policies(asked.source, &endpoints, table, &mut step);
+    balancing(frontend, asked, status, &mut step);
     let reason = kernel(asked, source, frontend, status, &mut step);
     let agent = frontend.filter(|_| reason == Reason::Captured);
     let mut explanation = Explanation {
@@ -148,8 +158,54 @@ pub fn why(asked: Asked, table: &RoutingTable, status: &Status) -> Explanation {
         let origin = RequestOrigin { source: source.map(|pod| &**pod), port: asked.destination.port() };
         userspace(frontend, &origin, &mut explanation, &mut step);
     }
+    if refused {
+        "refused".clone_into(&mut explanation.verdict);
+        REFUSED.clone_into(&mut explanation.reason);
+    }
     explanation.steps = steps;
     explanation
+}
+
+/// What the AuthorizationPolicies of the pods behind the destination say of the source; whether all of them refuse it.
+fn policies(
+    source: IpAddr,
+    endpoints: &[SocketAddr],
+    table: &RoutingTable,
+    step: &mut impl FnMut(&str, String),
+) -> bool {
+    let mut refusing = 0;
+    for endpoint in endpoints {
+        let Err(denied) = table.check_access(source, *endpoint) else { continue };
+        refusing += 1;
+        let by = match denied.rule {
+            Some(rule) => format!("rule {rule} of {}", denied.policy),
+            None => format!("no rule of any ALLOW policy agrees, {} among them", denied.policy),
+        };
+        step("policies", format!("{endpoint} refuses the source: {by}"));
+    }
+    if refusing == 0 {
+        step("policies", "none refuses the source".to_owned());
+    }
+    refusing > 0 && refusing == endpoints.len()
+}
+
+/// Where sockets are led to an endpoint before there is a packet.
+fn balancing(
+    frontend: Option<&Arc<Frontend>>,
+    asked: Asked,
+    status: &Status,
+    step: &mut impl FnMut(&str, String),
+) {
+    let (Some(frontend), Some(cgroup)) = (frontend, &status.capture.connect.cgroup) else { return };
+    let (tier, why) = frontend.tier(asked.destination.is_ipv4());
+    let found = match tier {
+        Tier::Balance => format!(
+            "sockets below {cgroup} go straight to an endpoint ({}), and meet none of what follows",
+            why.as_str()
+        ),
+        _ => format!("left to what follows: {} ({})", tier.as_str(), why.as_str()),
+    };
+    step("connect", found);
 }
 
 fn describe_source(source: Option<&Arc<Workload>>, status: &Status) -> String {
@@ -278,8 +334,12 @@ fn rules(frontend: &Frontend, origin: &RequestOrigin<'_>) -> Vec<RuleDump> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::tests::table;
+    use crate::admin::tests::{model, table};
     use crate::admin::{CaptureStatus, DrainStatus, WorkerStatus};
+    use crate::compile::{TableVersion, compile};
+    use crate::model::{
+        AuthorizationPolicy, Labels, Model, ObjectName, PolicyAction, PolicyRule, PolicyScope,
+    };
 
     fn capturing() -> Status {
         Status {
@@ -367,5 +427,38 @@ mod tests {
             let error = Asked::read(source, destination, &table()).unwrap_err().to_string();
             assert!(error.contains(word), "{source} {destination}: {error}");
         }
+    }
+
+    #[test]
+    fn a_policy_that_refuses_is_named() {
+        let nobody = AuthorizationPolicy {
+            name: ObjectName::new("default", "nobody"),
+            scope: PolicyScope::Namespace,
+            selector: Labels::default(),
+            action: PolicyAction::Deny,
+            rules: vec![PolicyRule { index: 0, clauses: Vec::new() }],
+        };
+        let model = Model { authorization: vec![nobody], ..model() };
+        let table = compile(&model, &RoutingTable::default(), TableVersion::default());
+        let said = |destination| {
+            let asked = Asked::read("10.9.9.9", destination, &table).unwrap();
+            let said = why(asked, &table, &capturing());
+            let policies = said.steps.into_iter().find(|step| step.at == "policies").unwrap();
+            (said.verdict, said.reason, policies.found)
+        };
+        let refused = "10.0.0.1:8080 refuses the source: rule 0 of default/nobody";
+        let direct = ("refused".to_owned(), REFUSED.to_owned(), refused.to_owned());
+        assert_eq!(said("10.0.0.1:8080"), direct);
+        // Its only ready endpoint is that pod.
+        assert_eq!(said("10.96.0.1:80"), direct);
+    }
+
+    #[test]
+    fn sockets_that_are_balanced_are_told_of() {
+        let mut status = capturing();
+        status.capture.connect.cgroup = Some("/pods".to_owned());
+        let said = why(asked("10.0.0.1", "10.96.0.1:80"), &table(), &status);
+        let step = said.steps.iter().find(|step| step.at == "connect").unwrap();
+        assert_eq!(step.found, "left to what follows: agent_l7 (declared_http)");
     }
 }
