@@ -24,6 +24,7 @@ use aya::{Ebpf, EbpfLoader};
 use rtnetlink::Handle;
 
 use super::connect;
+use super::kernel_call::netns_cookie;
 use super::mirror::Mirror;
 use super::programs::{OBJECT, load_error, map, mirror, object_error, octets};
 use super::{CaptureError, CaptureSettings};
@@ -188,7 +189,7 @@ impl Acceleration {
 
 /// The cookie of this process's network namespace.
 pub fn node_cookie() -> Result<u64, CaptureError> {
-    namespaces::cookie().map_err(CaptureError::listener("asking for the network namespace's cookie"))
+    netns_cookie().map_err(CaptureError::listener("asking for the network namespace's cookie"))
 }
 
 /// What the programs count.

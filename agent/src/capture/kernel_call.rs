@@ -85,9 +85,9 @@ pub fn attached_to(cgroup: &File, attach_type: u32) -> io::Result<Vec<u32>> {
     Ok(ids[..count].to_vec())
 }
 
-/// The cookie of the caller's network namespace: unlike an inode, never used again until the machine boots.
+/// The cookie of the calling thread's network namespace: unlike an inode, never used again until the machine boots.
 pub fn netns_cookie() -> io::Result<u64> {
-    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+    let socket = std::os::unix::net::UnixDatagram::unbound()?;
     let mut cookie = 0u64;
     let mut len = libc::socklen_t::try_from(size_of::<u64>()).expect("eight bytes fit");
     #[expect(unsafe_code, reason = "SO_NETNS_COOKIE has no safe wrapper")]

@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, File};
-use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
@@ -18,6 +17,8 @@ use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use nix::sched::{CloneFlags, setns};
 use rtnetlink::Handle;
 use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+
+use crate::capture::kernel_call::netns_cookie;
 
 /// A node has a few hundred pods; beyond that, something else makes namespaces.
 const NAMESPACES_MAX: usize = 4096;
@@ -118,7 +119,7 @@ fn look_into(file: File) -> Option<Namespace> {
             v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
         });
         let addresses = addresses.filter(|address| !address.is_loopback() && !is_link_local(address));
-        Some((cookie().ok()?, addresses.collect()))
+        Some((netns_cookie().ok()?, addresses.collect()))
     };
     let (cookie, addresses) = std::thread::scope(|scope| scope.spawn(look).join()).ok().flatten()?;
     Some(Namespace { file, cookie, addresses })
@@ -130,28 +131,4 @@ fn is_link_local(address: &IpAddr) -> bool {
         IpAddr::V4(v4) => v4.is_link_local(),
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
     }
-}
-
-/// The cookie of the calling thread's network namespace.
-pub fn cookie() -> io::Result<u64> {
-    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::DGRAM, None)?;
-    socket_cookie(&socket)
-}
-
-#[expect(unsafe_code, reason = "the option has no safe wrapper")]
-fn socket_cookie(socket: &impl AsRawFd) -> io::Result<u64> {
-    let mut cookie = 0u64;
-    let mut len: libc::socklen_t = 8;
-    // SAFETY: the kernel writes at most `len` bytes to `cookie`.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut len,
-        )
-    };
-    nix::errno::Errno::result(result)?;
-    Ok(cookie)
 }
