@@ -5,6 +5,7 @@ mod edge;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -92,6 +93,18 @@ fn listeners_come_change_and_go_with_the_document() -> Result<()> {
     wanted(&[])
 }
 
+/// What another agent has on a port: a listener that lets processes of the same user share it.
+fn listener_that_shares(address: SocketAddr) -> Result<OwnedFd> {
+    use nix::sys::socket::{self, sockopt};
+    let (family, kind) = (socket::AddressFamily::Inet, socket::SockType::Stream);
+    let listener = socket::socket(family, kind, socket::SockFlag::empty(), None)?;
+    socket::setsockopt(&listener, sockopt::ReuseAddr, &true)?;
+    socket::setsockopt(&listener, sockopt::ReusePort, &true)?;
+    socket::bind(listener.as_raw_fd(), &socket::SockaddrStorage::from(address))?;
+    socket::listen(&listener, socket::Backlog::new(1)?)?;
+    Ok(listener)
+}
+
 #[test]
 fn a_listener_that_cannot_open_is_reported_and_the_others_serve() -> Result<()> {
     let site = Site::new(&[
@@ -100,7 +113,7 @@ fn a_listener_that_cannot_open_is_reported_and_the_others_serve() -> Result<()> 
         ("routes.yaml", &route("r", "", &to("web"))),
     ])?;
     let agent = site.start(&[])?;
-    let taken = std::net::TcpListener::bind(site.at(8081))?;
+    let taken = listener_that_shares(site.at(8081))?;
     agent.apply("gateway.yaml", &gateway(&format!("{OPEN}{}", listener("two", 8081, ""))))?;
     let status = agent.status()?;
     let list = status["listeners"].as_array().context("listeners")?;

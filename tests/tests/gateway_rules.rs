@@ -99,7 +99,8 @@ fn rewrites_and_header_changes_reach_the_backend_and_the_client() -> Result<()> 
         let seen = ask(path)?;
         let found = (seen.request["target"].as_str().unwrap_or_default(), seen.sent("host"));
         ensure!(found == (target, vec![host]), "{path}: {found:?}");
-        ensure!(seen.sent("x-forwarded-host") == ["my.test"], "{path}: {seen:?}");
+        let asked = if host == "my.test" { vec![] } else { vec!["my.test"] };
+        ensure!(seen.sent("x-forwarded-host") == asked, "{path}: {seen:?}");
     }
     let seen = ask("/request")?;
     ensure!(seen.sent("x-set") == ["new"] && seen.sent("x-gone").is_empty(), "{seen:?}");

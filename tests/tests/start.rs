@@ -140,7 +140,21 @@ fn a_port_that_is_taken() -> Result<()> {
                    spec:\n  gatewayClassName: sluice\n  listeners:\n  - {name: web, port: 8888, protocol: HTTP}\n";
     lab::documents::replace_file(&site.config.join("gateway.yaml"), gateway)?;
     let _holder = take("[::]:8888")?;
-    refuses(&site, "gateway", site.agent(ETH0, &[])?, &["edge", "8888", "another process has the port"])
+    // Without capture it would do nothing at all; with it pods must not go without because somebody has a port.
+    let off = site.agent(ETH0, &["--capture", "off"])?;
+    refuses(&site, "gateway", off, &["edge", "8888", "another process has the port"])?;
+    let Site { lab, config, .. } = site;
+    let mut mesh = Mesh { agents: Vec::new(), lab, config };
+    mesh.agents.push(mesh.start_agent(NODE)?);
+    let status = mesh.verb(NODE, "status")?;
+    let listeners = status["listeners"].as_array().context("listeners")?;
+    let edge = listeners.iter().find(|one| one["name"] == "default/edge/web").context("it is not listed")?;
+    ensure!(
+        edge["error"].as_str().is_some_and(|error| error.contains("another process has the port")),
+        "{edge}"
+    );
+    ensure!(status["capture"]["uplinks"][0]["name"] == "eth0", "{status}");
+    Ok(())
 }
 
 #[test]

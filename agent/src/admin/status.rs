@@ -28,6 +28,9 @@ pub struct Status {
     pub listeners: Vec<ListenerStatus>,
     /// The report on the configuration: per object what is in force, not enforced, or wrong.
     pub config: serde_json::Value,
+    /// What the documents ask for and this agent, as it was started and on this node, does not do.
+    #[serde(default)]
+    pub unmet: Vec<String>,
     /// The dataplane's threads.
     pub workers: Vec<WorkerStatus>,
     /// How far draining has come.

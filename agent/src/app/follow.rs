@@ -21,38 +21,39 @@ pub(super) struct Follower {
     observed: Arc<Observed>,
     workers: Vec<WorkerHandle>,
     gateways: Gateways,
+    /// Whether a listener is not open that should be.
+    closed: bool,
 }
 
 impl Follower {
     pub(super) fn new(tables: Arc<Tables>, observed: Arc<Observed>, workers: Vec<WorkerHandle>) -> Self {
-        Self { tables, observed, workers, gateways: Gateways::default() }
+        Self { tables, observed, workers, gateways: Gateways::default(), closed: false }
     }
 
-    /// Applies the state at start, when a listener that can't be opened is a reason not to start.
-    pub(super) fn first(&mut self, state: &State) -> anyhow::Result<()> {
-        match self.apply(state).into_iter().next() {
-            Some(error) => bail!(error),
-            None => Ok(()),
+    /// Applies the state at start. A listener that can't be opened is a reason not to start only for an agent that would
+    /// then do nothing: pods must not go without capture and policy because somebody has a port.
+    pub(super) fn first(&mut self, state: &State, captures: bool) -> anyhow::Result<()> {
+        let errors = self.apply(state);
+        if !captures && self.gateways.addresses().is_empty() {
+            return errors.into_iter().next().map_or(Ok(()), |error| bail!(error));
         }
+        self.closed = report(errors);
+        Ok(())
     }
 
     /// Applies further states for as long as they come.
     pub(super) async fn run(mut self, mut changes: mpsc::Receiver<State>) {
-        let mut closed = false;
         loop {
             let state = tokio::select! {
                 state = changes.recv() => state,
-                () = tokio::time::sleep(RETRY), if closed => {
-                    closed = !self.listen().is_empty();
+                () = tokio::time::sleep(RETRY), if self.closed => {
+                    self.closed = !self.listen().is_empty();
                     continue;
                 }
             };
             let Some(state) = state else { return };
             let errors = self.apply(&state);
-            closed = !errors.is_empty();
-            for error in errors {
-                tracing::error!(%error, "a gateway listener is not open");
-            }
+            self.closed = report(errors);
         }
     }
 
@@ -72,4 +73,13 @@ impl Follower {
         self.observed.applied(state, applied);
         self.listen()
     }
+}
+
+/// Logs listeners that are not open; whether there are any.
+fn report(errors: Vec<ListenerError>) -> bool {
+    let closed = !errors.is_empty();
+    for error in errors {
+        tracing::error!(%error, "a gateway listener is not open");
+    }
+    closed
 }

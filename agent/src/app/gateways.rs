@@ -1,6 +1,6 @@
 //! Gateway listeners: opened and closed on every worker as tables come and go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use crate::compile::{GatewayListener, RoutingTable};
 use crate::model::HostPattern;
-use crate::net::gateway_listener;
+use crate::net::{ensure_free, gateway_listener};
 use crate::proxy::{Command, WorkerHandle};
 
 /// What a socket is bound to: its address (`None`: all) and its port. Not its name, which is that of the first of the
@@ -66,14 +66,23 @@ impl Gateways {
                 wanted.entry((address, gateway.port)).or_insert(gateway);
             }
         }
-        self.open.retain(|key, _| wanted.contains_key(key));
+        // Workers close their sockets a moment after this: such a port is not somebody else's.
+        let ours: BTreeSet<u16> = self.open.keys().map(|(_, port)| *port).collect();
+        self.open.retain(|key, open| {
+            let stays = wanted.contains_key(key);
+            if !stays {
+                tracing::info!(gateway = &**open.name.borrow(), address = %open.address, "no longer listening");
+            }
+            stays
+        });
         let mut errors = Vec::new();
         for ((address, port), gateway) in wanted {
             if let Some(open) = self.open.get_mut(&(address, port)) {
                 open.rename(gateway);
                 continue;
             }
-            match open(gateway, address, workers) {
+            let free = if ours.contains(&port) { Ok(()) } else { ensure_free(address, port) };
+            match free.and_then(|()| open(gateway, address, workers)) {
                 Ok(open) => {
                     tracing::info!(gateway = &*gateway.name, address = %open.address, "listening");
                     self.open.insert((address, port), open);

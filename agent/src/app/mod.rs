@@ -7,6 +7,7 @@ mod gateways;
 mod settings;
 mod status;
 mod tables;
+mod unmet;
 
 use std::hash::{BuildHasher, RandomState};
 use std::io::ErrorKind;
@@ -98,7 +99,7 @@ pub async fn start(settings: Settings, log: LogHandle) -> anyhow::Result<Running
 
     let (state, changes) = config::watch(settings.config.clone()).context("--config")?;
     let mut follower = follow::Follower::new(Arc::clone(&tables), Arc::clone(&observed), workers);
-    follower.first(&state)?;
+    follower.first(&state, settings.capture.is_some())?;
     let source = Arc::new(observed.source(log));
     for (listener, role) in [(admin, Role::Admin), (metrics, Role::Metrics), (health, Role::Health)] {
         serve_apart(listener, role, Arc::clone(&source))?;

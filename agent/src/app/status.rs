@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use super::gateways::ListenerError;
 use super::tables::Applied;
+use super::unmet::unmet;
 use super::{Addresses, Settings};
 use crate::admin::{
     AccelerationStatus, CaptureStatus, ConnectStatus, DrainStatus, FlowsDump, ForeignProgram, GuardLimits,
@@ -21,7 +22,7 @@ use crate::admin::{
 };
 use crate::capture::{self, EngineHandle};
 use crate::compile::{Denied, RoutingTable};
-use crate::config::{ObjectState, Report, Severity, State};
+use crate::config::{Message, ObjectState, Report, Severity, State};
 use crate::telemetry::log::LogHandle;
 use crate::telemetry::{AccessLog, BuildInfo, ConfigState, KernelGauges, Metrics, rfc3339};
 
@@ -40,8 +41,6 @@ pub(super) struct Observed {
     addresses: Addresses,
     ready: watch::Sender<bool>,
     draining: watch::Receiver<bool>,
-    /// Whether any interface is guarded, or it has been said that none is.
-    guarded: AtomicBool,
     changing: Mutex<Changing>,
 }
 
@@ -51,6 +50,8 @@ struct Changing {
     applied: Option<Applied>,
     report: Report,
     listeners: Vec<ListenerStatus>,
+    /// What has been logged of what the documents ask for in vain.
+    unmet: Vec<String>,
     capture: Option<watch::Receiver<capture::CaptureStatus>>,
     flows: Option<capture::Flows>,
 }
@@ -72,7 +73,6 @@ impl Observed {
             metrics.watch_writer("access", writer);
         }
         metrics.workers(settings.workers);
-        let guarded = settings.capture.as_ref().is_some_and(|capture| capture.guard.is_some());
         Ok(Self {
             metrics,
             access,
@@ -83,7 +83,6 @@ impl Observed {
             addresses,
             ready: watch::Sender::new(false),
             draining,
-            guarded: AtomicBool::new(guarded),
             changing: Mutex::default(),
         })
     }
@@ -117,6 +116,9 @@ impl Observed {
     pub(super) fn set_ready(&self, ready: bool) {
         self.ready.send_replace(ready);
         self.metrics.ready(ready);
+        if ready {
+            self.log_unmet();
+        }
     }
 
     pub(super) fn set_capture(&self, handle: &EngineHandle) {
@@ -144,13 +146,30 @@ impl Observed {
     pub(super) fn applied(&self, state: &State, applied: Applied) {
         self.metrics.table_applied(&self.tables.load(), applied.took);
         count_objects(&self.metrics, &state.report);
-        if !state.model.guards.is_empty() && !self.guarded.swap(true, Ordering::Relaxed) {
-            tracing::warn!("EdgeGuards have no effect: no interface is guarded (--guard IFACE)");
-        }
         log_new_messages(&self.changing().report, &state.report);
         let mut changing = self.changing();
         changing.applied = Some(applied);
         changing.report = state.report.clone();
+        drop(changing);
+        // At the start nothing is captured yet.
+        if *self.ready.borrow() {
+            self.log_unmet();
+        }
+    }
+
+    /// Logs what the documents ask for in vain and was not said before.
+    fn log_unmet(&self) {
+        let mut changing = self.changing();
+        let unmet = self.unmet(&changing);
+        for text in unmet.iter().filter(|text| !changing.unmet.contains(text)) {
+            tracing::warn!("not enforced: {text}");
+        }
+        changing.unmet = unmet;
+    }
+
+    fn unmet(&self, changing: &Changing) -> Vec<String> {
+        let capture = changing.capture.as_ref().map(|status| status.borrow());
+        unmet(&self.tables.load(), &self.node, capture.as_deref())
     }
 
     /// The Gateway listeners that are open, and those that could not be opened.
@@ -198,6 +217,7 @@ impl Observed {
                 .chain(changing.listeners.iter().cloned())
                 .collect(),
             config: serde_json::to_value(&changing.report).unwrap_or_default(),
+            unmet: self.unmet(&changing),
             workers: workers
                 .map(|(id, open)| WorkerStatus { id, connections: open.load(Ordering::Relaxed) as u64 })
                 .collect(),
@@ -327,7 +347,8 @@ fn count_objects(metrics: &Metrics, report: &Report) {
         count(|state| matches!(state, ObjectState::NotEnforced { .. })),
     );
     metrics.config_objects(ConfigState::Rejected, rejected);
-    let broken = report.files.iter().filter(|file| !file.messages.is_empty()).count();
+    let is_bad = |message: &Message| message.severity > Severity::Info;
+    let broken = report.files.iter().filter(|file| file.messages.iter().any(is_bad)).count();
     metrics.config_rejected(rejected + broken);
 }
 

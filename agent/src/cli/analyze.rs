@@ -10,7 +10,7 @@ use crate::config::{ObjectReport, ObjectState, Report, Severity, analyze};
 
 #[derive(Debug, Args)]
 pub(super) struct AnalyzeArgs {
-    /// Files, or directories of files.
+    /// Files, or directories of files; `-` reads the standard input
     #[arg(required = true, value_name = "FILES")]
     files: Vec<PathBuf>,
     #[command(flatten)]

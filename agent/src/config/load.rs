@@ -119,8 +119,23 @@ fn load_file(
             broken(Code::InvalidYaml, Severity::Error, error.line, format!("no valid YAML: {error}"))
         }
         Ok(documents) => {
-            let results = documents.into_iter().flat_map(|document| read_objects(path, document)).collect();
+            let mut elsewhere = BTreeSet::new();
+            let objects = documents.into_iter().flat_map(|node| read_objects(path, node, &mut elsewhere));
+            let results = objects.collect();
             let mut state = FileState::empty(content);
+            if !elsewhere.is_empty() {
+                let kinds: Vec<String> = elsewhere.into_iter().collect();
+                state.messages.push(Message {
+                    severity: Severity::Info,
+                    code: Code::Ignored,
+                    line: 0,
+                    field: String::new(),
+                    text: format!(
+                        "kinds that say nothing about traffic are passed over: {}",
+                        kinds.join(", ")
+                    ),
+                });
+            }
             state.take(results, previous, before);
             state
         }

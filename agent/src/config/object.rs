@@ -1,5 +1,6 @@
 //! One object of a file: what it is called, where it stands, and its checked content.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::field::Field;
@@ -135,14 +136,23 @@ impl<'a> Notes<'a> {
     }
 }
 
-/// Reads one document, or the items of a `kind: List`, in written order.
-pub(crate) fn read_objects(file: &Arc<str>, node: Node) -> Vec<Result<Object, Box<Rejected>>> {
+/// Reads one document, or the items of a `kind: List`, in written order. The kinds of objects that are no business of ours
+/// go to `elsewhere`.
+pub(crate) fn read_objects(
+    file: &Arc<str>,
+    node: Node,
+    elsewhere: &mut BTreeSet<String>,
+) -> Vec<Result<Object, Box<Rejected>>> {
     let api_version = node.get("apiVersion").and_then(Node::as_str).unwrap_or_default();
     let kind = node.get("kind").and_then(Node::as_str).unwrap_or_default();
     // Typed lists (`PodList`) come from the API server itself; both forms hold whole objects.
     let is_list = api_version == "v1" && kind.ends_with("List") || kinds::is_list(api_version, kind);
     match list_items(is_list, &node) {
-        Some(items) => items.iter().flat_map(|item| read_objects(file, item.clone())).collect(),
+        Some(items) => items.iter().flat_map(|item| read_objects(file, item.clone(), elsewhere)).collect(),
+        None if kinds::is_elsewhere(api_version, kind) => {
+            elsewhere.insert(kind.to_owned());
+            Vec::new()
+        }
         None => vec![read_object(file, node)],
     }
 }

@@ -51,11 +51,13 @@ pub fn load_dir(dir: &Path) -> State {
     )
 }
 
-/// Checks files and directories offline, as the agent would.
+/// Checks files and directories offline, as the agent would. `-` is the standard input.
 pub fn analyze(paths: &[PathBuf]) -> Report {
     let mut files = Vec::new();
     for path in paths {
-        if path.is_dir() {
+        if path.as_os_str() == "-" {
+            files.push(InputFile { path: "<stdin>".into(), text: read_all(io::stdin()) });
+        } else if path.is_dir() {
             files.extend(
                 read_dir(path)
                     .unwrap_or_else(|problem| vec![InputFile { path: display(path), text: Err(problem) }]),
@@ -100,8 +102,12 @@ fn read_text(path: &Path) -> Result<String, FileProblem> {
     if !file.metadata()?.is_file() {
         return Err(FileProblem::Unreadable("no regular file".to_owned()));
     }
+    read_all(file)
+}
+
+fn read_all(source: impl Read) -> Result<String, FileProblem> {
     let mut bytes = Vec::new();
-    file.take(FILE_MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    source.take(FILE_MAX_BYTES + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > FILE_MAX_BYTES {
         return Err(FileProblem::TooLarge);
     }

@@ -194,7 +194,7 @@ pub struct FileReport {
     pub file: Arc<str>,
     /// Objects of it that are in force.
     pub objects: usize,
-    /// Why it can't be read, in which case its last good objects stay in force; empty for a good file.
+    /// Why it can't be read, in which case its last good objects stay in force; or what of it is passed over.
     pub messages: Vec<Message>,
 }
 

@@ -8,21 +8,26 @@ use socket2::{Domain, Protocol, Socket, Type};
 /// How many connections may wait to be accepted.
 const BACKLOG: i32 = 4096;
 
-/// Binds a port of a Gateway. Each worker has its own socket on it (`SO_REUSEPORT`). Without an address it takes both
+/// Listens on a port of a Gateway. Each worker has its own socket on it (`SO_REUSEPORT`). Without an address it takes both
 /// families on all of the node's.
 pub fn gateway_listener(address: Option<IpAddr>, port: u16) -> io::Result<TcpListener> {
+    let socket = bind_gateway(address, port, true)?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn bind_gateway(address: Option<IpAddr>, port: u16, shared: bool) -> io::Result<Socket> {
     let bind = |ip: IpAddr| {
         let address = SocketAddr::new(ip, port);
         let socket =
             Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
-        socket.set_reuse_port(true)?;
+        socket.set_reuse_port(shared)?;
         if address.is_ipv6() {
             socket.set_only_v6(ip != IpAddr::V6(Ipv6Addr::UNSPECIFIED))?;
         }
         socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        Ok(socket.into())
+        Ok(socket)
     };
     match address {
         Some(ip) => bind(ip),
@@ -31,6 +36,12 @@ pub fn gateway_listener(address: Option<IpAddr>, port: u16) -> io::Result<TcpLis
             if lacks_ipv6(&error) { bind(Ipv4Addr::UNSPECIFIED.into()) } else { Err(error) }
         }),
     }
+}
+
+/// Fails where somebody listens on a port already. `SO_REUSEPORT` would share it with any process of the same user, and each
+/// would get a part of the connections.
+pub fn ensure_free(address: Option<IpAddr>, port: u16) -> io::Result<()> {
+    bind_gateway(address, port, false).map(drop)
 }
 
 /// Binds an address of the agent's own; on a node without IPv6, `[::]` means all of IPv4.

@@ -9,5 +9,5 @@ mod replay;
 pub use connect::{ConnectSource, ConnectTarget, Connector, PlainConnector, finish_connect, keepalive};
 pub use copy::{RelayFailure, Relayed, relay};
 pub use detect::{HTTP2_FRAME_HEAD, Spoken, classify, is_http2_settings};
-pub use listen::{gateway_listener, lacks_ipv6, server_listener};
+pub use listen::{ensure_free, gateway_listener, lacks_ipv6, server_listener};
 pub use replay::Replay;

@@ -49,8 +49,8 @@ const MODULES: &[&str] = &[
 pub struct Guest<'a> {
     /// The kernel's directory: `vmlinuz`, and the package's content in `root`.
     pub directory: &'a Path,
-    /// The test binary.
-    pub binary: &'a Path,
+    /// The test binaries, run one after another.
+    pub binaries: &'a [PathBuf],
     /// Further programs for `/test`.
     pub with: &'a [PathBuf],
 }
@@ -70,7 +70,7 @@ pub fn build(guest: &Guest<'_>, arguments: &[String]) -> Result<PathBuf> {
         let path = which(tool)?;
         install_with_libraries(&root, &path, &Path::new("bin").join(tool))?;
     }
-    for program in guest.with.iter().map(PathBuf::as_path).chain([guest.binary]) {
+    for program in guest.with.iter().chain(guest.binaries) {
         let name = program.file_name().with_context(|| format!("{} names no file", program.display()))?;
         install_with_libraries(&root, program, &Path::new("test").join(name))?;
     }
@@ -80,8 +80,7 @@ pub fn build(guest: &Guest<'_>, arguments: &[String]) -> Result<PathBuf> {
 }
 
 fn write_texts(root: &Path, guest: &Guest<'_>, arguments: &[String], modules: &[String]) -> Result<()> {
-    let name = guest.binary.file_name().unwrap_or_default().to_string_lossy();
-    let init = init_script(&name, arguments, modules);
+    let init = init_script(guest.binaries, arguments, modules);
     let texts = [
         ("init", init.as_str()),
         ("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n"),
@@ -98,9 +97,15 @@ fn write_texts(root: &Path, guest: &Guest<'_>, arguments: &[String], modules: &[
         .context("making init executable")
 }
 
-/// The first process of the guest. Its last line tells the host how the test ended.
-fn init_script(binary: &str, arguments: &[String], modules: &[String]) -> String {
+/// The first process of the guest. Its last line tells the host how the tests ended: with the code of the last one that
+/// failed.
+fn init_script(binaries: &[PathBuf], arguments: &[String], modules: &[String]) -> String {
     let arguments: Vec<String> = arguments.iter().map(|argument| quote(argument)).collect();
+    let tests = binaries.iter().map(|binary| {
+        let name = quote(&binary.file_name().unwrap_or_default().to_string_lossy());
+        format!("/test/{name} {} || code=$?", arguments.join(" "))
+    });
+    let tests: Vec<String> = tests.collect();
     let modules: Vec<String> = modules.iter().map(|module| format!("insmod /modules/{module}")).collect();
     format!(
         "#!/bin/sh\n\
@@ -110,11 +115,10 @@ fn init_script(binary: &str, arguments: &[String], modules: &[String]) -> String
          mount -t tmpfs run /run\nmount -t tmpfs tmp /tmp\n\
          mount -t cgroup2 cgroup /sys/fs/cgroup\nmount -t bpf bpf /sys/fs/bpf\n\
          ip link set lo up\n{}\n\
-         ulimit -n 20000\ncd /test\n/test/{} {}\n\
-         echo \"{}$?\"\npoweroff -f\n",
+         ulimit -n 20000\ncd /test\ncode=0\n{}\n\
+         echo \"{}$code\"\npoweroff -f\n",
         modules.join("\n"),
-        quote(binary),
-        arguments.join(" "),
+        tests.join("\n"),
         super::qemu::EXIT_MARK,
     )
 }
@@ -241,9 +245,12 @@ mod tests {
 
     #[test]
     fn init_runs_the_binary_with_its_arguments_untouched() {
-        let script =
-            init_script("lab-1", &["--exact".to_owned(), "it's".to_owned()], &["veth.ko".to_owned()]);
-        assert!(script.contains("/test/'lab-1' '--exact' 'it'\\''s'\n"), "{script}");
+        let arguments = ["--exact".to_owned(), "it's".to_owned()];
+        let script = init_script(&["/t/lab-1".into(), "/t/b-2".into()], &arguments, &["veth.ko".to_owned()]);
+        for name in ["lab-1", "b-2"] {
+            let line = format!("/test/'{name}' '--exact' 'it'\\''s' || code=$?\n");
+            assert!(script.contains(&line), "{script}");
+        }
         assert!(script.contains("insmod /modules/veth.ko\n"), "{script}");
     }
 }

@@ -1,6 +1,6 @@
-//! `cargo xtask vm`: runs a test binary on other kernels, each in a virtual machine of its own.
+//! `cargo xtask vm`: runs test binaries on other kernels, each in a virtual machine of its own.
 //!
-//! The guest is a busybox initramfs that holds the binary, the tools that the lab uses, their libraries and the
+//! The guest is a busybox initramfs that holds the binaries, the tools that the lab uses, their libraries and the
 //! kernel modules that they need. It has no disk and no network. `scripts/setup --vm` fetches the kernels.
 
 mod initramfs;
@@ -30,24 +30,24 @@ pub struct Options {
     /// Further programs for the guest, found in /test; one named `sluice` is the binary under test
     #[arg(long)]
     with: Vec<PathBuf>,
-    /// The integration test to run (a file of tests/tests, without its ending); built first
-    #[arg(long, default_value = "lab")]
-    test: String,
-    /// Arguments of the test binary
+    /// The integration tests to run (files of tests/tests, without their ending); built first
+    #[arg(long, value_delimiter = ',', default_value = "lab")]
+    test: Vec<String>,
+    /// Arguments of each test binary
     #[arg(last = true)]
     arguments: Vec<String>,
 }
 
 /// Runs it on every kernel; fails when it fails on one.
 pub fn run(options: &Options) -> Result<ExitCode> {
-    let binary = build_test(&options.test)?;
+    let binaries = build_tests(&options.test)?;
     let mut failed = Vec::new();
     for kernel in &options.kernel {
         let directory = crate::workspace().join("target/vm").join(kernel);
         if !directory.join("vmlinuz").is_file() {
             bail!("no kernel {kernel} in {}: run 'scripts/setup --vm'", directory.display());
         }
-        let guest = Guest { directory: &directory, binary: &binary, with: &options.with };
+        let guest = Guest { directory: &directory, binaries: &binaries, with: &options.with };
         let initramfs = initramfs::build(&guest, &options.arguments)?;
         let machine = qemu::Machine {
             kernel: &directory.join("vmlinuz"),
@@ -68,14 +68,18 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Builds an integration test and returns its binary.
-fn build_test(name: &str) -> Result<PathBuf> {
+/// Builds integration tests and returns their binaries.
+fn build_tests(names: &[String]) -> Result<Vec<PathBuf>> {
     // The whole workspace, so that what its build has compiled serves here too.
-    let arguments = ["test", "--workspace", "--locked", "--test", name, "--no-run", "--message-format=json"];
-    let mut cargo = command("cargo", arguments);
-    let messages = stdout(cargo.current_dir(crate::workspace()))?;
-    let binary = messages.lines().find_map(|line| executable_of(name, line));
-    binary.with_context(|| format!("cargo built no test '{name}'"))
+    let mut cargo =
+        command("cargo", ["test", "--workspace", "--locked", "--no-run", "--message-format=json"]);
+    cargo.args(names.iter().flat_map(|name| ["--test", name.as_str()])).current_dir(crate::workspace());
+    let messages = stdout(&mut cargo)?;
+    let binary = |name: &String| {
+        let found = messages.lines().find_map(|line| executable_of(name, line));
+        found.with_context(|| format!("cargo built no test '{name}'"))
+    };
+    names.iter().map(binary).collect()
 }
 
 /// The executable that a line of cargo's messages announces for a target.

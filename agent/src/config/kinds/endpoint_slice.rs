@@ -6,24 +6,31 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::super::field::Field;
-use super::super::node::{DecodeError, Extra, Known, decode as decode_node};
+use super::super::node::{DecodeError, Extra, Known};
 use super::super::object::Notes;
 use super::super::report::Code;
-use super::Source;
+use super::{Source, decode_machine_written};
 use crate::model::ObjectName;
 
 /// The label that names a slice's service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 const EXTRAS: &[&[Extra]] = &[&[
-    Extra { of: "Slice", fields: &[Known::Ignored(&["apiVersion", "kind", "metadata"])] },
+    Extra { of: "Slice", fields: &[Known::Ignored(&["apiVersion", "kind", "metadata"]), Known::Open] },
     Extra {
         of: "SliceAddress",
         // `topology` and `deprecatedTopology` are the node's labels of v1beta1, `hints` the zones to prefer.
-        fields: &[Known::Ignored(&["deprecatedTopology", "hints", "hostname", "topology", "zone"])],
+        fields: &[
+            Known::Ignored(&["deprecatedTopology", "hints", "hostname", "topology", "zone"]),
+            Known::Open,
+        ],
     },
-    Extra { of: "TargetRef", fields: &[Known::Ignored(&["apiVersion", "fieldPath", "resourceVersion"])] },
-    Extra { of: "SlicePort", fields: &[Known::Ignored(&["appProtocol"])] },
+    Extra {
+        of: "TargetRef",
+        fields: &[Known::Ignored(&["apiVersion", "fieldPath", "resourceVersion"]), Known::Open],
+    },
+    Extra { of: "SlicePort", fields: &[Known::Ignored(&["appProtocol"]), Known::Open] },
+    Extra { of: "Conditions", fields: &[Known::Open] },
 ]];
 
 /// A checked EndpointSlice.
@@ -101,7 +108,7 @@ struct SlicePort {
 
 /// Decodes an EndpointSlice.
 pub(super) fn decode(source: &Source<'_>, notes: &mut Notes<'_>) -> Result<EndpointSlice, DecodeError> {
-    let slice: Slice = decode_node(source.node, EXTRAS)?.value;
+    let slice: Slice = decode_machine_written(source, EXTRAS, notes)?;
     let namespace = &source.name.namespace;
     let service = source.meta.labels().get(SERVICE_NAME).map(|service| ObjectName::new(namespace, service));
     if service.is_none() {

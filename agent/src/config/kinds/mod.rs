@@ -32,6 +32,7 @@ pub(crate) use virtual_service::VirtualService;
 
 use super::node::{DecodeError, Decoded, Extra, Known, Node, decode as decode_node};
 use super::object::Notes;
+use super::report::Code;
 use crate::model::{EdgeGuard, Labels, ObjectName};
 
 /// The checked content of an object.
@@ -83,6 +84,8 @@ const KINDS: &[(&str, &[&str], &str, Kind)] = &[
     ("", &["v1"], "Pod", Kind::Pod),
     ("", &["v1"], "Namespace", Kind::Namespace),
     ("", &["v1"], "Secret", Kind::Later),
+    ("networking.k8s.io", &["v1"], "Ingress", Kind::Later),
+    ("networking.k8s.io", &["v1"], "NetworkPolicy", Kind::Later),
     ("discovery.k8s.io", &["v1", "v1beta1"], "EndpointSlice", Kind::EndpointSlice),
     (ISTIO, ISTIO_VERSIONS, "VirtualService", Kind::VirtualService),
     (ISTIO, ISTIO_VERSIONS, "DestinationRule", Kind::DestinationRule),
@@ -108,6 +111,25 @@ const KINDS: &[(&str, &[&str], &str, Kind)] = &[
     ("sluice.dev", &["v1alpha1"], "Transcode", Kind::Later),
 ];
 
+/// Groups whose kinds say nothing about traffic. Others' groups are told by their dot, as those of custom resources.
+const GROUPS_ELSEWHERE: &[&str] = &["apps", "autoscaling", "batch", "extensions", "policy"];
+/// Kinds of the group that ours share with the rest of Kubernetes.
+const CORE_ELSEWHERE: &[&str] = &[
+    "Binding",
+    "ComponentStatus",
+    "ConfigMap",
+    "Endpoints",
+    "Event",
+    "LimitRange",
+    "Node",
+    "PersistentVolume",
+    "PersistentVolumeClaim",
+    "PodTemplate",
+    "ReplicationController",
+    "ResourceQuota",
+    "ServiceAccount",
+];
+
 fn split_version(api_version: &str) -> (&str, &str) {
     api_version.split_once('/').unwrap_or(("", api_version))
 }
@@ -126,6 +148,19 @@ impl Kind {
     pub fn keeps_lines(self) -> bool {
         !matches!(self, Self::Pod | Self::EndpointSlice | Self::Namespace | Self::EdgeGuard | Self::Later)
     }
+}
+
+/// Whether an object of this API version and name is no business of ours: a kind that nobody could mean one of ours by.
+pub(crate) fn is_elsewhere(api_version: &str, name: &str) -> bool {
+    let (group, _) = split_version(api_version);
+    if group.is_empty() {
+        return CORE_ELSEWHERE.contains(&name);
+    }
+    let is_ours = |text: &str| KINDS.iter().any(|(group, _, kind, _)| *group == text || *kind == text);
+    !name.is_empty()
+        && !is_ours(name)
+        && !is_ours(group)
+        && (group.contains('.') || GROUPS_ELSEWHERE.contains(&group))
 }
 
 /// Whether this is the list of a known kind, such as `networking.istio.io/v1` `VirtualServiceList`.
@@ -196,13 +231,26 @@ struct Document<S> {
 const DOCUMENT: &[Extra] =
     &[Extra { of: "Document", fields: &[Known::Ignored(&["apiVersion", "kind", "metadata", "status"])] }];
 
+/// Decodes an object that the control plane writes: fields that are not known here are told, and no reason to lose it.
+fn decode_machine_written<'de, T: serde::Deserialize<'de>>(
+    source: &Source<'de>,
+    extras: &'static [&'static [Extra]],
+    notes: &mut Notes<'_>,
+) -> Result<T, DecodeError> {
+    let Decoded { value, passed_over, .. } = decode_node(source.node, extras)?;
+    for field in &passed_over {
+        notes.warning(Code::Ignored, field, "the field is not known here and is passed over");
+    }
+    Ok(value)
+}
+
 /// Decodes the `spec` of an object and lists its fields that are not enforced yet.
 fn decode_spec<'de, S: serde::Deserialize<'de>>(
     source: &Source<'de>,
     extras: &'static [&'static [Extra]],
     notes: &mut Notes<'_>,
 ) -> Result<S, DecodeError> {
-    let Decoded { value, later } = decode_node::<Document<S>>(source.node, extras)?;
+    let Decoded { value, later, .. } = decode_node::<Document<S>>(source.node, extras)?;
     for field in &later {
         notes.later(field);
     }

@@ -2,7 +2,8 @@
 //!
 //! Two habits of the Kubernetes API live here, because every kind has them. A field that is null is a field that is
 //! absent. And a struct may declare, in a table beside it, fields of the real API that traffic does not depend on
-//! ([`Known::Ignored`]) or that are not enforced yet ([`Known::Later`]); any other field is unknown, which is an error.
+//! ([`Known::Ignored`]) or that are not enforced yet ([`Known::Later`]); any other field is unknown, which is an error
+//! unless the struct is [`Known::Open`].
 
 use std::cell::RefCell;
 
@@ -30,6 +31,9 @@ pub(crate) enum Known {
     Ignored(&'static [&'static str]),
     /// A field that is not enforced yet, with the names of the fields within it; none: anything.
     Later(&'static str, &'static [&'static str]),
+    /// Every other field: passed over and listed. For objects that the control plane writes, whose next version may have
+    /// fields that say nothing about traffic.
+    Open,
 }
 
 /// A decoded value with the fields that it holds but that are not enforced yet.
@@ -39,6 +43,8 @@ pub(crate) struct Decoded<T> {
     pub value: T,
     /// Paths of fields that are not enforced yet.
     pub later: Vec<Field>,
+    /// Paths of unknown fields of structs that are open.
+    pub passed_over: Vec<Field>,
 }
 
 /// Decodes a node.
@@ -46,23 +52,28 @@ pub(crate) fn decode<'de, T: Deserialize<'de>>(
     node: &'de Node,
     extras: &'static [&'static [Extra]],
 ) -> Result<Decoded<T>, DecodeError> {
-    let context = Context { extras, later: RefCell::default() };
+    let context = Context { extras, later: RefCell::default(), passed_over: RefCell::default() };
     let value = T::deserialize(Reader { node, context: &context, path: &Path::Root, required: false })?;
-    Ok(Decoded { value, later: context.later.into_inner() })
+    let Context { later, passed_over, .. } = context;
+    Ok(Decoded { value, later: later.into_inner(), passed_over: passed_over.into_inner() })
 }
 
 struct Context {
     extras: &'static [&'static [Extra]],
     later: RefCell<Vec<Field>>,
+    passed_over: RefCell<Vec<Field>>,
 }
 
 impl Context {
     fn known(&self, of: &str, name: &str) -> Option<Known> {
         let extras = self.extras.iter().flat_map(|table| table.iter()).filter(|extra| extra.of == of);
-        extras.flat_map(|extra| extra.fields).copied().find(|known| match known {
+        let fields = || extras.clone().flat_map(|extra| extra.fields).copied();
+        let named = fields().find(|known| match known {
             Known::Ignored(names) => names.contains(&name),
             Known::Later(later, _) => *later == name,
-        })
+            Known::Open => false,
+        });
+        named.or_else(|| fields().find(|known| matches!(known, Known::Open)))
     }
 }
 
@@ -239,6 +250,11 @@ impl Entries<'_, '_> {
         match self.reader.context.known(shape.name, &entry.key) {
             None => Ok(false),
             Some(Known::Ignored(_)) => Ok(true),
+            Some(Known::Open) => {
+                let field = self.reader.path.to_field().key(&entry.key);
+                self.reader.context.passed_over.borrow_mut().push(field);
+                Ok(true)
+            }
             Some(Known::Later(_, names)) => {
                 check_names(&entry.value, names)
                     .map_err(|error| error.within(key_step(entry), entry.line))?;
@@ -334,7 +350,14 @@ mod tests {
     const EXTRAS: &[&[Extra]] = &[&[
         Extra { of: "Outer", fields: &[Known::Ignored(&["status"])] },
         Extra { of: "Inner", fields: &[Known::Later("retries", &["attempts"])] },
+        Extra { of: "Grown", fields: &[Known::Ignored(&["status"]), Known::Open] },
     ]];
+
+    #[derive(Debug, Default, Deserialize, PartialEq)]
+    #[serde(deny_unknown_fields, default)]
+    struct Grown {
+        inner: Inner,
+    }
 
     fn read(text: &str) -> Result<Decoded<Outer>, DecodeError> {
         let documents = parse(text).expect("valid YAML");
@@ -357,6 +380,16 @@ mod tests {
             read("items:\n- retries: {attempts: 3}\n- retries: {}\ninner: {retries: [{attempts: 1}]}\n");
         let later: Vec<_> = outer.expect("good").later.iter().map(ToString::to_string).collect();
         assert_eq!(later, ["items[0].retries", "inner.retries"]);
+    }
+
+    #[test]
+    fn unknown_fields_of_open_structs_are_listed_with_their_path() {
+        let documents = parse("status: 1\ninner: {weight: 1}\nfresh: [1]\n").expect("valid YAML");
+        let grown = decode::<Grown>(&documents[0], EXTRAS).expect("good");
+        let passed_over: Vec<_> = grown.passed_over.iter().map(ToString::to_string).collect();
+        assert_eq!((grown.value.inner.weight, passed_over), (1, vec!["fresh".to_owned()]));
+        let documents = parse("inner: {wieght: 1}\n").expect("valid YAML");
+        assert!(decode::<Grown>(&documents[0], EXTRAS).is_err(), "what is in it is as strict as ever");
     }
 
     #[test]

@@ -137,6 +137,45 @@ data: {tls.crt: aGk=}
 }
 
 #[test]
+fn kinds_that_say_nothing_about_traffic_are_passed_over() {
+    let state = load_texts(&[r"
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: a}
+data: {a: b}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: a}
+---
+apiVersion: cert-manager.io/v1
+kind: Certificate
+metadata: {name: a}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: a}
+spec: {podSelector: {}}
+"]);
+    assert_eq!(messages(&state.report, Severity::Warning), [""; 0]);
+    let said = messages(&state.report, Severity::Info);
+    assert!(said.len() == 1 && said[0].contains(": Certificate, ConfigMap, Deployment"), "{said:?}");
+    let states: Vec<_> = state.report.objects.iter().map(|object| object.state.as_str()).collect();
+    assert_eq!(states, ["not yet enforced"]);
+    // Who misspells one of ours is told.
+    for (text, part) in [
+        (
+            "apiVersion: networking.istio.oi/v1\nkind: VirtualService\nmetadata: {name: a}\n",
+            "known: networking",
+        ),
+        ("apiVersion: networking.istio.io/v1\nkind: VirtualServcie\nmetadata: {name: a}\n", "is not known"),
+        ("apiVersion: v1\nkind: Servcie\nmetadata: {name: a}\n", "Servcie of v1"),
+    ] {
+        check_bad(text, "1 apiVersion: ", part);
+    }
+}
+
+#[test]
 fn objects_that_are_none_are_refused() {
     check_bad("a: 1\n", "1 kind: ", "apiVersion and kind are missing");
     check_bad(

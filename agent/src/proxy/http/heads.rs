@@ -114,10 +114,15 @@ impl RequestWriter<'_> {
         if !kept_proto && !self.changes.replaces(b"x-forwarded-proto") {
             out.field(b"x-forwarded-proto", self.head.scheme().as_bytes());
         }
-        let authority = self.head.authority();
+        // Only a host that a route replaced: else `Host` says the same, and every upstream would read it twice.
+        let asked = self.head.authority();
         let kept_host = self.trust_forwarded && fields.has(Known::XForwardedHost);
-        if !kept_host && !authority.is_empty() && !self.changes.replaces(b"x-forwarded-host") {
-            out.field(b"x-forwarded-host", authority.as_bytes());
+        if asked != self.authority
+            && !kept_host
+            && !asked.is_empty()
+            && !self.changes.replaces(b"x-forwarded-host")
+        {
+            out.field(b"x-forwarded-host", asked.as_bytes());
         }
         if !self.changes.replaces(b"x-request-id") {
             out.field(b"x-request-id", self.request_id.as_bytes());

@@ -42,7 +42,7 @@ fn strangers_are_not_believed() {
             .await;
         assert!(seen.contains("x-forwarded-proto: http\r\n") && !seen.contains("https"), "{seen}");
         assert!(!seen.contains("upgrade"), "{seen}");
-        assert!(seen.contains("x-forwarded-host: a\r\n") && !seen.contains("evil"), "{seen}");
+        assert!(!seen.contains("x-forwarded-host") && !seen.contains("evil"), "{seen}");
     });
 }
 
