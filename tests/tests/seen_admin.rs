@@ -31,7 +31,7 @@ fn site() -> Result<Site> {
         ("gateway.yaml", &gateway(OPEN)),
         ("services.yaml", &(services + unready)),
         ("routes.yaml", &route("r", "  hostnames: [shop.test]\n", RULES)),
-        ("extra.yaml", "apiVersion: example.com/v1\nkind: Gadget\nmetadata: {name: g}\n"),
+        ("extra.yaml", "apiVersion: v1\nkind: Gadget\nmetadata: {name: g}\n"),
     ])
 }
 

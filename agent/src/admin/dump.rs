@@ -13,8 +13,8 @@ use crate::compile::{
     WeightedBackend,
 };
 use crate::model::{
-    HeaderChange, LbPolicy, MatchPath, MatchValue, PathRewrite, Redirect, RedirectPath, RedirectPort,
-    RequestMatch,
+    AppProtocol, HeaderChange, LbPolicy, MatchPath, MatchValue, PathRewrite, Redirect, RedirectPath,
+    RedirectPort, RequestMatch,
 };
 
 /// All virtual hosts.
@@ -139,6 +139,8 @@ pub(super) struct TableHost<'a> {
     addresses: Vec<SocketAddr>,
     protocol: &'static str,
     pub(super) host: &'a VirtualHost,
+    /// Where everything goes that is declared to be no HTTP; rules for requests are then of no use.
+    opaque: Option<&'a Cluster>,
 }
 
 /// Virtual hosts of services, by name, and then of gateways.
@@ -150,6 +152,7 @@ pub(super) fn virtual_hosts(table: &RoutingTable) -> Vec<TableHost<'_>> {
             addresses: Vec::new(),
             protocol: frontend.protocol.as_str(),
             host: &frontend.http,
+            opaque: (frontend.protocol == AppProtocol::Tcp).then_some(&*frontend.tcp),
         });
         entry.addresses.push(*address);
     }
@@ -163,6 +166,7 @@ pub(super) fn virtual_hosts(table: &RoutingTable) -> Vec<TableHost<'_>> {
             addresses: addresses.clone(),
             protocol: "http",
             host,
+            opaque: None,
         })
     });
     services.into_values().chain(gateways).collect()
@@ -177,13 +181,30 @@ pub fn routes(table: &RoutingTable) -> RoutesDump {
             listener: entry.listener.map(ToString::to_string),
             addresses: entry.addresses.iter().map(ToString::to_string).collect(),
             protocol: entry.protocol.to_owned(),
-            rules: entry.host.rules().map(|(matches, route)| rule(matches, route)).collect(),
+            rules: match entry.opaque {
+                Some(cluster) => vec![opaque_rule(cluster)],
+                None => entry.host.rules().map(|(matches, route)| rule(matches, route)).collect(),
+            },
         }
     };
     RoutesDump {
         epoch: table.version.epoch,
         version: table.version.version,
         hosts: virtual_hosts(table).into_iter().map(dump).collect(),
+    }
+}
+
+/// What becomes of connections to a port that is declared to be no HTTP.
+fn opaque_rule(cluster: &Cluster) -> RuleDump {
+    RuleDump {
+        kind: "Service".to_owned(),
+        source: cluster.key.service.to_string(),
+        destinations: vec![DestinationDump {
+            cluster: Some(cluster_name(&cluster.key)),
+            weight: 1,
+            ..DestinationDump::default()
+        }],
+        ..RuleDump::default()
     }
 }
 

@@ -146,7 +146,11 @@ impl Observed {
     pub(super) fn applied(&self, state: &State, applied: Applied) {
         self.metrics.table_applied(&self.tables.load(), applied.took);
         count_objects(&self.metrics, &state.report);
-        log_new_messages(&self.changing().report, &state.report);
+        let before = self.changing().report.clone();
+        if state.report.objects.is_empty() && !before.objects.is_empty() {
+            tracing::warn!(objects = before.objects.len(), "there are no documents any more");
+        }
+        log_new_messages(&before, &state.report);
         let mut changing = self.changing();
         changing.applied = Some(applied);
         changing.report = state.report.clone();

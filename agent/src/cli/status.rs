@@ -168,6 +168,7 @@ fn documents(report: &Value) -> Vec<String> {
     for object in objects.iter().filter(|object| object["state"] == "notEnforced") {
         lines.push(format!("             {}", not_enforced(object)));
     }
+    lines.extend(objects.iter().filter(|object| object["state"] == "rejected").map(rejected));
     for owner in list("files").iter().chain(objects) {
         for message in owner["messages"].as_array().into_iter().flatten() {
             lines.push(format!("             {}", describe(owner, message)));
@@ -192,6 +193,20 @@ fn not_enforced(object: &Value) -> String {
     )
 }
 
+/// What of a refused object is in force.
+fn rejected(object: &Value) -> String {
+    let text = |name: &str| object[name].as_str().unwrap_or_default();
+    let in_force = if object["lastGood"] == true { "its last good version is" } else { "nothing of it is" };
+    format!(
+        "             {}:{}: REJECTED, {in_force} in force: {} {}/{}",
+        text("file"),
+        object["line"],
+        text("kind"),
+        text("namespace"),
+        text("name")
+    )
+}
+
 fn describe(owner: &Value, message: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let object = match owner["kind"].as_str() {
@@ -202,10 +217,11 @@ fn describe(owner: &Value, message: &Value) -> String {
         .as_str()
         .filter(|field| !field.is_empty())
         .map_or(String::new(), |f| format!(" {f}:"));
+    let line =
+        message["line"].as_u64().filter(|line| *line > 0).map_or(String::new(), |line| format!("{line}:"));
     format!(
-        "{}:{}: {}:{object}{field} {} [{}]",
+        "{}:{line} {}:{object}{field} {} [{}]",
         text(&owner["file"]),
-        message["line"],
         text(&message["severity"]),
         text(&message["text"]),
         text(&message["code"])
@@ -229,8 +245,10 @@ mod tests {
         });
         let lines = documents(&report);
         assert_eq!(lines[0], "documents    1 objects: 0 applied, 0 not or partly enforced, 1 rejected");
+        let kept = "a.yaml:1: REJECTED, its last good version is in force: VirtualService default/web";
+        assert_eq!(lines[1].trim(), kept);
         assert_eq!(
-            lines[1].trim(),
+            lines[2].trim(),
             "a.yaml:9: error: VirtualService default/web: spec.http[0].rout: unknown field [IST0106]"
         );
     }

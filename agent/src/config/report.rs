@@ -51,6 +51,8 @@ pub enum Code {
     UnknownDestinationRuleHost,
     /// Two documents of one kind and name.
     DuplicateObject,
+    /// An address and port that another Service has.
+    DuplicateAddress,
     /// A kind or API version that is not known.
     UnknownKind,
     /// A field, a value or a kind that a later release enforces.
@@ -86,6 +88,7 @@ impl Code {
             Self::SubsetSelectsNoPods => "IST0173",
             Self::UnknownDestinationRuleHost => "IST0174",
             Self::DuplicateObject => "DuplicateObject",
+            Self::DuplicateAddress => "DuplicateAddress",
             Self::UnknownKind => "UnknownKind",
             Self::NotYetEnforced => "NotYetEnforced",
             Self::Ignored => "Ignored",

@@ -16,6 +16,7 @@ mod respond;
 mod settings;
 pub(super) mod silence;
 mod tunnel;
+pub(super) mod upload;
 pub(super) mod upstream;
 pub(super) mod vet;
 pub(super) mod wire;

@@ -1,6 +1,7 @@
 //! Objects -> model: references between them are looked up, endpoints are found, routes meet their parents. What can't
 //! be resolved is said on the object that refers, and answers with an error where traffic meets it; the rest stands.
 
+mod addresses;
 mod authorization;
 mod edge_guard;
 mod endpoints;
@@ -45,6 +46,7 @@ pub(super) fn link(objects: &[Arc<Object>]) -> (Model, Vec<LinkedObject>) {
     mesh_routes.extend(http_route::mesh_routes(&world, &mut notes));
     let listeners = gateway::listeners(&world, &mut notes);
     let guards = edge_guard::guards(&world);
+    addresses::report_shared(&world, &mut notes);
     let services = endpoints::services(&world);
     let mut workloads: Vec<_> = workloads.into_values().map(|(workload, _)| workload).collect();
     workloads.sort_by(|a, b| a.name.cmp(&b.name));

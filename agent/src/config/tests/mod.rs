@@ -230,6 +230,20 @@ fn of_two_objects_with_one_name_the_first_counts() {
     assert!(errors.len() == 1 && errors[0].contains("already given at 0.yaml:1"), "{errors:?}");
 }
 
+#[test]
+fn of_two_services_with_one_address_the_first_by_name_is_served() {
+    let service = |name: &str, port: u16| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{clusterIP: 10.0.0.1, ports: [{{port: {port}}}]}}\n"
+        )
+    };
+    let state = load_texts(&[&service("b", 80), &service("a", 80), &service("c", 81)]);
+    let said = messages(&state.report, Severity::Warning);
+    assert!(said.len() == 1 && said[0].contains("10.0.0.1:80 is the Service default/a's"), "{said:?}");
+    let by: Vec<_> = state.report.objects.iter().filter(|object| !object.messages.is_empty()).collect();
+    assert_eq!(&*by[0].name, "b");
+}
+
 /// A bound that even an unoptimized build keeps easily, and time that grows with the square does not.
 #[test]
 fn many_objects_take_linear_time() {

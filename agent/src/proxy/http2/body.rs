@@ -17,8 +17,9 @@ use crate::http::body::{BodyError, BodyTransfer};
 use crate::http::h1::{write_hex, write_last_chunk};
 use crate::http::h2 as translate;
 use crate::proxy::answer::Problem;
-use crate::proxy::http::exchange::{client_body_problem, is_reset, read_ahead, upstream_body_problem};
+use crate::proxy::http::exchange::{client_body_problem, is_reset, upstream_body_problem};
 use crate::proxy::http::pace::{BODY_TOO_LONG, Pace};
+use crate::proxy::http::upload::read_ahead;
 use crate::proxy::http::wire::{patient, write_parts};
 use crate::proxy::http::worker::make_room;
 
