@@ -44,7 +44,7 @@ const _: () = assert!(size_of::<PolicyAddress>() == 17 && align_of::<PolicyAddre
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PolicySourceKey {
-    /// Which of the two generations; the agent fills one while the programs read the other.
+    /// Which generation; the agent fills one while the programs read another.
     pub side: u8,
     /// The source.
     pub source: PolicyAddress,

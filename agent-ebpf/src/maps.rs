@@ -111,7 +111,7 @@ pub fn count_connect(reason: ConnectReason) {
 pub static POLICY_PODS: HashMap<PolicyAddress, PolicyPod> =
     HashMap::with_max_entries(POLICY_PODS_MAX, BPF_F_NO_PREALLOC);
 
-/// Classes of sources. Written by the agent; one generation is read while it writes the other.
+/// Classes of sources. Written by the agent; one generation is read while it writes another.
 #[map]
 pub static POLICY_SOURCES: LpmTrie<PolicySourceKey, u32> = LpmTrie::with_max_entries(POLICY_SOURCES_MAX, 0);
 

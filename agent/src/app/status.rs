@@ -245,6 +245,7 @@ fn capturing(status: capture::CaptureStatus) -> CaptureStatus {
             pods: status.policy.pods,
             closed: status.policy.closed,
             left_out: status.policy.left_out,
+            outlives_agent: status.policy.outlives,
         },
         acceleration: AccelerationStatus {
             active: status.acceleration.off.is_none(),

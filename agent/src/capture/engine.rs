@@ -259,10 +259,10 @@ impl Engine {
             );
             return;
         }
-        self.parts.detach_all();
+        let left = self.parts.detach_all(self.programs.pins());
         let hooked: Vec<u32> = self.programs.attached().map(|(index, ..)| index).collect();
         let attach = self.programs.attach_kind();
-        if let Err(error) = self.programs.remove() {
+        if let Err(error) = self.programs.remove(left) {
             tracing::error!(%error, "pins could not be removed");
         }
         if attach == Attach::Clsact {
@@ -343,7 +343,7 @@ impl Engine {
         let present: HashSet<u32> = self.programs.attached().map(|(index, ..)| index).collect();
         let mut reconciled = Reconciled::default();
         if let Some(guard) = &mut self.parts.guard {
-            reconciled.failed.extend(guard.follow(self.programs.ebpf(), &snapshot));
+            reconciled.failed.extend(guard.follow(self.programs.ebpf_and_pins(), &snapshot));
         }
         for (index, (name, hook)) in desired.into_iter().filter(|(index, _)| !present.contains(index)) {
             match self.programs.attach(index, &name, hook) {
@@ -373,7 +373,7 @@ impl Engine {
     fn guard_pods(&mut self) {
         let pods = self.programs.attached().filter(|(.., hook)| *hook == Hooked::Pod);
         let pods = pods.map(|(index, name, _)| (index, name.to_owned())).collect();
-        self.parts.pod_guard.follow(self.programs.ebpf(), &pods);
+        self.parts.pod_guard.follow(self.programs.ebpf_and_pins(), &pods);
     }
 
     /// Brings the map of addresses in line, and what the connectors know.

@@ -1,5 +1,6 @@
 //! The policy maps, written generation by generation: a pod leads to verdicts that are complete, of the last table or of
-//! this one, never to a mixture.
+//! this one, never to a mixture. What an earlier agent has left in them is such a generation as well: it is in force until
+//! this agent's first table takes its place.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -14,10 +15,13 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap as KernelMap, MapData, MapError, PerCpuArray};
 
 use super::CaptureError;
-use super::lowering::{Lowered, Room, lower, policy_address};
+use super::lowering::{Lowered, Room, ip_address, lower, policy_address};
 use super::programs::map;
 use crate::compile::{Denied, RoutingTable};
 use crate::model::Cidr;
+
+/// The maps that the next agent carries on.
+pub const MAPS: [&str; 4] = ["POLICY_PODS", "POLICY_SOURCES", "POLICY_RULES", "POLICY_FLOWS"];
 
 /// The maps and what is in them.
 pub struct KernelPolicy {
@@ -32,14 +36,35 @@ pub struct KernelPolicy {
     incomplete: bool,
     /// Pods whose entry is in the map.
     held: BTreeSet<IpAddr>,
+    /// What an earlier agent has left and nobody leads to once the first table is in force.
+    inherited: Inherited,
 }
 
 /// Where a generation is.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Generation {
     side: u8,
     /// The number of its first set.
     first_set: u32,
+}
+
+impl Generation {
+    /// One after which the next meets nothing of what is in use.
+    fn beside(sides: &BTreeSet<u8>, last_set: Option<u32>) -> Self {
+        let free = (0..=u8::MAX).find(|side| !sides.contains(side)).unwrap_or_default();
+        Self { side: free.wrapping_sub(1), first_set: last_set.map_or(0, |last| last + 1) }
+    }
+
+    fn next_side(self) -> u8 {
+        self.side.wrapping_add(1)
+    }
+}
+
+/// Entries of an earlier agent: one generation, or two where it was killed between them.
+#[derive(Default)]
+struct Inherited {
+    sources: Vec<Key<PolicySourceKey>>,
+    rules: Vec<PolicyRuleKey>,
 }
 
 /// What is enforced, and what for lack of room is not enforced as written.
@@ -51,26 +76,43 @@ pub struct PolicyStatus {
     pub closed: usize,
     /// Those that found no room themselves: the kernel lets everything through to them.
     pub left_out: usize,
+    /// Whether what is refused stays refused when the agent is gone.
+    pub outlives: bool,
 }
 
 impl KernelPolicy {
-    /// Takes the maps of a loaded object.
+    /// Takes the maps of a loaded object, which an earlier agent may have filled.
     pub fn new(ebpf: &mut Ebpf) -> Result<Self, CaptureError> {
+        let pods: KernelMap<MapData, PolicyAddress, PolicyPod> = map(ebpf, "POLICY_PODS")?;
+        let sources: LpmTrie<MapData, PolicySourceKey, u32> = map(ebpf, "POLICY_SOURCES")?;
+        let rules: KernelMap<MapData, PolicyRuleKey, PolicyRuleValue> = map(ebpf, "POLICY_RULES")?;
+        let found: Vec<(PolicyAddress, PolicyPod)> =
+            pods.iter().collect::<Result<_, _>>().map_err(unread("POLICY_PODS"))?;
+        let inherited = Inherited {
+            sources: sources.keys().collect::<Result<_, _>>().map_err(unread("POLICY_SOURCES"))?,
+            rules: rules.keys().collect::<Result<_, _>>().map_err(unread("POLICY_RULES"))?,
+        };
+        let sides = inherited.sources.iter().map(|key| key.data().side);
+        let sides = sides.chain(found.iter().map(|(_, pod)| pod.side)).collect();
+        let sets = found.iter().map(|(_, pod)| pod.set).filter(|set| *set != CLOSED);
+        let last_set = inherited.rules.iter().map(|key| key.set).chain(sets).max();
         Ok(Self {
-            pods: map(ebpf, "POLICY_PODS")?,
-            sources: map(ebpf, "POLICY_SOURCES")?,
-            rules: map(ebpf, "POLICY_RULES")?,
+            pods,
+            sources,
+            rules,
             drops: PolicyDrops { counts: Arc::new(map(ebpf, "POLICY_DROPS")?), slots: Arc::default() },
             written: Lowered::default(),
-            generation: Generation::default(),
-            incomplete: false,
-            held: BTreeSet::new(),
+            generation: Generation::beside(&sides, last_set),
+            // An earlier agent's rules are no table of this one.
+            incomplete: !found.is_empty(),
+            held: found.iter().map(|(pod, _)| ip_address(*pod)).collect(),
+            inherited,
         })
     }
 
-    /// Whether any pod is under policy.
+    /// Whether any pod is under policy, or should be.
     pub fn is_active(&self) -> bool {
-        !self.held.is_empty()
+        !self.held.is_empty() || !self.written.pods.is_empty()
     }
 
     /// What was refused, readable from anywhere.
@@ -85,7 +127,7 @@ impl KernelPolicy {
             return Ok(self.status());
         }
         let old = self.generation;
-        let next = Generation { side: 1 - old.side, first_set: self.next_set() };
+        let next = Generation { side: old.next_side(), first_set: self.next_set() };
         let prepared = self.write(&lowered, next);
         if prepared.is_err() {
             lowered.pods.values_mut().for_each(|set| *set = CLOSED);
@@ -102,7 +144,8 @@ impl KernelPolicy {
     fn status(&self) -> PolicyStatus {
         let pods = self.written.pods.len();
         let closed = self.written.pods.values().filter(|set| **set == CLOSED).count();
-        PolicyStatus { pods, closed, left_out: pods.saturating_sub(self.held.len()) }
+        let left_out = pods.saturating_sub(self.held.len());
+        PolicyStatus { pods, closed, left_out, outlives: false }
     }
 
     /// A number above all sets in use; after billions of them it begins anew, long after the first have gone.
@@ -127,26 +170,27 @@ impl KernelPolicy {
         Ok(())
     }
 
-    /// Leads the pods to it, one by one, and lets go of those without policy.
+    /// Leads the pods to it, one by one, and lets go of those without policy. One that fails does not keep the others.
     fn switch(&mut self, lowered: &Lowered, at: Generation) -> Result<(), CaptureError> {
+        let mut outcome = Ok(());
         let error = |source| CaptureError::Map { map: "POLICY_PODS", source };
         let gone: Vec<_> = self.held.iter().filter(|pod| !lowered.pods.contains_key(pod)).copied().collect();
         for pod in gone {
-            self.pods.remove(&policy_address(pod)).map_err(error)?;
-            self.held.remove(&pod);
+            match self.pods.remove(&policy_address(pod)).map_err(error) {
+                Ok(()) => drop(self.held.remove(&pod)),
+                failed => outcome = failed,
+            }
         }
         for (pod, set) in &lowered.pods {
             let set = if *set == CLOSED { CLOSED } else { at.first_set + set };
             let value = PolicyPod { set, side: at.side, padding: [0; 3] };
             match self.pods.insert(policy_address(*pod), value, 0) {
                 Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::E2BIG) => {}
-                result => {
-                    result.map_err(error)?;
-                    self.held.insert(*pod);
-                }
+                Ok(()) => drop(self.held.insert(*pod)),
+                failed => outcome = failed.map_err(error),
             }
         }
-        Ok(())
+        outcome
     }
 
     /// Takes away what no pod leads to any more. Entries that are not there were never written.
@@ -157,7 +201,14 @@ impl KernelPolicy {
         for key in lowered.rules.keys() {
             let _ = self.rules.remove(&rule_key(at, *key));
         }
+        let Inherited { sources, rules } = std::mem::take(&mut self.inherited);
+        sources.iter().for_each(|key| drop(self.sources.remove(key)));
+        rules.iter().for_each(|key| drop(self.rules.remove(key)));
     }
+}
+
+fn unread(map: &'static str) -> impl Fn(MapError) -> CaptureError {
+    move |source| CaptureError::Map { map, source }
 }
 
 fn source_key(side: u8, cidr: Cidr) -> Key<PolicySourceKey> {
@@ -217,6 +268,23 @@ impl PolicyDrops {
 mod tests {
     use super::*;
     use crate::model::ObjectName;
+
+    #[test]
+    fn the_first_table_meets_nothing_of_an_earlier_agent() {
+        let sides = |sides: &[u8]| sides.iter().copied().collect::<BTreeSet<u8>>();
+        // (sides in use, last set) -> (the first table's side, its first set)
+        for ((used, last), expected) in [
+            ((vec![], None), (0, 0)),
+            ((vec![0], Some(4)), (1, 5)),
+            ((vec![1], Some(0)), (0, 1)),
+            ((vec![0, 1], Some(7)), (2, 8)),
+            ((vec![255], None), (0, 0)),
+            (((0..=254).collect(), None), (255, 0)),
+        ] {
+            let at = Generation::beside(&sides(&used), last);
+            assert_eq!((at.next_side(), at.first_set), expected, "{used:?} {last:?}");
+        }
+    }
 
     #[test]
     fn rules_keep_their_slots_and_the_last_share_one() {

@@ -88,7 +88,7 @@ pub struct CaptureSettings {
 /// What is left in the kernel when the agent stops.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum OnStop {
-    /// Nothing.
+    /// Nothing but what refuses on behalf of policies, where that is pinned.
     #[default]
     Remove,
     /// Programs, maps, rules, routes and the nft table, for the next agent. Without a listener they capture nothing.
