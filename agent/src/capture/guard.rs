@@ -168,7 +168,9 @@ impl Guard {
 
     /// Takes the program off every interface.
     pub fn detach_all(&mut self) {
-        std::mem::take(&mut self.attached).into_values().for_each(|attached| attached.link.detach());
+        for attached in std::mem::take(&mut self.attached).into_values() {
+            attached.link.detach();
+        }
     }
 
     /// Makes a policy the one in force.

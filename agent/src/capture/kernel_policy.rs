@@ -202,8 +202,12 @@ impl KernelPolicy {
             let _ = self.rules.remove(&rule_key(at, *key));
         }
         let Inherited { sources, rules } = std::mem::take(&mut self.inherited);
-        sources.iter().for_each(|key| drop(self.sources.remove(key)));
-        rules.iter().for_each(|key| drop(self.rules.remove(key)));
+        for key in sources {
+            let _ = self.sources.remove(&key);
+        }
+        for key in rules {
+            let _ = self.rules.remove(&key);
+        }
     }
 }
 

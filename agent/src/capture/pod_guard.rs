@@ -169,7 +169,9 @@ impl PodGuard {
             }
             Err(error) => {
                 // An earlier agent's programs stay where they are: better the last rules than none.
-                HOOKS.into_iter().for_each(|(_, place)| pins.spare(place.pin_of(index)));
+                for (_, place) in HOOKS {
+                    pins.spare(place.pin_of(index));
+                }
                 let reason = match error {
                     CaptureError::Interface { reason, .. } => reason,
                     other => other.to_string(),
