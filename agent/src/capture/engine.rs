@@ -12,6 +12,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::acceleration;
 use super::events::Flows;
+use super::expel;
 use super::foreign::{self, Foreign, Sighting};
 use super::guard::Guard;
 use super::interfaces::{Hooked, Snapshot};
@@ -193,6 +194,7 @@ impl Engine {
         }
         self.follow_pods(false).await;
         self.programs.sweep();
+        self.expel();
         self.programs.set_listeners(listeners)?;
         report_hooked(&hooked);
         match self.programs.pins().directory() {
@@ -246,6 +248,7 @@ impl Engine {
                     return self;
                 }
             }
+            self.expel();
             self.publish();
         }
     }
@@ -399,6 +402,15 @@ impl Engine {
         let followed = acceleration.follow_pods(&self.settings.node, &table, (handle, interfaces), again);
         if let Err(error) = followed.await {
             tracing::error!(%error, "what acceleration knows of pods could not be updated; the last state stays");
+        }
+    }
+
+    /// Closes what policies refuse and the guard lets be, after acceleration has heard of them.
+    fn expel(&mut self) {
+        if let Some(pods) = self.parts.pod_guard.unjudged() {
+            let rules =
+                expel::Rules { table: self.tables.borrow().clone(), node: self.local.load().to_vec() };
+            expel::start(self.netlink.handle().clone(), pods, rules);
         }
     }
 

@@ -32,6 +32,7 @@ pub struct KernelPolicy {
     /// What was written last.
     written: Lowered,
     generation: Generation,
+    revision: u32,
     /// Whether that failed halfway, so that the next table is written whatever it is.
     incomplete: bool,
     /// Pods whose entry is in the map.
@@ -103,6 +104,7 @@ impl KernelPolicy {
             drops: PolicyDrops { counts: Arc::new(map(ebpf, "POLICY_DROPS")?), slots: Arc::default() },
             written: Lowered::default(),
             generation: Generation::beside(&sides, last_set),
+            revision: 0,
             // An earlier agent's rules are no table of this one.
             incomplete: !found.is_empty(),
             held: found.iter().map(|(pod, _)| ip_address(*pod)).collect(),
@@ -113,6 +115,11 @@ impl KernelPolicy {
     /// Whether any pod is under policy, or should be.
     pub fn is_active(&self) -> bool {
         !self.held.is_empty() || !self.written.pods.is_empty()
+    }
+
+    /// A number that changes whenever pods get other rules.
+    pub fn revision(&self) -> u32 {
+        self.revision
     }
 
     /// What was refused, readable from anywhere.
@@ -135,6 +142,7 @@ impl KernelPolicy {
         let switched = self.switch(&lowered, next);
         let written = std::mem::replace(&mut self.written, lowered);
         self.generation = next;
+        self.revision = self.revision.wrapping_add(1);
         self.clear(&written, old);
         let outcome = prepared.and(switched);
         self.incomplete = outcome.is_err();

@@ -10,6 +10,7 @@ mod connect;
 mod engine;
 mod error;
 mod events;
+mod expel;
 mod features;
 mod foreign;
 mod glob;

@@ -37,6 +37,8 @@ pub struct PodGuard {
     status: PolicyStatus,
     /// Whether the programs stay when the agent is gone.
     outlives: bool,
+    /// Whether connections may be open that the rules now refuse.
+    unjudged: bool,
 }
 
 /// An interface with both programs.
@@ -78,12 +80,16 @@ impl PodGuard {
             failed: BTreeMap::new(),
             status: PolicyStatus::default(),
             outlives: pins.directory().is_ok(),
+            unjudged: false,
         })
     }
 
     /// Puts a table's policies in force.
     pub fn apply(&mut self, table: &RoutingTable) -> Result<(), CaptureError> {
-        self.status = self.policy.apply(table)?;
+        let before = self.policy.revision();
+        let applied = self.policy.apply(table);
+        self.unjudged |= self.policy.revision() != before;
+        self.status = applied?;
         let PolicyStatus { closed, left_out, .. } = self.status;
         if closed > 0 {
             tracing::error!(
@@ -139,6 +145,12 @@ impl PodGuard {
         None
     }
 
+    /// The guarded interfaces, where connections may be open that their pods' rules refuse by now; told once.
+    pub fn unjudged(&mut self) -> Option<BTreeSet<u32>> {
+        let due = std::mem::take(&mut self.unjudged) && !self.links.is_empty();
+        due.then(|| self.links.keys().copied().collect())
+    }
+
     /// Interfaces of pods that should be guarded and are not, with the reason.
     pub fn failed(&self) -> impl Iterator<Item = &(String, String)> {
         self.failed.values()
@@ -165,6 +177,7 @@ impl PodGuard {
             Ok(()) => {
                 self.failed.remove(&index);
                 self.links.insert(index, guarded);
+                self.unjudged = true;
                 tracing::info!(interface, "guarded");
             }
             Err(error) => {
