@@ -56,7 +56,7 @@ pub fn start(handle: Handle, interfaces: BTreeSet<u32>, rules: Rules) {
 }
 
 fn expel_all(pods: &[File], rules: &Rules) {
-    let node = match vanished::netlink().and_then(|netlink| node_sockets(&netlink)) {
+    let node = match vanished::open_sock_diag().and_then(|netlink| node_sockets(&netlink)) {
         Ok(node) => node,
         Err(error) => {
             tracing::error!(%error, "the node's sockets could not be listed; refused connections to high ports go on");
@@ -86,7 +86,7 @@ fn node_sockets(netlink: &Socket) -> io::Result<HashSet<Ends>> {
 
 fn expel_in(pod: &File, rules: &Rules, node: &HashSet<Ends>) -> io::Result<usize> {
     setns(pod, CloneFlags::CLONE_NEWNET)?;
-    let netlink = vanished::netlink()?;
+    let netlink = vanished::open_sock_diag()?;
     let mut listening = BTreeSet::new();
     for kind in KINDS {
         let listeners = exchange(&netlink, &sock_diag::ask_listeners(kind))?;
@@ -132,7 +132,7 @@ fn ends(kind: Kind, socket: &SocketId) -> Ends {
         };
         SocketAddr::new(ip, u16::from_be(port_be))
     };
-    (address(socket.local()), address(socket.peer()))
+    (address(socket.own()), address(socket.peer()))
 }
 
 #[cfg(test)]

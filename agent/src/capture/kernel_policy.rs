@@ -2,13 +2,13 @@
 //! this one, never to a mixture. What an earlier agent has left in them is such a generation as well: it is in force until
 //! this agent's first table takes its place.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use agent_common::policy::{
-    CLOSED, POLICY_SLOTS, PolicyAddress, PolicyPod, PolicyRuleKey, PolicyRuleValue, PolicySourceKey,
-    SOURCE_HEAD_BITS,
+    CLOSED, HIDDEN_SLOT, POLICY_SLOTS, PolicyAddress, PolicyPod, PolicyRuleKey, PolicyRuleValue,
+    PolicySourceKey, SOURCE_HEAD_BITS,
 };
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -144,6 +144,7 @@ impl KernelPolicy {
         self.generation = next;
         self.revision = self.revision.wrapping_add(1);
         self.clear(&written, old);
+        self.drops.free_unused(&self.written);
         let outcome = prepared.and(switched);
         self.incomplete = outcome.is_err();
         outcome.map(|()| self.status())
@@ -232,6 +233,17 @@ fn rule_key(at: Generation, key: PolicyRuleKey) -> PolicyRuleKey {
     PolicyRuleKey { set: at.first_set + key.set, ..key }
 }
 
+/// Why the kernel has refused packets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DropCause {
+    /// A policy says so.
+    Rule(Denied),
+    /// Their pod is closed as its verdicts found no room, or too many rules are counted apart.
+    NoRoom,
+    /// They hide their ports.
+    HiddenPorts,
+}
+
 /// What the kernel has refused, by rule.
 #[derive(Clone)]
 pub struct PolicyDrops {
@@ -239,11 +251,18 @@ pub struct PolicyDrops {
     slots: Arc<Mutex<Slots>>,
 }
 
-/// Which rule is counted where. A rule keeps its slot for good, so that no count ever goes back.
+/// Which rule is counted where. A rule that goes lets go of its slot only where slots run short; what it counted stays, so
+/// that no count ever goes back.
 #[derive(Debug, Default)]
 struct Slots {
     of: HashMap<Denied, u32>,
     rules: BTreeMap<u32, Denied>,
+    /// Slots that had another rule before, with what had been counted there when it went.
+    free: Vec<(u32, u64)>,
+    /// What was counted in a slot before its rule had it.
+    before: HashMap<u32, u64>,
+    /// What rules have counted in slots that they no longer have.
+    past: HashMap<Denied, u64>,
 }
 
 impl Slots {
@@ -252,13 +271,36 @@ impl Slots {
         if let Some(slot) = self.of.get(denied) {
             return *slot;
         }
-        let next = u32::try_from(self.of.len()).map_or(POLICY_SLOTS, |taken| taken + 1);
-        if next >= POLICY_SLOTS {
-            return 0;
+        let fresh = || u32::try_from(self.of.len() + 1).ok().filter(|next| *next < HIDDEN_SLOT);
+        let Some((slot, before)) = self.free.pop().or_else(|| Some((fresh()?, 0))) else { return 0 };
+        self.of.insert(denied.clone(), slot);
+        self.rules.insert(slot, denied.clone());
+        self.before.insert(slot, before);
+        slot
+    }
+
+    /// Frees the slots of rules that are gone, where more than half of all are taken.
+    fn free_unused(&mut self, used: &HashSet<&Denied>, count: impl Fn(u32) -> u64) {
+        if self.of.len() < POLICY_SLOTS as usize / 2 {
+            return;
         }
-        self.of.insert(denied.clone(), next);
-        self.rules.insert(next, denied.clone());
-        next
+        for (denied, slot) in self.of.extract_if(|denied, _| !used.contains(denied)) {
+            let counted = count(slot);
+            let own = counted.saturating_sub(self.before.remove(&slot).unwrap_or_default());
+            *self.past.entry(denied).or_default() += own;
+            self.rules.remove(&slot);
+            self.free.push((slot, counted));
+        }
+    }
+
+    /// What each rule has counted, wherever it was counted.
+    fn read(&self, count: impl Fn(u32) -> u64) -> HashMap<Denied, u64> {
+        let mut counts = self.past.clone();
+        for (denied, slot) in &self.of {
+            let before = self.before.get(slot).copied().unwrap_or_default();
+            *counts.entry(denied.clone()).or_default() += count(*slot).saturating_sub(before);
+        }
+        counts
     }
 }
 
@@ -267,12 +309,24 @@ impl PolicyDrops {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner).slot(denied)
     }
 
-    /// Packets refused, summed over all CPUs; `None`: by no rule of its own.
-    pub fn read(&self) -> Vec<(Option<Denied>, u64)> {
-        let sum = |slot: u32| self.counts.get(&slot, 0).map_or(0, |values| values.iter().sum());
+    fn free_unused(&self, lowered: &Lowered) {
+        let used = lowered.rules.values().filter_map(|verdict| verdict.denied.as_ref()).collect();
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.free_unused(&used, |slot| self.count(slot));
+    }
+
+    /// Packets counted in a slot, over all CPUs.
+    fn count(&self, slot: u32) -> u64 {
+        self.counts.get(&slot, 0).map_or(0, |values| values.iter().sum())
+    }
+
+    /// Packets refused, by cause.
+    pub fn read(&self) -> Vec<(DropCause, u64)> {
         let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let rules = slots.rules.iter().map(|(slot, denied)| (Some(denied.clone()), sum(*slot)));
-        rules.chain([(None, sum(0))]).collect()
+        let rules = slots.read(|slot| self.count(slot));
+        let rules = rules.into_iter().map(|(denied, count)| (DropCause::Rule(denied), count));
+        let others = [(DropCause::NoRoom, 0), (DropCause::HiddenPorts, HIDDEN_SLOT)];
+        rules.chain(others.map(|(cause, slot)| (cause, self.count(slot)))).collect()
     }
 }
 
@@ -303,10 +357,34 @@ mod tests {
         let denied = |index| Denied { policy: ObjectName::new("a", "b"), rule: Some(index) };
         let mut slots = Slots::default();
         for index in 0..POLICY_SLOTS as usize + 10 {
-            let expected = u32::try_from(index + 1).expect("few").checked_rem(POLICY_SLOTS);
-            let expected = if index + 1 >= POLICY_SLOTS as usize { Some(0) } else { expected };
-            assert_eq!(Some(slots.slot(&denied(index))), expected, "{index}");
+            let next = u32::try_from(index + 1).expect("few");
+            let expected = if next >= HIDDEN_SLOT { 0 } else { next };
+            assert_eq!(slots.slot(&denied(index)), expected, "{index}");
         }
         assert_eq!(slots.slot(&denied(7)), 8);
+    }
+
+    #[test]
+    fn slots_of_rules_that_are_gone_serve_others_and_no_count_goes_back() {
+        let denied = |index| Denied { policy: ObjectName::new("a", "b"), rule: Some(index) };
+        let mut slots = Slots::default();
+        slots.slot(&denied(0));
+        slots.free_unused(&HashSet::new(), |_| 5);
+        assert_eq!(slots.slot(&denied(0)), 1, "there is room");
+        for index in 0..POLICY_SLOTS as usize {
+            slots.slot(&denied(index));
+        }
+        assert_eq!(slots.slot(&denied(9999)), 0, "all are taken");
+        let (kept, gone) = (denied(3), denied(4));
+        slots.free_unused(&HashSet::from([&kept]), |slot| u64::from(slot) * 10);
+        assert_eq!(slots.slot(&kept), 4);
+        let again = slots.slot(&denied(9999));
+        assert!(again != 0 && again != 4, "slot {again}");
+        // One packet more in every slot: what was counted before belongs to the rules that were there.
+        let counts = slots.read(|slot| u64::from(slot) * 10 + 1);
+        assert_eq!((counts[&kept], counts[&gone], counts[&denied(9999)]), (41, 50, 1));
+        // A rule that comes back counts on.
+        let slot = slots.slot(&gone);
+        assert_eq!(slots.read(|other| u64::from(other) * 10 + u64::from(other == slot) * 3)[&gone], 53);
     }
 }

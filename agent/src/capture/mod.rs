@@ -48,7 +48,7 @@ pub use foreign::{Foreign, HOOKS, Sighting};
 pub use glob::Glob;
 pub use guard::{Fill, Guard, GuardCounters, GuardHandle, GuardOptions, GuardStatus, Push};
 pub use interfaces::{Hooked, Snapshot};
-pub use kernel_policy::{PolicyDrops, PolicyStatus};
+pub use kernel_policy::{DropCause, PolicyDrops, PolicyStatus};
 pub use listener::{CaptureListeners, SpoofingConnector};
 pub use pins::Bpffs;
 pub use programs::{Counters, DESTINATIONS_DEFAULT, OBJECT};

@@ -44,8 +44,8 @@ impl SocketId {
         half(40) | (half(44) << 32)
     }
 
-    /// Its own port and address, as with [`SocketId::peer`].
-    pub fn local(&self) -> (u16, [u32; 4]) {
+    /// Its own port and address, as they lie in memory. IPv4 is in the first word.
+    pub fn own(&self) -> (u16, [u32; 4]) {
         let port = u16::from_ne_bytes([self.0[0], self.0[1]]);
         (port, [4, 8, 12, 16].map(|at| word(&self.0[at..])))
     }
@@ -175,7 +175,7 @@ mod tests {
         assert_eq!(id.peer(), (5353_u16.to_be(), [u32::from_ne_bytes([10, 0, 0, 1]), 0, 0, 0]));
         let mut own = [0; ID];
         own[..8].copy_from_slice(&[0, 80, 0, 0, 10, 0, 0, 9]);
-        assert_eq!(SocketId(own).local(), (80_u16.to_be(), [u32::from_ne_bytes([10, 0, 0, 9]), 0, 0, 0]));
+        assert_eq!(SocketId(own).own(), (80_u16.to_be(), [u32::from_ne_bytes([10, 0, 0, 9]), 0, 0, 0]));
     }
 
     #[test]
