@@ -62,6 +62,8 @@ pub struct Engine {
     /// The node's addresses that found no room in the kernel's map.
     addresses_left_out: usize,
     failed: BTreeMap<u32, (String, String)>,
+    /// Interfaces of pods, whether or not they could be hooked: policy holds there all the same.
+    pods: BTreeMap<u32, String>,
     /// Whether something of the last table is not in the kernel, for another reason than room.
     unapplied: bool,
     /// Programs of others on our hooks.
@@ -164,6 +166,7 @@ impl Engine {
             captured: Captured::default(),
             addresses_left_out: 0,
             failed: BTreeMap::new(),
+            pods: BTreeMap::new(),
             unapplied: false,
             foreign: Vec::new(),
             status,
@@ -344,6 +347,8 @@ impl Engine {
         }
         self.failed.retain(|index, _| desired.contains_key(index));
         let present: HashSet<u32> = self.programs.attached().map(|(index, ..)| index).collect();
+        let pods = desired.iter().filter(|(_, (_, hook))| *hook == Hooked::Pod);
+        let mut pods: BTreeMap<_, _> = pods.map(|(index, (name, _))| (*index, name.clone())).collect();
         let mut reconciled = Reconciled::default();
         if let Some(guard) = &mut self.parts.guard {
             reconciled.failed.extend(guard.follow(self.programs.ebpf_and_pins(), &snapshot));
@@ -355,7 +360,7 @@ impl Engine {
                     reconciled.hooked.push((name, hook));
                 }
                 // It went while we looked.
-                Err(_) if !self.netlink.has_link(index).await => {}
+                Err(_) if !self.netlink.has_link(index).await => drop(pods.remove(&index)),
                 Err(error) => {
                     let reason = match &error {
                         CaptureError::Interface { reason, .. } => reason.clone(),
@@ -368,15 +373,14 @@ impl Engine {
                 }
             }
         }
+        self.pods = pods;
         self.guard_pods();
         Ok(reconciled)
     }
 
     /// Brings the guard in line with the pods' interfaces.
     fn guard_pods(&mut self) {
-        let pods = self.programs.attached().filter(|(.., hook)| *hook == Hooked::Pod);
-        let pods = pods.map(|(index, name, _)| (index, name.to_owned())).collect();
-        self.parts.pod_guard.follow(self.programs.ebpf_and_pins(), &pods);
+        self.parts.pod_guard.follow(self.programs.ebpf_and_pins(), &self.pods);
     }
 
     /// Brings the map of addresses in line, and what the connectors know.

@@ -106,7 +106,7 @@ impl KernelPolicy {
             generation: Generation::beside(&sides, last_set),
             revision: 0,
             // An earlier agent's rules are no table of this one.
-            incomplete: !found.is_empty(),
+            incomplete: !(found.is_empty() && inherited.sources.is_empty() && inherited.rules.is_empty()),
             held: found.iter().map(|(pod, _)| ip_address(*pod)).collect(),
             inherited,
         })

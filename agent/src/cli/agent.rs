@@ -106,7 +106,7 @@ pub(super) struct CaptureArgs {
     #[arg(long, env = "SLUICE_ON_STOP", value_enum, default_value_t = StopMode::Remove)]
     on_stop: StopMode,
     /// Where maps and links are pinned, a directory on a BPF file system, or `off`. Default: /sys/fs/bpf/sluice where a
-    /// BPF file system is mounted at /sys/fs/bpf, else nothing is pinned.
+    /// BPF file system is mounted at /sys/fs/bpf, else nothing is pinned, and the policies of pods end with the agent.
     #[arg(long, env = "SLUICE_BPFFS", value_name = "DIR|off")]
     bpffs: Option<Bpffs>,
     /// How many destinations the kernel's map holds; those beyond go direct.
