@@ -31,12 +31,15 @@ const DENY: &str = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\
     selector: {matchLabels: {app: server}}\n  action: DENY\n  rules: [{from: [{source: {namespaces: [bad]}}]}]\n";
 
 fn topology() -> Topology {
-    let client =
-        |name: &str, namespace: &str| PodSpec { namespace: namespace.to_owned(), ..PodSpec::new(name, NODE) };
+    let client = |name: &str, namespace: &str, node: &str| PodSpec {
+        namespace: namespace.to_owned(),
+        ..PodSpec::new(name, node)
+    };
     let service = ServiceSpec::new("server").port("http", 80, HTTP).port("tcp", 81, ECHO);
-    Topology::with_nodes(1)
-        .pod(client("friend", "good"))
-        .pod(client("foe", "bad"))
+    Topology::with_nodes(2)
+        .pod(client("friend", "good", NODE))
+        .pod(client("foe", "bad", NODE))
+        .pod(client("far-foe", "bad", "node2"))
         .pod(PodSpec::new("server", NODE).label("app", "server").runs(Program::Http { port: HTTP }))
         .service(service.undeclared_port(82, HTTP))
 }
@@ -94,17 +97,20 @@ impl Site {
         Ok(())
     }
 
-    /// Starts the foe's knocking at all of the server's doors.
-    fn hammer(&self) -> Result<Hammer> {
+    /// Starts a foe's knocking at all of the server's doors; from the other node, which has no agent, at its own ones.
+    fn hammer(&self, foe: &str) -> Result<Hammer> {
         let mut targets = Vec::new();
         for family in 0..2 {
             let pod = self.mesh.pod_ip("server", family)?;
             targets.extend([HTTP, ECHO].map(|port| format!("{pod}/{port}/direct")));
             targets.push(format!("{pod}/{UDP}/udp"));
+            if foe == "far-foe" {
+                continue;
+            }
             let service = self.mesh.service("server", family, 0)?.ip();
             targets.extend([80, 81, 82].map(|port| format!("{service}/{port}/service")));
         }
-        let mut command = self.mesh.lab.pod("foe")?.command("python3")?;
+        let mut command = self.mesh.lab.pod(foe)?.command("python3")?;
         command.args(["-c", HAMMER]).args(targets).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().context("the hammer")?;
         let mut output = BufReader::new(child.stdout.take().context("the hammer's output")?);
@@ -182,7 +188,7 @@ fn whole_life(name: &str, arguments: impl Fn(&Site) -> Result<Vec<String>>) -> R
     ensure!(status["policy"]["outlives_agent"] == true, "{status}");
     let accelerates = common.iter().any(|word| word == "--acceleration");
     ensure!(status["acceleration"]["active"] == accelerates, "{status}");
-    let hammer = site.hammer()?;
+    let (hammer, far) = (site.hammer("foe")?, site.hammer("far-foe")?);
     let [direct, service] = site.friends()?;
     let all_is_well = |when: &str| {
         beat(&direct, when)?;
@@ -216,13 +222,13 @@ fn whole_life(name: &str, arguments: impl Fn(&Site) -> Result<Vec<String>>) -> R
         agent = site.start(next)?;
         all_is_well(&format!("started after one was {end}"))?;
     }
-    let rounds = hammer.stop()?;
+    let rounds = [hammer.stop()?, far.stop()?];
     site.denies("at the end")?;
     let dropped = site
         .mesh
         .metric(NODE, "sluice_policy_drops_total{policy=\"default/p\",rule=\"0\",tier=\"kernel\"}")?;
-    println!("{name}: {rounds} rounds, {dropped} drops counted by the last agent");
-    ensure!(rounds > 500 && dropped > 0.0, "{rounds} rounds, {dropped} drops");
+    println!("{name}: {rounds:?} rounds, {dropped} drops counted by the last agent");
+    ensure!(rounds.iter().all(|rounds| *rounds > 500) && dropped > 0.0, "{rounds:?} rounds, {dropped} drops");
     direct.into_iter().chain(service).try_for_each(|client| client.stop().map(drop))?;
     // An agent without the policy lifts it, at its start or later.
     ensure!(agent.terminate()?.success(), "the agent failed at its stop");

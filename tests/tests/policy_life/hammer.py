@@ -1,5 +1,5 @@
-# Knocks at every target, again and again, at most a millisecond apart, until standard input ends. Each target is an address, a
-# port and whether the kernel would answer a connection itself; prints the rounds and whom it got an answer of.
+# Knocks at every target, one after the other and far less than a millisecond apart, until standard input ends. Each target is an
+# address, a port and whether the kernel would answer a connection itself; prints the rounds and whom it got an answer of.
 import select, socket, sys, time
 
 targets = [word.rsplit('/', 2) for word in sys.argv[1:]]
