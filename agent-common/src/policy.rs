@@ -15,6 +15,8 @@ pub const POLICY_RULES_MAX: u32 = 262_144;
 pub const POLICY_FLOWS_MAX: u32 = 32_768;
 /// Rules that are counted apart; what others refuse is counted as slot 0.
 pub const POLICY_SLOTS: u32 = 4096;
+/// Where packets are counted that hide their ports, whatever the rules are.
+pub const HIDDEN_SLOT: u32 = POLICY_SLOTS - 1;
 
 /// [`PolicyPod::set`] of a pod whose verdicts found no room: nobody may open anything to it.
 pub const CLOSED: u32 = u32::MAX;
@@ -44,7 +46,7 @@ const _: () = assert!(size_of::<PolicyAddress>() == 17 && align_of::<PolicyAddre
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PolicySourceKey {
-    /// Which of the two generations; the agent fills one while the programs read the other.
+    /// Which generation; the agent fills one while the programs read another.
     pub side: u8,
     /// The source.
     pub source: PolicyAddress,
@@ -230,7 +232,7 @@ pub fn refuses(packet: &PolicyPacket, maps: &impl PolicyMaps) -> Option<u32> {
             }
         }
         // What is behind them would be judged as another packet than the pod takes it for.
-        PacketKind::Unread => return Some(0),
+        PacketKind::Unread => return Some(HIDDEN_SLOT),
         PacketKind::Opening | PacketKind::Fragment | PacketKind::Other => {}
     }
     if pod.set == CLOSED {

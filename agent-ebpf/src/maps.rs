@@ -72,7 +72,8 @@ pub fn count(reason: Reason) {
 }
 
 /// What is done with sockets that dial an address of a service. Written by the agent when its routing table changes. These
-/// three take memory as they fill, and a value that is replaced stays whole for whoever still reads it.
+/// three take memory as they fill. What is replaced or removed is free for another entry at once (since 6.1 the kernel does not
+/// wait for readers), so programs copy a value right after they have found it.
 #[map]
 pub static FRONTENDS: HashMap<End, FrontendValue> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 
@@ -111,7 +112,7 @@ pub fn count_connect(reason: ConnectReason) {
 pub static POLICY_PODS: HashMap<PolicyAddress, PolicyPod> =
     HashMap::with_max_entries(POLICY_PODS_MAX, BPF_F_NO_PREALLOC);
 
-/// Classes of sources. Written by the agent; one generation is read while it writes the other.
+/// Classes of sources. Written by the agent; one generation is read while it writes another.
 #[map]
 pub static POLICY_SOURCES: LpmTrie<PolicySourceKey, u32> = LpmTrie::with_max_entries(POLICY_SOURCES_MAX, 0);
 

@@ -470,3 +470,55 @@ fn an_interface_that_comes_back_is_guarded_again_and_a_killed_agent_leaves_nothi
     edge.mesh.agents.remove(0).kill9()?;
     wait_for("the program to go with the agent", LIMIT, || attached(&edge).is_ok_and(|attached| !attached))
 }
+
+/// Whatever becomes of the agent: the last lists keep out whom they did, and the next agent takes the program's place.
+#[test]
+fn a_pinned_guard_outlives_its_agent() -> Result<()> {
+    if unprivileged("a_pinned_guard_outlives_its_agent") {
+        return Ok(());
+    }
+    for link in [Link::Veth, Link::Bridge] {
+        let spec = "{deny: [192.0.2.1, 'fd00:bad::1']}";
+        let mut edge = Edge::up(&format!("guard_pin_{}", link.mode()), link, spec, &[])?;
+        ensure!(edge.mesh.agents.remove(0).terminate()?.success(), "the agent failed at its stop");
+        let node = edge.mesh.lab.node(NODE)?;
+        let bpffs = node.mount_bpffs()?.display().to_string();
+        let start = |on_stop: &str| {
+            let options = AgentOptions::new(&edge.mesh.config)?.with(["--guard", link.interface()]);
+            node.start_agent(&options.with(["--bpffs", &bpffs, "--on-stop", on_stop]))
+        };
+        let other = node.in_netns(|| Wire::open(link.interface()))??;
+        // How many frames of the denied arrived by the time that a later one did, which may pass.
+        let through = |payload: &[u8]| -> Result<usize> {
+            for source in ["192.0.2.1", "fd00:bad::1"] {
+                (0..5)
+                    .try_for_each(|_| edge.outside.send(&udp(ends(source)?, payload)).context("sending"))?;
+            }
+            edge.outside.send(&udp(ends("192.0.2.9")?, b"may pass"))?;
+            wait_for("the frame that may pass", TIMEOUT, || other.arrived(b"may pass").is_ok_and(|n| n > 0))?;
+            Ok(edge.inside.arrived(payload)?)
+        };
+        let closed = |when: &str| -> Result<()> {
+            let through = through(when.as_bytes())?;
+            ensure!(through == 0, "{link:?}, {when}: {through} denied frames passed");
+            Ok(())
+        };
+        let agent = start("remove")?;
+        closed("running")?;
+        agent.kill9()?;
+        closed("killed")?;
+        let agent = start("keep")?;
+        let guarded = edge.mesh.verb(NODE, "status")?["guard"]["interfaces"][0].clone();
+        ensure!(guarded["mode"] == link.mode(), "taken over as {guarded}");
+        closed("started again")?;
+        ensure!(agent.terminate()?.success(), "the agent failed at its stop");
+        closed("stopped with keep")?;
+        let agent = start("remove")?;
+        closed("started once more")?;
+        ensure!(edge.counted("denied")? >= 10.0, "the new program counts nothing");
+        ensure!(agent.terminate()?.success(), "the agent failed at its stop");
+        let through = through(b"stopped with remove")?;
+        ensure!(through == 10, "{link:?}: {through} of 10 frames passed after the stop");
+    }
+    Ok(())
+}

@@ -11,12 +11,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use common::{LIMIT, Mesh};
+use lab::documents::replace_file;
 use lab::{
     AgentOptions, Footprint, Lab, PodSpec, Program, ServiceSpec, Topology, exec, unprivileged, wait_for,
 };
 use serde_json::Value;
 
 const NODE: &str = "node1";
+const NOBODY: &str =
+    "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: nobody}\nspec: {}\n";
 /// How long a connection that nobody answers is waited for.
 const SILENCE: Duration = Duration::from_secs(2);
 /// Every port leads to both backends at random; so many requests miss one of them once in 2^19 runs.
@@ -72,6 +75,61 @@ fn captures_survives_its_agent_and_lets_go() -> Result<()> {
     ensure!(left.since(&bare).is_empty(), "left behind: {:?}", left.since(&bare));
     ensure!(bare.since(&left).is_empty(), "taken from others: {:?}", bare.since(&left));
     every_port_is_direct(&mesh)
+}
+
+/// Pinned, the guard stays whatever becomes of the agent, and the next one's takes its place.
+#[test]
+fn a_policy_outlives_its_agent() -> Result<()> {
+    if unprivileged("a_policy_outlives_its_agent") {
+        return Ok(());
+    }
+    let lab = Lab::for_test("outlives", topology())?;
+    let config = lab.directory().join("config");
+    lab.write_documents(&config)?;
+    replace_file(&config.join("nobody.yaml"), NOBODY)?;
+    let mesh = Mesh { agents: Vec::new(), lab, config };
+    let node = mesh.lab.node(NODE)?;
+    let bare = footprint(&mesh)?;
+    let bpffs = node.mount_bpffs()?.display().to_string();
+    let options = AgentOptions::new(&mesh.config)?.with(["--bpffs", &bpffs, "--drain-timeout", "1"]);
+    let refused = |when: &str| -> Result<()> {
+        for family in 0..2 {
+            ensure!(!connects(&mesh, family)?, "{when}: the pod was reached, family {family}");
+        }
+        Ok(())
+    };
+    let agent = node.start_agent(&options)?;
+    refused("running")?;
+    agent.kill9()?;
+    refused("killed")?;
+    let agent = node.start_agent(&options)?;
+    refused("started again")?;
+    ensure!(agent.terminate()?.success(), "the agent failed at its stop");
+    refused("stopped")?;
+    let left = footprint(&mesh)?;
+    ensure!(!left.lines().any(|line| line.contains("from_pod")), "capture stays: {:?}", left.since(&bare));
+    let agent = node.start_agent(&options)?;
+    refused("started once more")?;
+    let counted = mesh.metric(NODE, "sluice_policy_drops_total{policy=\"default/nobody\"")?;
+    ensure!(counted > 0.0, "nothing was counted as refused");
+    ensure!(agent.terminate()?.success(), "the agent failed at its stop");
+    // An agent that knows of no policy lifts it, and leaves nothing.
+    fs::remove_file(mesh.config.join("nobody.yaml")).context("removing the policy")?;
+    let agent = node.start_agent(&options)?;
+    for family in 0..2 {
+        ensure!(connects(&mesh, family)?, "the policy was not lifted, family {family}");
+    }
+    ensure!(agent.terminate()?.success(), "the agent failed at its stop");
+    let left = footprint(&mesh)?;
+    ensure!(left.since(&bare).is_empty(), "left behind: {:?}", left.since(&bare));
+    Ok(())
+}
+
+/// Whether the client reaches a backend itself.
+fn connects(mesh: &Mesh, family: usize) -> Result<bool> {
+    let to = SocketAddr::new(mesh.pod_ip("near", family)?, 8080);
+    let attempt = mesh.lab.pod("client")?.in_netns(|| TcpStream::connect_timeout(&to, SILENCE))?;
+    Ok(attempt.is_ok())
 }
 
 fn footprint(mesh: &Mesh) -> Result<Footprint> {
@@ -146,15 +204,9 @@ fn every_port_is_captured(mesh: &Mesh) -> Result<()> {
 
 /// A pod that nobody may reach is reached by nobody but its node, in both families, for as long as the policy is there.
 fn a_policy_guards(mesh: &Mesh) -> Result<()> {
-    let deny =
-        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: nobody}\nspec: {}\n";
-    let connects = |family: usize| -> Result<bool> {
-        let to = SocketAddr::new(mesh.pod_ip("near", family)?, 8080);
-        let attempt = mesh.lab.pod("client")?.in_netns(|| TcpStream::connect_timeout(&to, SILENCE))?;
-        Ok(attempt.is_ok())
-    };
+    let connects = |family: usize| connects(mesh, family);
     ensure!(connects(0)? && connects(1)?, "the backend is not reached without policy");
-    mesh.write("nobody.yaml", deny)?;
+    mesh.write("nobody.yaml", NOBODY)?;
     for family in 0..2 {
         wait_for("the guard", LIMIT, || connects(family).is_ok_and(|connected| !connected))?;
         let to = SocketAddr::new(mesh.pod_ip("near", family)?, 8080);

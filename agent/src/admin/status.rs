@@ -134,6 +134,8 @@ pub struct PolicyStatus {
     pub closed: usize,
     /// Left to the agent alone, because they found no room themselves.
     pub left_out: usize,
+    /// Whether what the kernel refuses stays refused when the agent is gone.
+    pub outlives_agent: bool,
 }
 
 /// The guard at the edge.

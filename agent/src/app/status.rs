@@ -20,8 +20,8 @@ use crate::admin::{
     GuardMap, GuardStatus, GuardedInterface, InterfaceStatus, ListenerStatus, PolicyStatus, Source, Status,
     TableStatus, TierStatus, WorkerStatus,
 };
-use crate::capture::{self, EngineHandle};
-use crate::compile::{Denied, RoutingTable};
+use crate::capture::{self, DropCause, EngineHandle};
+use crate::compile::RoutingTable;
 use crate::config::{Message, ObjectState, Report, Severity, State};
 use crate::telemetry::log::LogHandle;
 use crate::telemetry::{AccessLog, BuildInfo, ConfigState, KernelGauges, Metrics, rfc3339};
@@ -233,11 +233,12 @@ impl Observed {
     }
 }
 
-/// Labels of what policy refused. Without a rule of its own it was refused for lack of room in the kernel's maps.
-fn refused((denied, packets): (Option<Denied>, u64)) -> (String, String, u64) {
-    match denied {
-        Some(denied) => (denied.policy.to_string(), denied.rule_label(), packets),
-        None => ("-".to_owned(), "no_room".to_owned(), packets),
+/// Labels of what policy refused.
+fn refused((cause, packets): (DropCause, u64)) -> (String, String, u64) {
+    match cause {
+        DropCause::Rule(denied) => (denied.policy.to_string(), denied.rule_label(), packets),
+        DropCause::NoRoom => ("-".to_owned(), "no_room".to_owned(), packets),
+        DropCause::HiddenPorts => ("-".to_owned(), "hidden_ports".to_owned(), packets),
     }
 }
 
@@ -269,6 +270,7 @@ fn capturing(status: capture::CaptureStatus) -> CaptureStatus {
             pods: status.policy.pods,
             closed: status.policy.closed,
             left_out: status.policy.left_out,
+            outlives_agent: status.policy.outlives,
         },
         acceleration: AccelerationStatus {
             active: status.acceleration.off.is_none(),

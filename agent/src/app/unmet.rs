@@ -22,8 +22,7 @@ pub(super) fn unmet(table: &RoutingTable, node: &str, capture: Option<&CaptureSt
     if !table.workloads.values().any(|workload| workload.node.as_deref() == Some(node)) {
         unmet.push(format!("pods of this node: no Pod document has nodeName {node} (--node)"));
     } else if capture.pod_interfaces.is_empty() {
-        let what = "capture and AuthorizationPolicies at the pods: no interface matches --pod-interfaces";
-        unmet.push(what.to_owned());
+        unmet.push("capture of pods: no interface matches --pod-interfaces".to_owned());
     }
     unmet
 }

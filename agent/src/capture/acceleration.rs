@@ -6,7 +6,7 @@
 //! connections that are joined stay so when the agent ends, however it ends, and no byte in a queue is lost; new ones are
 //! TCP's, and the last one to close takes everything along.
 
-mod namespaces;
+pub(super) mod namespaces;
 mod self_test;
 mod trials;
 

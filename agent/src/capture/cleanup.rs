@@ -77,7 +77,7 @@ fn remove_pins(broom: &mut Broom, bpffs: &Bpffs) {
     for name in names {
         broom.found("pin", name);
     }
-    broom.note(pins.remove());
+    broom.note(pins.remove(None));
 }
 
 /// Filters stay behind a killed agent where the kernel has no tcx.
@@ -86,7 +86,9 @@ async fn remove_filters(broom: &mut Broom, netlink: &Netlink) {
     for (index, link) in snapshot.links {
         let mut removed = false;
         let capture = Hooked::ALL.map(|hook| (hook.program(), TcAttachType::Ingress));
-        for (program, hook) in capture.into_iter().chain(pod_guard::HOOKS) {
+        for (program, hook) in
+            capture.into_iter().chain(pod_guard::HOOKS.map(|(program, place)| (program, place.side)))
+        {
             // An interface without the qdisc, or without a filter of ours, is an error here.
             if qdisc_detach_program(&link.name, hook, program).is_ok() {
                 broom.found("filter", format!("{} {program}", link.name));

@@ -12,6 +12,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::acceleration;
 use super::events::Flows;
+use super::expel;
 use super::foreign::{self, Foreign, Sighting};
 use super::guard::Guard;
 use super::interfaces::{Hooked, Snapshot};
@@ -61,6 +62,8 @@ pub struct Engine {
     /// The node's addresses that found no room in the kernel's map.
     addresses_left_out: usize,
     failed: BTreeMap<u32, (String, String)>,
+    /// Interfaces of pods, whether or not they could be hooked: policy holds there all the same.
+    pods: BTreeMap<u32, String>,
     /// Whether something of the last table is not in the kernel, for another reason than room.
     unapplied: bool,
     /// Programs of others on our hooks.
@@ -163,6 +166,7 @@ impl Engine {
             captured: Captured::default(),
             addresses_left_out: 0,
             failed: BTreeMap::new(),
+            pods: BTreeMap::new(),
             unapplied: false,
             foreign: Vec::new(),
             status,
@@ -193,6 +197,7 @@ impl Engine {
         }
         self.follow_pods(false).await;
         self.programs.sweep();
+        self.expel();
         self.programs.set_listeners(listeners)?;
         report_hooked(&hooked);
         match self.programs.pins().directory() {
@@ -246,6 +251,7 @@ impl Engine {
                     return self;
                 }
             }
+            self.expel();
             self.publish();
         }
     }
@@ -259,10 +265,10 @@ impl Engine {
             );
             return;
         }
-        self.parts.detach_all();
+        let left = self.parts.detach_all(self.programs.pins());
         let hooked: Vec<u32> = self.programs.attached().map(|(index, ..)| index).collect();
         let attach = self.programs.attach_kind();
-        if let Err(error) = self.programs.remove() {
+        if let Err(error) = self.programs.remove(left) {
             tracing::error!(%error, "pins could not be removed");
         }
         if attach == Attach::Clsact {
@@ -341,9 +347,11 @@ impl Engine {
         }
         self.failed.retain(|index, _| desired.contains_key(index));
         let present: HashSet<u32> = self.programs.attached().map(|(index, ..)| index).collect();
+        let pods = desired.iter().filter(|(_, (_, hook))| *hook == Hooked::Pod);
+        let mut pods: BTreeMap<_, _> = pods.map(|(index, (name, _))| (*index, name.clone())).collect();
         let mut reconciled = Reconciled::default();
         if let Some(guard) = &mut self.parts.guard {
-            reconciled.failed.extend(guard.follow(self.programs.ebpf(), &snapshot));
+            reconciled.failed.extend(guard.follow(self.programs.ebpf_and_pins(), &snapshot));
         }
         for (index, (name, hook)) in desired.into_iter().filter(|(index, _)| !present.contains(index)) {
             match self.programs.attach(index, &name, hook) {
@@ -352,7 +360,7 @@ impl Engine {
                     reconciled.hooked.push((name, hook));
                 }
                 // It went while we looked.
-                Err(_) if !self.netlink.has_link(index).await => {}
+                Err(_) if !self.netlink.has_link(index).await => drop(pods.remove(&index)),
                 Err(error) => {
                     let reason = match &error {
                         CaptureError::Interface { reason, .. } => reason.clone(),
@@ -365,15 +373,14 @@ impl Engine {
                 }
             }
         }
+        self.pods = pods;
         self.guard_pods();
         Ok(reconciled)
     }
 
     /// Brings the guard in line with the pods' interfaces.
     fn guard_pods(&mut self) {
-        let pods = self.programs.attached().filter(|(.., hook)| *hook == Hooked::Pod);
-        let pods = pods.map(|(index, name, _)| (index, name.to_owned())).collect();
-        self.parts.pod_guard.follow(self.programs.ebpf(), &pods);
+        self.parts.pod_guard.follow(self.programs.ebpf_and_pins(), &self.pods);
     }
 
     /// Brings the map of addresses in line, and what the connectors know.
@@ -399,6 +406,15 @@ impl Engine {
         let followed = acceleration.follow_pods(&self.settings.node, &table, (handle, interfaces), again);
         if let Err(error) = followed.await {
             tracing::error!(%error, "what acceleration knows of pods could not be updated; the last state stays");
+        }
+    }
+
+    /// Closes what policies refuse and the guard lets be, after acceleration has heard of them.
+    fn expel(&mut self) {
+        if let Some(pods) = self.parts.pod_guard.unjudged() {
+            let rules =
+                expel::Rules { table: self.tables.borrow().clone(), node: self.local.load().to_vec() };
+            expel::start(self.netlink.handle().clone(), pods, rules);
         }
     }
 

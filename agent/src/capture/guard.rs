@@ -1,7 +1,7 @@
 //! The guard at the edge: an XDP program on the interfaces that the user named, and the maps that tell it whom to keep out.
 //!
-//! It attaches in native mode where the driver can, else in the kernel's generic one, which runs later and costs more. Both
-//! go with the process. Where a trie is full the narrowest deny entries are left out and reported; their sources pass.
+//! It attaches in native mode where the driver can, else in the kernel's generic one, which runs later and costs more. Pinned,
+//! it outlives the agent; the next one's program comes with maps of its own, filled, in one step. Where a trie is full the narrowest deny entries are left out and reported; their sources pass.
 
 mod lower;
 mod pushed;
@@ -11,17 +11,18 @@ pub use pushed::{GuardHandle, Push};
 pub use trie::Fill;
 
 use std::collections::BTreeMap;
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use agent_common::guard::{GuardSettings, Limit, MAX_RULES, Reason};
 use aya::maps::{Array, Map, MapData, MapError, PerCpuArray, PerCpuValues};
-use aya::programs::xdp::XdpLink;
-use aya::programs::{ProgramError, Xdp, XdpMode};
+use aya::programs::links::FdLink;
+use aya::programs::{Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 
 use super::CaptureError;
 use super::interfaces::{Header, Snapshot};
-use super::pins::innermost;
+use super::pins::{Link, Pins, innermost};
 use crate::compile::GuardPolicy;
 use crate::model::SourceRate;
 use crate::telemetry::{GuardReading, MapReading};
@@ -31,6 +32,8 @@ use trie::Trie;
 
 /// The program's name.
 const PROGRAM: &str = "xdp_guard";
+/// The modes in the order in which they are tried, by the names that `status` shows and pins have.
+const MODES: [(&str, XdpMode); 2] = [("native", XdpMode::Driver), ("generic", XdpMode::Skb)];
 
 /// Where the guard stands, and how much it can remember.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,8 +69,7 @@ pub struct GuardStatus {
 struct Attached {
     interface: String,
     mode: &'static str,
-    /// Detaches the program when it is dropped.
-    _link: XdpLink,
+    link: Link,
 }
 
 /// The loaded program with its maps and attachments.
@@ -131,10 +133,11 @@ impl Guard {
 
     /// Puts the program on the named interfaces that are there and takes note of the others. Answers the failures that are
     /// new, or have a new reason.
-    pub fn follow(&mut self, ebpf: &mut Ebpf, snapshot: &Snapshot) -> Vec<CaptureError> {
-        self.attached.retain(|index, attached| {
-            snapshot.links.get(index).is_some_and(|link| link.name == attached.interface)
+    pub fn follow(&mut self, (ebpf, pins): (&mut Ebpf, &mut Pins), snapshot: &Snapshot) -> Vec<CaptureError> {
+        let gone = self.attached.extract_if(.., |index, attached| {
+            snapshot.links.get(index).is_none_or(|link| link.name != attached.interface)
         });
+        gone.for_each(|(_, attached)| attached.link.detach());
         let mut failures = Vec::new();
         for name in self.options.interfaces.clone() {
             let reason = match snapshot.links.iter().find(|(_, link)| link.name == name) {
@@ -146,14 +149,14 @@ impl Guard {
                 Some((_, link)) if link.header != Header::Ethernet => {
                     "its packets have no Ethernet header, which the guard reads".to_owned()
                 }
-                Some((index, _)) => match attach(ebpf, *index) {
+                Some((index, _)) => match attach((&mut *ebpf, &mut *pins), *index) {
                     Ok((link, mode)) => {
                         tracing::info!(interface = name, mode, "guarded");
                         self.failed.remove(&name);
-                        self.attached.insert(*index, Attached { interface: name, mode, _link: link });
+                        self.attached.insert(*index, Attached { interface: name, mode, link });
                         continue;
                     }
-                    Err(error) => innermost(&error),
+                    Err(reason) => reason,
                 },
             };
             if self.failed.insert(name.clone(), reason.clone()).as_ref() != Some(&reason) {
@@ -165,7 +168,9 @@ impl Guard {
 
     /// Takes the program off every interface.
     pub fn detach_all(&mut self) {
-        self.attached.clear();
+        for attached in std::mem::take(&mut self.attached).into_values() {
+            attached.link.detach();
+        }
     }
 
     /// Makes a policy the one in force.
@@ -326,17 +331,31 @@ fn sum(counters: &PerCpuArray<MapData, u64>, index: u32) -> u64 {
     counters.get(&index, 0).map_or(0, |values| values.iter().sum())
 }
 
-/// Attaches in native mode, else in generic mode; the reason why neither goes is that of the native one.
-fn attach(ebpf: &mut Ebpf, index: u32) -> Result<(XdpLink, &'static str), ProgramError> {
+/// Takes over the place of an earlier agent's program; else attaches in native mode, else in generic mode. The reason why
+/// neither goes is that of the native one.
+fn attach((ebpf, pins): (&mut Ebpf, &mut Pins), index: u32) -> Result<(Link, &'static str), String> {
     let program = program(ebpf);
-    let (id, mode) = match program.attach_to_if_index(index, XdpMode::Driver) {
-        Ok(id) => (id, "native"),
-        Err(native) => match program.attach_to_if_index(index, XdpMode::Skb) {
-            Ok(id) => (id, "generic"),
-            Err(_) => return Err(native),
-        },
-    };
-    Ok((program.take_link(id)?, mode))
+    let pin = |mode: &str| format!("xdp-{mode}-{index}");
+    let own =
+        program.fd().map_err(|error| innermost(&error))?.try_clone().map_err(|error| error.to_string())?;
+    if let Some(taken) =
+        MODES.into_iter().find_map(|(mode, _)| Some((pins.take_over(&pin(mode), own.as_fd())?, mode)))
+    {
+        return Ok(taken);
+    }
+    let mut refused = None;
+    for (mode, flags) in MODES {
+        let made = program.attach_to_if_index(index, flags).and_then(|id| program.take_link(id));
+        match made {
+            Ok(link) => {
+                let link = FdLink::try_from(link).map_err(|error| innermost(&error))?;
+                let kept = pins.link(&pin(mode), link).map_err(|error| error.to_string())?;
+                return Ok((kept, mode));
+            }
+            Err(error) => drop(refused.get_or_insert_with(|| innermost(&error))),
+        }
+    }
+    Err(refused.unwrap_or_default())
 }
 
 fn program(ebpf: &mut Ebpf) -> &mut Xdp {

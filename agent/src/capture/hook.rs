@@ -1,4 +1,4 @@
-//! A program's place at TC ingress of an interface: a link of its own from 6.6 on, before that a filter of the clsact
+//! A program's place at a TC hook of an interface: a link of its own from 6.6 on, before that a filter of the clsact
 //! qdisc. Either way an earlier agent's program makes way in one step.
 
 use std::os::fd::AsFd;
@@ -13,8 +13,26 @@ use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 use super::CaptureError;
 use super::pins::{Link, Pins};
 
-/// Where clsact filters of ours sit; low numbers run first.
-const CLSACT_PRIORITY: u16 = 1;
+/// A side of an interface, and where a program of ours sits there.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    /// The side.
+    pub side: TcAttachType,
+    /// What its pinned links are called, before the interface's index.
+    pub pin: &'static str,
+    /// Where its clsact filter sits; low numbers run first.
+    pub priority: u16,
+}
+
+impl Place {
+    /// The name of the pinned link of an interface.
+    pub fn pin_of(&self, index: u32) -> String {
+        format!("{}-{index}", self.pin)
+    }
+}
+
+/// Capture's.
+pub const CAPTURE: Place = Place { side: TcAttachType::Ingress, pin: "tc-ingress", priority: 1 };
 /// The handle of ours, which is always the same, so that the next agent's program takes its place.
 const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 0x51ce);
 
@@ -30,15 +48,16 @@ pub enum Held {
 pub fn attach_tcx(
     program: &mut SchedClassifier,
     pins: &mut Pins,
+    place: Place,
     (index, interface): (u32, &str),
 ) -> Result<Held, CaptureError> {
     let failed = |error: ProgramError| refused(interface, &error);
-    let name = format!("tc-ingress-{index}");
+    let name = place.pin_of(index);
     if let Some(link) = pins.take_over(&name, program.fd().map_err(failed)?.as_fd()) {
         return Ok(Held::Tcx(link));
     }
     let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-    let made = program.attach_with_options(interface, TcAttachType::Ingress, order).map_err(failed)?;
+    let made = program.attach_with_options(interface, place.side, order).map_err(failed)?;
     let made =
         FdLink::try_from(program.take_link(made).map_err(failed)?).expect("a tcx link is a descriptor");
     pins.link(&name, made).map(Held::Tcx)
@@ -47,41 +66,40 @@ pub fn attach_tcx(
 /// Replaces the filter of an earlier agent, or adds one.
 pub fn attach_clsact(
     program: &mut SchedClassifier,
-    interface: &str,
-    name: &str,
+    place: Place,
+    (interface, name): (&str, &str),
 ) -> Result<Held, CaptureError> {
-    clsact(program, interface, name).map(Held::Clsact).map_err(|error| refused(interface, &error))
+    clsact(program, place, (interface, name)).map(Held::Clsact).map_err(|error| refused(interface, &error))
 }
 
 fn clsact(
     program: &mut SchedClassifier,
-    interface: &str,
-    name: &str,
+    Place { side, priority, .. }: Place,
+    (interface, name): (&str, &str),
 ) -> Result<SchedClassifierLinkId, ProgramError> {
-    let ingress = TcAttachType::Ingress;
-    let earlier = SchedClassifierLink::attached(interface, ingress, CLSACT_PRIORITY, CLSACT_HANDLE, None)
+    let earlier = SchedClassifierLink::attached(interface, side, priority, CLSACT_HANDLE, None)
         .map_err(TcError::IoError)?;
     // Fails where there is none.
     if let Ok(link) = program.attach_to_link(earlier) {
         return Ok(link);
     }
-    prepare_clsact(interface, name)?;
-    let place = NlOptions { priority: CLSACT_PRIORITY, handle: CLSACT_HANDLE, ..NlOptions::default() };
-    program.attach_with_options(interface, ingress, TcAttachOptions::Netlink(place))
+    prepare_clsact(side, (interface, name))?;
+    let options = NlOptions { priority, handle: CLSACT_HANDLE, ..NlOptions::default() };
+    program.attach_with_options(interface, side, TcAttachOptions::Netlink(options))
 }
 
 /// Adds the qdisc where it is missing, and takes off filters of ours that are in another place.
-fn prepare_clsact(interface: &str, name: &str) -> Result<(), TcError> {
+fn prepare_clsact(side: TcAttachType, (interface, name): (&str, &str)) -> Result<(), TcError> {
     // The qdisc may be there already; if it could not be made, attaching says so.
     let _ = qdisc_add_clsact(interface);
-    match qdisc_detach_program(interface, TcAttachType::Ingress, name) {
+    match qdisc_detach_program(interface, side, name) {
         Err(TcError::IoError(error)) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         result => result,
     }
 }
 
 /// The cause that says something: aya wraps the kernel's errno in layers that only name the call.
-fn refused(interface: &str, error: &ProgramError) -> CaptureError {
+pub fn refused(interface: &str, error: &ProgramError) -> CaptureError {
     let mut cause: &dyn std::error::Error = error;
     while let Some(source) = cause.source() {
         cause = source;

@@ -1,23 +1,27 @@
 //! The policy maps, written generation by generation: a pod leads to verdicts that are complete, of the last table or of
-//! this one, never to a mixture.
+//! this one, never to a mixture. What an earlier agent has left in them is such a generation as well: it is in force until
+//! this agent's first table takes its place.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use agent_common::policy::{
-    CLOSED, POLICY_SLOTS, PolicyAddress, PolicyPod, PolicyRuleKey, PolicyRuleValue, PolicySourceKey,
-    SOURCE_HEAD_BITS,
+    CLOSED, HIDDEN_SLOT, POLICY_SLOTS, PolicyAddress, PolicyPod, PolicyRuleKey, PolicyRuleValue,
+    PolicySourceKey, SOURCE_HEAD_BITS,
 };
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap as KernelMap, MapData, MapError, PerCpuArray};
 
 use super::CaptureError;
-use super::lowering::{Lowered, Room, lower, policy_address};
+use super::lowering::{Lowered, Room, ip_address, lower, policy_address};
 use super::programs::map;
 use crate::compile::{Denied, RoutingTable};
 use crate::model::Cidr;
+
+/// The maps that the next agent carries on.
+pub const MAPS: [&str; 4] = ["POLICY_PODS", "POLICY_SOURCES", "POLICY_RULES", "POLICY_FLOWS"];
 
 /// The maps and what is in them.
 pub struct KernelPolicy {
@@ -28,18 +32,40 @@ pub struct KernelPolicy {
     /// What was written last.
     written: Lowered,
     generation: Generation,
+    revision: u32,
     /// Whether that failed halfway, so that the next table is written whatever it is.
     incomplete: bool,
     /// Pods whose entry is in the map.
     held: BTreeSet<IpAddr>,
+    /// What an earlier agent has left and nobody leads to once the first table is in force.
+    inherited: Inherited,
 }
 
 /// Where a generation is.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Generation {
     side: u8,
     /// The number of its first set.
     first_set: u32,
+}
+
+impl Generation {
+    /// One after which the next meets nothing of what is in use.
+    fn beside(sides: &BTreeSet<u8>, last_set: Option<u32>) -> Self {
+        let free = (0..=u8::MAX).find(|side| !sides.contains(side)).unwrap_or_default();
+        Self { side: free.wrapping_sub(1), first_set: last_set.map_or(0, |last| last + 1) }
+    }
+
+    fn next_side(self) -> u8 {
+        self.side.wrapping_add(1)
+    }
+}
+
+/// Entries of an earlier agent: one generation, or two where it was killed between them.
+#[derive(Default)]
+struct Inherited {
+    sources: Vec<Key<PolicySourceKey>>,
+    rules: Vec<PolicyRuleKey>,
 }
 
 /// What is enforced, and what for lack of room is not enforced as written.
@@ -51,26 +77,49 @@ pub struct PolicyStatus {
     pub closed: usize,
     /// Those that found no room themselves: the kernel lets everything through to them.
     pub left_out: usize,
+    /// Whether what is refused stays refused when the agent is gone.
+    pub outlives: bool,
 }
 
 impl KernelPolicy {
-    /// Takes the maps of a loaded object.
+    /// Takes the maps of a loaded object, which an earlier agent may have filled.
     pub fn new(ebpf: &mut Ebpf) -> Result<Self, CaptureError> {
+        let pods: KernelMap<MapData, PolicyAddress, PolicyPod> = map(ebpf, "POLICY_PODS")?;
+        let sources: LpmTrie<MapData, PolicySourceKey, u32> = map(ebpf, "POLICY_SOURCES")?;
+        let rules: KernelMap<MapData, PolicyRuleKey, PolicyRuleValue> = map(ebpf, "POLICY_RULES")?;
+        let found: Vec<(PolicyAddress, PolicyPod)> =
+            pods.iter().collect::<Result<_, _>>().map_err(unread("POLICY_PODS"))?;
+        let inherited = Inherited {
+            sources: sources.keys().collect::<Result<_, _>>().map_err(unread("POLICY_SOURCES"))?,
+            rules: rules.keys().collect::<Result<_, _>>().map_err(unread("POLICY_RULES"))?,
+        };
+        let sides = inherited.sources.iter().map(|key| key.data().side);
+        let sides = sides.chain(found.iter().map(|(_, pod)| pod.side)).collect();
+        let sets = found.iter().map(|(_, pod)| pod.set).filter(|set| *set != CLOSED);
+        let last_set = inherited.rules.iter().map(|key| key.set).chain(sets).max();
         Ok(Self {
-            pods: map(ebpf, "POLICY_PODS")?,
-            sources: map(ebpf, "POLICY_SOURCES")?,
-            rules: map(ebpf, "POLICY_RULES")?,
+            pods,
+            sources,
+            rules,
             drops: PolicyDrops { counts: Arc::new(map(ebpf, "POLICY_DROPS")?), slots: Arc::default() },
             written: Lowered::default(),
-            generation: Generation::default(),
-            incomplete: false,
-            held: BTreeSet::new(),
+            generation: Generation::beside(&sides, last_set),
+            revision: 0,
+            // An earlier agent's rules are no table of this one.
+            incomplete: !(found.is_empty() && inherited.sources.is_empty() && inherited.rules.is_empty()),
+            held: found.iter().map(|(pod, _)| ip_address(*pod)).collect(),
+            inherited,
         })
     }
 
-    /// Whether any pod is under policy.
+    /// Whether any pod is under policy, or should be.
     pub fn is_active(&self) -> bool {
-        !self.held.is_empty()
+        !self.held.is_empty() || !self.written.pods.is_empty()
+    }
+
+    /// A number that changes whenever pods get other rules.
+    pub fn revision(&self) -> u32 {
+        self.revision
     }
 
     /// What was refused, readable from anywhere.
@@ -85,7 +134,7 @@ impl KernelPolicy {
             return Ok(self.status());
         }
         let old = self.generation;
-        let next = Generation { side: 1 - old.side, first_set: self.next_set() };
+        let next = Generation { side: old.next_side(), first_set: self.next_set() };
         let prepared = self.write(&lowered, next);
         if prepared.is_err() {
             lowered.pods.values_mut().for_each(|set| *set = CLOSED);
@@ -93,7 +142,9 @@ impl KernelPolicy {
         let switched = self.switch(&lowered, next);
         let written = std::mem::replace(&mut self.written, lowered);
         self.generation = next;
+        self.revision = self.revision.wrapping_add(1);
         self.clear(&written, old);
+        self.drops.free_unused(&self.written);
         let outcome = prepared.and(switched);
         self.incomplete = outcome.is_err();
         outcome.map(|()| self.status())
@@ -102,7 +153,8 @@ impl KernelPolicy {
     fn status(&self) -> PolicyStatus {
         let pods = self.written.pods.len();
         let closed = self.written.pods.values().filter(|set| **set == CLOSED).count();
-        PolicyStatus { pods, closed, left_out: pods.saturating_sub(self.held.len()) }
+        let left_out = pods.saturating_sub(self.held.len());
+        PolicyStatus { pods, closed, left_out, outlives: false }
     }
 
     /// A number above all sets in use; after billions of them it begins anew, long after the first have gone.
@@ -127,26 +179,27 @@ impl KernelPolicy {
         Ok(())
     }
 
-    /// Leads the pods to it, one by one, and lets go of those without policy.
+    /// Leads the pods to it, one by one, and lets go of those without policy. One that fails does not keep the others.
     fn switch(&mut self, lowered: &Lowered, at: Generation) -> Result<(), CaptureError> {
+        let mut outcome = Ok(());
         let error = |source| CaptureError::Map { map: "POLICY_PODS", source };
         let gone: Vec<_> = self.held.iter().filter(|pod| !lowered.pods.contains_key(pod)).copied().collect();
         for pod in gone {
-            self.pods.remove(&policy_address(pod)).map_err(error)?;
-            self.held.remove(&pod);
+            match self.pods.remove(&policy_address(pod)).map_err(error) {
+                Ok(()) => drop(self.held.remove(&pod)),
+                failed => outcome = failed,
+            }
         }
         for (pod, set) in &lowered.pods {
             let set = if *set == CLOSED { CLOSED } else { at.first_set + set };
             let value = PolicyPod { set, side: at.side, padding: [0; 3] };
             match self.pods.insert(policy_address(*pod), value, 0) {
                 Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::E2BIG) => {}
-                result => {
-                    result.map_err(error)?;
-                    self.held.insert(*pod);
-                }
+                Ok(()) => drop(self.held.insert(*pod)),
+                failed => outcome = failed.map_err(error),
             }
         }
-        Ok(())
+        outcome
     }
 
     /// Takes away what no pod leads to any more. Entries that are not there were never written.
@@ -157,7 +210,18 @@ impl KernelPolicy {
         for key in lowered.rules.keys() {
             let _ = self.rules.remove(&rule_key(at, *key));
         }
+        let Inherited { sources, rules } = std::mem::take(&mut self.inherited);
+        for key in sources {
+            let _ = self.sources.remove(&key);
+        }
+        for key in rules {
+            let _ = self.rules.remove(&key);
+        }
     }
+}
+
+fn unread(map: &'static str) -> impl Fn(MapError) -> CaptureError {
+    move |source| CaptureError::Map { map, source }
 }
 
 fn source_key(side: u8, cidr: Cidr) -> Key<PolicySourceKey> {
@@ -169,6 +233,17 @@ fn rule_key(at: Generation, key: PolicyRuleKey) -> PolicyRuleKey {
     PolicyRuleKey { set: at.first_set + key.set, ..key }
 }
 
+/// Why the kernel has refused packets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DropCause {
+    /// A policy says so.
+    Rule(Denied),
+    /// Their pod is closed as its verdicts found no room, or too many rules are counted apart.
+    NoRoom,
+    /// They hide their ports.
+    HiddenPorts,
+}
+
 /// What the kernel has refused, by rule.
 #[derive(Clone)]
 pub struct PolicyDrops {
@@ -176,11 +251,18 @@ pub struct PolicyDrops {
     slots: Arc<Mutex<Slots>>,
 }
 
-/// Which rule is counted where. A rule keeps its slot for good, so that no count ever goes back.
+/// Which rule is counted where. A rule that goes lets go of its slot only where slots run short; what it counted stays, so
+/// that no count ever goes back.
 #[derive(Debug, Default)]
 struct Slots {
     of: HashMap<Denied, u32>,
     rules: BTreeMap<u32, Denied>,
+    /// Slots that had another rule before, with what had been counted there when it went.
+    free: Vec<(u32, u64)>,
+    /// What was counted in a slot before its rule had it.
+    before: HashMap<u32, u64>,
+    /// What rules have counted in slots that they no longer have.
+    past: HashMap<Denied, u64>,
 }
 
 impl Slots {
@@ -189,13 +271,36 @@ impl Slots {
         if let Some(slot) = self.of.get(denied) {
             return *slot;
         }
-        let next = u32::try_from(self.of.len()).map_or(POLICY_SLOTS, |taken| taken + 1);
-        if next >= POLICY_SLOTS {
-            return 0;
+        let fresh = || u32::try_from(self.of.len() + 1).ok().filter(|next| *next < HIDDEN_SLOT);
+        let Some((slot, before)) = self.free.pop().or_else(|| Some((fresh()?, 0))) else { return 0 };
+        self.of.insert(denied.clone(), slot);
+        self.rules.insert(slot, denied.clone());
+        self.before.insert(slot, before);
+        slot
+    }
+
+    /// Frees the slots of rules that are gone, where more than half of all are taken.
+    fn free_unused(&mut self, used: &HashSet<&Denied>, count: impl Fn(u32) -> u64) {
+        if self.of.len() < POLICY_SLOTS as usize / 2 {
+            return;
         }
-        self.of.insert(denied.clone(), next);
-        self.rules.insert(next, denied.clone());
-        next
+        for (denied, slot) in self.of.extract_if(|denied, _| !used.contains(denied)) {
+            let counted = count(slot);
+            let own = counted.saturating_sub(self.before.remove(&slot).unwrap_or_default());
+            *self.past.entry(denied).or_default() += own;
+            self.rules.remove(&slot);
+            self.free.push((slot, counted));
+        }
+    }
+
+    /// What each rule has counted, wherever it was counted.
+    fn read(&self, count: impl Fn(u32) -> u64) -> HashMap<Denied, u64> {
+        let mut counts = self.past.clone();
+        for (denied, slot) in &self.of {
+            let before = self.before.get(slot).copied().unwrap_or_default();
+            *counts.entry(denied.clone()).or_default() += count(*slot).saturating_sub(before);
+        }
+        counts
     }
 }
 
@@ -204,12 +309,24 @@ impl PolicyDrops {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner).slot(denied)
     }
 
-    /// Packets refused, summed over all CPUs; `None`: by no rule of its own.
-    pub fn read(&self) -> Vec<(Option<Denied>, u64)> {
-        let sum = |slot: u32| self.counts.get(&slot, 0).map_or(0, |values| values.iter().sum());
+    fn free_unused(&self, lowered: &Lowered) {
+        let used = lowered.rules.values().filter_map(|verdict| verdict.denied.as_ref()).collect();
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.free_unused(&used, |slot| self.count(slot));
+    }
+
+    /// Packets counted in a slot, over all CPUs.
+    fn count(&self, slot: u32) -> u64 {
+        self.counts.get(&slot, 0).map_or(0, |values| values.iter().sum())
+    }
+
+    /// Packets refused, by cause.
+    pub fn read(&self) -> Vec<(DropCause, u64)> {
         let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let rules = slots.rules.iter().map(|(slot, denied)| (Some(denied.clone()), sum(*slot)));
-        rules.chain([(None, sum(0))]).collect()
+        let rules = slots.read(|slot| self.count(slot));
+        let rules = rules.into_iter().map(|(denied, count)| (DropCause::Rule(denied), count));
+        let others = [(DropCause::NoRoom, 0), (DropCause::HiddenPorts, HIDDEN_SLOT)];
+        rules.chain(others.map(|(cause, slot)| (cause, self.count(slot)))).collect()
     }
 }
 
@@ -219,14 +336,55 @@ mod tests {
     use crate::model::ObjectName;
 
     #[test]
+    fn the_first_table_meets_nothing_of_an_earlier_agent() {
+        let sides = |sides: &[u8]| sides.iter().copied().collect::<BTreeSet<u8>>();
+        // (sides in use, last set) -> (the first table's side, its first set)
+        for ((used, last), expected) in [
+            ((vec![], None), (0, 0)),
+            ((vec![0], Some(4)), (1, 5)),
+            ((vec![1], Some(0)), (0, 1)),
+            ((vec![0, 1], Some(7)), (2, 8)),
+            ((vec![255], None), (0, 0)),
+            (((0..=254).collect(), None), (255, 0)),
+        ] {
+            let at = Generation::beside(&sides(&used), last);
+            assert_eq!((at.next_side(), at.first_set), expected, "{used:?} {last:?}");
+        }
+    }
+
+    #[test]
     fn rules_keep_their_slots_and_the_last_share_one() {
         let denied = |index| Denied { policy: ObjectName::new("a", "b"), rule: Some(index) };
         let mut slots = Slots::default();
         for index in 0..POLICY_SLOTS as usize + 10 {
-            let expected = u32::try_from(index + 1).expect("few").checked_rem(POLICY_SLOTS);
-            let expected = if index + 1 >= POLICY_SLOTS as usize { Some(0) } else { expected };
-            assert_eq!(Some(slots.slot(&denied(index))), expected, "{index}");
+            let next = u32::try_from(index + 1).expect("few");
+            let expected = if next >= HIDDEN_SLOT { 0 } else { next };
+            assert_eq!(slots.slot(&denied(index)), expected, "{index}");
         }
         assert_eq!(slots.slot(&denied(7)), 8);
+    }
+
+    #[test]
+    fn slots_of_rules_that_are_gone_serve_others_and_no_count_goes_back() {
+        let denied = |index| Denied { policy: ObjectName::new("a", "b"), rule: Some(index) };
+        let mut slots = Slots::default();
+        slots.slot(&denied(0));
+        slots.free_unused(&HashSet::new(), |_| 5);
+        assert_eq!(slots.slot(&denied(0)), 1, "there is room");
+        for index in 0..POLICY_SLOTS as usize {
+            slots.slot(&denied(index));
+        }
+        assert_eq!(slots.slot(&denied(9999)), 0, "all are taken");
+        let (kept, gone) = (denied(3), denied(4));
+        slots.free_unused(&HashSet::from([&kept]), |slot| u64::from(slot) * 10);
+        assert_eq!(slots.slot(&kept), 4);
+        let again = slots.slot(&denied(9999));
+        assert!(again != 0 && again != 4, "slot {again}");
+        // One packet more in every slot: what was counted before belongs to the rules that were there.
+        let counts = slots.read(|slot| u64::from(slot) * 10 + 1);
+        assert_eq!((counts[&kept], counts[&gone], counts[&denied(9999)]), (41, 50, 1));
+        // A rule that comes back counts on.
+        let slot = slots.slot(&gone);
+        assert_eq!(slots.read(|other| u64::from(other) * 10 + u64::from(other == slot) * 3)[&gone], 53);
     }
 }

@@ -215,5 +215,16 @@ pub fn policy_address(address: IpAddr) -> PolicyAddress {
     }
 }
 
+/// The address that the maps keep so.
+pub fn ip_address(kept: PolicyAddress) -> IpAddr {
+    let PolicyAddress { family, address } = kept;
+    if family == 4 {
+        let [a, b, c, d, ..] = address;
+        IpAddr::V4(Ipv4Addr::new(a, b, c, d))
+    } else {
+        IpAddr::V6(address.into())
+    }
+}
+
 #[cfg(test)]
 mod tests;

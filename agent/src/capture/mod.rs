@@ -10,6 +10,7 @@ mod connect;
 mod engine;
 mod error;
 mod events;
+mod expel;
 mod features;
 mod foreign;
 mod glob;
@@ -47,7 +48,7 @@ pub use foreign::{Foreign, HOOKS, Sighting};
 pub use glob::Glob;
 pub use guard::{Fill, Guard, GuardCounters, GuardHandle, GuardOptions, GuardStatus, Push};
 pub use interfaces::{Hooked, Snapshot};
-pub use kernel_policy::{PolicyDrops, PolicyStatus};
+pub use kernel_policy::{DropCause, PolicyDrops, PolicyStatus};
 pub use listener::{CaptureListeners, SpoofingConnector};
 pub use pins::Bpffs;
 pub use programs::{Counters, DESTINATIONS_DEFAULT, OBJECT};
@@ -88,7 +89,7 @@ pub struct CaptureSettings {
 /// What is left in the kernel when the agent stops.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum OnStop {
-    /// Nothing.
+    /// Nothing but what refuses on behalf of policies, where that is pinned.
     #[default]
     Remove,
     /// Programs, maps, rules, routes and the nft table, for the next agent. Without a listener they capture nothing.

@@ -11,6 +11,7 @@ use super::acceleration::{self, Acceleration, AccelerationCounters, Acceleration
 use super::connect::{CgroupChoice, ConnectBalancer, ConnectCounters, ConnectStatus};
 use super::guard::{Guard, GuardCounters, GuardHandle, Push};
 use super::lower::lower;
+use super::pins::{Left, Pins};
 use super::pod_guard::PodGuard;
 use super::programs::Programs;
 use super::{CaptureError, CaptureSettings, PolicyDrops};
@@ -53,7 +54,7 @@ impl Parts {
         let attach = programs.attach_kind();
         let guard =
             settings.guard.clone().map(|options| Guard::load(programs.ebpf(), options)).transpose()?;
-        let pod_guard = PodGuard::load(programs.ebpf(), attach)?;
+        let pod_guard = PodGuard::load(programs.ebpf_and_pins(), attach)?;
         let connect = start_balancing(settings, programs)?;
         let acceleration =
             accelerated.and_then(|cgroup| accelerate(programs.ebpf(), &cgroup, settings.marks.own));
@@ -119,15 +120,16 @@ impl Parts {
         }
     }
 
-    /// Takes every program off. Connections that are accelerated are let be: the kernel keeps what they need as long as they
-    /// last.
-    pub fn detach_all(&mut self) {
+    /// Takes every program off, but what refuses on behalf of policies and outlives the agent: that is left, as answered.
+    /// Connections that are accelerated are let be: the kernel keeps what they need as long as they last.
+    pub fn detach_all(&mut self, pins: &Pins) -> Option<Left> {
         self.acceleration = Err("the agent is stopping".to_owned());
-        self.pod_guard.detach_all();
+        let left = self.pod_guard.end(pins);
         if let Some(guard) = &mut self.guard {
             guard.detach_all();
         }
         self.connect = Err(ConnectStatus::default());
+        left
     }
 }
 

@@ -86,6 +86,15 @@ struct Place {
     taken: BTreeSet<String>,
 }
 
+/// What a stop leaves to the next agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Left {
+    /// The links whose names begin so.
+    pub links: &'static str,
+    /// The maps of these names.
+    pub maps: &'static [&'static str],
+}
+
 /// A program's place on a hook. Dropped, a pinned one stays and one that is not pinned goes.
 #[derive(Debug)]
 pub struct Link {
@@ -178,6 +187,14 @@ impl Pins {
         Ok(Link { path: Some(path), held: Held::Made(pinned.into()) })
     }
 
+    /// Spares a link of this name from [`Pins::sweep`]: this agent could not put its program into its place, and what an
+    /// earlier one has there is better than nothing.
+    pub fn spare(&mut self, name: String) {
+        if let Ok(place) = &mut self.place {
+            place.taken.insert(name);
+        }
+    }
+
     /// Lets go of what an earlier agent left and this one did not take over: links, and maps of other layouts.
     pub fn sweep(&self) {
         let Ok(place) = &self.place else { return };
@@ -191,10 +208,24 @@ impl Pins {
         }
     }
 
-    /// Lets go of everything. Answers what could not be removed.
-    pub fn remove(self) -> Result<(), CaptureError> {
-        match self.place {
-            Ok(place) => {
+    /// Whether a link whose name begins so is pinned.
+    pub fn has_link(&self, begins: &str) -> bool {
+        self.place.as_ref().is_ok_and(|place| entries(&place.links).any(|name| name.starts_with(begins)))
+    }
+
+    /// Lets go of everything but what is left to the next agent. Answers what could not be removed.
+    pub fn remove(self, but: Option<Left>) -> Result<(), CaptureError> {
+        match (self.place, but) {
+            (Ok(place), Some(but)) => {
+                let unwanted = |directory: &Path, keeps: &dyn Fn(&str) -> bool| {
+                    let names = entries(directory).filter(|name| !keeps(name));
+                    names.for_each(|name| unpin(&directory.join(name)));
+                };
+                unwanted(&place.links, &|name| name.starts_with(but.links));
+                unwanted(&place.maps, &|name| but.maps.contains(&name));
+                Ok(())
+            }
+            (Ok(place), None) => {
                 clear(&place.root);
                 if place.base == Path::new(USUAL_DIRECTORY) {
                     // Agents of other namespaces may have theirs there.
@@ -202,7 +233,7 @@ impl Pins {
                 }
                 gone(&place.root)
             }
-            Err(_) => Ok(()),
+            (Err(_), _) => Ok(()),
         }
     }
 
@@ -318,7 +349,7 @@ mod tests {
         assert_eq!(pins.map("COUNTERS"), None);
         let stdin = std::io::stdin();
         assert!(pins.take_over("x", std::os::fd::AsFd::as_fd(&stdin)).is_none());
-        pins.remove().unwrap();
+        pins.remove(None).unwrap();
     }
 
     #[test]

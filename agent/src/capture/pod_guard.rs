@@ -1,24 +1,30 @@
 //! The guard on pods' interfaces: policy in the kernel. Its programs are attached only while some pod is under policy.
+//!
+//! Fail-closed: pinned, it outlives the agent however that ends, with the last rules. Only an agent whose table has no such
+//! policies takes it off, or `sluice cleanup`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::mem::ManuallyDrop;
 
 use aya::Ebpf;
-use aya::programs::tc::{
-    NlOptions, SchedClassifierLink, TcAttachOptions, qdisc_add_clsact, qdisc_detach_program,
-};
-use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
+use aya::programs::tc::{SchedClassifierLink, qdisc_detach_program};
+use aya::programs::{SchedClassifier, TcAttachType};
 
 use super::CaptureError;
-use super::kernel_policy::{KernelPolicy, PolicyDrops, PolicyStatus};
-use super::pins::innermost;
+use super::hook::{self, Place, attach_clsact, attach_tcx};
+use super::kernel_policy::{self, KernelPolicy, PolicyDrops, PolicyStatus};
+use super::pins::{Left, Link, Pins};
 use super::programs::{Attach, load_error};
 use crate::compile::RoutingTable;
 
-/// Where the filters of the clsact qdisc sit: after capture at ingress, whose packets need no note.
-const CLSACT_PRIORITY: u16 = 2;
+/// What the names of pinned links begin with.
+const PIN: &str = "policy-";
+/// Notes of what the pod begins. As a clsact filter it comes after capture's, whose packets need no note.
+const WATCH: Place = Place { side: TcAttachType::Ingress, pin: "policy-ingress", priority: 2 };
+/// Verdicts on what enters the pod.
+const GUARD: Place = Place { side: TcAttachType::Egress, pin: "policy-egress", priority: 2 };
 /// The programs and their hooks, in the order in which they are attached: notes first, then verdicts.
-pub const HOOKS: [(&str, TcAttachType); 2] =
-    [("watch_pod", TcAttachType::Ingress), ("guard_pod", TcAttachType::Egress)];
+pub const HOOKS: [(&str, Place); 2] = [("watch_pod", WATCH), ("guard_pod", GUARD)];
 
 /// Programs, maps and attachments of policy.
 pub struct PodGuard {
@@ -29,17 +35,40 @@ pub struct PodGuard {
     swept: BTreeSet<u32>,
     failed: BTreeMap<u32, (String, String)>,
     status: PolicyStatus,
+    /// Whether the programs stay when the agent is gone.
+    outlives: bool,
+    /// Whether connections may be open that the rules now refuse.
+    unjudged: bool,
 }
 
-/// An interface with both programs. Dropping it takes them off.
+/// An interface with both programs.
 struct Guarded {
     interface: String,
-    _links: Vec<SchedClassifierLink>,
+    held: Vec<Held>,
+}
+
+/// What holds a program in its place. Dropped, it stays there unless it is a link that is not pinned.
+enum Held {
+    Link(Link),
+    Filter(ManuallyDrop<SchedClassifierLink>),
+}
+
+impl Guarded {
+    /// Takes both off, verdicts first.
+    fn detach(self) {
+        for held in self.held.into_iter().rev() {
+            match held {
+                Held::Link(link) => link.detach(),
+                // It goes with the value; the interface may be gone already.
+                Held::Filter(link) => drop(ManuallyDrop::into_inner(link)),
+            }
+        }
+    }
 }
 
 impl PodGuard {
     /// Loads the programs; nothing is attached yet.
-    pub fn load(ebpf: &mut Ebpf, attach: Attach) -> Result<Self, CaptureError> {
+    pub fn load((ebpf, pins): (&mut Ebpf, &mut Pins), attach: Attach) -> Result<Self, CaptureError> {
         for (name, _) in HOOKS {
             program(ebpf, name).load().map_err(|source| load_error(name, source))?;
         }
@@ -50,12 +79,17 @@ impl PodGuard {
             swept: BTreeSet::new(),
             failed: BTreeMap::new(),
             status: PolicyStatus::default(),
+            outlives: pins.directory().is_ok(),
+            unjudged: false,
         })
     }
 
     /// Puts a table's policies in force.
     pub fn apply(&mut self, table: &RoutingTable) -> Result<(), CaptureError> {
-        self.status = self.policy.apply(table)?;
+        let before = self.policy.revision();
+        let applied = self.policy.apply(table);
+        self.unjudged |= self.policy.revision() != before;
+        self.status = applied?;
         let PolicyStatus { closed, left_out, .. } = self.status;
         if closed > 0 {
             tracing::error!(
@@ -73,25 +107,48 @@ impl PodGuard {
     }
 
     /// Guards these interfaces of pods, by index, and no others.
-    pub fn follow(&mut self, ebpf: &mut Ebpf, pods: &BTreeMap<u32, String>) {
+    pub fn follow(&mut self, (ebpf, pins): (&mut Ebpf, &mut Pins), pods: &BTreeMap<u32, String>) {
         let wanted = |index: &u32, name: &String| pods.get(index) == Some(name);
         let active = self.policy.is_active();
-        self.links.retain(|index, guarded| active && wanted(index, &guarded.interface));
+        for (_, gone) in self.links.extract_if(.., |index, held| !active || !wanted(index, &held.interface)) {
+            gone.detach();
+        }
         self.failed.retain(|index, (name, _)| active && wanted(index, name));
         self.swept.retain(|index| pods.contains_key(index));
         for (index, name) in pods {
-            if self.swept.insert(*index) && self.attach == Attach::Clsact {
-                sweep(name);
-            }
+            let first_look = self.swept.insert(*index);
             if active && !self.links.contains_key(index) {
-                self.guard(ebpf, *index, name);
+                self.guard((ebpf, pins), *index, name);
+            } else if first_look && !active && self.attach == Attach::Clsact {
+                sweep(name);
             }
         }
     }
 
-    /// Takes every program off.
-    pub fn detach_all(&mut self) {
-        self.links.clear();
+    /// The agent stops: what is pinned is left to the next one, all else taken off.
+    pub fn end(&mut self, pins: &Pins) -> Option<Left> {
+        let left = match self.attach {
+            // An agent that could not start may have taken over nothing of an earlier one's.
+            Attach::Tcx => pins.has_link(PIN),
+            Attach::Clsact => self.outlives && !self.links.is_empty(),
+        };
+        if left {
+            tracing::info!(
+                "policies stay in force at this node's pods; an agent without them lifts them, or `sluice cleanup`"
+            );
+            return Some(Left { links: PIN, maps: &kernel_policy::MAPS });
+        }
+        if !self.links.is_empty() {
+            tracing::warn!("nothing is pinned: policies at this node's pods end with the agent");
+        }
+        std::mem::take(&mut self.links).into_values().for_each(Guarded::detach);
+        None
+    }
+
+    /// The guarded interfaces, where connections may be open that their pods' rules refuse by now; told once.
+    pub fn unjudged(&mut self) -> Option<BTreeSet<u32>> {
+        let due = std::mem::take(&mut self.unjudged) && !self.links.is_empty();
+        due.then(|| self.links.keys().copied().collect())
     }
 
     /// Interfaces of pods that should be guarded and are not, with the reason.
@@ -101,7 +158,7 @@ impl PodGuard {
 
     /// What is enforced.
     pub fn status(&self) -> PolicyStatus {
-        self.status
+        PolicyStatus { outlives: self.outlives, ..self.status }
     }
 
     /// What was refused, readable from anywhere.
@@ -109,15 +166,29 @@ impl PodGuard {
         self.policy.drops()
     }
 
-    fn guard(&mut self, ebpf: &mut Ebpf, index: u32, interface: &str) {
-        let links = HOOKS.into_iter().map(|(name, hook)| self.attach_one(ebpf, interface, (name, hook)));
-        match links.collect::<Result<Vec<_>, _>>() {
-            Ok(links) => {
+    fn guard(&mut self, (ebpf, pins): (&mut Ebpf, &mut Pins), index: u32, interface: &str) {
+        let mut held = Vec::new();
+        let attached = HOOKS.into_iter().try_for_each(|hook| {
+            held.push(self.attach_one((&mut *ebpf, &mut *pins), (index, interface), hook)?);
+            Ok(())
+        });
+        let guarded = Guarded { interface: interface.to_owned(), held };
+        match attached {
+            Ok(()) => {
                 self.failed.remove(&index);
-                self.links.insert(index, Guarded { interface: interface.to_owned(), _links: links });
+                self.links.insert(index, guarded);
+                self.unjudged = true;
                 tracing::info!(interface, "guarded");
             }
-            Err(reason) => {
+            Err(error) => {
+                // An earlier agent's programs stay where they are: better the last rules than none.
+                for (_, place) in HOOKS {
+                    pins.spare(place.pin_of(index));
+                }
+                let reason = match error {
+                    CaptureError::Interface { reason, .. } => reason,
+                    other => other.to_string(),
+                };
                 let reason = format!("policy is not enforced: {reason}");
                 let known = self.failed.insert(index, (interface.to_owned(), reason.clone()));
                 if known.is_none_or(|(_, before)| before != reason) {
@@ -129,29 +200,30 @@ impl PodGuard {
 
     fn attach_one(
         &self,
-        ebpf: &mut Ebpf,
-        interface: &str,
-        (name, hook): (&str, TcAttachType),
-    ) -> Result<SchedClassifierLink, String> {
-        let options = match self.attach {
-            Attach::Tcx => TcAttachOptions::TcxOrder(LinkOrder::first()),
-            Attach::Clsact => {
-                // The qdisc may be there already; if it could not be made, attaching says so.
-                let _ = qdisc_add_clsact(interface);
-                TcAttachOptions::Netlink(NlOptions { priority: CLSACT_PRIORITY, ..NlOptions::default() })
-            }
-        };
+        (ebpf, pins): (&mut Ebpf, &mut Pins),
+        (index, interface): (u32, &str),
+        (name, place): (&str, Place),
+    ) -> Result<Held, CaptureError> {
         let program = program(ebpf, name);
-        let link = program.attach_with_options(interface, hook, options);
-        link.and_then(|link| program.take_link(link)).map_err(|error| innermost(&error))
+        let held = match self.attach {
+            Attach::Tcx => attach_tcx(program, pins, place, (index, interface)),
+            Attach::Clsact => attach_clsact(program, place, (interface, name)),
+        }?;
+        match held {
+            hook::Held::Tcx(link) => Ok(Held::Link(link)),
+            hook::Held::Clsact(link) => {
+                let link = program.take_link(link).map_err(|error| hook::refused(interface, &error))?;
+                Ok(Held::Filter(ManuallyDrop::new(link)))
+            }
+        }
     }
 }
 
 /// Takes off the filters that a killed agent has left.
 fn sweep(interface: &str) {
-    for (name, hook) in HOOKS {
+    for (name, place) in HOOKS {
         // Nothing there is the ordinary case.
-        let _ = qdisc_detach_program(interface, hook, name);
+        let _ = qdisc_detach_program(interface, place.side, name);
     }
 }
 

@@ -13,19 +13,28 @@ use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
 
 use super::events::Flows;
 use super::guard::Guard;
-use super::hook::{Held, attach_clsact, attach_tcx};
+use super::hook::{CAPTURE, Held, attach_clsact, attach_tcx};
 use super::interfaces::Hooked;
 use super::layout::layout;
 use super::listener::CaptureListeners;
 use super::mirror::Mirror;
-use super::pins::Pins;
+use super::pins::{Left, Pins};
 use super::{CaptureError, CaptureSettings, MapUse};
 use super::{acceleration, connect};
 
 /// The object that the build script made, aligned as the ELF reader asks.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice-ebpf.o"));
 /// Maps whose contents the next agent carries on.
-pub const PINNED: [&str; 4] = ["DESTINATIONS", "LOCAL_ADDRESSES", "LISTENERS", "COUNTERS"];
+pub const PINNED: [&str; 8] = [
+    "DESTINATIONS",
+    "LOCAL_ADDRESSES",
+    "LISTENERS",
+    "COUNTERS",
+    "POLICY_PODS",
+    "POLICY_SOURCES",
+    "POLICY_RULES",
+    "POLICY_FLOWS",
+];
 /// How many destinations can be captured unless something else is said.
 pub const DESTINATIONS_DEFAULT: u32 = 65_536;
 
@@ -171,15 +180,20 @@ impl Programs {
         std::mem::forget(self);
     }
 
-    /// Takes every program off and removes the pins.
-    pub fn remove(mut self) -> Result<(), CaptureError> {
+    /// Takes every program off and removes the pins; `but`: what is left to the next agent.
+    pub fn remove(mut self, but: Option<Left>) -> Result<(), CaptureError> {
         self.detach_all();
-        self.pins.remove()
+        self.pins.remove(but)
     }
 
     /// The object, for those who load and own further programs of it.
     pub fn ebpf(&mut self) -> &mut Ebpf {
         &mut self.ebpf
+    }
+
+    /// As above, with the pins for what they attach.
+    pub fn ebpf_and_pins(&mut self) -> (&mut Ebpf, &mut Pins) {
+        (&mut self.ebpf, &mut self.pins)
     }
 
     /// How programs are attached.
@@ -218,8 +232,8 @@ impl Programs {
     pub fn attach(&mut self, index: u32, interface: &str, hook: Hooked) -> Result<(), CaptureError> {
         let program = classifier(&mut self.ebpf, hook);
         let held = match self.attach {
-            Attach::Tcx => attach_tcx(program, &mut self.pins, (index, interface)),
-            Attach::Clsact => attach_clsact(program, interface, hook.program()),
+            Attach::Tcx => attach_tcx(program, &mut self.pins, CAPTURE, (index, interface)),
+            Attach::Clsact => attach_clsact(program, CAPTURE, (interface, hook.program())),
         }?;
         self.links.insert(index, Attached { interface: interface.to_owned(), hook, held });
         Ok(())

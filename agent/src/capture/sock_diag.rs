@@ -1,6 +1,6 @@
 //! The kernel's `sock_diag`, as bytes: asking for all sockets of a kind, and for the end of one (`linux/inet_diag.h`).
 //!
-//! Pure; who sends the bytes is [`super::vanished`].
+//! Pure; who sends the bytes is [`super::vanished`] and [`super::expel`].
 
 /// `SOCK_DIAG_BY_FAMILY`.
 const ASK: u16 = 20;
@@ -21,7 +21,8 @@ const _: () = assert!(REQUEST == HEADER + 8 + ID);
 /// `inet_diag_sockid`: ports, addresses, interface, cookie.
 pub const ID: usize = 48;
 /// All states but those of connections that are over, and of listeners.
-const STATES: u32 = !((1 << 6) | (1 << 7) | (1 << 10));
+const STATES: u32 = !((1 << 6) | (1 << 7) | LISTENERS);
+const LISTENERS: u32 = 1 << 10;
 
 /// Sockets of one family and protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +44,12 @@ impl SocketId {
         half(40) | (half(44) << 32)
     }
 
+    /// Its own port and address, as they lie in memory. IPv4 is in the first word.
+    pub fn own(&self) -> (u16, [u32; 4]) {
+        let port = u16::from_ne_bytes([self.0[0], self.0[1]]);
+        (port, [4, 8, 12, 16].map(|at| word(&self.0[at..])))
+    }
+
     /// The other end's port and address, as they lie in memory. IPv4 is in the first word.
     pub fn peer(&self) -> (u16, [u32; 4]) {
         let port = u16::from_ne_bytes([self.0[2], self.0[3]]);
@@ -62,6 +69,13 @@ pub enum Answers {
 /// Asks for all sockets of a kind.
 pub fn ask(kind: Kind) -> [u8; REQUEST] {
     request(ASK, NLM_F_DUMP, kind, &SocketId([0; ID]))
+}
+
+/// Asks for all listeners of a kind.
+pub fn ask_listeners(kind: Kind) -> [u8; REQUEST] {
+    let mut bytes = ask(kind);
+    bytes[HEADER + 4..HEADER + 8].copy_from_slice(&LISTENERS.to_ne_bytes());
+    bytes
 }
 
 /// Asks for the end of a socket.
@@ -150,6 +164,8 @@ mod tests {
         assert_eq!(bytes[16..18], [2, 17]);
         assert_eq!(SocketId(bytes[24..72].try_into().expect("48 bytes")), socket(7));
         assert_eq!(ask(KIND)[4..8], [20, 0, 1, 3]);
+        assert_eq!(ask(KIND)[20..24], 0xffff_fb3f_u32.to_ne_bytes());
+        assert_eq!(ask_listeners(KIND)[20..24], 0x400_u32.to_ne_bytes());
     }
 
     #[test]
@@ -157,6 +173,9 @@ mod tests {
         let id = socket(0x1_0000_0002);
         assert_eq!(id.cookie(), 0x1_0000_0002);
         assert_eq!(id.peer(), (5353_u16.to_be(), [u32::from_ne_bytes([10, 0, 0, 1]), 0, 0, 0]));
+        let mut own = [0; ID];
+        own[..8].copy_from_slice(&[0, 80, 0, 0, 10, 0, 0, 9]);
+        assert_eq!(SocketId(own).own(), (80_u16.to_be(), [u32::from_ne_bytes([10, 0, 0, 9]), 0, 0, 0]));
     }
 
     #[test]

@@ -133,9 +133,7 @@ fn find(sockets: &Sockets, gone: &BTreeSet<End>) -> Found {
 
 fn close_in(namespace: &File, found: &HashSet<(u64, End)>, sought: &Sought) -> io::Result<()> {
     setns(namespace, CloneFlags::CLONE_NEWNET)?;
-    let netlink =
-        Socket::new(Domain::from(libc::AF_NETLINK), Type::DGRAM, Some(Protocol::from(NETLINK_SOCK_DIAG)))?;
-    netlink.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+    let netlink = open_sock_diag()?;
     for kind in KINDS {
         if !found.iter().any(|(_, backend)| backend.protocol == kind.protocol) {
             continue;
@@ -157,8 +155,16 @@ fn close_in(namespace: &File, found: &HashSet<(u64, End)>, sought: &Sought) -> i
     Ok(())
 }
 
+/// A socket that the kernel answers about the sockets of the calling thread's namespace.
+pub(super) fn open_sock_diag() -> io::Result<Socket> {
+    let protocol = Some(Protocol::from(NETLINK_SOCK_DIAG));
+    let netlink = Socket::new(Domain::from(libc::AF_NETLINK), Type::DGRAM, protocol)?;
+    netlink.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+    Ok(netlink)
+}
+
 /// Sends a request and collects the sockets of its answers.
-fn exchange(netlink: &Socket, request: &[u8]) -> io::Result<Vec<SocketId>> {
+pub(super) fn exchange(netlink: &Socket, request: &[u8]) -> io::Result<Vec<SocketId>> {
     let mut netlink = netlink;
     netlink.send(request)?;
     let mut sockets = Vec::new();

@@ -101,11 +101,12 @@ pub(super) struct CaptureArgs {
     /// The routing table of the deliver mark; none of the kernel's own (0 and 253 to 255).
     #[arg(long, env = "SLUICE_ROUTE_TABLE", value_parser = table, default_value_t = 1510)]
     route_table: u32,
-    /// What a stop leaves in the kernel. `remove`: nothing. `keep`: what captures, for the next agent; needs pins.
+    /// What a stop leaves in the kernel. `remove`: nothing but the policies of pods, where they are pinned. `keep`: also what
+    /// captures, and the guard, for the next agent; needs pins.
     #[arg(long, env = "SLUICE_ON_STOP", value_enum, default_value_t = StopMode::Remove)]
     on_stop: StopMode,
     /// Where maps and links are pinned, a directory on a BPF file system, or `off`. Default: /sys/fs/bpf/sluice where a
-    /// BPF file system is mounted at /sys/fs/bpf, else nothing is pinned.
+    /// BPF file system is mounted at /sys/fs/bpf, else nothing is pinned, and the policies of pods end with the agent.
     #[arg(long, env = "SLUICE_BPFFS", value_name = "DIR|off")]
     bpffs: Option<Bpffs>,
     /// How many destinations the kernel's map holds; those beyond go direct.

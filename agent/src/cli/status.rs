@@ -96,8 +96,13 @@ fn capture(status: &Status) -> Vec<String> {
     lines.extend(balancing(&capture.connect));
     let policy = &capture.policy;
     if policy.pods > 0 {
-        let PolicyStatus { pods, closed, left_out } = policy;
-        lines.push(format!("             {pods} addresses of pods under policy"));
+        let PolicyStatus { pods, closed, left_out, outlives_agent } = policy;
+        let then = if *outlives_agent {
+            "stays in force when the agent is gone"
+        } else {
+            "ENDS WITH THE AGENT, as nothing is pinned"
+        };
+        lines.push(format!("             {pods} addresses of pods under policy, which {then}"));
         if closed + left_out > 0 {
             lines.push(format!(
                 "             {closed} CLOSED and {left_out} NOT ENFORCED in the kernel for lack of room"

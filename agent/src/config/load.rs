@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
+use super::closing;
 use super::link::{LinkedObject, link};
 use super::node;
 use super::object::{Header, Object, ObjectId, Rejected, read_objects};
@@ -22,6 +23,8 @@ pub struct State {
     files: BTreeMap<Arc<str>, FileState>,
     /// The objects in force, last good ones among them.
     in_force: BTreeMap<ObjectId, Arc<Object>>,
+    /// What stands in for policies of which no version could be read; `None`: nothing has been read yet.
+    stand_ins: Option<BTreeMap<ObjectId, Arc<Object>>>,
 }
 
 /// One file, as it was last read.
@@ -228,21 +231,26 @@ impl InForce {
 /// Puts the files together.
 fn assemble(previous: &State, files: BTreeMap<Arc<str>, FileState>) -> State {
     let InForce { objects: in_force, kept, duplicates } = InForce::choose(previous, &files);
-    let objects: Vec<Arc<Object>> = in_force.values().cloned().collect();
-    let (model, linked) = link(&objects);
     let rejected = || files.values().flat_map(|state| &state.rejected);
+    let known = |id: &ObjectId| in_force.contains_key(id);
+    let stand_ins = closing::stand_ins(rejected(), known, previous.stand_ins.as_ref());
+    let all: BTreeMap<_, _> = in_force.iter().chain(&stand_ins).collect();
+    let objects: Vec<Arc<Object>> = all.into_values().cloned().collect();
+    let (model, linked) = link(&objects);
     let rejected_ids: BTreeSet<&ObjectId> = rejected().map(|rejected| &rejected.header.id).collect();
     let mut reports = duplicates;
     for (object, linked) in objects.iter().zip(linked) {
         let id = &object.header.id;
-        // A last good version is told of by the report of the version that is refused.
-        if !(kept.contains(id) && rejected_ids.contains(id)) {
+        // A last good version, or a stand-in, is told of by the report of the version that is refused.
+        if !(rejected_ids.contains(id) && (kept.contains(id) || stand_ins.contains_key(id))) {
             reports.push(object_report(object, linked));
         }
     }
     reports.extend(rejected().map(|rejected| {
         let last_good = kept.contains(&rejected.header.id);
-        report(&rejected.header, ObjectState::Rejected { last_good }, rejected.messages.clone())
+        let stand_in = stand_ins.get(&rejected.header.id).map(|_| closing::message(&rejected.header));
+        let messages = rejected.messages.iter().cloned().chain(stand_in).collect();
+        report(&rejected.header, ObjectState::Rejected { last_good }, messages)
     }));
     reports.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
     let file_reports = files.iter().map(|(path, state)| FileReport {
@@ -251,7 +259,7 @@ fn assemble(previous: &State, files: BTreeMap<Arc<str>, FileState>) -> State {
         messages: state.messages.clone(),
     });
     let report = Report { files: file_reports.collect(), objects: reports };
-    State { model, report, files, in_force }
+    State { model, report, files, in_force, stand_ins: Some(stand_ins) }
 }
 
 fn duplicate_report(header: &Header, winner: &Header) -> ObjectReport {

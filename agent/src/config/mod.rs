@@ -1,6 +1,7 @@
 //! Documents -> [`crate::model::Model`]: read, checked, watched and reported on. A wrong document is reported on
 //! itself and changes nothing else; its last good version stays.
 
+mod closing;
 mod field;
 mod kinds;
 mod link;

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::closing;
 use super::field::Field;
 use super::kinds::{self, Spec};
 use super::node::{DecodeError, Node};
@@ -57,6 +58,8 @@ pub(crate) struct Rejected {
     pub header: Header,
     /// Why.
     pub messages: Vec<Message>,
+    /// What stands in for it where no version of it is known.
+    pub stand_in: Option<Arc<Object>>,
 }
 
 impl Object {
@@ -195,7 +198,10 @@ fn read_object(file: &Arc<str>, node: Node) -> Result<Object, Box<Rejected>> {
             let node = kind.keeps_lines().then(|| Arc::new(node));
             Ok(Object { header, created, spec, messages, not_enforced, node })
         }
-        _ => Err(Box::new(Rejected { header, messages })),
+        _ => {
+            let stand_in = closing::stand_in(&node, &header, meta.as_ref());
+            Err(Box::new(Rejected { header, messages, stand_in }))
+        }
     }
 }
 

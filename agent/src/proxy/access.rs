@@ -4,6 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::Context;
+use crate::net::ConnectSource;
 
 /// What a refusal is called, in answers and in the access log.
 pub(super) const ACCESS_DENIED: &str = "rbac_access_denied";
@@ -31,12 +32,22 @@ pub(super) fn may_reach(context: &Context, client: IpAddr, endpoint: SocketAddr)
     context.tables.load().check_access(client, endpoint).is_ok()
 }
 
-/// Waits until a client may no longer reach an endpoint.
-pub(super) async fn until_refused(context: &Context, client: IpAddr, endpoint: SocketAddr) {
+/// As above, of an endpoint that only the node's NAT may understand.
+pub(super) fn may_go_on(context: &Context, client: IpAddr, endpoint: (SocketAddr, ConnectSource)) -> bool {
+    let (address, source) = endpoint;
+    let known = source != ConnectSource::Translated || check_translated(context).is_ok();
+    known && may_reach(context, client, address)
+}
+
+/// Waits until a client may no longer reach an endpoint. One that only the node's NAT understands is refused once there are
+/// policies, like a connection that would be made then.
+pub(super) async fn until_refused(context: &Context, client: IpAddr, endpoint: (SocketAddr, ConnectSource)) {
+    let (address, source) = endpoint;
     loop {
         // A change from here on is not missed.
         let changed = context.table_changed.notified();
-        if check(context, client, endpoint).is_err() {
+        let known = if source == ConnectSource::Translated { check_translated(context) } else { Ok(()) };
+        if known.and_then(|()| check(context, client, address)).is_err() {
             return;
         }
         changed.await;

@@ -37,6 +37,11 @@ impl Dial {
         Self { cluster: None, original, unknown: true }
     }
 
+    /// Whom the endpoint sees.
+    fn source(&self, peer: SocketAddr) -> ConnectSource {
+        if self.unknown { ConnectSource::Translated } else { ConnectSource::Pod(peer.ip()) }
+    }
+
     /// An endpoint of the service; of a headless one, the endpoint that the client dialled.
     pub(super) fn frontend(frontend: &Frontend, original: SocketAddr) -> Self {
         let cluster = (!frontend.headless).then(|| frontend.tcp.clone());
@@ -77,7 +82,7 @@ pub(super) struct Undialled {
 /// Connects to an endpoint, and to another one where the first can't be reached.
 pub(super) async fn dial(context: &Context, peer: SocketAddr, dial: &Dial) -> Result<Dialled, Undialled> {
     let Some(cluster) = &dial.cluster else {
-        let source = if dial.unknown { ConnectSource::Translated } else { ConnectSource::Pod(peer.ip()) };
+        let source = dial.source(peer);
         let translated = if dial.unknown { access::check_translated(context) } else { Ok(()) };
         if translated.and_then(|()| access::check(context, peer.ip(), dial.original)).is_err() {
             return Err(refused(dial.original));
@@ -142,9 +147,10 @@ pub(super) async fn serve(
     dialled: Option<Result<Dialled, Undialled>>,
 ) {
     let start = (SystemTime::now(), Instant::now());
+    let peer = downstream.peer;
     let dialled = match dialled {
         Some(dialled) => dialled,
-        None => dial(context, downstream.peer, &to).await,
+        None => dial(context, peer, &to).await,
     };
     let upstream = match &dialled {
         Ok(dialled) => Some(dialled.address),
@@ -160,7 +166,7 @@ pub(super) async fn serve(
     match dialled {
         Ok(mut dialled) => {
             context.recorder.connection_opened(&record(&downstream, &to, start, &ended));
-            ended.relayed = relay_with_prefix(context, &mut downstream, &mut dialled).await;
+            ended.relayed = relay_with_prefix(context, &mut downstream, &mut dialled, to.source(peer)).await;
             (ended.flags, ended.details) = outcome(ended.relayed.failure.as_ref());
         }
         Err(undialled) => {
@@ -184,16 +190,21 @@ struct Ended {
     details: &'static str,
 }
 
-async fn relay_with_prefix(context: &Context, downstream: &mut Downstream, dialled: &mut Dialled) -> Relayed {
+async fn relay_with_prefix(
+    context: &Context,
+    downstream: &mut Downstream,
+    dialled: &mut Dialled,
+    source: ConnectSource,
+) -> Relayed {
     // A connection that was dialled before the client spoke may have been allowed when it was.
-    let refused = access::until_refused(context, downstream.peer.ip(), dialled.address);
+    let refused = access::until_refused(context, downstream.peer.ip(), (dialled.address, source));
     let upstream = &mut dialled.io;
     if let Some(error) = dialled.client_error.take() {
         let _ = upstream.set_zero_linger();
         return Relayed { failure: Some(RelayFailure::Downstream(error)), ..Relayed::default() };
     }
     let prefix = std::mem::take(&mut downstream.read);
-    let allowed = access::may_reach(context, downstream.peer.ip(), dialled.address);
+    let allowed = access::may_go_on(context, downstream.peer.ip(), (dialled.address, source));
     if allowed
         && !prefix.is_empty()
         && let Err(error) = upstream.write_all(&prefix).await

@@ -38,14 +38,9 @@ pub async fn behind(
     handle: &Handle,
     interfaces: &BTreeSet<u32>,
 ) -> Result<HashMap<IpAddr, u64>, rtnetlink::Error> {
-    let ids = ids_behind(handle, interfaces).await?;
-    let namespaces = tokio::task::spawn_blocking(namespaces).await.unwrap_or_default();
     let mut found = HashMap::new();
     let mut contested = HashSet::new();
-    for namespace in namespaces {
-        if !id_of(handle, &namespace.file).await.is_some_and(|id| ids.contains(&id)) {
-            continue;
-        }
+    for namespace in those_behind(handle, interfaces).await? {
         for address in namespace.addresses {
             if found.insert(address, namespace.cookie).is_some_and(|other| other != namespace.cookie) {
                 contested.insert(address);
@@ -53,6 +48,30 @@ pub async fn behind(
         }
     }
     found.retain(|address, _| !contested.contains(address));
+    Ok(found)
+}
+
+/// The namespaces behind the pod interfaces of these indexes.
+pub async fn files_behind(
+    handle: &Handle,
+    interfaces: &BTreeSet<u32>,
+) -> Result<Vec<File>, rtnetlink::Error> {
+    let found = those_behind(handle, interfaces).await?;
+    Ok(found.into_iter().map(|namespace| namespace.file).collect())
+}
+
+async fn those_behind(
+    handle: &Handle,
+    interfaces: &BTreeSet<u32>,
+) -> Result<Vec<Namespace>, rtnetlink::Error> {
+    let ids = ids_behind(handle, interfaces).await?;
+    let namespaces = tokio::task::spawn_blocking(namespaces).await.unwrap_or_default();
+    let mut found = Vec::new();
+    for namespace in namespaces {
+        if id_of(handle, &namespace.file).await.is_some_and(|id| ids.contains(&id)) {
+            found.push(namespace);
+        }
+    }
     Ok(found)
 }
 

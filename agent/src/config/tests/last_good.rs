@@ -38,6 +38,54 @@ fn a_good_change_is_taken() {
     assert_eq!(messages(&state.report, Severity::Info), [""; 0]);
 }
 
+/// `name:selector:rules` of all policies, the number of rules at the end.
+fn policies(state: &State) -> Vec<String> {
+    let policies = state.model.authorization.iter();
+    policies.map(|one| format!("{}:{:?}:{}", one.name.name, one.selector, one.rules.len())).collect()
+}
+
+fn policy(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}}}\nspec: {spec}\n---\n"
+    )
+}
+
+#[test]
+fn a_policy_that_was_never_read_closes_its_pods_from_the_start() {
+    let good = "{selector: {matchLabels: {app: web}}, rules: [{}]}";
+    let bad = "{selector: {matchLabels: {app: web}}, action: DENI, rules: [{}]}";
+    for (spec, expected) in [
+        (good, vec![r#"p:{"app": "web"}:1"#]),
+        (bad, vec![r#"p:{"app": "web"}:0"#]),
+        ("{selector: {matchLabels: [web]}, action: DENY}", vec!["p:{}:0"]),
+        ("[]", vec!["p:{}:0"]),
+        // What would not be enforced if it were valid.
+        ("{action: AUDIT, rules: [{from: 1}]}", vec![]),
+        ("{action: CUSTOM, rules: 1}", vec![]),
+        ("{targetRefs: [{}], rules: 1}", vec![]),
+    ] {
+        let state = load(&State::default(), vec![file("a.yaml", &policy("p", spec))]);
+        assert_eq!(policies(&state), expected, "{spec}");
+        let errors = messages(&state.report, Severity::Error);
+        let told = errors.iter().any(|error| error.contains("nobody gets into the pods that it selects"));
+        assert_eq!(told, spec != good && !expected.is_empty(), "{spec}: {errors:?}");
+    }
+    let [b, c] = [service("b", "1"), service("c", "2")].map(|text| file("b.yaml", &text));
+    let first = load(&State::default(), vec![file("a.yaml", &policy("p", bad)), b.clone()]);
+    assert_eq!(states(&first), ["rejected", "applied"]);
+    // It stands as long as nobody mends it, whatever else changes.
+    let second = load(&first, vec![file("a.yaml", &policy("p", bad)), c.clone()]);
+    assert_eq!(policies(&second), [r#"p:{"app": "web"}:0"#]);
+    let mended = load(&second, vec![file("a.yaml", &policy("p", good)), c.clone()]);
+    assert_eq!(policies(&mended), [r#"p:{"app": "web"}:1"#]);
+    assert_eq!(policies(&load(&second, vec![c.clone()])), [""; 0], "it is gone with its file");
+    // A last good version stays, and one that comes later as a wrong one was never in force.
+    let broken = load(&mended, vec![file("a.yaml", &policy("p", bad)), c]);
+    assert_eq!(policies(&broken), [r#"p:{"app": "web"}:1"#]);
+    let late = load(&load(&State::default(), vec![b.clone()]), vec![file("a.yaml", &policy("p", bad)), b]);
+    assert_eq!(policies(&late), [""; 0]);
+}
+
 #[test]
 fn a_broken_file_keeps_all_its_objects() {
     let state = after("apiVersion: v1\nkind: [Service\n");

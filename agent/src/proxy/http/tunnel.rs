@@ -27,7 +27,7 @@ impl Connection {
         trail.slot = None;
         let (mut sent, mut received) = (sent.get(), received.get());
         if failure.is_none() {
-            let refused = access::until_refused(&self.ctx, self.peer.ip(), key.address);
+            let refused = access::until_refused(&self.ctx, self.peer.ip(), (key.address, key.source));
             let relayed = relay(&mut self.io, &mut upstream, refused).await;
             sent += relayed.sent;
             received += relayed.received;

@@ -186,6 +186,7 @@ impl Setup {
             random,
         };
         let (origin, original_destination) = (self.origin, self.original_destination);
+        let context = ctx.clone();
         tokio::task::spawn_local(async move {
             while let Ok((io, peer)) = listener.accept().await {
                 let _ = io.set_nodelay(true);
@@ -195,7 +196,7 @@ impl Setup {
                 tokio::task::spawn_local(serve(ctx.clone(), downstream));
             }
         });
-        Proxy { address, records, drain, worker }
+        Proxy { address, records, drain, worker, context }
     }
 }
 
@@ -219,9 +220,17 @@ pub struct Proxy {
     records: Rc<Records>,
     pub drain: watch::Sender<bool>,
     pub worker: Rc<HttpWorker>,
+    context: Context,
 }
 
 impl Proxy {
+    /// Puts another table in force.
+    pub fn apply(&self, model: &Model) {
+        let table = compile(model, &self.context.tables.load(), TableVersion::default());
+        self.context.tables.store(Arc::new(table));
+        self.context.table_changed.notify_waiters();
+    }
+
     pub async fn connect(&self) -> TcpStream {
         TcpStream::connect(self.address).await.expect("the proxy listens")
     }

@@ -3,6 +3,7 @@
 use tokio::io::AsyncWriteExt;
 
 use super::harness::*;
+use crate::model::{AuthorizationPolicy, Model, ObjectName, PolicyAction, PolicyScope, Workload};
 
 const UPGRADE: &str = "GET /chat HTTP/1.1\r\nHost: web\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
 
@@ -111,6 +112,44 @@ fn a_reset_of_either_side_reaches_the_other_one_and_the_record() {
         let seen = proxy.records(1).await.remove(0);
         assert_eq!((seen.status, &*seen.flags, seen.details), (101, "DC", "downstream_reset"));
         assert_eq!(seen.response_bytes, 5);
+    });
+}
+
+/// Nobody can ask the policy of what only the node's NAT leads to: it may be any pod.
+#[test]
+fn a_tunnel_to_what_no_table_knows_is_cut_once_there_are_policies() {
+    run(async {
+        let setup = Setup { original_destination: mirror().await, ..Setup::service(&[]) };
+        let proxy = setup.start().await;
+        let mut client = proxy.client().await;
+        client.send(UPGRADE).await;
+        assert!(client.head().await.starts_with("HTTP/1.1 101 "));
+        // A table without policies changes nothing.
+        proxy.apply(&Model::default());
+        client.send("one").await;
+        assert_eq!(client.bytes(3).await, "one");
+        let pod = Workload {
+            name: ObjectName::new("default", "pod"),
+            uid: "pod".into(),
+            workload: "pod".into(),
+            node: None,
+            service_account: "default".into(),
+            addresses: vec![std::net::IpAddr::from([192, 0, 2, 1])],
+            labels: std::sync::Arc::default(),
+            ready: true,
+            accelerated: true,
+        };
+        let policy = AuthorizationPolicy {
+            name: ObjectName::new("default", "p"),
+            scope: PolicyScope::Namespace,
+            selector: [].into(),
+            action: PolicyAction::Allow,
+            rules: Vec::new(),
+        };
+        proxy.apply(&Model { workloads: vec![pod], authorization: vec![policy], ..Model::default() });
+        assert_eq!(client.until_reset().await, (String::new(), true));
+        let seen = proxy.records(1).await.remove(0);
+        assert_eq!((seen.flags.as_str(), seen.details), ("UAEX", "rbac_access_denied"));
     });
 }
 

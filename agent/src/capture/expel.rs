@@ -1,0 +1,167 @@
+//! Connections that a policy refuses and that the hooks let be: they are closed in the pod's own namespace.
+//!
+//! The guard judges packets, and must let some be that may belong to what the pod has begun itself: those to high ports. Bytes
+//! of connections that acceleration has joined pass no hook at all, and what came by an interface before it was guarded has
+//! been seen by none. So whenever pods get other rules, and whenever an interface is guarded, the sockets of the pods are
+//! looked at: what came to a listener of a pod from somebody who is refused now is reset (`SOCK_DESTROY`, 4.9,
+//! `CONFIG_INET_DIAG_DESTROY`). Sockets of the node itself reach every pod; the agent's ask the policy themselves.
+
+use std::collections::{BTreeSet, HashSet};
+use std::fs::File;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use agent_common::balance::TCP;
+use nix::sched::{CloneFlags, setns};
+use rtnetlink::Handle;
+use socket2::Socket;
+
+use super::acceleration::namespaces;
+use super::sock_diag::{self, Kind, SocketId};
+use super::vanished::{self, exchange};
+use crate::compile::RoutingTable;
+
+const KINDS: [Kind; 2] = [Kind { family: 2, protocol: TCP }, Kind { family: 10, protocol: TCP }];
+
+/// Who may not be expelled, and by which rules the others are.
+#[derive(Clone)]
+pub struct Rules {
+    /// The table in force.
+    pub table: Arc<RoutingTable>,
+    /// The node's own addresses.
+    pub node: Vec<IpAddr>,
+}
+
+/// The two ends of a connection, as the socket that is named first sees them.
+type Ends = (SocketAddr, SocketAddr);
+
+/// Closes what is refused in the namespaces behind these interfaces, beside the caller.
+pub fn start(handle: Handle, interfaces: BTreeSet<u32>, rules: Rules) {
+    tokio::spawn(async move {
+        let pods = match namespaces::files_behind(&handle, &interfaces).await {
+            Ok(pods) => pods,
+            Err(error) => {
+                tracing::error!(%error, "pods' namespaces were not found; refused connections to high ports go on");
+                return;
+            }
+        };
+        // The thread enters the namespaces and ends in the last one.
+        let started =
+            std::thread::Builder::new().name("expel".to_owned()).spawn(move || expel_all(&pods, &rules));
+        if let Err(error) = started {
+            tracing::error!(%error, "refused connections to high ports go on");
+        }
+    });
+}
+
+fn expel_all(pods: &[File], rules: &Rules) {
+    let node = match vanished::open_sock_diag().and_then(|netlink| node_sockets(&netlink)) {
+        Ok(node) => node,
+        Err(error) => {
+            tracing::error!(%error, "the node's sockets could not be listed; refused connections to high ports go on");
+            return;
+        }
+    };
+    let mut closed = 0;
+    for pod in pods {
+        match expel_in(pod, rules, &node) {
+            Ok(count) => closed += count,
+            Err(error) => tracing::warn!(%error, "connections that policies refuse may go on in a pod"),
+        }
+    }
+    if closed > 0 {
+        tracing::info!(closed, "connections that policies refuse were reset");
+    }
+}
+
+/// The connections of the node's own sockets, those of the agent in pods' names among them.
+fn node_sockets(netlink: &Socket) -> io::Result<HashSet<Ends>> {
+    let mut found = HashSet::new();
+    for kind in KINDS {
+        found.extend(exchange(netlink, &sock_diag::ask(kind))?.iter().map(|socket| ends(kind, socket)));
+    }
+    Ok(found)
+}
+
+fn expel_in(pod: &File, rules: &Rules, node: &HashSet<Ends>) -> io::Result<usize> {
+    setns(pod, CloneFlags::CLONE_NEWNET)?;
+    let netlink = vanished::open_sock_diag()?;
+    let mut listening = BTreeSet::new();
+    for kind in KINDS {
+        let listeners = exchange(&netlink, &sock_diag::ask_listeners(kind))?;
+        listening.extend(listeners.iter().map(|socket| ends(kind, socket).0.port()));
+    }
+    let mut closed = 0;
+    for kind in KINDS {
+        for socket in exchange(&netlink, &sock_diag::ask(kind))? {
+            let ends = ends(kind, &socket);
+            if !listening.contains(&ends.0.port()) || !rules.refuse(ends, node) {
+                continue;
+            }
+            match exchange(&netlink, &sock_diag::destroy(kind, &socket)) {
+                Ok(_) => closed += 1,
+                // It closed by itself meanwhile.
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(closed)
+}
+
+impl Rules {
+    /// Whether a pod's policies refuse what came to it over a connection with these ends, its own first.
+    fn refuse(&self, (own, peer): Ends, node: &HashSet<Ends>) -> bool {
+        self.table.check_access(peer.ip(), own).is_err()
+            && !self.node.contains(&peer.ip())
+            && !node.contains(&(peer, own))
+    }
+}
+
+fn ends(kind: Kind, socket: &SocketId) -> Ends {
+    let address = |(port_be, words): (u16, [u32; 4])| {
+        let ip = if i32::from(kind.family) == libc::AF_INET {
+            IpAddr::V4(Ipv4Addr::from(words[0].to_ne_bytes()))
+        } else {
+            let mut octets = [0; 16];
+            for (four, word) in octets.chunks_exact_mut(4).zip(words) {
+                four.copy_from_slice(&word.to_ne_bytes());
+            }
+            IpAddr::V6(Ipv6Addr::from(octets)).to_canonical()
+        };
+        SocketAddr::new(ip, u16::from_be(port_be))
+    };
+    (address(socket.own()), address(socket.peer()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn socket(family: u8, own: &str, peer: &str) -> (Kind, SocketId) {
+        let mut id = [0; sock_diag::ID];
+        let [own, peer]: [SocketAddr; 2] = [own, peer].map(|text| text.parse().expect("an address"));
+        for (end, port_at, ip_at) in [(own, 0, 4), (peer, 2, 20)] {
+            id[port_at..port_at + 2].copy_from_slice(&end.port().to_be_bytes());
+            match end.ip() {
+                IpAddr::V4(v4) => id[ip_at..ip_at + 4].copy_from_slice(&v4.octets()),
+                IpAddr::V6(v6) => id[ip_at..ip_at + 16].copy_from_slice(&v6.octets()),
+            }
+        }
+        (Kind { family, protocol: TCP }, SocketId(id))
+    }
+
+    #[test]
+    fn ends_are_read_in_either_family() {
+        for (family, (own, peer), (own_read, peer_read)) in [
+            (2, ("10.0.0.1:40000", "10.0.0.2:1"), ("10.0.0.1:40000", "10.0.0.2:1")),
+            (10, ("[fd00::1]:80", "[fd00::2]:65535"), ("[fd00::1]:80", "[fd00::2]:65535")),
+            (10, ("[::ffff:10.0.0.1]:80", "[::ffff:10.0.0.2]:2"), ("10.0.0.1:80", "10.0.0.2:2")),
+        ] {
+            let (kind, id) = socket(family, own, peer);
+            let expected = (own_read.parse().expect("an address"), peer_read.parse().expect("an address"));
+            assert_eq!(ends(kind, &id), expected);
+        }
+    }
+}
