@@ -246,6 +246,7 @@ fn capturing(status: capture::CaptureStatus) -> CaptureStatus {
             closed: status.policy.closed,
             left_out: status.policy.left_out,
         },
+        inbound: status.inbound,
         acceleration: AccelerationStatus {
             active: status.acceleration.off.is_none(),
             reason: status.acceleration.off,

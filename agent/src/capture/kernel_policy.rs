@@ -14,7 +14,7 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap as KernelMap, MapData, MapError, PerCpuArray};
 
 use super::CaptureError;
-use super::lowering::{Lowered, Room, lower, policy_address};
+use super::lowering::{Lowered, Room, captured, lower, policy_address};
 use super::programs::map;
 use crate::compile::{Denied, RoutingTable};
 use crate::model::Cidr;
@@ -25,8 +25,12 @@ pub struct KernelPolicy {
     sources: LpmTrie<MapData, PolicySourceKey, u32>,
     rules: KernelMap<MapData, PolicyRuleKey, PolicyRuleValue>,
     drops: PolicyDrops,
+    /// This node's name, as Pod documents call it.
+    node: String,
     /// What was written last.
     written: Lowered,
+    /// Pods that the agent takes connections for, as written last.
+    captured: BTreeSet<IpAddr>,
     generation: Generation,
     /// Whether that failed halfway, so that the next table is written whatever it is.
     incomplete: bool,
@@ -54,14 +58,16 @@ pub struct PolicyStatus {
 }
 
 impl KernelPolicy {
-    /// Takes the maps of a loaded object.
-    pub fn new(ebpf: &mut Ebpf) -> Result<Self, CaptureError> {
+    /// Takes the maps of a loaded object, for a node of this name.
+    pub fn new(ebpf: &mut Ebpf, node: &str) -> Result<Self, CaptureError> {
         Ok(Self {
             pods: map(ebpf, "POLICY_PODS")?,
             sources: map(ebpf, "POLICY_SOURCES")?,
             rules: map(ebpf, "POLICY_RULES")?,
             drops: PolicyDrops { counts: Arc::new(map(ebpf, "POLICY_DROPS")?), slots: Arc::default() },
+            node: node.to_owned(),
             written: Lowered::default(),
+            captured: BTreeSet::new(),
             generation: Generation::default(),
             incomplete: false,
             held: BTreeSet::new(),
@@ -73,6 +79,11 @@ impl KernelPolicy {
         !self.held.is_empty()
     }
 
+    /// Pods that the agent takes connections for.
+    pub fn captured(&self) -> &BTreeSet<IpAddr> {
+        &self.captured
+    }
+
     /// What was refused, readable from anywhere.
     pub fn drops(&self) -> PolicyDrops {
         self.drops.clone()
@@ -81,9 +92,11 @@ impl KernelPolicy {
     /// Puts a table's policies in force. On an error every pod under policy is closed: what was denied stays denied.
     pub fn apply(&mut self, table: &RoutingTable) -> Result<PolicyStatus, CaptureError> {
         let mut lowered = lower(table, Room::default());
-        if !self.incomplete && lowered == self.written {
+        let captured = captured(table, &lowered, &self.node);
+        if !self.incomplete && lowered == self.written && captured == self.captured {
             return Ok(self.status());
         }
+        self.captured = captured;
         let old = self.generation;
         let next = Generation { side: 1 - old.side, first_set: self.next_set() };
         let prepared = self.write(&lowered, next);
@@ -137,7 +150,8 @@ impl KernelPolicy {
         }
         for (pod, set) in &lowered.pods {
             let set = if *set == CLOSED { CLOSED } else { at.first_set + set };
-            let value = PolicyPod { set, side: at.side, padding: [0; 3] };
+            let captured = u8::from(self.captured.contains(pod));
+            let value = PolicyPod { set, side: at.side, captured, padding: [0; 2] };
             match self.pods.insert(policy_address(*pod), value, 0) {
                 Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::E2BIG) => {}
                 result => {

@@ -53,7 +53,7 @@ impl Parts {
         let attach = programs.attach_kind();
         let guard =
             settings.guard.clone().map(|options| Guard::load(programs.ebpf(), options)).transpose()?;
-        let pod_guard = PodGuard::load(programs.ebpf(), attach)?;
+        let pod_guard = PodGuard::load(programs.ebpf(), attach, &settings.node)?;
         let connect = start_balancing(settings, programs)?;
         let acceleration =
             accelerated.and_then(|cgroup| accelerate(programs.ebpf(), &cgroup, settings.marks.own));

@@ -1,6 +1,7 @@
 //! The guard on pods' interfaces: policy in the kernel. Its programs are attached only while some pod is under policy.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use aya::Ebpf;
 use aya::programs::tc::{
@@ -38,13 +39,13 @@ struct Guarded {
 }
 
 impl PodGuard {
-    /// Loads the programs; nothing is attached yet.
-    pub fn load(ebpf: &mut Ebpf, attach: Attach) -> Result<Self, CaptureError> {
+    /// Loads the programs, for a node of this name; nothing is attached yet.
+    pub fn load(ebpf: &mut Ebpf, attach: Attach, node: &str) -> Result<Self, CaptureError> {
         for (name, _) in HOOKS {
             program(ebpf, name).load().map_err(|source| load_error(name, source))?;
         }
         Ok(Self {
-            policy: KernelPolicy::new(ebpf)?,
+            policy: KernelPolicy::new(ebpf, node)?,
             attach,
             links: BTreeMap::new(),
             swept: BTreeSet::new(),
@@ -102,6 +103,11 @@ impl PodGuard {
     /// What is enforced.
     pub fn status(&self) -> PolicyStatus {
         self.status
+    }
+
+    /// Pods of this node whose requests the agent judges.
+    pub fn captured(&self) -> Vec<IpAddr> {
+        self.policy.captured().iter().copied().collect()
     }
 
     /// What was refused, readable from anywhere.

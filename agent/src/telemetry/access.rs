@@ -135,6 +135,7 @@ impl Ends<'_> {
     fn write(&self, line: &mut JsonLine<'_>) {
         match self.origin {
             Origin::Outbound => line.text("direction", "outbound"),
+            Origin::Inbound => line.text("direction", "inbound"),
             Origin::Gateway(listener) => line.text("direction", "gateway").text("listener", listener),
         };
         line.display("downstream_remote_address", self.peer)
