@@ -40,11 +40,7 @@ fn topology() -> Topology {
         namespace: namespace.to_owned(),
         ..PodSpec::new(name, node)
     };
-    let argv = ["sh", "-c", NGHTTPD].map(str::to_owned).to_vec();
-    let server = PodSpec::new("server", "node1")
-        .label("app", "server")
-        .runs(Program::Http { port: PORT })
-        .runs(Program::Server { argv, port: H2 });
+    let server = PodSpec::new("server", "node1").label("app", "server").runs(Program::Http { port: PORT });
     Topology::with_nodes(2)
         .pod(client("near", "node1", "good"))
         .pod(client("far", "node2", "good"))
@@ -247,12 +243,18 @@ fn verdicts_are_mixed_on_one_connection_and_other_protocols_are_judged() -> Resu
     if unprivileged("verdicts_are_mixed_on_one_connection_and_other_protocols_are_judged") {
         return Ok(());
     }
-    let mesh = Mesh::up("inbound_mixed", topology(), &[("policy.yaml", &policy(READERS))])?;
+    let mut pods = topology();
+    let argv = ["sh", "-c", NGHTTPD].map(str::to_owned).to_vec();
+    let server_pod = pods.pods.iter_mut().find(|pod| pod.name == "server").context("no server")?;
+    server_pod.programs.push(Program::Server { argv, port: H2 });
+    let mesh = Mesh::up("inbound_mixed", pods, &[("policy.yaml", &policy(READERS))])?;
     wait_captured(&mesh, 2)?;
     count_in_server(&mesh, &["near", "far"])?;
     for (pod, family) in [("near", 0), ("far", 1), ("near", 1), ("far", 0)] {
-        let opaque = opaque(&mesh, pod, server(&mesh, family, PORT)?)?;
-        ensure!(opaque == 0, "{pod}: {opaque} packets of an opaque connection reached the pod");
+        for to in [server(&mesh, family, PORT)?, mesh.service("server", family, 82)?] {
+            let packets = opaque(&mesh, pod, to)?;
+            ensure!(packets == 0, "{pod}: {packets} packets of an opaque connection to {to} reached the pod");
+        }
         let mut connection = connect(&mesh, pod, server(&mesh, family, PORT)?)?;
         for (method, path, expected) in [
             ("GET", "/ok", 200),
@@ -407,6 +409,7 @@ fn large_bodies_pass_unchanged_and_refused_ones_do_not_arrive() -> Result<()> {
   - to: [{operation: {paths: ['/private/{**}'], notMethods: [HEAD]}}]
   - when: [{key: 'request.headers[X-Role]', values: [guest]}]
   - to: [{operation: {hosts: [evil.test]}}]
+  - when: [{key: 'request.headers[upgrade]', values: [spdy]}]
 ";
     let mesh = Mesh::up("inbound_bulk", topology(), &[("policy.yaml", &policy(rules))])?;
     wait_captured(&mesh, 2)?;
@@ -419,8 +422,8 @@ fn large_bodies_pass_unchanged_and_refused_ones_do_not_arrive() -> Result<()> {
         let url =
             |path: &str| -> Result<String> { Ok(format!("http://{}{path}", server(&mesh, family, ECHO)?)) };
         let (from, to) = (format!("@{}", file.display()), back.display().to_string());
-        let code = ["-w", "%{http_code}", "-o", &to, "--data-binary", &from];
-        let got = mesh.curl(pod, &[&code[..], &[&url("/public")?]].concat())?;
+        let (code, upload) = (["-w", "%{http_code}", "-o", &to], ["--data-binary", from.as_str()]);
+        let got = mesh.curl(pod, &[&code[..], &upload, &[&url("/public")?]].concat())?;
         ensure!(got == "200", "{pod}: {got}");
         ensure!(std::fs::read(&back)? == body, "{pod}: the body came back changed");
         for (arguments, rule) in [
@@ -429,6 +432,7 @@ fn large_bodies_pass_unchanged_and_refused_ones_do_not_arrive() -> Result<()> {
             (&["/public", "-H", "X-Role: guest"], 1),
             (&["/public", "-H", "x-role: admin", "-H", "x-role: guest"], 1),
             (&["/public", "-H", "Host: EVIL.test:81"], 2),
+            (&["/public", "-H", "Upgrade: spdy", "-H", "Connection: upgrade"], 3),
         ] {
             let counted = |rule: i32| {
                 let series = format!(
@@ -438,7 +442,9 @@ fn large_bodies_pass_unchanged_and_refused_ones_do_not_arrive() -> Result<()> {
             };
             let before = counted(rule)?;
             let (path, rest) = arguments.split_first().context("a path")?;
-            let got = mesh.curl(pod, &[&code[..], &[&url(path)?], rest].concat())?;
+            // A request with content switches no protocol.
+            let upload = if rule == 3 { &[] } else { &upload[..] };
+            let got = mesh.curl(pod, &[&code[..], upload, &[&url(path)?], rest].concat())?;
             ensure!(got == "403", "{pod} {arguments:?}: {got}");
             ensure!(
                 (counted(rule)? - before - 1.0).abs() < 0.5,

@@ -60,10 +60,15 @@ impl PolicyRequest for Passed<'_> {
     }
 
     fn has_field(&self, name: &str, wanted: &mut dyn FnMut(&[u8]) -> bool) -> bool {
-        if name == "host" {
-            return wanted(self.authority().as_bytes());
+        // These two are no fields of the map.
+        match name {
+            "host" => return wanted(self.authority().as_bytes()),
+            "upgrade" => return self.caller.upgrade(self.head).is_some_and(wanted),
+            _ => {}
         }
         let values: Vec<&[u8]> = self.fields().get_all(name).iter().map(AsRef::as_ref).collect();
-        values.iter().any(|value| wanted(value)) || (values.len() > 1 && wanted(&values.join(&b","[..])))
+        // What HTTP/2 cuts into several fields is one in HTTP/1 (RFC 9113 section 8.2.3).
+        let comma = if name == "cookie" { &b"; "[..] } else { b"," };
+        values.iter().any(|value| wanted(value)) || (values.len() > 1 && wanted(&values.join(comma)))
     }
 }
