@@ -2,6 +2,8 @@
 
 /// The most workers that can have a capture listener.
 pub const MAX_WORKERS: u32 = 64;
+/// Where the inbound listeners' entries of the socket map begin; before it are the outbound ones.
+pub const INBOUND_LISTENERS: u32 = MAX_WORKERS * 2;
 /// How many workers are tried for a new connection before it is passed by.
 pub const WORKER_TRIES: u32 = 8;
 
@@ -13,7 +15,8 @@ pub struct CaptureConfig {
     pub deliver_mark: u32,
     /// The mark that the agent's own sockets carry.
     pub own_mark: u32,
-    /// Capture listeners in the socket map: worker `n` has entries `2n` (IPv4) and `2n + 1` (IPv6).
+    /// Capture listeners in the socket map: worker `n` has entries `2n` (IPv4) and `2n + 1` (IPv6), and the same again from
+    /// [`INBOUND_LISTENERS`] on.
     pub workers: u32,
     /// Spelled out so that the size is a multiple of 8.
     pub padding: u32,
@@ -91,11 +94,13 @@ pub enum Reason {
     Malformed = 10,
     /// The kernel refused to assign the packet to the listener: passed.
     AssignFailed = 11,
+    /// Given to a worker's inbound listener: a new connection to a pod whose policy asks of requests.
+    CapturedInbound = 12,
 }
 
 impl Reason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Captured,
         Self::Established,
         Self::NoRoute,
@@ -108,6 +113,7 @@ impl Reason {
         Self::Truncated,
         Self::Malformed,
         Self::AssignFailed,
+        Self::CapturedInbound,
     ];
 
     /// The name that metrics and dumps show.
@@ -125,6 +131,7 @@ impl Reason {
             Self::Truncated => "truncated",
             Self::Malformed => "malformed",
             Self::AssignFailed => "assign_failed",
+            Self::CapturedInbound => "captured_inbound",
         }
     }
 }

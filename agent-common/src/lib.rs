@@ -12,6 +12,7 @@ pub mod balance;
 pub mod capture;
 pub mod event;
 pub mod guard;
+pub mod inbound;
 pub mod layout;
 pub mod packet;
 pub mod policy;

@@ -67,8 +67,10 @@ pub struct PolicyPod {
     pub set: u32,
     /// Which generation of sources they are about.
     pub side: u8,
+    /// Whether connections to it may be handed to the agent here; 0: they go on, to the node that has the pod.
+    pub captured: u8,
     /// Spelled out.
-    pub padding: [u8; 3],
+    pub padding: [u8; 2],
 }
 
 const _: () = assert!(size_of::<PolicyPod>() == 8);
@@ -105,6 +107,8 @@ pub enum Access {
     Denied = 1,
     /// Refused, and so is every other port; only in entries of port 0.
     DeniedEverywhere = 2,
+    /// The agent decides, request by request: it takes connections, and nothing else gets in.
+    ByRequest = 3,
 }
 
 /// A conversation that a pod began.
@@ -240,7 +244,7 @@ pub fn refuses(packet: &PolicyPacket, maps: &impl PolicyMaps) -> Option<u32> {
     }
     let class = maps.class(&PolicySourceKey { side: pod.side, source: packet.source });
     // Every set has a verdict on everybody else; without one, nothing is known.
-    let Some(value) = verdict(pod.set, class, packet, maps) else { return Some(0) };
+    let Some(value) = verdict(pod.set, class, packet.destination_port, maps) else { return Some(0) };
     let refused = match packet.kind {
         // The rest of something that may well have been let through.
         PacketKind::Fragment => value.access == Access::DeniedEverywhere as u32,
@@ -251,8 +255,13 @@ pub fn refuses(packet: &PolicyPacket, maps: &impl PolicyMaps) -> Option<u32> {
 
 /// The most exact verdict on a class and port. What is not kept for a class is as for class 0.
 #[inline(always)]
-fn verdict(set: u32, class: u32, packet: &PolicyPacket, maps: &impl PolicyMaps) -> Option<PolicyRuleValue> {
-    let port = u32::from(u16::from_be_bytes(packet.destination_port));
+pub(crate) fn verdict(
+    set: u32,
+    class: u32,
+    port: [u8; 2],
+    maps: &impl PolicyMaps,
+) -> Option<PolicyRuleValue> {
+    let port = u32::from(u16::from_be_bytes(port));
     let mut found = None;
     if class != 0 {
         found = by_port(set, class, port, maps);

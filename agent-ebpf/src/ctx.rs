@@ -112,9 +112,9 @@ impl Packet<'_> {
         }
     }
 
-    /// Gives the packet to a live worker's listener.
+    /// Gives the packet to a live worker's listener, of those that begin at an entry of the socket map.
     #[inline(always)]
-    pub fn assign(&self, segment: &Segment, workers: u32) -> Assigned {
+    pub fn assign(&self, segment: &Segment, workers: u32, first: u32) -> Assigned {
         if workers == 0 {
             return Assigned::NoListener;
         }
@@ -129,7 +129,7 @@ impl Packet<'_> {
             if attempt >= workers {
                 break;
             }
-            let index = (hash.wrapping_add(attempt) % workers) * 2 + family;
+            let index = first + (hash.wrapping_add(attempt) % workers) * 2 + family;
             match self.assign_to(index) {
                 Some(true) => return Assigned::Yes,
                 Some(false) => assigned = Assigned::Refused,

@@ -37,7 +37,7 @@ pub fn run(
     };
     count(reason);
     match reason {
-        Reason::Captured | Reason::Established => {
+        Reason::Captured | Reason::CapturedInbound | Reason::Established => {
             context.skb.set_mark(config.deliver_mark);
             ACCEPT
         }

@@ -10,6 +10,7 @@ mod cgroup_udp;
 mod ctx;
 mod deliver;
 mod events;
+mod inbound;
 mod maps;
 mod sock_addr;
 mod sk_msg;

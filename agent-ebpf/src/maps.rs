@@ -6,7 +6,7 @@ use agent_common::balance::{
     SocketValue,
 };
 use agent_common::capture::{
-    AddressKey, CaptureConfig, DestinationKey, DestinationValue, MAX_WORKERS, Reason,
+    AddressKey, CaptureConfig, DestinationKey, DestinationValue, INBOUND_LISTENERS, Reason,
 };
 use agent_common::event::RING_BYTES;
 use agent_common::guard::{self, GuardSettings, MAX_PUSHED, MAX_RULES, SourceBuckets, SourceKey};
@@ -37,9 +37,10 @@ pub static DESTINATIONS: HashMap<DestinationKey, DestinationValue> = HashMap::wi
 #[map]
 pub static LOCAL_ADDRESSES: HashMap<AddressKey, u32> = HashMap::with_max_entries(16_384, 0);
 
-/// Capture listeners: worker `n` has `2n` (IPv4) and `2n + 1` (IPv6). Written by the agent; a closed socket leaves by itself.
+/// Capture listeners: worker `n` has `2n` (IPv4) and `2n + 1` (IPv6), the inbound ones the same from `INBOUND_LISTENERS` on.
+/// Written by the agent; a closed socket leaves by itself.
 #[map]
-pub static LISTENERS: SockMap = SockMap::with_max_entries(MAX_WORKERS * 2, 0);
+pub static LISTENERS: SockMap = SockMap::with_max_entries(INBOUND_LISTENERS * 2, 0);
 
 /// Packets by [`Reason`]. Written by the programs.
 #[map]

@@ -1,5 +1,5 @@
 //! TC ingress of a pod's host-side interface: what the pod sends. New connections to destinations that the routing table
-//! gives to the agent are assigned to a worker's listener.
+//! gives to the agent are assigned to a worker's listener, and so are those to pods whose policy asks of requests.
 
 use agent_common::capture::{Action, CaptureConfig, DestinationKey, Reason};
 use agent_common::packet::{Family, Segment};
@@ -9,6 +9,7 @@ use aya_ebpf::programs::TcContext;
 use crate::ctx::{Assigned, Packet};
 use crate::deliver::{self, Begins};
 use crate::events;
+use crate::inbound;
 use crate::maps::DESTINATIONS;
 
 /// Entry point.
@@ -26,10 +27,11 @@ fn open(packet: &Packet<'_>, segment: &Segment, config: &CaptureConfig) -> Reaso
 
 #[inline(always)]
 fn judge(packet: &Packet<'_>, segment: &Segment, config: &CaptureConfig) -> Reason {
+    // What the agent takes on its way out it judges on the way in as well: it is taken once.
     if !wanted(segment) {
-        return Reason::NoRoute;
+        return inbound::open(packet, segment, config).unwrap_or(Reason::NoRoute);
     }
-    match packet.assign(segment, config.workers) {
+    match packet.assign(segment, config.workers, 0) {
         Assigned::Yes => Reason::Captured,
         Assigned::NoListener => Reason::NoListener,
         Assigned::Refused => Reason::AssignFailed,

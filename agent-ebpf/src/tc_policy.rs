@@ -2,7 +2,8 @@
 //! the conversations are noted that the pod itself begins.
 //!
 //! Fail-closed: what is sent to a pod under policy and has no ports is judged as such, and what hides them is dropped. Only
-//! what the node itself sends passes unasked: probes of the kubelet, and the agent, which asks the same policy before it connects.
+//! what the node itself sends passes unasked: probes of the kubelet, and the agent, which asks the same policy before it connects
+//! and alone can ask it of requests.
 
 use agent_common::policy::{
     BEGUN_BY_PEER, BEGUN_BY_POD, PacketKind, PolicyAddress, PolicyFlow, PolicyMaps, PolicyPod, PolicyRuleKey, PolicyRuleValue, PolicySourceKey,
@@ -63,7 +64,7 @@ fn note(pod: &PolicyAddress, flow: &PolicyFlow, who: u32) {
 }
 
 /// The maps of the running programs.
-struct KernelMaps;
+pub struct KernelMaps;
 
 impl PolicyMaps for KernelMaps {
     #[inline(always)]

@@ -1,20 +1,37 @@
 //! TC ingress of every other interface: replies to connections that the agent made in a pod's name, whatever way they come
-//! back. Without it they would be forwarded past the agent to the pod, which knows nothing of them.
+//! back, and new connections to pods whose policy asks of requests. Without it the replies would be forwarded past the agent
+//! to the pod, which knows nothing of them.
 
-use agent_common::capture::Reason;
+use agent_common::capture::{CaptureConfig, Reason};
+use agent_common::packet::Segment;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 
+use crate::ctx::Packet;
 use crate::deliver::{self, Begins};
+use crate::events;
+use crate::inbound;
 
 /// Entry point for interfaces with Ethernet headers.
 #[classifier]
 pub fn from_uplink(context: TcContext) -> i32 {
-    deliver::run(&context, Begins::Ethernet, |_, _, _| Reason::NotOurs)
+    deliver::run(&context, Begins::Ethernet, open)
 }
 
 /// Entry point for interfaces whose packets begin with the IP header.
 #[classifier]
 pub fn from_uplink_l3(context: TcContext) -> i32 {
-    deliver::run(&context, Begins::Network, |_, _, _| Reason::NotOurs)
+    deliver::run(&context, Begins::Network, open)
+}
+
+/// What passes through the node without concerning its pods is nobody's flow, and not told of.
+#[inline(always)]
+fn open(packet: &Packet<'_>, segment: &Segment, config: &CaptureConfig) -> Reason {
+    match inbound::open(packet, segment, config) {
+        Some(reason) => {
+            events::tell(packet, segment, reason);
+            reason
+        }
+        None => Reason::NotOurs,
+    }
 }

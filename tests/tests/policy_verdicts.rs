@@ -89,7 +89,7 @@ impl Host {
         let mut host = Self::default();
         for family in 0..2 {
             for (pod, set) in [(STRICT, 4), (OPEN, 5), (SHUT, CLOSED)] {
-                let value = PolicyPod { set, side: SIDE, padding: [0; 3] };
+                let value = PolicyPod { set, side: SIDE, captured: 0, padding: [0; 2] };
                 host.pods.insert(kept(address(pod[family])), value);
             }
             host.classes.insert(kept(address(FRIEND[family])), 1);

@@ -74,6 +74,8 @@ const FREE: &[&str] = &[
     "127.0.0.1:0",
     "--outbound-port",
     "0",
+    "--inbound-port",
+    "0",
 ];
 
 /// Runs it to its end, which a bad start reaches by itself.
@@ -131,6 +133,7 @@ fn a_port_that_is_taken() -> Result<()> {
         ("[::]:15021", "[::]:15021", "--health"),
         ("127.0.0.1:15001", "127.0.0.1:15001", "--outbound-port"),
         ("[::1]:15001", "[::1]:15001", "--outbound-port"),
+        ("127.0.0.1:15006", "127.0.0.1:15006", "--inbound-port"),
     ] {
         let holder = take(taken)?;
         refuses(&site, taken, site.agent(ETH0, &[])?, &[word, flag, "taken by another process"])?;

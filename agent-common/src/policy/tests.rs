@@ -157,8 +157,10 @@ impl PolicyMaps for Maps {
 fn maps(rules: &[Rule]) -> Maps {
     let mut maps = Maps::default();
     for (family, pod, client) in [(4, widen(POD), widen(CLIENT)), (6, POD6, CLIENT6)] {
-        maps.pods
-            .insert(PolicyAddress { family, address: pod }, PolicyPod { set: 7, side: 1, padding: [0; 3] });
+        maps.pods.insert(
+            PolicyAddress { family, address: pod },
+            PolicyPod { set: 7, side: 1, captured: 0, padding: [0; 2] },
+        );
         let source = PolicyAddress { family, address: client };
         maps.classes.insert(PolicySourceKey { side: 1, source }, 1);
     }
@@ -242,7 +244,7 @@ fn conversations_that_the_pod_began_go_on() {
 fn a_closed_pod_takes_nothing_new_and_others_are_left_alone() {
     let mut maps = maps(&[]);
     let pod = PolicyAddress { family: 4, address: widen(POD) };
-    maps.pods.insert(pod, PolicyPod { set: CLOSED, side: 0, padding: [0; 3] });
+    maps.pods.insert(pod, PolicyPod { set: CLOSED, side: 0, captured: 0, padding: [0; 2] });
     let syn = read(ipv4(6, 0, 0, &tcp(4000, 80, SYN)).as_slice()).expect("a packet");
     assert_eq!(refuses(&syn, &maps), Some(0));
     maps.pods.clear();

@@ -70,6 +70,9 @@ pub struct CaptureStatus {
     /// Pods under AuthorizationPolicies, as the kernel enforces them.
     #[serde(default)]
     pub policy: PolicyStatus,
+    /// Pods of this node whose requests the agent judges.
+    #[serde(default)]
+    pub inbound: Vec<IpAddr>,
     /// Same-node acceleration.
     #[serde(default)]
     pub acceleration: AccelerationStatus,

@@ -3,6 +3,8 @@
 //! A pure function of the routing table and of the agent's state; the kernel's own verdict function decides what the
 //! kernel would, and its reasons have the kernel's names.
 
+mod inbound;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -12,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::dump::{EndpointDump, RuleDump, cluster_name, of_cluster, rule};
 use super::status::Status;
-use crate::compile::{Cluster, Frontend, RoutingTable};
+use crate::compile::{Cluster, Foreseen, Frontend, RoutingTable};
 use crate::model::{AppProtocol, Workload};
 use crate::route::RequestOrigin;
 
@@ -144,19 +146,30 @@ pub fn why(asked: Asked, table: &RoutingTable, status: &Status) -> Explanation {
     };
     let refused = policies(asked.source, &endpoints, table, &mut step);
     balancing(frontend, asked, status, &mut step);
-    let reason = kernel(asked, source, frontend, status, &mut step);
+    let reason = kernel((asked, source, frontend), table, status, &mut step);
     let agent = frontend.filter(|_| reason == Reason::Captured);
+    let inbound = reason == Reason::CapturedInbound;
     let mut explanation = Explanation {
         source: asked.source.to_string(),
         destination: asked.destination.to_string(),
-        verdict: if agent.is_some() { "agent" } else { "direct" }.to_owned(),
-        tier: agent.map_or("kernel", |frontend| tier(frontend.protocol)).to_owned(),
+        verdict: if agent.is_some() || inbound { "agent" } else { "direct" }.to_owned(),
+        tier: match agent {
+            Some(frontend) => tier(frontend.protocol),
+            None if inbound => "agent L7",
+            None => "kernel",
+        }
+        .to_owned(),
         reason: reason.as_str().to_owned(),
         ..Explanation::default()
     };
     if let Some(frontend) = agent {
         let origin = RequestOrigin { source: source.map(|pod| &**pod), port: asked.destination.port() };
         userspace(frontend, &origin, &mut explanation, &mut step);
+    }
+    let unjudged =
+        reason == Reason::NoListener && inbound::rules(asked.source, asked.destination, table).is_some();
+    if unjudged {
+        "refused".clone_into(&mut explanation.verdict);
     }
     if refused {
         "refused".clone_into(&mut explanation.verdict);
@@ -173,9 +186,18 @@ fn policies(
     table: &RoutingTable,
     step: &mut impl FnMut(&str, String),
 ) -> bool {
-    let mut refusing = 0;
+    let (mut refusing, mut by_request) = (0, false);
     for endpoint in endpoints {
-        let Err(denied) = table.check_access(source, *endpoint) else { continue };
+        let denied = match table.foresee_access(source, *endpoint) {
+            Foreseen::Denied(denied) => denied,
+            Foreseen::Allowed => continue,
+            Foreseen::ByRequest(_) => {
+                by_request = true;
+                let rules = inbound::rules(source, *endpoint, table).unwrap_or_default();
+                step("policies", format!("{endpoint} judges each request of the source: {rules}"));
+                continue;
+            }
+        };
         refusing += 1;
         let by = match denied.rule {
             Some(rule) => format!("rule {rule} of {}", denied.policy),
@@ -183,7 +205,7 @@ fn policies(
         };
         step("policies", format!("{endpoint} refuses the source: {by}"));
     }
-    if refusing == 0 {
+    if refusing == 0 && !by_request {
         step("policies", "none refuses the source".to_owned());
     }
     refusing > 0 && refusing == endpoints.len()
@@ -240,9 +262,8 @@ fn describe_destination(to: SocketAddr, frontend: Option<&Arc<Frontend>>, table:
 
 /// What the programs do with the connection's first packet, in the order in which they look.
 fn kernel(
-    asked: Asked,
-    source: Option<&Arc<Workload>>,
-    frontend: Option<&Arc<Frontend>>,
+    (asked, source, frontend): (Asked, Option<&Arc<Workload>>, Option<&Arc<Frontend>>),
+    table: &RoutingTable,
     status: &Status,
     step: &mut impl FnMut(&str, String),
 ) -> Reason {
@@ -254,7 +275,14 @@ fn kernel(
     // A pod whose node is not known may well be here.
     let elsewhere = source.and_then(|pod| pod.node.as_deref()).is_some_and(|node| *node != *status.node);
     if elsewhere {
-        step("from_uplink", "new connections from other nodes are not taken: not_ours".to_owned());
+        let ends = (asked.source, asked.destination);
+        if let Some(reason) = inbound::kernel(ends, table, status, step) {
+            return reason;
+        }
+        step(
+            "from_uplink",
+            "of other nodes only connections to pods that judge requests are taken: not_ours".to_owned(),
+        );
         return Reason::NotOurs;
     }
     step("from_pod", format!("{} at the ingress of the pod's interface", capture.attach));
@@ -270,7 +298,8 @@ fn kernel(
     }
     if frontend.is_none() {
         step("DESTINATIONS", "does not have it: no_route".to_owned());
-        return Reason::NoRoute;
+        let ends = (asked.source, asked.destination);
+        return inbound::kernel(ends, table, status, step).unwrap_or(Reason::NoRoute);
     }
     let full = match capture.destinations_over_capacity {
         0 => String::new(),

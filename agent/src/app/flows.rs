@@ -16,7 +16,7 @@ pub(super) fn dump(flows: &Flows, since: u64, table: &RoutingTable) -> FlowsDump
 fn named(flow: &Flow, table: &RoutingTable) -> FlowDump {
     let pod = |ip| table.workloads.get(&ip).map(|pod| pod.name.to_string());
     let service = table.frontends.get(&flow.destination).map(|frontend| frontend.service.to_string());
-    let taken = flow.reason == Reason::Captured.as_str();
+    let taken = [Reason::Captured, Reason::CapturedInbound].map(Reason::as_str).contains(&flow.reason);
     FlowDump {
         number: flow.number,
         time: rfc3339(flow.at).to_string(),

@@ -27,7 +27,7 @@ use crate::capture::{
 use crate::config;
 use crate::net::{Connector, PlainConnector, server_listener};
 use crate::proxy::http::Share;
-use crate::proxy::{Admission, Command, WorkerHandle, WorkerSettings, start_worker};
+use crate::proxy::{Admission, Captured, Command, WorkerHandle, WorkerSettings, start_worker};
 use crate::telemetry::log::LogHandle;
 pub use settings::{CaptureOptions, Settings};
 use status::Observed;
@@ -192,8 +192,11 @@ fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
 /// One pair of capture listeners for each worker; none where capture is off.
 fn capture_listeners(settings: &Settings) -> anyhow::Result<Vec<CaptureListeners>> {
     let Some(capture) = &settings.capture else { return Ok(Vec::new()) };
-    let port = |worker| if worker == 0 { capture.outbound_port } else { 0 };
-    let bind = |worker| CaptureListeners::bind(port(worker), capture.marks.own);
+    let bind = |worker| {
+        let [outbound, inbound] = [capture.outbound_port, capture.inbound_port];
+        let [outbound, inbound] = if worker == 0 { [outbound, inbound] } else { [0, 0] };
+        CaptureListeners::bind(outbound, inbound, capture.marks.own)
+    };
     Ok((0..settings.workers).map(bind).collect::<Result<_, _>>()?)
 }
 
@@ -211,13 +214,14 @@ impl Workers<'_> {
         let mut workers = Vec::new();
         for index in 0..self.settings.workers {
             let worker = start_worker(self.worker(index)?).context("starting a worker")?;
-            for socket in listeners.get(index).iter().flat_map(|pair| &pair.sockets) {
-                let socket = socket.try_clone().context("sharing a capture listener")?;
-                worker
-                    .commands
-                    .send(Command::Capture(socket.into()))
-                    .ok()
-                    .context("a worker ended at its start")?;
+            if let Some(pair) = listeners.get(index) {
+                let outbound = pair.sockets.iter().map(|socket| (socket, Captured::Outbound));
+                let inbound = pair.inbound.iter().map(|socket| (socket, Captured::Inbound));
+                for (socket, direction) in outbound.chain(inbound) {
+                    let socket = socket.try_clone().context("sharing a capture listener")?;
+                    let command = Command::Capture(socket.into(), direction);
+                    worker.commands.send(command).ok().context("a worker ended at its start")?;
+                }
             }
             workers.push(worker);
         }

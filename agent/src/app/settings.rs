@@ -45,6 +45,8 @@ pub struct CaptureOptions {
     pub cgroup: Option<CgroupChoice>,
     /// The port of the first worker's capture listener; further workers take free ones.
     pub outbound_port: u16,
+    /// The same for connections to pods whose policy asks of requests.
+    pub inbound_port: u16,
     /// Numbers that the node's other software must not use.
     pub marks: Marks,
     /// Where maps and links are pinned.

@@ -272,6 +272,7 @@ fn capturing(status: capture::CaptureStatus) -> CaptureStatus {
             left_out: status.policy.left_out,
             outlives_agent: status.policy.outlives,
         },
+        inbound: status.inbound,
         acceleration: AccelerationStatus {
             active: status.acceleration.off.is_none(),
             reason: status.acceleration.off,

@@ -465,6 +465,7 @@ impl Engine {
             destinations_over_capacity: self.captured.over_capacity,
             connect: self.parts.connect_status(),
             policy: self.parts.pod_guard.status(),
+            inbound: self.parts.pod_guard.captured(),
             acceleration: self.parts.acceleration_status(),
             guard: self.parts.guard.as_ref().map(Guard::status),
         });

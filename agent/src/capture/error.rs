@@ -82,8 +82,13 @@ pub enum CaptureError {
         source: rtnetlink::Error,
     },
     /// The capture port is in use.
-    #[error("capture listener: {0} is taken by another process; --outbound-port sets another port")]
-    PortTaken(SocketAddr),
+    #[error("capture listener: {address} is taken by another process; {flag} sets another port")]
+    PortTaken {
+        /// The port, at one of the addresses that are listened on.
+        address: SocketAddr,
+        /// What sets it.
+        flag: &'static str,
+    },
     /// A socket could not be made.
     #[error("capture listener, {doing}: {source}")]
     Listener {

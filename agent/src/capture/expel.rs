@@ -21,6 +21,7 @@ use super::acceleration::namespaces;
 use super::sock_diag::{self, Kind, SocketId};
 use super::vanished::{self, exchange};
 use crate::compile::RoutingTable;
+use crate::model::Asked;
 
 const KINDS: [Kind; 2] = [Kind { family: 2, protocol: TCP }, Kind { family: 10, protocol: TCP }];
 
@@ -113,7 +114,8 @@ fn expel_in(pod: &File, rules: &Rules, node: &HashSet<Ends>) -> io::Result<usize
 impl Rules {
     /// Whether a pod's policies refuse what came to it over a connection with these ends, its own first.
     fn refuse(&self, (own, peer): Ends, node: &HashSet<Ends>) -> bool {
-        self.table.check_access(peer.ip(), own).is_err()
+        // What the agent does not carry shows nobody its requests.
+        self.table.check_access(peer.ip(), own, Asked::Opaque).is_err()
             && !self.node.contains(&peer.ip())
             && !node.contains(&(peer, own))
     }

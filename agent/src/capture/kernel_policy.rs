@@ -15,7 +15,7 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap as KernelMap, MapData, MapError, PerCpuArray};
 
 use super::CaptureError;
-use super::lowering::{Lowered, Room, ip_address, lower, policy_address};
+use super::lowering::{Lowered, Room, captured, ip_address, lower, policy_address};
 use super::programs::map;
 use crate::compile::{Denied, RoutingTable};
 use crate::model::Cidr;
@@ -29,8 +29,12 @@ pub struct KernelPolicy {
     sources: LpmTrie<MapData, PolicySourceKey, u32>,
     rules: KernelMap<MapData, PolicyRuleKey, PolicyRuleValue>,
     drops: PolicyDrops,
+    /// This node's name, as Pod documents call it.
+    node: String,
     /// What was written last.
     written: Lowered,
+    /// Pods that the agent takes connections for, as written last.
+    captured: BTreeSet<IpAddr>,
     generation: Generation,
     revision: u32,
     /// Whether that failed halfway, so that the next table is written whatever it is.
@@ -82,8 +86,8 @@ pub struct PolicyStatus {
 }
 
 impl KernelPolicy {
-    /// Takes the maps of a loaded object, which an earlier agent may have filled.
-    pub fn new(ebpf: &mut Ebpf) -> Result<Self, CaptureError> {
+    /// Takes the maps of a loaded object, which an earlier agent may have filled, for a node of this name.
+    pub fn new(ebpf: &mut Ebpf, node: &str) -> Result<Self, CaptureError> {
         let pods: KernelMap<MapData, PolicyAddress, PolicyPod> = map(ebpf, "POLICY_PODS")?;
         let sources: LpmTrie<MapData, PolicySourceKey, u32> = map(ebpf, "POLICY_SOURCES")?;
         let rules: KernelMap<MapData, PolicyRuleKey, PolicyRuleValue> = map(ebpf, "POLICY_RULES")?;
@@ -102,7 +106,9 @@ impl KernelPolicy {
             sources,
             rules,
             drops: PolicyDrops { counts: Arc::new(map(ebpf, "POLICY_DROPS")?), slots: Arc::default() },
+            node: node.to_owned(),
             written: Lowered::default(),
+            captured: BTreeSet::new(),
             generation: Generation::beside(&sides, last_set),
             revision: 0,
             // An earlier agent's rules are no table of this one.
@@ -122,6 +128,11 @@ impl KernelPolicy {
         self.revision
     }
 
+    /// Pods that the agent takes connections for.
+    pub fn captured(&self) -> &BTreeSet<IpAddr> {
+        &self.captured
+    }
+
     /// What was refused, readable from anywhere.
     pub fn drops(&self) -> PolicyDrops {
         self.drops.clone()
@@ -130,9 +141,11 @@ impl KernelPolicy {
     /// Puts a table's policies in force. On an error every pod under policy is closed: what was denied stays denied.
     pub fn apply(&mut self, table: &RoutingTable) -> Result<PolicyStatus, CaptureError> {
         let mut lowered = lower(table, Room::default());
-        if !self.incomplete && lowered == self.written {
+        let captured = captured(table, &lowered, &self.node);
+        if !self.incomplete && lowered == self.written && captured == self.captured {
             return Ok(self.status());
         }
+        self.captured = captured;
         let old = self.generation;
         let next = Generation { side: old.next_side(), first_set: self.next_set() };
         let prepared = self.write(&lowered, next);
@@ -192,7 +205,8 @@ impl KernelPolicy {
         }
         for (pod, set) in &lowered.pods {
             let set = if *set == CLOSED { CLOSED } else { at.first_set + set };
-            let value = PolicyPod { set, side: at.side, padding: [0; 3] };
+            let captured = u8::from(self.captured.contains(pod));
+            let value = PolicyPod { set, side: at.side, captured, padding: [0; 2] };
             match self.pods.insert(policy_address(*pod), value, 0) {
                 Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::E2BIG) => {}
                 Ok(()) => drop(self.held.insert(*pod)),

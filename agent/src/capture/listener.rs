@@ -29,18 +29,24 @@ const SPOOFED_TRIES: u32 = 16;
 /// are bound to, and nothing else shall reach them.
 #[derive(Debug)]
 pub struct CaptureListeners {
-    /// The IPv4 one and, where the node has IPv6, that one.
+    /// For what pods dial: the IPv4 one and, where the node has IPv6, that one.
     pub sockets: Vec<Socket>,
+    /// For what is sent to pods, likewise.
+    pub inbound: Vec<Socket>,
 }
 
 impl CaptureListeners {
-    /// Binds each on the same port; 0 takes a free one.
-    pub fn bind(port: u16, own_mark: u32) -> Result<Self, CaptureError> {
-        let mut sockets = vec![listener(SocketAddr::new(LISTEN_ADDRESSES[0], port), own_mark)?];
-        if has_ipv6() {
-            sockets.push(listener(SocketAddr::new(LISTEN_ADDRESSES[1], port), own_mark)?);
-        }
-        Ok(Self { sockets })
+    /// Binds those for one direction on the same port; 0 takes a free one.
+    pub fn bind(outbound_port: u16, inbound_port: u16, own_mark: u32) -> Result<Self, CaptureError> {
+        let families = &LISTEN_ADDRESSES[..if has_ipv6() { 2 } else { 1 }];
+        let bind = |port, flag| {
+            let bind = |address: &IpAddr| listener(SocketAddr::new(*address, port), own_mark, flag);
+            families.iter().map(bind).collect::<Result<Vec<_>, _>>()
+        };
+        Ok(Self {
+            sockets: bind(outbound_port, "--outbound-port")?,
+            inbound: bind(inbound_port, "--inbound-port")?,
+        })
     }
 
     /// Whether both families are listened for.
@@ -57,7 +63,8 @@ impl CaptureListeners {
     }
 }
 
-fn listener(address: SocketAddr, own_mark: u32) -> Result<Socket, CaptureError> {
+/// `flag`: what sets the port.
+fn listener(address: SocketAddr, own_mark: u32, flag: &'static str) -> Result<Socket, CaptureError> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))
         .map_err(CaptureError::listener("opening a socket"))?;
     socket.set_reuse_address(true).map_err(CaptureError::listener("setting SO_REUSEADDR"))?;
@@ -68,7 +75,7 @@ fn listener(address: SocketAddr, own_mark: u32) -> Result<Socket, CaptureError> 
     set_transparent(&socket, address).map_err(CaptureError::listener("setting IP_TRANSPARENT"))?;
     socket.set_mark(own_mark).map_err(CaptureError::listener("setting SO_MARK"))?;
     socket.bind(&address.into()).map_err(|source| match source.kind() {
-        io::ErrorKind::AddrInUse => CaptureError::PortTaken(address),
+        io::ErrorKind::AddrInUse => CaptureError::PortTaken { address, flag },
         _ => CaptureError::Listener { doing: "binding", source },
     })?;
     socket.listen(BACKLOG).map_err(CaptureError::listener("listening"))?;

@@ -11,7 +11,7 @@ use agent_common::policy::{
     Access, CLOSED, POLICY_RULES_MAX, POLICY_SOURCES_MAX, PolicyAddress, PolicyRuleKey,
 };
 
-use crate::compile::{Denied, PodPolicy, RoutingTable};
+use crate::compile::{Denied, Foreseen, PodPolicy, RoutingTable};
 use crate::model::{Cidr, NamespacePattern, PolicyMatch, PolicySource};
 
 /// How much of the kernel's maps one generation may take.
@@ -46,7 +46,7 @@ pub struct Lowered {
 pub struct Verdict {
     /// Whether it gets through.
     pub access: Access,
-    /// Why not.
+    /// Why not; of what the agent decides, why not without a request.
     pub denied: Option<Denied>,
 }
 
@@ -95,6 +95,18 @@ pub fn lower(table: &RoutingTable, room: Room) -> Lowered {
         }
     }
     lowered
+}
+
+/// The addresses of pods of `node`, or of no node that is known, that the agent takes connections for: for some source and
+/// port the request decides.
+pub fn captured(table: &RoutingTable, lowered: &Lowered, node: &str) -> BTreeSet<IpAddr> {
+    let by_request = lowered.rules.iter().filter(|(_, verdict)| verdict.access == Access::ByRequest);
+    let sets: BTreeSet<u32> = by_request.map(|(key, _)| key.set).collect();
+    let here = |address: &IpAddr| {
+        table.workloads.get(address).is_some_and(|pod| pod.node.as_deref().is_none_or(|on| on == node))
+    };
+    let pods = lowered.pods.iter().filter(|(address, set)| sets.contains(set) && here(address));
+    pods.map(|(address, _)| *address).collect()
 }
 
 /// The class of every range and pod that is not treated like everybody else around it.
@@ -168,11 +180,12 @@ fn verdicts(
     let named = alternatives(policy).flat_map(|one| one.ports.iter().chain(&one.not_ports));
     let ports: BTreeSet<u16> = named.copied().collect();
     let ask = |source: PolicySource<'_>| {
-        let mut answers: BTreeMap<u16, Result<(), Denied>> =
-            ports.iter().map(|port| (*port, policy.check(source, Some(*port)))).collect();
-        let others = policy.check(source, None);
+        let mut answers: BTreeMap<u16, Foreseen> =
+            ports.iter().map(|port| (*port, policy.foresee(source, Some(*port)))).collect();
+        let others = policy.foresee(source, None);
         // What is as on any other port needs no entry.
-        let everywhere = others.is_err() && answers.values().all(Result::is_err);
+        let refused = |answer: &Foreseen| matches!(answer, Foreseen::Denied(_));
+        let everywhere = refused(&others) && answers.values().all(refused);
         answers.retain(|_, answer| *answer != others);
         (answers, others, everywhere)
     };
@@ -193,13 +206,14 @@ fn verdicts(
 }
 
 impl Verdict {
-    fn of(answer: Result<(), Denied>, everywhere: bool) -> Self {
-        let access = match &answer {
-            Ok(()) => Access::Allowed,
-            Err(_) if everywhere => Access::DeniedEverywhere,
-            Err(_) => Access::Denied,
+    fn of(answer: Foreseen, everywhere: bool) -> Self {
+        let (access, denied) = match answer {
+            Foreseen::Allowed => (Access::Allowed, None),
+            Foreseen::Denied(denied) if everywhere => (Access::DeniedEverywhere, Some(denied)),
+            Foreseen::Denied(denied) => (Access::Denied, Some(denied)),
+            Foreseen::ByRequest(denied) => (Access::ByRequest, Some(denied)),
         };
-        Self { access, denied: answer.err() }
+        Self { access, denied }
     }
 }
 

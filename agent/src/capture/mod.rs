@@ -148,6 +148,8 @@ pub struct CaptureStatus {
     pub connect: ConnectStatus,
     /// Pods under policy.
     pub policy: PolicyStatus,
+    /// Pods of this node whose requests the agent judges.
+    pub inbound: Vec<IpAddr>,
     /// Same-node acceleration.
     pub acceleration: AccelerationStatus,
     /// The guard at the edge, where there is one.

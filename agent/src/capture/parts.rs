@@ -54,7 +54,7 @@ impl Parts {
         let attach = programs.attach_kind();
         let guard =
             settings.guard.clone().map(|options| Guard::load(programs.ebpf(), options)).transpose()?;
-        let pod_guard = PodGuard::load(programs.ebpf_and_pins(), attach)?;
+        let pod_guard = PodGuard::load(programs.ebpf_and_pins(), attach, &settings.node)?;
         let connect = start_balancing(settings, programs)?;
         let acceleration =
             accelerated.and_then(|cgroup| accelerate(programs.ebpf(), &cgroup, settings.marks.own));

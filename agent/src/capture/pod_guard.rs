@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem::ManuallyDrop;
+use std::net::IpAddr;
 
 use aya::Ebpf;
 use aya::programs::tc::{SchedClassifierLink, qdisc_detach_program};
@@ -67,13 +68,17 @@ impl Guarded {
 }
 
 impl PodGuard {
-    /// Loads the programs; nothing is attached yet.
-    pub fn load((ebpf, pins): (&mut Ebpf, &mut Pins), attach: Attach) -> Result<Self, CaptureError> {
+    /// Loads the programs, for a node of this name; nothing is attached yet.
+    pub fn load(
+        (ebpf, pins): (&mut Ebpf, &mut Pins),
+        attach: Attach,
+        node: &str,
+    ) -> Result<Self, CaptureError> {
         for (name, _) in HOOKS {
             program(ebpf, name).load().map_err(|source| load_error(name, source))?;
         }
         Ok(Self {
-            policy: KernelPolicy::new(ebpf)?,
+            policy: KernelPolicy::new(ebpf, node)?,
             attach,
             links: BTreeMap::new(),
             swept: BTreeSet::new(),
@@ -159,6 +164,11 @@ impl PodGuard {
     /// What is enforced.
     pub fn status(&self) -> PolicyStatus {
         PolicyStatus { outlives: self.outlives, ..self.status }
+    }
+
+    /// Pods of this node whose requests the agent judges.
+    pub fn captured(&self) -> Vec<IpAddr> {
+        self.policy.captured().iter().copied().collect()
     }
 
     /// What was refused, readable from anywhere.

@@ -6,7 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use agent_common::capture::{Action, AddressKey, CaptureConfig, DestinationKey, DestinationValue, Reason};
+use agent_common::capture::{
+    Action, AddressKey, CaptureConfig, DestinationKey, DestinationValue, INBOUND_LISTENERS, Reason,
+};
 use aya::maps::{MapData, MapError, PerCpuArray, RingBuf, SockMap};
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
@@ -204,19 +206,22 @@ impl Programs {
     /// Gives the workers' listeners to the programs: from now on new connections are captured.
     pub fn set_listeners(&mut self, listeners: &[CaptureListeners]) -> Result<(), CaptureError> {
         for (worker, pair) in (0u32..).zip(listeners) {
-            for (family, socket) in (0u32..).zip(&pair.sockets) {
-                self.maps
-                    .listeners
-                    .set(worker * 2 + family, &socket.as_raw_fd(), 0)
-                    .map_err(|source| CaptureError::Map { map: "LISTENERS", source })?;
+            for (first, sockets) in [(0, &pair.sockets), (INBOUND_LISTENERS, &pair.inbound)] {
+                for (family, socket) in (0u32..).zip(sockets) {
+                    self.maps
+                        .listeners
+                        .set(first + worker * 2 + family, &socket.as_raw_fd(), 0)
+                        .map_err(|source| CaptureError::Map { map: "LISTENERS", source })?;
+                }
             }
         }
         Ok(())
     }
 
-    /// Takes the listeners away: new connections go direct, established ones stay with the agent.
+    /// Takes the listeners away: new connections go direct, or are dropped where the agent would have to judge their requests;
+    /// established ones stay with the agent.
     pub fn clear_listeners(&mut self, workers: u32) -> Result<(), CaptureError> {
-        for index in 0..workers * 2 {
+        for index in (0..workers * 2).flat_map(|index| [index, INBOUND_LISTENERS + index]) {
             match self.maps.listeners.clear_index(&index) {
                 Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EINVAL) => {
                 }

@@ -95,7 +95,7 @@ fn programs(settings: &CaptureSettings) -> Check {
     let settings = CaptureSettings { bpffs: Bpffs::Off, cgroup: None, ..settings.clone() };
     let loaded = Programs::load(&settings, false).and_then(|mut programs| {
         let attach = programs.attach_kind();
-        PodGuard::load(programs.ebpf_and_pins(), attach)?;
+        PodGuard::load(programs.ebpf_and_pins(), attach, &settings.node)?;
         settings.guard.clone().map(|options| Guard::load(programs.ebpf(), options)).transpose()
     });
     Check::of("programs", loaded, |_| "the kernel accepts every program".to_owned())

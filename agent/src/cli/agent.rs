@@ -92,6 +92,9 @@ pub(super) struct CaptureArgs {
     /// The port of the first worker's capture listener, on loopback; further workers take free ones.
     #[arg(long, env = "SLUICE_OUTBOUND_PORT", default_value_t = 15001)]
     outbound_port: u16,
+    /// The same for connections to pods whose policy asks of requests.
+    #[arg(long, env = "SLUICE_INBOUND_PORT", default_value_t = 15006)]
+    inbound_port: u16,
     /// The packet mark that leads captured packets to the agent.
     #[arg(long, env = "SLUICE_DELIVER_MARK", value_parser = number, default_value = "0x1510")]
     deliver_mark: u32,
@@ -175,6 +178,7 @@ impl CaptureArgs {
             uplinks: self.uplink.clone(),
             cgroup: self.cgroup.clone(),
             outbound_port: self.outbound_port,
+            inbound_port: self.inbound_port,
             marks,
             bpffs: self.bpffs.clone().unwrap_or_default(),
             on_stop: match self.on_stop {

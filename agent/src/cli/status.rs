@@ -1,5 +1,6 @@
 //! `sluice status`.
 
+use std::net::IpAddr;
 use std::process::ExitCode;
 
 use serde_json::Value;
@@ -109,6 +110,7 @@ fn capture(status: &Status) -> Vec<String> {
             ));
         }
     }
+    lines.extend(inbound(&capture.inbound));
     if capture.destinations_over_capacity > 0 {
         lines.push(format!(
             "             {} destinations over capacity go direct",
@@ -116,6 +118,19 @@ fn capture(status: &Status) -> Vec<String> {
         ));
     }
     lines
+}
+
+/// The pods of this node whose requests the agent judges; of many only the first.
+fn inbound(pods: &[IpAddr]) -> Option<String> {
+    const SHOWN: usize = 8;
+    if pods.is_empty() {
+        return None;
+    }
+    let mut names: Vec<String> = pods.iter().take(SHOWN).map(ToString::to_string).collect();
+    if pods.len() > SHOWN {
+        names.push(format!("and {} more", pods.len() - SHOWN));
+    }
+    Some(format!("             inbound: the agent judges the requests to {}", names.join(", ")))
 }
 
 fn guard(guard: &GuardStatus) -> Vec<String> {
@@ -237,6 +252,16 @@ fn describe(owner: &Value, message: &Value) -> String {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn many_pods_are_counted() {
+        assert_eq!(inbound(&[]), None);
+        let pods: Vec<IpAddr> = (1..=10).map(|last| IpAddr::from([10, 0, 0, last])).collect();
+        let line = inbound(&pods[..1]).expect("a line");
+        assert!(line.ends_with(" 10.0.0.1"), "{line}");
+        let line = inbound(&pods).expect("a line");
+        assert!(line.ends_with(", 10.0.0.8, and 2 more"), "{line}");
+    }
 
     #[test]
     fn wrong_documents_are_named_with_their_place() {

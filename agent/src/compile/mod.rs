@@ -22,7 +22,7 @@ use std::collections::HashMap;
 use crate::model::{Model, ObjectName, RouteTable, Service};
 
 pub use guard::{GuardPolicy, GuardRule};
-pub use policies::{Denied, PodPolicy, PolicyTable};
+pub use policies::{Denied, Foreseen, PodPolicy, PolicyTable};
 pub use table::{
     Action, Backend, Cluster, ClusterKey, DatagramFrontend, Forward, Frontend, GatewayListener, HeaderOps,
     Route, RouteName, RoutingTable, TableVersion, Upstream, VirtualHost, WeightedBackend,

@@ -4,11 +4,13 @@
 //! rules must match; else everything is let through.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::RoutingTable;
-use crate::model::{AuthorizationPolicy, Cidr, Model, ObjectName, PolicyAction, PolicySource, Workload};
+use crate::model::{
+    Asked, AuthorizationPolicy, Cidr, Model, ObjectName, PolicyAction, PolicySource, Workload,
+};
 
 /// The policies of every pod that has any, by the pod's addresses.
 #[derive(Debug, Default)]
@@ -41,19 +43,44 @@ impl Denied {
     }
 }
 
+/// What can be said of a connection before there is a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Foreseen {
+    /// Everything is let through.
+    Allowed,
+    /// Everything is refused.
+    Denied(Denied),
+    /// It depends on the request; without requests it is refused for this reason.
+    ByRequest(Denied),
+}
+
 impl PodPolicy {
-    /// Whether a source may reach a port of the pod. `port`: as [`AuthorizationPolicy::rule_of`] has it.
-    pub fn check(&self, source: PolicySource<'_>, port: Option<u16>) -> Result<(), Denied> {
+    /// Whether a source may have what it asks for of a port of the pod. `port`: as [`PolicyMatch::matches`] has it.
+    ///
+    /// [`PolicyMatch::matches`]: crate::model::PolicyMatch::matches
+    pub fn check(&self, source: PolicySource<'_>, port: Option<u16>, asked: Asked<'_>) -> Result<(), Denied> {
         for policy in &self.deny {
-            if let Some(rule) = policy.rule_of(source, port) {
+            if let Some(rule) = policy.rule_of(source, port, asked) {
                 return Err(Denied { policy: policy.name.clone(), rule: Some(rule) });
             }
         }
         let Some(first) = self.allow.first() else { return Ok(()) };
-        if self.allow.iter().any(|policy| policy.rule_of(source, port).is_some()) {
+        if self.allow.iter().any(|policy| policy.rule_of(source, port, asked).is_some()) {
             return Ok(());
         }
         Err(Denied { policy: first.name.clone(), rule: None })
+    }
+
+    /// What can be said of a source and a port before there is a request.
+    pub fn foresee(&self, source: PolicySource<'_>, port: Option<u16>) -> Foreseen {
+        if let Err(denied) = self.check(source, port, Asked::Unread) {
+            return Foreseen::Denied(denied);
+        }
+        // Both extremes let through is let through, whatever the request.
+        match self.check(source, port, Asked::Opaque) {
+            Ok(()) => Foreseen::Allowed,
+            Err(denied) => Foreseen::ByRequest(denied),
+        }
     }
 
     /// Both kinds, those that are asked first before the others.
@@ -80,12 +107,37 @@ impl PolicyTable {
 }
 
 impl RoutingTable {
-    /// Whether `client` may reach an endpoint. Endpoints that are no pods have no policies.
-    pub fn check_access(&self, client: IpAddr, endpoint: std::net::SocketAddr) -> Result<(), Denied> {
+    /// Whether `client` may have what it asks for of an endpoint. Endpoints that are no pods have no policies.
+    pub fn check_access(&self, client: IpAddr, endpoint: SocketAddr, asked: Asked<'_>) -> Result<(), Denied> {
         let Some(policy) = self.policies.of(endpoint.ip().to_canonical()) else { return Ok(()) };
+        policy.check(self.policy_source(client), Some(endpoint.port()), asked)
+    }
+
+    /// What can be said of a connection of `client` to an endpoint before there is a request.
+    pub fn foresee_access(&self, client: IpAddr, endpoint: SocketAddr) -> Foreseen {
+        let policy = self.policies.of(endpoint.ip().to_canonical());
+        policy.map_or(Foreseen::Allowed, |policy| {
+            policy.foresee(self.policy_source(client), Some(endpoint.port()))
+        })
+    }
+
+    /// The rules that ask of requests and are about a connection of `client` to an endpoint, those that refuse first.
+    pub fn rules_of_requests(
+        &self,
+        client: IpAddr,
+        endpoint: SocketAddr,
+    ) -> Vec<(&AuthorizationPolicy, usize)> {
+        let source = self.policy_source(client);
+        let policies =
+            self.policies.of(endpoint.ip().to_canonical()).into_iter().flat_map(|pod| pod.policies());
+        let rules = |policy: &Arc<AuthorizationPolicy>| policy.rules_of_requests(source, endpoint.port());
+        policies.flat_map(|policy| rules(policy).into_iter().map(|rule| (&**policy, rule))).collect()
+    }
+
+    fn policy_source(&self, client: IpAddr) -> PolicySource<'_> {
         let client = client.to_canonical();
         let namespace = self.workloads.get(&client).map(|workload| &*workload.name.namespace);
-        policy.check(PolicySource { addresses: Cidr::host(client), namespace }, Some(endpoint.port()))
+        PolicySource { addresses: Cidr::host(client), namespace }
     }
 }
 
@@ -178,7 +230,7 @@ mod tests {
     fn check(table: &RoutingTable, client: &str, endpoint: &str) -> String {
         let (client, endpoint) =
             (client.parse().expect("an address"), endpoint.parse().expect("an endpoint"));
-        match table.check_access(client, endpoint) {
+        match table.check_access(client, endpoint, Asked::Opaque) {
             Ok(()) => "ok".to_owned(),
             Err(Denied { policy, rule: Some(rule) }) => format!("{policy} {rule}"),
             Err(Denied { policy, rule: None }) => format!("{policy} none"),

@@ -1,7 +1,11 @@
-//! Who may reach which pods: AuthorizationPolicy as far as addresses, namespaces and ports decide it.
+//! Who may reach which pods: AuthorizationPolicy as far as addresses, namespaces, ports and HTTP requests decide it.
+
+mod request;
 
 use std::net::IpAddr;
 use std::sync::Arc;
+
+pub use request::{Asked, FieldTerm, PathPart, PathPattern, PolicyRequest, RequestTerms, TextPattern};
 
 use super::{Labels, ObjectName};
 
@@ -102,10 +106,12 @@ pub struct PolicyMatch {
     pub ports: Vec<u16>,
     /// The pod's port is none of these.
     pub not_ports: Vec<u16>,
+    /// What is asked of the request.
+    pub request: RequestTerms,
 }
 
 impl PolicyMatch {
-    /// Whether it holds. `port`: the pod's; `None`: any that no policy names, or a protocol without ports.
+    /// Whether it holds of a connection, whatever is asked of its requests. `port`: the pod's; `None`: any that no policy names, or a protocol without ports.
     pub fn matches(&self, source: PolicySource<'_>, port: Option<u16>) -> bool {
         let within = |cidrs: &[Cidr]| cidrs.iter().any(|cidr| cidr.contains(&source.addresses));
         let named = |patterns: &[NamespacePattern]| {
@@ -131,10 +137,32 @@ pub struct PolicyRule {
 }
 
 impl PolicyRule {
-    /// Whether it takes what this source sends to this port of the pod.
-    pub fn matches(&self, source: PolicySource<'_>, port: Option<u16>) -> bool {
-        self.clauses.iter().all(|clause| clause.iter().any(|alternative| alternative.matches(source, port)))
+    /// Whether it asks something of requests.
+    pub fn asks_of_requests(&self) -> bool {
+        self.clauses.iter().flatten().any(|alternative| !alternative.request.is_empty())
     }
+
+    /// Whether it takes what this source sends to this port of the pod.
+    fn matches(&self, source: PolicySource<'_>, port: Option<u16>, reading: Reading<'_>) -> bool {
+        let asked = |alternative: &PolicyMatch| match reading {
+            Reading::Of(request) => alternative.request.hold(request),
+            Reading::AsIfAbsent | Reading::Unmet => true,
+        };
+        let unmet = matches!(reading, Reading::Unmet) && self.asks_of_requests();
+        let holds = |alternative: &PolicyMatch| alternative.matches(source, port) && asked(alternative);
+        !unmet && self.clauses.iter().all(|clause| clause.iter().any(holds))
+    }
+}
+
+/// How a rule takes what it asks of a request.
+#[derive(Clone, Copy)]
+enum Reading<'a> {
+    /// It is asked.
+    Of(&'a dyn PolicyRequest),
+    /// As if it asked nothing.
+    AsIfAbsent,
+    /// As if the request were another.
+    Unmet,
 }
 
 /// What a policy does with what its rules take.
@@ -166,7 +194,7 @@ pub struct AuthorizationPolicy {
     pub selector: Labels,
     /// What it does.
     pub action: PolicyAction,
-    /// The rules that addresses, namespaces and ports can decide, in the document's order.
+    /// The rules that can be decided, in the document's order.
     pub rules: Vec<PolicyRule>,
 }
 
@@ -177,14 +205,28 @@ impl AuthorizationPolicy {
             && self.selector.iter().all(|(key, value)| labels.get(key) == Some(value))
     }
 
+    /// The positions of the rules that ask of requests, and of those that this source may send to this port.
+    pub fn rules_of_requests(&self, source: PolicySource<'_>, port: u16) -> Vec<usize> {
+        let about = |rule: &&PolicyRule| {
+            rule.asks_of_requests() && rule.matches(source, Some(port), Reading::AsIfAbsent)
+        };
+        self.rules.iter().filter(about).map(|rule| rule.index).collect()
+    }
+
     /// The position of the first rule that takes it.
-    pub fn rule_of(&self, source: PolicySource<'_>, port: Option<u16>) -> Option<usize> {
-        self.rules.iter().find(|rule| rule.matches(source, port)).map(|rule| rule.index)
+    pub fn rule_of(&self, source: PolicySource<'_>, port: Option<u16>, asked: Asked<'_>) -> Option<usize> {
+        let reading = match (asked, self.action) {
+            (Asked::Request(request), _) => Reading::Of(request),
+            (Asked::Opaque, PolicyAction::Deny) | (Asked::Unread, PolicyAction::Allow) => Reading::AsIfAbsent,
+            (Asked::Opaque, PolicyAction::Allow) | (Asked::Unread, PolicyAction::Deny) => Reading::Unmet,
+        };
+        self.rules.iter().find(|rule| rule.matches(source, port, reading)).map(|rule| rule.index)
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    pub(crate) use super::request::tests::{Made, text};
     use super::*;
 
     fn cidr(text: &str) -> Cidr {
@@ -246,6 +288,44 @@ mod tests {
         ];
         for (condition, source, port, expected) in cases {
             assert_eq!(condition.matches(source, port), expected, "{condition:?} {source:?} {port:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_read_errs_on_the_side_that_is_asked_for() {
+        use PolicyAction::{Allow, Deny};
+        let get = PolicyMatch {
+            request: RequestTerms { methods: vec![text("GET")], ..RequestTerms::default() },
+            ..PolicyMatch::default()
+        };
+        let port = PolicyMatch { ports: vec![80], ..PolicyMatch::default() };
+        let policy = |action, clauses: Vec<Vec<PolicyMatch>>| AuthorizationPolicy {
+            name: ObjectName::new("a", "p"),
+            scope: PolicyScope::Namespace,
+            selector: Labels::default(),
+            action,
+            rules: vec![PolicyRule { index: 3, clauses }],
+        };
+        let made = |method: &str| Made { method: method.to_owned(), ..Made::default() };
+        let (read, write) = (made("GET"), made("POST"));
+        let source =
+            PolicySource { addresses: Cidr::host("1.1.1.1".parse().expect("an address")), namespace: None };
+        // (action, clauses, port) -> whether the rule takes a GET, a POST, what is opaque, and what is not read yet.
+        let cases = [
+            (Allow, vec![vec![get.clone()]], 80, [true, false, false, true]),
+            (Deny, vec![vec![get.clone()]], 80, [true, false, true, false]),
+            (Allow, vec![vec![get.clone()], vec![port.clone()]], 80, [true, false, false, true]),
+            (Deny, vec![vec![get.clone()], vec![port.clone()]], 81, [false, false, false, false]),
+            // As in Istio a rule is nothing for opaque connections where any part of it asks of requests.
+            (Allow, vec![vec![get.clone(), port.clone()]], 80, [true, true, false, true]),
+            (Deny, vec![vec![get, port.clone()]], 80, [true, true, true, false]),
+            (Allow, vec![vec![port]], 80, [true; 4]),
+        ];
+        for (action, clauses, port, expected) in cases {
+            let policy = policy(action, clauses);
+            let asked = [Asked::Request(&read), Asked::Request(&write), Asked::Opaque, Asked::Unread];
+            let taken = asked.map(|asked| policy.rule_of(source, Some(port), asked) == Some(3));
+            assert_eq!(taken, expected, "{policy:?} {port}");
         }
     }
 }

@@ -7,9 +7,11 @@ mod route;
 mod service;
 mod workload;
 
+#[cfg(test)]
+pub(crate) use authorization::tests as authorization_tests;
 pub use authorization::{
-    AuthorizationPolicy, Cidr, NamespacePattern, PolicyAction, PolicyMatch, PolicyRule, PolicyScope,
-    PolicySource,
+    Asked, AuthorizationPolicy, Cidr, FieldTerm, NamespacePattern, PathPart, PathPattern, PolicyAction,
+    PolicyMatch, PolicyRequest, PolicyRule, PolicyScope, PolicySource, RequestTerms, TextPattern,
 };
 pub use guard::{EdgeGuard, SourceRate};
 pub use name::ObjectName;

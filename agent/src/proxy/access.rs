@@ -1,9 +1,12 @@
-//! Policy in the agent: whether a client may reach the pod that it is about to be connected to. The kernel lets everything
-//! through that the agent sends, so the agent asks what the kernel would have asked.
+//! Policy in the agent: whether a client may have what it asks for of the pod that it is about to be connected to. The kernel
+//! lets everything through that the agent sends, so the agent asks what the kernel would have asked, and what only the
+//! request tells.
 
 use std::net::{IpAddr, SocketAddr};
 
 use super::Context;
+use crate::compile::Foreseen;
+use crate::model::Asked;
 use crate::net::ConnectSource;
 
 /// What a refusal is called, in answers and in the access log.
@@ -14,8 +17,13 @@ pub(super) const ACCESS_DENIED: &str = "rbac_access_denied";
 pub(super) struct Refused;
 
 /// Asks the table in force, which may be newer than the one that a request goes by, and counts a refusal.
-pub(super) fn check(context: &Context, client: IpAddr, endpoint: SocketAddr) -> Result<(), Refused> {
-    context.tables.load().check_access(client, endpoint).map_err(|denied| {
+pub(super) fn check(
+    context: &Context,
+    client: IpAddr,
+    endpoint: SocketAddr,
+    asked: Asked<'_>,
+) -> Result<(), Refused> {
+    context.tables.load().check_access(client, endpoint, asked).map_err(|denied| {
         context.recorder.denied(&denied);
         Refused
     })
@@ -27,27 +35,37 @@ pub(super) fn check_translated(context: &Context) -> Result<(), Refused> {
     if context.tables.load().policies.is_empty() { Ok(()) } else { Err(Refused) }
 }
 
-/// Whether a client may reach an endpoint; counts nothing.
-pub(super) fn may_reach(context: &Context, client: IpAddr, endpoint: SocketAddr) -> bool {
-    context.tables.load().check_access(client, endpoint).is_ok()
+/// Whether a client may have what it asks for; counts nothing.
+pub(super) fn may_reach(context: &Context, client: IpAddr, endpoint: SocketAddr, asked: Asked<'_>) -> bool {
+    context.tables.load().check_access(client, endpoint, asked).is_ok()
 }
 
-/// As above, of an endpoint that only the node's NAT may understand.
+/// As above for what shows no requests, of an endpoint that only the node's NAT may understand.
 pub(super) fn may_go_on(context: &Context, client: IpAddr, endpoint: (SocketAddr, ConnectSource)) -> bool {
     let (address, source) = endpoint;
     let known = source != ConnectSource::Translated || check_translated(context).is_ok();
-    known && may_reach(context, client, address)
+    known && may_reach(context, client, address, Asked::Opaque)
 }
 
-/// Waits until a client may no longer reach an endpoint. One that only the node's NAT understands is refused once there are
-/// policies, like a connection that would be made then.
-pub(super) async fn until_refused(context: &Context, client: IpAddr, endpoint: (SocketAddr, ConnectSource)) {
+/// Whether it depends on the request what a client may have; counts nothing.
+pub(super) fn depends_on_request(context: &Context, client: IpAddr, endpoint: SocketAddr) -> bool {
+    matches!(context.tables.load().foresee_access(client, endpoint), Foreseen::ByRequest(_))
+}
+
+/// Waits until a client may no longer have an endpoint's connection, of which the agent sees no requests. An endpoint that
+/// only the node's NAT understands is refused once there are policies, like a connection that would be made then.
+pub(super) async fn until_refused(
+    context: &Context,
+    client: IpAddr,
+    endpoint: (SocketAddr, ConnectSource),
+    asked: Asked<'_>,
+) {
     let (address, source) = endpoint;
     loop {
         // A change from here on is not missed.
         let changed = context.table_changed.notified();
         let known = if source == ConnectSource::Translated { check_translated(context) } else { Ok(()) };
-        if known.and_then(|()| check(context, client, address)).is_err() {
+        if known.and_then(|()| check(context, client, address, asked)).is_err() {
             return;
         }
         changed.await;

@@ -44,7 +44,7 @@ impl Default for AdmissionSettings {
 pub(super) enum Whose {
     /// A captured pod.
     Pod,
-    /// A client of a Gateway's listener.
+    /// A client of a Gateway's listener, or of a pod.
     Stranger,
 }
 
@@ -52,7 +52,7 @@ impl From<&Origin> for Whose {
     fn from(origin: &Origin) -> Self {
         match origin {
             Origin::Outbound => Self::Pod,
-            Origin::Gateway(_) => Self::Stranger,
+            Origin::Inbound | Origin::Gateway(_) => Self::Stranger,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A connection captured from a pod: who dialled what, and which proxy takes it.
+//! A captured connection, from a pod or to one: who dialled what, and which proxy takes it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,7 +15,12 @@ use crate::telemetry::Origin;
 
 /// Serves one captured connection to its end. What not every connection needs is boxed, as the future of the idle ones is
 /// most of what they cost.
-pub(super) async fn serve(context: Context, io: TcpStream, peer: SocketAddr, listener: SocketAddr) {
+pub(super) async fn serve(
+    context: Context,
+    (io, peer): (TcpStream, SocketAddr),
+    listener: SocketAddr,
+    origin: Origin,
+) {
     let Ok(original_destination) = io.local_addr() else { return };
     if original_destination == listener {
         // Somebody dialled the listener itself; there is nothing behind it.
@@ -23,20 +28,20 @@ pub(super) async fn serve(context: Context, io: TcpStream, peer: SocketAddr, lis
         return;
     }
     let table = context.tables.load_full();
-    let downstream = Downstream {
-        io,
-        read: BytesMut::new(),
-        peer,
-        original_destination,
-        origin: Origin::Outbound,
-        early: None,
+    let downstream =
+        Downstream { io, read: BytesMut::new(), peer, original_destination, origin, early: None };
+    let to = match table.frontends.get(&original_destination) {
+        // Only the first bytes tell whether there are requests to judge.
+        _ if downstream.origin == Origin::Inbound => {
+            (Dial::pod(original_destination), AppProtocol::Undeclared)
+        }
+        Some(frontend) => (Dial::frontend(frontend, original_destination), frontend.protocol),
+        None => {
+            // The table changed between the kernel's decision and now.
+            let dial = Dial::unknown(original_destination);
+            return Box::pin(tcp::serve(&context, downstream, table, dial, None)).await;
+        }
     };
-    let Some(frontend) = table.frontends.get(&original_destination) else {
-        // The table changed between the kernel's decision and now.
-        let dial = Dial::unknown(original_destination);
-        return Box::pin(tcp::serve(&context, downstream, table, dial, None)).await;
-    };
-    let to = (Dial::frontend(frontend, original_destination), frontend.protocol);
     by_protocol(context, downstream, table, to).await;
 }
 

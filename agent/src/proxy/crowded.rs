@@ -28,7 +28,7 @@ pub(super) fn refuse(context: &Context, io: &TcpStream, peer: SocketAddr, (origi
     let table = context.tables.load_full();
     let settings = context.http.settings(&origin);
     let caller = Caller { ctx: context, settings: &settings, origin: &origin, peer, original_destination };
-    let mut trail = Trail::new(Instant::now(), caller.source(&table));
+    let mut trail = Trail::new(Instant::now(), caller.ends(&table));
     trail.fail(problem);
     if matches!(origin, Origin::Gateway(_))
         && let Some(answer) = problem.answer()

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::tcp::{self, Dial, Dialled, Undialled};
-use super::{Context, Downstream};
+use super::{Context, Downstream, access};
 use crate::net::{HTTP2_FRAME_HEAD, Spoken, classify, is_http2_settings};
 
 /// Bytes taken at once while the protocol is being told; a request line that is longer is HTTP anyway.
@@ -35,14 +35,14 @@ pub(super) enum Told {
 
 /// Waits for the first byte from either side. Bytes from the client are kept in `downstream.read`.
 pub(super) async fn detect(context: &Context, downstream: &mut Downstream, dial: &Dial) -> Told {
-    let mut dialling = Box::pin(tcp::dial(context, downstream.peer, dial));
+    let mut dialling = Box::pin(tcp::dial_early(context, downstream.peer, dial));
     let dialled = tokio::select! {
         biased;
         spoken = client_speaks(&downstream.io, &mut downstream.read) => {
             return match spoken {
                 // The route says where HTTP goes; an endpoint that is silent must not hold it up.
                 Ok(Spoken::Http | Spoken::Http2) => Told::Http(timeout(EARLY_PATIENCE, dialling).await.ok().and_then(Result::ok)),
-                Ok(Spoken::Opaque | Spoken::Undecided) => Told::Opaque(dialling.await),
+                Ok(Spoken::Opaque | Spoken::Undecided) => opaque(context, downstream, dial, dialling.await).await,
                 Err(error) => Told::Opaque(dialling.await.map(|dialled| dialled.without_client(error))),
             };
         }
@@ -60,13 +60,33 @@ pub(super) async fn detect(context: &Context, downstream: &mut Downstream, dial:
             () = server_speaks(&upstream.io) => Told::Opaque(Ok(upstream)),
         },
         Err(undialled) => {
-            let spoken =
-                timeout(SPEAK_AFTER_FAILURE, client_speaks(&downstream.io, &mut downstream.read)).await;
+            let speaking = client_speaks(&downstream.io, &mut downstream.read);
+            let client = downstream.peer.ip();
+            let asks = undialled
+                .refused_by()
+                .is_some_and(|endpoint| access::depends_on_request(context, client, endpoint));
+            // Where its request decides, a client may take as long for its first one as for any later one.
+            let spoken = if asks { Ok(speaking.await) } else { timeout(SPEAK_AFTER_FAILURE, speaking).await };
             match spoken {
                 Ok(Ok(Spoken::Http | Spoken::Http2)) => Told::Http(None),
-                _ => Told::Opaque(Err(undialled)),
+                _ => opaque(context, downstream, dial, Err(undialled)).await,
             }
         }
+    }
+}
+
+/// What came of dialling, for a connection that turned out to be opaque: only now a policy's refusal is one.
+async fn opaque(
+    context: &Context,
+    downstream: &Downstream,
+    dial: &Dial,
+    dialled: Result<Dialled, Undialled>,
+) -> Told {
+    match dialled {
+        Err(undialled) if undialled.refused_by().is_some() => {
+            Told::Opaque(tcp::dial(context, downstream.peer, dial).await)
+        }
+        dialled => Told::Opaque(dialled),
     }
 }
 

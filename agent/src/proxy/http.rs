@@ -10,6 +10,7 @@ pub(super) mod connection;
 pub(super) mod exchange;
 pub(super) mod heads;
 pub(super) mod pace;
+pub(super) mod passed;
 pub(super) mod plan;
 pub(super) mod record;
 mod respond;

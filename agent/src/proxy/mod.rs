@@ -18,7 +18,7 @@ pub use admission::{Admission, AdmissionSettings};
 pub use random::Random;
 pub use refusals::{PushDownSettings, Refusals};
 pub use settings::{InvalidSetting, ProxySettings, Setting};
-pub use worker::{Command, WorkerHandle, WorkerSettings, start_worker};
+pub use worker::{Captured, Command, WorkerHandle, WorkerSettings, start_worker};
 
 use std::net::SocketAddr;
 use std::rc::Rc;

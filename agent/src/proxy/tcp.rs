@@ -12,7 +12,7 @@ use super::access::{self, ACCESS_DENIED};
 use super::{Context, Downstream, Early};
 use crate::balance::Pick;
 use crate::compile::{Cluster, Frontend, RoutingTable};
-use crate::model::Workload;
+use crate::model::{Asked, Workload};
 use crate::net::{ConnectSource, ConnectTarget, RelayFailure, Relayed, relay};
 use crate::telemetry::{ConnectionRecord, Flag, ResponseFlags};
 
@@ -40,6 +40,11 @@ impl Dial {
     /// Whom the endpoint sees.
     fn source(&self, peer: SocketAddr) -> ConnectSource {
         if self.unknown { ConnectSource::Translated } else { ConnectSource::Pod(peer.ip()) }
+    }
+
+    /// The pod that the client dialled.
+    pub(super) fn pod(original: SocketAddr) -> Self {
+        Self { cluster: None, original, unknown: false }
     }
 
     /// An endpoint of the service; of a headless one, the endpoint that the client dialled.
@@ -79,12 +84,40 @@ pub(super) struct Undialled {
     last: Option<SocketAddr>,
 }
 
-/// Connects to an endpoint, and to another one where the first can't be reached.
+impl Undialled {
+    /// The endpoint whose policy refuses the client, where that is why.
+    pub(super) fn refused_by(&self) -> Option<SocketAddr> {
+        self.last.filter(|_| self.flag == Flag::AccessDenied)
+    }
+}
+
+/// Connects to an endpoint, and to another one where the first can't be reached. What a policy refuses is counted.
 pub(super) async fn dial(context: &Context, peer: SocketAddr, dial: &Dial) -> Result<Dialled, Undialled> {
+    let allowed = |endpoint| access::check(context, peer.ip(), endpoint, Asked::Opaque).is_ok();
+    dial_allowed(context, peer, dial, allowed).await
+}
+
+/// The same before the client's protocol is told: what a policy refuses now it may allow once there is a request, and it
+/// is not counted.
+pub(super) async fn dial_early(
+    context: &Context,
+    peer: SocketAddr,
+    dial: &Dial,
+) -> Result<Dialled, Undialled> {
+    let allowed = |endpoint| access::may_reach(context, peer.ip(), endpoint, Asked::Opaque);
+    dial_allowed(context, peer, dial, allowed).await
+}
+
+async fn dial_allowed(
+    context: &Context,
+    peer: SocketAddr,
+    dial: &Dial,
+    allowed: impl Fn(SocketAddr) -> bool,
+) -> Result<Dialled, Undialled> {
     let Some(cluster) = &dial.cluster else {
         let source = dial.source(peer);
         let translated = if dial.unknown { access::check_translated(context) } else { Ok(()) };
-        if translated.and_then(|()| access::check(context, peer.ip(), dial.original)).is_err() {
+        if translated.is_err() || !allowed(dial.original) {
             return Err(refused(dial.original));
         }
         let io = connect(context, ConnectTarget { address: dial.original, source }).await?;
@@ -98,7 +131,7 @@ pub(super) async fn dial(context: &Context, peer: SocketAddr, dial: &Dial) -> Re
         if tried.contains(&address) {
             break;
         }
-        if access::check(context, peer.ip(), address).is_err() {
+        if !allowed(address) {
             return Err(refused(address));
         }
         match connect(context, ConnectTarget { address, source: ConnectSource::Pod(peer.ip()) }).await {
@@ -197,7 +230,8 @@ async fn relay_with_prefix(
     source: ConnectSource,
 ) -> Relayed {
     // A connection that was dialled before the client spoke may have been allowed when it was.
-    let refused = access::until_refused(context, downstream.peer.ip(), (dialled.address, source));
+    let refused =
+        access::until_refused(context, downstream.peer.ip(), (dialled.address, source), Asked::Opaque);
     let upstream = &mut dialled.io;
     if let Some(error) = dialled.client_error.take() {
         let _ = upstream.set_zero_linger();

@@ -51,7 +51,7 @@ pub struct WorkerSettings {
 #[derive(Debug)]
 pub enum Command {
     /// Serve captured connections from this listener.
-    Capture(StdListener),
+    Capture(StdListener, Captured),
     /// Serve a Gateway's listener until the receiver's sender is gone; records call it what the receiver says when a
     /// connection comes.
     Gateway(StdListener, watch::Receiver<Arc<str>>),
@@ -63,7 +63,7 @@ impl Command {
     /// The listener that it is about, for the log.
     fn listener(&self) -> Option<String> {
         match self {
-            Self::Capture(listener) | Self::Gateway(listener, _) => {
+            Self::Capture(listener, _) | Self::Gateway(listener, _) => {
                 listener.local_addr().ok().map(|address| address.to_string())
             }
             Self::Table => None,
@@ -106,10 +106,11 @@ fn run(settings: WorkerSettings, mut commands: mpsc::UnboundedReceiver<Command>)
 
 fn obey(context: &Context, command: Command) -> io::Result<()> {
     match command {
-        Command::Capture(listener) => {
+        Command::Capture(listener, direction) => {
             let address = listener.local_addr()?;
-            let serve = move |context, io, peer, _| captured::serve(context, io, peer, address);
-            accept_on(context, listener, Entrance::Captured, serve)
+            let serve =
+                move |context, io, peer, origin| captured::serve(context, (io, peer), address, origin);
+            accept_on(context, listener, Entrance::Captured(direction), serve)
         }
         Command::Table => {
             context.http.forget_gone(&context.tables.load());
@@ -120,9 +121,18 @@ fn obey(context: &Context, command: Command) -> io::Result<()> {
     }
 }
 
+/// Which way captured connections go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Captured {
+    /// From a pod to what it dials.
+    Outbound,
+    /// To a pod, whoever dials it.
+    Inbound,
+}
+
 /// Where a listener's connections come from.
 enum Entrance {
-    Captured,
+    Captured(Captured),
     /// A Gateway's listener: its name, until the sender is gone.
     Gateway(watch::Receiver<Arc<str>>),
 }
@@ -131,7 +141,8 @@ impl Entrance {
     /// The origin of a connection that comes now.
     fn origin(&self) -> Origin {
         match self {
-            Self::Captured => Origin::Outbound,
+            Self::Captured(Captured::Outbound) => Origin::Outbound,
+            Self::Captured(Captured::Inbound) => Origin::Inbound,
             Self::Gateway(name) => Origin::Gateway(Arc::clone(&name.borrow())),
         }
     }

@@ -14,7 +14,7 @@ use crate::compile::Route;
 use crate::model::Workload;
 
 pub use hosts::HostTable;
-pub use path::{EscapedSlashes, InvalidPath, Normalisation, PathPolicy, normalise};
+pub use path::{EscapedSlashes, InvalidPath, Normalisation, PathPolicy, canonical_escapes, normalise};
 pub use rewrite::{redirect_location, rewrite_climbs, rewrite_path};
 pub use rules::{Rule, RuleSet};
 

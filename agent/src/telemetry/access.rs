@@ -135,6 +135,7 @@ impl Ends<'_> {
     fn write(&self, line: &mut JsonLine<'_>) {
         match self.origin {
             Origin::Outbound => line.text("direction", "outbound"),
+            Origin::Inbound => line.text("direction", "inbound"),
             Origin::Gateway(listener) => line.text("direction", "gateway").text("listener", listener),
         };
         line.display("downstream_remote_address", self.peer)
@@ -143,9 +144,13 @@ impl Ends<'_> {
             Some(upstream) => line.display("upstream_host", upstream),
             None => line.optional("upstream_host", None),
         };
-        match self.cluster {
-            Some(cluster) => line.display("upstream_cluster", ClusterName(cluster)),
-            None => line.optional("upstream_cluster", None),
+        match (self.cluster, self.origin) {
+            (Some(cluster), _) => line.display("upstream_cluster", ClusterName(cluster)),
+            (None, Origin::Inbound) => {
+                let port = self.original_destination.port();
+                line.display("upstream_cluster", format_args!("inbound|{port}||"))
+            }
+            (None, _) => line.optional("upstream_cluster", None),
         };
         line.optional("src.workload", self.source.map(|workload| &*workload.workload))
             .optional("src.namespace", self.source.map(|workload| &*workload.name.namespace))

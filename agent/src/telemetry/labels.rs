@@ -58,11 +58,15 @@ pub(super) const TCP_NAMES: [&str; 1] = ["connection_security_policy"];
 
 /// The values of all labels of a record. `cluster` is the cluster's name.
 pub(super) fn values(traffic: &Traffic<'_>, cluster: &str) -> Vec<String> {
-    // Captured traffic is seen on the client's side, and a gateway is the client of what it forwards to.
-    let mut values = vec!["source".to_owned()];
+    // A gateway is the client of what it forwards to.
+    let reporter = match traffic.origin {
+        Origin::Outbound | Origin::Gateway(_) => "source",
+        Origin::Inbound => "destination",
+    };
+    let mut values = vec![reporter.to_owned()];
     match (traffic.origin, traffic.source) {
         (Origin::Gateway(listener), _) => values.extend(gateway(listener, cluster)),
-        (Origin::Outbound, source) => values.extend(side(source, cluster)),
+        (Origin::Outbound | Origin::Inbound, source) => values.extend(side(source, cluster)),
     }
     values.extend(side(traffic.destination, cluster));
     let service = traffic.service.map(|service| (service.fqdn(), &*service.name, &*service.namespace));

@@ -14,6 +14,8 @@ use crate::model::Workload;
 pub enum Origin {
     /// Captured from a local pod on its way out.
     Outbound,
+    /// Captured on its way into a pod of this node.
+    Inbound,
     /// Accepted on a Gateway listener, by `namespace/gateway/listener`.
     Gateway(Arc<str>),
 }

@@ -1,5 +1,7 @@
 //! What is looked up is what the policies say.
 
+use agent_common::inbound::takes;
+use agent_common::packet::{Family, Segment};
 use agent_common::policy::{
     PacketKind, PolicyFlow, PolicyMaps, PolicyPacket, PolicyPod, PolicyRuleValue, PolicySourceKey, refuses,
 };
@@ -9,12 +11,16 @@ use proptest::sample::select;
 
 use super::*;
 use crate::compile::{TableVersion, compile};
-use crate::model::{AuthorizationPolicy, Model, ObjectName, PolicyAction, PolicyRule, PolicyScope, Workload};
+use crate::model::authorization_tests::Made;
+use crate::model::{
+    Asked, AuthorizationPolicy, Model, ObjectName, PolicyAction, PolicyRule, PolicyScope, RequestTerms,
+    TextPattern, Workload,
+};
 
 impl PolicyMaps for Lowered {
     fn pod(&self, address: &PolicyAddress) -> Option<PolicyPod> {
         let pod = self.pods.iter().find(|(pod, _)| policy_address(**pod) == *address);
-        pod.map(|(_, set)| PolicyPod { set: *set, side: 0, padding: [0; 3] })
+        pod.map(|(_, set)| PolicyPod { set: *set, side: 0, captured: 1, padding: [0; 2] })
     }
     fn class(&self, key: &PolicySourceKey) -> u32 {
         let address = plain_address(&key.source);
@@ -98,6 +104,18 @@ fn pattern() -> impl Strategy<Value = NamespacePattern> {
     select(vec![Any, Exact("a".into()), Exact("x".into()), Prefix("a".into()), Suffix("b".into())])
 }
 
+/// Every other asks nothing of requests, so that rules of both kinds meet.
+fn request_terms() -> impl Strategy<Value = RequestTerms> {
+    let method = |text: &str| vec![TextPattern::Exact(text.into())];
+    let empty = RequestTerms::default();
+    select(vec![
+        empty.clone(),
+        empty.clone(),
+        RequestTerms { methods: method("GET"), ..empty.clone() },
+        RequestTerms { not_methods: method("GET"), ..empty },
+    ])
+}
+
 prop_compose! {
     fn alternative()(
         cidrs in vec(cidr(), 0..2),
@@ -106,8 +124,9 @@ prop_compose! {
         not_namespaces in vec(pattern(), 0..2),
         ports in vec(1u16..4, 0..2),
         not_ports in vec(1u16..4, 0..2),
+        request in request_terms(),
     ) -> PolicyMatch {
-        PolicyMatch { cidrs, not_cidrs, namespaces, not_namespaces, ports, not_ports }
+        PolicyMatch { cidrs, not_cidrs, namespaces, not_namespaces, ports, not_ports, request }
     }
 }
 
@@ -145,6 +164,17 @@ fn syn(source: IpAddr, pod: IpAddr, port: u16) -> PolicyPacket {
     }
 }
 
+fn segment(source: IpAddr, pod: IpAddr, port: u16) -> Segment {
+    Segment {
+        family: if pod.is_ipv4() { Family::V4 } else { Family::V6 },
+        source: policy_address(source).address,
+        destination: policy_address(pod).address,
+        source_port: [1, 1],
+        destination_port: port.to_be_bytes(),
+        flags: 2,
+    }
+}
+
 proptest! {
     #[test]
     fn the_kernel_looks_up_what_the_agent_decides(policies in vec(policy(), 0..5)) {
@@ -153,9 +183,20 @@ proptest! {
         for pod in workloads().iter().flat_map(|workload| &workload.addresses) {
             for source in SOURCES.iter().map(|text| text.parse::<IpAddr>().expect("an address")) {
                 for port in 1..5 {
-                    let decided = table.check_access(source, (*pod, port).into()).is_err();
+                    let ask = |asked| table.check_access(source, (*pod, port).into(), asked).is_err();
                     let looked_up = refuses(&syn(source, *pod, port), &lowered).is_some();
-                    prop_assert_eq!(looked_up, decided, "{} to {}:{}", source, pod, port);
+                    prop_assert_eq!(looked_up, ask(Asked::Opaque), "{} to {}:{}", source, pod, port);
+                    if source.is_ipv4() != pod.is_ipv4() {
+                        continue;
+                    }
+                    let taken = takes(&segment(source, *pod, port), &lowered);
+                    let requests = ["GET", "PUT"].map(|method| Made { method: method.into(), ..Made::default() });
+                    for request in &requests {
+                        let refused = ask(Asked::Request(request));
+                        // What the kernel lets by, and what it drops for good, is so whatever the request.
+                        prop_assert!(taken || refused == looked_up, "{} to {}:{}", source, pod, port);
+                    }
+                    prop_assert!(!taken || looked_up, "what is not of the agent is let by");
                 }
             }
         }
@@ -187,4 +228,34 @@ fn what_finds_no_room_is_closed() {
     let lowered = lower(&table, Room { sources: 2, rules: 0 });
     let [foreign, pod] = ["8.8.8.8", "10.0.0.1"].map(|text| text.parse().expect("an address"));
     assert_eq!(refuses(&syn(foreign, pod, 80), &lowered), Some(0));
+}
+
+#[test]
+fn only_pods_here_whose_requests_decide_are_captured() {
+    let get = RequestTerms { methods: vec![TextPattern::Exact("GET".into())], ..RequestTerms::default() };
+    let rule = |request: RequestTerms| PolicyRule {
+        index: 0,
+        clauses: vec![vec![PolicyMatch { ports: vec![80], request, ..PolicyMatch::default() }]],
+    };
+    let policy = |namespace: &str, rule| AuthorizationPolicy {
+        name: ObjectName::new(namespace, "p"),
+        scope: PolicyScope::Namespace,
+        selector: [].into(),
+        action: PolicyAction::Allow,
+        rules: vec![rule],
+    };
+    let mut pods = workloads();
+    pods[0].node = Some("here".into());
+    pods[1].node = Some("there".into());
+    let authorization = vec![policy("a", rule(get)), policy("c", rule(RequestTerms::default()))];
+    let model = Model { workloads: pods, authorization, ..Model::default() };
+    let table = compile(&model, &RoutingTable::default(), TableVersion::default());
+    let lowered = lower(&table, Room::default());
+    let taken = |node| captured(&table, &lowered, node).iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(taken("here"), ["10.0.0.1", "fd00::1"]);
+    assert_eq!(taken("there"), ["10.1.0.1"]);
+    assert_eq!(taken("elsewhere"), [""; 0]);
+    let [foreign, pod] = ["8.8.8.8", "10.0.0.1"].map(|text| text.parse().expect("an address"));
+    let on = |port| takes(&segment(foreign, pod, port), &lowered);
+    assert!(on(80) && !on(81), "the rule's port is taken, and no other");
 }

@@ -1,9 +1,9 @@
-//! `security.istio.io` AuthorizationPolicy: what of it addresses, namespaces and ports can decide.
+//! `security.istio.io` AuthorizationPolicy: what of it addresses, namespaces, ports and requests can decide.
 //!
-//! What needs a proven identity or the request's head follows Istio's rule for a proxy that sees connections alone: an
-//! ALLOW rule with such a field never matches, a DENY rule applies as if the field were absent. Either errs on the side
-//! of refusing, and each field is named in the report.
+//! What needs a proven identity errs on the side of refusing: an ALLOW rule with such a field never matches, a DENY rule
+//! applies as if the field were absent. Each such field is named in the report.
 
+mod requests;
 mod schema;
 
 use std::net::IpAddr;
@@ -93,7 +93,7 @@ impl Reader<'_, '_> {
         });
         clauses.push(from.collect::<Vec<_>>());
         let to = rule.to.iter().enumerate().map(|(at, to)| {
-            self.operation(to.operation.as_ref(), &field.key("to").index(at).key("operation"), &mut undecided)
+            self.operation(to.operation.as_ref(), &field.key("to").index(at).key("operation"))
         });
         clauses.push(to.collect());
         for (at, condition) in rule.when.iter().enumerate() {
@@ -122,19 +122,18 @@ impl Reader<'_, '_> {
         found
     }
 
-    fn operation(&mut self, written: Option<&Operation>, field: &Field, undecided: &mut bool) -> PolicyMatch {
+    fn operation(&mut self, written: Option<&Operation>, field: &Field) -> PolicyMatch {
         let Some(operation) = written else {
             self.notes.error(field, "the operation is missing");
             return PolicyMatch::default();
         };
-        let others = operation.undecided();
-        *undecided |= self.note_undecided(&others, field);
         let found = PolicyMatch {
             ports: self.ports(&operation.ports, &field.key("ports")),
             not_ports: self.ports(&operation.not_ports, &field.key("notPorts")),
+            request: self.request(operation, field),
             ..PolicyMatch::default()
         };
-        self.check_not_empty(&found, &others, field);
+        self.check_not_empty(&found, &[], field);
         found
     }
 
@@ -159,6 +158,7 @@ impl Reader<'_, '_> {
                 not_ports: self.ports(&written.not_values, &not_values),
                 ..PolicyMatch::default()
             },
+            key if key.starts_with(requests::FIELD_KEY) => self.header(key, written, field),
             _ => {
                 *undecided |= self.note_undecided(&["key"], field);
                 PolicyMatch::default()
@@ -174,7 +174,7 @@ impl Reader<'_, '_> {
             None => return false,
         };
         for name in names {
-            let text = format!("addresses, namespaces and ports do not tell this: {outcome}");
+            let text = format!("addresses, namespaces, ports and requests do not tell this: {outcome}");
             self.notes.warning(Code::NotYetEnforced, &field.key(name), text);
             self.notes.later(&field.key(name));
         }

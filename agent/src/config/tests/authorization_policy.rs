@@ -2,7 +2,10 @@
 
 use super::{check_bad, good, load_in_shop, messages};
 use crate::config::Severity;
-use crate::model::{AuthorizationPolicy, Cidr, NamespacePattern, PolicyAction, PolicyMatch, PolicyScope};
+use crate::model::{
+    AuthorizationPolicy, Cidr, FieldTerm, NamespacePattern, PathPart, PathPattern, PolicyAction, PolicyMatch,
+    PolicyScope, RequestTerms, TextPattern,
+};
 
 fn document(namespace: &str, spec: &str) -> String {
     let head = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n";
@@ -71,13 +74,14 @@ fn allow_is_the_default_and_the_root_namespace_speaks_for_all() {
 }
 
 #[test]
-fn what_needs_more_than_a_connection_errs_on_the_side_of_refusing() {
+fn what_needs_an_identity_errs_on_the_side_of_refusing() {
     let rules = "
   rules:
   - from: [{source: {namespaces: [back]}}]
   - from: [{source: {principals: [a]}}]
   - to: [{operation: {methods: [GET], ports: ['80']}}]
-  - when: [{key: 'request.headers[x]', values: [a]}]
+    from: [{source: {serviceAccounts: [a]}}]
+  - when: [{key: 'request.auth.claims[x]', values: [a]}]
 ";
     let load = |action: &str| load_in_shop(&document("default", &format!("  action: {action}{rules}")));
     let allow = load("ALLOW");
@@ -87,22 +91,74 @@ fn what_needs_more_than_a_connection_errs_on_the_side_of_refusing() {
     let rules = &deny.model.authorization[0].rules;
     assert_eq!(rules.len(), 4);
     assert_eq!(rules[1].clauses, [[PolicyMatch::default()]]);
-    assert_eq!(rules[2].clauses, [[PolicyMatch { ports: vec![80], ..PolicyMatch::default() }]]);
+    let get = RequestTerms { methods: vec![TextPattern::Exact("GET".into())], ..RequestTerms::default() };
+    let on_port = PolicyMatch { ports: vec![80], request: get, ..PolicyMatch::default() };
+    assert_eq!(rules[2].clauses, [[PolicyMatch::default()], [on_port]]);
     assert_eq!(rules[3].clauses, [[PolicyMatch::default()]]);
     for (state, outcome) in [(allow, "allows nothing"), (deny, "denies as if it were absent")] {
         let said = messages(&state.report, Severity::Warning);
         for start in [
             "8 spec.rules[1].from[0].source.principals: ",
-            "9 spec.rules[2].to[0].operation.methods: ",
-            "10 spec.rules[3].when[0].key: ",
+            "10 spec.rules[2].from[0].source.serviceAccounts: ",
+            "11 spec.rules[3].when[0].key: ",
         ] {
             let found = said.iter().any(|line| line.starts_with(start) && line.contains(outcome));
             assert!(found, "{start}: {said:#?}");
         }
+        assert_eq!(said.len(), 3, "{said:#?}");
         let object =
             state.report.objects.iter().find(|object| object.title().contains("AuthorizationPolicy"));
         assert_eq!(object.expect("reported").state.as_str(), "partly enforced");
     }
+}
+
+#[test]
+fn what_is_asked_of_requests_is_read() {
+    let spec = r#"
+  rules:
+  - to:
+    - operation:
+        methods: [GET, "P*"]
+        notMethods: ["*"]
+        paths: [/ok, "/a%c3*", "*.png", "/x/{*}/y/{**}/z"]
+        notPaths: ["*"]
+        hosts: [Shop.Example, "*.example"]
+        notHosts: ["a*"]
+    when:
+    - {key: "request.headers[X-Role]", values: [admin, "o*"], notValues: ["*"]}
+"#;
+    let state = load_in_shop(&document("default", spec));
+    assert_eq!(messages(&state.report, Severity::Warning), [""; 0]);
+    let [operation, header] = &state.model.authorization[0].rules[0].clauses[..] else {
+        panic!("two clauses")
+    };
+    let exact = |text: &str| TextPattern::Exact(text.into());
+    let prefix = |text: &str| TextPattern::Prefix(text.into());
+    let suffix = |text: &str| TextPattern::Suffix(text.into());
+    let part = |text: &str| PathPart::Text(text.into());
+    let template = vec![part("x"), PathPart::One, part("y"), PathPart::Many, part("z")];
+    let path = PathPattern::Text;
+    let expected = RequestTerms {
+        methods: vec![exact("GET"), prefix("P")],
+        not_methods: vec![TextPattern::Present],
+        paths: vec![
+            path(exact("/ok")),
+            path(prefix("/a%C3")),
+            path(suffix(".png")),
+            PathPattern::Template(template),
+        ],
+        not_paths: vec![path(TextPattern::Present)],
+        hosts: vec![exact("shop.example"), suffix(".example")],
+        not_hosts: vec![prefix("a")],
+        field: None,
+    };
+    assert_eq!(operation[0].request, expected);
+    let field = FieldTerm {
+        name: "x-role".into(),
+        values: vec![exact("admin"), prefix("o")],
+        not_values: vec![TextPattern::Present],
+    };
+    assert_eq!(header[0].request, RequestTerms { field: Some(field), ..RequestTerms::default() });
 }
 
 #[test]
@@ -147,6 +203,26 @@ fn wrong_values_name_their_place() {
             "  rules:\n  - from: [{source: {namespaces: ['a*b*']}}]\n",
             "6 spec.rules[0].from[0].source.namespaces[0]: ",
             "no namespace",
+        ),
+        (
+            "  rules:\n  - to: [{operation: {methods: ['G*T']}}]\n",
+            "6 spec.rules[0].to[0].operation.methods[0]: ",
+            "one end",
+        ),
+        (
+            "  rules:\n  - to: [{operation: {paths: ['/{**}/{*}']}}]\n",
+            "6 spec.rules[0].to[0].operation.paths[0]: ",
+            "no template",
+        ),
+        (
+            "  rules:\n  - to: [{operation: {paths: ['/a{*}']}}]\n",
+            "6 spec.rules[0].to[0].operation.paths[0]: ",
+            "no template",
+        ),
+        (
+            "  rules:\n  - when: [{key: 'request.headers[a b]', values: [x]}]\n",
+            "6 spec.rules[0].when[0].key: ",
+            "no header field",
         ),
         ("  rules:\n  - when: [{key: source.ip}]\n", "6 spec.rules[0].when[0]: ", "needs values"),
         ("  rules:\n  - form: []\n", "6 spec.rules[0].form: ", "unknown field"),

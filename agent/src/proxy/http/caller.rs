@@ -61,9 +61,11 @@ pub(in crate::proxy) struct Outgoing<'a> {
 }
 
 impl Caller<'_> {
-    /// The client's pod, where known.
-    pub fn source<'t>(&self, table: &'t RoutingTable) -> Option<&'t Arc<Workload>> {
-        table.workloads.get(&self.peer.ip().to_canonical())
+    /// The client's pod, where known, and the one that it dialled, where the connection was taken on its way into it.
+    pub fn ends<'t>(&self, table: &'t RoutingTable) -> [Option<&'t Arc<Workload>>; 2] {
+        let pod = |address: SocketAddr| table.workloads.get(&address.ip().to_canonical());
+        let into = (*self.origin == Origin::Inbound).then_some(self.original_destination);
+        [pod(self.peer), into.and_then(pod)]
     }
 
     /// What the table asks for, by the client's pod, of a request that was taken on and whose body is not known to be too long.
@@ -105,7 +107,9 @@ impl Caller<'_> {
     pub fn wire(&self, protocol: AppProtocol, client: Version) -> Wire {
         match (protocol, self.origin) {
             (AppProtocol::Http2 | AppProtocol::Grpc, _) => Wire::Http2,
-            (AppProtocol::Undeclared, Origin::Outbound) if client == Version::Http2 => Wire::Http2,
+            (AppProtocol::Undeclared, Origin::Outbound | Origin::Inbound) if client == Version::Http2 => {
+                Wire::Http2
+            }
             _ => Wire::Http1,
         }
     }
@@ -140,7 +144,8 @@ impl Caller<'_> {
             target: outgoing.target.as_deref(),
             authority: &outgoing.authority,
             changes: planned.request_changes(),
-            client: self.peer.ip(),
+            // The pod sees an inbound client for itself, and what agents on the way have added.
+            client: (*self.origin != Origin::Inbound).then(|| self.peer.ip()),
             request_id,
             trust_forwarded: self.settings.trust_forwarded,
             upgrade: self.upgrade(head),
@@ -152,11 +157,11 @@ impl Caller<'_> {
         head.upgrade().filter(|protocol| self.settings.upgrades.allow(protocol))
     }
 
-    /// Whom the endpoint sees: a captured pod by its own address.
+    /// Whom the endpoint sees: a captured client by its own address.
     pub fn upstream_source(&self, goal: Goal<'_>) -> ConnectSource {
         match (self.origin, goal) {
             (_, Goal::Unknown(_)) => ConnectSource::Translated,
-            (Origin::Outbound, _) => ConnectSource::Pod(self.peer.ip()),
+            (Origin::Outbound | Origin::Inbound, _) => ConnectSource::Pod(self.peer.ip()),
             (Origin::Gateway(_), _) => ConnectSource::Node,
         }
     }
@@ -164,7 +169,8 @@ impl Caller<'_> {
     /// Where a request goes that is sent to the address that the client dialled.
     pub fn original(&self, planned: &Planned<'_>) -> Goal<'static> {
         let address = self.original_destination;
-        if planned.route.is_some() { Goal::Address(address) } else { Goal::Unknown(address) }
+        let known = planned.route.is_some() || *self.origin == Origin::Inbound;
+        if known { Goal::Address(address) } else { Goal::Unknown(address) }
     }
 }
 

@@ -25,8 +25,8 @@ pub(in crate::proxy) struct RequestWriter<'a> {
     pub authority: &'a str,
     /// The route's changes.
     pub changes: Changes<'a>,
-    /// The client's address.
-    pub client: IpAddr,
+    /// The client's address, where it is added to those that the request names.
+    pub client: Option<IpAddr>,
     /// The request's id.
     pub request_id: &'a str,
     /// Whether the client is believed about whom it speaks for.
@@ -92,7 +92,8 @@ impl RequestWriter<'_> {
     /// Whether a field is not passed on as it came: we write it ourselves, or the client has no say in it.
     fn is_ours(&self, field: &Field<'_>) -> bool {
         match field.known {
-            Known::Host | Known::XForwardedFor | Known::XRequestId => true,
+            Known::Host | Known::XRequestId => true,
+            Known::XForwardedFor => self.client.is_some(),
             Known::XForwardedProto | Known::XForwardedHost => !self.trust_forwarded,
             // An expectation in HTTP/1.0 means nothing; passed on in HTTP/1.1 it would.
             Known::Expect => !self.head.expects_continue(),
@@ -103,11 +104,13 @@ impl RequestWriter<'_> {
 
     fn write_own(&self, out: &mut impl FieldSink) {
         let fields = self.head.fields();
-        if !self.changes.replaces(b"x-forwarded-for") {
+        if let Some(client) = self.client
+            && !self.changes.replaces(b"x-forwarded-for")
+        {
             let before = fields.all(Known::XForwardedFor).filter(|value| !value.is_empty());
             let before = before.flat_map(|value| [value, b", "]);
             let mut text = [0; MAX_ADDRESS_BYTES];
-            let client = address_text(self.client, &mut text);
+            let client = address_text(client, &mut text);
             out.joined(b"x-forwarded-for", before.chain([client]));
         }
         let kept_proto = self.trust_forwarded && fields.has(Known::XForwardedProto);

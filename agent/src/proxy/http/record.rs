@@ -27,6 +27,8 @@ pub(in crate::proxy) struct Trail<'t> {
     pub slot: Option<Slot>,
     /// The client's pod.
     pub source: Option<&'t Arc<Workload>>,
+    /// The pod that the client dialled, where the request was on its way into one.
+    pub receiver: Option<&'t Arc<Workload>>,
     /// The route that took it.
     pub route: Option<&'t Route>,
     /// The cluster that it was sent to.
@@ -52,13 +54,15 @@ pub(in crate::proxy) struct Trail<'t> {
 }
 
 impl<'t> Trail<'t> {
-    /// The trail of a request that has just been read.
-    pub fn new(start: Instant, source: Option<&'t Arc<Workload>>) -> Self {
+    /// The trail of a request that has just been read. `ends`: as [`Caller::ends`] has them.
+    pub fn new(start: Instant, ends: [Option<&'t Arc<Workload>>; 2]) -> Self {
+        let [source, receiver] = ends;
         Self {
             start,
             end: None,
             slot: None,
             source,
+            receiver,
             route: None,
             cluster: None,
             endpoint: None,
@@ -93,6 +97,7 @@ impl Caller<'_> {
     /// Hands the record over. `head` is `None` where it could not be read.
     pub fn record(self, trail: &Trail<'_>, head: Option<&RequestHead>, request_id: &str) {
         let user_agent = head.and_then(|head| head.fields().first(Known::UserAgent)).unwrap_or_default();
+        let endpoint = trail.endpoint.as_ref().and_then(|endpoint| endpoint.workload.as_ref());
         self.ctx.recorder.request(&RequestRecord {
             duration: trail.end.unwrap_or_else(Instant::now).duration_since(trail.start),
             origin: self.origin,
@@ -101,7 +106,7 @@ impl Caller<'_> {
             source: trail.source,
             cluster: trail.cluster.map(|cluster| &cluster.key),
             upstream: trail.upstream,
-            destination: trail.endpoint.as_ref().and_then(|endpoint| endpoint.workload.as_ref()),
+            destination: endpoint.or(trail.receiver),
             route: trail.route.map(|route| &route.name),
             method: head.map_or("-", RequestHead::method),
             authority: head.map_or("", RequestHead::authority),

@@ -47,7 +47,7 @@ impl Connection {
         let mut request_id = std::mem::take(&mut self.buffers.request_id);
         self.caller().choose_request_id(&self.buffers.head, &mut request_id);
         self.buffers.request_id = request_id;
-        let mut trail = Trail::new(start, self.caller().source(&table));
+        let mut trail = Trail::new(start, self.caller().ends(&table));
         let slot = self.ctx.http.admit(&self.origin);
         let planned = match vet(&mut self.buffers.head, &self.settings) {
             Ok(()) => self.caller().plan(&table, &self.buffers.head, &slot, trail.source),
@@ -92,7 +92,7 @@ impl Connection {
     /// Answers a head that could not be read, and records it.
     pub(super) async fn refuse(&mut self, problem: Problem) -> Ending {
         let table = self.ctx.tables.load_full();
-        let mut trail = Trail::new(Instant::now(), self.caller().source(&table));
+        let mut trail = Trail::new(Instant::now(), self.caller().ends(&table));
         trail.fail(problem);
         trail.status = problem.status();
         if let Some(answer) = problem.answer() {
@@ -137,7 +137,7 @@ impl Connection {
         let liveness = if repeatable { Liveness::Heard } else { Liveness::Asked };
         let mut wanted = Wanted { kept: Some(liveness), deadline, start: trail.start };
         loop {
-            let mut upstream = match self.acquire(goal, wanted).await {
+            let mut upstream = match self.acquire(goal, wanted, planned).await {
                 Ok(upstream) => upstream,
                 Err(unreached) => {
                     let problem = trail.unreached(unreached);
@@ -156,7 +156,7 @@ impl Connection {
             match result {
                 Ok(finished) => {
                     trail.status = progress.status.get();
-                    return self.finish(upstream, finished, body, trail).await;
+                    return self.finish((upstream, planned), finished, body, trail).await;
                 }
                 Err(Problem::UpstreamClosed) if upstream.reused && self.may_retry(&progress) => {
                     wanted.kept = None;
@@ -213,13 +213,13 @@ impl Connection {
     /// The response is with the client: keeps what can be kept.
     async fn finish(
         &mut self,
-        upstream: UpstreamConnection,
+        (upstream, planned): (UpstreamConnection, &Planned<'_>),
         finished: Finished,
         body: BodyTransfer,
         trail: &mut Trail<'_>,
     ) -> Option<Ending> {
         if finished.fate == Fate::Switch {
-            return Some(Box::pin(self.tunnel(upstream, trail)).await);
+            return Some(Box::pin(self.tunnel(upstream, planned, trail)).await);
         }
         let now = Instant::now();
         (trail.end, self.quiet_since) = (Some(now), Some(now));

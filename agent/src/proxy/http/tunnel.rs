@@ -2,22 +2,33 @@
 
 use std::cell::Cell;
 use std::io;
+use std::net::SocketAddr;
 
 use tokio::net::TcpStream;
 
+use super::caller::Caller;
 use super::connection::{Connection, Ending};
+use super::passed::Passed;
+use super::plan::Planned;
 use super::record::Trail;
 use super::upstream::UpstreamConnection;
 use super::wire::write_parts;
 use super::worker::{Buffers, Held};
-use crate::net::{RelayFailure, relay};
+use crate::model::Asked;
+use crate::net::{ConnectSource, RelayFailure, Relayed, relay};
 use crate::proxy::access::{self, ACCESS_DENIED};
 use crate::telemetry::Flag;
 
 impl Connection {
     /// Runs the tunnel to its end. It may be silent for as long as it likes, and outlives a drain's beginning: only its
     /// two ends know when it is over.
-    pub(super) async fn tunnel(&mut self, upstream: UpstreamConnection, trail: &mut Trail<'_>) -> Ending {
+    /// Policies go on to be asked about the request that opened it.
+    pub(super) async fn tunnel(
+        &mut self,
+        upstream: UpstreamConnection,
+        planned: &Planned<'_>,
+        trail: &mut Trail<'_>,
+    ) -> Ending {
         // The pick goes on to count as load of its endpoint.
         let UpstreamConnection { io: mut upstream, key, pick: _pick, .. } = upstream;
         let (sent, received) = (Cell::new(0), Cell::new(0));
@@ -27,8 +38,7 @@ impl Connection {
         trail.slot = None;
         let (mut sent, mut received) = (sent.get(), received.get());
         if failure.is_none() {
-            let refused = access::until_refused(&self.ctx, self.peer.ip(), (key.address, key.source));
-            let relayed = relay(&mut self.io, &mut upstream, refused).await;
+            let relayed = self.relay(&mut upstream, planned, (key.address, key.source)).await;
             sent += relayed.sent;
             received += relayed.received;
             failure = relayed.failure;
@@ -49,6 +59,20 @@ impl Connection {
         Ending::Now
     }
 
+    async fn relay(
+        &mut self,
+        upstream: &mut TcpStream,
+        planned: &Planned<'_>,
+        endpoint: (SocketAddr, ConnectSource),
+    ) -> Relayed {
+        let Self { ctx, settings, io, buffers, peer, origin, original_destination, .. } = self;
+        let (peer, original_destination) = (*peer, *original_destination);
+        let caller = Caller { ctx, settings, origin, peer, original_destination };
+        let passed = Passed::new(caller, planned, &buffers.head, &buffers.request_id);
+        let refused = access::until_refused(ctx, peer.ip(), endpoint, Asked::Request(&passed));
+        relay(io, upstream, refused).await
+    }
+
     /// Passes on what either side sent before it could know of the switch, or right behind it.
     async fn pass_ahead(
         &mut self,
@@ -67,7 +91,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Gives back all but what the record needs: a tunnel is mostly idle, and may be there for hours.
+    /// Gives back all but what the record and policies need: a tunnel is mostly idle, and may be there for hours.
     fn release_buffers(&mut self) {
         let mut buffers = std::mem::replace(&mut self.buffers, Held::fresh());
         self.buffers.head = std::mem::take(&mut buffers.head);

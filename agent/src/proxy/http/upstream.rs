@@ -8,8 +8,11 @@ use tokio::time::Instant;
 
 use super::caller::Caller;
 use super::connection::Connection;
+use super::passed::Passed;
+use super::plan::Planned;
 use crate::balance::Pick;
 use crate::compile::{Cluster, Upstream};
+use crate::model::Asked;
 use crate::net::ConnectTarget;
 use crate::pool::{Liveness, PoolKey, is_quiet};
 use crate::proxy::answer::Problem;
@@ -70,10 +73,17 @@ impl Connection {
         &mut self,
         goal: Goal<'_>,
         wanted: Wanted,
+        planned: &Planned<'_>,
     ) -> Result<UpstreamConnection, Unreached> {
         // For the first request that is sent on or for none: it does not grow old here.
         let early = self.early.take();
-        self.caller().acquire(goal, wanted, early).await
+        let passed = self.passed(planned);
+        self.caller().acquire(goal, wanted, early, &passed).await
+    }
+
+    /// The request as its endpoint gets to see it.
+    pub(in crate::proxy) fn passed<'a>(&'a self, planned: &Planned<'a>) -> Passed<'a> {
+        Passed::new(self.caller(), planned, &self.buffers.head, &self.buffers.request_id)
     }
 }
 
@@ -84,10 +94,11 @@ impl Caller<'_> {
         goal: Goal<'_>,
         wanted: Wanted,
         early: Option<Early>,
+        passed: &Passed<'_>,
     ) -> Result<UpstreamConnection, Unreached> {
         if let Some((Early { io, pick }, address)) =
             take_early(early, goal, |io| is_quiet(io, Liveness::Asked))
-            && access::may_reach(self.ctx, self.peer.ip(), address)
+            && access::may_reach(self.ctx, self.peer.ip(), address, Asked::Request(passed))
         {
             let key = self.pool_key(goal, address, pick.as_ref());
             // It may have been closed meanwhile, like one that was kept.
@@ -104,7 +115,7 @@ impl Caller<'_> {
             let io = self.dial(&key, wanted.deadline).await?;
             Ok((io, key, false))
         };
-        let reached = self.reach(goal, connect).await;
+        let reached = self.reach(goal, passed, connect).await;
         reached.map(|((io, key, reused), pick)| UpstreamConnection {
             io,
             key,
@@ -119,6 +130,7 @@ impl Caller<'_> {
     pub async fn reach<T>(
         self,
         goal: Goal<'_>,
+        passed: &Passed<'_>,
         mut connect: impl AsyncFnMut(PoolKey) -> Result<T, Problem>,
     ) -> Result<(T, Option<Pick>), Unreached> {
         let mut avoid = Vec::new();
@@ -137,7 +149,7 @@ impl Caller<'_> {
                 // The cluster has no endpoint left that has not been tried.
                 break;
             }
-            if self.check_access(goal, address).is_err() {
+            if self.check_access(goal, address, passed).is_err() {
                 // Other endpoints would refuse as well, or should not hide that this one does.
                 let endpoint = pick.map(|pick| Arc::clone(pick.upstream()));
                 return Err(Unreached { problem: Problem::Denied, last: Some((address, endpoint)) });
@@ -157,12 +169,17 @@ impl Caller<'_> {
         Err(unreached)
     }
 
-    /// Whether the client may reach an address.
-    fn check_access(self, goal: Goal<'_>, address: SocketAddr) -> Result<(), access::Refused> {
+    /// Whether the client may have what it asks for of an address.
+    fn check_access(
+        self,
+        goal: Goal<'_>,
+        address: SocketAddr,
+        passed: &Passed<'_>,
+    ) -> Result<(), access::Refused> {
         if matches!(goal, Goal::Unknown(_)) {
             access::check_translated(self.ctx)?;
         }
-        access::check(self.ctx, self.peer.ip(), address)
+        access::check(self.ctx, self.peer.ip(), address, Asked::Request(passed))
     }
 
     /// What a connection to this endpoint is kept under.

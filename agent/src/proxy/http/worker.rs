@@ -38,7 +38,7 @@ pub struct HttpWorker {
     gateway: Rc<HttpSettings>,
     pool: Pool,
     http2: Http2Pool,
-    /// What it is busy with for captured connections, and for those of Gateways.
+    /// What it is busy with for captured pods, and for whoever comes from elsewhere.
     loads: (Rc<Load>, Rc<Load>),
     admission: Arc<Admission>,
     random: Rc<Random>,
@@ -239,7 +239,7 @@ impl HttpWorker {
     pub(in crate::proxy) fn load(&self, origin: &Origin) -> &Rc<Load> {
         match origin {
             Origin::Outbound => &self.loads.0,
-            Origin::Gateway(_) => &self.loads.1,
+            Origin::Inbound | Origin::Gateway(_) => &self.loads.1,
         }
     }
 
@@ -261,7 +261,7 @@ impl HttpWorker {
 
     fn of(&self, origin: &Origin) -> &Rc<HttpSettings> {
         match origin {
-            Origin::Outbound => &self.captured,
+            Origin::Outbound | Origin::Inbound => &self.captured,
             Origin::Gateway(_) => &self.gateway,
         }
     }

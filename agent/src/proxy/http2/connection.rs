@@ -26,7 +26,10 @@ use crate::pool::Keepalive;
 use crate::proxy::answer::Problem;
 use crate::proxy::http::HttpSettings;
 use crate::proxy::http::caller::Caller;
+use crate::proxy::http::passed::Passed;
+use crate::proxy::http::plan::Planned;
 use crate::proxy::http::record::Trail;
+use crate::proxy::http::worker::Buffers;
 use crate::proxy::{Context, Downstream, Early};
 use crate::telemetry::Origin;
 
@@ -62,10 +65,15 @@ impl Session {
         }
     }
 
+    /// A request as its endpoint gets to see it.
+    pub fn passed<'a>(&'a self, planned: &Planned<'a>, buffers: &'a Buffers) -> Passed<'a> {
+        Passed::new(self.caller(), planned, &buffers.head, &buffers.request_id)
+    }
+
     /// Records what ended the connection where that was the client's doing.
     fn record_violation(&self, reason: &'static str) {
         let table = self.ctx.tables.load_full();
-        let mut trail = Trail::new(Instant::now(), self.caller().source(&table));
+        let mut trail = Trail::new(Instant::now(), self.caller().ends(&table));
         trail.version = Version::Http2;
         trail.fail(Problem::Refused(Refusal::bad(reason)));
         self.caller().record(&trail, None, "");

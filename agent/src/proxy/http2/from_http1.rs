@@ -37,7 +37,9 @@ impl Connection {
         let mut again = true;
         loop {
             let early = self.early.take();
-            let acquired = self.caller().acquire_http2(goal, deadline, early).await;
+            let passed = self.passed(planned);
+            let acquired = self.caller().acquire_http2(goal, deadline, early, &passed).await;
+            drop(passed);
             let stream = match acquired {
                 Ok(stream) => stream,
                 Err(unreached) => {

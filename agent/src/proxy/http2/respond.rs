@@ -61,7 +61,7 @@ pub(super) async fn respond(
     let read = read_request(&mut buffers.head, &parts, body.is_end_stream(), &session.settings.request);
     let to_head = parts.method == http::Method::HEAD;
     drop(parts);
-    let mut trail = Trail::new(start, session.caller().source(&table));
+    let mut trail = Trail::new(start, session.caller().ends(&table));
     trail.version = Version::Http2;
     let left = session.settings.body_max;
     let underscores = session.settings.request.underscores;
@@ -211,8 +211,13 @@ impl Stream<'_> {
         turn: Turn<'_>,
         trail: &mut Trail<'_>,
     ) -> (Result<(), Failed>, bool) {
-        let acquiring = self.session.caller().acquire_http2(goal, turn.deadline, self.early.take());
-        let stream = match unless_reset(&mut self.send, acquiring).await {
+        let early = self.early.take();
+        let acquired = {
+            let passed = self.session.passed(turn.planned, &self.buffers);
+            let acquiring = self.session.caller().acquire_http2(goal, turn.deadline, early, &passed);
+            unless_reset(&mut self.send, acquiring).await
+        };
+        let stream = match acquired {
             Err(problem) => return (Err(problem.into()), false),
             Ok(Ok(stream)) => stream,
             Ok(Err(unreached)) => return (Err(trail.unreached(unreached).into()), false),
@@ -256,8 +261,13 @@ impl Stream<'_> {
         let repeatable = framing.is_empty() && self.buffers.head.is_idempotent();
         let liveness = if repeatable { Liveness::Heard } else { Liveness::Asked };
         let wanted = Wanted { kept: fresh.then_some(liveness), deadline: turn.deadline, start: trail.start };
-        let acquiring = self.session.caller().acquire(goal, wanted, self.early.take());
-        let mut upstream = match unless_reset(&mut self.send, acquiring).await {
+        let early = self.early.take();
+        let acquired = {
+            let passed = self.session.passed(turn.planned, &self.buffers);
+            let acquiring = self.session.caller().acquire(goal, wanted, early, &passed);
+            unless_reset(&mut self.send, acquiring).await
+        };
+        let mut upstream = match acquired {
             Err(problem) => return (Err(problem.into()), false),
             Ok(Ok(upstream)) => upstream,
             Ok(Err(unreached)) => return (Err(trail.unreached(unreached).into()), false),

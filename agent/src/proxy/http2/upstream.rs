@@ -14,12 +14,14 @@ use crate::balance::Pick;
 use crate::http::Refusal;
 use crate::http::h1::RequestHead;
 use crate::http::h2::request_uri;
+use crate::model::Asked;
 use crate::pool::{Lease, PoolKey, Turn, is_open};
 use crate::proxy::Early;
 use crate::proxy::access;
 use crate::proxy::answer::Problem;
 use crate::proxy::http::HttpSettings;
 use crate::proxy::http::caller::{Caller, Outgoing};
+use crate::proxy::http::passed::Passed;
 use crate::proxy::http::plan::Planned;
 use crate::proxy::http::upstream::{Deadline, Goal, Unreached, take_early};
 use crate::route::RequestView;
@@ -42,9 +44,10 @@ impl Caller<'_> {
         goal: Goal<'_>,
         deadline: Deadline,
         early: Option<Early>,
+        passed: &Passed<'_>,
     ) -> Result<UpstreamStream, Unreached> {
         if let Some((Early { io, pick }, address)) = take_early(early, goal, is_open)
-            && access::may_reach(self.ctx, self.peer.ip(), address)
+            && access::may_reach(self.ctx, self.peer.ip(), address, Asked::Request(passed))
         {
             let key = self.pool_key(goal, address, pick.as_ref());
             let (builder, keepalive) = (builder(self.settings), self.settings.http2.upstream_keepalive());
@@ -54,8 +57,8 @@ impl Caller<'_> {
                 return Ok(UpstreamStream { lease, address: key.address, pick });
             }
         }
-        let reached =
-            self.reach(goal, async |key: PoolKey| Ok((self.lease(&key, deadline).await?, key.address))).await;
+        let connect = async |key: PoolKey| Ok((self.lease(&key, deadline).await?, key.address));
+        let reached = self.reach(goal, passed, connect).await;
         reached.map(|((lease, address), pick)| UpstreamStream { lease, address, pick })
     }
 

@@ -71,7 +71,7 @@ pub(super) struct SourceSpec {
 }
 
 impl SourceSpec {
-    /// The given fields that need a proven identity or a request.
+    /// The given fields that need a proven identity.
     pub fn undecided(&self) -> Vec<&'static str> {
         given(&[
             ("principals", &self.principals),
@@ -89,28 +89,14 @@ impl SourceSpec {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub(super) struct Operation {
-    hosts: Vec<String>,
-    not_hosts: Vec<String>,
-    methods: Vec<String>,
-    not_methods: Vec<String>,
-    paths: Vec<String>,
-    not_paths: Vec<String>,
+    pub hosts: Vec<String>,
+    pub not_hosts: Vec<String>,
+    pub methods: Vec<String>,
+    pub not_methods: Vec<String>,
+    pub paths: Vec<String>,
+    pub not_paths: Vec<String>,
     pub ports: Vec<String>,
     pub not_ports: Vec<String>,
-}
-
-impl Operation {
-    /// The given fields that need a request.
-    pub fn undecided(&self) -> Vec<&'static str> {
-        given(&[
-            ("hosts", &self.hosts),
-            ("notHosts", &self.not_hosts),
-            ("methods", &self.methods),
-            ("notMethods", &self.not_methods),
-            ("paths", &self.paths),
-            ("notPaths", &self.not_paths),
-        ])
-    }
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -1,0 +1,98 @@
+//! Inbound capture: which connections to pods the agent takes, because only the request tells who may have what.
+
+use crate::packet::{Family, Segment};
+use crate::policy::{Access, CLOSED, PolicyAddress, PolicyMaps, PolicySourceKey, verdict};
+
+/// Whether the agent takes a new connection to a pod. What it does not take meets the pod's guard, which lets nothing by
+/// that has to be asked for its request.
+#[inline(always)]
+pub fn takes(segment: &Segment, maps: &impl PolicyMaps) -> bool {
+    let family = match segment.family {
+        Family::V4 => 4,
+        Family::V6 => 6,
+    };
+    let Some(pod) = maps.pod(&PolicyAddress { family, address: segment.destination }) else { return false };
+    if pod.captured == 0 || pod.set == CLOSED {
+        return false;
+    }
+    let source = PolicyAddress { family, address: segment.source };
+    let class = maps.class(&PolicySourceKey { side: pod.side, source });
+    match verdict(pod.set, class, segment.destination_port, maps) {
+        Some(value) => value.access == Access::ByRequest as u32,
+        None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::{PolicyFlow, PolicyPod, PolicyRuleKey, PolicyRuleValue};
+
+    /// Class 1 is 10.0.0.1; port 80 of the pod has a verdict of its own.
+    struct Maps {
+        pod: Option<PolicyPod>,
+        on_80: Access,
+        others: Access,
+    }
+
+    impl PolicyMaps for Maps {
+        fn pod(&self, address: &PolicyAddress) -> Option<PolicyPod> {
+            self.pod.filter(|_| address.address[..4] == [10, 0, 0, 9])
+        }
+        fn class(&self, key: &PolicySourceKey) -> u32 {
+            u32::from(key.side == 1 && key.source.address[..4] == [10, 0, 0, 1])
+        }
+        fn rule(&self, key: &PolicyRuleKey) -> Option<PolicyRuleValue> {
+            let access = match (key.set, key.class, key.port) {
+                (7, 1, 80) => self.on_80,
+                (7, 0, 0) => self.others,
+                _ => return None,
+            };
+            Some(PolicyRuleValue { access: access as u32, slot: 0 })
+        }
+        fn began(&self, _: &PolicyFlow) -> bool {
+            false
+        }
+    }
+
+    fn segment(source: u8, destination: u8, port: u16) -> Segment {
+        let wide = |last: u8| {
+            let mut address = [0; 16];
+            address[..4].copy_from_slice(&[10, 0, 0, last]);
+            address
+        };
+        Segment {
+            family: Family::V4,
+            source: wide(source),
+            destination: wide(destination),
+            source_port: [1, 1],
+            destination_port: port.to_be_bytes(),
+            flags: 2,
+        }
+    }
+
+    #[test]
+    fn only_what_the_request_decides_is_taken() {
+        use Access::{Allowed, ByRequest, Denied, DeniedEverywhere};
+        let pod = |captured, set| Some(PolicyPod { set, side: 1, captured, padding: [0; 2] });
+        let here = pod(1, 7);
+        // (pod, verdicts on port 80 of 10.0.0.1 and on the rest), (source, destination, port) -> taken
+        let cases = [
+            ((here, ByRequest, Denied), (1, 9, 80), true),
+            ((here, ByRequest, Denied), (1, 9, 81), false),
+            ((here, ByRequest, Denied), (2, 9, 80), false),
+            ((here, ByRequest, Denied), (1, 8, 80), false),
+            ((here, Allowed, ByRequest), (1, 9, 80), false),
+            ((here, Allowed, ByRequest), (1, 9, 81), true),
+            ((here, DeniedEverywhere, ByRequest), (2, 9, 80), true),
+            ((None, ByRequest, ByRequest), (1, 9, 80), false),
+            ((pod(0, 7), ByRequest, ByRequest), (1, 9, 80), false),
+            ((pod(1, CLOSED), ByRequest, ByRequest), (1, 9, 80), false),
+            ((pod(1, 8), ByRequest, ByRequest), (1, 9, 80), false),
+        ];
+        for ((pod, on_80, others), (source, destination, port), expected) in cases {
+            let taken = takes(&segment(source, destination, port), &Maps { pod, on_80, others });
+            assert_eq!(taken, expected, "{pod:?} {on_80:?} {others:?}: {source} to {destination}:{port}");
+        }
+    }
+}

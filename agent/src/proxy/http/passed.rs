@@ -1,0 +1,74 @@
+//! A request as its endpoint gets to see it, which is how policies ask about it: what a route rewrites or adds counts.
+
+use std::cell::OnceCell;
+
+use http::HeaderMap;
+
+use super::caller::{Caller, Outgoing};
+use super::plan::Planned;
+use crate::http::h1::RequestHead;
+use crate::model::PolicyRequest;
+use crate::route::RequestView;
+
+/// A request that is about to be sent on. Made up only as far as a policy asks.
+pub(in crate::proxy) struct Passed<'a> {
+    caller: Caller<'a>,
+    planned: Planned<'a>,
+    head: &'a RequestHead,
+    request_id: &'a str,
+    outgoing: OnceCell<Outgoing<'a>>,
+    fields: OnceCell<HeaderMap>,
+}
+
+impl<'a> Passed<'a> {
+    /// A request with what its route makes of it.
+    pub fn new(
+        caller: Caller<'a>,
+        planned: &Planned<'a>,
+        head: &'a RequestHead,
+        request_id: &'a str,
+    ) -> Self {
+        let (outgoing, fields) = (OnceCell::new(), OnceCell::new());
+        Self { caller, planned: *planned, head, request_id, outgoing, fields }
+    }
+
+    fn outgoing(&self) -> &Outgoing<'a> {
+        self.outgoing.get_or_init(|| self.caller.outgoing(&self.planned, self.head))
+    }
+
+    fn fields(&self) -> &HeaderMap {
+        self.fields.get_or_init(|| {
+            self.caller.writer(&self.planned, self.outgoing(), self.head, self.request_id).write_map()
+        })
+    }
+}
+
+impl PolicyRequest for Passed<'_> {
+    fn method(&self) -> &str {
+        self.head.method()
+    }
+
+    fn path(&self) -> &str {
+        match &self.outgoing().target {
+            Some(target) => target.split_once('?').map_or(&**target, |(path, _)| path),
+            None => self.head.path(),
+        }
+    }
+
+    fn authority(&self) -> &str {
+        &self.outgoing().authority
+    }
+
+    fn has_field(&self, name: &str, wanted: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+        // These two are no fields of the map.
+        match name {
+            "host" => return wanted(self.authority().as_bytes()),
+            "upgrade" => return self.caller.upgrade(self.head).is_some_and(wanted),
+            _ => {}
+        }
+        let values: Vec<&[u8]> = self.fields().get_all(name).iter().map(AsRef::as_ref).collect();
+        // What HTTP/2 cuts into several fields is one in HTTP/1 (RFC 9113 section 8.2.3).
+        let comma = if name == "cookie" { &b"; "[..] } else { b"," };
+        values.iter().any(|value| wanted(value)) || (values.len() > 1 && wanted(&values.join(comma)))
+    }
+}
