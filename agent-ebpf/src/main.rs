@@ -14,6 +14,7 @@ mod maps;
 mod sock_addr;
 mod sk_msg;
 mod socket;
+mod socket_events;
 mod sockops;
 mod tc_pod;
 mod tc_policy;

@@ -13,6 +13,7 @@ use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
 
 use crate::ctx::Packet;
+use crate::events;
 use crate::maps::{POLICY_FLOWS, POLICY_PODS, POLICY_RULES, POLICY_SOURCES, config, count_refused};
 
 /// Ends a classifier without a decision (on tcx, 0 would end the chain).
@@ -30,6 +31,7 @@ pub fn guard_pod(context: TcContext) -> i32 {
     let Some(read) = read(&packet) else { return NEXT };
     if let Some(slot) = refuses(&read, &KernelMaps) {
         count_refused(slot);
+        events::tell_refused(&packet, &read, slot);
         return DROP;
     }
     // The pod's answers to what was let in shall not look like something that it has begun.

@@ -204,6 +204,11 @@ impl PolicyDrops {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner).slot(denied)
     }
 
+    /// The rule that is counted in a slot; `None`: none of its own.
+    pub(super) fn rule(&self, slot: u32) -> Option<Denied> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner).rules.get(&slot).cloned()
+    }
+
     /// Packets refused, summed over all CPUs; `None`: by no rule of its own.
     pub fn read(&self) -> Vec<(Option<Denied>, u64)> {
         let sum = |slot: u32| self.counts.get(&slot, 0).map_or(0, |values| values.iter().sum());

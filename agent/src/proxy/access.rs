@@ -15,7 +15,7 @@ pub(super) struct Refused;
 /// Asks the table in force, which may be newer than the one that a request goes by, and counts a refusal.
 pub(super) fn check(context: &Context, client: IpAddr, endpoint: SocketAddr) -> Result<(), Refused> {
     context.tables.load().check_access(client, endpoint).map_err(|denied| {
-        context.recorder.denied(&denied);
+        context.recorder.denied(&denied, client, endpoint);
         Refused
     })
 }

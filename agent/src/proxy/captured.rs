@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::BytesMut;
 use tokio::net::TcpStream;
@@ -23,6 +24,7 @@ pub(super) async fn serve(context: Context, io: TcpStream, peer: SocketAddr, lis
         return;
     }
     let table = context.tables.load_full();
+    let shown = context.open.show(peer, original_destination, (&Origin::Outbound, SystemTime::now()));
     let downstream = Downstream {
         io,
         read: BytesMut::new(),
@@ -30,6 +32,7 @@ pub(super) async fn serve(context: Context, io: TcpStream, peer: SocketAddr, lis
         original_destination,
         origin: Origin::Outbound,
         early: None,
+        shown,
     };
     let Some(frontend) = table.frontends.get(&original_destination) else {
         // The table changed between the kernel's decision and now.

@@ -11,6 +11,7 @@ use super::upstream::UpstreamConnection;
 use super::wire::write_parts;
 use super::worker::{Buffers, Held};
 use crate::net::{RelayFailure, relay};
+use crate::proxy::Protocol;
 use crate::proxy::access::{self, ACCESS_DENIED};
 use crate::telemetry::Flag;
 
@@ -23,6 +24,7 @@ impl Connection {
         let (sent, received) = (Cell::new(0), Cell::new(0));
         let mut failure = self.pass_ahead(&mut upstream, &sent, &received).await.err();
         self.release_buffers();
+        self.shown.is(Protocol::Tunnel, Some(key.address));
         // From here on it is a connection like an opaque one, and no request that keeps a worker busy.
         trail.slot = None;
         let (mut sent, mut received) = (sent.get(), received.get());
