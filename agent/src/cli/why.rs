@@ -39,7 +39,7 @@ fn readable(text: &str) -> bool {
 fn render(explanation: &Explanation) -> String {
     let Explanation { source, destination, verdict, tier, reason, state, rule, .. } = explanation;
     let rule = rule.as_ref().map_or_else(String::new, |rule| format!(" by {rule}"));
-    let state = if state == "hypothetical" { String::new() } else { format!("{state}: ") };
+    let state = if matches!(state.as_str(), "live" | "past") { format!("{state}: ") } else { String::new() };
     let mut lines = vec![format!("{state}{source} -> {destination}: {verdict} ({tier}), {reason}{rule}")];
     for (number, step) in (1..).zip(&explanation.steps) {
         lines.push(format!("{number:>3}. {:<16} {}", step.at, step.found));
