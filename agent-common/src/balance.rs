@@ -4,6 +4,8 @@
 //! led to an endpoint before its first packet. What is here is the layout of the maps and the pure arithmetic; the agent
 //! fills the maps, the programs look up.
 
+use crate::acceleration::joined;
+
 /// One end of a socket: an address, a port and what is spoken between ends.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -47,6 +49,12 @@ impl End {
     #[inline(always)]
     pub const fn as_v6(&self) -> [u32; 4] {
         if self.family == 4 { [0, 0, MAPPED_BE, self.address_be[0]] } else { self.address_be }
+    }
+
+    /// The address as bytes; IPv4 in the first four.
+    #[inline(always)]
+    pub const fn octets(&self) -> [u8; 16] {
+        joined(&self.address_be)
     }
 }
 
@@ -243,9 +251,11 @@ pub struct SocketValue {
     pub dialled: End,
     /// The process that dialled, by which its network namespace is found.
     pub process: u32,
+    /// Why it was led there, one of [`ConnectReason`].
+    pub reason: u32,
 }
 
-const _: () = assert!(size_of::<SocketKey>() == 32 && size_of::<SocketValue>() == 24);
+const _: () = assert!(size_of::<SocketKey>() == 32 && size_of::<SocketValue>() == 28);
 
 /// What became of a socket's wish; the index into the per-CPU counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

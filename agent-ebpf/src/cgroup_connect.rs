@@ -6,12 +6,13 @@
 
 use agent_common::balance::{
     AffinityKey, AffinityValue, ConnectReason, End, FrontendValue, MemberKey, SlotKey, SocketKey,
-    SocketValue, draw, holds, left_to, number,
+    SocketValue, TCP, draw, holds, left_to, number,
 };
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 
-use crate::maps::{AFFINITY, FRONTENDS, MEMBERS, SLOTS, SOCKETS, count_connect};
+use crate::events::tell_balanced;
+use crate::maps::{AFFINITY, FRONTENDS, MEMBERS, SLOTS, SOCKETS, count_connect, socket_events};
 use crate::sock_addr::{Call, now_seconds, process, random};
 
 /// The call goes on; the other answer would fail it.
@@ -73,18 +74,34 @@ fn try_lead(call: &Call<'_>) -> Result<ConnectReason, ConnectReason> {
         return Err(reason);
     }
     let socket = call.socket();
-    let (backend, reason) = choose(frontend, socket, call.client())?;
+    // Not part of the answer: the compiler would copy it before it knows that there is one, which the verifier refuses.
+    let mut reason = ConnectReason::Balanced;
+    let backend = choose(frontend, socket, call.client(), &mut reason)?;
     let key = SocketKey { cookie: socket, backend, padding: 0 };
-    let value = SocketValue { dialled, process: process() };
+    let value = SocketValue { dialled, process: process(), reason: reason as u32 };
+    let is_known = match SOCKETS.get_ptr(&key) {
+        // SAFETY: as above.
+        Some(known) => unsafe { (*known).dialled == dialled },
+        None => false,
+    };
     SOCKETS.insert(&key, &value, 0).map_err(|_| ConnectReason::NotRemembered)?;
+    // Connections are told of once their own address is chosen, where sockets are told of.
+    if !is_known && (dialled.protocol != TCP || socket_events().on == 0) {
+        tell_balanced(&backend, &value);
+    }
     call.set(&backend);
     Ok(reason)
 }
 
 #[inline(always)]
-fn choose(frontend: &FrontendValue, socket: u64, client: u64) -> Result<(End, ConnectReason), ConnectReason> {
+fn choose(
+    frontend: &FrontendValue,
+    socket: u64,
+    client: u64,
+    reason: &mut ConnectReason,
+) -> Result<End, ConnectReason> {
     if frontend.affinity_seconds == 0 {
-        return drawn(frontend, socket, client).map(|backend| (backend, ConnectReason::Balanced));
+        return drawn(frontend, socket, client);
     }
     let key = AffinityKey { client, pool: frontend.pool, padding: 0 };
     let now = now_seconds();
@@ -96,13 +113,14 @@ fn choose(frontend: &FrontendValue, socket: u64, client: u64) -> Result<(End, Co
             && MEMBERS.get_ptr(&MemberKey { pool: frontend.pool, backend }).is_some()
         {
             known.used_seconds = now;
-            return Ok((backend, ConnectReason::Affinity));
+            *reason = ConnectReason::Affinity;
+            return Ok(backend);
         }
     }
     let backend = drawn(frontend, socket, client)?;
     let value = AffinityValue { backend, padding: 0, used_seconds: now };
     AFFINITY.insert(&key, &value, 0).map_err(|_| ConnectReason::NotRemembered)?;
-    Ok((backend, ConnectReason::Balanced))
+    Ok(backend)
 }
 
 #[inline(always)]

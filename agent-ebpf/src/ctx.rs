@@ -62,9 +62,7 @@ impl Packet<'_> {
     #[inline(always)]
     pub fn sent_here(&self) -> bool {
         // SAFETY: fields of the context that the verifier checks.
-        unsafe {
-            (*self.0.skb.skb).ingress_ifindex == 0 && !(*self.0.skb.skb).__bindgen_anon_2.sk.is_null()
-        }
+        unsafe { (*self.0.skb.skb).ingress_ifindex == 0 && !(*self.0.skb.skb).__bindgen_anon_2.sk.is_null() }
     }
 
     /// The packet's mark.

@@ -8,7 +8,7 @@ use agent_common::balance::{
 use agent_common::capture::{
     AddressKey, CaptureConfig, DestinationKey, DestinationValue, INBOUND_LISTENERS, Reason,
 };
-use agent_common::event::RING_BYTES;
+use agent_common::event::{DropBudget, OPEN_SOCKETS_MAX, OpenSocket, RING_BYTES, SocketEvents};
 use agent_common::guard::{self, GuardSettings, MAX_PUSHED, MAX_RULES, SourceBuckets, SourceKey};
 use agent_common::policy::{
     POLICY_FLOWS_MAX, POLICY_PODS_MAX, POLICY_RULES_MAX, POLICY_SLOTS, POLICY_SOURCES_MAX, PolicyAddress,
@@ -49,6 +49,26 @@ static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::ALL.le
 /// A flow event for each connection that is asked for. Written by the programs, read by the agent.
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
+
+/// What each CPU may still tell of drops. Written by the programs.
+#[map]
+pub static DROP_BUDGET: PerCpuArray<DropBudget> = PerCpuArray::with_max_entries(1, 0);
+
+/// Sockets whose end will be told, by cookie. Written by the sockops program.
+#[map]
+pub static OPEN_SOCKETS: HashMap<u64, OpenSocket> =
+    HashMap::with_max_entries(OPEN_SOCKETS_MAX, BPF_F_NO_PREALLOC);
+
+/// Written by the agent before the programs are loaded; off in the self-test's.
+#[unsafe(no_mangle)]
+static SOCKET_EVENTS: SocketEvents = SocketEvents { node_cookie: 0, on: 0, padding: 0 };
+
+/// Whether sockets are told of, and whose are not.
+#[inline(always)]
+pub fn socket_events() -> SocketEvents {
+    // SAFETY: as with the settings above.
+    unsafe { core::ptr::read_volatile(&raw const SOCKET_EVENTS) }
+}
 
 /// Flow events that were not told. Written by the programs.
 #[map]

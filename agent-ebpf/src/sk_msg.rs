@@ -38,8 +38,9 @@ fn verdict(context: &SkMsgContext) -> Option<AccelerationReason> {
         }
     };
     if end.is_joined() {
-        let handed = JOINED_SOCKETS.redirect_msg(context, key.peer(end.peer_cookie), u64::from(BPF_F_INGRESS))
-            == SK_PASS.into();
+        let handed =
+            JOINED_SOCKETS.redirect_msg(context, key.peer(end.peer_cookie), u64::from(BPF_F_INGRESS))
+                == SK_PASS.into();
         reason = Some(if handed { AccelerationReason::Redirected } else { AccelerationReason::PeerClosed });
     }
     reason

@@ -65,13 +65,14 @@ fn wait(context: &SockOpsContext) -> Result<(), AccelerationReason> {
     // An older connection of the same ends may have left its decision.
     let _ = ENDS.remove(key);
     watch(context, WATCH_CLOSE | WATCH_PACKETS, 0)?;
+    // Others may want to see it close: that call stays, and finds nothing to forget.
     if JOINED_SOCKETS.update(key, unsafe { &mut *context.ops }, 0).is_err() {
-        watch(context, 0, WATCH_CLOSE | WATCH_PACKETS)?;
+        watch(context, 0, WATCH_PACKETS)?;
         return Err(AccelerationReason::Full);
     }
     if WAITING.insert(key, 1u8, 0).is_err() {
         remove_socket(&key);
-        watch(context, 0, WATCH_CLOSE | WATCH_PACKETS)?;
+        watch(context, 0, WATCH_PACKETS)?;
         return Err(AccelerationReason::Full);
     }
     Ok(())

@@ -21,7 +21,7 @@ pub fn from_pod(context: TcContext) -> i32 {
 #[inline(always)]
 fn open(packet: &Packet<'_>, segment: &Segment, config: &CaptureConfig) -> Reason {
     let reason = judge(packet, segment, config);
-    events::tell(packet, segment, reason);
+    events::tell_verdict(packet, segment, reason);
     reason
 }
 

@@ -6,14 +6,15 @@
 //! and alone can ask it of requests.
 
 use agent_common::policy::{
-    BEGUN_BY_PEER, BEGUN_BY_POD, PacketKind, PolicyAddress, PolicyFlow, PolicyMaps, PolicyPod, PolicyRuleKey, PolicyRuleValue, PolicySourceKey,
-    SOURCE_BITS, read, refuses,
+    BEGUN_BY_PEER, BEGUN_BY_POD, PacketKind, PolicyAddress, PolicyFlow, PolicyMaps, PolicyPod, PolicyRuleKey,
+    PolicyRuleValue, PolicySourceKey, SOURCE_BITS, read, refuses,
 };
 use aya_ebpf::macros::classifier;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
 
 use crate::ctx::Packet;
+use crate::events;
 use crate::maps::{POLICY_FLOWS, POLICY_PODS, POLICY_RULES, POLICY_SOURCES, config, count_refused};
 
 /// Ends a classifier without a decision (on tcx, 0 would end the chain).
@@ -31,6 +32,7 @@ pub fn guard_pod(context: TcContext) -> i32 {
     let Some(read) = read(&packet) else { return NEXT };
     if let Some(slot) = refuses(&read, &KernelMaps) {
         count_refused(slot);
+        events::tell_refused(&packet, &read, slot);
         return DROP;
     }
     // The pod's answers to what was let in shall not look like something that it has begun.

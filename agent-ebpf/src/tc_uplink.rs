@@ -29,7 +29,7 @@ pub fn from_uplink_l3(context: TcContext) -> i32 {
 fn open(packet: &Packet<'_>, segment: &Segment, config: &CaptureConfig) -> Reason {
     match inbound::open(packet, segment, config) {
         Some(reason) => {
-            events::tell(packet, segment, reason);
+            events::tell_verdict(packet, segment, reason);
             reason
         }
         None => Reason::NotOurs,

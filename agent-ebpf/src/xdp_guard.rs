@@ -12,25 +12,32 @@ use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::XdpContext;
 
 use crate::ctx::xdp::{Buckets, Taken, XdpFrame};
+use crate::events;
 use crate::maps::{GUARD_PUSHED, GUARD_SETTINGS, GUARD_V4, GUARD_V6, count_guarded, count_hit};
 
 /// Entry point; frames of several buffers are read too.
 #[xdp(frags)]
 pub fn xdp_guard(context: XdpContext) -> u32 {
-    let reason = match judge(&context) {
+    let mut rule = 0;
+    let reason = match judge(&context, &mut rule) {
         Ok(reason) | Err(reason) => reason,
     };
     count_guarded(reason);
-    if reason.drops() { XDP_DROP } else { XDP_PASS }
+    if !reason.drops() {
+        return XDP_PASS;
+    }
+    events::tell_guarded(&context, reason, rule);
+    XDP_DROP
 }
 
 #[inline(always)]
-fn judge(context: &XdpContext) -> Result<Reason, Reason> {
+fn judge(context: &XdpContext, denied_by: &mut u32) -> Result<Reason, Reason> {
     let seen = inspect(&XdpFrame(context))?;
     match listed(rule_of(&seen)) {
         Listed::Allow => Ok(Reason::Allowed),
         Listed::Deny(rule) => {
             count_hit(rule);
+            *denied_by = rule;
             Ok(Reason::Denied)
         }
         Listed::No => hold_to_limits(&seen),

@@ -21,7 +21,7 @@ use agent::model::{AppProtocol, Endpoint, LbPolicy, Model, ObjectName, Service, 
 use agent::net::{ConnectTarget, Connector};
 use agent::proxy::http::{HttpSettings, HttpWorker, Share, Upgrades, serve};
 use agent::proxy::{Context, Downstream, ProxySettings, Random};
-use agent::telemetry::{ConnectionRecord, Origin, Recorder, RequestRecord};
+use agent::telemetry::{ConnectionRecord, Origin, Recorder, RequestRecord, ServedRecord};
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
 use tokio::net::TcpStream;
@@ -173,7 +173,8 @@ struct Unrecorded;
 impl Recorder for Unrecorded {
     fn request(&self, _record: &RequestRecord<'_>) {}
     fn connection_opened(&self, _record: &ConnectionRecord<'_>) {}
-    fn denied(&self, _: &agent::compile::Denied) {}
+    fn served(&self, _: &ServedRecord) {}
+    fn denied(&self, _: &agent::compile::Denied, _: std::net::IpAddr, _: SocketAddr) {}
     fn connection(&self, _record: &ConnectionRecord<'_>) {}
     fn downstream(&self, _origin: &Origin, _opened: bool) {}
 }
@@ -220,6 +221,7 @@ async fn play(script: &Script<'_>) -> Outcome {
         original_destination: SERVICE,
         origin: Origin::Outbound,
         early: None,
+        shown: context.open.show(CLIENT, SERVICE, (&Origin::Outbound, std::time::SystemTime::UNIX_EPOCH)),
     };
     let engine = tokio::task::spawn_local(serve(context, downstream));
     let mut stage = Stage { script, sizes: script.sizes.clone(), client, upstreams, served: Vec::new() };

@@ -94,7 +94,10 @@ fn one_connection_is_one_event_and_is_seen_live() -> Result<()> {
     let _ = watching.kill();
     watching.wait()?;
     pings.stop()?;
+    let closed = ["--to", "echo", "--kind", "close"];
+    wait_for("the end to be told", LIMIT, || observe(&mesh, &closed).is_ok_and(|told| told.len() == 1))?;
     let flows = observe(&mesh, &["--to", "echo", "--last", "100"])?;
-    ensure!(flows.len() == 1, "{} events for one connection of 200 packets: {flows:?}", flows.len());
+    let kinds: Vec<_> = flows.iter().filter_map(|flow| flow["kind"].as_str()).collect();
+    ensure!(kinds == ["verdict", "close"], "events for one connection of 200 packets: {flows:?}");
     Ok(())
 }

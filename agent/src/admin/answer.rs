@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::config_dump::config_dump;
 use super::stats::{StatsFilter, clusters, stats};
-use super::why::{Asked, why};
+use super::why::{Asked, add_seen, why};
 use super::{Role, Source, dump};
 use crate::compile::RoutingTable;
 use crate::telemetry::log::LogError;
@@ -18,11 +18,15 @@ const JSON: &str = "application/json";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// What each admin path is for, as `/help` shows it.
-const HELP: [(&str, &str); 16] = [
+const HELP: [(&str, &str); 17] = [
     ("/clusters", "endpoints by cluster, in Envoy's text form"),
     ("/config_dump", "workloads and services, in ztunnel's form"),
+    ("/connections", "the connections that are open, with their tier and why"),
     ("/endpoints", "endpoints of all clusters, with their load"),
-    ("/flows", "the last connections that the kernel programs judged; ?since=NUMBER gives later ones"),
+    (
+        "/flows",
+        "the last flow events: verdicts, drops, opened and closed connections; ?since=NUMBER gives later ones",
+    ),
     ("/help", "this list"),
     ("/logging", "the log filter; POST ?level=LEVEL, ?MODULE:LEVEL or ?access=on|off changes it"),
     ("/metrics", "metrics in Prometheus' text format"),
@@ -32,7 +36,7 @@ const HELP: [(&str, &str); 16] = [
     ("/stats", "metrics as name: value; ?filter=REGEX, ?usedonly"),
     ("/stats/prometheus", "the same as /metrics"),
     ("/status", "the state of capture, table, listeners, configuration and workers"),
-    ("/why", "what would become of a connection; ?source=IP|POD&destination=IP:PORT|SERVICE:PORT"),
+    ("/why", "what becomes of a connection; ?source=IP|POD[:PORT]&destination=IP:PORT|SERVICE:PORT"),
     ("/healthz", "200 while the agent runs"),
     ("/readyz", "the same as /ready"),
 ];
@@ -82,6 +86,7 @@ fn admin(question: Question<'_>, source: &Source) -> Option<Answer> {
         "/" | "/help" => Answer::text(200, help()),
         "/clusters" => Answer::text(200, clusters(&table)),
         "/config_dump" => Answer::json(&config_dump(&table)),
+        "/connections" => Answer::json(&(source.connections)()),
         "/endpoints" => Answer::json(&dump::endpoints(&table)),
         "/routes" => Answer::json(&dump::routes(&table)),
         "/status" => Answer::json(&(source.status)()),
@@ -175,7 +180,11 @@ fn why_answer(query: Option<&str>, table: &RoutingTable, source: &Source) -> Ans
         return Answer::text(400, "say who dials what: ?source=IP|POD&destination=IP:PORT|SERVICE:PORT\n");
     };
     match Asked::read(from, to, table) {
-        Ok(asked) => Answer::json(&why(asked, table, &(source.status)())),
+        Ok(asked) => {
+            let mut said = why(asked, table, &(source.status)());
+            add_seen(&mut said, asked, table, ((source.connections)().connections, (source.flows)(0).flows));
+            Answer::json(&said)
+        }
         Err(error) => Answer::text(400, format!("{error}\n")),
     }
 }

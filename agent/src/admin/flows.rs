@@ -1,4 +1,4 @@
-//! Connections that the kernel programs have judged, as `/flows` serves them and `sluice observe` reads them.
+//! What was told of connections, as `/flows` serves it and `sluice observe` reads it.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,13 +7,15 @@ use serde::{Deserialize, Serialize};
 pub struct FlowsDump {
     /// What to ask for to see only later ones.
     pub next: u64,
-    /// Events that the programs could not tell, since they were loaded.
+    /// Events that the kernel programs could not tell, since they were loaded.
     pub lost: u64,
     /// The flows, oldest first.
     pub flows: Vec<FlowDump>,
 }
 
-/// One connection that was asked for.
+/// One event.
+///
+/// What is not known is left out.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowDump {
     /// Its number; they rise by one.
@@ -30,10 +32,49 @@ pub struct FlowDump {
     /// The service or pod that was dialled, `namespace/name`, where known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub destination_name: Option<String>,
-    /// `agent` or `direct`.
+    /// `verdict`: a pod's first packet; `drop`; `connect`: a socket is led to an endpoint; `open`; `close`.
+    #[serde(default)]
+    pub kind: String,
+    /// Whose the connection is by a verdict, else who tells: `guard`, `kernel`, `agent`, `agent L4`, `agent L7`.
+    #[serde(default)]
+    pub tier: String,
+    /// What becomes of it: `agent`, `direct`, `balanced`, `accelerated`, `plain`; `dropped`, `refused`.
     pub verdict: String,
-    /// The kernel's reason, as metrics name it.
+    /// The reason, as metrics and access logs name it.
     pub reason: String,
-    /// The index of the interface by which it came.
+    /// `tcp`, `udp`, `icmp`, or the IP protocol's number.
+    #[serde(default)]
+    pub protocol: String,
+    /// The AuthorizationPolicy that refuses, `namespace/name`; `-` where a pod is closed for lack of room. Or the EdgeGuard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
+    /// Its rule, as metrics name it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
+    /// The endpoint that it leads to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// The endpoint's pod, where known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint_pod: Option<String>,
+    /// Bytes from the dialling end to the other one, where somebody has counted them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sent_bytes: Option<u64>,
+    /// Bytes back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub received_bytes: Option<u64>,
+    /// TCP's smoothed round-trip time in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtt_us: Option<u64>,
+    /// How long the connection lasted, in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lasted_us: Option<u64>,
+    /// Whether the dialled end tells.
+    #[serde(default)]
+    pub by_server: bool,
+    /// The process that dialled, where its socket has no address yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<u32>,
+    /// The index of the interface by which a packet came or went; 0 where there was none.
     pub interface: u32,
 }

@@ -4,6 +4,7 @@
 mod answer;
 pub mod client;
 mod config_dump;
+mod connections;
 mod dump;
 mod flows;
 mod server;
@@ -21,6 +22,7 @@ use crate::compile::RoutingTable;
 use crate::telemetry::log::LogHandle;
 use crate::telemetry::{AccessLog, Metrics};
 
+pub use connections::{ConnectionDump, ConnectionsDump};
 pub use dump::{
     DestinationDump, EndpointDump, EndpointsDump, HostDump, RoutesDump, RuleDump, endpoints, routes,
 };
@@ -50,6 +52,8 @@ pub struct Source {
     pub status: Box<dyn Fn() -> Status + Send + Sync>,
     /// The flows from a number on.
     pub flows: Box<dyn Fn(u64) -> FlowsDump + Send + Sync>,
+    /// The connections that are open.
+    pub connections: Box<dyn Fn() -> ConnectionsDump + Send + Sync>,
 }
 
 impl fmt::Debug for Source {

@@ -76,6 +76,9 @@ pub struct CaptureStatus {
     /// Same-node acceleration.
     #[serde(default)]
     pub acceleration: AccelerationStatus,
+    /// Why no flow events of sockets are told (open, close, bytes, round-trip time); `None`: they are.
+    #[serde(default)]
+    pub socket_events_off: Option<String>,
 }
 
 /// Same-node acceleration.

@@ -158,6 +158,7 @@ fn fixture() -> Fixture {
         access: AccessLog::disabled(),
         ready: of_source,
         status: Box::new(move || status.clone()),
+        connections: Box::new(super::ConnectionsDump::default),
         flows: Box::new(|since| super::FlowsDump { next: since + 1, ..super::FlowsDump::default() }),
     };
     Fixture { _subscriber: Box::new(subscriber), source: Arc::new(source), ready }

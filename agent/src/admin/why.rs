@@ -3,20 +3,27 @@
 //! A pure function of the routing table and of the agent's state; the kernel's own verdict function decides what the
 //! kernel would, and its reasons have the kernel's names.
 
+mod edge;
 mod inbound;
+mod seen;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use agent_common::balance::Tier;
+use agent_common::balance::{ConnectReason, Tier};
 use agent_common::capture::{Owner, Reason, Verdict, decide};
+use agent_common::guard::Reason as GuardReason;
 use serde::{Deserialize, Serialize};
 
+use super::connections::ConnectionDump;
 use super::dump::{EndpointDump, RuleDump, cluster_name, of_cluster, rule};
+use super::flows::FlowDump;
 use super::status::Status;
-use crate::compile::{Cluster, Foreseen, Frontend, RoutingTable};
+use crate::compile::{Cluster, Denied, Foreseen, Frontend, RoutingTable};
 use crate::model::{AppProtocol, Workload};
 use crate::route::RequestOrigin;
+
+pub use seen::add_seen;
 
 /// A question that cannot be answered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -40,6 +47,8 @@ pub enum Unreadable {
 pub struct Asked {
     /// Who dials.
     pub source: IpAddr,
+    /// From which port; `None`: from any, so that no one connection is meant.
+    pub port: Option<u16>,
     /// What is dialled.
     pub destination: SocketAddr,
 }
@@ -51,12 +60,18 @@ pub struct Explanation {
     pub source: String,
     /// What is dialled.
     pub destination: String,
-    /// `agent` or `direct`.
+    /// `live`, `past` (the events tell of it), or `hypothetical`.
+    #[serde(default)]
+    pub state: String,
+    /// `agent`, `direct`, `balanced`, `refused`; `dropped` where an event or the guard's lists say so.
     pub verdict: String,
-    /// Who decides about it in the end: `kernel`, `agent L4`, `agent L7`, or `agent, by the first bytes`.
+    /// Who decides about it in the end: `guard`, `kernel`, `agent L4`, `agent L7`, or `agent, by the first bytes`.
     pub tier: String,
-    /// The kernel's reason, as metrics name it.
+    /// The reason, as metrics name it.
     pub reason: String,
+    /// The rule that refuses it: a policy's, or an EdgeGuard.
+    #[serde(default)]
+    pub rule: Option<String>,
     /// The decisions, in order.
     pub steps: Vec<Step>,
     /// Rules that a request may meet, in order of precedence.
@@ -68,6 +83,12 @@ pub struct Explanation {
     /// The endpoints of that cluster.
     #[serde(default)]
     pub endpoints: Vec<EndpointDump>,
+    /// Connections between the two that are open.
+    #[serde(default)]
+    pub live: Vec<ConnectionDump>,
+    /// What was told of connections between the two, oldest first.
+    #[serde(default)]
+    pub past: Vec<FlowDump>,
 }
 
 /// One decision.
@@ -86,14 +107,15 @@ impl Asked {
             addresses.sort();
             addresses.first().copied()
         };
-        let from = match source.parse() {
+        let (name, own_port) = split_port(source);
+        let from = match name.parse() {
             Ok(address) => address,
-            Err(_) => pod(source, table)
+            Err(_) => pod(name, table)
                 .and_then(|pod| v4_first(pod.addresses.clone()))
                 .ok_or_else(|| Unreadable::Source(source.to_owned()))?,
         };
         if let Ok(destination) = destination.parse() {
-            return Ok(Self { source: from, destination });
+            return Ok(Self { source: from, port: own_port, destination });
         }
         let (name, port) =
             destination.rsplit_once(':').ok_or_else(|| Unreadable::Port(destination.to_owned()))?;
@@ -102,7 +124,18 @@ impl Asked {
         let pods = pod(name, table).map(|pod| pod.addresses.clone()).unwrap_or_default();
         let dialled = service.into_iter().chain(pods).filter(|to| to.is_ipv4() == from.is_ipv4()).min();
         let to = dialled.ok_or_else(|| Unreadable::Destination(destination.to_owned()))?;
-        Ok(Self { source: from, destination: SocketAddr::new(to, port) })
+        Ok(Self { source: from, port: own_port, destination: SocketAddr::new(to, port) })
+    }
+}
+
+/// A source without its port, where it has one.
+fn split_port(source: &str) -> (&str, Option<u16>) {
+    if source.parse::<IpAddr>().is_ok() {
+        return (source, None);
+    }
+    match source.rsplit_once(':').map(|(name, port)| (name, port.parse())) {
+        Some((name, Ok(port))) => (name.trim_start_matches('[').trim_end_matches(']'), Some(port)),
+        _ => (source, None),
     }
 }
 
@@ -144,13 +177,18 @@ pub fn why(asked: Asked, table: &RoutingTable, status: &Status) -> Explanation {
         Some(frontend) => frontend.tcp.endpoints.iter().map(|one| one.address).collect(),
         None => vec![asked.destination],
     };
+    let dropped = edge::guard(asked.source, source, (table, status), &mut step);
     let refused = policies(asked.source, &endpoints, table, &mut step);
-    balancing(frontend, asked, status, &mut step);
+    let led = balancing(frontend, asked, (source, status), &mut step);
+    edge::acceleration(asked, (table, status), &mut step);
     let reason = kernel((asked, source, frontend), table, status, &mut step);
     let agent = frontend.filter(|_| reason == Reason::Captured);
     let inbound = reason == Reason::CapturedInbound;
     let mut explanation = Explanation {
-        source: asked.source.to_string(),
+        state: "hypothetical".to_owned(),
+        source: asked
+            .port
+            .map_or_else(|| asked.source.to_string(), |port| SocketAddr::new(asked.source, port).to_string()),
         destination: asked.destination.to_string(),
         verdict: if agent.is_some() || inbound { "agent" } else { "direct" }.to_owned(),
         tier: match agent {
@@ -171,22 +209,39 @@ pub fn why(asked: Asked, table: &RoutingTable, status: &Status) -> Explanation {
     if unjudged {
         "refused".clone_into(&mut explanation.verdict);
     }
-    if refused {
-        "refused".clone_into(&mut explanation.verdict);
-        REFUSED.clone_into(&mut explanation.reason);
+    if let Some(reason) = led {
+        explanation.judged(("balanced", "kernel", reason), None);
+    }
+    if let Some(denied) = refused {
+        let tier = explanation.tier.clone();
+        let rule = format!("policy {} rule {}", denied.policy, denied.rule_label());
+        explanation.judged(("refused", &tier, REFUSED), Some(rule));
+    }
+    if let Some(guard) = dropped {
+        explanation.judged(("dropped", "guard", GuardReason::Denied.as_str()), Some(guard));
     }
     explanation.steps = steps;
     explanation
 }
 
-/// What the AuthorizationPolicies of the pods behind the destination say of the source; whether all of them refuse it.
+impl Explanation {
+    fn judged(&mut self, (verdict, tier, reason): (&str, &str, &str), rule: Option<String>) {
+        verdict.clone_into(&mut self.verdict);
+        tier.clone_into(&mut self.tier);
+        reason.clone_into(&mut self.reason);
+        self.rule = rule;
+    }
+}
+
+/// What the AuthorizationPolicies of the pods behind the destination say of the source; the first refusal where all of them
+/// refuse it.
 fn policies(
     source: IpAddr,
     endpoints: &[SocketAddr],
     table: &RoutingTable,
     step: &mut impl FnMut(&str, String),
-) -> bool {
-    let (mut refusing, mut by_request) = (0, false);
+) -> Option<Denied> {
+    let (mut refusing, mut by_request) = (Vec::new(), false);
     for endpoint in endpoints {
         let denied = match table.foresee_access(source, *endpoint) {
             Foreseen::Denied(denied) => denied,
@@ -198,27 +253,28 @@ fn policies(
                 continue;
             }
         };
-        refusing += 1;
         let by = match denied.rule {
             Some(rule) => format!("rule {rule} of {}", denied.policy),
             None => format!("no rule of any ALLOW policy agrees, {} among them", denied.policy),
         };
         step("policies", format!("{endpoint} refuses the source: {by}"));
+        refusing.push(denied);
     }
-    if refusing == 0 && !by_request {
+    if refusing.is_empty() && !by_request {
         step("policies", "none refuses the source".to_owned());
     }
-    refusing > 0 && refusing == endpoints.len()
+    if refusing.len() == endpoints.len() { refusing.into_iter().next() } else { None }
 }
 
-/// Where sockets are led to an endpoint before there is a packet.
+/// Where sockets are led to an endpoint before there is a packet; the reason where the source's are.
 fn balancing(
     frontend: Option<&Arc<Frontend>>,
     asked: Asked,
-    status: &Status,
+    (source, status): (Option<&Arc<Workload>>, &Status),
     step: &mut impl FnMut(&str, String),
-) {
-    let (Some(frontend), Some(cgroup)) = (frontend, &status.capture.connect.cgroup) else { return };
+) -> Option<&'static str> {
+    let cgroup = status.capture.connect.cgroup.as_ref()?;
+    let frontend = frontend?;
     let (tier, why) = frontend.tier(asked.destination.is_ipv4());
     let found = match tier {
         Tier::Balance => format!(
@@ -228,6 +284,11 @@ fn balancing(
         _ => format!("left to what follows: {} ({})", tier.as_str(), why.as_str()),
     };
     step("connect", found);
+    let here = source.is_some_and(|pod| pod.node.as_deref().is_none_or(|node| *node == *status.node));
+    (tier == Tier::Balance && here).then(|| match frontend.affinity {
+        Some(_) => ConnectReason::Affinity.as_str(),
+        None => ConnectReason::Balanced.as_str(),
+    })
 }
 
 fn describe_source(source: Option<&Arc<Workload>>, status: &Status) -> String {

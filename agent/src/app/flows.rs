@@ -1,31 +1,63 @@
-//! Gives the kernel's flows the names that the routing table knows.
+//! Flow events as `/flows` shows them.
 
-use agent_common::capture::Reason;
+use std::time::Duration;
 
 use crate::admin::{FlowDump, FlowsDump};
-use crate::capture::{Flow, Flows};
-use crate::compile::RoutingTable;
-use crate::telemetry::rfc3339;
+use crate::telemetry::{Flow, FlowLog, FlowRule, rfc3339};
 
 /// The flows from a number on.
-pub(super) fn dump(flows: &Flows, since: u64, table: &RoutingTable) -> FlowsDump {
+pub(super) fn dump(flows: &FlowLog, since: u64) -> FlowsDump {
     let (found, next) = flows.since(since);
-    FlowsDump { next, lost: flows.lost(), flows: found.iter().map(|flow| named(flow, table)).collect() }
+    FlowsDump { next, lost: flows.lost(), flows: found.iter().map(|flow| shown(flow)).collect() }
 }
 
-fn named(flow: &Flow, table: &RoutingTable) -> FlowDump {
-    let pod = |ip| table.workloads.get(&ip).map(|pod| pod.name.to_string());
-    let service = table.frontends.get(&flow.destination).map(|frontend| frontend.service.to_string());
-    let taken = [Reason::Captured, Reason::CapturedInbound].map(Reason::as_str).contains(&flow.reason);
+/// One flow.
+pub(super) fn shown(flow: &Flow) -> FlowDump {
+    let event = &flow.event;
+    let (policy, rule) = match &event.rule {
+        None => (None, None),
+        Some(FlowRule::Policy(denied)) => (Some(denied.policy.to_string()), Some(denied.rule_label())),
+        Some(FlowRule::NoRoom) => (Some("-".to_owned()), Some("no_room".to_owned())),
+        Some(FlowRule::HiddenPorts) => (Some("-".to_owned()), Some("hidden_ports".to_owned())),
+        Some(FlowRule::Guard(name)) => (Some(name.clone()), None),
+    };
     FlowDump {
         number: flow.number,
         time: rfc3339(flow.at).to_string(),
-        source: flow.source.to_string(),
-        source_pod: pod(flow.source.ip()),
-        destination: flow.destination.to_string(),
-        destination_name: service.or_else(|| pod(flow.destination.ip())),
-        verdict: if taken { "agent" } else { "direct" }.to_owned(),
-        reason: flow.reason.to_owned(),
-        interface: flow.interface,
+        source: event.source.to_string(),
+        source_pod: flow.source_pod.as_ref().map(ToString::to_string),
+        destination: event.destination.to_string(),
+        destination_name: flow.destination_name.as_ref().map(ToString::to_string),
+        kind: event.kind.as_str().to_owned(),
+        tier: event.tier.as_str().to_owned(),
+        verdict: event.verdict.to_owned(),
+        reason: event.reason.to_owned(),
+        protocol: protocol(event.protocol),
+        policy,
+        rule,
+        endpoint: event.endpoint.map(|endpoint| endpoint.to_string()),
+        endpoint_pod: flow.endpoint_pod.as_ref().map(ToString::to_string),
+        sent_bytes: event.bytes.map(|(sent, _)| sent),
+        received_bytes: event.bytes.map(|(_, received)| received),
+        rtt_us: event.rtt.map(microseconds),
+        lasted_us: event.lasted.map(microseconds),
+        by_server: event.by_server,
+        process: (event.process != 0).then_some(event.process),
+        interface: event.interface,
+    }
+}
+
+/// As dumps show times.
+pub(super) fn microseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// The name of an IP protocol.
+pub(super) fn protocol(number: u8) -> String {
+    match number {
+        1 | 58 => "icmp".to_owned(),
+        6 => "tcp".to_owned(),
+        17 => "udp".to_owned(),
+        other => other.to_string(),
     }
 }

@@ -1,6 +1,7 @@
 //! Wiring: the only place where the parts meet. Starts everything in the order in which it depends on each other, and
 //! stops it in the reverse one.
 
+mod connections;
 mod flows;
 mod follow;
 mod gateways;
@@ -28,6 +29,7 @@ use crate::config;
 use crate::net::{Connector, PlainConnector, server_listener};
 use crate::proxy::http::Share;
 use crate::proxy::{Admission, Captured, Command, WorkerHandle, WorkerSettings, start_worker};
+use crate::telemetry::FlowLog;
 use crate::telemetry::log::LogHandle;
 pub use settings::{CaptureOptions, Settings};
 use status::Observed;
@@ -106,7 +108,10 @@ pub async fn start(settings: Settings, log: LogHandle) -> anyhow::Result<Running
     }
     // The last that can fail, and it undoes itself: nothing stays in the kernel without an agent.
     let capture = match claim.zip(settings.capture.as_ref()) {
-        Some(asked) => Some(Box::pin(start_capture(asked, &settings, &listeners, local, &tables)).await?),
+        Some(asked) => Some(
+            Box::pin(start_capture(asked, &settings, &listeners, local, (&tables, observed.flows.clone())))
+                .await?,
+        ),
         None => None,
     };
     if let Some(capture) = &capture {
@@ -235,6 +240,7 @@ impl Workers<'_> {
         let spread = u32::try_from(seed & 0xffff).context("sixteen bits")?;
         let metrics = self.observed.metrics.clone();
         let access = self.observed.access.clone();
+        let flows = self.observed.flows.clone();
         Ok(WorkerSettings {
             index,
             tables: Arc::clone(&self.observed.tables),
@@ -246,7 +252,7 @@ impl Workers<'_> {
                 Some(mark) => Rc::new(SpoofingConnector::new(mark, local, spread)) as Rc<dyn Connector>,
                 None => Rc::new(PlainConnector),
             }),
-            recorder: Box::new(move || Rc::new(metrics.recorder(access))),
+            recorder: Box::new(move || Rc::new(metrics.recorder(access, flows))),
             seed,
         })
     }
@@ -257,7 +263,7 @@ async fn start_capture(
     settings: &Settings,
     listeners: &[CaptureListeners],
     local: LocalAddresses,
-    tables: &Tables,
+    (tables, flows): (&Tables, FlowLog),
 ) -> anyhow::Result<RunningCapture> {
     let capture = CaptureSettings {
         pod_interfaces: options.pod_interfaces.clone(),
@@ -271,6 +277,8 @@ async fn start_capture(
         acceleration: options.acceleration,
         node: settings.node.clone(),
         guard: options.guard.clone(),
+        socket_events: options.socket_events,
+        flows,
     };
     let (engine, handle) = Box::pin(Engine::start(capture, listeners, local, tables.subscribe())).await?;
     Ok(RunningCapture { handle, engine: tokio::spawn(engine.run()), claim })

@@ -59,4 +59,6 @@ pub struct CaptureOptions {
     pub acceleration: AccelerationMode,
     /// The guard at the edge; `None`: nothing is guarded.
     pub guard: Option<GuardOptions>,
+    /// Whether sockets below the cgroup are told of.
+    pub socket_events: bool,
 }

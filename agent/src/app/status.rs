@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,15 +15,16 @@ use super::tables::Applied;
 use super::unmet::unmet;
 use super::{Addresses, Settings};
 use crate::admin::{
-    AccelerationStatus, CaptureStatus, ConnectStatus, DrainStatus, FlowsDump, ForeignProgram, GuardLimits,
-    GuardMap, GuardStatus, GuardedInterface, InterfaceStatus, ListenerStatus, PolicyStatus, Source, Status,
-    TableStatus, TierStatus, WorkerStatus,
+    AccelerationStatus, CaptureStatus, ConnectStatus, ConnectionsDump, DrainStatus, ForeignProgram,
+    GuardLimits, GuardMap, GuardStatus, GuardedInterface, InterfaceStatus, ListenerStatus, PolicyStatus,
+    Source, Status, TableStatus, TierStatus, WorkerStatus,
 };
 use crate::capture::{self, DropCause, EngineHandle};
 use crate::compile::RoutingTable;
 use crate::config::{Message, ObjectState, Report, Severity, State};
+use crate::proxy::OpenConnections;
 use crate::telemetry::log::LogHandle;
-use crate::telemetry::{AccessLog, BuildInfo, ConfigState, KernelGauges, Metrics, rfc3339};
+use crate::telemetry::{AccessLog, BuildInfo, ConfigState, FlowLog, KernelGauges, Metrics, rfc3339};
 
 /// The agent's version.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -33,9 +33,11 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub(super) struct Observed {
     pub(super) metrics: Metrics,
     pub(super) access: AccessLog,
+    /// The last flow events.
+    pub(super) flows: FlowLog,
     pub(super) tables: Arc<ArcSwap<RoutingTable>>,
     /// Open client connections of each worker.
-    pub(super) open: Vec<Arc<AtomicUsize>>,
+    pub(super) open: Vec<Arc<OpenConnections>>,
     node: String,
     started: Instant,
     addresses: Addresses,
@@ -53,7 +55,7 @@ struct Changing {
     /// What has been logged of what the documents ask for in vain.
     unmet: Vec<String>,
     capture: Option<watch::Receiver<capture::CaptureStatus>>,
-    flows: Option<capture::Flows>,
+    live: Option<capture::Live>,
 }
 
 impl Observed {
@@ -76,6 +78,7 @@ impl Observed {
         Ok(Self {
             metrics,
             access,
+            flows: FlowLog::new(Arc::clone(&tables)),
             tables,
             open: (0..settings.workers).map(|_| Arc::default()).collect(),
             node: settings.node.clone(),
@@ -91,7 +94,8 @@ impl Observed {
     pub(super) fn source(self: &Arc<Self>, log: LogHandle) -> Source {
         self.metrics.watch_writer("agent", log.writer());
         let observed = Arc::clone(self);
-        let flowing = Arc::clone(self);
+        let flows = self.flows.clone();
+        let opened = Arc::clone(self);
         Source {
             tables: Arc::clone(&self.tables),
             metrics: self.metrics.clone(),
@@ -99,18 +103,21 @@ impl Observed {
             access: self.access.clone(),
             ready: self.ready.subscribe(),
             status: Box::new(move || observed.status()),
-            flows: Box::new(move |since| flowing.flows(since)),
+            connections: Box::new(move || opened.connections()),
+            flows: Box::new(move |since| super::flows::dump(&flows, since)),
         }
     }
 
-    fn flows(&self, since: u64) -> FlowsDump {
-        let flows = self.changing().flows.clone();
-        flows.map_or_else(FlowsDump::default, |flows| super::flows::dump(&flows, since, &self.tables.load()))
+    /// The connections that are open.
+    fn connections(&self) -> ConnectionsDump {
+        let live = self.changing().live.clone();
+        let workers = self.open.iter().map(|open| &**open);
+        super::connections::dump(workers, live.as_ref(), &self.tables.load())
     }
 
     /// Client connections that are open, over all workers.
     pub(super) fn open_connections(&self) -> usize {
-        self.open.iter().map(|open| open.load(Ordering::Relaxed)).sum()
+        self.open.iter().map(|open| open.count()).sum()
     }
 
     pub(super) fn set_ready(&self, ready: bool) {
@@ -124,7 +131,6 @@ impl Observed {
     pub(super) fn set_capture(&self, handle: &EngineHandle) {
         let counters = handle.counters();
         self.metrics.watch_packets(move || counters.read());
-        self.changing().flows = Some(handle.flows());
         let status = handle.status();
         self.metrics.watch_kernel(move || kernel_gauges(&status.borrow()));
         let readings = handle.readings();
@@ -139,7 +145,9 @@ impl Observed {
         if let Some((_, counters)) = readings.guard {
             self.metrics.watch_guard(move || counters.read());
         }
-        self.changing().capture = Some(handle.status());
+        let mut changing = self.changing();
+        changing.live = Some(readings.live);
+        changing.capture = Some(handle.status());
     }
 
     /// A state of the documents came into force.
@@ -223,7 +231,7 @@ impl Observed {
             config: serde_json::to_value(&changing.report).unwrap_or_default(),
             unmet: self.unmet(&changing),
             workers: workers
-                .map(|(id, open)| WorkerStatus { id, connections: open.load(Ordering::Relaxed) as u64 })
+                .map(|(id, open)| WorkerStatus { id, connections: open.count() as u64 })
                 .collect(),
             drain: DrainStatus {
                 draining: *self.draining.borrow(),
@@ -280,6 +288,7 @@ fn capturing(status: capture::CaptureStatus) -> CaptureStatus {
             opted_out: status.acceleration.opted_out,
             not_found: status.acceleration.not_found,
         },
+        socket_events_off: status.socket_events_off,
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
 use super::acceleration;
-use super::events::Flows;
+use super::events::KernelEvents;
 use super::expel;
 use super::foreign::{self, Foreign, Sighting};
 use super::guard::Guard;
@@ -78,7 +78,6 @@ pub struct EngineHandle {
     status: watch::Receiver<CaptureStatus>,
     counters: Counters,
     readings: Readings,
-    flows: Flows,
 }
 
 impl EngineHandle {
@@ -90,11 +89,6 @@ impl EngineHandle {
     /// What the parts beside capture count.
     pub fn readings(&self) -> Readings {
         self.readings.clone()
-    }
-
-    /// The connections that the programs have judged.
-    pub fn flows(&self) -> Flows {
-        self.flows.clone()
     }
 
     /// What capture looks like now.
@@ -151,7 +145,8 @@ impl Engine {
         let (stop_sender, stop) = oneshot::channel();
         let (status, status_receiver) = watch::channel(CaptureStatus::default());
         let counters = programs.counters();
-        let (flows, events) = programs.flows();
+        let events = programs.events();
+        let names = (readings.drops.clone(), readings.guard.as_ref().map(|(_, counters)| counters.clone()));
         let mut engine = Self {
             settings,
             programs,
@@ -180,10 +175,10 @@ impl Engine {
             engine.end().await;
             return Err(error);
         }
-        if let Some(events) = events {
-            follow_events(flows.clone(), events);
+        if let Some((lost, ring)) = events {
+            follow_events(KernelEvents::new(engine.settings.flows.clone(), lost, names), ring);
         }
-        Ok((engine, EngineHandle { stop: stop_sender, status: status_receiver, counters, readings, flows }))
+        Ok((engine, EngineHandle { stop: stop_sender, status: status_receiver, counters, readings }))
     }
 
     async fn install(&mut self, listeners: &[CaptureListeners]) -> Result<(), CaptureError> {
@@ -460,22 +455,23 @@ impl Engine {
             failed: self.failed.values().chain(self.parts.pod_guard.failed()).cloned().collect(),
             local_addresses: self.local.load().to_vec(),
             foreign: self.foreign.clone(),
-            maps: self.programs.map_use(),
+            maps: self.programs.map_use().into_iter().chain(self.parts.map_use()).collect(),
             destinations: self.captured.destinations,
             destinations_over_capacity: self.captured.over_capacity,
             connect: self.parts.connect_status(),
             policy: self.parts.pod_guard.status(),
             inbound: self.parts.pod_guard.captured(),
             acceleration: self.parts.acceleration_status(),
+            socket_events_off: self.parts.socket_events_off(),
             guard: self.parts.guard.as_ref().map(Guard::status),
         });
     }
 }
 
 /// Reads events beside the engine, whose work must not make them wait.
-fn follow_events(flows: Flows, events: RingBuf<MapData>) {
+fn follow_events(events: KernelEvents, ring: RingBuf<MapData>) {
     tokio::spawn(async move {
-        if let Err(error) = flows.follow(events).await {
+        if let Err(error) = events.follow(ring).await {
             tracing::error!(%error, "flow events can no longer be read");
         }
     });

@@ -1,69 +1,38 @@
-//! Reads the kernel's flow events and keeps the last ones.
+//! Reads the kernel's flow events and gives them the names of rules.
 
-use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::Duration;
 
-use agent_common::event::FlowEvent;
+use agent_common::capture::Reason;
+use agent_common::event::{ACCELERATED, BY_SERVER, EventKind, FlowEvent as KernelEvent};
 use aya::maps::{MapData, PerCpuArray, RingBuf};
 use tokio::io::unix::AsyncFd;
 
-/// How many flows are kept.
-const HISTORY_MAX: usize = 4096;
+use super::guard::GuardCounters;
+use super::kernel_policy::{DropCause, PolicyDrops};
+use crate::telemetry::{FlowEvent, FlowKind, FlowLog, FlowRule, FlowTier};
 
-/// A connection that was asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Flow {
-    /// Its number; they rise by one.
-    pub number: u64,
-    /// When the agent heard of it.
-    pub at: SystemTime,
-    /// Who dialled.
-    pub source: SocketAddr,
-    /// What was dialled.
-    pub destination: SocketAddr,
-    /// The interface's index.
-    pub interface: u32,
-    /// What became of it.
-    pub reason: &'static str,
+/// The kernel's ring, who counts what found no room in it, and who knows the rules' names.
+pub struct KernelEvents {
+    log: FlowLog,
+    drops: PolicyDrops,
+    guard: Option<GuardCounters>,
 }
 
-/// The last flows, and how many were never told.
-#[derive(Clone)]
-pub struct Flows {
-    history: Arc<Mutex<History>>,
-    lost: Arc<PerCpuArray<MapData, u64>>,
-}
-
-#[derive(Debug, Default)]
-struct History {
-    next: u64,
-    flows: VecDeque<Flow>,
-}
-
-impl Flows {
-    pub(super) fn new(lost: PerCpuArray<MapData, u64>) -> Self {
-        Self { history: Arc::default(), lost: Arc::new(lost) }
-    }
-
-    /// The flows from this number on that are still kept, and the number of the next one.
-    pub fn since(&self, number: u64) -> (Vec<Flow>, u64) {
-        self.history().since(number)
-    }
-
-    /// Events that the programs could not tell, since they were loaded.
-    pub fn lost(&self) -> u64 {
-        self.lost.get(&0, 0).map_or(0, |values| values.iter().sum())
-    }
-
-    fn history(&self) -> std::sync::MutexGuard<'_, History> {
-        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+impl KernelEvents {
+    /// Tells `log` of what comes.
+    pub fn new(
+        log: FlowLog,
+        lost: PerCpuArray<MapData, u64>,
+        (drops, guard): (PolicyDrops, Option<GuardCounters>),
+    ) -> Self {
+        log.watch_lost(move || lost.get(&0, 0).map_or(0, |values| values.iter().sum()));
+        Self { log, drops, guard }
     }
 
     /// Reads events for as long as the kernel's ring is there.
-    pub(super) async fn follow(self, ring: RingBuf<MapData>) -> io::Result<()> {
+    pub async fn follow(self, ring: RingBuf<MapData>) -> io::Result<()> {
         #[expect(unsafe_code, reason = "tokio asks for a promise about the descriptor")]
         // SAFETY: the ring owns its descriptor, which is neither replaced nor closed while it is registered.
         let mut ring = unsafe { AsyncFd::register(ring)? };
@@ -71,35 +40,73 @@ impl Flows {
             let mut ready = ring.readable_mut().await?;
             let events = ready.get_inner_mut();
             while let Some(bytes) = events.next() {
-                if let Some(event) = FlowEvent::read(&bytes) {
-                    self.history().push(&event, SystemTime::now());
+                if let Some(event) = KernelEvent::read(&bytes).and_then(|event| read(&event)) {
+                    self.log.tell(self.named(event));
                 }
             }
             ready.clear_ready();
         }
     }
+
+    /// With the rule's name instead of its number.
+    fn named(&self, (kind, rule, event): (EventKind, u32, FlowEvent)) -> FlowEvent {
+        let rule = match kind {
+            EventKind::Refused => Some(match self.drops.cause(rule) {
+                DropCause::Rule(denied) => FlowRule::Policy(denied),
+                DropCause::NoRoom => FlowRule::NoRoom,
+                DropCause::HiddenPorts => FlowRule::HiddenPorts,
+            }),
+            EventKind::Guarded if event.reason == agent_common::guard::Reason::Denied.as_str() => {
+                self.guard.as_ref().and_then(|guard| guard.rule(rule)).map(FlowRule::Guard)
+            }
+            _ => None,
+        };
+        FlowEvent { rule, ..event }
+    }
 }
 
-impl History {
-    fn push(&mut self, event: &FlowEvent, at: SystemTime) {
-        if self.flows.len() == HISTORY_MAX {
-            self.flows.pop_front();
+/// What an event says, with the number of its rule.
+fn read(told: &KernelEvent) -> Option<(EventKind, u32, FlowEvent)> {
+    let (kind, reason) = (told.kind()?, told.reason()?);
+    let accelerated = told.has(ACCELERATED);
+    let (what, tier, verdict) = match kind {
+        EventKind::Verdict
+            if [Reason::Captured, Reason::CapturedInbound].map(Reason::as_str).contains(&reason) =>
+        {
+            (FlowKind::Verdict, FlowTier::Kernel, "agent")
         }
-        self.flows.push_back(Flow {
-            number: self.next,
-            at,
-            source: end(event.family, event.source, event.source_port),
-            destination: end(event.family, event.destination, event.destination_port),
-            interface: event.interface,
-            reason: event.reason().map_or("unknown", agent_common::capture::Reason::as_str),
-        });
-        self.next += 1;
-    }
-
-    fn since(&self, number: u64) -> (Vec<Flow>, u64) {
-        let known = self.flows.partition_point(|flow| flow.number < number);
-        (self.flows.range(known..).cloned().collect(), self.next)
-    }
+        EventKind::Verdict => (FlowKind::Verdict, FlowTier::Kernel, "direct"),
+        EventKind::Refused => (FlowKind::Drop, FlowTier::Kernel, "dropped"),
+        EventKind::Guarded => (FlowKind::Drop, FlowTier::Guard, "dropped"),
+        EventKind::Balanced => (FlowKind::Connect, FlowTier::Kernel, "balanced"),
+        EventKind::Opened | EventKind::Closed => {
+            let what = if kind == EventKind::Opened { FlowKind::Open } else { FlowKind::Close };
+            let verdict = match (accelerated, told.endpoint_port != [0; 2]) {
+                (true, _) => "accelerated",
+                (false, true) => "balanced",
+                (false, false) => "plain",
+            };
+            (what, FlowTier::Kernel, verdict)
+        }
+    };
+    let ends = (
+        end(told.family, told.source, told.source_port),
+        end(told.family, told.destination, told.destination_port),
+    );
+    let is_closed = kind == EventKind::Closed;
+    let event = FlowEvent {
+        endpoint: (told.endpoint_port != [0; 2]).then(|| end(told.family, told.endpoint, told.endpoint_port)),
+        protocol: told.protocol,
+        // TCP has seen none of what acceleration hands over.
+        bytes: (is_closed && !accelerated).then_some((told.sent_bytes, told.received_bytes)),
+        rtt: (told.rtt_us > 0).then(|| Duration::from_micros(told.rtt_us.into())),
+        lasted: is_closed.then(|| Duration::from_nanos(told.lasted_ns)),
+        by_server: told.has(BY_SERVER),
+        interface: told.interface,
+        process: told.process,
+        ..FlowEvent::new((what, tier), (verdict, reason), ends)
+    };
+    Some((kind, told.rule, event))
 }
 
 fn end(family: u8, address: [u8; 16], port: [u8; 2]) -> SocketAddr {
@@ -113,36 +120,70 @@ fn end(family: u8, address: [u8; 16], port: [u8; 2]) -> SocketAddr {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use agent_common::capture::Reason;
+    use agent_common::balance::ConnectReason;
+    use agent_common::event::SocketEnd;
 
-    fn event(port: u16) -> FlowEvent {
-        let mut address = [0; 16];
-        address[..4].copy_from_slice(&[10, 0, 0, 1]);
-        FlowEvent {
-            source: address,
-            destination: address,
-            source_port: port.to_be_bytes(),
+    use super::*;
+
+    fn told(kind: EventKind, reason: u32) -> KernelEvent {
+        let mut event = KernelEvent {
+            source_port: 40_000u16.to_be_bytes(),
             destination_port: 80u16.to_be_bytes(),
-            interface: 3,
-            reason: Reason::NoRoute as u32,
             family: 4,
-            padding: [0; 3],
-        }
+            kind: kind as u8,
+            reason,
+            protocol: 6,
+            sent_bytes: 5,
+            received_bytes: 6,
+            rtt_us: 120,
+            ..KernelEvent::default()
+        };
+        event.source[..4].copy_from_slice(&[10, 0, 0, 1]);
+        event.destination[..4].copy_from_slice(&[10, 96, 0, 1]);
+        event
+    }
+
+    fn led(event: KernelEvent) -> KernelEvent {
+        let mut event = KernelEvent { endpoint_port: 8080u16.to_be_bytes(), ..event };
+        event.endpoint[..4].copy_from_slice(&[10, 0, 0, 2]);
+        event
     }
 
     #[test]
-    fn the_last_flows_are_kept_and_nobody_sees_one_twice() {
-        let mut history = History::default();
-        let total = u16::try_from(HISTORY_MAX + 10).unwrap();
-        (0..total).for_each(|port| history.push(&event(port), SystemTime::UNIX_EPOCH));
-        let (flows, next) = history.since(0);
-        assert_eq!((flows.len(), flows[0].number, next), (HISTORY_MAX, 10, u64::from(total)));
-        assert_eq!(flows[0].source, "10.0.0.1:10".parse().unwrap());
-        assert_eq!(flows[0].reason, "no_route");
-        assert_eq!(history.since(next), (Vec::new(), next));
-        assert_eq!(history.since(next - 2).0.len(), 2);
-        assert_eq!(history.since(next + 5).0.len(), 0);
+    fn each_kind_says_who_tells_and_what_became_of_it() {
+        use FlowKind::{Close, Connect, Drop, Open, Verdict};
+        use FlowTier::{Guard, Kernel};
+        let balanced = ConnectReason::Affinity as u32;
+        let closed = told(EventKind::Closed, SocketEnd::Closed as u32);
+        let joined = KernelEvent { flags: ACCELERATED, ..closed };
+        // event -> (kind, tier, verdict, reason, whether it has an endpoint, bytes)
+        let cases = [
+            (
+                told(EventKind::Verdict, Reason::Captured as u32),
+                (Verdict, Kernel, "agent", "captured", false, None),
+            ),
+            (
+                told(EventKind::Verdict, Reason::NoListener as u32),
+                (Verdict, Kernel, "direct", "no_listener", false, None),
+            ),
+            (told(EventKind::Refused, 0), (Drop, Kernel, "dropped", "rbac_access_denied", false, None)),
+            (told(EventKind::Guarded, 4), (Drop, Guard, "dropped", "denied", false, None)),
+            (led(told(EventKind::Balanced, balanced)), (Connect, Kernel, "balanced", "affinity", true, None)),
+            (told(EventKind::Opened, 0), (Open, Kernel, "plain", "established", false, None)),
+            (led(told(EventKind::Opened, 0)), (Open, Kernel, "balanced", "established", true, None)),
+            (closed, (Close, Kernel, "plain", "closed", false, Some((5, 6)))),
+            (joined, (Close, Kernel, "accelerated", "closed", false, None)),
+            (
+                told(EventKind::Closed, SocketEnd::Reset as u32),
+                (Close, Kernel, "plain", "reset", false, Some((5, 6))),
+            ),
+        ];
+        for (told, expected) in cases {
+            let (.., event) = read(&told).expect("an event");
+            let FlowEvent { kind, tier, verdict, reason, endpoint, bytes, .. } = event;
+            assert_eq!((kind, tier, verdict, reason, endpoint.is_some(), bytes), expected, "{told:?}");
+        }
+        assert_eq!(read(&told(EventKind::Verdict, 999)), None);
     }
 
     #[test]

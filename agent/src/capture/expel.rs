@@ -80,7 +80,11 @@ fn expel_all(pods: &[File], rules: &Rules) {
 fn node_sockets(netlink: &Socket) -> io::Result<HashSet<Ends>> {
     let mut found = HashSet::new();
     for kind in KINDS {
-        found.extend(exchange(netlink, &sock_diag::ask(kind))?.iter().map(|socket| ends(kind, socket)));
+        found.extend(
+            exchange(netlink, &sock_diag::ask(kind), sock_diag::read)?
+                .iter()
+                .map(|socket| ends(kind, socket)),
+        );
     }
     Ok(found)
 }
@@ -90,17 +94,17 @@ fn expel_in(pod: &File, rules: &Rules, node: &HashSet<Ends>) -> io::Result<usize
     let netlink = vanished::open_sock_diag()?;
     let mut listening = BTreeSet::new();
     for kind in KINDS {
-        let listeners = exchange(&netlink, &sock_diag::ask_listeners(kind))?;
+        let listeners = exchange(&netlink, &sock_diag::ask_listeners(kind), sock_diag::read)?;
         listening.extend(listeners.iter().map(|socket| ends(kind, socket).0.port()));
     }
     let mut closed = 0;
     for kind in KINDS {
-        for socket in exchange(&netlink, &sock_diag::ask(kind))? {
+        for socket in exchange(&netlink, &sock_diag::ask(kind), sock_diag::read)? {
             let ends = ends(kind, &socket);
             if !listening.contains(&ends.0.port()) || !rules.refuse(ends, node) {
                 continue;
             }
-            match exchange(&netlink, &sock_diag::destroy(kind, &socket)) {
+            match exchange(&netlink, &sock_diag::destroy(kind, &socket), sock_diag::read) {
                 Ok(_) => closed += 1,
                 // It closed by itself meanwhile.
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}

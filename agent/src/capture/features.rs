@@ -57,7 +57,10 @@ impl Feature {
                 ("cgroup v2", "not mounted: nothing is decided at sockets, all of it at packets")
             }
             Self::Xdp => ("XDP", "nothing is decided at the driver, all of it at TC"),
-            Self::SockOps => ("sock_ops", "same-node traffic takes the ordinary path"),
+            Self::SockOps => (
+                "sock_ops",
+                "same-node traffic takes the ordinary path, and the ends of sockets are not told",
+            ),
             Self::SkMsg => ("sk_msg", "same-node traffic takes the ordinary path"),
             Self::RingBuffer => ("ring buffer", "there are no flow events; counters go on"),
             Self::Btf => ("BTF", "no /sys/kernel/btf/vmlinux: dumps of maps show bytes"),

@@ -309,6 +309,11 @@ impl GuardCounters {
         }
     }
 
+    /// The EdgeGuard that denies under a number.
+    pub(super) fn rule(&self, number: u32) -> Option<String> {
+        self.known().names.get(&number).map(ToString::to_string)
+    }
+
     /// Begins to count hits under a number anew.
     fn forget(&self, number: u32) -> Result<(), CaptureError> {
         debug_assert!(number < MAX_RULES, "numbers are given below it");

@@ -111,6 +111,8 @@ mod tests {
             acceleration: crate::capture::AccelerationMode::Off,
             node: String::new(),
             guard: None,
+            socket_events: true,
+            flows: crate::telemetry::FlowLog::default(),
         }
     }
 

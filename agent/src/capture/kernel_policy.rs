@@ -334,6 +334,15 @@ impl PolicyDrops {
         self.counts.get(&slot, 0).map_or(0, |values| values.iter().sum())
     }
 
+    /// What is counted in a slot.
+    pub(super) fn cause(&self, slot: u32) -> DropCause {
+        if slot == HIDDEN_SLOT {
+            return DropCause::HiddenPorts;
+        }
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.rules.get(&slot).cloned().map_or(DropCause::NoRoom, DropCause::Rule)
+    }
+
     /// Packets refused, by cause.
     pub fn read(&self) -> Vec<(DropCause, u64)> {
         let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);

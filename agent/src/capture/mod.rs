@@ -21,6 +21,7 @@ mod kernel_call;
 mod kernel_policy;
 mod layout;
 mod listener;
+mod live;
 mod lower;
 mod lowering;
 mod mirror;
@@ -32,6 +33,7 @@ mod pod_guard;
 mod programs;
 mod self_check;
 mod sock_diag;
+mod socket_events;
 mod upkeep;
 mod vanished;
 
@@ -43,13 +45,13 @@ pub use cleanup::{Cleaned, clean};
 pub use connect::{CgroupChoice, ConnectCounters, ConnectStatus};
 pub use engine::{Engine, EngineHandle};
 pub use error::CaptureError;
-pub use events::{Flow, Flows};
 pub use foreign::{Foreign, HOOKS, Sighting};
 pub use glob::Glob;
 pub use guard::{Fill, Guard, GuardCounters, GuardHandle, GuardOptions, GuardStatus, Push};
 pub use interfaces::{Hooked, Snapshot};
 pub use kernel_policy::{DropCause, PolicyDrops, PolicyStatus};
 pub use listener::{CaptureListeners, SpoofingConnector};
+pub use live::{Balanced, Joined, Live, counted};
 pub use pins::Bpffs;
 pub use programs::{Counters, DESTINATIONS_DEFAULT, OBJECT};
 pub use self_check::{Check, Outcome, checks};
@@ -58,6 +60,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+
+use crate::telemetry::FlowLog;
 
 /// What the engine is told at start.
 #[derive(Debug, Clone)]
@@ -84,6 +88,10 @@ pub struct CaptureSettings {
     pub node: String,
     /// The guard at the edge; `None`: nothing is guarded.
     pub guard: Option<GuardOptions>,
+    /// Whether sockets below the cgroup are told of.
+    pub socket_events: bool,
+    /// Takes flow events.
+    pub flows: FlowLog,
 }
 
 /// What is left in the kernel when the agent stops.
@@ -152,6 +160,8 @@ pub struct CaptureStatus {
     pub inbound: Vec<IpAddr>,
     /// Same-node acceleration.
     pub acceleration: AccelerationStatus,
+    /// Why no events of sockets are told; `None`: they are.
+    pub socket_events_off: Option<String>,
     /// The guard at the edge, where there is one.
     pub guard: Option<GuardStatus>,
 }

@@ -10,11 +10,13 @@ use tokio::sync::mpsc;
 use super::acceleration::{self, Acceleration, AccelerationCounters, AccelerationStatus};
 use super::connect::{CgroupChoice, ConnectBalancer, ConnectCounters, ConnectStatus};
 use super::guard::{Guard, GuardCounters, GuardHandle, Push};
+use super::live::Live;
 use super::lower::lower;
 use super::pins::{Left, Pins};
 use super::pod_guard::PodGuard;
 use super::programs::Programs;
-use super::{CaptureError, CaptureSettings, PolicyDrops};
+use super::socket_events::SocketEvents;
+use super::{CaptureError, CaptureSettings, Fill, MapUse, PolicyDrops};
 use crate::compile::RoutingTable;
 
 /// All of them.
@@ -29,6 +31,8 @@ pub struct Parts {
     pub pushes: mpsc::Receiver<Push>,
     /// Same-node acceleration, or why there is none.
     pub acceleration: Result<Acceleration, String>,
+    /// Events of sockets, or why there are none.
+    pub socket_events: Result<SocketEvents, String>,
 }
 
 /// What they count, readable from anywhere.
@@ -42,6 +46,8 @@ pub struct Readings {
     pub acceleration: Option<AccelerationCounters>,
     /// The guard's ear and its counters, where there is a guard.
     pub guard: Option<(GuardHandle, GuardCounters)>,
+    /// The connections that the programs know of.
+    pub live: Live,
 }
 
 impl Parts {
@@ -52,10 +58,12 @@ impl Parts {
         accelerated: Result<PathBuf, String>,
     ) -> Result<(Self, Readings), CaptureError> {
         let attach = programs.attach_kind();
+        let live = Live::new(programs.ebpf())?;
         let guard =
             settings.guard.clone().map(|options| Guard::load(programs.ebpf(), options)).transpose()?;
         let pod_guard = PodGuard::load(programs.ebpf_and_pins(), attach, &settings.node)?;
         let connect = start_balancing(settings, programs)?;
+        let socket_events = SocketEvents::start(settings, programs.ebpf());
         let acceleration =
             accelerated.and_then(|cgroup| accelerate(programs.ebpf(), &cgroup, settings.marks.own));
         let (ear, pushes) = GuardHandle::channel();
@@ -64,8 +72,9 @@ impl Parts {
             drops: pod_guard.drops(),
             acceleration: acceleration.as_ref().ok().map(Acceleration::counters),
             guard: guard.as_ref().map(|guard| (ear, guard.counters())),
+            live,
         };
-        Ok((Self { connect, pod_guard, guard, pushes, acceleration }, readings))
+        Ok((Self { connect, pod_guard, guard, pushes, acceleration, socket_events }, readings))
     }
 
     /// Says what is on.
@@ -112,6 +121,17 @@ impl Parts {
         self.connect.as_ref().map_or_else(Clone::clone, ConnectBalancer::status)
     }
 
+    /// Why no events of sockets are told; `None`: they are.
+    pub fn socket_events_off(&self) -> Option<String> {
+        self.socket_events.as_ref().err().cloned()
+    }
+
+    /// How full the guard's maps are.
+    pub fn map_use(&self) -> impl Iterator<Item = MapUse> {
+        let fills = self.guard.as_ref().map(|guard| guard.status().maps).unwrap_or_default();
+        fills.into_iter().map(|Fill { map, entries, capacity, .. }| MapUse { name: map, entries, capacity })
+    }
+
     /// How acceleration stands.
     pub fn acceleration_status(&self) -> AccelerationStatus {
         match &self.acceleration {
@@ -125,6 +145,7 @@ impl Parts {
     pub fn detach_all(&mut self, pins: &Pins) -> Option<Left> {
         self.acceleration = Err("the agent is stopping".to_owned());
         let left = self.pod_guard.end(pins);
+        self.socket_events = Err("the agent is stopping".to_owned());
         if let Some(guard) = &mut self.guard {
             guard.detach_all();
         }

@@ -13,7 +13,6 @@ use aya::maps::{MapData, MapError, PerCpuArray, RingBuf, SockMap};
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
 
-use super::events::Flows;
 use super::guard::Guard;
 use super::hook::{CAPTURE, Held, attach_clsact, attach_tcx};
 use super::interfaces::Hooked;
@@ -22,7 +21,7 @@ use super::listener::CaptureListeners;
 use super::mirror::Mirror;
 use super::pins::{Left, Pins};
 use super::{CaptureError, CaptureSettings, MapUse};
-use super::{acceleration, connect};
+use super::{acceleration, connect, socket_events};
 
 /// The object that the build script made, aligned as the ELF reader asks.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice-ebpf.o"));
@@ -55,9 +54,8 @@ struct Maps {
     addresses: Mirror<AddressKey, u32>,
     listeners: SockMap<MapData>,
     counters: Counters,
-    flows: Flows,
-    /// Taken by whoever reads it.
-    events: Option<RingBuf<MapData>>,
+    /// Flow events, and how many found no room; taken by whoever reads them.
+    events: Option<(PerCpuArray<MapData, u64>, RingBuf<MapData>)>,
 }
 
 /// How programs are attached.
@@ -105,6 +103,9 @@ impl Programs {
         if !accelerated {
             capacities.extend(acceleration::MAPS.map(|map| (map, 1)));
         }
+        if !socket_events::wanted(settings) {
+            capacities.push((socket_events::MAP, 1));
+        }
         let mut pins = Pins::open(&settings.bpffs, &layout(OBJECT, &PINNED, &capacities)?)?;
         match Self::load_object(settings, &capacities, &mut pins) {
             Ok((ebpf, maps)) => Ok(Self::of(ebpf, maps, pins)),
@@ -124,6 +125,8 @@ impl Programs {
         let config = CaptureConfig { deliver_mark: marks.deliver, own_mark: marks.own, workers, padding: 0 };
         let mut loader = EbpfLoader::new();
         loader.override_global("CONFIG", &config, true);
+        let sockets = socket_events::config(settings)?;
+        loader.override_global("SOCKET_EVENTS", &sockets, true);
         for (name, entries) in capacities {
             loader.map_max_entries(name, *entries);
         }
@@ -143,8 +146,7 @@ impl Programs {
             addresses: mirror(&mut ebpf, "LOCAL_ADDRESSES")?,
             listeners: map(&mut ebpf, "LISTENERS")?,
             counters: Counters(Arc::new(map(&mut ebpf, "COUNTERS")?)),
-            flows: Flows::new(map(&mut ebpf, "EVENTS_LOST")?),
-            events: Some(map(&mut ebpf, "EVENTS")?),
+            events: Some((map(&mut ebpf, "EVENTS_LOST")?, map(&mut ebpf, "EVENTS")?)),
         };
         Ok((ebpf, maps))
     }
@@ -295,9 +297,9 @@ impl Programs {
         self.ebpf.programs().filter_map(|(_, program)| program.info().ok()).map(|info| info.id()).collect()
     }
 
-    /// The connections that were asked for, and the kernel's ring that tells of them; whoever asks first gets the ring.
-    pub fn flows(&mut self) -> (Flows, Option<RingBuf<MapData>>) {
-        (self.maps.flows.clone(), self.maps.events.take())
+    /// The count of flow events that were lost, and the kernel's ring of those that were not; for whoever asks first.
+    pub fn events(&mut self) -> Option<(PerCpuArray<MapData, u64>, RingBuf<MapData>)> {
+        self.maps.events.take()
     }
 
     /// The programs' counters, readable from anywhere.
@@ -358,6 +360,16 @@ pub(super) fn mirror<K: Pod + Eq + Hash, V: Pod + PartialEq>(
 fn capacity(ebpf: &Ebpf, name: &'static str) -> Result<u32, CaptureError> {
     let Some(aya::maps::Map::HashMap(map)) = ebpf.map(name) else { return Ok(0) };
     map.info().map(|info| info.max_entries()).map_err(|source| CaptureError::Map { map: name, source })
+}
+
+/// A handle of its own of a map that somebody else may take as well.
+pub(super) fn another_handle(ebpf: &Ebpf, name: &'static str) -> Result<MapData, CaptureError> {
+    let error = |source| CaptureError::Map { map: name, source };
+    let map = ebpf.map(name).expect("the object holds the map, and nobody has taken it yet");
+    let (aya::maps::Map::HashMap(data) | aya::maps::Map::LruHashMap(data)) = map else {
+        return Err(error(MapError::InvalidMapType { map_type: 0 }));
+    };
+    MapData::from_id(data.info().map_err(error)?.id()).map_err(error)
 }
 
 pub(super) fn object_error(error: EbpfError) -> CaptureError {

@@ -63,6 +63,7 @@ pub async fn checks(settings: &CaptureSettings) -> Vec<Check> {
     checks.push(pinning(&settings.bpffs));
     checks.extend(features());
     checks.extend(settings.cgroup.as_ref().map(|choice| balancing(settings, choice)));
+    checks.push(socket_events(settings));
     checks.push(acceleration(settings));
     match Netlink::open() {
         Ok((netlink, _)) => {
@@ -99,6 +100,31 @@ fn programs(settings: &CaptureSettings) -> Check {
         settings.guard.clone().map(|options| Guard::load(programs.ebpf(), options)).transpose()
     });
     Check::of("programs", loaded, |_| "the kernel accepts every program".to_owned())
+}
+
+/// Whether the kernel takes the program that tells of sockets.
+fn socket_events(settings: &CaptureSettings) -> Check {
+    let name = "socket events";
+    if !settings.socket_events {
+        return Check::new(name, Outcome::Ok, "off, as asked");
+    }
+    let less = |reason: String| {
+        Check::new(
+            name,
+            Outcome::Warning,
+            format!("off, only the agent's own connections are told: {reason}"),
+        )
+    };
+    if settings.cgroup.is_none() {
+        return less("no --cgroup names the pods' cgroup v2 directory".to_owned());
+    }
+    let settings = CaptureSettings { bpffs: Bpffs::Off, ..settings.clone() };
+    let loaded =
+        Programs::load(&settings, false).and_then(|mut programs| super::socket_events::load(programs.ebpf()));
+    match loaded {
+        Ok(()) => Check::new(name, Outcome::Ok, "the kernel accepts the program"),
+        Err(error) => less(error.to_string()),
+    }
 }
 
 /// Runs the same self-test that the agent runs at its start.

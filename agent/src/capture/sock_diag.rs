@@ -2,6 +2,8 @@
 //!
 //! Pure; who sends the bytes is [`super::vanished`] and [`super::expel`].
 
+use crate::net::{TcpInfo, read_tcp_info};
+
 /// `SOCK_DIAG_BY_FAMILY`.
 const ASK: u16 = 20;
 /// `SOCK_DESTROY`.
@@ -20,6 +22,10 @@ const REQUEST: usize = 72;
 const _: () = assert!(REQUEST == HEADER + 8 + ID);
 /// `inet_diag_sockid`: ports, addresses, interface, cookie.
 pub const ID: usize = 48;
+/// `INET_DIAG_INFO`.
+const INFO: u16 = 2;
+/// `inet_diag_msg`.
+const MESSAGE: usize = 4 + ID + 20;
 /// All states but those of connections that are over, and of listeners.
 const STATES: u32 = !((1 << 6) | (1 << 7) | LISTENERS);
 const LISTENERS: u32 = 1 << 10;
@@ -59,12 +65,15 @@ impl SocketId {
 
 /// What one datagram of answers said.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Answers {
+pub enum Answers<T = SocketId> {
     /// These sockets, and more will follow.
-    More(Vec<SocketId>),
+    More(Vec<T>),
     /// These are the last; the error number, where it was one.
-    Last(Vec<SocketId>, Option<i32>),
+    Last(Vec<T>, Option<i32>),
 }
+
+/// A socket with what TCP has counted of it.
+pub type Detailed = (SocketId, Option<TcpInfo>);
 
 /// Asks for all sockets of a kind.
 pub fn ask(kind: Kind) -> [u8; REQUEST] {
@@ -75,6 +84,13 @@ pub fn ask(kind: Kind) -> [u8; REQUEST] {
 pub fn ask_listeners(kind: Kind) -> [u8; REQUEST] {
     let mut bytes = ask(kind);
     bytes[HEADER + 4..HEADER + 8].copy_from_slice(&LISTENERS.to_ne_bytes());
+    bytes
+}
+
+/// Asks for all sockets of a kind, with what TCP has counted.
+pub fn ask_detailed(kind: Kind) -> [u8; REQUEST] {
+    let mut bytes = ask(kind);
+    bytes[HEADER + 2] = 1 << (INFO - 1);
     bytes
 }
 
@@ -96,7 +112,36 @@ fn request(message: u16, flags: u16, kind: Kind, socket: &SocketId) -> [u8; REQU
 }
 
 /// Reads a datagram of answers. What is cut short ends it.
-pub fn read(mut bytes: &[u8]) -> Answers {
+pub fn read(bytes: &[u8]) -> Answers {
+    read_each(bytes, read_id)
+}
+
+/// Likewise, with what TCP has counted of each.
+pub fn read_detailed(bytes: &[u8]) -> Answers<Detailed> {
+    read_each(bytes, |body| {
+        Some((read_id(body)?, attribute(body.get(MESSAGE..)?, INFO).and_then(read_tcp_info)))
+    })
+}
+
+/// `inet_diag_msg`: family, state, timer, retransmissions, then the socket.
+fn read_id(body: &[u8]) -> Option<SocketId> {
+    body.get(4..4 + ID).and_then(|id| id.try_into().ok()).map(SocketId)
+}
+
+/// The payload of an attribute (`struct rtattr`: length, kind, payload).
+fn attribute(mut bytes: &[u8], wanted: u16) -> Option<&[u8]> {
+    while let [a, b, c, d, ..] = *bytes {
+        let length = usize::from(u16::from_ne_bytes([a, b]));
+        let payload = bytes.get(4..length)?;
+        if u16::from_ne_bytes([c, d]) == wanted {
+            return Some(payload);
+        }
+        bytes = bytes.get(length.next_multiple_of(4)..)?;
+    }
+    None
+}
+
+fn read_each<T>(mut bytes: &[u8], read: impl Fn(&[u8]) -> Option<T>) -> Answers<T> {
     let mut sockets = Vec::new();
     while bytes.len() >= HEADER {
         let length = usize::try_from(word(bytes)).unwrap_or(usize::MAX);
@@ -110,12 +155,7 @@ pub fn read(mut bytes: &[u8]) -> Answers {
                     body.get(..4).map_or(libc::EBADMSG, |error| word(error).cast_signed().wrapping_neg());
                 return Answers::Last(sockets, (number != 0).then_some(number));
             }
-            // `inet_diag_msg`: family, state, timer, retransmissions, then the socket.
-            _ => {
-                if let Some(id) = body.get(4..4 + ID).and_then(|id| id.try_into().ok()) {
-                    sockets.push(SocketId(id));
-                }
-            }
+            _ => sockets.extend(read(body)),
         }
         // Messages begin at multiples of four.
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
@@ -176,6 +216,33 @@ mod tests {
         let mut own = [0; ID];
         own[..8].copy_from_slice(&[0, 80, 0, 0, 10, 0, 0, 9]);
         assert_eq!(SocketId(own).own(), (80_u16.to_be(), [u32::from_ne_bytes([10, 0, 0, 9]), 0, 0, 0]));
+    }
+
+    #[test]
+    fn counters_come_with_the_socket() {
+        assert_eq!(ask_detailed(KIND)[16..20], [2, 17, 2, 0]);
+        let attribute = |kind: u16, payload: &[u8]| {
+            let length = u16::try_from(4 + payload.len()).expect("is short");
+            let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+            bytes.extend(payload);
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+            bytes
+        };
+        let mut info = [0; 216];
+        info[128..136].copy_from_slice(&77_u64.to_ne_bytes());
+        info[200..208].copy_from_slice(&99_u64.to_ne_bytes());
+        let head = [&[2, 1, 0, 0][..], &socket(7).0, &[0; 20]].concat();
+        let whole = [&head[..], &attribute(1, &[1, 2, 3]), &attribute(2, &info)].concat();
+        let Answers::More(found) = read_detailed(&message(ASK, &whole)) else { panic!("more follow") };
+        assert_eq!(found[0].0, socket(7));
+        assert_eq!(found[0].1.map(|info| (info.sent, info.received)), Some((99, 77)));
+        // UDP sockets have none, and what is cut tells nothing.
+        for rest in [vec![], attribute(1, &[1, 2, 3]), vec![9, 0, 2, 0, 1], vec![2, 0, 2, 0]] {
+            let Answers::More(found) = read_detailed(&message(ASK, &[&head[..], &rest].concat())) else {
+                panic!("more follow")
+            };
+            assert_eq!(found, [(socket(7), None)], "{rest:?}");
+        }
     }
 
     #[test]

@@ -27,9 +27,10 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// The most that one datagram of answers holds.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
 /// The map's entries; it may change under the reader, who would then begin anew.
-const ENTRIES_MAX: usize = 2 * 65_536;
+pub(super) const ENTRIES_MAX: usize = 2 * 65_536;
 
-const KINDS: [Kind; 4] = [
+/// What is asked for.
+pub(super) const KINDS: [Kind; 4] = [
     Kind { family: 2, protocol: TCP },
     Kind { family: 10, protocol: TCP },
     Kind { family: 2, protocol: UDP },
@@ -138,14 +139,15 @@ fn close_in(namespace: &File, found: &HashSet<(u64, End)>, sought: &Sought) -> i
         if !found.iter().any(|(_, backend)| backend.protocol == kind.protocol) {
             continue;
         }
-        let there = exchange(&netlink, &sock_diag::ask(kind))?;
+        let there = exchange(&netlink, &sock_diag::ask(kind), sock_diag::read)?;
         for socket in there.iter().filter(|socket| found.contains(&(socket.cookie(), peer(kind, socket)))) {
-            let (counter, outcome) = match exchange(&netlink, &sock_diag::destroy(kind, socket)) {
-                Ok(_) => (&sought.closed, Ok(())),
-                // It closed by itself meanwhile.
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => continue,
-                Err(error) => (&sought.not_closed, Err(error)),
-            };
+            let (counter, outcome) =
+                match exchange(&netlink, &sock_diag::destroy(kind, socket), sock_diag::read) {
+                    Ok(_) => (&sought.closed, Ok(())),
+                    // It closed by itself meanwhile.
+                    Err(error) if error.raw_os_error() == Some(libc::ENOENT) => continue,
+                    Err(error) => (&sought.not_closed, Err(error)),
+                };
             counter.fetch_add(1, Ordering::Relaxed);
             if let Err(error) = outcome {
                 tracing::warn!(%error, "a socket of a vanished backend stays open");
@@ -164,14 +166,18 @@ pub(super) fn open_sock_diag() -> io::Result<Socket> {
 }
 
 /// Sends a request and collects the sockets of its answers.
-pub(super) fn exchange(netlink: &Socket, request: &[u8]) -> io::Result<Vec<SocketId>> {
+pub(super) fn exchange<T>(
+    netlink: &Socket,
+    request: &[u8],
+    read: impl Fn(&[u8]) -> Answers<T>,
+) -> io::Result<Vec<T>> {
     let mut netlink = netlink;
     netlink.send(request)?;
     let mut sockets = Vec::new();
     let mut buffer = vec![0; ANSWER_BYTES_MAX];
     loop {
         let length = netlink.read(&mut buffer)?;
-        match sock_diag::read(&buffer[..length]) {
+        match read(&buffer[..length]) {
             Answers::More(more) => sockets.extend(more),
             Answers::Last(_, Some(number)) => return Err(io::Error::from_raw_os_error(number)),
             Answers::Last(more, None) => {
@@ -182,8 +188,13 @@ pub(super) fn exchange(netlink: &Socket, request: &[u8]) -> io::Result<Vec<Socke
     }
 }
 
-fn peer(kind: Kind, socket: &SocketId) -> End {
-    let (port_be, address_be) = socket.peer();
+/// A socket's peer, as the programs name it.
+pub(super) fn peer(kind: Kind, socket: &SocketId) -> End {
+    end(kind, socket.peer())
+}
+
+/// One end of a socket of this kind.
+pub(super) fn end(kind: Kind, (port_be, address_be): (u16, [u32; 4])) -> End {
     if i32::from(kind.family) == libc::AF_INET {
         End::v4(address_be[0], port_be, kind.protocol)
     } else {

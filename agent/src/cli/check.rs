@@ -7,6 +7,7 @@ use clap::Args;
 use super::agent::CaptureArgs;
 use super::{Format, OutputArgs, output};
 use crate::capture::{CaptureSettings, Check, Outcome, checks};
+use crate::telemetry::FlowLog;
 
 #[derive(Debug, Args)]
 pub(super) struct CheckArgs {
@@ -36,6 +37,8 @@ pub(super) fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
         acceleration: options.acceleration,
         node: String::new(),
         guard: options.guard,
+        socket_events: options.socket_events,
+        flows: FlowLog::default(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let checks = runtime.block_on(checks(&settings));

@@ -6,6 +6,8 @@ mod agent;
 mod analyze;
 mod check;
 mod cleanup;
+mod connections;
+mod end;
 mod endpoints;
 mod observe;
 mod output;
@@ -46,9 +48,11 @@ enum Verb {
     Routes(ClientArgs),
     /// Shows the endpoints that a running agent balances over.
     Endpoints(ClientArgs),
-    /// Shows connections as the kernel judges them.
+    /// Shows the connections that are open: who serves them, why, and where their bytes go.
+    Connections(connections::ConnectionsArgs),
+    /// Shows what becomes of connections: verdicts, drops with the rule that decided, balancing, and how they ended.
     Observe(observe::ObserveArgs),
-    /// Says what would become of a connection: the decision hook by hook and table by table.
+    /// Says what becomes of a connection, open, over or only thought of: the decision hook by hook and table by table.
     Why(why::WhyArgs),
     /// Checks documents offline; exits 1 where one has an error.
     Analyze(analyze::AnalyzeArgs),
@@ -93,6 +97,7 @@ pub fn run() -> ExitCode {
         Verb::Status(args) => status::run(&args),
         Verb::Routes(args) => routes::run(&args),
         Verb::Endpoints(args) => endpoints::run(&args),
+        Verb::Connections(args) => connections::run(&args),
         Verb::Observe(args) => observe::run(&args),
         Verb::Why(args) => why::run(&args),
         Verb::Analyze(args) => analyze::run(&args),

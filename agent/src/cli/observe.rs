@@ -1,14 +1,15 @@
-//! `sluice observe`: connections as the kernel judges them.
+//! `sluice observe`: what becomes of connections, as it is told: verdicts, drops, balancing, and how connections ended.
 
 use std::io::{self, Write};
-use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
+use super::end::{EndFilter, Ends};
 use super::{ClientArgs, Format, ask};
 use crate::admin::{FlowDump, FlowsDump};
+use crate::telemetry::rfc3339;
 
 /// How often a running agent is asked for more.
 const POLL: Duration = Duration::from_millis(200);
@@ -17,61 +18,107 @@ const POLL: Duration = Duration::from_millis(200);
 pub(super) struct ObserveArgs {
     #[command(flatten)]
     filter: Filter,
-    /// How many of the last connections are shown, at the most.
+    /// How many of the last events are shown, at the most.
     #[arg(long, value_name = "N", default_value_t = 20)]
     last: usize,
-    /// Goes on with connections as they are made, until interrupted.
+    /// Only events that are no older (`30s`, `5m`, `2h`).
+    #[arg(long, value_name = "DURATION", value_parser = age)]
+    since: Option<Duration>,
+    /// Goes on with events as they are told, until interrupted.
     #[arg(short, long)]
     follow: bool,
     #[command(flatten)]
     client: ClientArgs,
 }
 
-/// Which connections are shown; what is not given fits all.
+/// What an event is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    /// A pod's first packet, and who takes it.
+    Verdict,
+    /// A packet, request or connection that is refused.
+    Drop,
+    /// A socket that is led to an endpoint.
+    Connect,
+    /// A connection that stands.
+    Open,
+    /// A connection that is over.
+    Close,
+}
+
+impl Kind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Verdict => "verdict",
+            Self::Drop => "drop",
+            Self::Connect => "connect",
+            Self::Open => "open",
+            Self::Close => "close",
+        }
+    }
+}
+
+/// Which events are shown; what is not given fits all.
 #[derive(Debug, Default, Args)]
 struct Filter {
-    /// Only those of this address, pod or namespace (`NAMESPACE/`).
-    #[arg(long, value_name = "IP|POD|NAMESPACE/")]
-    from: Option<String>,
-    /// Only those to this address, service, pod or namespace (`NAMESPACE/`).
-    #[arg(long, value_name = "IP|NAME|NAMESPACE/")]
-    to: Option<String>,
-    /// Only those with this verdict (`agent`, `direct`) or reason (`captured`, `no_route`, `no_listener`, `assign_failed`).
+    #[command(flatten)]
+    ends: EndFilter,
+    /// Only those with this verdict (`agent`, `direct`, `balanced`, `dropped`, `refused`, ...) or reason (`captured`,
+    /// `no_route`, `rbac_access_denied`, ...).
     #[arg(long)]
     verdict: Option<String>,
-    /// Only those to this port.
+    /// Only events of these kinds.
+    #[arg(long, value_enum, value_delimiter = ',', visible_alias = "type")]
+    kind: Vec<Kind>,
+    /// Only what this tier tells: `guard`, `kernel`, `agent` (of all its kinds), `agent L4`, `agent L7`.
     #[arg(long)]
-    port: Option<u16>,
+    tier: Option<String>,
+    /// Only what this policy or EdgeGuard refuses.
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    policy: Option<String>,
+    /// Only those of this protocol: `tcp`, `udp`, `icmp`, or a number.
+    #[arg(long)]
+    protocol: Option<String>,
 }
 
 impl Filter {
     fn fits(&self, flow: &FlowDump) -> bool {
-        let end = |wanted: &Option<String>, address: &str, name: Option<&String>| {
-            wanted.as_ref().is_none_or(|wanted| is(wanted, address, name.map(String::as_str)))
-        };
-        let port = |flow: &FlowDump| flow.destination.parse().ok().map(|to: SocketAddr| to.port());
-        end(&self.from, &flow.source, flow.source_pod.as_ref())
-            && end(&self.to, &flow.destination, flow.destination_name.as_ref())
-            && self.verdict.as_ref().is_none_or(|word| *word == flow.verdict || *word == flow.reason)
-            && self.port.is_none_or(|wanted| port(flow) == Some(wanted))
+        let word = |wanted: &Option<String>, text: &str| wanted.as_ref().is_none_or(|wanted| wanted == text);
+        let tier = flow.tier.split(' ').next().unwrap_or_default();
+        self.ends.fits(&Ends {
+            source: (&flow.source, flow.source_pod.as_deref()),
+            destination: (&flow.destination, flow.destination_name.as_deref()),
+            endpoint: flow.endpoint.as_deref().map(|endpoint| (endpoint, flow.endpoint_pod.as_deref())),
+        }) && (word(&self.verdict, &flow.verdict) || word(&self.verdict, &flow.reason))
+            && (self.kind.is_empty() || self.kind.iter().any(|kind| kind.as_str() == flow.kind))
+            && (word(&self.tier, &flow.tier) || word(&self.tier, tier))
+            && self.policy.as_ref().is_none_or(|policy| flow.policy.as_ref() == Some(policy))
+            && word(&self.protocol, &flow.protocol)
     }
 }
 
-/// Whether an end is meant by its address, its name, its name in the namespace `default`, or its namespace.
-fn is(wanted: &str, address: &str, name: Option<&str>) -> bool {
-    let ip = address.parse().ok().map(|end: SocketAddr| end.ip().to_string());
-    let named = name.is_some_and(|name| {
-        name == wanted
-            || name.strip_prefix("default/") == Some(wanted)
-            || wanted.ends_with('/') && name.starts_with(wanted)
-    });
-    address == wanted || ip.as_deref() == Some(wanted) || named
+/// An age: a number of seconds, or one with a unit.
+fn age(text: &str) -> Result<Duration, String> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let seconds = match unit {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return Err("use s, m, h or d, as in 5m".to_owned()),
+    };
+    let number: u64 = number.parse().map_err(|_| "a number is missing, as in 5m".to_owned())?;
+    number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(|| "too long".to_owned())
 }
 
 pub(super) fn run(args: &ObserveArgs) -> anyhow::Result<ExitCode> {
     let since = |number: u64| ask::<FlowsDump>(&args.client, &format!("/flows?since={number}"));
+    let oldest = args.since.and_then(|age| SystemTime::now().checked_sub(age));
+    // Times of this form are in order as their letters are.
+    let oldest = oldest.map(|time| rfc3339(time).to_string());
+    let young = |flow: &FlowDump| oldest.as_ref().is_none_or(|oldest| flow.time >= *oldest);
     let dump = since(0)?;
-    let fitting: Vec<_> = dump.flows.iter().filter(|flow| args.filter.fits(flow)).collect();
+    let fitting: Vec<_> = dump.flows.iter().filter(|flow| young(flow) && args.filter.fits(flow)).collect();
     let newest = &fitting[fitting.len().saturating_sub(args.last)..];
     let mut out = io::stdout().lock();
     let mut shown = show(&mut out, newest.iter().copied(), args)?;
@@ -83,7 +130,7 @@ pub(super) fn run(args: &ObserveArgs) -> anyhow::Result<ExitCode> {
         let dump = if dump.next < next { since(0)? } else { dump };
         shown = show(&mut out, dump.flows.iter().filter(|flow| args.filter.fits(flow)), args)?;
         if dump.lost > lost {
-            eprintln!("sluice: {} connections were not told", dump.lost - lost);
+            eprintln!("sluice: {} events were not told", dump.lost - lost);
         }
         (next, lost) = (dump.next, dump.lost);
     }
@@ -109,19 +156,53 @@ fn show<'a>(
     Ok(true)
 }
 
-fn render(flow: &FlowDump) -> String {
-    let end = |address: &str, name: &Option<String>| match name {
+/// One event in one line; also what `why` says of a past connection.
+pub(super) fn render(flow: &FlowDump) -> String {
+    let named = |address: &str, name: &Option<String>| match name {
         Some(name) => format!("{address} ({name})"),
         None => address.to_owned(),
     };
-    format!(
-        "{} {:<6} {:<13} {} -> {}",
-        flow.time,
-        flow.verdict,
-        flow.reason,
-        end(&flow.source, &flow.source_pod),
-        end(&flow.destination, &flow.destination_name)
-    )
+    let source = match flow.process {
+        Some(process) => format!("process {process}"),
+        None => named(flow.source.strip_suffix(":0").unwrap_or(&flow.source), &flow.source_pod),
+    };
+    let FlowDump { time, kind, tier, verdict, reason, .. } = flow;
+    let mut line = format!(
+        "{time} {kind:<7} {tier:<8} {verdict:<8} {reason:<18} {source} -> {}",
+        named(&flow.destination, &flow.destination_name)
+    );
+    if let Some(endpoint) = flow.endpoint.as_ref().filter(|endpoint| **endpoint != flow.destination) {
+        line += " => ";
+        line += &named(endpoint, &flow.endpoint_pod);
+    }
+    for detail in details(flow) {
+        line += ", ";
+        line += &detail;
+    }
+    line
+}
+
+fn details(flow: &FlowDump) -> Vec<String> {
+    let mut details = Vec::new();
+    if flow.protocol != "tcp" {
+        details.push(flow.protocol.clone());
+    }
+    match (&flow.policy, &flow.rule) {
+        (Some(policy), Some(rule)) => details.push(format!("policy {policy} rule {rule}")),
+        (Some(guard), None) => details.push(format!("EdgeGuard {guard}")),
+        _ => {}
+    }
+    match (flow.sent_bytes, flow.received_bytes) {
+        (Some(sent), Some(received)) => details.push(format!("{sent} bytes sent, {received} received")),
+        _ if flow.kind == "close" => details.push("bytes unknown".to_owned()),
+        _ => {}
+    }
+    details.extend(flow.rtt_us.map(|rtt| format!("rtt {rtt} us")));
+    details.extend(flow.lasted_us.map(|us| format!("after {}.{:03} ms", us / 1000, us % 1000)));
+    if flow.by_server {
+        details.push("told by the dialled end".to_owned());
+    }
+    details
 }
 
 #[cfg(test)]
@@ -136,9 +217,15 @@ mod tests {
             source_pod: Some("default/client".to_owned()),
             destination: "[fd00::1]:80".to_owned(),
             destination_name: Some("shop/web".to_owned()),
+            kind: "verdict".to_owned(),
+            tier: "agent L7".to_owned(),
             verdict: "agent".to_owned(),
             reason: "captured".to_owned(),
+            protocol: "tcp".to_owned(),
+            endpoint: Some("10.0.0.9:8080".to_owned()),
+            endpoint_pod: Some("shop/web-1".to_owned()),
             interface: 3,
+            ..FlowDump::default()
         }
     }
 
@@ -147,20 +234,28 @@ mod tests {
         let text = |text: &str| Some(text.to_owned());
         let cases = [
             (Filter::default(), true),
-            (Filter { from: text("10.0.0.1"), ..Filter::default() }, true),
-            (Filter { from: text("client"), ..Filter::default() }, true),
-            (Filter { from: text("default/"), ..Filter::default() }, true),
-            (Filter { from: text("default/clien"), ..Filter::default() }, false),
-            (Filter { from: text("10.0.0.11"), ..Filter::default() }, false),
-            (Filter { to: text("shop/web"), ..Filter::default() }, true),
-            (Filter { to: text("web"), ..Filter::default() }, false),
-            (Filter { to: text("fd00::1"), ..Filter::default() }, true),
+            (
+                Filter {
+                    ends: EndFilter { from: text("client"), ..EndFilter::default() },
+                    ..Filter::default()
+                },
+                true,
+            ),
+            (
+                Filter { ends: EndFilter { port: Some(81), ..EndFilter::default() }, ..Filter::default() },
+                false,
+            ),
             (Filter { verdict: text("agent"), ..Filter::default() }, true),
             (Filter { verdict: text("captured"), ..Filter::default() }, true),
             (Filter { verdict: text("direct"), ..Filter::default() }, false),
-            (Filter { port: Some(80), ..Filter::default() }, true),
-            (Filter { port: Some(81), ..Filter::default() }, false),
-            (Filter { from: text("client"), port: Some(81), ..Filter::default() }, false),
+            (Filter { kind: vec![Kind::Drop, Kind::Verdict], ..Filter::default() }, true),
+            (Filter { kind: vec![Kind::Drop, Kind::Close], ..Filter::default() }, false),
+            (Filter { tier: text("agent"), ..Filter::default() }, true),
+            (Filter { tier: text("agent L7"), ..Filter::default() }, true),
+            (Filter { tier: text("agent L4"), ..Filter::default() }, false),
+            (Filter { policy: text("default/p"), ..Filter::default() }, false),
+            (Filter { protocol: text("tcp"), ..Filter::default() }, true),
+            (Filter { protocol: text("udp"), ..Filter::default() }, false),
         ];
         for (filter, expected) in cases {
             assert_eq!(filter.fits(&flow()), expected, "{filter:?}");
@@ -168,10 +263,55 @@ mod tests {
     }
 
     #[test]
-    fn a_line_names_both_ends() {
+    fn a_line_names_both_ends_and_what_decided() {
+        let seen = flow();
         assert_eq!(
-            render(&flow()),
-            "2026-11-21T22:44:05.123Z agent  captured      10.0.0.1:40000 (default/client) -> [fd00::1]:80 (shop/web)"
+            render(&seen),
+            "2026-11-21T22:44:05.123Z verdict agent L7 agent    captured           10.0.0.1:40000 (default/client) -> \
+             [fd00::1]:80 (shop/web) => 10.0.0.9:8080 (shop/web-1)"
         );
+        let refused = FlowDump {
+            kind: "drop".to_owned(),
+            source: "10.0.0.1:0".to_owned(),
+            policy: Some("shop/deny".to_owned()),
+            rule: Some("2".to_owned()),
+            endpoint: None,
+            ..flow()
+        };
+        let line = render(&refused);
+        assert!(line.contains(" 10.0.0.1 (default/client) -> "), "{line}");
+        assert!(line.ends_with("(shop/web), policy shop/deny rule 2"), "{line}");
+        let closed = FlowDump {
+            kind: "close".to_owned(),
+            endpoint: None,
+            sent_bytes: Some(5),
+            received_bytes: Some(6),
+            rtt_us: Some(90),
+            lasted_us: Some(1500),
+            ..flow()
+        };
+        let line = render(&closed);
+        assert!(line.ends_with("(shop/web), 5 bytes sent, 6 received, rtt 90 us, after 1.500 ms"), "{line}");
+        let joined = FlowDump { kind: "close".to_owned(), endpoint: None, by_server: true, ..flow() };
+        assert!(render(&joined).ends_with("(shop/web), bytes unknown, told by the dialled end"));
+        let datagrams = FlowDump { protocol: "udp".to_owned(), process: Some(42), ..flow() };
+        assert!(render(&datagrams).contains(" process 42 -> "));
+    }
+
+    #[test]
+    fn ages_have_units() {
+        for (text, seconds) in [
+            ("5m", Some(300)),
+            ("30s", Some(30)),
+            ("30", Some(30)),
+            ("2h", Some(7200)),
+            ("1d", Some(86_400)),
+            ("m", None),
+            ("5x", None),
+            ("", None),
+            ("99999999999999999999s", None),
+        ] {
+            assert_eq!(age(text).ok(), seconds.map(Duration::from_secs), "{text}");
+        }
     }
 }

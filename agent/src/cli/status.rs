@@ -82,6 +82,9 @@ fn capture(status: &Status) -> Vec<String> {
             reason.as_deref().unwrap_or("nothing is captured")
         ),
     });
+    let sockets =
+        capture.socket_events_off.as_ref().map_or_else(|| "on".to_owned(), |why| format!("off: {why}"));
+    lines.push(format!("             flow events of sockets: {sockets}"));
     if let Some(reason) = &capture.paused {
         lines.push(format!("             PAUSED, everything goes direct: {reason}"));
     }

@@ -1,15 +1,16 @@
-//! `sluice why SRC DST:PORT`: what would become of a connection, decision by decision.
+//! `sluice why SRC DST:PORT`: what becomes of a connection, decision by decision; of one that is open or over, what became of
+//! it.
 
 use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{ClientArgs, Format, ask, output};
+use super::{ClientArgs, Format, ask, observe, output};
 use crate::admin::Explanation;
 
 #[derive(Debug, Args)]
 pub(super) struct WhyArgs {
-    /// Who dials: an address, POD or NAMESPACE/POD.
+    /// Who dials: an address, POD or NAMESPACE/POD; with `:PORT`, one connection of theirs that is open or over.
     source: String,
     /// What is dialled: IP:PORT, SERVICE:PORT or NAMESPACE/SERVICE:PORT; a pod's name stands for its address.
     destination: String,
@@ -36,8 +37,10 @@ fn readable(text: &str) -> bool {
 }
 
 fn render(explanation: &Explanation) -> String {
-    let Explanation { source, destination, verdict, tier, reason, .. } = explanation;
-    let mut lines = vec![format!("{source} -> {destination}: {verdict} ({tier}), {reason}")];
+    let Explanation { source, destination, verdict, tier, reason, state, rule, .. } = explanation;
+    let rule = rule.as_ref().map_or_else(String::new, |rule| format!(" by {rule}"));
+    let state = if matches!(state.as_str(), "live" | "past") { format!("{state}: ") } else { String::new() };
+    let mut lines = vec![format!("{state}{source} -> {destination}: {verdict} ({tier}), {reason}{rule}")];
     for (number, step) in (1..).zip(&explanation.steps) {
         lines.push(format!("{number:>3}. {:<16} {}", step.at, step.found));
     }
@@ -50,6 +53,14 @@ fn render(explanation: &Explanation) -> String {
         let ready = if endpoint.ready { "ready" } else { "not ready" };
         lines.push(format!("     endpoint {} {pod} ({ready})", endpoint.address));
     }
+    for one in &explanation.live {
+        let accelerated = if one.accelerated { ", accelerated" } else { "" };
+        let endpoint = one.endpoint.as_ref().map_or_else(String::new, |to| format!(" => {to}"));
+        let since = one.since.as_ref().map_or_else(String::new, |since| format!(" since {since}"));
+        let (from, to, tier) = (&one.source, &one.destination, &one.tier);
+        lines.push(format!("     open {from} -> {to}{endpoint} ({tier}{accelerated}){since}"));
+    }
+    lines.extend(explanation.past.iter().map(|flow| format!("     past {}", observe::render(flow))));
     lines.join("\n")
 }
 

@@ -5,9 +5,11 @@ mod copy;
 mod detect;
 mod listen;
 mod replay;
+mod tcp_info;
 
 pub use connect::{ConnectSource, ConnectTarget, Connector, PlainConnector, finish_connect, keepalive};
 pub use copy::{RelayFailure, Relayed, relay};
 pub use detect::{HTTP2_FRAME_HEAD, Spoken, classify, is_http2_settings};
 pub use listen::{ensure_free, gateway_listener, lacks_ipv6, server_listener};
 pub use replay::Replay;
+pub use tcp_info::{TcpInfo, read_tcp_info, tcp_info};

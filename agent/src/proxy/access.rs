@@ -24,7 +24,7 @@ pub(super) fn check(
     asked: Asked<'_>,
 ) -> Result<(), Refused> {
     context.tables.load().check_access(client, endpoint, asked).map_err(|denied| {
-        context.recorder.denied(&denied);
+        context.recorder.denied(&denied, client, endpoint);
         Refused
     })
 }

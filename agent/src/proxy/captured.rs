@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::BytesMut;
 use tokio::net::TcpStream;
@@ -28,8 +29,9 @@ pub(super) async fn serve(
         return;
     }
     let table = context.tables.load_full();
+    let shown = context.open.show(peer, original_destination, (&origin, SystemTime::now()));
     let downstream =
-        Downstream { io, read: BytesMut::new(), peer, original_destination, origin, early: None };
+        Downstream { io, read: BytesMut::new(), peer, original_destination, origin, early: None, shown };
     let to = match table.frontends.get(&original_destination) {
         // Only the first bytes tell whether there are requests to judge.
         _ if downstream.origin == Origin::Inbound => {

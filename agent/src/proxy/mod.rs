@@ -8,6 +8,7 @@ mod crowded;
 mod detect;
 pub mod http;
 mod http2;
+mod open;
 mod random;
 mod refusals;
 mod settings;
@@ -15,6 +16,7 @@ mod tcp;
 mod worker;
 
 pub use admission::{Admission, AdmissionSettings};
+pub use open::{OpenConnection, OpenConnections, Protocol, Shown};
 pub use random::Random;
 pub use refusals::{PushDownSettings, Refusals};
 pub use settings::{InvalidSetting, ProxySettings, Setting};
@@ -23,7 +25,6 @@ pub use worker::{Captured, Command, WorkerHandle, WorkerSettings, start_worker};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
@@ -51,7 +52,7 @@ pub struct Context {
     /// True once the agent drains: finish what is in flight, then close.
     pub drain: watch::Receiver<bool>,
     /// The worker's open client connections; what a drain waits for.
-    pub open: Arc<AtomicUsize>,
+    pub open: Arc<OpenConnections>,
     /// For choices among endpoints, and for request ids.
     pub random: Rc<Random>,
     /// What the worker's HTTP connections share.
@@ -74,6 +75,8 @@ pub struct Downstream {
     /// An upstream connection that was opened while the protocol was being told; used if the route picks that endpoint,
     /// else closed.
     pub early: Option<Early>,
+    /// Shows it to those who ask what is open.
+    pub shown: Shown,
 }
 
 /// A connection to an endpoint that was opened before there was a request for it.

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -9,11 +10,11 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use super::access::{self, ACCESS_DENIED};
-use super::{Context, Downstream, Early};
+use super::{Context, Downstream, Early, Protocol};
 use crate::balance::Pick;
 use crate::compile::{Cluster, Frontend, RoutingTable};
 use crate::model::{Asked, Workload};
-use crate::net::{ConnectSource, ConnectTarget, RelayFailure, Relayed, relay};
+use crate::net::{ConnectSource, ConnectTarget, RelayFailure, Relayed, relay, tcp_info};
 use crate::telemetry::{ConnectionRecord, Flag, ResponseFlags};
 
 /// How long one endpoint may take to accept.
@@ -198,9 +199,11 @@ pub(super) async fn serve(
     drop(table);
     match dialled {
         Ok(mut dialled) => {
+            downstream.shown.is(Protocol::Opaque, upstream);
             context.recorder.connection_opened(&record(&downstream, &to, start, &ended));
             ended.relayed = relay_with_prefix(context, &mut downstream, &mut dialled, to.source(peer)).await;
             (ended.flags, ended.details) = outcome(ended.relayed.failure.as_ref());
+            ended.rtt = tcp_info(downstream.io.as_raw_fd()).and_then(|info| info.rtt);
         }
         Err(undialled) => {
             (ended.flags, ended.details) = (undialled.flag.into(), undialled.details);
@@ -221,6 +224,7 @@ struct Ended {
     relayed: Relayed,
     flags: ResponseFlags,
     details: &'static str,
+    rtt: Option<Duration>,
 }
 
 async fn relay_with_prefix(
@@ -282,5 +286,6 @@ fn record<'a>(
         details: ended.details,
         sent_bytes: ended.relayed.sent,
         received_bytes: ended.relayed.received,
+        rtt: ended.rtt,
     }
 }

@@ -5,9 +5,8 @@ use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
@@ -17,7 +16,7 @@ use tokio::task::spawn_local;
 
 use super::admission::{Crowded, Source, Whose};
 use super::http::{HttpWorker, Share};
-use super::{Context, Downstream, ProxySettings, Random, captured, crowded, http};
+use super::{Context, Downstream, OpenConnections, ProxySettings, Random, captured, crowded, http};
 use crate::compile::RoutingTable;
 use crate::net::{Connector, keepalive};
 use crate::telemetry::{Origin, Recorder};
@@ -38,7 +37,7 @@ pub struct WorkerSettings {
     /// Its share of what the agent takes on.
     pub share: Share,
     /// Counts the worker's open client connections.
-    pub open: Arc<AtomicUsize>,
+    pub open: Arc<OpenConnections>,
     /// Makes the worker's connector, on its thread.
     pub connector: Box<dyn FnOnce() -> Rc<dyn Connector> + Send>,
     /// Makes the worker's recorder, on its thread.
@@ -164,8 +163,9 @@ impl Entrance {
 
 async fn gateway(context: Context, io: TcpStream, peer: SocketAddr, origin: Origin) {
     let Ok(original_destination) = io.local_addr() else { return };
-    let downstream =
-        Downstream { io, read: BytesMut::new(), peer, original_destination, origin, early: None };
+    let shown = context.open.show(peer, original_destination, (&origin, SystemTime::now()));
+    let read = BytesMut::new();
+    let downstream = Downstream { io, read, peer, original_destination, origin, early: None, shown };
     http::serve(context, downstream).await;
 }
 
@@ -256,7 +256,7 @@ impl Counted {
                 return Err((origin, why));
             }
         }
-        context.open.fetch_add(1, Ordering::Relaxed);
+        context.open.enter();
         context.recorder.downstream(&origin, true);
         Ok(Self { context: context.clone(), origin, source })
     }
@@ -265,7 +265,7 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         self.context.recorder.downstream(&self.origin, false);
-        self.context.open.fetch_sub(1, Ordering::Relaxed);
+        self.context.open.leave();
         let http = &self.context.http;
         http.admission().leave(Whose::from(&self.origin), self.source, http.per_source(&self.origin));
     }

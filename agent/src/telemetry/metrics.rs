@@ -14,7 +14,7 @@ use super::guard::{GuardReading, GuardSeries};
 use super::limits::LIMITS;
 use super::recorder::WorkerRecorder;
 use super::series::TrafficSeries;
-use super::{AccessLog, LineWriter, Recorder};
+use super::{AccessLog, FlowLog, LineWriter, Recorder};
 use crate::compile::RoutingTable;
 
 /// Seconds that applying a table takes: from a small edit to a large cluster.
@@ -143,8 +143,8 @@ impl Metrics {
     }
 
     /// The recorder of one worker.
-    pub fn recorder(&self, access: AccessLog) -> impl Recorder + use<> {
-        WorkerRecorder::new(self.clone(), access)
+    pub fn recorder(&self, access: AccessLog, flows: FlowLog) -> impl Recorder + use<> {
+        WorkerRecorder::new(self.clone(), access, flows)
     }
 
     /// Counts the lines that a writer drops, under the log's name (`access`, `agent`).

@@ -4,6 +4,7 @@
 mod acceleration;
 mod access;
 mod flags;
+mod flows;
 mod guard;
 mod json;
 mod labels;
@@ -19,9 +20,10 @@ mod writer;
 pub use acceleration::AccelerationCounts;
 pub use access::AccessLog;
 pub use flags::{Flag, ResponseFlags};
+pub use flows::{Flow, FlowEvent, FlowKind, FlowLog, FlowRule, FlowTier};
 pub use guard::{GuardReading, MapReading};
 pub use metrics::{BuildInfo, ConfigState, KernelGauges, Metrics, MetricsError};
-pub use record::{ConnectionRecord, Origin, Recorder, RequestRecord};
+pub use record::{ConnectionRecord, Origin, Recorder, RequestRecord, ServedRecord};
 pub use time::rfc3339;
 pub use writer::LineWriter;
 

@@ -1,6 +1,6 @@
 //! The records that proxies hand over when a request or a connection ends.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -98,6 +98,23 @@ pub struct ConnectionRecord<'a> {
     pub sent_bytes: u64,
     /// Bytes to the client.
     pub received_bytes: u64,
+    /// The round-trip time to the client, at the end.
+    pub rtt: Option<Duration>,
+}
+
+/// One client connection that was served requests, at its end.
+#[derive(Debug)]
+pub struct ServedRecord {
+    /// The client's address.
+    pub peer: SocketAddr,
+    /// What the client dialled.
+    pub original_destination: SocketAddr,
+    /// When it was accepted.
+    pub since: SystemTime,
+    /// Bytes from the client and to it, heads and frames included; `None` where TCP has not counted them.
+    pub bytes: Option<(u64, u64)>,
+    /// The round-trip time to the client, at the end.
+    pub rtt: Option<Duration>,
 }
 
 /// Takes the records of one worker. Called on the data path: never blocks, never allocates per call once its series
@@ -109,8 +126,10 @@ pub trait Recorder {
     fn connection_opened(&self, record: &ConnectionRecord<'_>);
     /// An opaque connection ended.
     fn connection(&self, record: &ConnectionRecord<'_>);
-    /// A policy refused a request or a connection.
-    fn denied(&self, denied: &Denied);
+    /// A client connection that was served requests ended.
+    fn served(&self, record: &ServedRecord);
+    /// A policy refused a client's request or connection to an endpoint.
+    fn denied(&self, denied: &Denied, client: IpAddr, endpoint: SocketAddr);
     /// A client connection (of any protocol) was accepted or, with `opened` false, ended.
     fn downstream(&self, origin: &Origin, opened: bool);
 }

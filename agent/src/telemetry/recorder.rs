@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::hash::BuildHasher;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
@@ -12,17 +13,23 @@ use prometheus::{IntCounter, IntGauge};
 use super::access;
 use super::labels::Traffic;
 use super::series::{RequestSeries, TcpSeries};
-use super::{AccessLog, ConnectionRecord, Flag, Metrics, Origin, Recorder, RequestRecord, ResponseFlags};
+use super::{
+    AccessLog, ConnectionRecord, Flag, FlowEvent, FlowKind, FlowLog, FlowRule, FlowTier, Metrics, Origin,
+    Recorder, RequestRecord, ResponseFlags, ServedRecord,
+};
 use crate::compile::Denied;
 use crate::http::grpc::GrpcStatus;
 use crate::model::{ObjectName, Workload};
 
+/// What a refusal by policy is called, as in answers and in the access log.
+const ACCESS_DENIED: &str = "rbac_access_denied";
 /// Label sets that one worker remembers; when there are more it starts anew, which also lets go of pods that are gone.
 const CACHE_MAX: usize = 4096;
 
 pub(super) struct WorkerRecorder {
     metrics: Metrics,
     access: AccessLog,
+    flows: FlowLog,
     requests: RefCell<Cache<RequestSeries>>,
     connections: RefCell<Cache<TcpSeries>>,
     downstream: RefCell<Vec<Downstream>>,
@@ -36,10 +43,11 @@ struct Downstream {
 }
 
 impl WorkerRecorder {
-    pub(super) fn new(metrics: Metrics, access: AccessLog) -> Self {
+    pub(super) fn new(metrics: Metrics, access: AccessLog, flows: FlowLog) -> Self {
         Self {
             metrics,
             access,
+            flows,
             requests: RefCell::default(),
             connections: RefCell::default(),
             downstream: RefCell::default(),
@@ -115,12 +123,34 @@ impl Recorder for WorkerRecorder {
             },
         );
         self.access.write(&mut self.line.borrow_mut(), |line| access::connection(line, record));
+        self.flows.tell(closed(record));
     }
 
-    fn denied(&self, denied: &Denied) {
+    fn served(&self, record: &ServedRecord) {
+        self.flows.tell(FlowEvent {
+            bytes: record.bytes,
+            rtt: record.rtt,
+            lasted: record.since.elapsed().ok(),
+            ..FlowEvent::new(
+                (FlowKind::Close, FlowTier::AgentL7),
+                ("agent", "closed"),
+                (record.peer, record.original_destination),
+            )
+        });
+    }
+
+    fn denied(&self, denied: &Denied, client: IpAddr, endpoint: SocketAddr) {
         // Refusals are no fast path; the names are looked up each time.
         let labels = ["agent", &denied.policy.to_string(), &denied.rule_label()];
         self.metrics.shared.policy_drops.with_label_values(&labels).inc();
+        self.flows.tell(FlowEvent {
+            rule: Some(FlowRule::Policy(denied.clone())),
+            ..FlowEvent::new(
+                (FlowKind::Drop, FlowTier::Agent),
+                ("refused", ACCESS_DENIED),
+                (SocketAddr::new(client, 0), endpoint),
+            )
+        });
     }
 
     fn downstream(&self, origin: &Origin, opened: bool) {
@@ -146,6 +176,22 @@ impl Recorder for WorkerRecorder {
         } else {
             entry.open.dec();
         }
+    }
+}
+
+/// What is told of an opaque connection at its end.
+fn closed(record: &ConnectionRecord<'_>) -> FlowEvent {
+    let reason = if record.details.is_empty() { "closed" } else { record.details };
+    FlowEvent {
+        endpoint: record.upstream,
+        bytes: Some((record.sent_bytes, record.received_bytes)),
+        rtt: record.rtt,
+        lasted: Some(record.duration),
+        ..FlowEvent::new(
+            (FlowKind::Close, FlowTier::AgentL4),
+            ("agent", reason),
+            (record.peer, record.original_destination),
+        )
     }
 }
 

@@ -9,8 +9,8 @@ use proptest::prelude::*;
 
 use super::log::{LogFormat, build};
 use super::{
-    AccessLog, BuildInfo, ConfigState, ConnectionRecord, Flag, Metrics, Origin, Recorder, RequestRecord,
-    ResponseFlags,
+    AccessLog, BuildInfo, ConfigState, ConnectionRecord, Flag, FlowLog, Metrics, Origin, Recorder,
+    RequestRecord, ResponseFlags,
 };
 use crate::compile::{ClusterKey, RouteName, RoutingTable};
 use crate::model::{ObjectName, Workload};
@@ -129,6 +129,7 @@ impl Ends {
             details: "connect_refused",
             sent_bytes: 11,
             received_bytes: 22,
+            rtt: None,
         }
     }
 }
@@ -147,7 +148,7 @@ fn value(text: &str, name: &str, labels: &[&str]) -> Option<f64> {
 #[test]
 fn a_request_counts_with_istios_labels() {
     let metrics = metrics();
-    let recorder = metrics.recorder(AccessLog::disabled());
+    let recorder = metrics.recorder(AccessLog::disabled(), FlowLog::default());
     let ends = Ends::known();
     recorder.request(&ends.request("/", 200));
     recorder.request(&ends.request("/other", 200));
@@ -185,7 +186,7 @@ fn a_request_counts_with_istios_labels() {
 #[test]
 fn what_is_not_known_says_so_and_a_gateway_stands_for_its_clients() {
     let metrics = metrics();
-    let recorder = metrics.recorder(AccessLog::disabled());
+    let recorder = metrics.recorder(AccessLog::disabled(), FlowLog::default());
     let mut ends = Ends::unknown();
     recorder.request(&ends.request("/", 404));
     ends.origin = Origin::Gateway("infra/edge/http".into());
@@ -206,7 +207,7 @@ fn what_is_not_known_says_so_and_a_gateway_stands_for_its_clients() {
 #[test]
 fn connections_count_when_they_open_and_when_they_end() {
     let metrics = metrics();
-    let recorder = metrics.recorder(AccessLog::disabled());
+    let recorder = metrics.recorder(AccessLog::disabled(), FlowLog::default());
     let ends = Ends::known();
     let opened = ConnectionRecord { flags: ResponseFlags::default(), ..ends.connection() };
     recorder.connection_opened(&opened);
@@ -226,7 +227,7 @@ fn recorders_of_two_workers_count_together() {
     let metrics = metrics();
     let ends = Ends::known();
     for _ in 0..2 {
-        let recorder = metrics.recorder(AccessLog::disabled());
+        let recorder = metrics.recorder(AccessLog::disabled(), FlowLog::default());
         recorder.request(&ends.request("/", 200));
         recorder.downstream(&ends.origin, true);
     }
@@ -238,7 +239,7 @@ fn recorders_of_two_workers_count_together() {
 #[test]
 fn a_pod_that_changed_its_labels_counts_under_the_new_ones() {
     let metrics = metrics();
-    let recorder = metrics.recorder(AccessLog::disabled());
+    let recorder = metrics.recorder(AccessLog::disabled(), FlowLog::default());
     for version in 0..200 {
         let mut workload = (*pod("cart")).clone();
         workload.labels = Arc::new([("version".into(), format!("v{version}").into())].into_iter().collect());
@@ -255,7 +256,7 @@ fn a_pod_that_changed_its_labels_counts_under_the_new_ones() {
 #[test]
 fn series_are_bounded_and_the_total_stays_right() {
     let metrics = metrics();
-    let recorder = metrics.recorder(AccessLog::disabled());
+    let recorder = metrics.recorder(AccessLog::disabled(), FlowLog::default());
     let mut ends = Ends::known();
     for index in 0..5_100 {
         ends.cluster = Some(ClusterKey {
@@ -273,7 +274,7 @@ fn series_are_bounded_and_the_total_stays_right() {
 #[test]
 fn own_series() {
     let metrics = metrics();
-    let recorder = metrics.recorder(AccessLog::disabled());
+    let recorder = metrics.recorder(AccessLog::disabled(), FlowLog::default());
     recorder.downstream(&Origin::Outbound, true);
     recorder.downstream(&Origin::Outbound, true);
     recorder.downstream(&Origin::Outbound, false);
@@ -314,7 +315,7 @@ fn own_series() {
 #[test]
 fn the_text_is_well_formed() {
     let metrics = metrics();
-    let recorder = metrics.recorder(AccessLog::disabled());
+    let recorder = metrics.recorder(AccessLog::disabled(), FlowLog::default());
     let mut ends = Ends::known();
     ends.origin = Origin::Gateway("a\"\\\n/b".into());
     recorder.request(&ends.request("/", 200));
@@ -332,7 +333,7 @@ fn the_text_is_well_formed() {
 fn a_request_is_one_line() {
     let sink = Sink::default();
     let access = AccessLog::new(sink.clone()).expect("starts");
-    let recorder = metrics().recorder(access.clone());
+    let recorder = metrics().recorder(access.clone(), FlowLog::default());
     recorder.request(&Ends::known().request("/a?b=\"c\"", 200));
     recorder.connection(&Ends::unknown().connection());
     access.set_enabled(false);
@@ -374,7 +375,7 @@ fn dropped_lines_show_as_a_metric() {
     let access = AccessLog::new(Broken).expect("starts");
     let writer = access.writer().expect("has one").clone();
     metrics.watch_writer("access", &writer);
-    metrics.recorder(access).request(&Ends::known().request("/", 200));
+    metrics.recorder(access, FlowLog::default()).request(&Ends::known().request("/", 200));
     assert!(writer.flush(LIMIT));
     for _ in 0..2 {
         let text = metrics.render().expect("renders");
@@ -387,7 +388,7 @@ proptest! {
     fn lines_stay_json_whatever_a_client_sends(path: String, agent: String, authority: String) {
         let sink = Sink::default();
         let access = AccessLog::new(sink.clone()).expect("starts");
-        let recorder = metrics().recorder(access.clone());
+        let recorder = metrics().recorder(access.clone(), FlowLog::default());
         let ends = Ends::known();
         recorder.request(&RequestRecord { user_agent: agent.as_bytes(), authority: &authority, ..ends.request(&path, 200) });
         prop_assert!(access.writer().expect("has one").flush(LIMIT));
@@ -443,7 +444,7 @@ fn bad_filters_are_refused_and_change_nothing() {
 #[test]
 fn grpc_counts_by_its_status() {
     let metrics = metrics();
-    let recorder = metrics.recorder(AccessLog::disabled());
+    let recorder = metrics.recorder(AccessLog::disabled(), FlowLog::default());
     let ends = Ends::known();
     for status in [0, 0, 14] {
         let grpc_status = Some(crate::http::grpc::GrpcStatus(status));

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,12 +18,13 @@ use crate::http::body::Framing;
 use crate::http::grpc;
 use crate::http::h1::{Known, RequestHead, Version};
 use crate::model::{AppProtocol, Workload};
-use crate::net::ConnectSource;
+use crate::net::{ConnectSource, tcp_info};
 use crate::proxy::Context;
 use crate::proxy::admission::Slot;
 use crate::proxy::answer::Problem;
+use crate::proxy::open::Shown;
 use crate::route::{Normalisation, RequestView, rewrite_path};
-use crate::telemetry::Origin;
+use crate::telemetry::{Origin, ServedRecord};
 
 /// The longest `x-request-id` that is taken from a client.
 const MAX_REQUEST_ID_BYTES: usize = 256;
@@ -61,6 +63,20 @@ pub(in crate::proxy) struct Outgoing<'a> {
 }
 
 impl Caller<'_> {
+    /// Records the end of the connection. `socket` is still there; `served`: a request came, so that a count of no bytes at
+    /// all is that of a connection whose bytes went past TCP.
+    pub fn record_end(&self, shown: &Shown, socket: RawFd, served: bool) {
+        let info = tcp_info(socket);
+        let counted = info.filter(|info| info.received > 0 || !served);
+        self.ctx.recorder.served(&ServedRecord {
+            peer: self.peer,
+            original_destination: self.original_destination,
+            since: shown.since(),
+            bytes: counted.map(|info| (info.received, info.sent)),
+            rtt: info.and_then(|info| info.rtt),
+        });
+    }
+
     /// The client's pod, where known, and the one that it dialled, where the connection was taken on its way into it.
     pub fn ends<'t>(&self, table: &'t RoutingTable) -> [Option<&'t Arc<Workload>>; 2] {
         let pod = |address: SocketAddr| table.workloads.get(&address.ip().to_canonical());

@@ -4,6 +4,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{self, Poll, ready};
@@ -19,7 +20,8 @@ use super::silence::{Timer, sleep_until};
 use super::worker::{Buffers, Held, HttpWorker, make_room};
 use crate::http::Refusal;
 use crate::http::h1::HeadScan;
-use crate::proxy::{Context, Downstream, Early};
+use crate::proxy::open::Shown;
+use crate::proxy::{Context, Downstream, Early, Protocol};
 use crate::telemetry::Origin;
 
 /// Empty lines that are passed over before a request line (RFC 9112 section 2.2).
@@ -48,6 +50,8 @@ pub(in crate::proxy) struct Connection {
     pub(in crate::proxy) idle: Timer,
     /// When the last answer ended, if that was looked at: spares the wait for the next request a look at the clock.
     pub(super) quiet_since: Option<Instant>,
+    /// Shows it to those who ask what is open.
+    pub(super) shown: Shown,
 }
 
 /// What reading a head came to.
@@ -79,7 +83,8 @@ pub(in crate::proxy) enum Ending {
 impl Connection {
     /// Takes over an accepted connection.
     pub fn new(ctx: Context, downstream: Downstream) -> Self {
-        let Downstream { io, read, peer, original_destination, origin, early } = downstream;
+        let Downstream { io, read, peer, original_destination, origin, early, shown } = downstream;
+        shown.is(Protocol::Http1, None);
         let settings = ctx.http.settings(&origin);
         let mut buffers = ctx.http.take_buffers();
         buffers.client_in.extend_from_slice(&read);
@@ -96,6 +101,7 @@ impl Connection {
             served: 0,
             idle: None,
             quiet_since: None,
+            shown,
         }
     }
 
@@ -112,10 +118,10 @@ impl Connection {
 
     /// Gives the connection back, with what has been read of it, to be served in another version.
     pub fn into_downstream(self) -> (Context, Downstream) {
-        let Self { ctx, io, mut buffers, peer, original_destination, origin, early, .. } = self;
+        let Self { ctx, io, mut buffers, peer, original_destination, origin, early, shown, .. } = self;
         let read = buffers.client_in.split();
         ctx.http.keep_buffers(buffers);
-        (ctx, Downstream { io, read, peer, original_destination, origin, early })
+        (ctx, Downstream { io, read, peer, original_destination, origin, early, shown })
     }
 
     /// Whether the agent drains.
@@ -243,6 +249,7 @@ impl Connection {
 
     /// Ends the connection.
     pub async fn close(self, ending: Ending) {
+        self.caller().record_end(&self.shown, self.io.as_raw_fd(), self.served > 0);
         let Self { ctx, settings, mut io, buffers, .. } = self;
         match ending {
             Ending::Now => {}

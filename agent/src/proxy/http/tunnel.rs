@@ -16,6 +16,7 @@ use super::wire::write_parts;
 use super::worker::{Buffers, Held};
 use crate::model::Asked;
 use crate::net::{ConnectSource, RelayFailure, Relayed, relay};
+use crate::proxy::Protocol;
 use crate::proxy::access::{self, ACCESS_DENIED};
 use crate::telemetry::Flag;
 
@@ -34,6 +35,7 @@ impl Connection {
         let (sent, received) = (Cell::new(0), Cell::new(0));
         let mut failure = self.pass_ahead(&mut upstream, &sent, &received).await.err();
         self.release_buffers();
+        self.shown.is(Protocol::Tunnel, Some(key.address));
         // From here on it is a connection like an opaque one, and no request that keeps a worker busy.
         trail.slot = None;
         let (mut sent, mut received) = (sent.get(), received.get());

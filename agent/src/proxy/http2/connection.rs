@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::future::{Future, pending, poll_fn};
 use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, RawFd};
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
@@ -30,7 +31,8 @@ use crate::proxy::http::passed::Passed;
 use crate::proxy::http::plan::Planned;
 use crate::proxy::http::record::Trail;
 use crate::proxy::http::worker::Buffers;
-use crate::proxy::{Context, Downstream, Early};
+use crate::proxy::open::Shown;
+use crate::proxy::{Context, Downstream, Early, Protocol};
 use crate::telemetry::Origin;
 
 /// Streams that a client opened and reset before we looked at them.
@@ -51,6 +53,10 @@ pub(super) struct Session {
     /// For the first stream.
     pub early: RefCell<Option<Early>>,
     pub timers: SpareTimers,
+    /// Shows it to those who ask what is open.
+    shown: Shown,
+    /// The client's socket; only of use while the connection is there.
+    socket: RawFd,
 }
 
 impl Session {
@@ -70,6 +76,11 @@ impl Session {
         Passed::new(self.caller(), planned, &buffers.head, &buffers.request_id)
     }
 
+    /// Records the end of the connection, which is still there.
+    fn record_end(&self, served: bool) {
+        self.caller().record_end(&self.shown, self.socket, served);
+    }
+
     /// Records what ended the connection where that was the client's doing.
     fn record_violation(&self, reason: &'static str) {
         let table = self.ctx.tables.load_full();
@@ -82,7 +93,9 @@ impl Session {
 
 /// Serves one client connection, of which the preface has been seen, until it is closed. Runs within a `LocalSet`.
 pub async fn serve(ctx: Context, downstream: Downstream) {
-    let Downstream { io, read, peer, original_destination, origin, early } = downstream;
+    let Downstream { io, read, peer, original_destination, origin, early, shown } = downstream;
+    shown.is(Protocol::Http2, None);
+    let socket = io.as_raw_fd();
     let settings = ctx.http.settings(&origin);
     let early = RefCell::new(early);
     let session = Rc::new(Session {
@@ -93,6 +106,8 @@ pub async fn serve(ctx: Context, downstream: Downstream) {
         original_destination,
         early,
         timers: SpareTimers::default(),
+        shown,
+        socket,
     });
     let guard = FrameGuard::new(&session.settings.http2, Instant::now());
     let io = Watched::new(Replay::new(read, io), Rc::clone(&guard));
@@ -206,6 +221,7 @@ impl Served {
                 }
             }
         }
+        self.session.record_end(self.begun > 0);
         drop(connection);
         // The streams see that the connection is gone, and are recorded.
         while self.streams.join_next().await.is_some() {}

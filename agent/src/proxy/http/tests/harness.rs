@@ -26,7 +26,7 @@ use crate::model::{
 use crate::net::{ConnectTarget, Connector};
 use crate::proxy::http::{HttpSettings, HttpWorker, Share, serve};
 use crate::proxy::{AdmissionSettings, Context, Downstream, Early, ProxySettings};
-use crate::telemetry::{ConnectionRecord, Origin, Recorder, RequestRecord};
+use crate::telemetry::{ConnectionRecord, Origin, Recorder, RequestRecord, ServedRecord};
 
 /// The service's captured address.
 pub fn service_address() -> SocketAddr {
@@ -93,7 +93,8 @@ impl Recorder for Records {
     }
     fn connection_opened(&self, _record: &ConnectionRecord<'_>) {}
     fn connection(&self, _record: &ConnectionRecord<'_>) {}
-    fn denied(&self, _denied: &crate::compile::Denied) {}
+    fn served(&self, _record: &ServedRecord) {}
+    fn denied(&self, _: &crate::compile::Denied, _client: std::net::IpAddr, _endpoint: SocketAddr) {}
     fn downstream(&self, _origin: &Origin, _opened: bool) {}
 }
 
@@ -192,7 +193,9 @@ impl Setup {
                 let _ = io.set_nodelay(true);
                 let (read, origin) = (BytesMut::new(), origin.clone());
                 let early = if early { Some(connect_early(&ctx, original_destination).await) } else { None };
-                let downstream = Downstream { io, read, peer, original_destination, origin, early };
+                let shown =
+                    ctx.open.show(peer, original_destination, (&origin, std::time::SystemTime::now()));
+                let downstream = Downstream { io, read, peer, original_destination, origin, early, shown };
                 tokio::task::spawn_local(serve(ctx.clone(), downstream));
             }
         });

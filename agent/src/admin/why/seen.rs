@@ -1,0 +1,203 @@
+//! What is known of a connection beside what the tables say: that it is open, or what was told of it.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::{Asked, Explanation, Step};
+use crate::admin::{ConnectionDump, FlowDump};
+use crate::compile::RoutingTable;
+
+/// Connections and events that are shown at the most.
+const SHOWN_MAX: usize = 10;
+
+/// Adds what is known. Where one connection is meant that is open or over, what really became of it is the verdict.
+pub fn add_seen(
+    said: &mut Explanation,
+    asked: Asked,
+    table: &RoutingTable,
+    (open, told): (Vec<ConnectionDump>, Vec<FlowDump>),
+) {
+    let endpoints = |dialled: SocketAddr| {
+        let frontend = table.frontends.get(&dialled);
+        frontend.into_iter().flat_map(|frontend| frontend.tcp.endpoints.iter().map(|one| one.address))
+    };
+    let to = [asked.destination].into_iter().chain(endpoints(asked.destination)).collect::<Vec<_>>();
+    said.live = open.into_iter().filter(|one| is_meant(one, asked)).take(SHOWN_MAX).collect();
+    let mut past: Vec<_> = told.into_iter().filter(|flow| tells_of(flow, asked, &to)).collect();
+    said.past = past.split_off(past.len().saturating_sub(SHOWN_MAX));
+    if asked.port.is_none() {
+        return;
+    }
+    if let Some(one) = said.live.first() {
+        let way = (one.verdict.clone(), one.tier.clone(), one.reason.clone());
+        "live".clone_into(&mut said.state);
+        said.judged((&way.0, &way.1, &way.2), None);
+    } else if let Some(flow) = said.past.iter().max_by_key(|flow| weight(flow)).cloned() {
+        let rule = rule_of(&flow);
+        "past".clone_into(&mut said.state);
+        said.judged((&flow.verdict, &flow.tier, &flow.reason), rule);
+    }
+    let steps = said.past.iter().map(|flow| Step { at: "events".to_owned(), found: describe(flow) });
+    let steps: Vec<_> = steps.collect();
+    said.steps.extend(steps);
+}
+
+/// Which event says most of what became of a connection: a refusal before all, then who served it, then what was decided of
+/// its first packet.
+fn weight(flow: &FlowDump) -> u8 {
+    match (flow.kind.as_str(), flow.tier.as_str()) {
+        ("drop", _) => 5,
+        ("close", "agent L4" | "agent L7") => 4,
+        ("connect", _) => 3,
+        ("verdict", _) => 2,
+        ("close", _) => 1,
+        _ => 0,
+    }
+}
+
+/// The rule that refuses, in the words of `why`.
+fn rule_of(flow: &FlowDump) -> Option<String> {
+    match (&flow.policy, &flow.rule) {
+        (Some(policy), Some(rule)) => Some(format!("policy {policy} rule {rule}")),
+        (Some(guard), None) => Some(format!("EdgeGuard {guard}")),
+        _ => None,
+    }
+}
+
+fn describe(flow: &FlowDump) -> String {
+    let FlowDump { time, kind, tier, verdict, reason, .. } = flow;
+    let rule = rule_of(flow).map_or_else(String::new, |rule| format!(" by {rule}"));
+    let bytes = match flow.sent_bytes.zip(flow.received_bytes) {
+        Some((sent, received)) => format!(", {sent} bytes sent, {received} received"),
+        None => String::new(),
+    };
+    let endpoint =
+        flow.endpoint.as_ref().map_or_else(String::new, |endpoint| format!(", endpoint {endpoint}"));
+    format!("{time} {kind}: {verdict} ({tier}), {reason}{rule}{endpoint}{bytes}")
+}
+
+fn is_meant(one: &ConnectionDump, asked: Asked) -> bool {
+    let to = |text: &String| address(text) == Some(asked.destination);
+    is_source(&one.source, asked, false) && (to(&one.destination) || one.endpoint.as_ref().is_some_and(to))
+}
+
+/// Refusals of the agent name the endpoint and no port of the client.
+fn tells_of(flow: &FlowDump, asked: Asked, to: &[SocketAddr]) -> bool {
+    let drop = flow.kind == "drop";
+    let exact = |text: &String| address(text) == Some(asked.destination);
+    let end = exact(&flow.destination)
+        || flow.endpoint.as_ref().is_some_and(exact)
+        || drop && address(&flow.destination).is_some_and(|end| to.contains(&end));
+    is_source(&flow.source, asked, drop) && end
+}
+
+fn is_source(text: &str, asked: Asked, any_port: bool) -> bool {
+    let Some(end) = address(text) else { return false };
+    let ip: IpAddr = asked.source;
+    end.ip() == ip && asked.port.is_none_or(|port| port == end.port() || any_port && end.port() == 0)
+}
+
+/// Dual-stack listeners see IPv4 clients as IPv6 ones in disguise.
+fn address(text: &str) -> Option<SocketAddr> {
+    let end: SocketAddr = text.parse().ok()?;
+    Some(SocketAddr::new(end.ip().to_canonical(), end.port()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::tests::table;
+
+    fn asked(port: Option<u16>) -> Asked {
+        Asked {
+            source: "10.0.0.1".parse().expect("an address"),
+            port,
+            destination: "10.96.0.1:80".parse().expect("an address"),
+        }
+    }
+
+    fn event(
+        kind: &str,
+        source: &str,
+        destination: &str,
+        (tier, verdict, reason): (&str, &str, &str),
+    ) -> FlowDump {
+        FlowDump {
+            time: "2026-11-21T22:44:05.123Z".to_owned(),
+            kind: kind.to_owned(),
+            source: source.to_owned(),
+            destination: destination.to_owned(),
+            tier: tier.to_owned(),
+            verdict: verdict.to_owned(),
+            reason: reason.to_owned(),
+            ..FlowDump::default()
+        }
+    }
+
+    fn told() -> Vec<FlowDump> {
+        vec![
+            event("verdict", "10.0.0.1:1", "10.96.0.1:80", ("agent L7", "agent", "captured")),
+            event("close", "10.0.0.1:1", "10.96.0.1:80", ("agent L7", "agent", "closed")),
+            event("verdict", "10.0.0.1:2", "10.96.0.1:80", ("kernel", "direct", "no_listener")),
+            event("close", "10.0.0.1:2", "10.96.0.1:80", ("kernel", "plain", "reset")),
+            event("verdict", "10.0.0.9:1", "10.96.0.1:80", ("agent L7", "agent", "captured")),
+            event("verdict", "10.0.0.1:1", "10.96.0.2:80", ("agent L7", "agent", "captured")),
+        ]
+    }
+
+    fn said(port: Option<u16>, open: Vec<ConnectionDump>, told: Vec<FlowDump>) -> Explanation {
+        let mut said = Explanation {
+            verdict: "agent".to_owned(),
+            state: "hypothetical".to_owned(),
+            ..Explanation::default()
+        };
+        add_seen(&mut said, asked(port), &table(), (open, told));
+        said
+    }
+
+    fn judgement(said: &Explanation) -> (&str, &str, &str, &str) {
+        (&said.state, &said.verdict, &said.tier, &said.reason)
+    }
+
+    #[test]
+    fn a_past_connection_is_told_by_its_events() {
+        let first = said(Some(1), vec![], told());
+        assert_eq!(judgement(&first), ("past", "agent", "agent L7", "closed"));
+        assert_eq!(first.past.len(), 2);
+        assert!(first.steps[1].found.contains("close: agent (agent L7), closed"), "{:?}", first.steps);
+        let second = said(Some(2), vec![], told());
+        assert_eq!(judgement(&second), ("past", "direct", "kernel", "no_listener"));
+        let other = said(Some(3), vec![], told());
+        assert_eq!((other.state.as_str(), other.past.len()), ("hypothetical", 0));
+        // Without a port no one connection is meant; what was told of all is shown.
+        let any = said(None, vec![], told());
+        assert_eq!((any.state.as_str(), any.past.len()), ("hypothetical", 4));
+    }
+
+    #[test]
+    fn a_refusal_says_most_and_names_its_rule() {
+        let policy = (Some("default/p".to_owned()), Some("0".to_owned()));
+        let refused =
+            event("drop", "10.0.0.1:0", "10.0.0.1:8080", ("agent", "refused", "rbac_access_denied"));
+        let mut events = told();
+        events.push(FlowDump { policy: policy.0, rule: policy.1, ..refused });
+        let said = said(Some(1), vec![], events);
+        assert_eq!(judgement(&said), ("past", "refused", "agent", "rbac_access_denied"));
+        assert_eq!(said.rule.as_deref(), Some("policy default/p rule 0"));
+    }
+
+    #[test]
+    fn an_open_connection_is_live() {
+        let open = ConnectionDump {
+            source: "[::ffff:10.0.0.1]:1".to_owned(),
+            destination: "10.96.0.1:80".to_owned(),
+            tier: "agent L7".to_owned(),
+            verdict: "agent".to_owned(),
+            reason: "declared_http".to_owned(),
+            ..ConnectionDump::default()
+        };
+        let live = said(Some(1), vec![open.clone()], told());
+        assert_eq!(judgement(&live), ("live", "agent", "agent L7", "declared_http"));
+        let other = said(Some(2), vec![open], vec![]);
+        assert_eq!((other.state.as_str(), other.live.len()), ("hypothetical", 0));
+    }
+}

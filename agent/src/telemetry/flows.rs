@@ -1,0 +1,298 @@
+//! The last flow events, of the kernel programs and of the agent itself, with the names that their ends had at the time.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+
+use crate::compile::{Denied, RoutingTable};
+use crate::model::{AppProtocol, ObjectName};
+
+/// How many are kept.
+const HISTORY_MAX: usize = 8192;
+
+/// What an event is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FlowKind {
+    /// A pod's first packet: who takes it.
+    Verdict,
+    /// A packet, request or connection that is refused.
+    Drop,
+    /// A socket that is led to an endpoint.
+    Connect,
+    /// A connection that stands.
+    Open,
+    /// A connection that is over.
+    Close,
+}
+
+impl FlowKind {
+    /// The name that is shown.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Verdict => "verdict",
+            Self::Drop => "drop",
+            Self::Connect => "connect",
+            Self::Open => "open",
+            Self::Close => "close",
+        }
+    }
+}
+
+/// Whose the connection is by a verdict; else who tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FlowTier {
+    /// The XDP guard at the edge.
+    Guard,
+    /// The programs at pods' interfaces and on sockets.
+    Kernel,
+    /// The agent, of a connection whose protocol it has not told yet or that it refuses.
+    Agent,
+    /// The agent, of opaque bytes.
+    AgentL4,
+    /// The agent, of requests.
+    AgentL7,
+}
+
+impl FlowTier {
+    /// Who takes connections to a port of which this is said.
+    pub fn of(protocol: AppProtocol) -> Self {
+        match protocol {
+            AppProtocol::Http | AppProtocol::Http2 | AppProtocol::Grpc => Self::AgentL7,
+            AppProtocol::Tcp => Self::AgentL4,
+            AppProtocol::Undeclared => Self::Agent,
+        }
+    }
+
+    /// The name that is shown.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Guard => "guard",
+            Self::Kernel => "kernel",
+            Self::Agent => "agent",
+            Self::AgentL4 => "agent L4",
+            Self::AgentL7 => "agent L7",
+        }
+    }
+}
+
+/// What decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FlowRule {
+    /// An AuthorizationPolicy.
+    Policy(Denied),
+    /// A pod is closed to everybody, as its verdicts found no room in the kernel's maps.
+    NoRoom,
+    /// The guard of a pod: the packet hides its ports.
+    HiddenPorts,
+    /// An EdgeGuard, by its name.
+    Guard(String),
+}
+
+/// One event, as its teller knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FlowEvent {
+    /// What it is about.
+    pub kind: FlowKind,
+    /// Who tells.
+    pub tier: FlowTier,
+    /// What becomes of the connection: `agent`, `direct`, `balanced`, `dropped`, `refused`, `accelerated`, `plain`.
+    pub verdict: &'static str,
+    /// Why, as metrics and access logs name it.
+    pub reason: &'static str,
+    /// Who dialled; port 0 where it is not known.
+    pub source: SocketAddr,
+    /// What was dialled.
+    pub destination: SocketAddr,
+    /// The endpoint that it leads to.
+    pub endpoint: Option<SocketAddr>,
+    /// The IP protocol's number.
+    pub protocol: u8,
+    /// The rule that decided.
+    pub rule: Option<FlowRule>,
+    /// Bytes from the dialling end, and back; `None` where nobody has counted them.
+    pub bytes: Option<(u64, u64)>,
+    /// The round-trip time.
+    pub rtt: Option<Duration>,
+    /// How long the connection lasted.
+    pub lasted: Option<Duration>,
+    /// Whether the dialled end tells.
+    pub by_server: bool,
+    /// The index of the interface.
+    pub interface: u32,
+    /// The process that dialled, where no address is known of it.
+    pub process: u32,
+}
+
+impl FlowEvent {
+    /// An event that says no more than what became of whose connection to where, by TCP.
+    pub fn new(
+        (kind, tier): (FlowKind, FlowTier),
+        (verdict, reason): (&'static str, &'static str),
+        (source, destination): (SocketAddr, SocketAddr),
+    ) -> Self {
+        Self {
+            kind,
+            tier,
+            verdict,
+            reason,
+            source,
+            destination,
+            endpoint: None,
+            protocol: 6,
+            rule: None,
+            bytes: None,
+            rtt: None,
+            lasted: None,
+            by_server: false,
+            interface: 0,
+            process: 0,
+        }
+    }
+}
+
+/// An event that is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Flow {
+    /// Its number; they rise by one.
+    pub number: u64,
+    /// When the agent heard of it.
+    pub at: SystemTime,
+    /// What was told.
+    pub event: FlowEvent,
+    /// The source's pod.
+    pub source_pod: Option<ObjectName>,
+    /// The service or pod that was dialled.
+    pub destination_name: Option<ObjectName>,
+    /// The endpoint's pod.
+    pub endpoint_pod: Option<ObjectName>,
+}
+
+/// Tells how many events could not be told.
+type Lost = Box<dyn Fn() -> u64 + Send + Sync>;
+
+/// Takes events from all threads, and gives the last ones.
+#[derive(Clone, Default)]
+pub struct FlowLog(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    tables: Arc<ArcSwap<RoutingTable>>,
+    history: Mutex<History>,
+    lost: OnceLock<Lost>,
+}
+
+#[derive(Debug, Default)]
+struct History {
+    next: u64,
+    flows: VecDeque<Arc<Flow>>,
+}
+
+impl FlowLog {
+    /// An empty one; names come from the table in force when an event is told.
+    pub fn new(tables: Arc<ArcSwap<RoutingTable>>) -> Self {
+        Self(Arc::new(Shared { tables, history: Mutex::default(), lost: OnceLock::new() }))
+    }
+
+    /// Keeps an event. Called for connections and drops, never for a request that is served.
+    pub fn tell(&self, event: FlowEvent) {
+        let at = SystemTime::now();
+        let table = self.0.tables.load();
+        let pod = |ip: IpAddr| table.workloads.get(&ip).map(|pod| pod.name.clone());
+        let to = event.destination;
+        let frontend = table.frontends.get(&to);
+        let service = || {
+            let stream = frontend.map(|frontend| &frontend.service);
+            stream.or_else(|| table.datagrams.get(&to).map(|frontend| &frontend.service)).cloned()
+        };
+        let taken = event.kind == FlowKind::Verdict && event.verdict == "agent";
+        let tier = frontend.filter(|_| taken).map_or(event.tier, |frontend| FlowTier::of(frontend.protocol));
+        let flow = Flow {
+            number: 0,
+            at,
+            source_pod: pod(event.source.ip()),
+            destination_name: service().or_else(|| pod(to.ip())),
+            endpoint_pod: event.endpoint.and_then(|endpoint| pod(endpoint.ip())),
+            event: FlowEvent { tier, ..event },
+        };
+        // The oldest is freed after the lock.
+        let _oldest = self.history().push(flow);
+    }
+
+    /// The flows from this number on that are still kept, and the number of the next one.
+    pub fn since(&self, number: u64) -> (Vec<Arc<Flow>>, u64) {
+        self.history().since(number)
+    }
+
+    /// Who counts the events that could not be told. Only the first is taken.
+    pub fn watch_lost(&self, lost: impl Fn() -> u64 + Send + Sync + 'static) {
+        let _ = self.0.lost.set(Box::new(lost));
+    }
+
+    /// Events that could not be told until now.
+    pub fn lost(&self) -> u64 {
+        self.0.lost.get().map_or(0, |lost| lost())
+    }
+
+    fn history(&self) -> std::sync::MutexGuard<'_, History> {
+        self.0.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for FlowLog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FlowLog").field("next", &self.history().next).finish_non_exhaustive()
+    }
+}
+
+impl History {
+    fn push(&mut self, flow: Flow) -> Option<Arc<Flow>> {
+        let oldest = if self.flows.len() == HISTORY_MAX { self.flows.pop_front() } else { None };
+        self.flows.push_back(Arc::new(Flow { number: self.next, ..flow }));
+        self.next += 1;
+        oldest
+    }
+
+    fn since(&self, number: u64) -> (Vec<Arc<Flow>>, u64) {
+        let known = self.flows.partition_point(|flow| flow.number < number);
+        (self.flows.range(known..).cloned().collect(), self.next)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(port: u16) -> FlowEvent {
+        FlowEvent::new(
+            (FlowKind::Verdict, FlowTier::Kernel),
+            ("direct", "no_route"),
+            (SocketAddr::new([10, 0, 0, 1].into(), port), "10.0.0.2:80".parse().unwrap()),
+        )
+    }
+
+    #[test]
+    fn the_last_flows_are_kept_and_nobody_sees_one_twice() {
+        let log = FlowLog::new(Arc::default());
+        let total = u16::try_from(HISTORY_MAX + 10).unwrap();
+        (0..total).for_each(|port| log.tell(event(port)));
+        let (flows, next) = log.since(0);
+        assert_eq!((flows.len(), flows[0].number, next), (HISTORY_MAX, 10, u64::from(total)));
+        assert_eq!(flows[0].event.source, "10.0.0.1:10".parse().unwrap());
+        assert_eq!(log.since(next), (Vec::new(), next));
+        assert_eq!(log.since(next - 2).0.len(), 2);
+        assert_eq!(log.since(next + 5).0.len(), 0);
+    }
+
+    #[test]
+    fn what_is_lost_is_told_by_who_counts_it() {
+        let log = FlowLog::new(Arc::default());
+        assert_eq!(log.lost(), 0);
+        log.watch_lost(|| 7);
+        log.watch_lost(|| 8);
+        assert_eq!(log.lost(), 7);
+    }
+}
