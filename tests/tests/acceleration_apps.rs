@@ -101,7 +101,8 @@ fn python() -> Program {
 
 /// Lines of which no two are alike.
 fn lines(count: u32) -> String {
-    (0..count).map(|n| format!("{n:08} {:08x}{:08x}\n", n.wrapping_mul(0x9e37_79b1), !n)).collect()
+    let line = |n: u32| format!("{n:08} {:08x}{:08x}\n", n.wrapping_mul(0x9e37_79b1), !n);
+    (0..count).map(line).collect::<Vec<_>>().concat()
 }
 
 #[test]
@@ -144,9 +145,10 @@ fn postgresql() -> Result<()> {
     let apps = Apps::up("apps_sql", vec![Program::Server { argv, port: SQL }])?;
     let (rows, many) = (lines(300_000), 2000);
     std::fs::write(apps.path("in"), &rows)?;
-    let statements: String = (0..many).map(|n| format!("SELECT {n};\n")).collect();
-    std::fs::write(apps.path("statements"), statements)?;
-    let answers: String = (0..many).map(|n| format!("{n}\n")).collect();
+    let numbers =
+        |word: &str, end: &str| (0..many).map(|n| format!("{word}{n}{end}\n")).collect::<Vec<_>>().concat();
+    std::fs::write(apps.path("statements"), numbers("SELECT ", ";"))?;
+    let answers = numbers("", "");
     for way in WAYS {
         let (host, port) = (apps.host(way)?.to_string(), SQL.to_string());
         let psql = ["psql", "-X", "-q", "-At", "-v", "ON_ERROR_STOP=1", "-U", "postgres"];
