@@ -87,15 +87,17 @@ pub const fn joined(words: &[u32; 4]) -> [u8; 16] {
 pub struct EndValue {
     /// The namespace of the other end; 0 where the connection is plain.
     pub peer_cookie: u64,
+    /// Bytes that this end has handed over.
+    pub handed: u64,
 }
 
 impl EndValue {
     /// The connection is TCP's for ever.
-    pub const PLAIN: Self = Self { peer_cookie: 0 };
+    pub const PLAIN: Self = Self { peer_cookie: 0, handed: 0 };
 
     /// Both ends are in the map, and this is the other one's namespace. The kernel counts cookies from 1.
     pub const fn joined(peer_cookie: u64) -> Self {
-        Self { peer_cookie }
+        Self { peer_cookie, handed: 0 }
     }
 
     /// Whether both ends are in the map.
@@ -128,7 +130,7 @@ pub struct AccelerationConfig {
     pub everyone: u32,
 }
 
-const _: () = assert!(size_of::<EndValue>() == 8);
+const _: () = assert!(size_of::<EndValue>() == 16);
 const _: () = assert!(size_of::<PodValue>() == 16);
 const _: () = assert!(size_of::<AccelerationConfig>() == 16);
 

@@ -25,19 +25,20 @@ pub fn hand_over(context: SkMsgContext) -> u32 {
 fn verdict(context: &SkMsgContext) -> Option<AccelerationReason> {
     let key = key_of_socket(context, family_of(context)?);
     let mut reason = None;
-    // SAFETY: the kernel keeps a map value's memory valid for the run of the program.
-    let end = match unsafe { ENDS.get(key) } {
-        Some(end) => *end,
+    let end = match ENDS.get_ptr_mut(key) {
+        Some(end) => end,
         // Nobody has decided. From this message on TCP carries everything, unless the other end came in this moment.
         None => {
             if ENDS.insert(key, EndValue::PLAIN, u64::from(BPF_NOEXIST)).is_ok() {
                 return Some(AccelerationReason::EarlyWrite);
             }
-            // SAFETY: as above.
-            *unsafe { ENDS.get(key) }?
+            ENDS.get_ptr_mut(key)?
         }
     };
+    // SAFETY: the kernel keeps a map value's memory valid for the run of the program, and runs it under the socket's lock.
+    let end = unsafe { &mut *end };
     if end.is_joined() {
+        end.handed += u64::from(context.size());
         let handed =
             JOINED_SOCKETS.redirect_msg(context, key.peer(end.peer_cookie), u64::from(BPF_F_INGRESS))
                 == SK_PASS.into();

@@ -94,6 +94,9 @@ pub struct AccelerationStatus {
     pub opted_out: usize,
     /// Addresses of this node's pods whose network namespace was not found; they use TCP.
     pub not_found: usize,
+    /// Addresses of this node's pods that take no part any more because bytes on their connections were not read.
+    #[serde(default)]
+    pub withdrawn: usize,
 }
 
 /// Balancing at `connect()`.

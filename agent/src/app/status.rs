@@ -287,6 +287,7 @@ fn capturing(status: capture::CaptureStatus) -> CaptureStatus {
             pods: status.acceleration.pods,
             opted_out: status.acceleration.opted_out,
             not_found: status.acceleration.not_found,
+            withdrawn: status.acceleration.withdrawn,
         },
         socket_events_off: status.socket_events_off,
     }

@@ -6,18 +6,21 @@
 //! connections that are joined stay so when the agent ends, however it ends, and no byte in a queue is lost; new ones are
 //! TCP's, and the last one to close takes everything along.
 
+mod backlog;
 pub(super) mod namespaces;
 mod self_test;
 mod trials;
+mod watch;
+mod watcher;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use agent_common::acceleration::{AccelerationConfig, AccelerationReason, EndKey, PodValue};
+use agent_common::acceleration::{AccelerationConfig, AccelerationReason, EndKey, EndValue, PodValue};
 use agent_common::capture::AddressKey;
-use aya::maps::{Array, MapData, PerCpuArray, SockHash};
+use aya::maps::{Array, HashMap as KernelMap, MapData, PerCpuArray, SockHash};
 use aya::programs::sock_ops::SockOpsLink;
 use aya::programs::{CgroupAttachMode, SkMsg, SockOps};
 use aya::{Ebpf, EbpfLoader};
@@ -30,6 +33,8 @@ use super::programs::{OBJECT, load_error, map, mirror, object_error, octets};
 use super::{CaptureError, CaptureSettings};
 use crate::compile::RoutingTable;
 use crate::telemetry::AccelerationCounts;
+
+use watcher::{Watcher, Withdrawn};
 
 pub use self_test::{TrialReport, VERB, run_trials, self_test};
 
@@ -61,6 +66,8 @@ pub struct AccelerationStatus {
     pub opted_out: usize,
     /// Addresses of this node's pods whose namespace was not found; their connections are TCP's.
     pub not_found: usize,
+    /// Addresses of this node's pods that take no part any more because bytes on their connections were not read.
+    pub withdrawn: usize,
 }
 
 /// The cgroup whose sockets are to be accelerated, or why none are.
@@ -89,6 +96,9 @@ pub struct Acceleration {
     namespaces: HashMap<IpAddr, u64>,
     looked_for: Option<(BTreeSet<u32>, BTreeSet<IpAddr>)>,
     status: AccelerationStatus,
+    /// Until the first pods are known, what the watcher will look at.
+    ends: Option<KernelMap<MapData, EndKey, EndValue>>,
+    watcher: Option<Watcher>,
 }
 
 impl Acceleration {
@@ -110,7 +120,12 @@ impl Acceleration {
         Ok(Self {
             _sockops: link.map_err(|source| load_error(SOCKOPS, source))?,
             pods: mirror(ebpf, "ACCELERATION_PODS")?,
-            counters: AccelerationCounters(Arc::new(map(ebpf, "ACCELERATION_COUNTERS")?)),
+            counters: AccelerationCounters {
+                kernel: Arc::new(map(ebpf, "ACCELERATION_COUNTERS")?),
+                withdrawn: Arc::default(),
+            },
+            ends: Some(map(ebpf, "ENDS")?),
+            watcher: None,
             namespaces: HashMap::new(),
             looked_for: None,
             status: AccelerationStatus::default(),
@@ -147,6 +162,9 @@ impl Acceleration {
         pods: (&Handle, BTreeSet<u32>),
         again: bool,
     ) -> Result<(), CaptureError> {
+        if let Some(ends) = self.ends.take() {
+            self.watcher = Watcher::start(ends, self.counters.clone());
+        }
         let (handle, interfaces) = pods;
         let here = table.workloads.iter().filter(|(_, pod)| pod.node.as_deref().is_none_or(|at| at == node));
         let addresses: BTreeSet<IpAddr> = here.clone().map(|(address, _)| *address).collect();
@@ -163,8 +181,11 @@ impl Acceleration {
         for (address, pod) in here {
             let cookie = self.namespaces.get(address).copied();
             // What is handed over passes no hook that could refuse it: pods under policy take no part.
-            let takes_part = pod.accelerated && table.policies.of(*address).is_none();
+            let wants_part = pod.accelerated && table.policies.of(*address).is_none();
+            let withdrawn = cookie.is_some_and(|cookie| self.counters.withdrawn.contains(cookie));
+            let takes_part = wants_part && !withdrawn;
             match (takes_part, cookie) {
+                (false, _) if wants_part => status.withdrawn += 1,
                 (false, _) => status.opted_out += 1,
                 (true, Some(_)) => status.pods += 1,
                 (true, None) if pod.node.is_some() => status.not_found += 1,
@@ -192,14 +213,17 @@ pub fn node_cookie() -> Result<u64, CaptureError> {
     netns_cookie().map_err(CaptureError::listener("asking for the network namespace's cookie"))
 }
 
-/// What the programs count.
+/// What the programs count, and who takes no part any more.
 #[derive(Clone)]
-pub struct AccelerationCounters(Arc<PerCpuArray<MapData, u64>>);
+pub struct AccelerationCounters {
+    kernel: Arc<PerCpuArray<MapData, u64>>,
+    withdrawn: Arc<Withdrawn>,
+}
 
 impl AccelerationCounters {
     /// One count, over all CPUs.
     pub fn of(&self, reason: AccelerationReason) -> u64 {
-        self.0.get(&(reason as u32), 0).map_or(0, |values| values.iter().sum())
+        self.kernel.get(&(reason as u32), 0).map_or(0, |values| values.iter().sum())
     }
 
     /// All of them, as the metrics have them.
@@ -209,7 +233,8 @@ impl AccelerationCounters {
         let (joined, closed) = (self.of(Joined), self.of(Closed));
         let outcomes = AccelerationReason::ALL.into_iter();
         AccelerationCounts {
-            sockets: (2 * joined).saturating_sub(closed),
+            sockets: (2 * joined).saturating_sub(closed + self.withdrawn.led_back()),
+            faults: self.withdrawn.counts(),
             messages: vec![count(Redirected), count(PeerClosed)],
             connections: outcomes
                 .filter(|reason| !matches!(reason, Closed | PeerClosed | Redirected))

@@ -74,8 +74,8 @@ fn capture(status: &Status) -> Vec<String> {
     let acceleration = &capture.acceleration;
     lines.push(match &acceleration.reason {
         None if acceleration.active => format!(
-            "             same-node acceleration: on for {} pod addresses ({} opted out, {} not found)",
-            acceleration.pods, acceleration.opted_out, acceleration.not_found
+            "             same-node acceleration: on for {} pod addresses ({} opted out, {} not found, {} withdrawn)",
+            acceleration.pods, acceleration.opted_out, acceleration.not_found, acceleration.withdrawn
         ),
         reason => format!(
             "             same-node acceleration: off, TCP is used: {}",

@@ -13,6 +13,8 @@ pub struct AccelerationCounts {
     pub messages: Vec<(&'static str, u64)>,
     /// Connections, by what was decided.
     pub connections: Vec<(&'static str, u64)>,
+    /// Connections whose pods take no part any more, by what was wrong.
+    pub faults: Vec<(&'static str, u64)>,
 }
 
 type Read = Box<dyn Fn() -> AccelerationCounts + Send + Sync>;
@@ -23,6 +25,7 @@ pub(super) struct AccelerationSeries {
     sockets: IntGauge,
     messages: IntCounterVec,
     connections: IntCounterVec,
+    faults: IntCounterVec,
     read: OnceLock<Read>,
 }
 
@@ -47,6 +50,10 @@ impl AccelerationSeries {
                 "sluice_acceleration_connections_total",
                 "Connections of this node's pods and the agent, by what was decided of them.",
             )?,
+            faults: counters(
+                "sluice_acceleration_faults_total",
+                "Joined connections whose bytes were not read, by how; their pods take no part any more.",
+            )?,
             read: OnceLock::new(),
         })
     }
@@ -62,7 +69,11 @@ impl AccelerationSeries {
         let Some(read) = self.read.get() else { return };
         let counts = read();
         self.sockets.set(i64::try_from(counts.sockets).unwrap_or(i64::MAX));
-        for (series, counts) in [(&self.messages, counts.messages), (&self.connections, counts.connections)] {
+        for (series, counts) in [
+            (&self.messages, counts.messages),
+            (&self.connections, counts.connections),
+            (&self.faults, counts.faults),
+        ] {
             for (reason, count) in counts {
                 let counter = series.with_label_values(&[reason]);
                 counter.inc_by(count.saturating_sub(counter.get()));

@@ -177,7 +177,64 @@ def silent_server(s, _):
     s.sendall(b"hello")
 
 
+def splice_client(s, size):
+    """Reads as proxies do that move bytes without looking at them."""
+    s.setblocking(True)
+    out, into = os.pipe()
+    text = b""
+    while len(text) < size:
+        text += os.read(out, os.splice(s.fileno(), into, size - len(text)))
+    assert text == BLOCK[:size], "the bytes differ"
+    return f"{size} spliced"
+
+
+def splice_server(s, size):
+    s.sendall(BLOCK[:size])
+    s.recv(1)
+
+
+GO = threading.Event()
+
+
+def flood_client(s, size):
+    """Sends until nothing goes any more for a second, tells how much that was, and sends the rest when the other end reads.
+
+    Pieces are small, so that a busy machine has time to notice.
+    """
+    s.setblocking(False)
+    sent = 0
+    while sent < size and select.select([], [s], [], 1)[1]:
+        start = sent % len(BLOCK)
+        sent += s.send(BLOCK[start : min(len(BLOCK), start + 8192, start + size - sent)])
+    print(f"stopped at {sent}", flush=True)
+    s.settimeout(60)
+    while sent < size:
+        start = sent % len(BLOCK)
+        end = min(len(BLOCK), start + size - sent)
+        s.sendall(BLOCK[start:end])
+        sent += end - start
+    assert exactly(s, 64).decode() == digest(size), "the bytes differ"
+    return f"{size} bytes"
+
+
+def flood_server(s, size):
+    assert GO.wait(60), "nobody said go"
+    s.sendall(receive(s, size).encode())
+
+
+def go_client(s, _):
+    return exactly(s, 2).decode()
+
+
+def go_server(s, _):
+    GO.set()
+    s.sendall(b"ok")
+
+
 CASES = {
+    "splice": (splice_client, splice_server),
+    "flood": (flood_client, flood_server),
+    "go": (go_client, go_server),
     "swap": (swap_client, swap_server),
     "pause": (pause_client, pause_server),
     "fionread": (fionread_client, fionread_server),

@@ -13,17 +13,22 @@ pub fn cores() -> usize {
 
 /// The machine and the versions of who takes part.
 pub fn gather(contenders: &[Contender], binaries: &Binaries) -> Vec<(&'static str, String)> {
-    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let mut facts = vec![
-        ("processor", processor(&read("/proc/cpuinfo"))),
-        ("cores", cores().to_string()),
-        ("kernel", read("/proc/sys/kernel/osrelease").trim().to_owned()),
-    ];
+    let mut facts = machine();
     for contender in contenders.iter().filter(|contender| **contender != Contender::Direct) {
         let version = contender.program(binaries).ok().and_then(|program| version(*contender, &program));
         facts.push((contender.name(), version.unwrap_or_else(|| "unknown".to_owned())));
     }
     facts
+}
+
+/// The machine alone.
+pub fn machine() -> Vec<(&'static str, String)> {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    vec![
+        ("processor", processor(&read("/proc/cpuinfo"))),
+        ("cores", cores().to_string()),
+        ("kernel", read("/proc/sys/kernel/osrelease").trim().to_owned()),
+    ]
 }
 
 fn processor(cpuinfo: &str) -> String {

@@ -59,7 +59,8 @@ pub fn speaks_h2(track: &Track, address: SocketAddr) -> bool {
     text.contains("1 succeeded")
 }
 
-fn read_wrk(text: &str) -> Result<Counted> {
+/// Reads what wrk printed; its complaints are errors.
+pub fn read_wrk(text: &str) -> Result<Counted> {
     for complaint in ["Non-2xx", "Socket errors"] {
         // A connection that the proxy closes after its last request is read to its end, and counts as one.
         let line = text.lines().find(|line| line.contains(complaint));

@@ -37,6 +37,13 @@ pub enum Verb {
     Floods(floods::Options),
     /// The kernel programs beside what they are held against: nanoseconds per packet, and ratios
     Kernel(kernel::Options),
+    /// One end of the traffic of `kernel`
+    #[command(hide = true)]
+    Peer {
+        /// What is done
+        #[command(subcommand)]
+        verb: kernel::peer::Verb,
+    },
 }
 
 /// How.
@@ -71,6 +78,7 @@ pub fn run(verb: &Verb) -> Result<ExitCode> {
         Verb::Http(options) => options,
         Verb::Floods(options) => return floods::run(options),
         Verb::Kernel(options) => return kernel::run(options),
+        Verb::Peer { verb } => return kernel::peer::run(verb),
     };
     ensure!(options.rounds > 0 && options.seconds > 0, "--rounds and --seconds begin at 1");
     prepare()?;

@@ -26,9 +26,11 @@ const NAMESPACES_MAX: usize = 4096;
 const NAMED: &str = "/run/netns";
 
 /// A network namespace of this machine.
-struct Namespace {
-    file: File,
-    cookie: u64,
+pub struct Namespace {
+    /// What stands for it.
+    pub file: File,
+    /// Its cookie.
+    pub cookie: u64,
     addresses: Vec<IpAddr>,
 }
 
@@ -103,7 +105,7 @@ async fn id_of(handle: &Handle, namespace: &File) -> Option<i32> {
 }
 
 /// Every namespace that has a name or a process, but the caller's own.
-fn namespaces() -> Vec<Namespace> {
+pub fn namespaces() -> Vec<Namespace> {
     let own = fs::metadata("/proc/self/ns/net").map(|own| own.ino()).unwrap_or_default();
     let mut seen = HashSet::from([own]);
     let mut namespaces = Vec::new();
