@@ -12,7 +12,9 @@
 //! ```
 //!
 //! So no connection ever has bytes on both ways at once, which the receiver could read in the wrong order, and no socket
-//! stays in the map that receives by TCP, for which kernels report `FIONREAD` 0 with bytes waiting.
+//! stays in the map that receives by TCP, for which kernels report `FIONREAD` 0 with bytes waiting. One exception: the agent
+//! makes the sending end of a joined connection plain when its receiver is flooded. A receiver reads what was handed over
+//! before what TCP has, so the order holds.
 
 /// One end of a connection: a socket's own view of it.
 #[repr(C)]
