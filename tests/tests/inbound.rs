@@ -60,30 +60,28 @@ fn policy(spec: &str) -> String {
 /// Counts what enters the server from each of these pods before anything else sees it: requests for TCP connections, and
 /// data in them. (Acknowledgements of what went before may come at any time.)
 fn count_in_server(mesh: &Mesh, pods: &[&str]) -> Result<()> {
-    let (mut names, mut chain) = (Vec::new(), Vec::new());
+    let mut chain = Vec::new();
     for pod in pods {
-        let name = pod.replace('-', "_");
-        names.push(format!("counter {name} {{}}"));
         for (family, word) in ["ip", "ip6"].into_iter().enumerate() {
             let from = format!("{word} saddr {}", mesh.pod_ip(pod, family)?);
-            chain.push(format!("{from} tcp flags & (syn | psh) != 0 counter name {name}"));
+            chain.push(format!("{from} tcp flags & (syn | psh) != 0 counter comment \"{pod}\""));
         }
     }
-    let (names, chain) = (names.join("\n"), chain.join("\n"));
-    let hook = "type filter hook prerouting priority -400;";
-    mesh.lab
-        .pod("server")?
-        .netns()
-        .nft(&format!("table inet seen {{\n{names}\nchain in {{ {hook}\n{chain}\n}}\n}}\n"))
+    let (hook, chain) = ("type filter hook prerouting priority -400;", chain.join("\n"));
+    mesh.lab.pod("server")?.netns().nft(&format!("table inet seen {{\nchain in {{ {hook}\n{chain}\n}}\n}}\n"))
 }
 
 fn seen(mesh: &Mesh, pod: &str) -> Result<u64> {
-    let name = pod.replace('-', "_");
     let mut nft = mesh.lab.pod("server")?.command("nft")?;
-    let text = exec::stdout(nft.args(["list", "counter", "inet", "seen", &name]))?;
-    let words: Vec<&str> = text.split_whitespace().collect();
-    let packets = words.iter().position(|word| *word == "packets").context("no packets in the counter")?;
-    words[packets + 1].parse().with_context(|| text.clone())
+    let text = exec::stdout(nft.args(["list", "chain", "inet", "seen", "in"]))?;
+    let comment = format!("comment \"{pod}\"");
+    let packets = text.lines().filter(|line| line.trim().ends_with(&comment)).map(|line| -> Result<u64> {
+        let (_, counted) = line.split_once("counter packets ").context("a rule without a counter")?;
+        Ok(counted.split(' ').next().unwrap_or_default().parse()?)
+    });
+    let packets = packets.collect::<Result<Vec<_>>>().with_context(|| text.clone())?;
+    ensure!(packets.len() == 2, "not both families of {pod} are counted:\n{text}");
+    Ok(packets.iter().sum())
 }
 
 fn connect(mesh: &Mesh, pod: &str, to: SocketAddr) -> Result<Connection> {
@@ -152,6 +150,7 @@ fn each_request_is_judged_once_wherever_it_comes_from() -> Result<()> {
         }
         ensure!(seen(&mesh, foe)? == 0, "packets of {foe} got through");
     }
+    ensure!(seen(&mesh, "near")? > 0 && seen(&mesh, "far")? > 0, "the counters do not count");
     let told = || {
         let log = mesh.agents[0].log();
         log.lines().any(|line| line.contains("\"direction\":\"inbound\"") && line.contains("UAEX"))

@@ -428,7 +428,8 @@ mod tests {
     use crate::admin::{CaptureStatus, DrainStatus, WorkerStatus};
     use crate::compile::{TableVersion, compile};
     use crate::model::{
-        AuthorizationPolicy, Labels, Model, ObjectName, PolicyAction, PolicyRule, PolicyScope,
+        AuthorizationPolicy, Labels, Model, ObjectName, PolicyAction, PolicyMatch, PolicyRule, PolicyScope,
+        RequestTerms, TextPattern,
     };
 
     fn capturing() -> Status {
@@ -541,6 +542,37 @@ mod tests {
         assert_eq!(said("10.0.0.1:8080"), direct);
         // Its only ready endpoint is that pod.
         assert_eq!(said("10.96.0.1:80"), direct);
+    }
+
+    #[test]
+    fn what_the_request_decides_is_told_with_its_rules() {
+        let get = RequestTerms { methods: vec![TextPattern::Exact("GET".into())], ..RequestTerms::default() };
+        let policy = AuthorizationPolicy {
+            name: ObjectName::new("default", "readers"),
+            scope: PolicyScope::Namespace,
+            selector: Labels::default(),
+            action: PolicyAction::Allow,
+            rules: vec![PolicyRule {
+                index: 0,
+                clauses: vec![vec![PolicyMatch { request: get, ..PolicyMatch::default() }]],
+            }],
+        };
+        let model = Model { authorization: vec![policy], ..model() };
+        let table = compile(&model, &RoutingTable::default(), TableVersion::default());
+        let asked = Asked::read("10.9.9.9", "10.0.0.1:8080", &table).unwrap();
+        let mut status = capturing();
+        let verdict = |status: &Status| {
+            let said = why(asked, &table, status);
+            let rule = "10.0.0.1:8080 judges each request of the source: rule 0 of default/readers allows";
+            assert!(said.steps.iter().any(|step| step.found == rule), "{said:?}");
+            [said.verdict, said.tier, said.reason]
+        };
+        // The pod is another node's.
+        assert_eq!(verdict(&status), ["direct", "kernel", "no_route"]);
+        status.capture.inbound = vec!["10.0.0.1".parse().unwrap()];
+        assert_eq!(verdict(&status), ["agent", "agent L7", "captured_inbound"]);
+        status.drain.draining = true;
+        assert_eq!(verdict(&status), ["refused", "kernel", "no_listener"]);
     }
 
     #[test]
