@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
 use agent_common::capture::{
@@ -369,7 +369,8 @@ pub(super) fn another_handle(ebpf: &Ebpf, name: &'static str) -> Result<MapData,
     let (aya::maps::Map::HashMap(data) | aya::maps::Map::LruHashMap(data)) = map else {
         return Err(error(MapError::InvalidMapType { map_type: 0 }));
     };
-    MapData::from_id(data.info().map_err(error)?.id()).map_err(error)
+    let fd = data.fd().as_fd().try_clone_to_owned().map_err(|io| error(MapError::IoError(io)))?;
+    MapData::from_fd(fd).map_err(error)
 }
 
 pub(super) fn object_error(error: EbpfError) -> CaptureError {

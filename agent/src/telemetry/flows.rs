@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -183,6 +184,8 @@ struct Shared {
     tables: Arc<ArcSwap<RoutingTable>>,
     history: Mutex<History>,
     lost: OnceLock<Lost>,
+    /// Events of the agent's own that were left out.
+    left_out: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -194,7 +197,7 @@ struct History {
 impl FlowLog {
     /// An empty one; names come from the table in force when an event is told.
     pub fn new(tables: Arc<ArcSwap<RoutingTable>>) -> Self {
-        Self(Arc::new(Shared { tables, history: Mutex::default(), lost: OnceLock::new() }))
+        Self(Arc::new(Shared { tables, ..Shared::default() }))
     }
 
     /// Keeps an event. Called for connections and drops, never for a request that is served.
@@ -232,9 +235,14 @@ impl FlowLog {
         let _ = self.0.lost.set(Box::new(lost));
     }
 
+    /// Counts an event that is not told, as there are too many of its kind.
+    pub fn leave_out(&self) {
+        self.0.left_out.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Events that could not be told until now.
     pub fn lost(&self) -> u64 {
-        self.0.lost.get().map_or(0, |lost| lost())
+        self.0.lost.get().map_or(0, |lost| lost()) + self.0.left_out.load(Ordering::Relaxed)
     }
 
     fn history(&self) -> std::sync::MutexGuard<'_, History> {
@@ -294,5 +302,7 @@ mod tests {
         log.watch_lost(|| 7);
         log.watch_lost(|| 8);
         assert_eq!(log.lost(), 7);
+        log.leave_out();
+        assert_eq!(log.lost(), 8);
     }
 }

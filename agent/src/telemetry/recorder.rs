@@ -1,12 +1,14 @@
 //! Takes one worker's records: counts them and writes the access log. On the data path, so what a record needs is found
 //! with one look-up and without allocating once it has been there before.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Instant;
 
+use agent_common::event::{DropBudget, spend};
 use foldhash::fast::RandomState;
 use prometheus::{IntCounter, IntGauge};
 
@@ -30,6 +32,8 @@ pub(super) struct WorkerRecorder {
     metrics: Metrics,
     access: AccessLog,
     flows: FlowLog,
+    /// What is left of refusals that may be told, by the time since this.
+    budget: (Instant, Cell<DropBudget>),
     requests: RefCell<Cache<RequestSeries>>,
     connections: RefCell<Cache<TcpSeries>>,
     downstream: RefCell<Vec<Downstream>>,
@@ -48,6 +52,7 @@ impl WorkerRecorder {
             metrics,
             access,
             flows,
+            budget: (Instant::now(), Cell::default()),
             requests: RefCell::default(),
             connections: RefCell::default(),
             downstream: RefCell::default(),
@@ -143,6 +148,14 @@ impl Recorder for WorkerRecorder {
         // Refusals are no fast path; the names are looked up each time.
         let labels = ["agent", &denied.policy.to_string(), &denied.rule_label()];
         self.metrics.shared.policy_drops.with_label_values(&labels).inc();
+        // Whoever keeps asking for what it is refused shall not push all else out of the log.
+        let (since, budget) = &self.budget;
+        let now_ns = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let (left, may) = spend(budget.get(), now_ns);
+        budget.set(left);
+        if !may {
+            return self.flows.leave_out();
+        }
         self.flows.tell(FlowEvent {
             rule: Some(FlowRule::Policy(denied.clone())),
             ..FlowEvent::new(

@@ -9,10 +9,10 @@ use proptest::prelude::*;
 
 use super::log::{LogFormat, build};
 use super::{
-    AccessLog, BuildInfo, ConfigState, ConnectionRecord, Flag, FlowLog, Metrics, Origin, Recorder,
+    AccessLog, BuildInfo, ConfigState, ConnectionRecord, Flag, FlowLog, FlowRule, Metrics, Origin, Recorder,
     RequestRecord, ResponseFlags,
 };
-use crate::compile::{ClusterKey, RouteName, RoutingTable};
+use crate::compile::{ClusterKey, Denied, RouteName, RoutingTable};
 use crate::model::{ObjectName, Workload};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -457,4 +457,19 @@ fn grpc_counts_by_its_status() {
         value(&text, "istio_requests_total", &[r#"request_protocol="grpc""#, &status])
     };
     assert_eq!((count("0"), count("14"), count("")), (Some(2.0), Some(1.0), Some(1.0)));
+}
+
+#[test]
+fn refusals_beyond_their_budget_are_counted_and_not_told() {
+    let flows = FlowLog::default();
+    let recorder = metrics().recorder(AccessLog::disabled(), flows.clone());
+    let denied = Denied { policy: ObjectName::new("default", "p"), rule: Some(3) };
+    for _ in 0..1000 {
+        recorder.denied(&denied, [10, 0, 0, 1].into(), address("10.0.0.2:80"));
+    }
+    let (told, _) = flows.since(0);
+    assert!((64..1000).contains(&told.len()), "{} were told", told.len());
+    assert_eq!(told.len() as u64 + flows.lost(), 1000);
+    assert_eq!(told[0].event.rule, Some(FlowRule::Policy(denied)));
+    assert_eq!(told[0].event.source.to_string(), "10.0.0.1:0");
 }
