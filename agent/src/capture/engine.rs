@@ -1,5 +1,8 @@
 //! The life of capture: start, follow interfaces and tables, stop.
 
+mod handle;
+mod publish;
+
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,12 +21,14 @@ use super::guard::Guard;
 use super::interfaces::{Hooked, Snapshot};
 use super::listener::CaptureListeners;
 use super::netlink::Netlink;
-use super::parts::{Parts, Readings};
+use super::parts::Parts;
 use super::plumbing::Plumbing;
-use super::programs::{Attach, Captured, Counters, Programs};
+use super::programs::{Attach, Captured, Programs};
 use super::upkeep::Upkeep;
 use super::{CaptureError, CaptureSettings, CaptureStatus, LocalAddresses, OnStop};
 use crate::compile::RoutingTable;
+
+pub use handle::EngineHandle;
 
 /// Netlink may drop messages under pressure; everything is read anew this often.
 const RESYNC: Duration = Duration::from_secs(5);
@@ -70,40 +75,6 @@ pub struct Engine {
     foreign: Vec<Foreign>,
     status: watch::Sender<CaptureStatus>,
     stop: oneshot::Receiver<oneshot::Sender<()>>,
-}
-
-/// Steers a running engine.
-pub struct EngineHandle {
-    stop: oneshot::Sender<oneshot::Sender<()>>,
-    status: watch::Receiver<CaptureStatus>,
-    counters: Counters,
-    readings: Readings,
-}
-
-impl EngineHandle {
-    /// What the programs count.
-    pub fn counters(&self) -> Counters {
-        self.counters.clone()
-    }
-
-    /// What the parts beside capture count.
-    pub fn readings(&self) -> Readings {
-        self.readings.clone()
-    }
-
-    /// What capture looks like now.
-    pub fn status(&self) -> watch::Receiver<CaptureStatus> {
-        self.status.clone()
-    }
-
-    /// New connections go direct from now on; established ones stay. Done when the receiver fires; the engine then waits
-    /// for [`Engine::end`].
-    pub async fn stop_capturing(self) {
-        let (done, fired) = oneshot::channel();
-        if self.stop.send(done).is_ok() {
-            let _ = fired.await;
-        }
-    }
 }
 
 impl Engine {
@@ -436,35 +407,6 @@ impl Engine {
             );
         }
         protected.and(self.parts.balance(&table))
-    }
-
-    fn publish(&self) {
-        let names = |pods: bool| {
-            let hooked = self.programs.attached().filter(|(.., hook)| (*hook == Hooked::Pod) == pods);
-            hooked.map(|(_, name, _)| name.to_owned()).collect()
-        };
-        self.status.send_replace(CaptureStatus {
-            attach: self.programs.attach_kind().as_str(),
-            pins: match self.programs.pins().directory() {
-                Ok(directory) => directory.display().to_string(),
-                Err(reason) => format!("not pinned: {reason}"),
-            },
-            pod_interfaces: names(true),
-            uplinks: names(false),
-            paused: self.upkeep.broken().map(ToOwned::to_owned),
-            failed: self.failed.values().chain(self.parts.pod_guard.failed()).cloned().collect(),
-            local_addresses: self.local.load().to_vec(),
-            foreign: self.foreign.clone(),
-            maps: self.programs.map_use().into_iter().chain(self.parts.map_use()).collect(),
-            destinations: self.captured.destinations,
-            destinations_over_capacity: self.captured.over_capacity,
-            connect: self.parts.connect_status(),
-            policy: self.parts.pod_guard.status(),
-            inbound: self.parts.pod_guard.captured(),
-            acceleration: self.parts.acceleration_status(),
-            socket_events_off: self.parts.socket_events_off(),
-            guard: self.parts.guard.as_ref().map(Guard::status),
-        });
     }
 }
 

@@ -57,10 +57,11 @@ pub fn start(handle: Handle, interfaces: BTreeSet<u32>, rules: Rules) {
 }
 
 fn expel_all(pods: &[File], rules: &Rules) {
-    let node = match vanished::open_sock_diag().and_then(|netlink| node_sockets(&netlink)) {
+    // It stays in the node's namespace, whichever the thread goes to.
+    let node = match vanished::open_sock_diag() {
         Ok(node) => node,
         Err(error) => {
-            tracing::error!(%error, "the node's sockets could not be listed; refused connections to high ports go on");
+            tracing::error!(%error, "the node's sockets can't be listed; refused connections to high ports go on");
             return;
         }
     };
@@ -89,7 +90,7 @@ fn node_sockets(netlink: &Socket) -> io::Result<HashSet<Ends>> {
     Ok(found)
 }
 
-fn expel_in(pod: &File, rules: &Rules, node: &HashSet<Ends>) -> io::Result<usize> {
+fn expel_in(pod: &File, rules: &Rules, node: &Socket) -> io::Result<usize> {
     setns(pod, CloneFlags::CLONE_NEWNET)?;
     let netlink = vanished::open_sock_diag()?;
     let mut listening = BTreeSet::new();
@@ -97,13 +98,25 @@ fn expel_in(pod: &File, rules: &Rules, node: &HashSet<Ends>) -> io::Result<usize
         let listeners = exchange(&netlink, &sock_diag::ask_listeners(kind), sock_diag::read)?;
         listening.extend(listeners.iter().map(|socket| ends(kind, socket).0.port()));
     }
-    let mut closed = 0;
+    let mut found = Vec::new();
     for kind in KINDS {
-        for socket in exchange(&netlink, &sock_diag::ask(kind), sock_diag::read)? {
-            let ends = ends(kind, &socket);
-            if !listening.contains(&ends.0.port()) || !rules.refuse(ends, node) {
-                continue;
-            }
+        found.extend(
+            exchange(&netlink, &sock_diag::ask(kind), sock_diag::read)?.into_iter().map(|one| (kind, one)),
+        );
+    }
+    found.retain(|(kind, socket)| {
+        let ends = ends(*kind, socket);
+        listening.contains(&ends.0.port()) && rules.refuse(ends)
+    });
+    if found.is_empty() {
+        return Ok(0);
+    }
+    // Asked after the pod, or a connection that the agent makes meanwhile would look like somebody else's.
+    let spared = node_sockets(node)?;
+    let mut closed = 0;
+    for (kind, socket) in found {
+        let (own, peer) = ends(kind, &socket);
+        if !spared.contains(&(peer, own)) {
             match exchange(&netlink, &sock_diag::destroy(kind, &socket), sock_diag::read) {
                 Ok(_) => closed += 1,
                 // It closed by itself meanwhile.
@@ -116,12 +129,11 @@ fn expel_in(pod: &File, rules: &Rules, node: &HashSet<Ends>) -> io::Result<usize
 }
 
 impl Rules {
-    /// Whether a pod's policies refuse what came to it over a connection with these ends, its own first.
-    fn refuse(&self, (own, peer): Ends, node: &HashSet<Ends>) -> bool {
+    /// Whether a pod's policies refuse what came to it over a connection with these ends, its own first, unless it is the
+    /// agent's, which asks them itself.
+    fn refuse(&self, (own, peer): Ends) -> bool {
         // What the agent does not carry shows nobody its requests.
-        self.table.check_access(peer.ip(), own, Asked::Opaque).is_err()
-            && !self.node.contains(&peer.ip())
-            && !node.contains(&(peer, own))
+        self.table.check_access(peer.ip(), own, Asked::Opaque).is_err() && !self.node.contains(&peer.ip())
     }
 }
 
