@@ -15,7 +15,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::acceleration;
 use super::events::KernelEvents;
-use super::expel;
+use super::expel::Expeller;
 use super::foreign::{self, Foreign, Sighting};
 use super::guard::Guard;
 use super::interfaces::{Hooked, Snapshot};
@@ -73,6 +73,7 @@ pub struct Engine {
     unapplied: bool,
     /// Programs of others on our hooks.
     foreign: Vec<Foreign>,
+    expeller: Expeller,
     status: watch::Sender<CaptureStatus>,
     stop: oneshot::Receiver<oneshot::Sender<()>>,
 }
@@ -118,6 +119,7 @@ impl Engine {
         let counters = programs.counters();
         let events = programs.events();
         let names = (readings.drops.clone(), readings.guard.as_ref().map(|(_, counters)| counters.clone()));
+        let expeller = Expeller::start(netlink.handle().clone(), tables.clone());
         let mut engine = Self {
             settings,
             programs,
@@ -135,6 +137,7 @@ impl Engine {
             pods: BTreeMap::new(),
             unapplied: false,
             foreign: Vec::new(),
+            expeller,
             status,
             stop,
         };
@@ -378,9 +381,7 @@ impl Engine {
     /// Closes what policies refuse and the guard lets be, after acceleration has heard of them.
     fn expel(&mut self) {
         if let Some(pods) = self.parts.pod_guard.unjudged() {
-            let rules =
-                expel::Rules { table: self.tables.borrow().clone(), node: self.local.load().to_vec() };
-            expel::start(self.netlink.handle().clone(), pods, rules);
+            self.expeller.look_behind(pods);
         }
     }
 

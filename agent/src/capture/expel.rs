@@ -4,7 +4,8 @@
 //! of connections that acceleration has joined pass no hook at all, and what came by an interface before it was guarded has
 //! been seen by none. So whenever pods get other rules, and whenever an interface is guarded, the sockets of the pods are
 //! looked at: what came to a listener of a pod from somebody who is refused now is reset (`SOCK_DESTROY`, 4.9,
-//! `CONFIG_INET_DIAG_DESTROY`). Sockets of the node itself reach every pod; the agent's ask the policy themselves.
+//! `CONFIG_INET_DIAG_DESTROY`). Sockets of the node itself reach every pod, and the pod's own reach it without a hook; the
+//! agent's ask the policy themselves.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
@@ -16,6 +17,7 @@ use agent_common::balance::TCP;
 use nix::sched::{CloneFlags, setns};
 use rtnetlink::Handle;
 use socket2::Socket;
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::acceleration::namespaces;
 use super::sock_diag::{self, Kind, SocketId};
@@ -25,38 +27,60 @@ use crate::model::Asked;
 
 const KINDS: [Kind; 2] = [Kind { family: 2, protocol: TCP }, Kind { family: 10, protocol: TCP }];
 
-/// Who may not be expelled, and by which rules the others are.
-#[derive(Clone)]
-pub struct Rules {
-    /// The table in force.
-    pub table: Arc<RoutingTable>,
-    /// The node's own addresses.
-    pub node: Vec<IpAddr>,
-}
-
 /// The two ends of a connection, as the socket that is named first sees them.
 type Ends = (SocketAddr, SocketAddr);
 
-/// Closes what is refused in the namespaces behind these interfaces, beside the caller.
-pub fn start(handle: Handle, interfaces: BTreeSet<u32>, rules: Rules) {
-    tokio::spawn(async move {
-        let pods = match namespaces::files_behind(&handle, &interfaces).await {
-            Ok(pods) => pods,
-            Err(error) => {
-                tracing::error!(%error, "pods' namespaces were not found; refused connections to high ports go on");
-                return;
-            }
-        };
-        // The thread enters the namespaces and ends in the last one.
-        let started =
-            std::thread::Builder::new().name("expel".to_owned()).spawn(move || expel_all(&pods, &rules));
-        if let Err(error) = started {
-            tracing::error!(%error, "refused connections to high ports go on");
-        }
-    });
+/// Asks for pods to be looked at. Looks come one after another; what is asked for during one is one more.
+pub struct Expeller {
+    asked: mpsc::UnboundedSender<BTreeSet<u32>>,
 }
 
-fn expel_all(pods: &[File], rules: &Rules) {
+impl Expeller {
+    /// Starts the task that looks, beside the caller, for as long as the answer lives.
+    pub fn start(handle: Handle, tables: watch::Receiver<Arc<RoutingTable>>) -> Self {
+        let (asked, mut waiting) = mpsc::unbounded_channel::<BTreeSet<u32>>();
+        tokio::spawn(async move {
+            while let Some(mut interfaces) = waiting.recv().await {
+                while let Ok(more) = waiting.try_recv() {
+                    interfaces.extend(more);
+                }
+                look(&handle, &interfaces, &tables).await;
+            }
+        });
+        Self { asked }
+    }
+
+    /// Closes what is refused in the namespaces behind these interfaces.
+    pub fn look_behind(&self, interfaces: BTreeSet<u32>) {
+        // The task ends only with the runtime.
+        let _ = self.asked.send(interfaces);
+    }
+}
+
+async fn look(handle: &Handle, interfaces: &BTreeSet<u32>, tables: &watch::Receiver<Arc<RoutingTable>>) {
+    let pods = match namespaces::files_behind(handle, interfaces).await {
+        Ok(pods) => pods,
+        Err(error) => {
+            tracing::error!(%error, "pods' namespaces were not found; refused connections to high ports go on");
+            return;
+        }
+    };
+    let tables = tables.clone();
+    let (done, ended) = oneshot::channel();
+    // The thread enters the namespaces and ends in the last one.
+    let started = std::thread::Builder::new().name("expel".to_owned()).spawn(move || {
+        expel_all(&pods, &tables);
+        // Whoever waits may be gone.
+        let _ = done.send(());
+    });
+    match started {
+        // A thread that panics has let go of its end.
+        Ok(_) => drop(ended.await),
+        Err(error) => tracing::error!(%error, "refused connections to high ports go on"),
+    }
+}
+
+fn expel_all(pods: &[File], tables: &watch::Receiver<Arc<RoutingTable>>) {
     // It stays in the node's namespace, whichever the thread goes to.
     let node = match vanished::open_sock_diag() {
         Ok(node) => node,
@@ -67,7 +91,9 @@ fn expel_all(pods: &[File], rules: &Rules) {
     };
     let mut closed = 0;
     for pod in pods {
-        match expel_in(pod, rules, &node) {
+        // What a later table allows is let be.
+        let table = tables.borrow().clone();
+        match expel_in(pod, &table, &node) {
             Ok(count) => closed += count,
             Err(error) => tracing::warn!(%error, "connections that policies refuse may go on in a pod"),
         }
@@ -90,51 +116,45 @@ fn node_sockets(netlink: &Socket) -> io::Result<HashSet<Ends>> {
     Ok(found)
 }
 
-fn expel_in(pod: &File, rules: &Rules, node: &Socket) -> io::Result<usize> {
+fn expel_in(pod: &File, table: &RoutingTable, node: &Socket) -> io::Result<usize> {
     setns(pod, CloneFlags::CLONE_NEWNET)?;
     let netlink = vanished::open_sock_diag()?;
-    let mut listening = BTreeSet::new();
+    let (mut listening, mut there) = (BTreeSet::new(), Vec::new());
     for kind in KINDS {
         let listeners = exchange(&netlink, &sock_diag::ask_listeners(kind), sock_diag::read)?;
         listening.extend(listeners.iter().map(|socket| ends(kind, socket).0.port()));
+        let sockets = exchange(&netlink, &sock_diag::ask(kind), sock_diag::read)?;
+        there.extend(sockets.into_iter().map(|socket| (kind, ends(kind, &socket), socket)));
     }
-    let mut found = Vec::new();
-    for kind in KINDS {
-        found.extend(
-            exchange(&netlink, &sock_diag::ask(kind), sock_diag::read)?.into_iter().map(|one| (kind, one)),
-        );
-    }
-    found.retain(|(kind, socket)| {
-        let ends = ends(*kind, socket);
-        listening.contains(&ends.0.port()) && rules.refuse(ends)
+    let own: HashSet<Ends> = there.iter().map(|(_, ends, _)| *ends).collect();
+    there.retain(|(_, (here, peer), _)| {
+        // What has both ends in the pod is the pod's own affair.
+        listening.contains(&here.port()) && refuses(table, (*here, *peer)) && !own.contains(&(*peer, *here))
     });
-    if found.is_empty() {
+    if there.is_empty() {
         return Ok(0);
     }
     // Asked after the pod, or a connection that the agent makes meanwhile would look like somebody else's.
     let spared = node_sockets(node)?;
     let mut closed = 0;
-    for (kind, socket) in found {
-        let (own, peer) = ends(kind, &socket);
-        if !spared.contains(&(peer, own)) {
-            match exchange(&netlink, &sock_diag::destroy(kind, &socket), sock_diag::read) {
-                Ok(_) => closed += 1,
-                // It closed by itself meanwhile.
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-                Err(error) => return Err(error),
-            }
+    for (kind, (here, peer), socket) in there {
+        if spared.contains(&(peer, here)) {
+            continue;
+        }
+        match exchange(&netlink, &sock_diag::destroy(kind, &socket), sock_diag::read) {
+            Ok(_) => closed += 1,
+            // It closed by itself meanwhile.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(closed)
 }
 
-impl Rules {
-    /// Whether a pod's policies refuse what came to it over a connection with these ends, its own first, unless it is the
-    /// agent's, which asks them itself.
-    fn refuse(&self, (own, peer): Ends) -> bool {
-        // What the agent does not carry shows nobody its requests.
-        self.table.check_access(peer.ip(), own, Asked::Opaque).is_err() && !self.node.contains(&peer.ip())
-    }
+/// Whether a pod's policies refuse what came to it over a connection with these ends, its own first. What the agent does not
+/// carry shows nobody its requests.
+fn refuses(table: &RoutingTable, (own, peer): Ends) -> bool {
+    table.check_access(peer.ip(), own, Asked::Opaque).is_err()
 }
 
 fn ends(kind: Kind, socket: &SocketId) -> Ends {
