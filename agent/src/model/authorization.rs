@@ -5,7 +5,7 @@ mod request;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-pub use request::{Asked, FieldTerm, PathPart, PathPattern, PolicyRequest, RequestTerms, TextPattern};
+pub use request::{Asked, Doubt, FieldTerm, PathPart, PathPattern, PolicyRequest, RequestTerms, TextPattern};
 
 use super::{Labels, ObjectName};
 
@@ -145,7 +145,7 @@ impl PolicyRule {
     /// Whether it takes what this source sends to this port of the pod.
     fn matches(&self, source: PolicySource<'_>, port: Option<u16>, reading: Reading<'_>) -> bool {
         let asked = |alternative: &PolicyMatch| match reading {
-            Reading::Of(request) => alternative.request.hold(request),
+            Reading::Of(request, doubt) => alternative.request.hold(request, doubt),
             Reading::AsIfAbsent | Reading::Unmet => true,
         };
         let unmet = matches!(reading, Reading::Unmet) && self.asks_of_requests();
@@ -158,7 +158,7 @@ impl PolicyRule {
 #[derive(Clone, Copy)]
 enum Reading<'a> {
     /// It is asked.
-    Of(&'a dyn PolicyRequest),
+    Of(&'a dyn PolicyRequest, Doubt),
     /// As if it asked nothing.
     AsIfAbsent,
     /// As if the request were another.
@@ -216,7 +216,8 @@ impl AuthorizationPolicy {
     /// The position of the first rule that takes it.
     pub fn rule_of(&self, source: PolicySource<'_>, port: Option<u16>, asked: Asked<'_>) -> Option<usize> {
         let reading = match (asked, self.action) {
-            (Asked::Request(request), _) => Reading::Of(request),
+            (Asked::Request(request), PolicyAction::Deny) => Reading::Of(request, Doubt::Holds),
+            (Asked::Request(request), PolicyAction::Allow) => Reading::Of(request, Doubt::Fails),
             (Asked::Opaque, PolicyAction::Deny) | (Asked::Unread, PolicyAction::Allow) => Reading::AsIfAbsent,
             (Asked::Opaque, PolicyAction::Allow) | (Asked::Unread, PolicyAction::Deny) => Reading::Unmet,
         };

@@ -10,8 +10,9 @@ mod workload;
 #[cfg(test)]
 pub(crate) use authorization::tests as authorization_tests;
 pub use authorization::{
-    Asked, AuthorizationPolicy, Cidr, FieldTerm, NamespacePattern, PathPart, PathPattern, PolicyAction,
-    PolicyMatch, PolicyRequest, PolicyRule, PolicyScope, PolicySource, RequestTerms, TextPattern,
+    Asked, AuthorizationPolicy, Cidr, Doubt, FieldTerm, NamespacePattern, PathPart, PathPattern,
+    PolicyAction, PolicyMatch, PolicyRequest, PolicyRule, PolicyScope, PolicySource, RequestTerms,
+    TextPattern,
 };
 pub use guard::{EdgeGuard, SourceRate};
 pub use name::ObjectName;

@@ -19,7 +19,8 @@ use crate::net::{HTTP2_FRAME_HEAD, Spoken, classify, is_http2_settings};
 const READ_BYTES: usize = 8 * 1024;
 /// How long a silent client may still speak once its endpoint can't be reached: an HTTP request gets a proper answer.
 const SPEAK_AFTER_FAILURE: Duration = Duration::from_secs(1);
-
+/// How long a client may be silent whose request decides what it may reach.
+const FIRST_REQUEST: Duration = Duration::from_mins(1);
 /// How long a client that speaks HTTP waits for the connection that was dialled before it spoke.
 const EARLY_PATIENCE: Duration = Duration::from_millis(100);
 /// How long a client may leave it open what its first bytes are; after that they are passed on as they came.
@@ -65,9 +66,9 @@ pub(super) async fn detect(context: &Context, downstream: &mut Downstream, dial:
             let asks = undialled
                 .refused_by()
                 .is_some_and(|endpoint| access::depends_on_request(context, client, endpoint));
-            // Where its request decides, a client may take as long for its first one as for any later one.
-            let spoken = if asks { Ok(speaking.await) } else { timeout(SPEAK_AFTER_FAILURE, speaking).await };
-            match spoken {
+            // Where its request decides, a client may have opened the connection for one that comes later.
+            let patience = if asks { FIRST_REQUEST } else { SPEAK_AFTER_FAILURE };
+            match timeout(patience, speaking).await {
                 Ok(Ok(Spoken::Http | Spoken::Http2)) => Told::Http(None),
                 _ => opaque(context, downstream, dial, Err(undialled)).await,
             }

@@ -8,7 +8,14 @@ use super::caller::{Caller, Outgoing};
 use super::plan::Planned;
 use crate::http::h1::RequestHead;
 use crate::model::PolicyRequest;
-use crate::route::RequestView;
+use crate::route::{EscapedSlashes, Normalisation, PathPolicy, RequestView, normalise};
+
+/// How the most lenient of servers reads a path.
+const BY_OTHERS: PathPolicy = PathPolicy {
+    normalisation: Normalisation::MergeSlashes,
+    escaped_slashes: EscapedSlashes::Decode,
+    strict: false,
+};
 
 /// A request that is about to be sent on. Made up only as far as a policy asks.
 pub(in crate::proxy) struct Passed<'a> {
@@ -48,10 +55,15 @@ impl PolicyRequest for Passed<'_> {
         self.head.method()
     }
 
-    fn path(&self) -> &str {
-        match &self.outgoing().target {
+    fn read_paths(&self, each: &mut dyn FnMut(&str)) {
+        let path = match &self.outgoing().target {
             Some(target) => target.split_once('?').map_or(&**target, |(path, _)| path),
             None => self.head.path(),
+        };
+        each(path);
+        match normalise(path, BY_OTHERS) {
+            Ok(other) if *other != *path => each(&other),
+            _ => {}
         }
     }
 
@@ -59,16 +71,21 @@ impl PolicyRequest for Passed<'_> {
         &self.outgoing().authority
     }
 
-    fn has_field(&self, name: &str, wanted: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+    fn read_field(&self, name: &str, each: &mut dyn FnMut(&[u8])) {
         // These two are no fields of the map.
         match name {
-            "host" => return wanted(self.authority().as_bytes()),
-            "upgrade" => return self.caller.upgrade(self.head).is_some_and(wanted),
+            "host" => return each(self.authority().as_bytes()),
+            "upgrade" => return self.caller.upgrade(self.head).into_iter().for_each(each),
             _ => {}
         }
         let values: Vec<&[u8]> = self.fields().get_all(name).iter().map(AsRef::as_ref).collect();
         // What HTTP/2 cuts into several fields is one in HTTP/1 (RFC 9113 section 8.2.3).
         let comma = if name == "cookie" { &b"; "[..] } else { b"," };
-        values.iter().any(|value| wanted(value)) || (values.len() > 1 && wanted(&values.join(comma)))
+        for value in &values {
+            each(value);
+        }
+        if values.len() > 1 {
+            each(&values.join(comma));
+        }
     }
 }

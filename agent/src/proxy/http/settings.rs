@@ -76,6 +76,18 @@ pub enum Upgrades {
     Any,
 }
 
+impl HttpSettings {
+    /// The same for clients of a pod that may be anybody: their number and their heads are held to what those of `gateway` are.
+    #[must_use]
+    pub fn for_strangers(self, gateway: &Self) -> Self {
+        Self {
+            connections_per_source: gateway.connections_per_source,
+            header_timeout: gateway.header_timeout,
+            ..self
+        }
+    }
+}
+
 impl Upgrades {
     /// Whether a protocol (`name` or `name/version`, RFC 9110 section 7.8) is among them.
     pub fn allow(self, protocol: &[u8]) -> bool {

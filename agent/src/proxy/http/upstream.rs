@@ -184,7 +184,15 @@ impl Caller<'_> {
 
     /// What a connection to this endpoint is kept under.
     pub fn pool_key(self, goal: Goal<'_>, address: SocketAddr, pick: Option<&Pick>) -> PoolKey {
-        let uid = pick.map(|pick| Arc::clone(&pick.upstream().uid));
+        let uid = match (pick, goal) {
+            (Some(pick), _) => Some(Arc::clone(&pick.upstream().uid)),
+            // A pod that was dialled by its own address, which will be another's one day.
+            (None, Goal::Address(address)) => {
+                let table = self.ctx.tables.load();
+                table.workloads.get(&address.ip().to_canonical()).map(|pod| Arc::clone(&pod.uid))
+            }
+            (None, _) => None,
+        };
         PoolKey { uid, address, source: self.upstream_source(goal) }
     }
 

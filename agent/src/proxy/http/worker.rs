@@ -35,6 +35,7 @@ const MAX_SPARE: usize = 128;
 #[derive(Debug)]
 pub struct HttpWorker {
     captured: Rc<HttpSettings>,
+    inbound: Rc<HttpSettings>,
     gateway: Rc<HttpSettings>,
     pool: Pool,
     http2: Http2Pool,
@@ -198,6 +199,7 @@ impl HttpWorker {
     /// A worker with its share of what the agent takes on.
     pub fn new(settings: ProxySettings, share: Share, random: Rc<Random>) -> Self {
         Self {
+            inbound: Rc::new(settings.captured.clone().for_strangers(&settings.gateway)),
             captured: Rc::new(settings.captured),
             gateway: Rc::new(settings.gateway),
             pool: Pool::new(settings.pool),
@@ -243,13 +245,14 @@ impl HttpWorker {
         }
     }
 
-    /// Closes the idle upstream connections whose endpoints are in no cluster of the table any more.
+    /// Closes the idle upstream connections whose endpoints the table no longer has.
     pub fn forget_gone(&self, table: &RoutingTable) {
         if self.pool.is_empty() && self.http2.is_empty() {
             return;
         }
         let endpoints = table.clusters.values().flat_map(|cluster| [&cluster.endpoints, &cluster.unready]);
-        let known: HashSet<&str> = endpoints.flatten().map(|endpoint| &*endpoint.uid).collect();
+        let pods = table.workloads.values().map(|pod| &*pod.uid);
+        let known: HashSet<&str> = endpoints.flatten().map(|endpoint| &*endpoint.uid).chain(pods).collect();
         let keep = |key: &PoolKey| key.uid.as_deref().is_none_or(|uid| known.contains(uid));
         self.pool.retain(keep);
         self.http2.retain(keep);
@@ -261,7 +264,8 @@ impl HttpWorker {
 
     fn of(&self, origin: &Origin) -> &Rc<HttpSettings> {
         match origin {
-            Origin::Outbound | Origin::Inbound => &self.captured,
+            Origin::Outbound => &self.captured,
+            Origin::Inbound => &self.inbound,
             Origin::Gateway(_) => &self.gateway,
         }
     }
