@@ -19,11 +19,11 @@ pub(super) struct Refused;
 /// Asks the table in force, which may be newer than the one that a request goes by, and counts a refusal.
 pub(super) fn check(
     context: &Context,
-    client: IpAddr,
+    client: SocketAddr,
     endpoint: SocketAddr,
     asked: Asked<'_>,
 ) -> Result<(), Refused> {
-    context.tables.load().check_access(client, endpoint, asked).map_err(|denied| {
+    context.tables.load().check_access(client.ip(), endpoint, asked).map_err(|denied| {
         context.recorder.denied(&denied, client, endpoint);
         Refused
     })
@@ -56,7 +56,7 @@ pub(super) fn depends_on_request(context: &Context, client: IpAddr, endpoint: So
 /// only the node's NAT understands is refused once there are policies, like a connection that would be made then.
 pub(super) async fn until_refused(
     context: &Context,
-    client: IpAddr,
+    client: SocketAddr,
     endpoint: (SocketAddr, ConnectSource),
     asked: Asked<'_>,
 ) {

@@ -1,6 +1,6 @@
 //! The records that proxies hand over when a request or a connection ends.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -129,7 +129,7 @@ pub trait Recorder {
     /// A client connection that was served requests ended.
     fn served(&self, record: &ServedRecord);
     /// A policy refused a client's request or connection to an endpoint.
-    fn denied(&self, denied: &Denied, client: IpAddr, endpoint: SocketAddr);
+    fn denied(&self, denied: &Denied, client: SocketAddr, endpoint: SocketAddr);
     /// A client connection (of any protocol) was accepted or, with `opened` false, ended.
     fn downstream(&self, origin: &Origin, opened: bool);
 }

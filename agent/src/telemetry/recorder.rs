@@ -4,7 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::hash::BuildHasher;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -144,7 +144,7 @@ impl Recorder for WorkerRecorder {
         });
     }
 
-    fn denied(&self, denied: &Denied, client: IpAddr, endpoint: SocketAddr) {
+    fn denied(&self, denied: &Denied, client: SocketAddr, endpoint: SocketAddr) {
         // Refusals are no fast path; the names are looked up each time.
         let labels = ["agent", &denied.policy.to_string(), &denied.rule_label()];
         self.metrics.shared.policy_drops.with_label_values(&labels).inc();
@@ -161,7 +161,7 @@ impl Recorder for WorkerRecorder {
             ..FlowEvent::new(
                 (FlowKind::Drop, FlowTier::Agent),
                 ("refused", ACCESS_DENIED),
-                (SocketAddr::new(client, 0), endpoint),
+                (client, endpoint),
             )
         });
     }

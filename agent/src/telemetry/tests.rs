@@ -465,11 +465,11 @@ fn refusals_beyond_their_budget_are_counted_and_not_told() {
     let recorder = metrics().recorder(AccessLog::disabled(), flows.clone());
     let denied = Denied { policy: ObjectName::new("default", "p"), rule: Some(3) };
     for _ in 0..1000 {
-        recorder.denied(&denied, [10, 0, 0, 1].into(), address("10.0.0.2:80"));
+        recorder.denied(&denied, address("10.0.0.1:40000"), address("10.0.0.2:80"));
     }
     let (told, _) = flows.since(0);
     assert!((64..1000).contains(&told.len()), "{} were told", told.len());
     assert_eq!(told.len() as u64 + flows.lost(), 1000);
     assert_eq!(told[0].event.rule, Some(FlowRule::Policy(denied)));
-    assert_eq!(told[0].event.source.to_string(), "10.0.0.1:0");
+    assert_eq!(told[0].event.source.to_string(), "10.0.0.1:40000");
 }

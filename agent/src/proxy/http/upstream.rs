@@ -179,7 +179,7 @@ impl Caller<'_> {
         if matches!(goal, Goal::Unknown(_)) {
             access::check_translated(self.ctx)?;
         }
-        access::check(self.ctx, self.peer.ip(), address, Asked::Request(passed))
+        access::check(self.ctx, self.peer, address, Asked::Request(passed))
     }
 
     /// What a connection to this endpoint is kept under.
