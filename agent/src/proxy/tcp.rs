@@ -234,8 +234,7 @@ async fn relay_with_prefix(
     source: ConnectSource,
 ) -> Relayed {
     // A connection that was dialled before the client spoke may have been allowed when it was.
-    let refused =
-        access::until_refused(context, downstream.peer, (dialled.address, source), Asked::Opaque);
+    let refused = access::until_refused(context, downstream.peer, (dialled.address, source), Asked::Opaque);
     let upstream = &mut dialled.io;
     if let Some(error) = dialled.client_error.take() {
         let _ = upstream.set_zero_linger();

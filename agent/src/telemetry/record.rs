@@ -117,8 +117,9 @@ pub struct ServedRecord {
     pub rtt: Option<Duration>,
 }
 
-/// Takes the records of one worker. Called on the data path: never blocks, never allocates per call once its series
-/// exist.
+/// Takes the records of one worker. Called on the data path: once its series exist nothing is allocated per call. A request
+/// that is served waits for nobody; the end of a connection and a refusal wait at the most for another worker to tell of
+/// one, or for a reader to copy a piece of what was told.
 pub trait Recorder {
     /// A request ended.
     fn request(&self, record: &RequestRecord<'_>);

@@ -36,6 +36,7 @@ pub(super) struct WorkerRecorder {
     budget: (Instant, Cell<DropBudget>),
     requests: RefCell<Cache<RequestSeries>>,
     connections: RefCell<Cache<TcpSeries>>,
+    refusals: RefCell<HashMap<Denied, IntCounter, RandomState>>,
     downstream: RefCell<Vec<Downstream>>,
     line: RefCell<Vec<u8>>,
 }
@@ -55,9 +56,24 @@ impl WorkerRecorder {
             budget: (Instant::now(), Cell::default()),
             requests: RefCell::default(),
             connections: RefCell::default(),
+            refusals: RefCell::default(),
             downstream: RefCell::default(),
             line: RefCell::default(),
         }
+    }
+
+    fn count_refusal(&self, denied: &Denied) {
+        let mut known = self.refusals.borrow_mut();
+        if let Some(refusals) = known.get(denied) {
+            return refusals.inc();
+        }
+        if known.len() >= CACHE_MAX {
+            known.clear();
+        }
+        let labels = ["agent", &denied.policy.to_string(), &denied.rule_label()];
+        let refusals = self.metrics.shared.policy_drops.with_label_values(&labels);
+        refusals.inc();
+        known.insert(denied.clone(), refusals);
     }
 
     fn limit_hit(&self, details: &'static str) {
@@ -145,9 +161,7 @@ impl Recorder for WorkerRecorder {
     }
 
     fn denied(&self, denied: &Denied, client: SocketAddr, endpoint: SocketAddr) {
-        // Refusals are no fast path; the names are looked up each time.
-        let labels = ["agent", &denied.policy.to_string(), &denied.rule_label()];
-        self.metrics.shared.policy_drops.with_label_values(&labels).inc();
+        self.count_refusal(denied);
         // Whoever keeps asking for what it is refused shall not push all else out of the log.
         let (since, budget) = &self.budget;
         let now_ns = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
