@@ -7,6 +7,7 @@ mod edge;
 mod inbound;
 mod seen;
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -20,7 +21,7 @@ use super::dump::{EndpointDump, RuleDump, cluster_name, of_cluster, rule};
 use super::flows::FlowDump;
 use super::status::Status;
 use crate::compile::{Cluster, Denied, Foreseen, Frontend, RoutingTable};
-use crate::model::{AppProtocol, Workload};
+use crate::model::{AppProtocol, ObjectName, Workload};
 use crate::route::RequestOrigin;
 
 pub use seen::add_seen;
@@ -40,6 +41,30 @@ pub enum Unreadable {
          NAMESPACE/SERVICE:PORT"
     )]
     Destination(String),
+    /// A service that lacks the port.
+    #[error("destination `{text}`: the service has no port {port}; it has {ports}")]
+    ServicePort {
+        /// As it was asked for.
+        text: String,
+        /// The port.
+        port: u16,
+        /// Those that there are.
+        ports: String,
+    },
+    /// A service that nobody can dial.
+    #[error(
+        "destination `{text}`: the service has neither a clusterIP nor endpoints to be dialled by their own addresses; \
+         its ports are {ports}"
+    )]
+    NoAddress {
+        /// As it was asked for.
+        text: String,
+        /// Its ports.
+        ports: String,
+    },
+    /// A service or pod of the other address family.
+    #[error("destination `{0}`: it has no address of the source's family")]
+    Family(String),
 }
 
 /// A connection that somebody might make.
@@ -123,9 +148,27 @@ impl Asked {
         let service = frontends(name, port, table);
         let pods = pod(name, table).map(|pod| pod.addresses.clone()).unwrap_or_default();
         let dialled = service.into_iter().chain(pods).filter(|to| to.is_ipv4() == from.is_ipv4()).min();
-        let to = dialled.ok_or_else(|| Unreadable::Destination(destination.to_owned()))?;
+        let to = dialled.ok_or_else(|| undiallable(destination, (name, port), table))?;
         Ok(Self { source: from, port: own_port, destination: SocketAddr::new(to, port) })
     }
+}
+
+/// Why a name and port are no destination.
+fn undiallable(text: &str, (name, port): (&str, u16), table: &RoutingTable) -> Unreadable {
+    let text = text.to_owned();
+    if pod(name, table).is_some() || !frontends(name, port, table).is_empty() {
+        return Unreadable::Family(text);
+    }
+    let (namespace, name) = qualified(name);
+    let is = |service: &ObjectName| *service.namespace == *namespace && *service.name == *name;
+    let ports: BTreeSet<u16> =
+        table.clusters.keys().filter(|key| is(&key.service)).map(|key| key.port).collect();
+    if ports.is_empty() {
+        return Unreadable::Destination(text);
+    }
+    let has = ports.contains(&port);
+    let ports = ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    if has { Unreadable::NoAddress { text, ports } } else { Unreadable::ServicePort { text, port, ports } }
 }
 
 /// A source without its port, where it has one.
@@ -334,15 +377,17 @@ fn kernel(
         return Reason::NotOurs;
     }
     // A pod whose node is not known may well be here.
-    let elsewhere = source.and_then(|pod| pod.node.as_deref()).is_some_and(|node| *node != *status.node);
-    if elsewhere {
+    let here = source.is_some_and(|pod| pod.node.as_deref().is_none_or(|node| *node == *status.node));
+    if !here {
+        step("from_pod", "the source is no pod of this node: its packets meet no pod's hook".to_owned());
         let ends = (asked.source, asked.destination);
         if let Some(reason) = inbound::kernel(ends, table, status, step) {
             return reason;
         }
         step(
             "from_uplink",
-            "of other nodes only connections to pods that judge requests are taken: not_ours".to_owned(),
+            "of what comes from elsewhere only connections to pods that judge requests are taken: not_ours"
+                .to_owned(),
         );
         return Reason::NotOurs;
     }
@@ -428,8 +473,8 @@ mod tests {
     use crate::admin::{CaptureStatus, DrainStatus, WorkerStatus};
     use crate::compile::{TableVersion, compile};
     use crate::model::{
-        AuthorizationPolicy, Labels, Model, ObjectName, PolicyAction, PolicyMatch, PolicyRule, PolicyScope,
-        RequestTerms, TextPattern,
+        AuthorizationPolicy, Labels, Model, PolicyAction, PolicyMatch, PolicyRule, PolicyScope, RequestTerms,
+        TextPattern,
     };
 
     fn capturing() -> Status {
@@ -458,7 +503,8 @@ mod tests {
         let pod = "10.0.0.1";
         let cases: [(&str, &str, Change, Expected); 8] = [
             (pod, "10.96.0.1:80", |_| {}, ("agent", "captured", "LISTENERS")),
-            ("10.9.9.9", "10.96.0.1:80", |_| {}, ("agent", "captured", "LISTENERS")),
+            // No pod, so that no pod's hook sees its packets.
+            ("10.9.9.9", "10.96.0.1:80", |_| {}, ("direct", "not_ours", "from_uplink")),
             (pod, "10.96.0.1:81", |_| {}, ("direct", "no_route", "DESTINATIONS")),
             (pod, "192.0.2.1:80", |_| {}, ("direct", "not_ours", "LOCAL_ADDRESSES")),
             (
@@ -512,11 +558,28 @@ mod tests {
             ("nobody", "order:80", "source `nobody`"),
             ("order-1", "order", "no port"),
             ("order-1", "order:http", "no port"),
-            ("order-1", "order:81", "neither an address nor a service"),
-            ("::1", "order:80", "neither an address nor a service"),
+            ("order-1", "nothing:80", "neither an address nor a service"),
+            ("order-1", "order:81", "the service has no port 81; it has 80"),
+            ("::1", "order:80", "no address of the source's family"),
+            ("::1", "order-1:80", "no address of the source's family"),
         ] {
             let error = Asked::read(source, destination, &table()).unwrap_err().to_string();
             assert!(error.contains(word), "{source} {destination}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_service_without_an_address_is_told_from_one_without_the_port() {
+        let mut model = model();
+        for service in &mut model.services {
+            service.cluster_ips.clear();
+        }
+        let table = compile(&model, &RoutingTable::default(), TableVersion::default());
+        for (destination, word) in
+            [("order:80", "neither a clusterIP nor endpoints"), ("order:81", "the service has no port 81")]
+        {
+            let error = Asked::read("10.0.0.1", destination, &table).unwrap_err().to_string();
+            assert!(error.contains(word), "{destination}: {error}");
         }
     }
 
@@ -568,7 +631,7 @@ mod tests {
             [said.verdict, said.tier, said.reason]
         };
         // The pod is another node's.
-        assert_eq!(verdict(&status), ["direct", "kernel", "no_route"]);
+        assert_eq!(verdict(&status), ["direct", "kernel", "not_ours"]);
         status.capture.inbound = vec!["10.0.0.1".parse().unwrap()];
         assert_eq!(verdict(&status), ["agent", "agent L7", "captured_inbound"]);
         status.drain.draining = true;

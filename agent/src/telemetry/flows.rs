@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use agent_common::capture::Reason;
 use arc_swap::ArcSwap;
@@ -185,6 +185,8 @@ pub struct FlowLog(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
+    /// Milliseconds since 1970.
+    began_ms: u64,
     tables: Arc<ArcSwap<RoutingTable>>,
     history: Mutex<History>,
     lost: OnceLock<Lost>,
@@ -201,7 +203,14 @@ struct History {
 impl FlowLog {
     /// An empty one; names come from the table in force when an event is told.
     pub fn new(tables: Arc<ArcSwap<RoutingTable>>) -> Self {
-        Self(Arc::new(Shared { tables, ..Shared::default() }))
+        let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        let began_ms = u64::try_from(began).unwrap_or(u64::MAX);
+        Self(Arc::new(Shared { began_ms, tables, ..Shared::default() }))
+    }
+
+    /// When it was empty; tells one agent's events from those of the next.
+    pub fn began(&self) -> SystemTime {
+        UNIX_EPOCH + Duration::from_millis(self.0.began_ms)
     }
 
     /// Keeps an event. Called for connections and drops, never for a request that is served.
