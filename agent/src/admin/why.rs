@@ -342,8 +342,8 @@ mod tests {
     use crate::admin::{CaptureStatus, DrainStatus, WorkerStatus};
     use crate::compile::{TableVersion, compile};
     use crate::model::{
-        AuthorizationPolicy, Labels, Model, ObjectName, PolicyAction, PolicyMatch, PolicyRule, PolicyScope, RequestTerms,
-        TextPattern,
+        AuthorizationPolicy, Labels, Model, ObjectName, PolicyAction, PolicyMatch, PolicyRule, PolicyScope,
+        RequestTerms, TextPattern,
     };
 
     fn capturing() -> Status {

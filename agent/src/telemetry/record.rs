@@ -59,6 +59,8 @@ pub struct RequestRecord<'a> {
     pub flags: ResponseFlags,
     /// What exactly was wrong (`header_obs_fold`, `connect_refused`, ...); empty for nothing.
     pub details: &'static str,
+    /// The policy that refused it, where one did.
+    pub denied: Option<&'a Denied>,
     /// Body bytes from the client.
     pub request_bytes: u64,
     /// Body bytes to the client.

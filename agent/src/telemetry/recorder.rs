@@ -24,7 +24,7 @@ use crate::http::grpc::GrpcStatus;
 use crate::model::{ObjectName, Workload};
 
 /// What a refusal by policy is called, as in answers and in the access log.
-const ACCESS_DENIED: &str = "rbac_access_denied";
+pub(super) const ACCESS_DENIED: &str = "rbac_access_denied";
 /// Label sets that one worker remembers; when there are more it starts anew, which also lets go of pods that are gone.
 const CACHE_MAX: usize = 4096;
 

@@ -107,6 +107,7 @@ impl Ends {
             grpc_status: None,
             flags: ResponseFlags::default(),
             details: "",
+            denied: None,
             request_bytes: 3,
             response_bytes: 2_000,
             request_id: "id",
@@ -358,6 +359,35 @@ fn a_request_is_one_line() {
     assert_eq!(lines[1]["connection_termination_details"], "connect_refused");
     assert_eq!(lines[1]["bytes_sent"], 22);
     assert_eq!(lines[1]["upstream_cluster"], serde_json::Value::Null);
+}
+
+#[test]
+fn a_refused_request_names_the_policy_and_the_rule() {
+    let denied = |rule| Denied { policy: ObjectName::new("shop", "readers"), rule };
+    let (by_rule, by_none) = (denied(Some(2)), denied(None));
+    let sink = Sink::default();
+    let access = AccessLog::new(sink.clone()).expect("starts");
+    let recorder = metrics().recorder(access.clone(), FlowLog::default());
+    let ends = Ends::known();
+    for (details, denied) in [
+        ("rbac_access_denied", Some(&by_rule)),
+        ("rbac_access_denied", Some(&by_none)),
+        ("rbac_access_denied", None),
+        // It failed for another reason first.
+        ("connect_refused", Some(&by_rule)),
+    ] {
+        recorder.request(&RequestRecord { details, denied, ..ends.request("/", 403) });
+    }
+    assert!(access.writer().expect("has one").flush(LIMIT));
+    let lines = sink.lines();
+    let details: Vec<_> = lines.iter().filter_map(|line| line["response_code_details"].as_str()).collect();
+    let expected = [
+        "rbac_access_denied_matched_policy[shop/readers rule 2]",
+        "rbac_access_denied_matched_policy[shop/readers rule none]",
+        "rbac_access_denied",
+        "connect_refused",
+    ];
+    assert_eq!(details, expected);
 }
 
 #[test]
