@@ -1,6 +1,6 @@
 //! The verdicts and reasons that connections and their events have, for the verbs that filter by them.
 
-use agent_common::balance::ConnectReason;
+use agent_common::balance::{ConnectReason, TierReason};
 use agent_common::{capture, guard};
 
 const VERDICTS: [&str; 7] = ["accelerated", "agent", "balanced", "direct", "dropped", "plain", "refused"];
@@ -27,7 +27,8 @@ fn reasons() -> Vec<&'static str> {
     let captured = capture::Reason::ALL.into_iter().map(capture::Reason::as_str);
     let guarded = guard::Reason::ALL.into_iter().map(guard::Reason::as_str);
     let balanced = ConnectReason::ALL.into_iter().map(ConnectReason::as_str);
-    let mut reasons: Vec<_> = captured.chain(guarded).chain(balanced).chain(OTHERS).collect();
+    let taken = TierReason::ALL.into_iter().map(TierReason::as_str);
+    let mut reasons: Vec<_> = captured.chain(guarded).chain(balanced).chain(taken).chain(OTHERS).collect();
     reasons.sort_unstable();
     reasons.dedup();
     reasons
@@ -48,9 +49,16 @@ mod tests {
 
     #[test]
     fn what_is_neither_is_refused_with_what_there_is() {
-        for known in
-            ["agent", "direct", "captured_inbound", "no_route", "denied", "affinity", "upstream_reset"]
-        {
+        for known in [
+            "agent",
+            "direct",
+            "captured_inbound",
+            "no_route",
+            "headless",
+            "denied",
+            "affinity",
+            "upstream_reset",
+        ] {
             assert_eq!(parse(known).as_deref(), Ok(known));
         }
         for unknown in ["bogus", "", "Agent"] {
