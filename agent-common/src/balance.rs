@@ -105,6 +105,17 @@ pub enum TierReason {
 }
 
 impl TierReason {
+    /// All reasons, in the order of their numbers.
+    pub const ALL: [Self; 7] = [
+        Self::Opaque,
+        Self::Datagrams,
+        Self::NoEndpoint,
+        Self::Headless,
+        Self::DeclaredHttp,
+        Self::DetectsProtocol,
+        Self::NoRoom,
+    ];
+
     /// The name that dumps show.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -388,6 +399,9 @@ mod tests {
     #[test]
     fn reasons_are_numbered_in_order() {
         for (index, reason) in ConnectReason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, index);
+        }
+        for (index, reason) in TierReason::ALL.into_iter().enumerate() {
             assert_eq!(reason as usize, index);
         }
     }

@@ -69,7 +69,17 @@ fn each_verdict_is_seen_with_its_ends_and_its_reason() -> Result<()> {
             }
         }
     }
-    ensure!(observe(&mesh, &["--from", "nobody"])?.is_empty(), "a filter let everything pass");
+    ensure!(observe(&mesh, &["--from", "nobody/"])?.is_empty(), "a filter let everything pass");
+    // What nothing can fit is no empty answer.
+    for (filter, words) in [
+        (["--from", "nobody"], "no pod or service of this name"),
+        (["--verdict", "bogus"], "captured_inbound"),
+    ] {
+        let mut command = mesh.lab.node(NODE)?.command(lab::agent::built_binary()?)?;
+        let output = command.arg("observe").args(filter).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(!output.status.success() && said.contains(words), "{filter:?}: {}, {said}", output.status);
+    }
     Ok(())
 }
 

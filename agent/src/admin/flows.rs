@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 /// The last flows.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowsDump {
+    /// Who tells: when the agent began to, in RFC 3339. Another agent's numbers have nothing to do with these.
+    #[serde(default)]
+    pub agent: String,
     /// What to ask for to see only later ones.
     pub next: u64,
     /// Events that the kernel programs could not tell, since they were loaded.

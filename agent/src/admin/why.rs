@@ -3,6 +3,7 @@
 //! A pure function of the routing table and of the agent's state; the kernel's own verdict function decides what the
 //! kernel would, and its reasons have the kernel's names.
 
+mod asked;
 mod edge;
 mod inbound;
 mod seen;
@@ -23,35 +24,8 @@ use crate::compile::{Cluster, Denied, Foreseen, Frontend, RoutingTable};
 use crate::model::{AppProtocol, Workload};
 use crate::route::RequestOrigin;
 
+pub use asked::{Asked, Unreadable};
 pub use seen::add_seen;
-
-/// A question that cannot be answered.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Unreadable {
-    /// Neither an address nor a pod.
-    #[error("source `{0}`: neither an address nor a pod of the table; say IP, POD or NAMESPACE/POD")]
-    Source(String),
-    /// No port.
-    #[error("destination `{0}`: no port; say IP:PORT, SERVICE:PORT or NAMESPACE/SERVICE:PORT")]
-    Port(String),
-    /// Neither an address nor a service or pod.
-    #[error(
-        "destination `{0}`: neither an address nor a service or pod of the table; say IP:PORT, SERVICE:PORT or \
-         NAMESPACE/SERVICE:PORT"
-    )]
-    Destination(String),
-}
-
-/// A connection that somebody might make.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Asked {
-    /// Who dials.
-    pub source: IpAddr,
-    /// From which port; `None`: from any, so that no one connection is meant.
-    pub port: Option<u16>,
-    /// What is dialled.
-    pub destination: SocketAddr,
-}
 
 /// The answer.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,68 +72,6 @@ pub struct Step {
     pub at: String,
     /// What is found there.
     pub found: String,
-}
-
-impl Asked {
-    /// Reads the two ends: addresses, or names that the table knows.
-    pub fn read(source: &str, destination: &str, table: &RoutingTable) -> Result<Self, Unreadable> {
-        let v4_first = |mut addresses: Vec<IpAddr>| {
-            addresses.sort();
-            addresses.first().copied()
-        };
-        let (name, own_port) = split_port(source);
-        let from = match name.parse() {
-            Ok(address) => address,
-            Err(_) => pod(name, table)
-                .and_then(|pod| v4_first(pod.addresses.clone()))
-                .ok_or_else(|| Unreadable::Source(source.to_owned()))?,
-        };
-        if let Ok(destination) = destination.parse() {
-            return Ok(Self { source: from, port: own_port, destination });
-        }
-        let (name, port) =
-            destination.rsplit_once(':').ok_or_else(|| Unreadable::Port(destination.to_owned()))?;
-        let port: u16 = port.parse().map_err(|_| Unreadable::Port(destination.to_owned()))?;
-        let service = frontends(name, port, table);
-        let pods = pod(name, table).map(|pod| pod.addresses.clone()).unwrap_or_default();
-        let dialled = service.into_iter().chain(pods).filter(|to| to.is_ipv4() == from.is_ipv4()).min();
-        let to = dialled.ok_or_else(|| Unreadable::Destination(destination.to_owned()))?;
-        Ok(Self { source: from, port: own_port, destination: SocketAddr::new(to, port) })
-    }
-}
-
-/// A source without its port, where it has one.
-fn split_port(source: &str) -> (&str, Option<u16>) {
-    if source.parse::<IpAddr>().is_ok() {
-        return (source, None);
-    }
-    match source.rsplit_once(':').map(|(name, port)| (name, port.parse())) {
-        Some((name, Ok(port))) => (name.trim_start_matches('[').trim_end_matches(']'), Some(port)),
-        _ => (source, None),
-    }
-}
-
-/// `namespace/name`, `name.namespace` with whatever follows, or a name in the namespace `default`.
-fn qualified(name: &str) -> (&str, &str) {
-    if let Some((namespace, name)) = name.split_once('/') {
-        return (namespace, name);
-    }
-    let mut labels = name.split('.');
-    let first = labels.next().unwrap_or(name);
-    (labels.next().unwrap_or("default"), first)
-}
-
-fn pod<'a>(name: &str, table: &'a RoutingTable) -> Option<&'a Arc<Workload>> {
-    let (namespace, name) = qualified(name);
-    table.workloads.values().find(|pod| *pod.name.namespace == *namespace && *pod.name.name == *name)
-}
-
-fn frontends(name: &str, port: u16, table: &RoutingTable) -> Vec<IpAddr> {
-    let (namespace, name) = qualified(name);
-    let is = |frontend: &Frontend| {
-        *frontend.service.namespace == *namespace && *frontend.service.name == *name && frontend.port == port
-    };
-    table.frontends.iter().filter(|(_, frontend)| is(frontend)).map(|(address, _)| address.ip()).collect()
 }
 
 /// The reason where policy refuses, as access logs have it.
@@ -334,15 +246,17 @@ fn kernel(
         return Reason::NotOurs;
     }
     // A pod whose node is not known may well be here.
-    let elsewhere = source.and_then(|pod| pod.node.as_deref()).is_some_and(|node| *node != *status.node);
-    if elsewhere {
+    let here = source.is_some_and(|pod| pod.node.as_deref().is_none_or(|node| *node == *status.node));
+    if !here {
+        step("from_pod", "the source is no pod of this node: its packets meet no pod's hook".to_owned());
         let ends = (asked.source, asked.destination);
         if let Some(reason) = inbound::kernel(ends, table, status, step) {
             return reason;
         }
         step(
             "from_uplink",
-            "of other nodes only connections to pods that judge requests are taken: not_ours".to_owned(),
+            "of what comes from elsewhere only connections to pods that judge requests are taken: not_ours"
+                .to_owned(),
         );
         return Reason::NotOurs;
     }
@@ -458,7 +372,8 @@ mod tests {
         let pod = "10.0.0.1";
         let cases: [(&str, &str, Change, Expected); 8] = [
             (pod, "10.96.0.1:80", |_| {}, ("agent", "captured", "LISTENERS")),
-            ("10.9.9.9", "10.96.0.1:80", |_| {}, ("agent", "captured", "LISTENERS")),
+            // No pod, so that no pod's hook sees its packets.
+            ("10.9.9.9", "10.96.0.1:80", |_| {}, ("direct", "not_ours", "from_uplink")),
             (pod, "10.96.0.1:81", |_| {}, ("direct", "no_route", "DESTINATIONS")),
             (pod, "192.0.2.1:80", |_| {}, ("direct", "not_ours", "LOCAL_ADDRESSES")),
             (
@@ -512,11 +427,28 @@ mod tests {
             ("nobody", "order:80", "source `nobody`"),
             ("order-1", "order", "no port"),
             ("order-1", "order:http", "no port"),
-            ("order-1", "order:81", "neither an address nor a service"),
-            ("::1", "order:80", "neither an address nor a service"),
+            ("order-1", "nothing:80", "neither an address nor a service"),
+            ("order-1", "order:81", "the service has no port 81; it has 80"),
+            ("::1", "order:80", "no address of the source's family"),
+            ("::1", "order-1:80", "no address of the source's family"),
         ] {
             let error = Asked::read(source, destination, &table()).unwrap_err().to_string();
             assert!(error.contains(word), "{source} {destination}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_service_without_an_address_is_told_from_one_without_the_port() {
+        let mut model = model();
+        for service in &mut model.services {
+            service.cluster_ips.clear();
+        }
+        let table = compile(&model, &RoutingTable::default(), TableVersion::default());
+        for (destination, word) in
+            [("order:80", "neither a clusterIP nor endpoints"), ("order:81", "the service has no port 81")]
+        {
+            let error = Asked::read("10.0.0.1", destination, &table).unwrap_err().to_string();
+            assert!(error.contains(word), "{destination}: {error}");
         }
     }
 
@@ -568,7 +500,7 @@ mod tests {
             [said.verdict, said.tier, said.reason]
         };
         // The pod is another node's.
-        assert_eq!(verdict(&status), ["direct", "kernel", "no_route"]);
+        assert_eq!(verdict(&status), ["direct", "kernel", "not_ours"]);
         status.capture.inbound = vec!["10.0.0.1".parse().unwrap()];
         assert_eq!(verdict(&status), ["agent", "agent L7", "captured_inbound"]);
         status.drain.draining = true;

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
 use agent_common::balance::UDP;
+use agent_common::capture::Reason;
 
 use super::flows::{microseconds, protocol};
 use crate::admin::{ConnectionDump, ConnectionsDump};
@@ -11,7 +12,7 @@ use crate::capture::{Balanced, Joined, Live, counted};
 use crate::compile::RoutingTable;
 use crate::net::TcpInfo;
 use crate::proxy::{OpenConnection, OpenConnections, Protocol};
-use crate::telemetry::rfc3339;
+use crate::telemetry::{Origin, rfc3339};
 
 /// What is known at the time of the question.
 #[derive(Default)]
@@ -83,11 +84,13 @@ fn of_agent(
     accelerated: bool,
 ) -> ConnectionDump {
     let dialled = one.original_destination;
-    let reason = match (&one.gateway, table.frontends.get(&dialled)) {
-        (Some(_), _) => "gateway",
-        (None, Some(frontend)) => frontend.tier(dialled.is_ipv4()).1.as_str(),
-        (None, None) => "no_route",
+    let reason = match (&one.origin, table.frontends.get(&dialled)) {
+        (Origin::Gateway(_), _) => "gateway",
+        (Origin::Inbound, _) => Reason::CapturedInbound.as_str(),
+        (Origin::Outbound, Some(frontend)) => frontend.tier(dialled.is_ipv4()).1.as_str(),
+        (Origin::Outbound, None) => Reason::NoRoute.as_str(),
     };
+    let gateway = if let Origin::Gateway(name) = &one.origin { Some(name.to_string()) } else { None };
     ConnectionDump {
         tier: match one.protocol {
             Protocol::Undecided => "agent",
@@ -99,7 +102,7 @@ fn of_agent(
         reason: reason.to_owned(),
         protocol: one.protocol.as_str().to_owned(),
         accelerated,
-        gateway: one.gateway.as_deref().map(ToOwned::to_owned),
+        gateway,
         since: Some(rfc3339(one.since).to_string()),
         sent_bytes: counted.map(|info| info.received),
         received_bytes: counted.map(|info| info.sent),
@@ -129,6 +132,7 @@ fn between(
     endpoint: Option<SocketAddr>,
     table: &RoutingTable,
 ) -> ConnectionDump {
+    let (source, destination) = (canonical(source), canonical(destination));
     let pod = |ip: IpAddr| table.workloads.get(&ip.to_canonical()).map(|pod| pod.name.to_string());
     let stream = table.frontends.get(&destination).map(|frontend| frontend.service.to_string());
     let service =
@@ -163,7 +167,7 @@ mod tests {
             peer: address(peer),
             original_destination: address("10.96.0.1:80"),
             endpoint: None,
-            gateway: None,
+            origin: Origin::Outbound,
             protocol,
             since: UNIX_EPOCH + Duration::from_secs(seconds),
         }
@@ -171,6 +175,20 @@ mod tests {
 
     fn joined(source: &str, destination: &str, by_agent: bool) -> Joined {
         Joined { source: address(source), destination: address(destination), by_agent }
+    }
+
+    #[test]
+    fn connections_into_a_pod_are_told_from_others() {
+        let inbound = OpenConnection {
+            origin: Origin::Inbound,
+            original_destination: address("10.0.0.2:8080"),
+            ..open("[::ffff:10.0.0.1]:1", 10, Protocol::Http1)
+        };
+        let seen = Seen { agent: vec![inbound], ..Seen::default() };
+        let said = shown(seen, &RoutingTable::default()).connections;
+        let one = &said[0];
+        assert_eq!((one.tier.as_str(), one.reason.as_str()), ("agent L7", "captured_inbound"));
+        assert_eq!(one.source, "10.0.0.1:1");
     }
 
     #[test]

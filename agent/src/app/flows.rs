@@ -8,7 +8,12 @@ use crate::telemetry::{Flow, FlowLog, FlowRule, rfc3339};
 /// The flows from a number on.
 pub(super) fn dump(flows: &FlowLog, since: u64) -> FlowsDump {
     let (found, next) = flows.since(since);
-    FlowsDump { next, lost: flows.lost(), flows: found.iter().map(|flow| shown(flow)).collect() }
+    FlowsDump {
+        agent: rfc3339(flows.began()).to_string(),
+        next,
+        lost: flows.lost(),
+        flows: found.iter().map(shown).collect(),
+    }
 }
 
 /// One flow.

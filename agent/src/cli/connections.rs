@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use clap::Args;
 
 use super::end::{EndFilter, Ends};
-use super::{ClientArgs, Format, ask, output};
+use super::{ClientArgs, Format, ask, end, output, verdict};
 use crate::admin::{ConnectionDump, ConnectionsDump};
 use crate::telemetry::rfc3339;
 
@@ -18,7 +18,7 @@ pub(super) struct ConnectionsArgs {
     #[arg(long)]
     tier: Option<String>,
     /// Only those that go this way (`agent`, `balanced`, `direct`), or for this reason.
-    #[arg(long)]
+    #[arg(long, value_parser = verdict::parse)]
     verdict: Option<String>,
     /// Only those of this protocol: `http/1`, `http/2`, `opaque`, `tunnel`, `tcp`, `udp`.
     #[arg(long)]
@@ -52,6 +52,11 @@ impl ConnectionsArgs {
 
 pub(super) fn run(args: &ConnectionsArgs) -> anyhow::Result<ExitCode> {
     let mut dump: ConnectionsDump = ask(&args.client, "/connections")?;
+    let seen =
+        dump.connections.iter().flat_map(|one| [&one.source_pod, &one.destination_name, &one.endpoint_pod]);
+    if let Some(unknown) = end::unknown(&args.client, &args.ends, seen.flatten())? {
+        anyhow::bail!(unknown);
+    }
     let age = args.older_than.map(Duration::from_secs);
     // Times of this form are in order as their letters are.
     let oldest = age.and_then(|age| SystemTime::now().checked_sub(age)).map(|time| rfc3339(time).to_string());

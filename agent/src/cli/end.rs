@@ -1,8 +1,11 @@
 //! Filters by the ends of a connection, for all verbs that show connections.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use clap::Args;
+use serde::Deserialize;
+
+use super::{ClientArgs, ask};
 
 /// Which ends are meant; what is not given fits all.
 #[derive(Debug, Default, Args)]
@@ -33,6 +36,16 @@ pub(super) struct Ends<'a> {
 }
 
 impl EndFilter {
+    /// The names among what is wanted, which are neither addresses nor namespaces.
+    fn names(&self) -> impl Iterator<Item = &str> {
+        let wanted = [&self.from, &self.to, &self.pod].into_iter().flatten().map(String::as_str);
+        wanted.filter(|wanted| {
+            !wanted.ends_with('/')
+                && wanted.parse::<IpAddr>().is_err()
+                && wanted.parse::<SocketAddr>().is_err()
+        })
+    }
+
     /// Whether these ends are meant.
     pub(super) fn fits(&self, ends: &Ends<'_>) -> bool {
         let port = ends.destination.0.parse().ok().map(|to: SocketAddr| to.port());
@@ -43,6 +56,45 @@ impl EndFilter {
             && self.pod.as_ref().is_none_or(|wanted| is(wanted, ends.source) || to(wanted))
             && self.port.is_none_or(|wanted| port == Some(wanted))
     }
+}
+
+/// A pod or service that the agent knows.
+#[derive(Debug, Deserialize)]
+struct Known {
+    namespace: String,
+    name: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Table {
+    workloads: Vec<Known>,
+    services: Vec<Known>,
+}
+
+/// What is wrong with a name that neither the agent's table has nor what is shown (which may be of pods that are gone).
+pub(super) fn unknown<'a>(
+    client: &ClientArgs,
+    filter: &EndFilter,
+    shown: impl Iterator<Item = &'a String>,
+) -> anyhow::Result<Option<String>> {
+    let mut missing: Vec<_> = filter.names().collect();
+    if missing.is_empty() {
+        return Ok(None);
+    }
+    for name in shown {
+        missing.retain(|wanted| !is(wanted, ("", Some(name))));
+    }
+    if missing.is_empty() {
+        return Ok(None);
+    }
+    let Table { workloads, services } = ask(client, "/config_dump")?;
+    for Known { namespace, name } in workloads.iter().chain(&services) {
+        let name = format!("{namespace}/{name}");
+        missing.retain(|wanted| !is(wanted, ("", Some(&name))));
+    }
+    Ok(missing.first().map(|wanted| {
+        format!("`{wanted}`: the agent knows no pod or service of this name; say IP, NAME or NAMESPACE/NAME")
+    }))
 }
 
 /// Whether an end is meant by its address, its name, its name in the namespace `default`, or its namespace.
@@ -59,6 +111,16 @@ fn is(wanted: &str, (address, name): End<'_>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_are_told_from_addresses_and_namespaces() {
+        let text = |text: &str| Some(text.to_owned());
+        let filter = EndFilter { from: text("client"), to: text("fd00::1"), pod: text("shop/"), port: None };
+        assert_eq!(filter.names().collect::<Vec<_>>(), ["client"]);
+        let filter =
+            EndFilter { from: text("10.0.0.1:80"), to: text("shop/web"), pod: text("10.0.0.1"), port: None };
+        assert_eq!(filter.names().collect::<Vec<_>>(), ["shop/web"]);
+    }
 
     #[test]
     fn every_filter_can_fit_and_not_fit() {

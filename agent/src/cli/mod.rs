@@ -14,6 +14,7 @@ mod output;
 mod routes;
 mod settings;
 mod status;
+mod verdict;
 mod why;
 
 use std::net::SocketAddr;

@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime};
 use clap::{Args, ValueEnum};
 
 use super::end::{EndFilter, Ends};
-use super::{ClientArgs, Format, ask};
+use super::{ClientArgs, Format, ask, end, verdict};
+use crate::admin::client::ClientError;
 use crate::admin::{FlowDump, FlowsDump};
 use crate::telemetry::rfc3339;
 
@@ -65,7 +66,7 @@ struct Filter {
     ends: EndFilter,
     /// Only those with this verdict (`agent`, `direct`, `balanced`, `dropped`, `refused`, ...) or reason (`captured`,
     /// `no_route`, `rbac_access_denied`, ...).
-    #[arg(long)]
+    #[arg(long, value_parser = verdict::parse)]
     verdict: Option<String>,
     /// Only events of these kinds.
     #[arg(long, value_enum, value_delimiter = ',', visible_alias = "type")]
@@ -118,23 +119,84 @@ pub(super) fn run(args: &ObserveArgs) -> anyhow::Result<ExitCode> {
     let oldest = oldest.map(|time| rfc3339(time).to_string());
     let young = |flow: &FlowDump| oldest.as_ref().is_none_or(|oldest| flow.time >= *oldest);
     let dump = since(0)?;
+    let seen =
+        dump.flows.iter().flat_map(|flow| [&flow.source_pod, &flow.destination_name, &flow.endpoint_pod]);
+    let unknown = end::unknown(&args.client, &args.filter.ends, seen.flatten())?;
+    match unknown {
+        // It may come yet.
+        Some(unknown) if args.follow => eprintln!("sluice: {unknown}"),
+        Some(unknown) => anyhow::bail!(unknown),
+        None => {}
+    }
     let fitting: Vec<_> = dump.flows.iter().filter(|flow| young(flow) && args.filter.fits(flow)).collect();
     let newest = &fitting[fitting.len().saturating_sub(args.last)..];
     let mut out = io::stdout().lock();
     let mut shown = show(&mut out, newest.iter().copied(), args)?;
-    let (mut next, mut lost) = (dump.next, dump.lost);
+    let mut place = Place::after(&dump);
+    let mut waits = false;
     while args.follow && shown {
         std::thread::sleep(POLL);
-        let dump = since(next)?;
-        // Numbers that go back are those of another agent.
-        let dump = if dump.next < next { since(0)? } else { dump };
-        shown = show(&mut out, dump.flows.iter().filter(|flow| args.filter.fits(flow)), args)?;
-        if dump.lost > lost {
-            eprintln!("sluice: {} events were not told", dump.lost - lost);
+        let later = since(place.next);
+        let dump = match later.and_then(|dump| if place.is_of(&dump) { Ok(dump) } else { since(0) }) {
+            Ok(dump) => dump,
+            // The agent is being replaced: the next one is waited for.
+            Err(error) if is_absence(&error) => {
+                if !waits {
+                    eprintln!("sluice: {error:#}; waiting for an agent");
+                }
+                waits = true;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        waits = false;
+        for notice in place.go_on(&dump) {
+            eprintln!("sluice: {notice}");
         }
-        (next, lost) = (dump.next, dump.lost);
+        shown = show(&mut out, dump.flows.iter().filter(|flow| args.filter.fits(flow)), args)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether nobody answers, or the answer broke off, as when an agent ends.
+fn is_absence(error: &anyhow::Error) -> bool {
+    use ClientError::{Broken, Connect, Timeout};
+    matches!(error.downcast_ref(), Some(Connect { .. } | Timeout { .. } | Broken { .. }))
+}
+
+/// How far an agent's events have been read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Place {
+    agent: String,
+    next: u64,
+    lost: u64,
+}
+
+impl Place {
+    fn after(dump: &FlowsDump) -> Self {
+        Self { agent: dump.agent.clone(), next: dump.next, lost: dump.lost }
+    }
+
+    /// Whether the same agent tells.
+    fn is_of(&self, dump: &FlowsDump) -> bool {
+        self.agent == dump.agent
+    }
+
+    /// Goes on behind these; says what is missing before them.
+    fn go_on(&mut self, dump: &FlowsDump) -> Vec<String> {
+        let mut notices = Vec::new();
+        if self.is_of(dump) {
+            let lost = dump.lost.saturating_sub(self.lost);
+            notices.extend((lost > 0).then(|| format!("{lost} events were not told")));
+        } else {
+            notices.push("another agent tells from here on".to_owned());
+            self.next = 0;
+        }
+        let gone = dump.flows.first().map_or(0, |first| first.number.saturating_sub(self.next));
+        notices.extend((gone > 0).then(|| format!("{gone} events were gone before they could be read")));
+        *self = Self::after(dump);
+        notices
+    }
 }
 
 /// Prints one line for each; false where the reader has gone away (`| head`).
@@ -296,6 +358,34 @@ mod tests {
         assert!(render(&joined).ends_with("(shop/web), bytes unknown, told by the dialled end"));
         let datagrams = FlowDump { protocol: "udp".to_owned(), process: Some(42), ..flow() };
         assert!(render(&datagrams).contains(" process 42 -> "));
+    }
+
+    #[test]
+    fn what_is_missing_is_said() {
+        let dump = |agent: &str, numbers: std::ops::Range<u64>, lost| FlowsDump {
+            agent: agent.to_owned(),
+            next: numbers.end,
+            lost,
+            flows: numbers.map(|number| FlowDump { number, ..flow() }).collect(),
+        };
+        let mut place = Place::after(&dump("a", 0..5, 1));
+        assert_eq!(place.go_on(&dump("a", 5..9, 1)), Vec::<String>::new());
+        assert_eq!(place.go_on(&dump("a", 9..9, 4)), ["3 events were not told"]);
+        assert_eq!(place.go_on(&dump("a", 12..14, 4)), ["3 events were gone before they could be read"]);
+        // Another agent counts anew, and what it has lost is not what the first one lost.
+        let other = dump("b", 0..20, 2);
+        assert!(!place.is_of(&other));
+        assert_eq!(place.go_on(&other), ["another agent tells from here on"]);
+        assert_eq!(place, Place { agent: "b".to_owned(), next: 20, lost: 2 });
+    }
+
+    #[test]
+    fn an_agent_that_is_away_is_waited_for() {
+        let address = "127.0.0.1:9".parse().expect("an address");
+        let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+        assert!(is_absence(&ClientError::Connect { address, source: refused }.into()));
+        assert!(is_absence(&ClientError::Timeout { address }.into()));
+        assert!(!is_absence(&anyhow::anyhow!("the answer is not what this version expects")));
     }
 
     #[test]

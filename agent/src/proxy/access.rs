@@ -5,34 +5,34 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::Context;
-use crate::compile::Foreseen;
+use crate::compile::{Denied, Foreseen};
 use crate::model::Asked;
 use crate::net::ConnectSource;
 
 /// What a refusal is called, in answers and in the access log.
 pub(super) const ACCESS_DENIED: &str = "rbac_access_denied";
 
-/// A policy refuses; it has been counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Refused;
+/// A policy refuses, of which this is known; it has been counted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Refused(pub(super) Option<Denied>);
 
 /// Asks the table in force, which may be newer than the one that a request goes by, and counts a refusal.
 pub(super) fn check(
     context: &Context,
-    client: IpAddr,
+    client: SocketAddr,
     endpoint: SocketAddr,
     asked: Asked<'_>,
 ) -> Result<(), Refused> {
-    context.tables.load().check_access(client, endpoint, asked).map_err(|denied| {
+    context.tables.load().check_access(client.ip(), endpoint, asked).map_err(|denied| {
         context.recorder.denied(&denied, client, endpoint);
-        Refused
+        Refused(Some(denied))
     })
 }
 
 /// Asks about an address of which only the node's NAT knows what is behind it. Nobody could ask the policy of that pod, so
 /// where there are policies it is refused: the client's next connection goes that way by itself, past the guard.
 pub(super) fn check_translated(context: &Context) -> Result<(), Refused> {
-    if context.tables.load().policies.is_empty() { Ok(()) } else { Err(Refused) }
+    if context.tables.load().policies.is_empty() { Ok(()) } else { Err(Refused(None)) }
 }
 
 /// Whether a client may have what it asks for; counts nothing.
@@ -56,7 +56,7 @@ pub(super) fn depends_on_request(context: &Context, client: IpAddr, endpoint: So
 /// only the node's NAT understands is refused once there are policies, like a connection that would be made then.
 pub(super) async fn until_refused(
     context: &Context,
-    client: IpAddr,
+    client: SocketAddr,
     endpoint: (SocketAddr, ConnectSource),
     asked: Asked<'_>,
 ) {

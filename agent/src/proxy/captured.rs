@@ -1,10 +1,13 @@
 //! A captured connection, from a pod or to one: who dialled what, and which proxy takes it.
 
+use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::BytesMut;
+use futures_util::FutureExt;
+use futures_util::future::OptionFuture;
 use tokio::net::TcpStream;
 
 use super::detect::{Told, detect};
@@ -15,18 +18,30 @@ use crate::model::AppProtocol;
 use crate::telemetry::Origin;
 
 /// Serves one captured connection to its end. What not every connection needs is boxed, as the future of the idle ones is
-/// most of what they cost.
-pub(super) async fn serve(
+/// most of what they cost; for the same reason what the beginning needs is gone before there is one.
+pub(super) fn serve(
     context: Context,
     (io, peer): (TcpStream, SocketAddr),
     listener: SocketAddr,
     origin: Origin,
-) {
-    let Ok(original_destination) = io.local_addr() else { return };
+) -> impl Future<Output = ()> {
+    let begun = begin(&context, (io, peer), listener, origin);
+    let served = begun.map(|(downstream, table, to)| by_protocol(context, downstream, table, to));
+    OptionFuture::from(served).map(|_| ())
+}
+
+/// Where a connection goes by the table; `None`: nowhere.
+fn begin(
+    context: &Context,
+    (io, peer): (TcpStream, SocketAddr),
+    listener: SocketAddr,
+    origin: Origin,
+) -> Option<(Downstream, Arc<RoutingTable>, (Dial, AppProtocol))> {
+    let original_destination = io.local_addr().ok()?;
     if original_destination == listener {
         // Somebody dialled the listener itself; there is nothing behind it.
         tracing::debug!(%peer, "connection to the capture listener refused");
-        return;
+        return None;
     }
     let table = context.tables.load_full();
     let shown = context.open.show(peer, original_destination, (&origin, SystemTime::now()));
@@ -38,13 +53,10 @@ pub(super) async fn serve(
             (Dial::pod(original_destination), AppProtocol::Undeclared)
         }
         Some(frontend) => (Dial::frontend(frontend, original_destination), frontend.protocol),
-        None => {
-            // The table changed between the kernel's decision and now.
-            let dial = Dial::unknown(original_destination);
-            return Box::pin(tcp::serve(&context, downstream, table, dial, None)).await;
-        }
+        // The table changed between the kernel's decision and now.
+        None => (Dial::unknown(original_destination), AppProtocol::Tcp),
     };
-    by_protocol(context, downstream, table, to).await;
+    Some((downstream, table, to))
 }
 
 async fn by_protocol(

@@ -50,8 +50,8 @@ pub struct OpenConnection {
     pub original_destination: SocketAddr,
     /// Where its bytes go, where all of them go to one place.
     pub endpoint: Option<SocketAddr>,
-    /// The Gateway's listener; `None`: it was captured.
-    pub gateway: Option<Arc<str>>,
+    /// Where it entered.
+    pub origin: Origin,
     /// What is spoken.
     pub protocol: Protocol,
     /// When it came, to the millisecond.
@@ -88,6 +88,8 @@ struct Entry {
     /// Port 0: none.
     endpoint: Address,
     protocol: Protocol,
+    /// Whether it was captured on its way into a pod.
+    inbound: bool,
     since_ms: u64,
     gateway: Option<Arc<str>>,
 }
@@ -148,6 +150,7 @@ impl OpenConnections {
             destination: destination.into(),
             endpoint: Address::NONE,
             protocol: Protocol::Undecided,
+            inbound: *origin == Origin::Inbound,
             since_ms: u64::try_from(since).unwrap_or(u64::MAX),
             gateway: match origin {
                 Origin::Outbound | Origin::Inbound => None,
@@ -214,7 +217,11 @@ impl Entry {
             peer: self.peer.read(),
             original_destination: self.destination.read(),
             endpoint: (self.endpoint.port != 0).then(|| self.endpoint.read()),
-            gateway: self.gateway.clone(),
+            origin: match &self.gateway {
+                Some(name) => Origin::Gateway(Arc::clone(name)),
+                None if self.inbound => Origin::Inbound,
+                None => Origin::Outbound,
+            },
             protocol: self.protocol,
             since: UNIX_EPOCH + Duration::from_millis(self.since_ms),
         }
@@ -280,7 +287,7 @@ mod tests {
             peer: address("10.0.0.1:1"),
             original_destination: address("[fd00::1]:80"),
             endpoint: Some(address("10.0.0.2:8080")),
-            gateway: None,
+            origin: Origin::Outbound,
             protocol: Protocol::Opaque,
             since: UNIX_EPOCH + Duration::from_secs(5),
         };
@@ -291,6 +298,16 @@ mod tests {
         assert_eq!(second.since(), UNIX_EPOCH + Duration::from_secs(5));
         drop(second);
         assert!(ports(&open).is_empty());
+    }
+
+    #[test]
+    fn it_is_known_where_each_entered() {
+        let open = Arc::new(OpenConnections::default());
+        for origin in [Origin::Outbound, Origin::Inbound, Origin::Gateway("default/edge/http".into())] {
+            let ends = (address("10.0.0.1:1"), address("10.0.0.2:80"));
+            let _shown = open.show(ends.0, ends.1, (&origin, UNIX_EPOCH));
+            assert_eq!(open.copy()[0].origin, origin);
+        }
     }
 
     #[test]

@@ -94,7 +94,7 @@ impl Undialled {
 
 /// Connects to an endpoint, and to another one where the first can't be reached. What a policy refuses is counted.
 pub(super) async fn dial(context: &Context, peer: SocketAddr, dial: &Dial) -> Result<Dialled, Undialled> {
-    let allowed = |endpoint| access::check(context, peer.ip(), endpoint, Asked::Opaque).is_ok();
+    let allowed = |endpoint| access::check(context, peer, endpoint, Asked::Opaque).is_ok();
     dial_allowed(context, peer, dial, allowed).await
 }
 
@@ -234,8 +234,7 @@ async fn relay_with_prefix(
     source: ConnectSource,
 ) -> Relayed {
     // A connection that was dialled before the client spoke may have been allowed when it was.
-    let refused =
-        access::until_refused(context, downstream.peer.ip(), (dialled.address, source), Asked::Opaque);
+    let refused = access::until_refused(context, downstream.peer, (dialled.address, source), Asked::Opaque);
     let upstream = &mut dialled.io;
     if let Some(error) = dialled.client_error.take() {
         let _ = upstream.set_zero_linger();

@@ -9,8 +9,9 @@ use std::time::{Duration, SystemTime};
 use std::{fmt, io};
 
 use super::json::JsonLine;
+use super::recorder::ACCESS_DENIED;
 use super::{ConnectionRecord, LineWriter, Origin, RequestRecord, rfc3339};
-use crate::compile::ClusterKey;
+use crate::compile::{ClusterKey, Denied};
 use crate::model::Workload;
 
 /// Where access log lines go, with a switch. Clones share both.
@@ -65,9 +66,19 @@ pub(super) fn request(buffer: &mut Vec<u8>, record: &RequestRecord<'_>) {
         .text("authority", record.authority)
         .text("protocol", record.protocol)
         .raw("response_code", record.status)
-        .display("response_flags", record.flags)
-        .optional("response_code_details", non_empty(record.details))
-        .raw("bytes_received", record.request_bytes)
+        .display("response_flags", record.flags);
+    match record.denied.filter(|_| record.details == ACCESS_DENIED) {
+        Some(Denied { policy, rule: Some(rule) }) => line.display(
+            "response_code_details",
+            format_args!("{ACCESS_DENIED}_matched_policy[{policy} rule {rule}]"),
+        ),
+        Some(Denied { policy, rule: None }) => line.display(
+            "response_code_details",
+            format_args!("{ACCESS_DENIED}_matched_policy[{policy} rule none]"),
+        ),
+        None => line.optional("response_code_details", non_empty(record.details)),
+    };
+    line.raw("bytes_received", record.request_bytes)
         .raw("bytes_sent", record.response_bytes)
         .raw("duration", millis(record.duration))
         .optional("request_id", non_empty(record.request_id))

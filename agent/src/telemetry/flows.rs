@@ -5,8 +5,9 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use agent_common::capture::Reason;
 use arc_swap::ArcSwap;
 
 use crate::compile::{Denied, RoutingTable};
@@ -14,6 +15,9 @@ use crate::model::{AppProtocol, ObjectName};
 
 /// How many are kept.
 const HISTORY_MAX: usize = 8192;
+
+/// How many are copied before another may be kept.
+const PIECE: usize = 256;
 
 /// What an event is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -181,6 +185,8 @@ pub struct FlowLog(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
+    /// Milliseconds since 1970.
+    began_ms: u64,
     tables: Arc<ArcSwap<RoutingTable>>,
     history: Mutex<History>,
     lost: OnceLock<Lost>,
@@ -191,18 +197,33 @@ struct Shared {
 #[derive(Debug, Default)]
 struct History {
     next: u64,
-    flows: VecDeque<Arc<Flow>>,
+    flows: VecDeque<Flow>,
 }
 
 impl FlowLog {
     /// An empty one; names come from the table in force when an event is told.
     pub fn new(tables: Arc<ArcSwap<RoutingTable>>) -> Self {
-        Self(Arc::new(Shared { tables, ..Shared::default() }))
+        let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        let began_ms = u64::try_from(began).unwrap_or(u64::MAX);
+        Self(Arc::new(Shared { began_ms, tables, ..Shared::default() }))
+    }
+
+    /// When it was empty; tells one agent's events from those of the next.
+    pub fn began(&self) -> SystemTime {
+        UNIX_EPOCH + Duration::from_millis(self.0.began_ms)
     }
 
     /// Keeps an event. Called for connections and drops, never for a request that is served.
     pub fn tell(&self, event: FlowEvent) {
         let at = SystemTime::now();
+        // Dual-stack listeners see IPv4 clients as IPv6 ones in disguise.
+        let canonical = |end: SocketAddr| SocketAddr::new(end.ip().to_canonical(), end.port());
+        let event = FlowEvent {
+            source: canonical(event.source),
+            destination: canonical(event.destination),
+            endpoint: event.endpoint.map(canonical),
+            ..event
+        };
         let table = self.0.tables.load();
         let pod = |ip: IpAddr| table.workloads.get(&ip).map(|pod| pod.name.clone());
         let to = event.destination;
@@ -212,7 +233,13 @@ impl FlowLog {
             stream.or_else(|| table.datagrams.get(&to).map(|frontend| &frontend.service)).cloned()
         };
         let taken = event.kind == FlowKind::Verdict && event.verdict == "agent";
-        let tier = frontend.filter(|_| taken).map_or(event.tier, |frontend| FlowTier::of(frontend.protocol));
+        let tier = match frontend {
+            _ if !taken => event.tier,
+            // The agent takes it for the sake of its requests.
+            _ if event.reason == Reason::CapturedInbound.as_str() => FlowTier::AgentL7,
+            Some(frontend) => FlowTier::of(frontend.protocol),
+            None => event.tier,
+        };
         let flow = Flow {
             number: 0,
             at,
@@ -226,8 +253,16 @@ impl FlowLog {
     }
 
     /// The flows from this number on that are still kept, and the number of the next one.
-    pub fn since(&self, number: u64) -> (Vec<Arc<Flow>>, u64) {
-        self.history().since(number)
+    ///
+    /// They are copied a piece at a time, so that no worker waits for more than that to tell of a connection.
+    pub fn since(&self, number: u64) -> (Vec<Flow>, u64) {
+        let mut copied = Vec::new();
+        let (mut wanted, end) = (number, self.history().next);
+        while wanted < end {
+            copied.reserve(PIECE);
+            wanted = self.history().copy(wanted, end, &mut copied);
+        }
+        (copied, end)
     }
 
     /// Who counts the events that could not be told. Only the first is taken.
@@ -257,16 +292,24 @@ impl fmt::Debug for FlowLog {
 }
 
 impl History {
-    fn push(&mut self, flow: Flow) -> Option<Arc<Flow>> {
+    fn push(&mut self, flow: Flow) -> Option<Flow> {
+        if self.flows.capacity() == 0 {
+            // Never again for an event.
+            self.flows.reserve_exact(HISTORY_MAX);
+        }
         let oldest = if self.flows.len() == HISTORY_MAX { self.flows.pop_front() } else { None };
-        self.flows.push_back(Arc::new(Flow { number: self.next, ..flow }));
+        self.flows.push_back(Flow { number: self.next, ..flow });
         self.next += 1;
         oldest
     }
 
-    fn since(&self, number: u64) -> (Vec<Arc<Flow>>, u64) {
+    /// Copies a piece of the flows from a number to another; gives the number that the next piece begins with.
+    fn copy(&self, number: u64, end: u64, to: &mut Vec<Flow>) -> u64 {
         let known = self.flows.partition_point(|flow| flow.number < number);
-        (self.flows.range(known..).cloned().collect(), self.next)
+        let piece = self.flows.range(known..).take_while(|flow| flow.number < end).take(PIECE);
+        let before = to.len();
+        to.extend(piece.cloned());
+        to[before..].last().map_or(end, |flow| flow.number + 1)
     }
 }
 
@@ -293,6 +336,25 @@ mod tests {
         assert_eq!(log.since(next), (Vec::new(), next));
         assert_eq!(log.since(next - 2).0.len(), 2);
         assert_eq!(log.since(next + 5).0.len(), 0);
+    }
+
+    #[test]
+    fn ends_are_told_as_what_they_are() {
+        let log = FlowLog::new(Arc::default());
+        let disguised = |text: &str| text.parse::<SocketAddr>().expect(text);
+        log.tell(FlowEvent {
+            endpoint: Some(disguised("[::ffff:10.0.0.3]:8080")),
+            ..FlowEvent::new(
+                (FlowKind::Verdict, FlowTier::Kernel),
+                ("agent", "captured_inbound"),
+                (disguised("[::ffff:10.0.0.1]:1"), disguised("[::ffff:10.0.0.2]:80")),
+            )
+        });
+        let (flows, _) = log.since(0);
+        let event = &flows[0].event;
+        let ends = [event.source, event.destination, event.endpoint.expect("an endpoint")];
+        assert_eq!(ends.map(|end| end.to_string()), ["10.0.0.1:1", "10.0.0.2:80", "10.0.0.3:8080"]);
+        assert_eq!(event.tier, FlowTier::AgentL7);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The records that proxies hand over when a request or a connection ends.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -59,6 +59,8 @@ pub struct RequestRecord<'a> {
     pub flags: ResponseFlags,
     /// What exactly was wrong (`header_obs_fold`, `connect_refused`, ...); empty for nothing.
     pub details: &'static str,
+    /// The policy that refused it, where one did.
+    pub denied: Option<&'a Denied>,
     /// Body bytes from the client.
     pub request_bytes: u64,
     /// Body bytes to the client.
@@ -117,8 +119,9 @@ pub struct ServedRecord {
     pub rtt: Option<Duration>,
 }
 
-/// Takes the records of one worker. Called on the data path: never blocks, never allocates per call once its series
-/// exist.
+/// Takes the records of one worker. Called on the data path: once its series exist nothing is allocated per call. A request
+/// that is served waits for nobody; the end of a connection and a refusal wait at the most for another worker to tell of
+/// one, or for a reader to copy a piece of what was told.
 pub trait Recorder {
     /// A request ended.
     fn request(&self, record: &RequestRecord<'_>);
@@ -129,7 +132,7 @@ pub trait Recorder {
     /// A client connection that was served requests ended.
     fn served(&self, record: &ServedRecord);
     /// A policy refused a client's request or connection to an endpoint.
-    fn denied(&self, denied: &Denied, client: IpAddr, endpoint: SocketAddr);
+    fn denied(&self, denied: &Denied, client: SocketAddr, endpoint: SocketAddr);
     /// A client connection (of any protocol) was accepted or, with `opened` false, ended.
     fn downstream(&self, origin: &Origin, opened: bool);
 }

@@ -4,7 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::hash::BuildHasher;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -24,7 +24,7 @@ use crate::http::grpc::GrpcStatus;
 use crate::model::{ObjectName, Workload};
 
 /// What a refusal by policy is called, as in answers and in the access log.
-const ACCESS_DENIED: &str = "rbac_access_denied";
+pub(super) const ACCESS_DENIED: &str = "rbac_access_denied";
 /// Label sets that one worker remembers; when there are more it starts anew, which also lets go of pods that are gone.
 const CACHE_MAX: usize = 4096;
 
@@ -36,6 +36,7 @@ pub(super) struct WorkerRecorder {
     budget: (Instant, Cell<DropBudget>),
     requests: RefCell<Cache<RequestSeries>>,
     connections: RefCell<Cache<TcpSeries>>,
+    refusals: RefCell<HashMap<Denied, IntCounter, RandomState>>,
     downstream: RefCell<Vec<Downstream>>,
     line: RefCell<Vec<u8>>,
 }
@@ -55,9 +56,24 @@ impl WorkerRecorder {
             budget: (Instant::now(), Cell::default()),
             requests: RefCell::default(),
             connections: RefCell::default(),
+            refusals: RefCell::default(),
             downstream: RefCell::default(),
             line: RefCell::default(),
         }
+    }
+
+    fn count_refusal(&self, denied: &Denied) {
+        let mut known = self.refusals.borrow_mut();
+        if let Some(refusals) = known.get(denied) {
+            return refusals.inc();
+        }
+        if known.len() >= CACHE_MAX {
+            known.clear();
+        }
+        let labels = ["agent", &denied.policy.to_string(), &denied.rule_label()];
+        let refusals = self.metrics.shared.policy_drops.with_label_values(&labels);
+        refusals.inc();
+        known.insert(denied.clone(), refusals);
     }
 
     fn limit_hit(&self, details: &'static str) {
@@ -144,10 +160,8 @@ impl Recorder for WorkerRecorder {
         });
     }
 
-    fn denied(&self, denied: &Denied, client: IpAddr, endpoint: SocketAddr) {
-        // Refusals are no fast path; the names are looked up each time.
-        let labels = ["agent", &denied.policy.to_string(), &denied.rule_label()];
-        self.metrics.shared.policy_drops.with_label_values(&labels).inc();
+    fn denied(&self, denied: &Denied, client: SocketAddr, endpoint: SocketAddr) {
+        self.count_refusal(denied);
         // Whoever keeps asking for what it is refused shall not push all else out of the log.
         let (since, budget) = &self.budget;
         let now_ns = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
@@ -161,7 +175,7 @@ impl Recorder for WorkerRecorder {
             ..FlowEvent::new(
                 (FlowKind::Drop, FlowTier::Agent),
                 ("refused", ACCESS_DENIED),
-                (SocketAddr::new(client, 0), endpoint),
+                (client, endpoint),
             )
         });
     }

@@ -107,6 +107,7 @@ impl Ends {
             grpc_status: None,
             flags: ResponseFlags::default(),
             details: "",
+            denied: None,
             request_bytes: 3,
             response_bytes: 2_000,
             request_id: "id",
@@ -361,6 +362,35 @@ fn a_request_is_one_line() {
 }
 
 #[test]
+fn a_refused_request_names_the_policy_and_the_rule() {
+    let denied = |rule| Denied { policy: ObjectName::new("shop", "readers"), rule };
+    let (by_rule, by_none) = (denied(Some(2)), denied(None));
+    let sink = Sink::default();
+    let access = AccessLog::new(sink.clone()).expect("starts");
+    let recorder = metrics().recorder(access.clone(), FlowLog::default());
+    let ends = Ends::known();
+    for (details, denied) in [
+        ("rbac_access_denied", Some(&by_rule)),
+        ("rbac_access_denied", Some(&by_none)),
+        ("rbac_access_denied", None),
+        // It failed for another reason first.
+        ("connect_refused", Some(&by_rule)),
+    ] {
+        recorder.request(&RequestRecord { details, denied, ..ends.request("/", 403) });
+    }
+    assert!(access.writer().expect("has one").flush(LIMIT));
+    let lines = sink.lines();
+    let details: Vec<_> = lines.iter().filter_map(|line| line["response_code_details"].as_str()).collect();
+    let expected = [
+        "rbac_access_denied_matched_policy[shop/readers rule 2]",
+        "rbac_access_denied_matched_policy[shop/readers rule none]",
+        "rbac_access_denied",
+        "connect_refused",
+    ];
+    assert_eq!(details, expected);
+}
+
+#[test]
 fn dropped_lines_show_as_a_metric() {
     struct Broken;
     impl Write for Broken {
@@ -465,11 +495,11 @@ fn refusals_beyond_their_budget_are_counted_and_not_told() {
     let recorder = metrics().recorder(AccessLog::disabled(), flows.clone());
     let denied = Denied { policy: ObjectName::new("default", "p"), rule: Some(3) };
     for _ in 0..1000 {
-        recorder.denied(&denied, [10, 0, 0, 1].into(), address("10.0.0.2:80"));
+        recorder.denied(&denied, address("10.0.0.1:40000"), address("10.0.0.2:80"));
     }
     let (told, _) = flows.since(0);
     assert!((64..1000).contains(&told.len()), "{} were told", told.len());
     assert_eq!(told.len() as u64 + flows.lost(), 1000);
     assert_eq!(told[0].event.rule, Some(FlowRule::Policy(denied)));
-    assert_eq!(told[0].event.source.to_string(), "10.0.0.1:0");
+    assert_eq!(told[0].event.source.to_string(), "10.0.0.1:40000");
 }

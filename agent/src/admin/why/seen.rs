@@ -31,7 +31,7 @@ pub fn add_seen(
         let way = (one.verdict.clone(), one.tier.clone(), one.reason.clone());
         "live".clone_into(&mut said.state);
         said.judged((&way.0, &way.1, &way.2), None);
-    } else if let Some(flow) = said.past.iter().max_by_key(|flow| weight(flow)).cloned() {
+    } else if let Some(flow) = last(&said.past).iter().max_by_key(|flow| weight(flow)).cloned() {
         let rule = rule_of(&flow);
         "past".clone_into(&mut said.state);
         said.judged((&flow.verdict, &flow.tier, &flow.reason), rule);
@@ -39,6 +39,18 @@ pub fn add_seen(
     let steps = said.past.iter().map(|flow| Step { at: "events".to_owned(), found: describe(flow) });
     let steps: Vec<_> = steps.collect();
     said.steps.extend(steps);
+}
+
+/// What was told of the last one of all the connections that had these ends in turn.
+///
+/// The kernel's events are heard a little later than the agent's own: how a connection began may be told after its end, but
+/// it is before the end of the next one.
+fn last(told: &[FlowDump]) -> &[FlowDump] {
+    let begins = |flow: &FlowDump| matches!(flow.kind.as_str(), "verdict" | "connect" | "open");
+    let ends = told.iter().rposition(|flow| !begins(flow)).map_or(0, |last| last + 1);
+    let ending = told[..ends].iter().rposition(begins).map_or(0, |last| last + 1);
+    let first = told[..ending].iter().rposition(|flow| !begins(flow)).map_or(0, |last| last + 1);
+    &told[first..]
 }
 
 /// Which event says most of what became of a connection: a refusal before all, then who served it, then what was decided of
@@ -77,23 +89,23 @@ fn describe(flow: &FlowDump) -> String {
 
 fn is_meant(one: &ConnectionDump, asked: Asked) -> bool {
     let to = |text: &String| address(text) == Some(asked.destination);
-    is_source(&one.source, asked, false) && (to(&one.destination) || one.endpoint.as_ref().is_some_and(to))
+    is_source(&one.source, asked) && (to(&one.destination) || one.endpoint.as_ref().is_some_and(to))
 }
 
-/// Refusals of the agent name the endpoint and no port of the client.
+/// Refusals of the agent name the endpoint.
 fn tells_of(flow: &FlowDump, asked: Asked, to: &[SocketAddr]) -> bool {
     let drop = flow.kind == "drop";
     let exact = |text: &String| address(text) == Some(asked.destination);
     let end = exact(&flow.destination)
         || flow.endpoint.as_ref().is_some_and(exact)
         || drop && address(&flow.destination).is_some_and(|end| to.contains(&end));
-    is_source(&flow.source, asked, drop) && end
+    is_source(&flow.source, asked) && end
 }
 
-fn is_source(text: &str, asked: Asked, any_port: bool) -> bool {
+fn is_source(text: &str, asked: Asked) -> bool {
     let Some(end) = address(text) else { return false };
     let ip: IpAddr = asked.source;
-    end.ip() == ip && asked.port.is_none_or(|port| port == end.port() || any_port && end.port() == 0)
+    end.ip() == ip && asked.port.is_none_or(|port| port == end.port())
 }
 
 /// Dual-stack listeners see IPv4 clients as IPv6 ones in disguise.
@@ -177,12 +189,39 @@ mod tests {
     fn a_refusal_says_most_and_names_its_rule() {
         let policy = (Some("default/p".to_owned()), Some("0".to_owned()));
         let refused =
-            event("drop", "10.0.0.1:0", "10.0.0.1:8080", ("agent", "refused", "rbac_access_denied"));
+            event("drop", "10.0.0.1:1", "10.0.0.1:8080", ("agent", "refused", "rbac_access_denied"));
+        let refused = FlowDump { policy: policy.0, rule: policy.1, ..refused };
         let mut events = told();
-        events.push(FlowDump { policy: policy.0, rule: policy.1, ..refused });
-        let said = said(Some(1), vec![], events);
-        assert_eq!(judgement(&said), ("past", "refused", "agent", "rbac_access_denied"));
-        assert_eq!(said.rule.as_deref(), Some("policy default/p rule 0"));
+        events.insert(1, refused);
+        let first = said(Some(1), vec![], events.clone());
+        assert_eq!(judgement(&first), ("past", "refused", "agent", "rbac_access_denied"));
+        assert_eq!(first.rule.as_deref(), Some("policy default/p rule 0"));
+        // Another connection of the client has nothing to do with it,
+        let other = said(Some(2), vec![], events.clone());
+        assert_eq!(judgement(&other), ("past", "direct", "kernel", "no_listener"));
+        // nor has a later one from the same port.
+        events.extend(told());
+        let later = said(Some(1), vec![], events);
+        assert_eq!((judgement(&later), &later.rule), (("past", "agent", "agent L7", "closed"), &None));
+    }
+
+    #[test]
+    fn the_last_connection_is_judged_however_late_its_beginning_was_told() {
+        let kinds = |text: &str| {
+            let event = |kind| event(kind, "10.0.0.1:1", "10.96.0.1:80", ("", "", ""));
+            text.split_whitespace().map(event).collect::<Vec<_>>()
+        };
+        for (told, judged) in [
+            ("", 0),
+            ("verdict open", 2),
+            ("verdict open close", 3),
+            ("drop close verdict", 3),
+            ("verdict drop close verdict close", 2),
+            ("drop close verdict close verdict", 3),
+            ("verdict close verdict drop drop close", 4),
+        ] {
+            assert_eq!(last(&kinds(told)).len(), judged, "{told}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::caller::{Caller, is_grpc};
 use super::upstream::Unreached;
-use crate::compile::{Cluster, Route, Upstream};
+use crate::compile::{Cluster, Denied, Route, Upstream};
 use crate::http::grpc::GrpcStatus;
 use crate::http::h1::{Known, RequestHead, Version};
 use crate::model::Workload;
@@ -47,6 +47,8 @@ pub(in crate::proxy) struct Trail<'t> {
     pub flags: ResponseFlags,
     /// What exactly was wrong.
     pub details: &'static str,
+    /// The policy that refused it.
+    pub denied: Option<Denied>,
     /// Body bytes from the client.
     pub request_bytes: u64,
     /// Body bytes to the client.
@@ -72,6 +74,7 @@ impl<'t> Trail<'t> {
             grpc_status: None,
             flags: ResponseFlags::default(),
             details: "",
+            denied: None,
             request_bytes: 0,
             response_bytes: 0,
         }
@@ -80,6 +83,7 @@ impl<'t> Trail<'t> {
     /// Notes where it could not be sent; gives why.
     pub fn unreached(&mut self, unreached: Unreached) -> Problem {
         (self.upstream, self.endpoint) = unreached.last.map_or((None, None), |(at, to)| (Some(at), to));
+        self.denied = unreached.denied;
         unreached.problem
     }
 
@@ -117,6 +121,7 @@ impl Caller<'_> {
             grpc_status: trail.grpc_status,
             flags: trail.flags,
             details: trail.details,
+            denied: trail.denied.as_ref(),
             request_bytes: trail.request_bytes,
             response_bytes: trail.response_bytes,
             request_id,

@@ -11,10 +11,11 @@ use super::connection::Connection;
 use super::passed::Passed;
 use super::plan::Planned;
 use crate::balance::Pick;
-use crate::compile::{Cluster, Upstream};
+use crate::compile::{Cluster, Denied, Upstream};
 use crate::model::Asked;
 use crate::net::ConnectTarget;
 use crate::pool::{Liveness, PoolKey, is_quiet};
+use crate::proxy::access::Refused;
 use crate::proxy::answer::Problem;
 use crate::proxy::{Early, access};
 
@@ -40,6 +41,8 @@ pub(in crate::proxy) struct Unreached {
     pub problem: Problem,
     /// The last one that was tried: its address, and what the table knows of it.
     pub last: Option<(SocketAddr, Option<Arc<Upstream>>)>,
+    /// The policy that refuses, where that is why.
+    pub denied: Option<Denied>,
 }
 
 /// Where a request is to go.
@@ -134,7 +137,7 @@ impl Caller<'_> {
         mut connect: impl AsyncFnMut(PoolKey) -> Result<T, Problem>,
     ) -> Result<(T, Option<Pick>), Unreached> {
         let mut avoid = Vec::new();
-        let mut unreached = Unreached { problem: Problem::NoEndpoint, last: None };
+        let mut unreached = Unreached { problem: Problem::NoEndpoint, last: None, denied: None };
         for _ in 0..self.settings.connect_attempts.max(1) {
             let (address, pick) = match goal {
                 Goal::Cluster(cluster) => {
@@ -149,16 +152,16 @@ impl Caller<'_> {
                 // The cluster has no endpoint left that has not been tried.
                 break;
             }
-            if self.check_access(goal, address, passed).is_err() {
+            if let Err(Refused(denied)) = self.check_access(goal, address, passed) {
                 // Other endpoints would refuse as well, or should not hide that this one does.
                 let endpoint = pick.map(|pick| Arc::clone(pick.upstream()));
-                return Err(Unreached { problem: Problem::Denied, last: Some((address, endpoint)) });
+                return Err(Unreached { problem: Problem::Denied, last: Some((address, endpoint)), denied });
             }
             match connect(self.pool_key(goal, address, pick.as_ref())).await {
                 Ok(connection) => return Ok((connection, pick)),
                 Err(problem) => {
                     let endpoint = pick.map(|pick| Arc::clone(pick.upstream()));
-                    unreached = Unreached { problem, last: Some((address, endpoint)) };
+                    unreached = Unreached { problem, last: Some((address, endpoint)), denied: None };
                 }
             }
             if matches!(unreached.problem, Problem::RequestTimeout | Problem::TryTimeout) {
@@ -170,16 +173,11 @@ impl Caller<'_> {
     }
 
     /// Whether the client may have what it asks for of an address.
-    fn check_access(
-        self,
-        goal: Goal<'_>,
-        address: SocketAddr,
-        passed: &Passed<'_>,
-    ) -> Result<(), access::Refused> {
+    fn check_access(self, goal: Goal<'_>, address: SocketAddr, passed: &Passed<'_>) -> Result<(), Refused> {
         if matches!(goal, Goal::Unknown(_)) {
             access::check_translated(self.ctx)?;
         }
-        access::check(self.ctx, self.peer.ip(), address, Asked::Request(passed))
+        access::check(self.ctx, self.peer, address, Asked::Request(passed))
     }
 
     /// What a connection to this endpoint is kept under.

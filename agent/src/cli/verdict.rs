@@ -1,0 +1,69 @@
+//! The verdicts and reasons that connections and their events have, for the verbs that filter by them.
+
+use agent_common::balance::{ConnectReason, TierReason};
+use agent_common::{capture, guard};
+
+const VERDICTS: [&str; 7] = ["accelerated", "agent", "balanced", "direct", "dropped", "plain", "refused"];
+
+/// Reasons beside those of the kernel's verdicts.
+const OTHERS: [&str; 14] = [
+    "closed",
+    "connect_failed",
+    "connect_no_source_port",
+    "connect_refused",
+    "connect_timeout",
+    "connect_unreachable",
+    "downstream_reset",
+    "established",
+    "gateway",
+    "joined",
+    "no_healthy_upstream",
+    "rbac_access_denied",
+    "reset",
+    "upstream_reset",
+];
+
+fn reasons() -> Vec<&'static str> {
+    let captured = capture::Reason::ALL.into_iter().map(capture::Reason::as_str);
+    let guarded = guard::Reason::ALL.into_iter().map(guard::Reason::as_str);
+    let balanced = ConnectReason::ALL.into_iter().map(ConnectReason::as_str);
+    let taken = TierReason::ALL.into_iter().map(TierReason::as_str);
+    let mut reasons: Vec<_> = captured.chain(guarded).chain(balanced).chain(taken).chain(OTHERS).collect();
+    reasons.sort_unstable();
+    reasons.dedup();
+    reasons
+}
+
+/// Takes a verdict or a reason; what is neither would fit nothing.
+pub(super) fn parse(text: &str) -> Result<String, String> {
+    let reasons = reasons();
+    if VERDICTS.contains(&text) || reasons.contains(&text) {
+        return Ok(text.to_owned());
+    }
+    Err(format!("neither a verdict ({}) nor a reason ({})", VERDICTS.join(", "), reasons.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_neither_is_refused_with_what_there_is() {
+        for known in [
+            "agent",
+            "direct",
+            "captured_inbound",
+            "no_route",
+            "headless",
+            "denied",
+            "affinity",
+            "upstream_reset",
+        ] {
+            assert_eq!(parse(known).as_deref(), Ok(known));
+        }
+        for unknown in ["bogus", "", "Agent"] {
+            let error = parse(unknown).expect_err(unknown);
+            assert!(error.contains("balanced") && error.contains("captured_inbound"), "{error}");
+        }
+    }
+}
