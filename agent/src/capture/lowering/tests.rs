@@ -184,7 +184,7 @@ proptest! {
             for source in SOURCES.iter().map(|text| text.parse::<IpAddr>().expect("an address")) {
                 for port in 1..5 {
                     let ask = |asked| table.check_access(source, (*pod, port).into(), asked).is_err();
-                    let looked_up = refuses(&syn(source, *pod, port), &lowered).is_some();
+                    let looked_up = refuses(&syn(source, *pod, port), 1, &lowered).is_some();
                     prop_assert_eq!(looked_up, ask(Asked::Opaque), "{} to {}:{}", source, pod, port);
                     if source.is_ipv4() != pod.is_ipv4() {
                         continue;
@@ -227,7 +227,7 @@ fn what_finds_no_room_is_closed() {
     assert_eq!(sets(Room { sources: 1, rules: 4 }), [CLOSED; 4]);
     let lowered = lower(&table, Room { sources: 2, rules: 0 });
     let [foreign, pod] = ["8.8.8.8", "10.0.0.1"].map(|text| text.parse().expect("an address"));
-    assert_eq!(refuses(&syn(foreign, pod, 80), &lowered), Some(0));
+    assert_eq!(refuses(&syn(foreign, pod, 80), 1, &lowered), Some(0));
 }
 
 #[test]
