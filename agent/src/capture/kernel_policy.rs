@@ -75,7 +75,7 @@ struct Inherited {
 /// What is enforced, and what for lack of room is not enforced as written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PolicyStatus {
-    /// Addresses of pods under policy.
+    /// Addresses of this node's pods under policy.
     pub pods: usize,
     /// Those that are closed to everybody because their verdicts found no room.
     pub closed: usize,
@@ -140,7 +140,7 @@ impl KernelPolicy {
 
     /// Puts a table's policies in force. On an error every pod under policy is closed: what was denied stays denied.
     pub fn apply(&mut self, table: &RoutingTable) -> Result<PolicyStatus, CaptureError> {
-        let mut lowered = lower(table, Room::default());
+        let mut lowered = lower(table, &self.node, Room::default());
         let captured = captured(table, &lowered, &self.node);
         if !self.incomplete && lowered == self.written && captured == self.captured {
             return Ok(self.status());
