@@ -221,7 +221,15 @@ fn conversations_that_the_pod_began_go_on() {
         let pod = PolicyAddress { family: 4, address: widen(POD) };
         let peer = PolicyAddress { family: 4, address: widen(CLIENT) };
         let (pod_port, peer_port) = (1000u16.to_be_bytes(), 53u16.to_be_bytes());
-        maps.flows.insert(PolicyFlow { interface: VETH, pod, peer, pod_port, peer_port, protocol, padding: 0 });
+        maps.flows.insert(PolicyFlow {
+            interface: VETH,
+            pod,
+            peer,
+            pod_port,
+            peer_port,
+            protocol,
+            padding: 0,
+        });
     }
     let cases: &[(&str, Vec<u8>, bool)] = &[
         ("the answer", ipv4(17, 0, 0, &udp(53, 1000)), false),
