@@ -111,10 +111,13 @@ pub enum Access {
     ByRequest = 3,
 }
 
-/// A conversation that a pod began.
+/// A conversation that a pod began. What is noted at one interface says nothing about another: a pod can send whatever
+/// source address it likes, but only from its own interface.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PolicyFlow {
+    /// The index of the pod's interface in the node's namespace.
+    pub interface: u32,
     /// The pod.
     pub pod: PolicyAddress,
     /// Whom it spoke to.
@@ -129,7 +132,7 @@ pub struct PolicyFlow {
     pub padding: u8,
 }
 
-const _: () = assert!(size_of::<PolicyFlow>() == 40 && align_of::<PolicyFlow>() == 1);
+const _: () = assert!(size_of::<PolicyFlow>() == 44 && align_of::<PolicyFlow>() == 4);
 
 /// A conversation's value where the pod has begun it.
 pub const BEGUN_BY_POD: u32 = 0;
@@ -175,10 +178,11 @@ pub struct PolicyPacket {
 }
 
 impl PolicyPacket {
-    /// The conversation, if the receiver is the pod that began it.
+    /// The conversation, if the receiver is the pod behind this interface and began it.
     #[inline(always)]
-    pub fn flow_of_receiver(&self) -> PolicyFlow {
+    pub fn flow_of_receiver(&self, interface: u32) -> PolicyFlow {
         PolicyFlow {
+            interface,
             pod: self.destination,
             peer: self.source,
             pod_port: self.destination_port,
@@ -188,11 +192,12 @@ impl PolicyPacket {
         }
     }
 
-    /// The conversation that the sender begins with it; `None` where it begins none.
+    /// The conversation that the sender, which is behind this interface, begins with it; `None` where it begins none.
     #[inline(always)]
-    pub fn flow_of_sender(&self) -> Option<PolicyFlow> {
+    pub fn flow_of_sender(&self, interface: u32) -> Option<PolicyFlow> {
         match self.kind {
             PacketKind::Opening | PacketKind::Datagram => Some(PolicyFlow {
+                interface,
                 pod: self.source,
                 peer: self.destination,
                 pod_port: self.source_port,
@@ -217,21 +222,21 @@ pub trait PolicyMaps {
     fn began(&self, flow: &PolicyFlow) -> bool;
 }
 
-/// Whether a packet may enter the pod that it is sent to; `Some`: it may not, counted in this slot.
+/// Whether a packet may enter, by this interface, the pod that it is sent to; `Some`: it may not, counted in this slot.
 #[inline(always)]
-pub fn refuses(packet: &PolicyPacket, maps: &impl PolicyMaps) -> Option<u32> {
+pub fn refuses(packet: &PolicyPacket, interface: u32, maps: &impl PolicyMaps) -> Option<u32> {
     let pod = maps.pod(&packet.destination)?;
     match packet.kind {
         PacketKind::Accepting | PacketKind::Control => return None,
         PacketKind::Continuing => {
             let ephemeral = u16::from_be_bytes(packet.destination_port) >= EPHEMERAL_FIRST;
             // The pod may have begun it before anybody took notes.
-            if ephemeral || maps.began(&packet.flow_of_receiver()) {
+            if ephemeral || maps.began(&packet.flow_of_receiver(interface)) {
                 return None;
             }
         }
         PacketKind::Datagram => {
-            if maps.began(&packet.flow_of_receiver()) {
+            if maps.began(&packet.flow_of_receiver(interface)) {
                 return None;
             }
         }
@@ -416,10 +421,12 @@ const fn widen(address: [u8; 4]) -> [u8; 16] {
 #[cfg(feature = "user")]
 #[expect(unsafe_code, reason = "aya's marker for types that are plain bytes")]
 mod pod {
-    use super::{PolicyAddress, PolicyPod, PolicyRuleKey, PolicyRuleValue, PolicySourceKey};
+    use super::{PolicyAddress, PolicyFlow, PolicyPod, PolicyRuleKey, PolicyRuleValue, PolicySourceKey};
 
     // SAFETY: repr(C), integers only, no padding, every bit pattern valid.
     unsafe impl aya::Pod for PolicyAddress {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for PolicyFlow {}
     // SAFETY: as above.
     unsafe impl aya::Pod for PolicySourceKey {}
     // SAFETY: as above.

@@ -72,7 +72,7 @@ impl Packet<'_> {
         unsafe { (*self.0.skb.skb).mark }
     }
 
-    /// The index of the interface by which it came.
+    /// The index of the interface whose hook sees it.
     #[inline(always)]
     pub fn interface(&self) -> u32 {
         // SAFETY: a field of the context that the verifier checks.

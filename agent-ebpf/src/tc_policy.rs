@@ -30,14 +30,14 @@ pub fn guard_pod(context: TcContext) -> i32 {
         return NEXT;
     }
     let Some(read) = read(&packet) else { return NEXT };
-    if let Some(slot) = refuses(&read, &KernelMaps) {
+    if let Some(slot) = refuses(&read, packet.interface(), &KernelMaps) {
         count_refused(slot);
         events::tell_refused(&packet, &read, slot);
         return DROP;
     }
     // The pod's answers to what was let in shall not look like something that it has begun.
     if read.kind == PacketKind::Datagram {
-        note(&read.destination, &read.flow_of_receiver(), BEGUN_BY_PEER);
+        note(&read.destination, &read.flow_of_receiver(packet.interface()), BEGUN_BY_PEER);
     }
     NEXT
 }
@@ -50,7 +50,7 @@ pub fn watch_pod(context: TcContext) -> i32 {
         return NEXT;
     }
     let Some(read) = read(&packet) else { return NEXT };
-    if let Some(flow) = read.flow_of_sender() {
+    if let Some(flow) = read.flow_of_sender(packet.interface()) {
         note(&read.source, &flow, BEGUN_BY_POD);
     }
     NEXT

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use common::{LIMIT, Mesh};
+use lab::ethernet::{ETHERNET_LEN, Wire, patched, tcp, udp};
 use lab::http::get;
 use lab::{PodSpec, Program, ServiceSpec, Topology, exec, unprivileged, wait_for};
 
@@ -26,6 +27,14 @@ try:
   d,a=s.recvfrom(99)
   if a[0]==to and d[0 if v6 else 20]==(129 if v6 else 0): print('answered'); break
 except TimeoutError: pass
+";
+
+/// Sends to a pod what would answer datagrams of its port 40000, and segments of its port 700, to port 9.
+const ANSWER: &str = "import socket,sys
+to=sys.argv[1]; family=socket.AF_INET6 if ':' in to else socket.AF_INET
+u=socket.socket(family, socket.SOCK_DGRAM); u.bind(('',9)); u.sendto(b'!', (to,40000))
+t=socket.socket(family, socket.SOCK_RAW, 6)
+t.sendto(bytes([0,9,2,0xbc, 0,0,0,1, 0,0,0,1, 0x50,16,255,255, 0,0,0,0]), (to,0))
 ";
 
 fn topology() -> Topology {
@@ -238,6 +247,30 @@ fn what_the_pod_begins_itself_goes_on() -> Result<()> {
     echoing.kill()?;
     echoing.wait()?;
     outcome
+}
+
+/// A pod that sends, from its own interface, what looks like a question of another pod gets no answer of its own into it.
+#[test]
+fn nobody_begins_a_conversation_in_the_pods_name() -> Result<()> {
+    if unprivileged("nobody_begins_a_conversation_in_the_pods_name") {
+        return Ok(());
+    }
+    let mesh = Mesh::up("forged", topology(), &[("policy.yaml", &deny())])?;
+    count_in_server(&mesh, &["foe", "friend"])?;
+    for (pod, family) in [("foe", 0), ("foe", 1), ("friend", 0), ("friend", 1)] {
+        let (server, own) = (mesh.pod_ip("server", family)?, mesh.pod_ip(pod, family)?);
+        let wire = mesh.lab.pod(pod)?.in_netns(|| Wire::sender("eth0"))??;
+        wire.send(&udp((server, own), b"?"))?;
+        // From port 700, below those that a kernel chooses.
+        let at = ETHERNET_LEN + if family == 0 { 20 } else { 40 };
+        wire.send(&patched(&tcp((server, own), 2), &[(at, 2), (at + 1, 0xbc)]))?;
+        exec::stdout(mesh.lab.pod(pod)?.command("python3")?.args(["-c", ANSWER, &server.to_string()]))?;
+    }
+    // Frames of one interface keep their order; the friend's answers show that such packets do arrive.
+    wait_for("the friend's answers", LIMIT, || seen(&mesh, "friend").is_ok_and(|packets| packets >= 4))?;
+    ensure!(seen(&mesh, "foe")? == 0, "{} packets of the foe got through", seen(&mesh, "foe")?);
+    let drops = "sluice_policy_drops_total{policy=\"default/p\",rule=\"0\",tier=\"kernel\"}";
+    wait_for("the foe's answers", LIMIT, || mesh.metric("node1", drops).is_ok_and(|count| count >= 4.0))
 }
 
 /// Through the service: what the agent carries is asked about as well, in every tier.

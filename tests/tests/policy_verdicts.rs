@@ -23,6 +23,8 @@ use lab::unprivileged;
 const NEXT: u32 = u32::MAX;
 const DROP: u32 = 2;
 const OWN_MARK: u32 = 0x1520;
+/// The interface at whose hook test runs take place.
+const LO: u32 = 1;
 /// Where what the rules below refuse is counted.
 const SLOTS: [u32; 5] = [0, 1, 2, 3, HIDDEN_SLOT];
 /// Frames that are made of each seed.
@@ -117,16 +119,16 @@ impl Host {
     /// What the guard says of a frame: the slot in which it is counted as refused.
     fn guard(&mut self, frame: &[u8]) -> Option<u32> {
         let packet: PolicyPacket = read(frame)?;
-        let refused = refuses(&packet, self);
+        let refused = refuses(&packet, LO, self);
         if refused.is_none() && packet.kind == PacketKind::Datagram {
-            self.note(&packet.destination, packet.flow_of_receiver(), BEGUN_BY_PEER);
+            self.note(&packet.destination, packet.flow_of_receiver(LO), BEGUN_BY_PEER);
         }
         refused
     }
 
     fn watch(&mut self, frame: &[u8]) {
         if let Some(packet) = read(frame)
-            && let Some(flow) = packet.flow_of_sender()
+            && let Some(flow) = packet.flow_of_sender(LO)
         {
             self.note(&packet.source, flow, BEGUN_BY_POD);
         }
@@ -332,8 +334,31 @@ fn conversations_are_remembered_by_who_began_them() -> Result<()> {
         ensure!(kernel.agrees(&mut host, &udp((friend, open), b"hello"))?, "refused by the test run");
         kernel.run("watch_pod", &turned(&udp((open, friend), b"welcome"), at), (2, 0))?;
         host.watch(&turned(&udp((open, friend), b"welcome"), at));
-        let flow = read(&udp((friend, open), b"hello")[..]).context("a datagram")?.flow_of_receiver();
+        let flow = read(&udp((friend, open), b"hello")[..]).context("a datagram")?.flow_of_receiver(LO);
         ensure!(host.flows.get(&flow) == Some(&BEGUN_BY_PEER), "the host's own notes are wrong");
+    }
+    Ok(())
+}
+
+/// What was noted at another pod's interface, where anybody may claim to be anybody, opens nothing.
+#[test]
+fn a_conversation_is_known_at_the_interface_where_it_was_begun() -> Result<()> {
+    if unprivileged("a_conversation_is_known_at_the_interface_where_it_was_begun") {
+        return Ok(());
+    }
+    let mut kernel = Kernel::load(&Host::new())?;
+    for family in 0..2 {
+        let (pod, foe) = (address(STRICT[family]), address(FOE[family]));
+        for answer in [udp((foe, pod), b"!"), tcp((foe, pod), FLAGS_ACK)] {
+            let packet = read(&answer[..]).context("a packet")?;
+            for (interface, verdict) in [(LO + 1, DROP), (LO, NEXT)] {
+                let mut flows: KernelMap<_, PolicyFlow, u32> =
+                    KernelMap::try_from(kernel.ebpf.map_mut("POLICY_FLOWS").context("no conversations")?)?;
+                flows.insert(packet.flow_of_receiver(interface), BEGUN_BY_POD, 0)?;
+                let said = kernel.run("guard_pod", &answer, (2, 0))?;
+                ensure!(said == Some(verdict), "noted at {interface}, family {family}: {said:x?}");
+            }
+        }
     }
     Ok(())
 }

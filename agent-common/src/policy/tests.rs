@@ -9,6 +9,8 @@ const POD: [u8; 4] = [10, 10, 1, 3];
 const CLIENT6: [u8; 16] = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
 const POD6: [u8; 16] = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3];
 const ACK: u8 = TCP_ACK;
+/// The pod's interface.
+const VETH: u32 = 12;
 const SYN: u8 = TCP_SYN;
 
 fn ethernet(ethertype: [u8; 2]) -> Vec<u8> {
@@ -208,7 +210,7 @@ fn verdicts() {
     ];
     for (what, rules, frame, expected) in cases {
         let packet = read(frame.as_slice()).expect(what);
-        assert_eq!(refuses(&packet, &maps(rules)), *expected, "{what}");
+        assert_eq!(refuses(&packet, VETH, &maps(rules)), *expected, "{what}");
     }
 }
 
@@ -219,7 +221,15 @@ fn conversations_that_the_pod_began_go_on() {
         let pod = PolicyAddress { family: 4, address: widen(POD) };
         let peer = PolicyAddress { family: 4, address: widen(CLIENT) };
         let (pod_port, peer_port) = (1000u16.to_be_bytes(), 53u16.to_be_bytes());
-        maps.flows.insert(PolicyFlow { pod, peer, pod_port, peer_port, protocol, padding: 0 });
+        maps.flows.insert(PolicyFlow {
+            interface: VETH,
+            pod,
+            peer,
+            pod_port,
+            peer_port,
+            protocol,
+            padding: 0,
+        });
     }
     let cases: &[(&str, Vec<u8>, bool)] = &[
         ("the answer", ipv4(17, 0, 0, &udp(53, 1000)), false),
@@ -231,13 +241,16 @@ fn conversations_that_the_pod_began_go_on() {
     ];
     for (what, frame, refused) in cases {
         let packet = read(frame.as_slice()).expect(what);
-        assert_eq!(refuses(&packet, &maps).is_some(), *refused, "{what}");
+        assert_eq!(refuses(&packet, VETH, &maps).is_some(), *refused, "{what}");
+        // What somebody behind another interface claims to have begun is nothing to this pod, and the other way round.
+        assert!(refuses(&packet, VETH + 1, &maps).is_some(), "{what}, by another interface");
     }
     let from_pod = read(ipv4(17, 0, 0, &udp(1000, 53)).as_slice()).expect("a packet");
-    let flow = from_pod.flow_of_sender().expect("it begins one");
-    assert_eq!((flow.pod, flow.pod_port), (from_pod.source, 1000u16.to_be_bytes()));
+    let flow = from_pod.flow_of_sender(VETH).expect("it begins one");
+    assert_eq!((flow.interface, flow.pod), (VETH, from_pod.source));
+    assert_eq!(flow.pod_port, 1000u16.to_be_bytes());
     let answer = read(ipv4(6, 0, 0, &tcp(80, 4000, SYN | ACK)).as_slice()).expect("a packet");
-    assert_eq!(answer.flow_of_sender(), None);
+    assert_eq!(answer.flow_of_sender(VETH), None);
 }
 
 #[test]
@@ -246,7 +259,7 @@ fn a_closed_pod_takes_nothing_new_and_others_are_left_alone() {
     let pod = PolicyAddress { family: 4, address: widen(POD) };
     maps.pods.insert(pod, PolicyPod { set: CLOSED, side: 0, captured: 0, padding: [0; 2] });
     let syn = read(ipv4(6, 0, 0, &tcp(4000, 80, SYN)).as_slice()).expect("a packet");
-    assert_eq!(refuses(&syn, &maps), Some(0));
+    assert_eq!(refuses(&syn, VETH, &maps), Some(0));
     maps.pods.clear();
-    assert_eq!(refuses(&syn, &maps), None);
+    assert_eq!(refuses(&syn, VETH, &maps), None);
 }

@@ -1,4 +1,5 @@
-//! Calls of the kernel that have no safe wrapper: links of any kind by their pins, and the namespace's cookie.
+//! Calls of the kernel that have no safe wrapper: links of any kind by their pins, the namespace's cookie, and the end of what
+//! programs do with what they have read.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -11,6 +12,9 @@ use std::path::Path;
 const OBJ_GET: i64 = 7;
 const PROG_QUERY: i64 = 16;
 const LINK_UPDATE: i64 = 29;
+
+/// `MEMBARRIER_CMD_GLOBAL` of the kernel's `enum membarrier_cmd`.
+const MEMBARRIER_GLOBAL: i64 = 1;
 
 /// The part of `union bpf_attr` that `BPF_OBJ_GET` reads.
 #[repr(C)]
@@ -104,6 +108,15 @@ pub fn netns_cookie() -> io::Result<u64> {
     if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Waits, some milliseconds as a rule, until every program run that is under way now has ended (an RCU grace period). Kernels
+/// with CPUs that are never interrupted (`nohz_full`) refuse it.
+pub fn wait_for_program_runs() -> io::Result<()> {
+    #[expect(unsafe_code, reason = "the system call has no safe wrapper")]
+    // SAFETY: the call reads and writes no memory of ours.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_GLOBAL, 0, 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 fn bpf<T>(command: i64, attributes: &mut T) -> io::Result<RawFd> {
     #[expect(unsafe_code, reason = "the system call has no safe wrapper")]
     // SAFETY: the kernel reads `size_of::<T>()` bytes, all of them set, takes what is beyond as zero, and writes only into
@@ -123,6 +136,13 @@ mod tests {
     fn what_is_not_pinned_cannot_be_opened() {
         assert!(pinned(Path::new("/nonexistent/pin")).is_err());
         assert!(pinned(Path::new("a\0b")).is_err(), "a path with a zero byte");
+    }
+
+    #[test]
+    fn program_runs_end() {
+        // Where the kernel refuses, it says so in one way only.
+        let refused = wait_for_program_runs().err().and_then(|error| error.raw_os_error());
+        assert!(matches!(refused, None | Some(libc::EINVAL | libc::ENOSYS)), "{refused:?}");
     }
 
     #[test]

@@ -14,9 +14,9 @@ use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap as KernelMap, MapData, MapError, PerCpuArray};
 
-use super::CaptureError;
 use super::lowering::{Lowered, Room, captured, ip_address, lower, policy_address};
 use super::programs::map;
+use super::{CaptureError, kernel_call};
 use crate::compile::{Denied, RoutingTable};
 use crate::model::Cidr;
 
@@ -75,7 +75,7 @@ struct Inherited {
 /// What is enforced, and what for lack of room is not enforced as written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PolicyStatus {
-    /// Addresses of pods under policy.
+    /// Addresses of this node's pods under policy.
     pub pods: usize,
     /// Those that are closed to everybody because their verdicts found no room.
     pub closed: usize,
@@ -140,7 +140,7 @@ impl KernelPolicy {
 
     /// Puts a table's policies in force. On an error every pod under policy is closed: what was denied stays denied.
     pub fn apply(&mut self, table: &RoutingTable) -> Result<PolicyStatus, CaptureError> {
-        let mut lowered = lower(table, Room::default());
+        let mut lowered = lower(table, &self.node, Room::default());
         let captured = captured(table, &lowered, &self.node);
         if !self.incomplete && lowered == self.written && captured == self.captured {
             return Ok(self.status());
@@ -218,20 +218,31 @@ impl KernelPolicy {
 
     /// Takes away what no pod leads to any more. Entries that are not there were never written.
     fn clear(&mut self, lowered: &Lowered, at: Generation) {
-        for cidr in lowered.sources.keys() {
-            let _ = self.sources.remove(&source_key(at.side, *cidr));
+        let Inherited { mut sources, mut rules } = std::mem::take(&mut self.inherited);
+        sources.extend(lowered.sources.keys().map(|cidr| source_key(at.side, *cidr)));
+        rules.extend(lowered.rules.keys().map(|key| rule_key(at, *key)));
+        if sources.is_empty() && rules.is_empty() {
+            return;
         }
-        for key in lowered.rules.keys() {
-            let _ = self.rules.remove(&rule_key(at, *key));
+        // A run that is under way may have read a pod's entry before that was switched, and look the rest up only now. Where
+        // the kernel does not let us wait for it, such a packet is refused, by the order in which things go.
+        if let Err(error) = kernel_call::wait_for_program_runs() {
+            tracing::debug!(%error, "packets under way while policies change may be refused");
         }
-        let Inherited { sources, rules } = std::mem::take(&mut self.inherited);
+        for key in least_exact_first(rules) {
+            let _ = self.rules.remove(&key);
+        }
         for key in sources {
             let _ = self.sources.remove(&key);
         }
-        for key in rules {
-            let _ = self.rules.remove(&key);
-        }
     }
+}
+
+/// Rules in an order in which they can go one by one while somebody looks them up: what was found stays found or nothing is,
+/// as a look-up goes from the most exact to the least.
+fn least_exact_first(mut rules: Vec<PolicyRuleKey>) -> Vec<PolicyRuleKey> {
+    rules.sort_by_key(|key| (key.class != 0, key.port != 0));
+    rules
 }
 
 fn unread(map: &'static str) -> impl Fn(MapError) -> CaptureError {
@@ -372,6 +383,33 @@ mod tests {
         ] {
             let at = Generation::beside(&sides(&used), last);
             assert_eq!((at.next_side(), at.first_set), expected, "{used:?} {last:?}");
+        }
+    }
+
+    /// A look-up asks at four moments; between any two of them, any number of rules may have gone.
+    #[test]
+    fn rules_that_go_allow_nobody_whom_they_refused() {
+        let key = |class, port| PolicyRuleKey { set: 1, class, port };
+        let asked = [key(2, 80), key(2, 0), key(0, 80), key(0, 0)];
+        // Every combination of the rules that a look-up can meet, with others between them.
+        for present in 0..16u32 {
+            let rules = (0..4).filter(|bit| present & (1 << bit) != 0).map(|bit| asked[bit]);
+            let going = least_exact_first(rules.chain([key(3, 80), key(0, 81), key(3, 0)]).collect());
+            let found = |gone: [usize; 4]| {
+                let there =
+                    |(at, gone): (usize, usize)| going[gone..].contains(&asked[at]).then_some(asked[at]);
+                gone.into_iter().enumerate().find_map(there)
+            };
+            let whole = found([0; 4]);
+            let end = going.len();
+            for a in 0..=end {
+                for (b, c, d) in
+                    (a..=end).flat_map(|b| (b..=end).flat_map(move |c| (c..=end).map(move |d| (b, c, d))))
+                {
+                    let answer = found([a, b, c, d]);
+                    assert!(answer.is_none() || answer == whole, "{going:?} at {a} {b} {c} {d}: {answer:?}");
+                }
+            }
         }
     }
 

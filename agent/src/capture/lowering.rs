@@ -63,16 +63,21 @@ struct Named<'t> {
 /// Classes with one member each, by number.
 type Classes<'t> = Vec<PolicySource<'t>>;
 
-/// Lowers a table's policies. What exceeds the `room` is closed.
-pub fn lower(table: &RoutingTable, room: Room) -> Lowered {
+/// Lowers a table's policies for the pods of `node`, as Pod documents call it: nobody asks here about those of others. What
+/// exceeds the `room` is closed.
+pub fn lower(table: &RoutingTable, node: &str, room: Room) -> Lowered {
     if table.policies.is_empty() {
         return Lowered::default();
     }
     let mut sets: Vec<&Arc<PodPolicy>> = Vec::new();
     let mut numbers: HashMap<*const PodPolicy, u32> = HashMap::new();
     let mut lowered = Lowered::default();
+    // A node that no document names may have been given another name than it has there; then all pods may be its own.
+    let known = table.workloads.iter().any(|(_, pod)| pod.node.as_deref() == Some(node));
+    let policies = table.policies.iter();
     // By address, so that the same table gives the same numbers.
-    let pods: BTreeMap<IpAddr, &Arc<PodPolicy>> = table.policies.iter().collect();
+    let pods: BTreeMap<IpAddr, &Arc<PodPolicy>> =
+        policies.filter(|(address, _)| !known || is_here(table, address, node)).collect();
     for (address, policy) in pods {
         let set = *numbers.entry(Arc::as_ptr(policy)).or_insert_with(|| {
             sets.push(policy);
@@ -102,11 +107,14 @@ pub fn lower(table: &RoutingTable, room: Room) -> Lowered {
 pub fn captured(table: &RoutingTable, lowered: &Lowered, node: &str) -> BTreeSet<IpAddr> {
     let by_request = lowered.rules.iter().filter(|(_, verdict)| verdict.access == Access::ByRequest);
     let sets: BTreeSet<u32> = by_request.map(|(key, _)| key.set).collect();
-    let here = |address: &IpAddr| {
-        table.workloads.get(address).is_some_and(|pod| pod.node.as_deref().is_none_or(|on| on == node))
-    };
-    let pods = lowered.pods.iter().filter(|(address, set)| sets.contains(set) && here(address));
+    let pods = lowered.pods.iter();
+    let pods = pods.filter(|(address, set)| sets.contains(set) && is_here(table, address, node));
     pods.map(|(address, _)| *address).collect()
+}
+
+/// Whether an address is that of a pod of `node`, or of no node that is known.
+fn is_here(table: &RoutingTable, address: &IpAddr, node: &str) -> bool {
+    table.workloads.get(address).is_some_and(|pod| pod.node.as_deref().is_none_or(|on| on == node))
 }
 
 /// The class of every range and pod that is not treated like everybody else around it.

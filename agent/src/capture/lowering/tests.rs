@@ -179,12 +179,12 @@ proptest! {
     #[test]
     fn the_kernel_looks_up_what_the_agent_decides(policies in vec(policy(), 0..5)) {
         let table = table(policies);
-        let lowered = lower(&table, Room::default());
+        let lowered = lower(&table, "here", Room::default());
         for pod in workloads().iter().flat_map(|workload| &workload.addresses) {
             for source in SOURCES.iter().map(|text| text.parse::<IpAddr>().expect("an address")) {
                 for port in 1..5 {
                     let ask = |asked| table.check_access(source, (*pod, port).into(), asked).is_err();
-                    let looked_up = refuses(&syn(source, *pod, port), &lowered).is_some();
+                    let looked_up = refuses(&syn(source, *pod, port), 1, &lowered).is_some();
                     prop_assert_eq!(looked_up, ask(Asked::Opaque), "{} to {}:{}", source, pod, port);
                     if source.is_ipv4() != pod.is_ipv4() {
                         continue;
@@ -220,14 +220,14 @@ fn what_finds_no_room_is_closed() {
         rules,
     };
     let table = table(vec![policy("a", vec![rule(&["1.1.1.1"])]), policy("c", vec![rule(&["2.2.2.2"])])]);
-    let sets = |room| lower(&table, room).pods.into_values().collect::<Vec<_>>();
+    let sets = |room| lower(&table, "here", room).pods.into_values().collect::<Vec<_>>();
     assert_eq!(sets(Room::default()), [0, 0, 1, 0], "10.0.0.1, 10.1.0.1, 10.1.0.2, fd00::1");
     assert_eq!(sets(Room { sources: 2, rules: 4 }), [0, 0, 1, 0]);
     assert_eq!(sets(Room { sources: 2, rules: 3 }), [0, 0, CLOSED, 0]);
     assert_eq!(sets(Room { sources: 1, rules: 4 }), [CLOSED; 4]);
-    let lowered = lower(&table, Room { sources: 2, rules: 0 });
+    let lowered = lower(&table, "here", Room { sources: 2, rules: 0 });
     let [foreign, pod] = ["8.8.8.8", "10.0.0.1"].map(|text| text.parse().expect("an address"));
-    assert_eq!(refuses(&syn(foreign, pod, 80), &lowered), Some(0));
+    assert_eq!(refuses(&syn(foreign, pod, 80), 1, &lowered), Some(0));
 }
 
 #[test]
@@ -250,12 +250,43 @@ fn only_pods_here_whose_requests_decide_are_captured() {
     let authorization = vec![policy("a", rule(get)), policy("c", rule(RequestTerms::default()))];
     let model = Model { workloads: pods, authorization, ..Model::default() };
     let table = compile(&model, &RoutingTable::default(), TableVersion::default());
-    let lowered = lower(&table, Room::default());
-    let taken = |node| captured(&table, &lowered, node).iter().map(ToString::to_string).collect::<Vec<_>>();
+    let taken = |node| {
+        let lowered = lower(&table, node, Room::default());
+        captured(&table, &lowered, node).iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
     assert_eq!(taken("here"), ["10.0.0.1", "fd00::1"]);
     assert_eq!(taken("there"), ["10.1.0.1"]);
     assert_eq!(taken("elsewhere"), [""; 0]);
     let [foreign, pod] = ["8.8.8.8", "10.0.0.1"].map(|text| text.parse().expect("an address"));
+    let lowered = lower(&table, "here", Room::default());
     let on = |port| takes(&segment(foreign, pod, port), &lowered);
     assert!(on(80) && !on(81), "the rule's port is taken, and no other");
+}
+
+#[test]
+fn what_becomes_of_other_nodes_pods_is_nothing_to_this_one() {
+    let policy = |namespace: &str| AuthorizationPolicy {
+        name: ObjectName::new(namespace, "p"),
+        scope: PolicyScope::Namespace,
+        selector: [].into(),
+        action: PolicyAction::Allow,
+        rules: Vec::new(),
+    };
+    let lowered = |nodes: [Option<&str>; 4], policies: &[&str]| {
+        let mut pods = workloads();
+        for (pod, node) in pods.iter_mut().zip(nodes) {
+            pod.node = node.map(Into::into);
+        }
+        let authorization = policies.iter().map(|namespace| policy(namespace)).collect();
+        let model = Model { workloads: pods, authorization, ..Model::default() };
+        lower(&compile(&model, &RoutingTable::default(), TableVersion::default()), "here", Room::default())
+    };
+    let under = |lowered: &Lowered| lowered.pods.keys().map(ToString::to_string).collect::<Vec<_>>();
+    let [here, there] = [Some("here"), Some("there")];
+    let mixed = [here, there, there, None];
+    let all = lowered(mixed, &["a", "ab", "c"]);
+    assert_eq!(under(&all), ["10.0.0.1", "10.1.0.2", "fd00::1"], "pods here, and one of no known node");
+    assert_eq!(all, lowered(mixed, &["a", "c"]), "a policy of another node's pods alone changes nothing");
+    // Nobody has heard of this node: it may go by another name there.
+    assert_eq!(under(&lowered([there; 4], &["c"])), ["10.1.0.2"]);
 }
