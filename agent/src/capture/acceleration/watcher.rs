@@ -165,7 +165,8 @@ impl Look {
         let Some(sender) = self.sender(key) else { return };
         let withdrawn = &self.counters.withdrawn;
         withdrawn.counts[fault as usize].fetch_add(1, Ordering::Relaxed);
-        if fault == Fault::Flooded && self.ends.insert(sender, EndValue::PLAIN, EXISTING).is_ok() {
+        let led_back = self.ends.get(&sender, 0).map(EndValue::led_back);
+        if fault == Fault::Flooded && led_back.and_then(|end| self.ends.insert(sender, end, EXISTING)).is_ok() {
             withdrawn.led_back.fetch_add(1, Ordering::Relaxed);
         }
         // The agent is no pod; where it does not read, it is the other end that waits.
