@@ -13,8 +13,8 @@
 //!
 //! So no connection ever has bytes on both ways at once, which the receiver could read in the wrong order, and no socket
 //! stays in the map that receives by TCP, for which kernels report `FIONREAD` 0 with bytes waiting. One exception: the agent
-//! makes the sending end of a joined connection plain when its receiver is flooded. A receiver reads what was handed over
-//! before what TCP has, so the order holds.
+//! makes the sending end of a joined connection plain when its receiver is flooded. A receiver that reads what was handed over
+//! does so before it reads what TCP has, so the order holds.
 
 /// One end of a connection: a socket's own view of it.
 #[repr(C)]
@@ -102,9 +102,21 @@ impl EndValue {
         Self { peer_cookie, handed: 0 }
     }
 
+    /// The end hands nothing over any more, which it has done before.
+    #[must_use]
+    pub const fn led_back(self) -> Self {
+        // A message may be counted by a program that holds the old decision still.
+        Self { peer_cookie: 0, handed: if self.handed == 0 { 1 } else { self.handed } }
+    }
+
     /// Whether both ends are in the map.
     pub const fn is_joined(self) -> bool {
         self.peer_cookie != 0
+    }
+
+    /// Whether bytes may have gone past TCP, so that TCP's counters lack them.
+    pub const fn was_joined(self) -> bool {
+        self.is_joined() || self.handed != 0
     }
 }
 
@@ -378,6 +390,23 @@ mod tests {
         }
         let v4 = std::net::Ipv4Addr::new(10, 1, 2, 3);
         assert_eq!(wide(u32::from_ne_bytes(v4.octets()))[..5], [10, 1, 2, 3, 0]);
+    }
+
+    #[test]
+    fn an_end_that_is_led_back_was_joined() {
+        let joined = EndValue::joined(POD);
+        let handed = EndValue { handed: 9, ..joined };
+        // (a decision) -> (whether it is joined, whether it was)
+        let cases = [
+            (EndValue::PLAIN, (false, false)),
+            (joined, (true, true)),
+            (handed, (true, true)),
+            (joined.led_back(), (false, true)),
+            (handed.led_back(), (false, true)),
+        ];
+        for (end, expected) in cases {
+            assert_eq!((end.is_joined(), end.was_joined()), expected, "{end:?}");
+        }
     }
 
     #[test]

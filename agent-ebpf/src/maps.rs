@@ -176,7 +176,8 @@ pub static JOINED_SOCKETS: SockHash<EndKey> = SockHash::with_max_entries(131_072
 #[map]
 pub static WAITING: HashMap<EndKey, u8> = HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
 
-/// What was decided of an end's connection, once. Written by the sockops and the sk_msg program.
+/// What was decided of an end's connection, once. Written by the sockops and the sk_msg program, and by the agent where it
+/// leads a joined end back to TCP.
 #[map]
 pub static ENDS: HashMap<EndKey, EndValue> = HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
 

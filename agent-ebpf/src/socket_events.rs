@@ -109,7 +109,7 @@ fn ends(context: &SockOpsContext) {
     let Some(key) = of_pod(context) else { return };
     let over = closed(&socket, context.arg(0), acked(context), received(context));
     // SAFETY: as above.
-    let accelerated = unsafe { ENDS.get(key) }.is_some_and(|end| end.is_joined());
+    let accelerated = unsafe { ENDS.get(key) }.is_some_and(|end| end.was_joined());
     let dialled = socket.dialled != 0;
     let led = if dialled { led_to(cookie, &key) } else { None };
     // SAFETY: the helper takes nothing.

@@ -121,10 +121,12 @@ fn first_packet(context: &SockOpsContext) {
         return;
     }
     let decided = ENDS.insert(key, EndValue::PLAIN, u64::from(BPF_NOEXIST)).is_ok();
+    // The first packet may come after the agent has led this end back: what it was handed by then waits in the map's queue, which
+    // the kernel would throw away with the entry.
     // SAFETY: the kernel keeps a map value's memory valid for the run of the program.
-    let is_joined = unsafe { ENDS.get(key) }.is_some_and(|end| end.is_joined());
+    let was_joined = unsafe { ENDS.get(key) }.is_some_and(|end| end.was_joined());
     let _ = watch(context, 0, WATCH_PACKETS);
-    if !is_joined {
+    if !was_joined {
         if decided {
             count_acceleration(AccelerationReason::PeerAbsent);
         }

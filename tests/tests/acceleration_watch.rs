@@ -1,5 +1,5 @@
 //! Joined connections whose bytes are not read: the pod is taken out of acceleration, which is told, and the node's memory for TCP is
-//! not filled.
+//! not filled. No stream ever has a hole: a connection that cannot be led back is broken.
 
 mod common;
 
@@ -113,13 +113,32 @@ fn a_receiver_that_does_not_keep_up_stops_its_sender() -> Result<()> {
     let sent: usize = sent.with_context(|| format!("the client said {line:?}"))?;
     ensure!(sent < size, "{sent} bytes were taken although nobody read");
     ensure!(sent > 64 << 20, "the connection was not joined: only {sent} bytes were taken");
-    wait_withdrawn(&mesh)?;
     ensure!(mesh.metric(NODE, FLOODED)? > 0.5, "the metric does not say so");
+    // It reads, so that its other connections may be accelerated.
+    let status = mesh.verb(NODE, "status")?["capture"]["acceleration"].clone();
+    ensure!(status["withdrawn"] == 0 && status["unwatched"].is_null(), "{status}");
     // The bytes that were handed over, then those that TCP has: none lost, doubled or overtaken.
     ensure!(case(&mesh, "other", "go", 0)? == "ok", "the server does not answer");
     line.clear();
     output.read_line(&mut line).context("the client's last line")?;
     ensure!(client.wait().context("its end")?.success(), "the client failed after {line:?}");
     ensure!(line.trim() == format!("{size} bytes"), "{line:?}");
+    wait_for("the sockets to leave", LIMIT, || mesh.metric(NODE, SOCKETS).is_ok_and(|sockets| sockets < 0.5))
+}
+
+#[test]
+fn a_flooded_receiver_that_splices_is_told_and_misses_nothing_unknowingly() -> Result<()> {
+    if unprivileged("a_flooded_receiver_that_splices_is_told_and_misses_nothing_unknowingly") {
+        return Ok(());
+    }
+    let mesh = accelerated("watch_drowned")?;
+    let said = case(&mesh, "client", "drown", 1 << 30)?;
+    ensure!(said == "told", "the sender was {said}");
+    let said = case(&mesh, "other", "drowned", 0)?;
+    ensure!(said == "0 and ECONNABORTED", "the receiver got {said}");
+    wait_withdrawn(&mesh)?;
+    ensure!(mesh.metric(NODE, FLOODED)? > 0.5, "the metric does not say so");
+    let log = mesh.agents[0].log();
+    ensure!(log.contains("connection was broken"), "{log}");
     wait_for("the sockets to leave", LIMIT, || mesh.metric(NODE, SOCKETS).is_ok_and(|sockets| sockets < 0.5))
 }

@@ -68,6 +68,8 @@ pub struct AccelerationStatus {
     pub not_found: usize,
     /// Addresses of this node's pods that take no part any more because bytes on their connections were not read.
     pub withdrawn: usize,
+    /// Why connections that stall may not be noticed.
+    pub unwatched: Option<String>,
 }
 
 /// The cgroup whose sockets are to be accelerated, or why none are.
@@ -149,8 +151,8 @@ impl Acceleration {
     }
 
     /// How it stands.
-    pub fn status(&self) -> &AccelerationStatus {
-        &self.status
+    pub fn status(&self) -> AccelerationStatus {
+        AccelerationStatus { unwatched: self.counters.withdrawn.blind(), ..self.status.clone() }
     }
 
     /// Brings what the programs know of pods in line with the table and the pods' interfaces. `again` looks once more for

@@ -41,7 +41,7 @@ pub struct Balanced {
     pub counted: Option<TcpInfo>,
 }
 
-/// A connection whose ends are joined.
+/// A connection whose ends are joined, or were before the agent led it back to TCP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Joined {
     /// The end that has dialled.
@@ -102,9 +102,9 @@ impl Live {
         sockets.filter_map(|(kind, socket)| read_balanced(kind, &socket, &known)).collect()
     }
 
-    /// Connections whose ends are joined.
+    /// Connections whose ends are joined, or were.
     pub fn joined(&self) -> Vec<Joined> {
-        let joined = self.0.ends.iter().take(ENTRIES_MAX).flatten().filter(|(_, value)| value.is_joined());
+        let joined = self.0.ends.iter().take(ENTRIES_MAX).flatten().filter(|(_, value)| value.was_joined());
         let dialled = joined.filter(|(key, _)| self.0.waiting.get(key, 0).is_ok());
         dialled
             .map(|(key, _)| Joined {

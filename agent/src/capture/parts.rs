@@ -135,7 +135,7 @@ impl Parts {
     /// How acceleration stands.
     pub fn acceleration_status(&self) -> AccelerationStatus {
         match &self.acceleration {
-            Ok(acceleration) => acceleration.status().clone(),
+            Ok(acceleration) => acceleration.status(),
             Err(reason) => AccelerationStatus { off: Some(reason.clone()), ..AccelerationStatus::default() },
         }
     }

@@ -1,6 +1,6 @@
 //! The kernel's `sock_diag`, as bytes: asking for all sockets of a kind, and for the end of one (`linux/inet_diag.h`).
 //!
-//! Pure; who sends the bytes is [`super::vanished`] and [`super::expel`].
+//! Pure; who sends the bytes is [`super::vanished`], [`super::expel`] and acceleration's watch.
 
 use crate::net::{TcpInfo, read_tcp_info};
 
@@ -22,6 +22,8 @@ const REQUEST: usize = 72;
 const _: () = assert!(REQUEST == HEADER + 8 + ID);
 /// `inet_diag_sockid`: ports, addresses, interface, cookie.
 pub const ID: usize = 48;
+/// `INET_DIAG_MEMINFO`; its first word is what the receiver holds.
+const MEMORY: u16 = 1;
 /// `INET_DIAG_INFO`.
 const INFO: u16 = 2;
 /// `inet_diag_msg`.
@@ -75,6 +77,9 @@ pub enum Answers<T = SocketId> {
 /// A socket with what TCP has counted of it.
 pub type Detailed = (SocketId, Option<TcpInfo>);
 
+/// A socket with how much memory its unread bytes take.
+pub type Held = (SocketId, u32);
+
 /// Asks for all sockets of a kind.
 pub fn ask(kind: Kind) -> [u8; REQUEST] {
     request(ASK, NLM_F_DUMP, kind, &SocketId([0; ID]))
@@ -89,8 +94,17 @@ pub fn ask_listeners(kind: Kind) -> [u8; REQUEST] {
 
 /// Asks for all sockets of a kind, with what TCP has counted.
 pub fn ask_detailed(kind: Kind) -> [u8; REQUEST] {
+    ask_with(kind, INFO)
+}
+
+/// Asks for all sockets of a kind, with the memory that they take.
+pub fn ask_memory(kind: Kind) -> [u8; REQUEST] {
+    ask_with(kind, MEMORY)
+}
+
+fn ask_with(kind: Kind, attribute: u16) -> [u8; REQUEST] {
     let mut bytes = ask(kind);
-    bytes[HEADER + 2] = 1 << (INFO - 1);
+    bytes[HEADER + 2] = 1 << (attribute - 1);
     bytes
 }
 
@@ -120,6 +134,14 @@ pub fn read(bytes: &[u8]) -> Answers {
 pub fn read_detailed(bytes: &[u8]) -> Answers<Detailed> {
     read_each(bytes, |body| {
         Some((read_id(body)?, attribute(body.get(MESSAGE..)?, INFO).and_then(read_tcp_info)))
+    })
+}
+
+/// Likewise, with the memory that each one's unread bytes take.
+pub fn read_memory(bytes: &[u8]) -> Answers<Held> {
+    read_each(bytes, |body| {
+        let held = attribute(body.get(MESSAGE..)?, MEMORY)?.first_chunk()?;
+        Some((read_id(body)?, u32::from_ne_bytes(*held)))
     })
 }
 
@@ -218,16 +240,34 @@ mod tests {
         assert_eq!(SocketId(own).own(), (80_u16.to_be(), [u32::from_ne_bytes([10, 0, 0, 9]), 0, 0, 0]));
     }
 
+    fn attribute(kind: u16, payload: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(4 + payload.len()).expect("is short");
+        let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+        bytes.extend(payload);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    #[test]
+    fn memory_comes_with_the_socket() {
+        assert_eq!(ask_memory(KIND)[16..20], [2, 17, 1, 0]);
+        let memory = [&4711_u32.to_ne_bytes()[..], &[7; 12]].concat();
+        let head = [&[2, 1, 0, 0][..], &socket(7).0, &[0; 20]].concat();
+        let whole = [&head[..], &attribute(8, &[5]), &attribute(1, &memory)].concat();
+        assert_eq!(read_memory(&message(ASK, &whole)), Answers::More(vec![(socket(7), 4711)]));
+        // What is cut tells nothing.
+        for cut in 0..whole.len() - 12 {
+            assert_eq!(read_memory(&message(ASK, &whole[..cut])), Answers::More(vec![]), "{cut}");
+        }
+        for rest in [vec![], attribute(2, &memory), attribute(1, &[1, 2, 3]), vec![0, 0, 2, 0]] {
+            let bytes = message(ASK, &[&head[..], &rest].concat());
+            assert_eq!(read_memory(&bytes), Answers::More(vec![]), "{rest:?}");
+        }
+    }
+
     #[test]
     fn counters_come_with_the_socket() {
         assert_eq!(ask_detailed(KIND)[16..20], [2, 17, 2, 0]);
-        let attribute = |kind: u16, payload: &[u8]| {
-            let length = u16::try_from(4 + payload.len()).expect("is short");
-            let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
-            bytes.extend(payload);
-            bytes.resize(bytes.len().next_multiple_of(4), 0);
-            bytes
-        };
         let mut info = [0; 216];
         info[128..136].copy_from_slice(&77_u64.to_ne_bytes());
         info[200..208].copy_from_slice(&99_u64.to_ne_bytes());

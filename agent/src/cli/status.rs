@@ -82,6 +82,7 @@ fn capture(status: &Status) -> Vec<String> {
             reason.as_deref().unwrap_or("nothing is captured")
         ),
     });
+    lines.extend(acceleration.unwatched.as_ref().map(|why| format!("             not watched: {why}")));
     let sockets =
         capture.socket_events_off.as_ref().map_or_else(|| "on".to_owned(), |why| format!("off: {why}"));
     lines.push(format!("             flow events of sockets: {sockets}"));

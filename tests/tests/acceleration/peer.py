@@ -3,7 +3,7 @@
 A connection begins with a line that says what is done on it. The client prints what it found; any surprise is an exception.
 """
 
-import array, fcntl, hashlib, os, random, select, socket, sys, termios, threading, time
+import array, errno, fcntl, hashlib, os, queue, random, select, socket, sys, termios, threading, time
 
 BLOCK = random.Random(7).randbytes(1 << 20)
 PATIENCE = 20
@@ -26,8 +26,8 @@ def send_pattern(s, size):
         s.sendall(piece)
 
 
-def receive(s, size, chunk=1 << 16):
-    sum = hashlib.sha256()
+def receive(s, size, chunk=1 << 16, sum=None):
+    sum = sum or hashlib.sha256()
     while size:
         piece = s.recv(min(chunk, size))
         assert piece, f"the stream ended {size} bytes early"
@@ -194,6 +194,7 @@ def splice_server(s, size):
 
 
 GO = threading.Event()
+BACK = 16 << 20
 
 
 def flood_client(s, size):
@@ -213,13 +214,57 @@ def flood_client(s, size):
         end = min(len(BLOCK), start + size - sent)
         s.sendall(BLOCK[start:end])
         sent += end - start
+    assert receive(s, BACK) == digest(BACK), "the bytes that waited here differ"
     assert exactly(s, 64).decode() == digest(size), "the bytes differ"
     return f"{size} bytes"
 
 
 def flood_server(s, size):
+    """Reads some, so that it is known to read, and the rest when it is told to. What it sends waits for as long."""
+    send_pattern(s, BACK)
+    sum = hashlib.sha256()
+    receive(s, len(BLOCK), sum=sum)
     assert GO.wait(60), "nobody said go"
-    s.sendall(receive(s, size).encode())
+    s.sendall(receive(s, size - len(BLOCK), sum=sum).encode())
+
+
+DROWNED = queue.Queue()
+
+
+def drown_client(s, size):
+    """Sends to one who does not look for what is handed over."""
+    sent = 0
+    try:
+        while sent < size:
+            start = sent % len(BLOCK)
+            sent += s.send(BLOCK[start : start + 8192])
+        s.recv(1)
+    except (BrokenPipeError, ConnectionResetError):
+        return "told"
+    return "never told"
+
+
+def drown_server(s, size):
+    """Reads as proxies do that move bytes without looking at them; what came through, and how it ended, is kept."""
+    out, into = os.pipe()
+    moved = 0
+    try:
+        while piece := os.splice(s.fileno(), into, 1 << 16):
+            moved += len(os.read(out, piece))
+        DROWNED.put(f"{moved} and an end")
+    except OSError as error:
+        DROWNED.put(f"{moved} and {errno.errorcode[error.errno]}")
+
+
+def drowned_client(s, _):
+    text = b""
+    while piece := s.recv(100):
+        text += piece
+    return text.decode()
+
+
+def drowned_server(s, _):
+    s.sendall(DROWNED.get(timeout=PATIENCE).encode())
 
 
 def go_client(s, _):
@@ -235,6 +280,8 @@ CASES = {
     "splice": (splice_client, splice_server),
     "flood": (flood_client, flood_server),
     "go": (go_client, go_server),
+    "drown": (drown_client, drown_server),
+    "drowned": (drowned_client, drowned_server),
     "swap": (swap_client, swap_server),
     "pause": (pause_client, pause_server),
     "fionread": (fionread_client, fionread_server),

@@ -2,10 +2,12 @@
 //! acceleration.
 //!
 //! A connection that floods its receiver is led back to TCP: the sending end's decision becomes `plain`, so that its next bytes
-//! come by TCP, which stops the sender when they are not read. No byte is overtaken: the receiver reads what was handed over
-//! before what TCP has, and nothing is handed over any more.
+//! come by TCP, which stops the sender when they are not read. No byte is overtaken: a receiver that reads what was handed over
+//! does so before it reads what TCP has, and nothing is handed over any more. One that splices would read what TCP has
+//! alone, and miss the rest without a sign. So the connection of a receiver that never showed that it reads is broken instead,
+//! which both ends are told.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -17,7 +19,8 @@ use std::time::{Duration, Instant};
 use agent_common::acceleration::{EndKey, EndValue};
 use aya::maps::{HashMap as KernelMap, MapData};
 
-use super::watch::{Fault, Sighting, Watch};
+use super::backlog::Backlog;
+use super::watch::{Fault, Found, Sighting, Watch};
 use super::{AccelerationCounters, backlog, namespaces, node_cookie};
 
 /// Between two looks at how much memory TCP has: a fast sender fills some 400 MiB meanwhile.
@@ -28,6 +31,12 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// which it begins to save.
 const MUCH: u64 = 128 << 20 >> 12;
 const MUCH_PART: u64 = 4;
+/// What all joined ends may hold together, in what counts as much: 512 MiB, or the memory at which TCP begins to save.
+const LIMIT_PARTS: u64 = 4;
+/// After a look, as many times what it took pass before the next one.
+const REST: u32 = 10;
+/// Looks for which a namespace that was not found is not sought again.
+const SOUGHT_EVERY: u32 = 15;
 /// `BPF_EXIST`: a decision that is gone meanwhile is not made anew.
 const EXISTING: u64 = 2;
 /// The map's entries; it may change under the reader, who would then begin anew.
@@ -39,6 +48,7 @@ pub struct Withdrawn {
     cookies: Mutex<BTreeSet<u64>>,
     counts: [AtomicU64; Fault::ALL.len()],
     led_back: AtomicU64,
+    blind: Mutex<Option<String>>,
 }
 
 impl Withdrawn {
@@ -58,6 +68,15 @@ impl Withdrawn {
         self.led_back.load(Ordering::Relaxed)
     }
 
+    /// Why connections are not watched, or not all of them; `None`: they are.
+    pub fn blind(&self) -> Option<String> {
+        self.blind.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_blind(&self, why: Option<String>) {
+        *self.blind.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
     /// Whether it is new.
     fn add(&self, cookie: u64) -> bool {
         self.cookies.lock().unwrap_or_else(PoisonError::into_inner).insert(cookie)
@@ -73,13 +92,23 @@ impl Watcher {
     /// Starts it; without it, acceleration goes on unwatched, which is said.
     pub fn start(ends: KernelMap<MapData, EndKey, EndValue>, counters: AccelerationCounters) -> Option<Self> {
         let (stop, stopped) = mpsc::channel();
+        let withdrawn = counters.withdrawn.clone();
         let begin = || -> io::Result<()> {
             let node = node_cookie().map_err(io::Error::other)?;
             let own = (node, File::open("/proc/self/ns/net")?);
             // The limit is the machine's, and is not shown in other network namespaces than the first one.
             let limits = fs::read_to_string("/proc/sys/net/ipv4/tcp_mem").unwrap_or_default();
             let much = words(&limits).nth(1).map_or(MUCH, |pressure| MUCH.min(pressure / MUCH_PART));
-            let look = Look { ends, counters, node, files: HashMap::from([own]), watch: Watch::default() };
+            let look = Look {
+                ends,
+                counters,
+                node,
+                files: HashMap::from([own]),
+                not_found: HashMap::new(),
+                told: HashSet::new(),
+                watch: Watch::default(),
+                limit: (much << 12) * LIMIT_PARTS,
+            };
             let thread = std::thread::Builder::new().name("accel-watch".to_owned());
             thread.spawn(move || run(look, much, &stopped)).map(drop)
         };
@@ -87,6 +116,7 @@ impl Watcher {
             Ok(()) => Some(Self { _stop: stop }),
             Err(error) => {
                 tracing::error!(%error, "accelerated connections that stall will not be noticed");
+                withdrawn.set_blind(Some(error.to_string()));
                 None
             }
         }
@@ -99,18 +129,30 @@ struct Look {
     node: u64,
     /// Namespaces in which joined sockets were seen.
     files: HashMap<u64, File>,
+    /// Those that were not found, with the number of looks until they are sought again.
+    not_found: HashMap<u64, u32>,
+    /// Why namespaces could not be looked at, told once each.
+    told: HashSet<String>,
     watch: Watch,
+    limit: u64,
 }
 
 fn run(mut look: Look, much: u64, stopped: &mpsc::Receiver<()>) {
-    let mut last = Instant::now();
+    let begin = Instant::now();
+    let (mut due, mut earliest) = (begin + LOOK_EVERY, begin);
     while stopped.recv_timeout(GLANCE_EVERY) == Err(RecvTimeoutError::Timeout) {
-        let due = last.elapsed() >= LOOK_EVERY;
+        if look.counters.read().sockets == 0 {
+            look.forget();
+            continue;
+        }
+        let now = Instant::now();
         // The file is one for all namespaces in what it says of memory.
-        let held = fs::read_to_string("/proc/net/sockstat").ok().and_then(|text| held(&text)).unwrap_or(0);
-        if (due || held > much) && look.counters.read().sockets > 0 {
-            last = Instant::now();
-            look.take(last);
+        let held = || fs::read_to_string("/proc/net/sockstat").ok().and_then(|text| held(&text)).unwrap_or(0);
+        if now >= earliest && (now >= due || held() > much) {
+            look.take(now);
+            due = now + LOOK_EVERY;
+            // A look takes longest where the node is busiest.
+            earliest = now + now.elapsed() * REST;
         }
     }
 }
@@ -127,32 +169,59 @@ fn words(text: &str) -> impl Iterator<Item = u64> {
 
 impl Look {
     fn take(&mut self, now: Instant) {
-        let sightings = self.sightings();
-        for (key, fault) in self.watch.look(now, &sightings) {
-            self.tell(&key, fault);
+        let (sightings, sockets): (Vec<_>, Vec<_>) = self.sightings().into_iter().unzip();
+        for found in self.watch.look(now, &sightings, self.limit) {
+            if let Some(socket) = sockets.iter().find(|socket| socket.key == found.key) {
+                self.act(&found, socket);
+            }
         }
     }
 
+    /// Nothing is joined: namespaces of pods that are gone are let go.
+    fn forget(&mut self) {
+        self.files.retain(|cookie, _| *cookie == self.node);
+        self.not_found.clear();
+        self.watch.forget();
+    }
+
     /// Joined ends with unread bytes.
-    fn sightings(&mut self) -> Vec<Sighting> {
+    fn sightings(&mut self) -> Vec<(Sighting, Backlog)> {
         let there: BTreeSet<u64> = self.ends.keys().take(ENDS_MAX).flatten().map(|key| key.cookie).collect();
-        self.files.retain(|cookie, _| *cookie == self.node || there.contains(cookie));
-        if there.iter().any(|cookie| !self.files.contains_key(cookie)) {
-            let found = namespaces::namespaces().into_iter().map(|found| (found.cookie, found.file));
-            self.files.extend(found.filter(|(cookie, _)| there.contains(cookie)));
-        }
-        let mut sightings = Vec::new();
+        self.seek(&there);
+        let (mut sightings, mut blind) = (Vec::new(), None);
         for (cookie, file) in self.files.iter().filter(|(cookie, _)| there.contains(cookie)) {
             match backlog::unread_in(file, *cookie) {
-                Ok(found) => sightings.extend(found.iter().filter_map(|(key, unread)| {
-                    let sender = self.sender(key)?;
+                Ok(found) => sightings.extend(found.into_iter().filter_map(|socket| {
+                    let sender = self.sender(&socket.key)?;
                     let handed = self.ends.get(&sender, 0).ok().filter(|end| end.is_joined())?.handed;
-                    Some(Sighting { key: *key, unread: *unread, handed })
+                    Some((Sighting { key: socket.key, unread: socket.unread, handed }, socket))
                 })),
-                Err(error) => tracing::debug!(%error, "sockets of a namespace could not be looked at"),
+                Err(error) => blind = Some(format!("a namespace's sockets are not shown: {error}")),
             }
         }
+        if let Some(why) = blind.as_ref().filter(|why| self.told.insert((*why).clone())) {
+            tracing::warn!(why, "accelerated connections that stall may not be noticed");
+        }
+        self.counters.withdrawn.set_blind(blind);
         sightings
+    }
+
+    /// Finds the namespaces of these cookies, and lets others go.
+    fn seek(&mut self, there: &BTreeSet<u64>) {
+        self.files.retain(|cookie, _| *cookie == self.node || there.contains(cookie));
+        self.not_found.retain(|cookie, looks| {
+            *looks -= 1;
+            *looks > 0 && there.contains(cookie)
+        });
+        let known =
+            |look: &Self, cookie| look.files.contains_key(cookie) || look.not_found.contains_key(cookie);
+        if there.iter().all(|cookie| known(self, cookie)) {
+            return;
+        }
+        let found = namespaces::namespaces().into_iter().map(|found| (found.cookie, found.file));
+        self.files.extend(found.filter(|(cookie, _)| there.contains(cookie)));
+        let missing = there.iter().filter(|cookie| !self.files.contains_key(cookie));
+        self.not_found.extend(missing.map(|cookie| (*cookie, SOUGHT_EVERY)));
     }
 
     /// The other end of a joined one.
@@ -161,22 +230,45 @@ impl Look {
         Some(key.peer(end.peer_cookie))
     }
 
-    fn tell(&mut self, key: &EndKey, fault: Fault) {
-        let Some(sender) = self.sender(key) else { return };
-        let withdrawn = &self.counters.withdrawn;
-        withdrawn.counts[fault as usize].fetch_add(1, Ordering::Relaxed);
-        if fault == Fault::Flooded && self.ends.insert(sender, EndValue::PLAIN, EXISTING).is_ok() {
-            withdrawn.led_back.fetch_add(1, Ordering::Relaxed);
+    fn act(&mut self, found: &Found, socket: &Backlog) {
+        let (key, fault) = (&found.key, found.fault);
+        // The agent reads what is handed over, and no faster than the other side of the connection takes it.
+        let agent = key.cookie == self.node;
+        let Some(sender) = self.sender(key).filter(|_| !agent || fault == Fault::Flooded) else { return };
+        self.counters.withdrawn.counts[fault as usize].fetch_add(1, Ordering::Relaxed);
+        if fault == Fault::Flooded {
+            if agent || found.reads { self.lead_back(&sender) } else { self.abort(socket) }
         }
-        // The agent is no pod; where it does not read, it is the other end that waits.
-        let pod = if key.cookie == self.node { &sender } else { key };
-        if withdrawn.add(pod.cookie) {
+        // Who reads, and is only slower than its sender, needs no more than that.
+        let suffices = fault == Fault::Flooded && found.reads;
+        if !agent && !suffices && self.counters.withdrawn.add(key.cookie) {
             tracing::warn!(
                 fault = fault.as_str(),
-                pod = %address(pod),
-                peer = %address(&pod.peer(0)),
+                pod = %address(key),
+                peer = %address(&sender),
                 "bytes of an accelerated connection are not read; the pod's new connections use TCP"
             );
+        }
+    }
+
+    fn lead_back(&mut self, sender: &EndKey) {
+        let Ok(end) = self.ends.get(sender, 0) else { return };
+        if end.is_joined() && self.ends.insert(sender, end.led_back(), EXISTING).is_ok() {
+            self.counters.withdrawn.led_back.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn abort(&self, socket: &Backlog) {
+        let Some(file) = self.files.get(&socket.key.cookie) else { return };
+        let (pod, peer) = (address(&socket.key), address(&socket.key.peer(0)));
+        match socket.abort(file) {
+            Ok(()) => tracing::warn!(
+                %pod, %peer, unread = socket.unread,
+                "an accelerated connection was broken: its receiver does not read what is handed over"
+            ),
+            // It closed by itself meanwhile.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            Err(error) => tracing::error!(%error, %pod, %peer, "a flooded connection could not be broken"),
         }
     }
 }
