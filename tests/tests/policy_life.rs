@@ -269,6 +269,39 @@ fn what_is_denied_stays_denied_with_balancing_and_acceleration() -> Result<()> {
     })
 }
 
+/// Nobody knows whether a file that can't be read holds the policy; the agent waits with its start until that can be known.
+#[test]
+fn what_is_denied_stays_denied_while_a_file_cannot_be_read() -> Result<()> {
+    if unprivileged("what_is_denied_stays_denied_while_a_file_cannot_be_read") {
+        return Ok(());
+    }
+    let site = Site::up("unread")?;
+    let agent = site.start(&[])?;
+    let log = agent.log_path().to_owned();
+    let hammer = site.hammer("foe")?;
+    agent.kill9()?;
+    let file = site.mesh.config.join("policy.yaml");
+    replace_file(&file, "kind: [\n")?;
+    let waits = "The start waits until they are mended";
+    std::thread::scope(|scope| {
+        let starting = scope.spawn(|| site.start(&[]));
+        let told = || std::fs::read_to_string(&log).unwrap_or_default();
+        let waiting = wait_for("the agent to wait", LIMIT, || told().contains(waits));
+        let denied = site.denies("unread");
+        replace_file(&file, DENY)?;
+        let agent = starting.join().map_err(|_| anyhow::anyhow!("the start panicked"))?;
+        let told = told();
+        waiting.with_context(|| told.clone())?;
+        denied?;
+        ensure!(told.matches(waits).count() == 1 && told.contains("policy.yaml"), "it said:\n{told}");
+        let _agent = agent?;
+        site.denies("mended")
+    })?;
+    let rounds = hammer.stop()?;
+    ensure!(rounds > 0, "nobody knocked");
+    site.denies("at the end")
+}
+
 #[test]
 fn cleanup_lifts_what_a_stopped_agent_has_left() -> Result<()> {
     if unprivileged("cleanup_lifts_what_a_stopped_agent_has_left") {

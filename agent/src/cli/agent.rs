@@ -251,6 +251,11 @@ pub(super) fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
+        tokio::select! {
+            held = app::wait_for_documents(&settings) => held?,
+            _ = terminate.recv() => return Ok(ExitCode::SUCCESS),
+            _ = interrupt.recv() => return Ok(ExitCode::SUCCESS),
+        }
         let running = Box::pin(app::start(settings, log)).await?;
         warn_of_few(descriptors, connections);
         loop {

@@ -70,6 +70,14 @@ impl State {
             })
     }
 
+    /// The files that can't be read as a whole at present, by their paths: nobody knows what documents they hold.
+    pub fn unread(&self) -> Vec<String> {
+        let whole =
+            |message: &Message| message.code == Code::InvalidYaml && message.severity == Severity::Error;
+        let unread = self.files.iter().filter(|(_, file)| file.messages.iter().any(whole));
+        unread.map(|(path, _)| path.to_string()).collect()
+    }
+
     /// The files of the state as ones that can't be read: what is known of a directory that can't be.
     pub(super) fn unreadable(&self, problem: &FileProblem) -> Vec<InputFile> {
         let files = self.files.keys();

@@ -204,3 +204,24 @@ fn a_valid_object_comes_before_one_that_is_kept() {
     let state = load(&state, vec![file("a.yaml", "kind: [\n"), file("c.yaml", &service("one", "11"))]);
     assert_eq!(services(&state), ["one:11", "two:2"]);
 }
+
+#[test]
+fn files_that_tell_nothing_of_their_documents_are_named() {
+    let unreadable = |problem| InputFile { path: "a.yaml".into(), text: Err(problem) };
+    for (first, expected) in [
+        (file("a.yaml", &service("one", "1")), &[][..]),
+        (file("a.yaml", ""), &[]),
+        (file("a.yaml", "kind: Nothing\n"), &[]),
+        (file("a.yaml", &policy("p", "{action: DENI}")), &[]),
+        (file("a.yaml", "kind: [\n"), &["a.yaml"]),
+        (unreadable(FileProblem::TooLarge), &["a.yaml"]),
+        (unreadable(FileProblem::NotUtf8(3)), &["a.yaml"]),
+        (unreadable(FileProblem::Unreadable("Permission denied".into())), &["a.yaml"]),
+    ] {
+        let said = format!("{first:?}");
+        let state = load(&State::default(), vec![first, file("b.yaml", &service("two", "2"))]);
+        assert_eq!(state.unread(), expected, "{said}");
+        let mended = load(&state, vec![file("a.yaml", &service("one", "1"))]);
+        assert_eq!(mended.unread(), [""; 0], "{said}");
+    }
+}
