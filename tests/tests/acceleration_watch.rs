@@ -4,12 +4,14 @@
 mod common;
 
 use std::io::{BufRead, BufReader};
+use std::net::IpAddr;
 use std::process::{Child, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use common::{LIMIT, Mesh};
 use lab::agent::AgentOptions;
-use lab::{Lab, PodSpec, Program, Topology, exec, unprivileged, wait_for};
+use lab::documents::replace_file;
+use lab::{Lab, PodSpec, Program, ServiceSpec, Topology, exec, unprivileged, wait_for};
 
 const PEER: &str = include_str!("acceleration/peer.py");
 const NODE: &str = "node1";
@@ -24,8 +26,9 @@ fn accelerated(name: &str) -> Result<Mesh> {
     let argv = ["python3", "-c", PEER, "serve", &PORT.to_string()].map(str::to_owned).to_vec();
     let topology = Topology::with_nodes(1)
         .pod(PodSpec::new("client", NODE))
-        .pod(PodSpec::new("server", NODE).runs(Program::Server { argv, port: PORT }))
-        .pod(PodSpec::new("other", NODE));
+        .pod(PodSpec::new("server", NODE).label("app", "peer").runs(Program::Server { argv, port: PORT }))
+        .pod(PodSpec::new("other", NODE))
+        .service(ServiceSpec::new("peer").undeclared_port(PORT, PORT));
     let lab = Lab::for_test(name, topology)?;
     let config = lab.directory().join("config");
     lab.write_documents(&config)?;
@@ -39,8 +42,12 @@ fn accelerated(name: &str) -> Result<Mesh> {
 }
 
 fn arguments(mesh: &Mesh, what: &str, size: usize) -> Result<[String; 6]> {
-    let host = mesh.pod_ip("server", 0)?.to_string();
-    Ok(["-c".to_owned(), PEER.to_owned(), what.to_owned(), host, PORT.to_string(), size.to_string()])
+    Ok(arguments_to(mesh.pod_ip("server", 0)?, what, size))
+}
+
+fn arguments_to(host: IpAddr, what: &str, size: usize) -> [String; 6] {
+    let host = host.to_string();
+    ["-c".to_owned(), PEER.to_owned(), what.to_owned(), host, PORT.to_string(), size.to_string()]
 }
 
 /// What a client in a pod says.
@@ -51,9 +58,12 @@ fn case(mesh: &Mesh, pod: &str, what: &str, size: usize) -> Result<String> {
 
 /// A client in the pod `client`, at work.
 fn start(mesh: &Mesh, what: &str, size: usize) -> Result<(Child, BufReader<std::process::ChildStdout>)> {
+    start_with(mesh, &arguments(mesh, what, size)?)
+}
+
+fn start_with(mesh: &Mesh, arguments: &[String]) -> Result<(Child, BufReader<std::process::ChildStdout>)> {
     let mut command = mesh.lab.pod("client")?.command("python3")?;
-    let mut child =
-        command.args(arguments(mesh, what, size)?).stdout(Stdio::piped()).spawn().context("a client")?;
+    let mut child = command.args(arguments).stdout(Stdio::piped()).spawn().context("a client")?;
     let output = BufReader::new(child.stdout.take().context("its output")?);
     Ok((child, output))
 }
@@ -141,4 +151,36 @@ fn a_flooded_receiver_that_splices_is_told_and_misses_nothing_unknowingly() -> R
     let log = mesh.agents[0].log();
     ensure!(log.contains("connection was broken"), "{log}");
     wait_for("the sockets to leave", LIMIT, || mesh.metric(NODE, SOCKETS).is_ok_and(|sockets| sockets < 0.5))
+}
+
+#[test]
+fn a_slow_server_behind_the_agent_withdraws_nobody() -> Result<()> {
+    if unprivileged("a_slow_server_behind_the_agent_withdraws_nobody") {
+        return Ok(());
+    }
+    let mesh = accelerated("watch_agent")?;
+    // The agent's connection to it is TCP's, and so the agent waits.
+    let file = mesh.config.join("pods.yaml");
+    let text = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    let quiet = "  name: server\n  annotations: {sluice.dev/acceleration: \"off\"}\n";
+    let changed = text.replace("  name: server\n", quiet);
+    ensure!(changed != text, "no pod is called server: {text}");
+    replace_file(&file, &changed)?;
+    let status = || Ok::<_, anyhow::Error>(mesh.verb(NODE, "status")?["capture"]["acceleration"].clone());
+    wait_for("the server to opt out", LIMIT, || status().is_ok_and(|status| status["opted_out"] == 2))?;
+
+    let size = 1 << 30;
+    let service = mesh.lab.cluster_ip("peer")?.v4.into();
+    let (mut client, mut output) = start_with(&mesh, &arguments_to(service, "flood", size))?;
+    let mut line = String::new();
+    output.read_line(&mut line).context("the client's first line")?;
+    ensure!(line.starts_with("stopped at ") && !line.contains(&size.to_string()), "{line:?}");
+    ensure!(mesh.metric(NODE, FLOODED)? > 0.5, "the agent's end was not flooded after {line:?}");
+    ensure!(status()?["withdrawn"] == 0, "{}", status()?);
+    ensure!(case(&mesh, "other", "go", 0)? == "ok", "the server does not answer");
+    line.clear();
+    output.read_line(&mut line).context("the client's last line")?;
+    ensure!(client.wait().context("its end")?.success(), "the client failed after {line:?}");
+    ensure!(line.trim() == format!("{size} bytes"), "{line:?}");
+    Ok(())
 }

@@ -21,10 +21,12 @@ pub const STALLED_AFTER: Duration = Duration::from_secs(10);
 const FLOOD: u64 = 64 << 20;
 /// Who has taken so much finds what is handed over: those that splice look at less before they do.
 const TAKEN_BY_READERS: u64 = 256 << 10;
-/// How long a flooded receiver may take to show that it reads, where it holds no more than [`DELUGE`].
+/// How long a flooded receiver may take to show that it reads, where it holds no more than [`DROWNED`].
 const PROOF_AFTER: Duration = Duration::from_secs(1);
-/// What one that reads may hold; the same ends the patience with one that does not.
+/// What one that reads may hold.
 const DELUGE: u64 = 4 * FLOOD;
+/// What ends the patience with one that does not.
+const DROWNED: u64 = 4 * DELUGE;
 
 /// What is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,14 +57,14 @@ pub struct Sighting {
     pub key: EndKey,
     /// Bytes that it holds.
     pub unread: u64,
-    /// Bytes that it was ever handed.
+    /// Bytes that it was ever handed, seen before those that it holds.
     pub handed: u64,
 }
 
 impl Sighting {
-    /// Bytes that it has read.
+    /// Bytes that it has read at least: more may have come between the one look and the other.
     const fn taken(&self) -> u64 {
-        self.handed.wrapping_sub(self.unread)
+        self.handed.saturating_sub(self.unread)
     }
 }
 
@@ -93,15 +95,13 @@ struct Seen {
 impl Seen {
     fn first(sighting: &Sighting, now: Instant) -> Self {
         let taken = sighting.taken();
-        // More than it was ever handed is counted where the kernel charges more than the bytes: no proof.
-        let reads = taken <= sighting.handed && taken >= TAKEN_BY_READERS;
-        Self { taken, since: now, reads, told: None }
+        Self { taken, since: now, reads: taken >= TAKEN_BY_READERS, told: None }
     }
 
     /// The same end, later.
     fn again(self, sighting: &Sighting, now: Instant) -> Self {
         let fresh = Self::first(sighting, now);
-        if fresh.taken == self.taken { self } else { Self { reads: true, told: self.told, ..fresh } }
+        if fresh.taken > self.taken { Self { told: self.told, ..fresh } } else { self }
     }
 }
 
@@ -121,7 +121,7 @@ impl Watch {
             let before = self.seen.get(&sighting.key);
             let mut end = before.map_or_else(|| Seen::first(sighting, now), |end| end.again(sighting, now));
             let idle = now.saturating_duration_since(end.since);
-            let judged = end.reads || idle >= PROOF_AFTER || (before.is_some() && sighting.unread > DELUGE);
+            let judged = end.reads || idle >= PROOF_AFTER || (before.is_some() && sighting.unread > DROWNED);
             let most = if end.reads { DELUGE } else { FLOOD };
             let fault = if judged && (sighting.unread > most || excess.contains(&sighting.key)) {
                 Some(Fault::Flooded)
@@ -194,7 +194,7 @@ mod tests {
     fn ends_are_judged_by_what_they_take() {
         use Fault::{Flooded, Stalled};
         type Case<'a> = (&'a [(u64, u64, u64)], &'a [(u64, Fault)]);
-        let cases: [Case<'_>; 13] = [
+        let cases: [Case<'_>; 14] = [
             // Nothing is taken.
             (&[(0, 64, 64), (5, 64, 64), (10, 64, 64), (20, 64, 64)], &[(10, Stalled)]),
             // More comes, nothing is taken.
@@ -210,7 +210,8 @@ mod tests {
             // Nothing says yet whether it reads; once.
             (&[(0, FLOOD + 1, FLOOD + 1), (1, 2 * FLOOD, 2 * FLOOD), (30, 5, 9)], &[(1, Flooded)]),
             (&[(0, FLOOD + 1, FLOOD + 1), (0, 2 * FLOOD, 2 * FLOOD)], &[]),
-            (&[(0, 9 * FLOOD, 9 * FLOOD), (0, 9 * FLOOD, 9 * FLOOD)], &[(0, Flooded)]),
+            (&[(0, DROWNED, DROWNED), (0, DROWNED, DROWNED)], &[]),
+            (&[(0, 2 * DROWNED, 2 * DROWNED), (0, 2 * DROWNED, 2 * DROWNED)], &[(0, Flooded)]),
             // At once, as it has read.
             (&[(0, DELUGE + 1, 2 * DELUGE), (1, 2 * DELUGE, 3 * DELUGE)], &[(0, Flooded)]),
             // It reads, if slowly.
@@ -231,7 +232,8 @@ mod tests {
             ((2 * FLOOD, 2 * FLOOD), (2 * FLOOD, 2 * FLOOD), false),
             // A request's head was read before the rest was spliced.
             ((2 * FLOOD, 2 * FLOOD + 8192), (3 * FLOOD, 3 * FLOOD + 8192), false),
-            ((2 * DELUGE, 2 * DELUGE), (2 * DELUGE - 1, 2 * DELUGE), true),
+            ((2 * DROWNED, 2 * DROWNED), (2 * DROWNED - 9, 2 * DROWNED), false),
+            ((2 * DELUGE, 2 * DELUGE), (2 * DELUGE - TAKEN_BY_READERS, 2 * DELUGE), true),
             ((FLOOD, FLOOD + TAKEN_BY_READERS), (2 * DELUGE, 2 * DELUGE + TAKEN_BY_READERS), true),
             // The kernel charges more than the bytes.
             ((FLOOD, FLOOD - 1), (2 * FLOOD, 2 * FLOOD - 1), false),

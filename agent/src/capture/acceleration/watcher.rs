@@ -186,14 +186,17 @@ impl Look {
 
     /// Joined ends with unread bytes.
     fn sightings(&mut self) -> Vec<(Sighting, Backlog)> {
-        let there: BTreeSet<u64> = self.ends.keys().take(ENDS_MAX).flatten().map(|key| key.cookie).collect();
+        // Before what is unread, so that what comes meanwhile does not count as read.
+        let ends: HashMap<EndKey, EndValue> = self.ends.iter().take(ENDS_MAX).flatten().collect();
+        let there: BTreeSet<u64> = ends.keys().map(|key| key.cookie).collect();
         self.seek(&there);
         let (mut sightings, mut blind) = (Vec::new(), None);
         for (cookie, file) in self.files.iter().filter(|(cookie, _)| there.contains(cookie)) {
             match backlog::unread_in(file, *cookie) {
                 Ok(found) => sightings.extend(found.into_iter().filter_map(|socket| {
-                    let sender = self.sender(&socket.key)?;
-                    let handed = self.ends.get(&sender, 0).ok().filter(|end| end.is_joined())?.handed;
+                    let end = ends.get(&socket.key).filter(|end| end.is_joined())?;
+                    let handed =
+                        ends.get(&socket.key.peer(end.peer_cookie)).filter(|end| end.is_joined())?.handed;
                     Some((Sighting { key: socket.key, unread: socket.unread, handed }, socket))
                 })),
                 Err(error) => blind = Some(format!("a namespace's sockets are not shown: {error}")),
