@@ -17,7 +17,7 @@ const IPV6_LEN: u32 = 40;
 /// Bytes of a TCP header without options.
 const TCP_LEN: u32 = 20;
 /// The protocol number of TCP, in IPv4 and IPv6 alike.
-const PROTOCOL_TCP: u8 = 6;
+pub(crate) const PROTOCOL_TCP: u8 = 6;
 /// IPv4: more-fragments flag and offset; either set means that this is part of a datagram.
 const FRAGMENT_MASK: u16 = 0x3fff;
 
@@ -167,7 +167,7 @@ fn parse_tcp(
 
 /// An IPv4 address in the first bytes of a field that fits both families.
 #[inline(always)]
-const fn widen(address: [u8; 4]) -> [u8; 16] {
+pub(crate) const fn widen(address: [u8; 4]) -> [u8; 16] {
     [address[0], address[1], address[2], address[3], 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
 }
 

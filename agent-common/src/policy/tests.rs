@@ -2,7 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::reading::PROTOCOL_UDP;
 use super::*;
+use crate::packet::{PROTOCOL_TCP, TCP_ACK, TCP_SYN, widen};
 
 const CLIENT: [u8; 4] = [10, 10, 1, 2];
 const POD: [u8; 4] = [10, 10, 1, 3];

@@ -8,7 +8,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aya::maps::{MapData, RingBuf};
 use futures_util::stream::{Stream, StreamExt};
 use tokio::sync::{oneshot, watch};
 use tokio::time::MissedTickBehavior;
@@ -87,16 +86,8 @@ impl Engine {
         tables: watch::Receiver<Arc<RoutingTable>>,
     ) -> Result<(Self, EngineHandle), CaptureError> {
         let (netlink, changes) = Netlink::open()?;
-        let snapshot = netlink.snapshot().await?;
-        snapshot.check_uplinks(&settings)?;
-        if let Some(guard) = &settings.guard {
-            Guard::check_interfaces(guard, &snapshot)?;
-        }
         let ipv6 = listeners.iter().all(CaptureListeners::has_ipv6);
-        let plumbing = Plumbing { marks: settings.marks, ipv6 };
-        if let Some(rule) = plumbing.clash(netlink.handle()).await? {
-            return Err(CaptureError::MarkTaken(rule));
-        }
+        let plumbing = check(&netlink, &settings, ipv6).await?;
         let accelerated = acceleration::wanted(&settings).await;
         let mut programs = Programs::load(&settings, accelerated.is_ok())?;
         if let (OnStop::Keep, Err(reason)) = (settings.on_stop, programs.pins().directory()) {
@@ -150,7 +141,7 @@ impl Engine {
             return Err(error);
         }
         if let Some((lost, ring)) = events {
-            follow_events(KernelEvents::new(engine.settings.flows.clone(), lost, names), ring);
+            KernelEvents::new(engine.settings.flows.clone(), lost, names).follow_beside(ring);
         }
         Ok((engine, EngineHandle { stop: stop_sender, status: status_receiver, counters, readings }))
     }
@@ -411,13 +402,18 @@ impl Engine {
     }
 }
 
-/// Reads events beside the engine, whose work must not make them wait.
-fn follow_events(events: KernelEvents, ring: RingBuf<MapData>) {
-    tokio::spawn(async move {
-        if let Err(error) = events.follow(ring).await {
-            tracing::error!(%error, "flow events can no longer be read");
-        }
-    });
+/// Whether the node is as the settings say; answers what is to be laid.
+async fn check(netlink: &Netlink, settings: &CaptureSettings, ipv6: bool) -> Result<Plumbing, CaptureError> {
+    let snapshot = netlink.snapshot().await?;
+    snapshot.check_uplinks(settings)?;
+    if let Some(guard) = &settings.guard {
+        Guard::check_interfaces(guard, &snapshot)?;
+    }
+    let plumbing = Plumbing { marks: settings.marks, ipv6 };
+    match plumbing.clash(netlink.handle()).await? {
+        Some(rule) => Err(CaptureError::MarkTaken(rule)),
+        None => Ok(plumbing),
+    }
 }
 
 fn report_hooked(hooked: &[(String, Hooked)]) {

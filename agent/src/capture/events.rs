@@ -31,8 +31,17 @@ impl KernelEvents {
         Self { log, drops, guard }
     }
 
+    /// Reads events beside the caller, whose work must not make them wait.
+    pub fn follow_beside(self, ring: RingBuf<MapData>) {
+        tokio::spawn(async move {
+            if let Err(error) = self.follow(ring).await {
+                tracing::error!(%error, "flow events can no longer be read");
+            }
+        });
+    }
+
     /// Reads events for as long as the kernel's ring is there.
-    pub async fn follow(self, ring: RingBuf<MapData>) -> io::Result<()> {
+    async fn follow(self, ring: RingBuf<MapData>) -> io::Result<()> {
         #[expect(unsafe_code, reason = "tokio asks for a promise about the descriptor")]
         // SAFETY: the ring owns its descriptor, which is neither replaced nor closed while it is registered.
         let mut ring = unsafe { AsyncFd::register(ring)? };
