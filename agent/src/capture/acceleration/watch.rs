@@ -2,8 +2,7 @@
 //!
 //! Bytes that are handed over are read by the receiver or stay. A receiver that holds some and takes none for
 //! [`STALLED_AFTER`] looks for them in vain (`splice` does) or is in no hurry; one that holds more than [`FLOOD`], or the most
-//! of all where all together hold too much, does not keep up, and nothing stops its sender; one that reads may hold
-//! [`DELUGE`], as on a busy machine readers fall behind for a while. Neither kind gains from
+//! of all where all together hold too much, does not keep up, and nothing stops its sender. Neither kind gains from
 //! acceleration.
 //!
 //! Whoever finds a flood needs to know one thing more: whether the receiver is one that finds what was handed over. If it is
@@ -23,10 +22,8 @@ const FLOOD: u64 = 64 << 20;
 const TAKEN_BY_READERS: u64 = 256 << 10;
 /// How long a flooded receiver may take to show that it reads, where it holds no more than [`DROWNED`].
 const PROOF_AFTER: Duration = Duration::from_secs(1);
-/// What one that reads may hold.
-const DELUGE: u64 = 4 * FLOOD;
-/// What ends the patience with one that does not.
-const DROWNED: u64 = 4 * DELUGE;
+/// What ends the patience with one that does not read.
+const DROWNED: u64 = 16 * FLOOD;
 
 /// What is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -122,8 +119,7 @@ impl Watch {
             let mut end = before.map_or_else(|| Seen::first(sighting, now), |end| end.again(sighting, now));
             let idle = now.saturating_duration_since(end.since);
             let judged = end.reads || idle >= PROOF_AFTER || (before.is_some() && sighting.unread > DROWNED);
-            let most = if end.reads { DELUGE } else { FLOOD };
-            let fault = if judged && (sighting.unread > most || excess.contains(&sighting.key)) {
+            let fault = if judged && (sighting.unread > FLOOD || excess.contains(&sighting.key)) {
                 Some(Fault::Flooded)
             } else {
                 (idle >= STALLED_AFTER).then_some(Fault::Stalled)
@@ -213,12 +209,12 @@ mod tests {
             (&[(0, DROWNED, DROWNED), (0, DROWNED, DROWNED)], &[]),
             (&[(0, 2 * DROWNED, 2 * DROWNED), (0, 2 * DROWNED, 2 * DROWNED)], &[(0, Flooded)]),
             // At once, as it has read.
-            (&[(0, DELUGE + 1, 2 * DELUGE), (1, 2 * DELUGE, 3 * DELUGE)], &[(0, Flooded)]),
+            (&[(0, FLOOD + 1, 2 * FLOOD), (1, 2 * FLOOD, 3 * FLOOD)], &[(0, Flooded)]),
             // It reads, if slowly.
-            (&[(0, DELUGE, 2 * DELUGE), (1, DELUGE, 3 * DELUGE)], &[]),
+            (&[(0, FLOOD, 2 * FLOOD), (1, FLOOD, 3 * FLOOD)], &[]),
             // What was told of a stall hides no flood.
             (&[(0, 64, 64), (10, 64, 64), (20, FLOOD + 1, FLOOD + 1)], &[(10, Stalled), (20, Flooded)]),
-            (&[(0, FLOOD, FLOOD), (1, DELUGE + 1, 2 * DELUGE)], &[(1, Flooded)]),
+            (&[(0, FLOOD, FLOOD), (1, FLOOD + 1, 2 * FLOOD)], &[(1, Flooded)]),
         ];
         for (looks, expected) in cases {
             assert_eq!(faults(looks), expected, "{looks:?}");
@@ -233,8 +229,8 @@ mod tests {
             // A request's head was read before the rest was spliced.
             ((2 * FLOOD, 2 * FLOOD + 8192), (3 * FLOOD, 3 * FLOOD + 8192), false),
             ((2 * DROWNED, 2 * DROWNED), (2 * DROWNED - 9, 2 * DROWNED), false),
-            ((2 * DELUGE, 2 * DELUGE), (2 * DELUGE - TAKEN_BY_READERS, 2 * DELUGE), true),
-            ((FLOOD, FLOOD + TAKEN_BY_READERS), (2 * DELUGE, 2 * DELUGE + TAKEN_BY_READERS), true),
+            ((2 * FLOOD, 2 * FLOOD), (2 * FLOOD - TAKEN_BY_READERS, 2 * FLOOD), true),
+            ((FLOOD, FLOOD + TAKEN_BY_READERS), (2 * FLOOD, 2 * FLOOD + TAKEN_BY_READERS), true),
             // The kernel charges more than the bytes.
             ((FLOOD, FLOOD - 1), (2 * FLOOD, 2 * FLOOD - 1), false),
         ];
@@ -255,9 +251,9 @@ mod tests {
             (&[10, 30, 20], 59, &[1]),
             (&[10, 30, 20], 29, &[1, 2]),
             (&[10, 30, 20], 0, &[0, 1, 2]),
-            (&[5, DELUGE + 1, 7], u64::MAX, &[1]),
+            (&[5, FLOOD + 1, 7], u64::MAX, &[1]),
             // What is acted on for its own sake relieves the others.
-            (&[DELUGE, DELUGE + 1], DELUGE, &[1]),
+            (&[FLOOD, FLOOD + 1], FLOOD, &[1]),
         ];
         for (held, limit, expected) in cases {
             let port = |at: usize| u8::try_from(at).expect("few");
