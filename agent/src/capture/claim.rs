@@ -6,10 +6,14 @@
 use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
+use std::time::{Duration, Instant};
 
 use super::CaptureError;
 
 const NAME: &str = "sluice-capture";
+/// An agent that was killed while it called a program may leave the name to that for a moment.
+const PATIENCE: Duration = Duration::from_millis(500);
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// The right to capture on this node, held until dropped.
 #[derive(Debug)]
@@ -18,7 +22,13 @@ pub struct Claim(#[expect(dead_code, reason = "held, never used")] UnixListener)
 impl Claim {
     /// Takes it for the caller's network namespace, before anything is changed there.
     pub fn take() -> Result<Self, CaptureError> {
-        Self::named(NAME)
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match Self::named(NAME) {
+                Err(CaptureError::Claimed) if Instant::now() < until => std::thread::sleep(AGAIN),
+                taken => return taken,
+            }
+        }
     }
 
     fn named(name: &str) -> Result<Self, CaptureError> {
