@@ -192,12 +192,12 @@ fn documents(report: &Value) -> Vec<String> {
     for object in objects.iter().filter(|object| object["state"] == "notEnforced") {
         lines.push(format!("             {}", not_enforced(object)));
     }
-    lines.extend(objects.iter().filter(|object| object["state"] == "rejected").map(rejected));
     for owner in list("files").iter().chain(objects) {
         for message in owner["messages"].as_array().into_iter().flatten() {
             lines.push(format!("             {}", describe(owner, message)));
         }
     }
+    lines.extend(objects.iter().filter(|object| object["state"] == "rejected").map(rejected));
     lines
 }
 
@@ -280,9 +280,9 @@ mod tests {
         let lines = documents(&report);
         assert_eq!(lines[0], "documents    1 objects: 0 applied, 0 not or partly enforced, 1 rejected");
         let kept = "a.yaml:1: REJECTED, its last good version is in force: VirtualService default/web";
-        assert_eq!(lines[1].trim(), kept);
+        assert_eq!(lines[2].trim(), kept);
         assert_eq!(
-            lines[2].trim(),
+            lines[1].trim(),
             "a.yaml:9: error: VirtualService default/web: spec.http[0].rout: unknown field [IST0106]"
         );
     }
