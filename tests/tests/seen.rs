@@ -122,10 +122,11 @@ fn post(to: SocketAddr, body: &str) -> Result<String> {
     let mut stream = TcpStream::connect_timeout(&to, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     let length = body.len();
-    write!(
-        stream,
-        "POST /upload HTTP/1.1\r\nHost: web\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
-    )?;
+    let head = format!(
+        "POST /upload HTTP/1.1\r\nHost: web\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n"
+    );
+    // In one piece: an answer to the head alone would come before the body counts.
+    stream.write_all((head + body).as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer)
