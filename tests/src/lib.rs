@@ -33,6 +33,7 @@ pub mod loopback;
 pub mod pingpong;
 pub mod program;
 pub mod promtext;
+pub mod random;
 pub mod witness;
 
 mod lab;

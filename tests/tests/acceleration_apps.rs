@@ -9,8 +9,7 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 use common::{LIMIT, Mesh};
-use lab::agent::AgentOptions;
-use lab::{Lab, PodSpec, Program, ServiceSpec, Topology, exec, unprivileged, wait_for};
+use lab::{PodSpec, Program, ServiceSpec, Topology, exec, unprivileged, wait_for};
 use serde_json::Value;
 
 const PEER: &str = include_str!("acceleration/peer.py");
@@ -55,15 +54,7 @@ impl Apps {
             server = server.runs(program);
         }
         let topology = Topology::with_nodes(1).pod(PodSpec::new("client", NODE)).pod(server).service(service);
-        let lab = Lab::for_test(name, topology)?;
-        let config = lab.directory().join("config");
-        lab.write_documents(&config)?;
-        let mut mesh = Mesh { agents: Vec::new(), lab, config };
-        let node = mesh.lab.node(NODE)?;
-        let cgroup = node.cgroup().path().display().to_string();
-        let options = AgentOptions::new(&mesh.config)?.with(["--cgroup", &cgroup, "--acceleration", "on"]);
-        let agent = node.start_agent(&options)?;
-        mesh.agents.push(agent);
+        let mesh = Mesh::accelerated(name, topology, NODE)?;
         let apps = Self { mesh };
         let status = &apps.mesh.verb(NODE, "status")?["capture"]["acceleration"];
         ensure!(status["active"] == true && status["pods"] == 4, "acceleration: {status}");

@@ -9,9 +9,8 @@ use std::process::{Child, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use common::{LIMIT, Mesh};
-use lab::agent::AgentOptions;
 use lab::documents::replace_file;
-use lab::{Lab, PodSpec, Program, ServiceSpec, Topology, exec, unprivileged, wait_for};
+use lab::{PodSpec, Program, ServiceSpec, Topology, exec, unprivileged, wait_for};
 
 const PEER: &str = include_str!("acceleration/peer.py");
 const NODE: &str = "node1";
@@ -29,16 +28,7 @@ fn accelerated(name: &str) -> Result<Mesh> {
         .pod(PodSpec::new("server", NODE).label("app", "peer").runs(Program::Server { argv, port: PORT }))
         .pod(PodSpec::new("other", NODE))
         .service(ServiceSpec::new("peer").undeclared_port(PORT, PORT));
-    let lab = Lab::for_test(name, topology)?;
-    let config = lab.directory().join("config");
-    lab.write_documents(&config)?;
-    let mut mesh = Mesh { agents: Vec::new(), lab, config };
-    let node = mesh.lab.node(NODE)?;
-    let cgroup = node.cgroup().path().display().to_string();
-    let options = AgentOptions::new(&mesh.config)?.with(["--cgroup", &cgroup, "--acceleration", "on"]);
-    let agent = node.start_agent(&options)?;
-    mesh.agents.push(agent);
-    Ok(mesh)
+    Mesh::accelerated(name, topology, NODE)
 }
 
 fn arguments(mesh: &Mesh, what: &str, size: usize) -> Result<[String; 6]> {

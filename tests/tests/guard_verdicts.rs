@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use aya::programs::{ProgramError, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use lab::ethernet::{ETHERNET_LEN, datagram, frame, patched, tagged, tcp, udp};
+use lab::random::Random;
 use lab::unprivileged;
 
 const XDP_DROP: u32 = 1;
@@ -88,18 +89,6 @@ fn seeds() -> Result<Vec<Vec<u8>>> {
         datagram(v4, 1, &[8, 0, 0, 0]),
         frame(0x0806, &[0; 28]),
     ])
-}
-
-/// A generator of the family xorshift; the seed is part of every failure's message.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> Result<usize> {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        Ok(usize::try_from(self.0 >> 16)? % limit)
-    }
 }
 
 #[test]

@@ -245,15 +245,7 @@ fn acceleration_is_on_or_a_trial_is_named() -> Result<()> {
     if unprivileged("acceleration_is_on_or_a_trial_is_named") {
         return Ok(());
     }
-    let lab = Lab::for_test("kernel_accel", topology())?;
-    let config = lab.directory().join("config");
-    lab.write_documents(&config)?;
-    let mut mesh = Mesh { agents: Vec::new(), lab, config };
-    let node = mesh.lab.node(NODE)?;
-    let cgroup = node.cgroup().path().display().to_string();
-    let options = AgentOptions::new(&mesh.config)?.with(["--cgroup", &cgroup, "--acceleration", "on"]);
-    let agent = node.start_agent(&options)?;
-    mesh.agents.push(agent);
+    let mesh = Mesh::accelerated("kernel_accel", topology(), NODE)?;
     let status = mesh.verb(NODE, "status")?["capture"]["acceleration"].clone();
     eprintln!("acceleration: {status}");
     let reason = status["reason"].as_str().unwrap_or_default();

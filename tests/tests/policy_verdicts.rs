@@ -17,6 +17,7 @@ use aya::maps::{HashMap as KernelMap, PerCpuArray};
 use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use lab::ethernet::{ETHERNET_LEN, datagram, frame, patched, tagged, tcp, udp};
+use lab::random::Random;
 use lab::unprivileged;
 
 /// `TCX_NEXT` and `TC_ACT_SHOT`.
@@ -252,18 +253,6 @@ fn seeds() -> Vec<Vec<u8>> {
         }
     }
     seeds
-}
-
-/// A generator of the family xorshift; the seed is part of every failure's message.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> Result<usize> {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        Ok(usize::try_from(self.0 >> 16)? % limit)
-    }
 }
 
 #[test]

@@ -25,6 +25,20 @@ pub struct Mesh {
 }
 
 impl Mesh {
+    /// A lab with an agent on one node that accelerates within the node's cgroup.
+    pub fn accelerated(name: &str, topology: Topology, node: &str) -> Result<Self> {
+        let lab = Lab::for_test(name, topology)?;
+        let config = lab.directory().join("config");
+        lab.write_documents(&config)?;
+        let mut mesh = Self { agents: Vec::new(), lab, config };
+        let node = mesh.lab.node(node)?;
+        let cgroup = node.cgroup().path().display().to_string();
+        let options = AgentOptions::new(&mesh.config)?.with(["--cgroup", &cgroup, "--acceleration", "on"]);
+        let agent = node.start_agent(&options)?;
+        mesh.agents.push(agent);
+        Ok(mesh)
+    }
+
     /// Brings the lab up, writes its documents and `extra` ones (name, text), and starts an agent on every node.
     pub fn up(name: &str, topology: Topology, extra: &[(&str, &str)]) -> Result<Self> {
         let lab = Lab::for_test(name, topology)?;

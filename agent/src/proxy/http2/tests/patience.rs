@@ -75,6 +75,7 @@ fn a_reader_that_trickles_is_no_silent_upstream() {
         while let Some(data) = body.data().await {
             let data = data.expect("no cut");
             read += data.len();
+            // The reader's pace is what is tested; nothing is waited for.
             tokio::time::sleep(Duration::from_millis(4)).await;
             body.flow_control().release_capacity(data.len()).expect("open");
         }
