@@ -102,10 +102,18 @@ pub fn ask_memory(kind: Kind) -> [u8; REQUEST] {
     ask_with(kind, MEMORY)
 }
 
+/// Asks for one socket, with the memory that it takes.
+pub fn ask_memory_of(kind: Kind, socket: &SocketId) -> [u8; REQUEST] {
+    with(request(ASK, NLM_F_ACK, kind, socket), MEMORY)
+}
+
 fn ask_with(kind: Kind, attribute: u16) -> [u8; REQUEST] {
-    let mut bytes = ask(kind);
-    bytes[HEADER + 2] = 1 << (attribute - 1);
-    bytes
+    with(ask(kind), attribute)
+}
+
+fn with(mut request: [u8; REQUEST], attribute: u16) -> [u8; REQUEST] {
+    request[HEADER + 2] = 1 << (attribute - 1);
+    request
 }
 
 /// Asks for the end of a socket.

@@ -7,6 +7,7 @@ use std::io;
 use agent_common::acceleration::EndKey;
 use agent_common::balance::TCP;
 use nix::sched::{CloneFlags, setns};
+use socket2::Socket;
 
 use crate::capture::sock_diag::{self, Kind, SocketId};
 use crate::capture::vanished::{KINDS, end, exchange, open_sock_diag};
@@ -36,26 +37,40 @@ impl Backlog {
         };
         Self { key, unread: unread.into(), kind, socket }
     }
-
-    /// Breaks the connection: both ends are told by an error. The calling thread stays in the namespace, which is the socket's.
-    pub fn abort(&self, namespace: &File) -> io::Result<()> {
-        setns(namespace, CloneFlags::CLONE_NEWNET)?;
-        let request = sock_diag::destroy(self.kind, &self.socket);
-        exchange(&open_sock_diag()?, &request, sock_diag::read).map(drop)
-    }
 }
 
-/// The TCP sockets of a namespace that hold unread bytes. The calling thread stays in the namespace.
-pub fn unread_in(namespace: &File, cookie: u64) -> io::Result<Vec<Backlog>> {
-    setns(namespace, CloneFlags::CLONE_NEWNET)?;
-    let netlink = open_sock_diag()?;
-    let mut found = Vec::new();
-    for kind in KINDS.into_iter().filter(|kind| kind.protocol == TCP) {
-        let sockets = exchange(&netlink, &sock_diag::ask_memory(kind), sock_diag::read_memory)?;
-        let unread = sockets.into_iter().filter(|(_, unread)| *unread > 0);
-        found.extend(unread.map(|socket| Backlog::of(cookie, kind, socket)));
+/// The sockets of a network namespace, which is the calling thread's for as long as nobody enters another.
+pub struct Sockets(Socket);
+
+impl Sockets {
+    /// Enters the namespace.
+    pub fn enter(namespace: &File) -> io::Result<Self> {
+        setns(namespace, CloneFlags::CLONE_NEWNET)?;
+        open_sock_diag().map(Self)
     }
-    Ok(found)
+
+    /// The TCP sockets that hold unread bytes; the cookie is the namespace's.
+    pub fn unread(&self, cookie: u64) -> io::Result<Vec<Backlog>> {
+        let mut found = Vec::new();
+        for kind in KINDS.into_iter().filter(|kind| kind.protocol == TCP) {
+            let sockets = exchange(&self.0, &sock_diag::ask_memory(kind), sock_diag::read_memory)?;
+            let unread = sockets.into_iter().filter(|(_, unread)| *unread > 0);
+            found.extend(unread.map(|socket| Backlog::of(cookie, kind, socket)));
+        }
+        Ok(found)
+    }
+
+    /// How much one of them holds now. `ENOENT`: it is gone.
+    pub fn unread_of(&self, socket: &Backlog) -> io::Result<u64> {
+        let request = sock_diag::ask_memory_of(socket.kind, &socket.socket);
+        let found = exchange(&self.0, &request, sock_diag::read_memory)?;
+        found.first().map(|(_, unread)| (*unread).into()).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// Breaks the connection: both ends are told by an error.
+    pub fn abort(&self, socket: &Backlog) -> io::Result<()> {
+        exchange(&self.0, &sock_diag::destroy(socket.kind, &socket.socket), sock_diag::read).map(drop)
+    }
 }
 
 #[cfg(test)]

@@ -63,6 +63,11 @@ impl Sighting {
     const fn taken(&self) -> u64 {
         self.handed.saturating_sub(self.unread)
     }
+
+    /// Whether it might be seen to read, were the two looks closer to each other.
+    pub const fn is_vague(&self) -> bool {
+        self.taken() < TAKEN_BY_READERS && self.unread >= TAKEN_BY_READERS
+    }
 }
 
 /// An end with a fault.

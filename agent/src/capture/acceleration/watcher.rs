@@ -19,9 +19,9 @@ use std::time::{Duration, Instant};
 use agent_common::acceleration::{EndKey, EndValue};
 use aya::maps::{HashMap as KernelMap, MapData};
 
-use super::backlog::Backlog;
+use super::backlog::{Backlog, Sockets};
 use super::watch::{Fault, Found, Sighting, Watch};
-use super::{AccelerationCounters, backlog, namespaces, node_cookie};
+use super::{AccelerationCounters, namespaces, node_cookie};
 
 /// Between two looks at how much memory TCP has: a fast sender fills some 400 MiB meanwhile.
 const GLANCE_EVERY: Duration = Duration::from_millis(100);
@@ -192,13 +192,10 @@ impl Look {
         self.seek(&there);
         let (mut sightings, mut blind) = (Vec::new(), None);
         for (cookie, file) in self.files.iter().filter(|(cookie, _)| there.contains(cookie)) {
-            match backlog::unread_in(file, *cookie) {
-                Ok(found) => sightings.extend(found.into_iter().filter_map(|socket| {
-                    let end = ends.get(&socket.key).filter(|end| end.is_joined())?;
-                    let handed =
-                        ends.get(&socket.key.peer(end.peer_cookie)).filter(|end| end.is_joined())?.handed;
-                    Some((Sighting { key: socket.key, unread: socket.unread, handed }, socket))
-                })),
+            let found = Sockets::enter(file).and_then(|sockets| Ok((sockets.unread(*cookie)?, sockets)));
+            match found {
+                Ok((found, sockets)) => sightings
+                    .extend(found.into_iter().filter_map(|socket| self.sighting(&ends, &sockets, socket))),
                 Err(error) => blind = Some(format!("a namespace's sockets are not shown: {error}")),
             }
         }
@@ -207,6 +204,27 @@ impl Look {
         }
         self.counters.withdrawn.set_blind(blind);
         sightings
+    }
+
+    /// What a joined end has unread. All ends were read before all sockets, and a fast sender hands over much between the one and
+    /// the other, so that its receiver would never be seen to read: where it matters, both are read again, one after the other.
+    fn sighting(
+        &self,
+        ends: &HashMap<EndKey, EndValue>,
+        sockets: &Sockets,
+        socket: Backlog,
+    ) -> Option<(Sighting, Backlog)> {
+        let end = ends.get(&socket.key).filter(|end| end.is_joined())?;
+        let peer = socket.key.peer(end.peer_cookie);
+        let handed = ends.get(&peer).filter(|end| end.is_joined())?.handed;
+        let mut sighting = Sighting { key: socket.key, unread: socket.unread, handed };
+        if sighting.is_vague()
+            && let Ok(end) = self.ends.get(&peer, 0)
+            && let Ok(unread) = sockets.unread_of(&socket)
+        {
+            sighting = Sighting { unread, handed: end.handed, ..sighting };
+        }
+        Some((sighting, socket))
     }
 
     /// Finds the namespaces of these cookies, and lets others go.
@@ -264,7 +282,7 @@ impl Look {
     fn abort(&self, socket: &Backlog) {
         let Some(file) = self.files.get(&socket.key.cookie) else { return };
         let (pod, peer) = (address(&socket.key), address(&socket.key.peer(0)));
-        match socket.abort(file) {
+        match Sockets::enter(file).and_then(|sockets| sockets.abort(socket)) {
             Ok(()) => tracing::warn!(
                 %pod, %peer, unread = socket.unread,
                 "an accelerated connection was broken: its receiver does not read what is handed over"
