@@ -18,6 +18,7 @@ pub mod pool;
 
 pub mod admin;
 pub mod capture;
+pub mod cluster;
 pub mod proxy;
 
 pub mod app;

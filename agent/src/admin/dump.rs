@@ -188,7 +188,7 @@ pub fn routes(table: &RoutingTable) -> RoutesDump {
         }
     };
     RoutesDump {
-        epoch: table.version.epoch,
+        epoch: table.version.token.epoch,
         version: table.version.version,
         hosts: virtual_hosts(table).into_iter().map(dump).collect(),
     }
@@ -213,7 +213,7 @@ pub fn endpoints(table: &RoutingTable) -> EndpointsDump {
     let empty =
         table.clusters.values().filter(|cluster| cluster.endpoints.is_empty() && cluster.unready.is_empty());
     EndpointsDump {
-        epoch: table.version.epoch,
+        epoch: table.version.token.epoch,
         version: table.version.version,
         endpoints: table.clusters.values().flat_map(|cluster| of_cluster(cluster)).collect(),
         empty: empty.map(|cluster| cluster_name(&cluster.key)).collect(),

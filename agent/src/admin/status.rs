@@ -244,7 +244,7 @@ impl TableStatus {
         services.dedup();
         let hosts = super::dump::virtual_hosts(table);
         Self {
-            epoch: table.version.epoch,
+            epoch: table.version.token.epoch,
             version: table.version.version,
             applied_at,
             counts: TableCounts {

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::answer::{Answer, Question, answer};
 use super::client::{self, ClientError};
 use super::{DrainStatus, EndpointsDump, Role, RoutesDump, Source, Status, TableStatus, serve};
-use crate::compile::{RoutingTable, TableVersion, compile};
+use crate::compile::{RoutingTable, TableVersion, Token, compile};
 use crate::model::{
     AppProtocol, Destination, DirectResponse, Endpoint, HeaderChange, HeaderOp, HostPattern, HttpRule,
     Listener, ListenerProtocol, MatchPath, MatchValue, Model, ObjectName, PathRewrite, Redirect,
@@ -80,7 +80,11 @@ pub(super) fn model() -> Model {
 }
 
 pub(super) fn table() -> RoutingTable {
-    compile(&model(), &RoutingTable::default(), TableVersion { epoch: 3, version: 7 })
+    compile(
+        &model(),
+        &RoutingTable::default(),
+        TableVersion { token: Token { epoch: 3, nonce: 0 }, version: 7 },
+    )
 }
 
 fn rules(order: &ObjectName) -> Vec<HttpRule> {

@@ -35,7 +35,7 @@ impl Tables {
     pub(super) fn apply(&self, model: &Model) -> Applied {
         let since = Instant::now();
         let previous = self.current.load();
-        let version = TableVersion { version: previous.version.version + 1, ..previous.version };
+        let version = TableVersion::alone(previous.version.version + 1);
         let table = Arc::new(compile(model, &previous, version));
         self.current.store(Arc::clone(&table));
         self.follow.send_replace(table);

@@ -14,6 +14,7 @@ mod policies;
 mod routes;
 mod table;
 mod tier;
+mod version;
 mod weights;
 mod workloads;
 
@@ -25,8 +26,9 @@ pub use guard::{GuardPolicy, GuardRule};
 pub use policies::{Denied, Foreseen, PodPolicy, PolicyTable};
 pub use table::{
     Action, Backend, Cluster, ClusterKey, DatagramFrontend, Forward, Frontend, GatewayListener, HeaderOps,
-    Route, RouteName, RoutingTable, TableVersion, Upstream, VirtualHost, WeightedBackend,
+    Route, RouteName, RoutingTable, Upstream, VirtualHost, WeightedBackend,
 };
+pub use version::{TableVersion, Token};
 pub use weights::Weights;
 
 /// Compiles what the documents say. Pure: the same model after the same table gives the same table.

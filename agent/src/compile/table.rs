@@ -13,16 +13,7 @@ use crate::model::{
 };
 use crate::route::{HostTable, RequestOrigin, RequestView, RouteMatch, RuleSet};
 
-use super::{GuardPolicy, PolicyTable, Weights};
-
-/// Which table this is; a later table has a higher version.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub struct TableVersion {
-    /// The leader's fencing epoch; 0 where the agent runs alone.
-    pub epoch: u64,
-    /// Counts the tables of one epoch.
-    pub version: u64,
-}
+use super::{GuardPolicy, PolicyTable, TableVersion, Weights};
 
 /// Everything that the proxies look up. Immutable; a request keeps the one it started with.
 #[derive(Debug, Default)]

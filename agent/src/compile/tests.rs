@@ -173,7 +173,7 @@ fn canary() -> Model {
 }
 
 fn fresh(model: &Model) -> RoutingTable {
-    compile(model, &RoutingTable::default(), TableVersion { epoch: 0, version: 1 })
+    compile(model, &RoutingTable::default(), TableVersion::alone(1))
 }
 
 fn frontend<'a>(table: &'a RoutingTable, address: &str) -> &'a Arc<Frontend> {

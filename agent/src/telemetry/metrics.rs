@@ -197,7 +197,7 @@ impl Metrics {
         let Shared { table_position, table_entries, table_apply, .. } = &*self.shared;
         table_position
             .with_label_values(&["epoch"])
-            .set(i64::try_from(table.version.epoch).unwrap_or(i64::MAX));
+            .set(i64::try_from(table.version.token.epoch).unwrap_or(i64::MAX));
         table_position
             .with_label_values(&["version"])
             .set(i64::try_from(table.version.version).unwrap_or(i64::MAX));

@@ -4,7 +4,7 @@ use super::*;
 use crate::compile::Cluster;
 
 fn next(model: &Model, previous: &RoutingTable) -> RoutingTable {
-    compile(model, previous, TableVersion { epoch: 0, version: previous.version.version + 1 })
+    compile(model, previous, TableVersion::alone(previous.version.version + 1))
 }
 
 #[test]
