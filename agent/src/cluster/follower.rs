@@ -1,0 +1,211 @@
+//! What an agent applies of what is published: pure. It believes nothing that is not signed, nothing of a lower token than the
+//! highest that it ever applied, and no change of a table that it does not have.
+
+use std::sync::Arc;
+
+use super::seal::{Form, Malformed, Position, Sealed};
+use crate::compile::TableVersion;
+use crate::compile::wire::{Change, Counts, Parts, SCHEMA, WireError};
+
+/// A table may lose everything if it had fewer entries than this: small ones do so in daily life.
+pub const SHRINK_FROM: usize = 8;
+
+/// Why a published table is not applied.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// It is no table.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// Its records are in a form that this version does not know.
+    #[error("its schema is {0}, this agent reads {SCHEMA}")]
+    Schema(u32),
+    /// It belongs to another cluster.
+    #[error("it is a table of the cluster '{0}'")]
+    Cluster(Arc<str>),
+    /// Its signature does not prove that a node of the cluster made it.
+    #[error("its signature is not good: {reason}: {detail}")]
+    Untrusted {
+        /// The stable name.
+        reason: &'static str,
+        /// What is wrong.
+        detail: String,
+    },
+    /// The node that signed it is not the one that it names as leader.
+    #[error("it is signed by {signer} and names {leader} as the leader")]
+    Signer {
+        /// Who signed.
+        signer: Arc<str>,
+        /// Who should have.
+        leader: Arc<str>,
+    },
+    /// A later term's table was applied before.
+    #[error("it is older than {highest}")]
+    Outdated {
+        /// The highest that was ever applied.
+        highest: TableVersion,
+    },
+    /// There is another table of the same name.
+    #[error("it differs from the table that was applied as {0}")]
+    Forked(TableVersion),
+    /// Its records can't be read.
+    #[error("its records can't be read: {0}")]
+    Records(#[from] WireError),
+    /// Most of what is in force would go, and nobody said that it may.
+    #[error("{what} would go from {before} to {after}; `--allow-shrink` lets it")]
+    Shrinks {
+        /// Routes or endpoints.
+        what: &'static str,
+        /// How many there are.
+        before: usize,
+        /// How many would be left.
+        after: usize,
+    },
+}
+
+impl Refusal {
+    /// The name that metrics and status show.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Malformed(_) => "malformed",
+            Self::Schema(_) => "schema",
+            Self::Cluster(_) => "cluster",
+            Self::Untrusted { reason, .. } => reason,
+            Self::Signer { .. } => "signer",
+            Self::Outdated { .. } => "outdated",
+            Self::Forked(_) => "forked",
+            Self::Records(_) => "records",
+            Self::Shrinks { .. } => "shrinks",
+        }
+    }
+}
+
+/// What became of a table that is in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// It is the one in force now.
+    Applied,
+    /// It is here, and lower than what was in force before this process began: those that follow it are needed.
+    Behind,
+    /// It came before.
+    Known,
+    /// It follows a table that is not here: the snapshot is needed.
+    Gap,
+}
+
+/// Who says whether a signature is good; the node that made it.
+pub trait Verify {
+    /// The signer of these bytes; `None`: tables are not signed here.
+    fn signer(&self, signed: &[u8], signature: &[u8]) -> Result<Option<Arc<str>>, Refusal>;
+}
+
+/// An agent's view of what is published.
+#[derive(Debug)]
+pub struct Follower {
+    cluster: Arc<str>,
+    /// The highest that was ever in force.
+    highest: TableVersion,
+    at: Option<Position>,
+    parts: Parts,
+}
+
+impl Follower {
+    /// Nothing is here yet; `highest` is what was in force before this process began.
+    pub fn new(cluster: Arc<str>, highest: TableVersion) -> Self {
+        Self { cluster, highest, at: None, parts: Parts::default() }
+    }
+
+    /// Begins with the table that was in force before this process did, as this node kept it.
+    pub fn restore(&mut self, at: Position, whole: &Change) -> Result<(), WireError> {
+        self.parts.apply(whole)?;
+        self.highest = self.highest.max(at.version);
+        self.at = Some(at);
+        Ok(())
+    }
+
+    /// The table in force.
+    pub fn in_force(&self) -> Option<Position> {
+        self.at.filter(|at| at.version >= self.highest)
+    }
+
+    /// The highest table that was ever in force.
+    pub fn highest(&self) -> TableVersion {
+        self.highest
+    }
+
+    /// The records.
+    pub fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    /// Takes in what the store holds. On a refusal nothing changes.
+    pub fn receive(&mut self, bytes: &[u8], verify: &impl Verify) -> Result<Step, Refusal> {
+        let sealed = Sealed::open(bytes)?;
+        if sealed.header.schema != SCHEMA {
+            return Err(Refusal::Schema(sealed.header.schema));
+        }
+        if sealed.header.cluster != self.cluster {
+            return Err(Refusal::Cluster(sealed.header.cluster));
+        }
+        if let Some(signer) = verify.signer(sealed.signed, sealed.signature)?
+            && signer != sealed.header.leader
+        {
+            return Err(Refusal::Signer { signer, leader: sealed.header.leader });
+        }
+        self.believe(&sealed)
+    }
+
+    /// A table of somebody who may publish.
+    fn believe(&mut self, sealed: &Sealed<'_>) -> Result<Step, Refusal> {
+        let next = Position {
+            version: sealed.header.version.into(),
+            chain: sealed.digest(),
+            revision: sealed.header.revision,
+        };
+        if next.version.token < self.highest.token {
+            return Err(Refusal::Outdated { highest: self.highest });
+        }
+        match self.at {
+            Some(at) if at.version == next.version && at.chain != next.chain => {
+                return Err(Refusal::Forked(at.version));
+            }
+            Some(at) if at.version >= next.version => return Ok(Step::Known),
+            _ => {}
+        }
+        match sealed.header.form {
+            Form::Snapshot { .. } => {
+                let mut parts = Parts::default();
+                parts.apply(&Change::decode(sealed.body)?)?;
+                self.may_shrink(parts.counts(), sealed)?;
+                self.parts = parts;
+            }
+            Form::Delta { previous } if self.at.is_some_and(|at| at.chain == previous) => {
+                let change = Change::decode(sealed.body)?;
+                self.may_shrink(self.parts.counts_after(&change), sealed)?;
+                self.parts.apply(&change)?;
+            }
+            Form::Delta { .. } => return Ok(Step::Gap),
+        }
+        self.at = Some(next);
+        if next.version < self.highest {
+            return Ok(Step::Behind);
+        }
+        self.highest = next.version;
+        Ok(Step::Applied)
+    }
+
+    fn may_shrink(&self, after: Counts, sealed: &Sealed<'_>) -> Result<(), Refusal> {
+        if sealed.header.allow_shrink { Ok(()) } else { shrinks(self.parts.counts(), after) }
+    }
+}
+
+/// Whether so much goes at once that it is more likely a mistake: every endpoint, or more than half of all routes.
+pub fn shrinks(before: Counts, after: Counts) -> Result<(), Refusal> {
+    let much = |what, before: usize, after: usize, least: usize| {
+        if before >= SHRINK_FROM && after < least {
+            return Err(Refusal::Shrinks { what, before, after });
+        }
+        Ok(())
+    };
+    much("endpoints", before.endpoints, after.endpoints, 1)?;
+    much("routes", before.routes, after.routes, before.routes.div_ceil(2))
+}

@@ -1,0 +1,155 @@
+//! What a leader publishes: pure. A draft becomes the table only when the store has taken it, so that what was refused or lost
+//! is neither counted nor followed by a delta.
+
+use std::sync::Arc;
+
+use super::seal::{BODY_MAX, Digest, Form, Header, Sealed, first_digest, seal};
+use super::store::{Delta, Lease, Snapshot};
+use crate::compile::TableVersion;
+use crate::compile::wire::{Change, SCHEMA};
+use crate::model::Model;
+
+/// After so many deltas the table is written whole again: whoever comes later reads no more of them.
+const DELTAS_MAX: usize = 1024;
+/// A delta of more records than this is a snapshot instead: it would be about as large.
+const DELTA_RECORDS_MAX: usize = 20_000;
+
+/// What a leader wants to publish next.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Draft {
+    /// What the store is given.
+    pub form: DraftForm,
+    /// What becomes of the publisher when the store has it.
+    after: Published,
+}
+
+/// The form of a draft.
+#[derive(Debug, Clone, PartialEq)]
+pub enum DraftForm {
+    /// The table as a whole.
+    Whole(Snapshot),
+    /// What changed.
+    Change(Delta),
+}
+
+/// What was published last.
+#[derive(Debug, Clone, PartialEq)]
+struct Published {
+    version: TableVersion,
+    chain: Digest,
+    model: Arc<Model>,
+    deltas: usize,
+}
+
+/// What a table is made of.
+#[derive(Debug, Clone)]
+pub struct Contents {
+    /// The model.
+    pub model: Arc<Model>,
+    /// The revision of its documents.
+    pub revision: u64,
+    /// Most of the table before may go.
+    pub allow_shrink: bool,
+}
+
+/// One term of one leader.
+#[derive(Debug)]
+pub struct Publisher {
+    cluster: Arc<str>,
+    lease: Lease,
+    last: Option<Published>,
+}
+
+impl Publisher {
+    /// A term in which nothing was published.
+    pub fn new(cluster: Arc<str>, lease: Lease) -> Self {
+        Self { cluster, lease, last: None }
+    }
+
+    /// The lease under which it publishes.
+    pub fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
+    /// What was published last.
+    pub fn version(&self) -> Option<TableVersion> {
+        self.last.as_ref().map(|last| last.version)
+    }
+
+    /// The model that was published last.
+    pub fn model(&self) -> Option<&Arc<Model>> {
+        self.last.as_ref().map(|last| &last.model)
+    }
+
+    /// The next table. `None`: it would be the one that is out. `whole`: the store has lost what a delta would follow.
+    pub fn draft(
+        &self,
+        contents: &Contents,
+        whole: bool,
+        sign: impl FnOnce(&[u8]) -> Vec<u8>,
+    ) -> Option<Draft> {
+        let number = self.last.as_ref().map_or(1, |last| last.version.version + 1);
+        let version = TableVersion { token: self.lease.token, version: number };
+        let last = self.last.as_ref().filter(|_| !whole);
+        let change = last.map(|last| (last, Change::between(&last.model, &contents.model)));
+        if change.as_ref().is_some_and(|(_, change)| change.is_empty()) {
+            return None;
+        }
+        let delta =
+            change.filter(|(last, change)| last.deltas < DELTAS_MAX && change.len() <= DELTA_RECORDS_MAX);
+        let (form, chain, deltas) = match delta {
+            Some((last, change)) => {
+                let form = Form::Delta { previous: last.chain };
+                let sealed = seal(&self.header(version, form, contents), &change.encode(), sign);
+                let digest = Sealed::open(&sealed).expect("it was just sealed").digest();
+                let delta = Delta { previous: last.chain.to_string(), digest: digest.to_string(), sealed };
+                (DraftForm::Change(delta), digest, last.deltas + 1)
+            }
+            None => {
+                let body = Change::whole(&contents.model).encode();
+                let chain = first_digest(version, &body);
+                let sealed = seal(&self.header(version, Form::Snapshot { chain }, contents), &body, sign);
+                (DraftForm::Whole(Snapshot { digest: chain.to_string(), sealed }), chain, 0)
+            }
+        };
+        let after = Published { version, chain, model: Arc::clone(&contents.model), deltas };
+        Some(Draft { form, after })
+    }
+
+    /// The store has it.
+    pub fn committed(&mut self, draft: Draft) {
+        self.last = Some(draft.after);
+    }
+
+    fn header(&self, version: TableVersion, form: Form, contents: &Contents) -> Header {
+        Header {
+            schema: SCHEMA,
+            cluster: Arc::clone(&self.cluster),
+            leader: Arc::clone(&self.lease.node),
+            version: version.into(),
+            form,
+            allow_shrink: contents.allow_shrink,
+            revision: contents.revision,
+        }
+    }
+}
+
+impl Draft {
+    /// Which table it would be.
+    pub fn version(&self) -> TableVersion {
+        self.after.version
+    }
+
+    /// How many bytes each follower gets.
+    pub fn bytes(&self) -> usize {
+        match &self.form {
+            DraftForm::Whole(snapshot) => snapshot.sealed.len(),
+            DraftForm::Change(delta) => delta.sealed.len(),
+        }
+    }
+
+    /// Whether no follower could read it.
+    pub fn too_large(&self) -> bool {
+        self.bytes() > BODY_MAX
+    }
+}
