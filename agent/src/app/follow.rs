@@ -1,6 +1,7 @@
-//! Follows the documents: each new state becomes a table, and the Gateway listeners that it asks for.
+//! Follows the documents, or the tables of the cluster: each becomes the table in force, with the Gateway listeners that it
+//! asks for.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::bail;
@@ -9,7 +10,9 @@ use tokio::sync::mpsc;
 use super::gateways::{Gateways, ListenerError};
 use super::status::Observed;
 use super::tables::Tables;
+use crate::compile::TableVersion;
 use crate::config::State;
+use crate::model::Model;
 use crate::proxy::{Command, WorkerHandle};
 
 /// How soon a listener that could not be opened is tried again.
@@ -65,13 +68,37 @@ impl Follower {
     }
 
     fn apply(&mut self, state: &State) -> Vec<ListenerError> {
-        let applied = self.tables.apply(&state.model);
+        let version = self.tables.next();
+        self.put_in_force(&state.model, version);
+        self.observed.reported(&state.report);
+        self.listen()
+    }
+
+    /// Applies a table of the cluster.
+    pub(super) fn table(&mut self, model: &Model, version: TableVersion) {
+        self.put_in_force(model, version);
+        let errors = self.listen();
+        self.closed = report(errors);
+    }
+
+    fn put_in_force(&self, model: &Model, version: TableVersion) {
+        let applied = self.tables.apply(model, version);
         for worker in &self.workers {
             // Fails for a worker that has ended, which holds nothing.
             let _ = worker.commands.send(Command::Table);
         }
-        self.observed.applied(state, applied);
-        self.listen()
+        self.observed.applied(applied);
+    }
+}
+
+/// Opens listeners that could not be opened, again and again, for as long as somebody else applies tables.
+pub(super) async fn retry(follower: Arc<Mutex<Follower>>) {
+    loop {
+        tokio::time::sleep(RETRY).await;
+        let mut follower = follower.lock().unwrap_or_else(PoisonError::into_inner);
+        if follower.closed {
+            follower.closed = !follower.listen().is_empty();
+        }
     }
 }
 

@@ -1,9 +1,11 @@
 //! Wiring: the only place where the parts meet. Starts everything in the order in which it depends on each other, and
 //! stops it in the reverse one.
 
+mod cluster;
 mod connections;
 mod flows;
 mod follow;
+mod following;
 mod gateways;
 mod hold;
 mod settings;
@@ -33,7 +35,9 @@ use crate::proxy::{Admission, Captured, Command, WorkerHandle, WorkerSettings, s
 use crate::telemetry::FlowLog;
 use crate::telemetry::log::LogHandle;
 pub use hold::wait_for_documents;
-pub use settings::{CaptureOptions, Settings};
+pub use cluster::ClusterOptions;
+pub use settings::{CaptureOptions, DocumentSource, Settings};
+use following::Following;
 use status::Observed;
 use tables::Tables;
 
@@ -49,7 +53,7 @@ pub struct Running {
     observed: Arc<Observed>,
     drain: watch::Sender<bool>,
     capture: Option<RunningCapture>,
-    follower: JoinHandle<()>,
+    following: Following,
     drain_timeout: Duration,
 }
 
@@ -101,13 +105,13 @@ pub async fn start(settings: Settings, log: LogHandle) -> anyhow::Result<Running
     };
     let workers = workers.start(&listeners)?;
 
-    let (state, changes) = config::watch(settings.config.clone()).context("--config")?;
-    let mut follower = follow::Follower::new(Arc::clone(&tables), Arc::clone(&observed), workers);
-    follower.first(&state, settings.capture.is_some())?;
+    let follower = follow::Follower::new(Arc::clone(&tables), Arc::clone(&observed), workers);
+    let mut following = Following::start(&settings, &observed, follower)?;
     let source = Arc::new(observed.source(log));
     for (listener, role) in [(admin, Role::Admin), (metrics, Role::Metrics), (health, Role::Health)] {
         serve_apart(listener, role, Arc::clone(&source))?;
     }
+    following.wait_for_table().await?;
     // The last that can fail, and it undoes itself: nothing stays in the kernel without an agent.
     let capture = match claim.zip(settings.capture.as_ref()) {
         Some(asked) => Some(
@@ -125,10 +129,10 @@ pub async fn start(settings: Settings, log: LogHandle) -> anyhow::Result<Running
             });
         }
     }
-    let follower = tokio::spawn(follower.run(changes));
+    following.go_on();
     observed.set_ready(true);
     tracing::info!(node = settings.node, %addresses.admin, %addresses.metrics, %addresses.health, "ready");
-    Ok(Running { addresses, observed, drain, capture, follower, drain_timeout: settings.drain_timeout })
+    Ok(Running { addresses, observed, drain, capture, following, drain_timeout: settings.drain_timeout })
 }
 
 /// Serves on a thread of its own, so that a slow dump never delays a probe. It ends with the process.
@@ -154,7 +158,7 @@ impl Running {
     pub async fn stop(self) {
         tracing::info!("draining");
         self.observed.set_ready(false);
-        self.follower.abort();
+        self.following.stop().await;
         let engine = match self.capture {
             Some(RunningCapture { handle, engine, claim }) => {
                 handle.stop_capturing().await;

@@ -32,14 +32,18 @@ impl Tables {
 
     /// Compiles a model and puts its table in force: for new requests first, for the kernel after it, so that what the
     /// kernel captures is always known here.
-    pub(super) fn apply(&self, model: &Model) -> Applied {
+    pub(super) fn apply(&self, model: &Model, version: TableVersion) -> Applied {
         let since = Instant::now();
         let previous = self.current.load();
-        let version = TableVersion::alone(previous.version.version + 1);
         let table = Arc::new(compile(model, &previous, version));
         self.current.store(Arc::clone(&table));
         self.follow.send_replace(table);
         Applied { at: SystemTime::now(), took: since.elapsed() }
+    }
+
+    /// The version after the one in force, of an agent that runs alone.
+    pub(super) fn next(&self) -> TableVersion {
+        TableVersion::alone(self.current.load().version.version + 1)
     }
 
     /// Hears of every new table.

@@ -43,6 +43,7 @@ fn render(status: &Status) -> String {
         ),
         format!("connections  {connections} on {} workers", status.workers.len()),
     ];
+    lines.extend(super::leader::cluster_lines(&status.cluster));
     lines.extend(capture(status));
     lines.extend(status.guard.as_ref().map(guard).unwrap_or_default());
     for listener in &status.listeners {

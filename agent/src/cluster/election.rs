@@ -49,7 +49,7 @@ const RETRY_PART: u32 = 20;
 /// How far those who hear that the lease is free spread their questions.
 const RUSH: Duration = Duration::from_millis(20);
 /// Epochs above this are no epochs: the store counts in numbers that are exact up to twice as many.
-const EPOCH_MAX: u64 = 1 << 52;
+pub(super) const EPOCH_MAX: u64 = 1 << 52;
 
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -30,6 +30,9 @@ pub enum Refusal {
         /// What is wrong.
         detail: String,
     },
+    /// It has no signature at all.
+    #[error("it is not signed")]
+    Unsigned,
     /// The node that signed it is not the one that it names as leader.
     #[error("it is signed by {signer} and names {leader} as the leader")]
     Signer {
@@ -70,6 +73,7 @@ impl Refusal {
             Self::Schema(_) => "schema",
             Self::Cluster(_) => "cluster",
             Self::Untrusted { reason, .. } => reason,
+            Self::Unsigned => "unsigned",
             Self::Signer { .. } => "signer",
             Self::Outdated { .. } => "outdated",
             Self::Forked(_) => "forked",
@@ -156,11 +160,7 @@ impl Follower {
 
     /// A table of somebody who may publish.
     fn believe(&mut self, sealed: &Sealed<'_>) -> Result<Step, Refusal> {
-        let next = Position {
-            version: sealed.header.version.into(),
-            chain: sealed.digest(),
-            revision: sealed.header.revision,
-        };
+        let next = sealed.position();
         if next.version.token < self.highest.token {
             return Err(Refusal::Outdated { highest: self.highest });
         }

@@ -92,6 +92,8 @@ struct Beat {
 struct Table {
     sealed: Vec<u8>,
     position: u64,
+    /// Its own digest.
+    digest: String,
     /// The digest after the last delta.
     head: String,
     /// The bytes of all deltas after it.
@@ -333,7 +335,8 @@ impl Store for LocalStore {
         }
         let (sealed, head) = (snapshot.sealed.clone(), snapshot.digest.clone());
         state.log.clear();
-        inner.state.table = Some(Table { sealed, position: inner.appended, head, log_bytes: 0 });
+        let digest = head.clone();
+        inner.state.table = Some(Table { sealed, position: inner.appended, digest, head, log_bytes: 0 });
         inner.tell(Event::Table);
         Ok(Published::Yes)
     }
@@ -373,7 +376,8 @@ impl Store for LocalStore {
         let newer = inner.state.log.iter().filter(|(number, _)| *number > after);
         let sealed: Vec<_> = newer.map(|(_, sealed)| sealed.clone()).collect();
         let position = inner.state.log.back().map_or(after, |(number, _)| after.max(*number));
-        Ok(Deltas { position: position.to_string(), sealed })
+        let snapshot = inner.state.table.as_ref().map(|table| table.digest.clone()).unwrap_or_default();
+        Ok(Deltas { position: position.to_string(), snapshot, sealed })
     }
 
     fn events(&self) -> broadcast::Receiver<Event> {

@@ -4,11 +4,18 @@
 //! applies), [`registry`] (what nodes say). [`store`] is what they share, [`driver`] runs them.
 
 pub mod disk;
+pub mod documents;
+mod driver;
 pub mod election;
+pub mod follower;
 mod local;
+pub mod publisher;
 pub mod registry;
 pub mod seal;
 mod store;
+mod trust;
+
+pub use driver::{Agent, ClusterSettings, ClusterView, Handle, Read, start};
 
 pub use local::{Clock, LocalState, LocalStore};
 pub use store::{
@@ -16,3 +23,4 @@ pub use store::{
     Documents, EPOCH_MAX, Event, HISTORY_MAX, Lease, LeaseState, MEMBER_KEPT, Member, NODE_NAME_MAX,
     Published, Snapshot, Store, StoreError, Written,
 };
+pub use trust::Trust;

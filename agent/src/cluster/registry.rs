@@ -155,10 +155,15 @@ impl Health {
         health
     }
 
+    /// Whether nothing is taken out.
+    pub fn is_quiet(&self) -> bool {
+        self.withdrawn.is_empty() && self.unhealthy.is_empty()
+    }
+
     /// Takes endpoints of dead nodes and failing pods out of the work. Where no endpoint that the documents call ready would be
     /// left in the whole model, none is taken out: then it is more likely that the nodes can't reach the store.
     pub fn overlay(&self, model: &mut Model) {
-        if self.withdrawn.is_empty() && self.unhealthy.is_empty() {
+        if self.is_quiet() {
             return;
         }
         let bad = |node: Option<&Arc<str>>, uid: &Arc<str>| {

@@ -185,6 +185,15 @@ impl<'a> Sealed<'a> {
         Ok(Self { header, body, signed, signature })
     }
 
+    /// Where the records stand once this is applied.
+    pub fn position(&self) -> Position {
+        Position {
+            version: self.header.version.into(),
+            chain: self.digest(),
+            revision: self.header.revision,
+        }
+    }
+
     /// Where in the chain the table stands once this is applied.
     pub fn digest(&self) -> Digest {
         match self.header.form {

@@ -184,6 +184,8 @@ pub struct Delta {
 pub struct Deltas {
     /// Where to read on: opaque, of the store.
     pub position: String,
+    /// The digest with which the table was last written whole; empty: it was not. Whoever has read another one reads it anew.
+    pub snapshot: String,
     /// The sealed changes.
     pub sealed: Vec<Vec<u8>>,
 }

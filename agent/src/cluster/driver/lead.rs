@@ -1,0 +1,174 @@
+//! What this agent does while it leads: reads the documents, publishes the table that follows from them and from what nodes say.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::{Agent, Shared};
+use crate::cluster::disk::KeptDocuments;
+use crate::cluster::documents::may_shrink;
+use crate::cluster::election;
+use crate::cluster::follower::shrinks;
+use crate::cluster::publisher::{Contents, DraftForm, Publisher};
+use crate::cluster::registry::Health;
+use crate::cluster::store::{Lease, Published, Store};
+use crate::compile::wire::Counts;
+use crate::model::Model;
+
+/// Changes that come within this time are published as one.
+const COALESCE: Duration = Duration::from_millis(20);
+/// After a publication that the store did not take.
+const RETRY: Duration = Duration::from_millis(500);
+
+pub(super) async fn run<S: Store, A: Agent>(
+    shared: Arc<Shared<S>>,
+    agent: Arc<Mutex<A>>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut term = shared.term.subscribe();
+    loop {
+        let lease = term.borrow_and_update().clone();
+        let leading = async {
+            match lease {
+                Some(lease) => lead(&shared, &agent, lease).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            changed = term.changed() => if changed.is_err() { return },
+            () = leading => {
+                // Deposed by what the store said; the election hears of it by its next renewal.
+                if term.changed().await.is_err() { return }
+            }
+        }
+    }
+}
+
+/// What was read last.
+struct Known {
+    documents: Arc<KeptDocuments>,
+    model: Arc<Model>,
+}
+
+/// One term, until somebody else leads.
+async fn lead<S: Store, A: Agent>(shared: &Arc<Shared<S>>, agent: &Arc<Mutex<A>>, lease: Lease) {
+    let mut publisher = Publisher::new(Arc::clone(&shared.settings.cluster), lease.clone());
+    let (mut documents, mut nodes) = (shared.documents.subscribe(), shared.nodes.subscribe());
+    let mut synced = shared.synced.subscribe();
+    // Documents that a restart remembers are not what the store has: it is asked first.
+    shared.synced.send_replace(false);
+    if synced.wait_for(|synced| *synced).await.is_err() {
+        return;
+    }
+    let mut known: Option<Known> = None;
+    loop {
+        let read = Arc::clone(&documents.borrow_and_update());
+        let health = Health::of(&nodes.borrow_and_update());
+        if known.as_ref().is_none_or(|known| !Arc::ptr_eq(&known.documents, &read)) {
+            let Some(model) = reading(agent, &read).await else { return };
+            known = Some(Known { documents: read, model });
+        }
+        let known = known.as_ref().expect("it was just read");
+        let mut pause = None;
+        match shared.publish(&mut publisher, known, &health).await {
+            Outcome::Done => {}
+            Outcome::Later => pause = Some(RETRY),
+            Outcome::Deposed => return,
+        }
+        let retry = async {
+            match pause {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            changed = documents.changed() => if changed.is_err() { return },
+            changed = nodes.changed() => if changed.is_err() { return },
+            () = retry => {}
+        }
+        tokio::time::sleep(COALESCE).await;
+    }
+}
+
+/// Reads documents on a thread that may be busy with it. `None`: the agent ends.
+async fn reading<A: Agent>(agent: &Arc<Mutex<A>>, documents: &Arc<KeptDocuments>) -> Option<Arc<Model>> {
+    let (agent, documents) = (Arc::clone(agent), Arc::clone(documents));
+    let read = move || agent.lock().unwrap_or_else(PoisonError::into_inner).read(&documents).model;
+    tokio::task::spawn_blocking(read).await.ok()
+}
+
+/// What became of a publication.
+enum Outcome {
+    Done,
+    Later,
+    Deposed,
+}
+
+impl<S: Store> Shared<S> {
+    async fn publish(&self, publisher: &mut Publisher, known: &Known, health: &Health) -> Outcome {
+        let Some(contents) = self.contents(known, health) else { return Outcome::Done };
+        for whole in [false, true] {
+            let draft = publisher.draft(&contents, whole, |bytes| self.trust.sign(bytes));
+            let Some(draft) = draft else { return Outcome::Done };
+            if draft.too_large() {
+                self.unpublished(Some(format!("the table has {} bytes, which is too much", draft.bytes())));
+                return Outcome::Done;
+            }
+            // What is sent after the deadline would be another leader's time.
+            if !self.leads(publisher.lease()) {
+                return Outcome::Later;
+            }
+            let answer = match &draft.form {
+                DraftForm::Whole(snapshot) => self.store.publish(publisher.lease(), snapshot).await,
+                DraftForm::Change(delta) => self.store.append(publisher.lease(), delta).await,
+            };
+            match self.heard(answer) {
+                Ok(Published::Yes) => {
+                    self.unpublished(None);
+                    publisher.committed(draft);
+                    return Outcome::Done;
+                }
+                Ok(Published::NeedsSnapshot) => {}
+                Ok(Published::NotLeader(_)) => {
+                    self.view().fenced += 1;
+                    tracing::warn!(version = %draft.version(), "a table was not published: another node leads");
+                    // Its renewal says the same.
+                    let _ = self.election.send(election::Event::Tick).await;
+                    return Outcome::Deposed;
+                }
+                // It may have been taken all the same: what follows is whole.
+                Err(_) => return Outcome::Later,
+            }
+        }
+        Outcome::Later
+    }
+
+    /// What the table shall be; `None`: nothing that may be published.
+    fn contents(&self, known: &Known, health: &Health) -> Option<Contents> {
+        let mut model = Arc::clone(&known.model);
+        if !health.is_quiet() {
+            health.overlay(Arc::make_mut(&mut model));
+        }
+        let (before, revision) = {
+            let view = self.view();
+            (view.counts, view.in_force.map_or(0, |(at, _)| at.revision))
+        };
+        let allow_shrink = may_shrink(&known.documents, revision);
+        let lost = shrinks(before, Counts::of(&model)).err().filter(|_| !allow_shrink);
+        if let Some(lost) = lost {
+            self.unpublished(Some(lost.to_string()));
+            return None;
+        }
+        Some(Contents { model, revision: known.documents.revision, allow_shrink })
+    }
+
+    fn unpublished(&self, why: Option<String>) {
+        let mut view = self.view();
+        if let Some(why) = why.as_ref().filter(|why| view.unpublished.as_ref() != Some(*why)) {
+            tracing::error!("what the documents say is not published: {why}");
+        }
+        view.unpublished = why;
+    }
+}
