@@ -28,7 +28,6 @@ use crate::admin::{self, Role, Source};
 use crate::capture::{
     CaptureListeners, CaptureSettings, Claim, Engine, EngineHandle, LocalAddresses, SpoofingConnector,
 };
-use crate::config;
 use crate::net::{Connector, PlainConnector, server_listener};
 use crate::proxy::http::Share;
 use crate::proxy::{Admission, Captured, Command, WorkerHandle, WorkerSettings, start_worker};

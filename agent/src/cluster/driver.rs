@@ -301,6 +301,12 @@ fn random() -> u64 {
     RandomState::new().hash_one(now())
 }
 
+/// Waits for the end of the agent.
+async fn ended(stop: &mut watch::Receiver<bool>) {
+    // Whoever would tell is gone: that is the end as well.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
 /// Waits for one of these events, for that long at most. `false`: the agent ends.
 async fn wait_for(
     events: &mut broadcast::Receiver<Event>,
@@ -320,7 +326,7 @@ async fn wait_for(
         }
     };
     tokio::select! {
-        _ = stop.wait_for(|stop| *stop) => false,
+        () = ended(stop) => false,
         _ = tokio::time::timeout(limit, heard) => true,
     }
 }

@@ -47,6 +47,6 @@ impl Verify for Trust {
         }
         let signature = Signature::from_bytes(signature).map_err(untrusted)?;
         let by = directory.current().bundle.verify(SystemTime::now(), signed, &signature).map_err(untrusted)?;
-        Ok(Some(by.node.shared()))
+        Ok(Some(by.node))
     }
 }

@@ -162,7 +162,7 @@ impl Site {
         let mut command = command.args(["--no-auth-warning", "-a", PASSWORD, "-x", "HSET", &Self::key("table"), "body"]);
         command = command.stdin(File::open(&file).context("the table")?);
         exec::stdout(command)?;
-        self.redis_cli(&["HSET", &Self::key("table"), "snapshot", &format!("{:x}", bytes.len())])?;
+        self.redis_cli(&["HSET", &Self::key("table"), "digest", &format!("{:x}", bytes.len())])?;
         self.redis_cli(&["PUBLISH", &Self::key("events"), "table"]).map(drop)
     }
 

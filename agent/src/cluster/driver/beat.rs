@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::{ClusterView, Shared, wait_for};
 use crate::cluster::election;
-use crate::cluster::registry::{self, Node, NodeRecord, NodeState, Refused};
+use crate::cluster::registry::{self, Node, NodeRecord, Refused};
 use crate::cluster::store::{Event, Store};
 use crate::compile::wire::SCHEMA;
 use crate::compile::{TableVersion, Token};

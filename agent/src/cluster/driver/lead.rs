@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::{Agent, Shared};
+use super::{Agent, Shared, ended};
 use crate::cluster::disk::KeptDocuments;
 use crate::cluster::documents::may_shrink;
 use crate::cluster::election;
@@ -36,7 +36,7 @@ pub(super) async fn run<S: Store, A: Agent>(
             }
         };
         tokio::select! {
-            _ = stop.wait_for(|stop| *stop) => return,
+            () = ended(&mut stop) => return,
             changed = term.changed() => if changed.is_err() { return },
             () = leading => {
                 // Deposed by what the store said; the election hears of it by its next renewal.

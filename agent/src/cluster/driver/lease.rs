@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use tokio::sync::{broadcast, mpsc, watch};
 
-use super::{Shared, now, random};
+use super::{Shared, ended, now, random};
 use crate::cluster::election::{Action, Election, Event};
 use crate::cluster::registry;
 use crate::cluster::store::{self, Candidate, Lease, Store};
@@ -64,7 +64,7 @@ async fn next(
     };
     tokio::select! {
         biased;
-        _ = stop.wait_for(|stop| *stop) => Event::Stop,
+        () = ended(stop) => Event::Stop,
         Some(event) = told.recv() => event,
         () = changed => Event::Changed,
         () = wake => Event::Tick,
