@@ -5,11 +5,14 @@
 
 pub mod disk;
 pub mod election;
+mod local;
 pub mod registry;
 pub mod seal;
 mod store;
 
+pub use local::{Clock, LocalState, LocalStore};
 pub use store::{
-    Acquired, Candidate, Delta, Deltas, Document, DocumentWrite, Documents, Event, HISTORY_MAX, Lease,
-    LeaseState, Member, NODE_NAME_MAX, Published, Snapshot, Store, StoreError, Written,
+    Acquired, BYTES_MAX, Candidate, DELETED_MAX, DELTAS_MAX, Delta, Deltas, Document, DocumentWrite,
+    Documents, EPOCH_MAX, Event, HISTORY_MAX, Lease, LeaseState, MEMBER_KEPT, Member, NODE_NAME_MAX,
+    Published, Snapshot, Store, StoreError, Written,
 };

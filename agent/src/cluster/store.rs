@@ -72,15 +72,34 @@ pub struct LeaseState {
     pub history: Vec<(Lease, u64)>,
 }
 
+/// How many events a listener may lag behind before it misses some.
+pub(super) const EVENTS_KEPT: usize = 64;
+
 /// How many terms a store remembers.
 pub const HISTORY_MAX: usize = 32;
+
+/// The highest epoch that a store gives out: Redis counts in doubles.
+pub const EPOCH_MAX: u64 = (1 << 53) - 1;
+
+/// The most bytes of a table, of all deltas after it together, and of the documents of one write.
+pub const BYTES_MAX: usize = 64 << 20;
+
+/// The most deltas after a table.
+pub const DELTAS_MAX: usize = 4096;
+
+/// How long a node that does not say that it leaves is remembered after its last heartbeat has run out.
+pub const MEMBER_KEPT: Duration = Duration::from_hours(24);
+
+/// The most deleted documents that a store remembers. One more, and it forgets them all and takes another id, so that
+/// everybody reads everything.
+pub const DELETED_MAX: usize = 4096;
 
 /// A document of the configuration store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Document {
     /// `KIND/NAMESPACE/NAME`.
     pub id: Arc<str>,
-    /// Its text; `None`: it was deleted.
+    /// Its text; `None`: it was deleted, or there never was one.
     pub text: Option<Arc<str>>,
     /// The store's revision at which it came to be so.
     pub revision: u64,
@@ -136,7 +155,7 @@ pub enum Published {
     Yes,
     /// The lease is somebody else's now, or nobody's: whoever tried leads no more.
     NotLeader(Option<Lease>),
-    /// The store does not have what the delta follows: it needs a snapshot.
+    /// The store does not have what the delta follows, or holds as many as it may: it needs a snapshot.
     NeedsSnapshot,
 }
 
@@ -239,7 +258,8 @@ pub trait Store: Send + Sync + 'static {
     /// Takes a node out, as it said so.
     fn leave(&self, node: &str) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// All nodes that are there or were and did not say that they leave, sorted by name.
+    /// All nodes that are there or were and did not say that they leave, sorted by name. A node is forgotten
+    /// [`MEMBER_KEPT`] after its last heartbeat ran out, its record after two more `ttl`.
     fn members(&self) -> impl Future<Output = Result<Vec<Member>, StoreError>> + Send;
 
     /// What changed among the documents after a revision of a store. Of another store than the one named, everything.
@@ -249,7 +269,7 @@ pub trait Store: Send + Sync + 'static {
         after: u64,
     ) -> impl Future<Output = Result<Documents, StoreError>> + Send;
 
-    /// Writes all of these documents or none.
+    /// Writes all of these documents or none. To delete what is not there changes nothing.
     fn write(&self, writes: &[DocumentWrite]) -> impl Future<Output = Result<Written, StoreError>> + Send;
 
     /// Replaces the table if the lease is still this one; deltas before it go.
@@ -274,6 +294,30 @@ pub trait Store: Send + Sync + 'static {
 
     /// What the store tells from now on; who lags behind misses some.
     fn events(&self) -> broadcast::Receiver<Event>;
+}
+
+/// Refuses a name of a node that no store takes.
+pub(super) fn checked_node(node: &str) -> Result<(), StoreError> {
+    if node.is_empty() || node.len() > NODE_NAME_MAX {
+        let length = node.len();
+        return Err(StoreError::Unfit(format!("a node's name has 1 to {NODE_NAME_MAX} bytes, not {length}")));
+    }
+    Ok(())
+}
+
+/// Refuses more bytes than a store takes at once.
+pub(super) fn checked_size(what: &str, bytes: usize) -> Result<(), StoreError> {
+    if bytes > BYTES_MAX {
+        return Err(StoreError::ReadOnly(format!(
+            "{what} of {bytes} bytes is over the {BYTES_MAX} that are kept"
+        )));
+    }
+    Ok(())
+}
+
+/// The bytes of a write's documents.
+pub(super) fn write_bytes(writes: &[DocumentWrite]) -> usize {
+    writes.iter().map(|write| write.id.len() + write.text.as_ref().map_or(0, |text| text.len())).sum()
 }
 
 #[cfg(test)]
