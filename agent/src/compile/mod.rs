@@ -16,6 +16,7 @@ mod table;
 mod tier;
 mod version;
 mod weights;
+pub mod wire;
 mod workloads;
 
 use std::collections::HashMap;

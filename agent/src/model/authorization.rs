@@ -5,12 +5,16 @@ mod request;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
 pub use request::{Asked, Doubt, FieldTerm, PathPart, PathPattern, PolicyRequest, RequestTerms, TextPattern};
 
 use super::{Labels, ObjectName};
 
 /// A range of addresses of one family.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "IpNet", into = "IpNet")]
 pub struct Cidr {
     /// The range's first address.
     network: IpAddr,
@@ -57,8 +61,24 @@ impl Cidr {
     }
 }
 
+impl TryFrom<IpNet> for Cidr {
+    type Error = &'static str;
+
+    fn try_from(net: IpNet) -> Result<Self, Self::Error> {
+        Self::new(net.addr(), net.prefix_len()).ok_or("the prefix is longer than the address")
+    }
+}
+
+impl From<Cidr> for IpNet {
+    fn from(cidr: Cidr) -> Self {
+        // A range is made with a prefix that fits its address.
+        Self::new(cidr.network, cidr.prefix).unwrap_or_else(|_| Self::from(cidr.network))
+    }
+}
+
 /// A namespace, or several: `*` at either end stands for anything, alone for any namespace at all.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum NamespacePattern {
     /// Any namespace; not an address without one.
     Any,
@@ -92,21 +112,28 @@ pub struct PolicySource<'a> {
 }
 
 /// Alternatives within a rule's clause; every field that is given must match, and one of its values is enough.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyMatch {
     /// The sender is in one of these ranges.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cidrs: Vec<Cidr>,
     /// The sender is in none of these ranges.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_cidrs: Vec<Cidr>,
     /// The sender is a pod of one of these namespaces.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub namespaces: Vec<NamespacePattern>,
     /// The sender is no pod of these namespaces.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_namespaces: Vec<NamespacePattern>,
     /// The pod's port is one of these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<u16>,
     /// The pod's port is none of these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_ports: Vec<u16>,
     /// What is asked of the request.
+    #[serde(default, skip_serializing_if = "RequestTerms::is_empty")]
     pub request: RequestTerms,
 }
 
@@ -128,7 +155,7 @@ impl PolicyMatch {
 }
 
 /// One rule: all its clauses must hold, each by one of its alternatives. Without clauses it takes everything.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyRule {
     /// Its position in the document.
     pub index: usize,
@@ -166,7 +193,8 @@ enum Reading<'a> {
 }
 
 /// What a policy does with what its rules take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum PolicyAction {
     /// Lets it through; what no rule of any such policy takes is refused.
     Allow,
@@ -175,7 +203,8 @@ pub enum PolicyAction {
 }
 
 /// Which pods a policy is about.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum PolicyScope {
     /// All of the cluster (a policy of the root namespace).
     Mesh,

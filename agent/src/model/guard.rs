@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use super::ObjectName;
+use super::serial::above_zero;
 
 /// One document's wishes; all documents together are in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,11 +24,13 @@ pub struct EdgeGuard {
 }
 
 /// So many per second, and so many at once after a pause. Neither is zero.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceRate {
     /// In the long run.
+    #[serde(deserialize_with = "above_zero")]
     pub per_second: u32,
     /// At once.
+    #[serde(deserialize_with = "above_zero")]
     pub burst: u32,
 }
 

@@ -1,9 +1,11 @@
 //! Checked, version-neutral values: what the documents mean once their spelling no longer matters. No I/O.
 
 mod authorization;
+pub(crate) mod expression;
 mod guard;
 mod name;
 mod route;
+pub(crate) mod serial;
 mod service;
 mod workload;
 

@@ -3,8 +3,11 @@
 use std::fmt;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 /// `namespace/name` of a document; cheap to clone, ordered by namespace and then by name.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(from = "(Arc<str>, Arc<str>)", into = "(Arc<str>, Arc<str>)")]
 pub struct ObjectName {
     /// The namespace; `default` where the document gives none.
     pub namespace: Arc<str>,
@@ -21,6 +24,18 @@ impl ObjectName {
     /// The DNS name of a service of this name: `name.namespace.svc.cluster.local`.
     pub fn fqdn(&self) -> String {
         format!("{}.{}.svc.cluster.local", self.name, self.namespace)
+    }
+}
+
+impl From<(Arc<str>, Arc<str>)> for ObjectName {
+    fn from((namespace, name): (Arc<str>, Arc<str>)) -> Self {
+        Self { namespace, name }
+    }
+}
+
+impl From<ObjectName> for (Arc<str>, Arc<str>) {
+    fn from(name: ObjectName) -> Self {
+        (name.namespace, name.name)
     }
 }
 

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use regex_automata::meta::Regex;
+use serde::{Deserialize, Serialize};
 
-use super::{Labels, ObjectName};
+use super::serial::{body, redirect_status, status, whole_regex};
+use super::{Labels, ObjectName, expression};
 
 /// Which kind of document a route table came from; it decides precedence and how a miss is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -45,7 +47,8 @@ pub struct RouteTable {
 }
 
 /// A host name, exact or by wildcard label; always lower case, without port or trailing dot.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum HostPattern {
     /// This name alone.
     Exact(Arc<str>),
@@ -66,53 +69,79 @@ impl fmt::Display for HostPattern {
 }
 
 /// One rule: a request that fits any of `matches` gets `action`.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HttpRule {
     /// What logs and metrics call it: the rule's own name, else `rule-N` counted from zero.
     pub name: Arc<str>,
     /// Alternatives; empty: every request.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub matches: Vec<RequestMatch>,
     /// What is done.
     pub action: RouteAction,
     /// The whole request's time, body included; `None`: unlimited.
     /// Zero: the document says that there is none.
+    #[serde(
+        default,
+        rename = "timeout_ns",
+        with = "super::serial::nanoseconds",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub timeout: Option<Duration>,
     /// One try's time (`backendRequest` of the Gateway API); `None`: only `timeout` binds.
     /// Zero as above.
+    #[serde(
+        default,
+        rename = "try_timeout_ns",
+        with = "super::serial::nanoseconds",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub try_timeout: Option<Duration>,
     /// Changes to the request's header fields, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub request_headers: Vec<HeaderOp>,
     /// Changes to the response's header fields, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub response_headers: Vec<HeaderOp>,
 }
 
 /// Conditions that must all hold.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct RequestMatch {
     /// On the path, without the query.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<MatchPath>,
     /// On the method.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<MatchValue>,
     /// On the authority (`Host`) without its port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub authority: Option<MatchValue>,
     /// On the scheme.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scheme: Option<MatchValue>,
     /// On header fields, by lower-case name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub headers: Vec<(Arc<str>, MatchValue)>,
     /// Header fields that must *not* match (VirtualService `withoutHeaders`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub without_headers: Vec<(Arc<str>, MatchValue)>,
     /// On query parameters, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub query: Vec<(Arc<str>, MatchValue)>,
     /// Labels that the calling pod must have.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub source_labels: Labels,
     /// The namespace that the calling pod must be in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_namespace: Option<Arc<str>>,
     /// The port that the client dialled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
 }
 
 /// A condition on the path.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum MatchPath {
     /// The whole path.
     Exact(Arc<str>),
@@ -122,6 +151,7 @@ pub enum MatchPath {
     /// unless it is `/` itself.
     PathPrefix(Arc<str>),
     /// The whole path matches the expression (RE2 syntax, linear time).
+    #[serde(with = "whole_regex")]
     Regex(Regex, Arc<str>),
     /// The whole path, without regard to ASCII case (VirtualService `ignoreUriCase`); lower case.
     ExactIgnoreCase(Arc<str>),
@@ -130,13 +160,15 @@ pub enum MatchPath {
 }
 
 /// A condition on a value.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum MatchValue {
     /// The whole value.
     Exact(Arc<str>),
     /// The value's start.
     Prefix(Arc<str>),
     /// The whole value matches the expression.
+    #[serde(with = "whole_regex")]
     Regex(Regex, Arc<str>),
     /// There is a value, whatever it is.
     Present,
@@ -170,13 +202,15 @@ impl PartialEq for MatchValue {
 }
 
 /// What a rule does.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum RouteAction {
     /// Sends the request on.
     Forward {
         /// Where to, by weight. Never empty; a weight of zero gets nothing.
         destinations: Vec<WeightedDestination>,
         /// What the upstream sees as path and host.
+        #[serde(default, skip_serializing_if = "PathRewrite::is_empty")]
         rewrite: PathRewrite,
     },
     /// Answers with a redirect.
@@ -186,20 +220,23 @@ pub enum RouteAction {
 }
 
 /// A destination with its share.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WeightedDestination {
     /// Where to.
     pub destination: Destination,
     /// Its share of the sum of weights.
     pub weight: u32,
     /// Changes to the request's header fields on this share alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub request_headers: Vec<HeaderOp>,
     /// Changes to the response's header fields on this share alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub response_headers: Vec<HeaderOp>,
 }
 
 /// Where a request is sent.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Destination {
     /// A port of a service, or of one subset of it. Without a port, the port that the client dialled, or the
     /// service's only port.
@@ -207,29 +244,42 @@ pub enum Destination {
         /// The service.
         service: ObjectName,
         /// The service's port.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         port: Option<u16>,
         /// A subset's name.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         subset: Option<Arc<str>>,
     },
     /// The reference can't be resolved: requests of this share are answered with this status (500 for the Gateway API,
     /// 503 for Istio), and the document's status says why.
     Invalid {
         /// The status.
+        #[serde(with = "status")]
         status: u16,
     },
 }
 
 /// A change of path and host on the way up.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct PathRewrite {
     /// The new authority.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub authority: Option<Arc<str>>,
     /// The new path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<RedirectPath>,
 }
 
+impl PathRewrite {
+    /// Whether it changes nothing.
+    pub fn is_empty(&self) -> bool {
+        self.authority.is_none() && self.path.is_none()
+    }
+}
+
 /// How a path is replaced; the query stays.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum RedirectPath {
     /// The whole path becomes this.
     Full(Arc<str>),
@@ -240,8 +290,23 @@ pub enum RedirectPath {
 }
 
 /// An expression that compares by its text.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(try_from = "Arc<str>", into = "Arc<str>")]
 pub struct RewriteRegex(pub Regex, pub Arc<str>);
+
+impl TryFrom<Arc<str>> for RewriteRegex {
+    type Error = String;
+
+    fn try_from(text: Arc<str>) -> Result<Self, Self::Error> {
+        expression::part(&text).map(|(regex, text)| Self(regex, text))
+    }
+}
+
+impl From<RewriteRegex> for Arc<str> {
+    fn from(regex: RewriteRegex) -> Self {
+        regex.1
+    }
+}
 
 impl PartialEq for RewriteRegex {
     fn eq(&self, other: &Self) -> bool {
@@ -250,7 +315,8 @@ impl PartialEq for RewriteRegex {
 }
 
 /// The port that a redirect names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum RedirectPort {
     /// This one.
     Number(u16),
@@ -265,31 +331,38 @@ impl From<u16> for RedirectPort {
 }
 
 /// A redirect answer.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Redirect {
     /// 301, 302, 303, 307 or 308.
+    #[serde(with = "redirect_status")]
     pub status: u16,
     /// The scheme; `None`: the request's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scheme: Option<Arc<str>>,
     /// The host; `None`: the request's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub authority: Option<Arc<str>>,
     /// The port; `None`: left out where it is the scheme's own, else the listener's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<RedirectPort>,
     /// The path; `None`: the request's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<RedirectPath>,
 }
 
 /// A fixed answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DirectResponse {
     /// The status, 200 to 599.
+    #[serde(with = "status")]
     pub status: u16,
     /// The body, which may be empty.
+    #[serde(default, with = "body", skip_serializing_if = "body::is_empty")]
     pub body: Arc<[u8]>,
 }
 
 /// One change of a header field; names are lower case and never hop-by-hop or framing fields.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeaderOp {
     /// The field's name.
     pub name: Arc<str>,
@@ -298,7 +371,8 @@ pub struct HeaderOp {
 }
 
 /// What is done to a header field.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum HeaderChange {
     /// Replaces every value by this one.
     Set(Arc<str>),
@@ -309,7 +383,8 @@ pub enum HeaderChange {
 }
 
 /// What is spoken on a Gateway listener.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ListenerProtocol {
     /// Plain HTTP.
     Http,

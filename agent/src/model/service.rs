@@ -4,10 +4,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::{Labels, ObjectName};
 
 /// What a port's owner says that is spoken on it (`appProtocol`, else the port name's prefix as in Istio).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum AppProtocol {
     /// HTTP/1.1; never sniffed, never dialled early.
     Http,
@@ -18,6 +21,7 @@ pub enum AppProtocol {
     /// Opaque bytes: never sniffed (`tcp`, `tls`, `https`, `mongo`, `mysql`, `redis`, ...).
     Tcp,
     /// Nothing said: the first byte from either side decides.
+    #[serde(rename = "auto")]
     Undeclared,
 }
 
@@ -52,9 +56,10 @@ pub struct Service {
 }
 
 /// One port of a Service.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServicePort {
     /// The port's name; empty for a single unnamed port.
+    #[serde(default, skip_serializing_if = "str::is_empty")]
     pub name: Arc<str>,
     /// The port that clients dial.
     pub port: u16,
@@ -84,7 +89,8 @@ pub struct Endpoint {
 }
 
 /// How an endpoint is chosen (DestinationRule `loadBalancer`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum LbPolicy {
     /// Each in turn.
     RoundRobin,
@@ -114,12 +120,14 @@ pub struct TrafficPolicy {
 }
 
 /// A named part of a service's endpoints.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Subset {
     /// Its name, as routes call it.
     pub name: Arc<str>,
     /// An endpoint belongs when it has all of these labels.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
     /// The subset's own balancing, where it overrides the service's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lb: Option<LbPolicy>,
 }

@@ -14,7 +14,6 @@ mod meta;
 mod name;
 mod pod;
 mod reference_grant;
-mod regex;
 mod service;
 mod virtual_service;
 
@@ -33,7 +32,7 @@ pub(crate) use virtual_service::VirtualService;
 use super::node::{DecodeError, Decoded, Extra, Known, Node, decode as decode_node};
 use super::object::Notes;
 use super::report::Code;
-use crate::model::{EdgeGuard, Labels, ObjectName};
+use crate::model::{EdgeGuard, Labels, ObjectName, expression as regex};
 
 /// The checked content of an object.
 #[derive(Debug, Clone, PartialEq)]

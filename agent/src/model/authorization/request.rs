@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 /// A text, or several: `*` at either end stands for anything, alone for any text that is not empty.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum TextPattern {
     /// Any text but the empty one.
     Present,
@@ -28,7 +31,8 @@ impl TextPattern {
 }
 
 /// A part of a [`PathPattern::Template`], between slashes.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum PathPart {
     /// That one.
     Text(Arc<str>),
@@ -39,7 +43,8 @@ pub enum PathPart {
 }
 
 /// A path, or several.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum PathPattern {
     /// By its text as a whole.
     Text(TextPattern),
@@ -78,13 +83,15 @@ fn template_matches(parts: &[PathPart], path: &str) -> bool {
 }
 
 /// What is asked of one header field.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FieldTerm {
     /// Its name in lower case.
     pub name: Arc<str>,
     /// One of its values is one of these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub values: Vec<TextPattern>,
     /// None of its values is one of these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_values: Vec<TextPattern>,
 }
 
@@ -139,21 +146,28 @@ impl Said {
 }
 
 /// What is asked of a request; every field that is given must match, and one of its values is enough.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RequestTerms {
     /// The method is one of these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub methods: Vec<TextPattern>,
     /// The method is none of these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_methods: Vec<TextPattern>,
     /// The path is one of these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub paths: Vec<PathPattern>,
     /// The path is none of these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_paths: Vec<PathPattern>,
     /// The host, with its port or without, is one of these, which are in lower case.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hosts: Vec<TextPattern>,
     /// The host, with its port or without, is none of these, which are in lower case.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_hosts: Vec<TextPattern>,
     /// What is asked of a header field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub field: Option<FieldTerm>,
 }
 

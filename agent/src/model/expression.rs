@@ -1,4 +1,4 @@
-//! Expressions of documents: RE2 syntax, linear time, bounded size.
+//! Expressions of routes: RE2 syntax, linear time, bounded size.
 
 use std::sync::Arc;
 
@@ -12,14 +12,14 @@ const EXPRESSION_MAX_BYTES: usize = 1024;
 const AUTOMATON_MAX_BYTES: usize = 1 << 20;
 
 /// Compiles an expression that must match a whole value.
-pub(super) fn whole(text: &str) -> Result<(Regex, Arc<str>), String> {
+pub(crate) fn whole(text: &str) -> Result<(Regex, Arc<str>), String> {
     // Checked alone first: `a)|(b` is wrong although it is right within the group that anchors it.
     syntax::parse_with(text, &syntax()).map_err(|error| explain(&error.to_string()))?;
     compile(&format!(r"\A(?:{text})\z")).map(|regex| (regex, text.into()))
 }
 
 /// Compiles an expression that may match a part of a value.
-pub(super) fn part(text: &str) -> Result<(Regex, Arc<str>), String> {
+pub(crate) fn part(text: &str) -> Result<(Regex, Arc<str>), String> {
     compile(text).map(|regex| (regex, text.into()))
 }
 
