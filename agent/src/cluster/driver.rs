@@ -106,8 +106,8 @@ pub(super) struct Shared<S> {
     /// Until when it does, by [`now`].
     until: AtomicU64,
     documents: watch::Sender<Arc<KeptDocuments>>,
-    /// Whether the documents are known to be the store's.
-    synced: watch::Sender<bool>,
+    /// The term whose leader has seen that the documents are the store's.
+    synced: watch::Sender<Option<Lease>>,
     nodes: watch::Sender<Arc<Vec<Node>>>,
     /// What this node does.
     state: watch::Sender<NodeState>,
@@ -181,7 +181,7 @@ pub fn start<S: Store>(
         term: watch::Sender::new(None),
         until: AtomicU64::new(0),
         documents: watch::Sender::new(Arc::new(kept)),
-        synced: watch::Sender::new(false),
+        synced: watch::Sender::new(None),
         nodes: watch::Sender::default(),
         state: watch::Sender::new(NodeState::Serving),
         unhealthy: watch::Sender::default(),

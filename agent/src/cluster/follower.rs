@@ -180,7 +180,7 @@ impl Follower {
             }
             Form::Delta { previous } if self.at.is_some_and(|at| at.chain == previous) => {
                 let change = Change::decode(sealed.body)?;
-                self.may_shrink(self.parts.counts_after(&change), sealed)?;
+                self.may_shrink(self.parts.counts_after(&change)?, sealed)?;
                 self.parts.apply(&change)?;
             }
             Form::Delta { .. } => return Ok(Step::Gap),

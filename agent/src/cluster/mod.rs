@@ -10,6 +10,7 @@ pub mod election;
 pub mod follower;
 mod local;
 pub mod publisher;
+mod redis;
 pub mod registry;
 pub mod seal;
 mod store;
@@ -18,6 +19,7 @@ mod trust;
 pub use driver::{Agent, ClusterSettings, ClusterView, Handle, Read, start};
 
 pub use local::{Clock, LocalState, LocalStore};
+pub use redis::{RedisOptions, RedisStore};
 pub use store::{
     Acquired, BYTES_MAX, Candidate, DELETED_MAX, DELTAS_MAX, Delta, Deltas, Document, DocumentWrite,
     Documents, EPOCH_MAX, Event, HISTORY_MAX, Lease, LeaseState, MEMBER_KEPT, Member, NODE_NAME_MAX,

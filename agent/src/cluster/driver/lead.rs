@@ -56,10 +56,9 @@ struct Known {
 async fn lead<S: Store, A: Agent>(shared: &Arc<Shared<S>>, agent: &Arc<Mutex<A>>, lease: Lease) {
     let mut publisher = Publisher::new(Arc::clone(&shared.settings.cluster), lease.clone());
     let (mut documents, mut nodes) = (shared.documents.subscribe(), shared.nodes.subscribe());
-    let mut synced = shared.synced.subscribe();
-    // Documents that a restart remembers are not what the store has: it is asked first.
-    shared.synced.send_replace(false);
-    if synced.wait_for(|synced| *synced).await.is_err() {
+    // What this node remembers is not what the store has: it is asked first.
+    let asked = |synced: &Option<Lease>| synced.as_ref() == Some(&lease);
+    if shared.synced.subscribe().wait_for(asked).await.is_err() {
         return;
     }
     let mut known: Option<Known> = None;

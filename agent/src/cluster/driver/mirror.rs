@@ -8,26 +8,32 @@ use super::{Shared, wait_for};
 use crate::cluster::disk::KeptDocuments;
 use crate::cluster::documents::{RESERVED, Step, compare};
 use crate::cluster::registry::NodeRecord;
-use crate::cluster::store::{DocumentWrite, Event, Store, StoreError, Written};
+use crate::cluster::store::{DocumentWrite, Event, Lease, Store, StoreError, Written};
 
 /// A store takes so many documents in one step.
 const WRITES_MAX: usize = 1000;
 
 pub(super) async fn run<S: Store>(shared: Arc<Shared<S>>, mut stop: watch::Receiver<bool>) {
     let mut events = shared.store.events();
+    let mut term = shared.term.subscribe();
     shared.note(&shared.documents.borrow().clone());
     loop {
+        let lease = term.borrow_and_update().clone();
         // What went wrong has been told; the next look is soon enough.
-        let _ = shared.heard(shared.mirror().await);
-        // Who leads may have to give documents back.
-        if !wait_for(&mut events, &[Event::Documents, Event::Leader], shared.pause(), &mut stop).await {
-            return;
+        if let Ok(true) = shared.heard(shared.mirror(lease.as_ref()).await) {
+            shared.synced.send_replace(lease);
+        }
+        tokio::select! {
+            goes_on = wait_for(&mut events, &[Event::Documents], shared.pause(), &mut stop) => if !goes_on { return },
+            // Who leads looks first, and may have to give documents back.
+            _ = term.changed() => {}
         }
     }
 }
 
 impl<S: Store> Shared<S> {
-    async fn mirror(&self) -> Result<(), StoreError> {
+    /// Looks at the store's documents; whether those of this node are they now.
+    async fn mirror(&self, lease: Option<&Lease>) -> Result<bool, StoreError> {
         let kept = Arc::clone(&self.documents.borrow());
         let heard = self.store.documents(&kept.store, kept.revision).await?;
         let step = match compare(&kept, heard, false) {
@@ -35,11 +41,17 @@ impl<S: Store> Shared<S> {
             step => step,
         };
         match step {
-            Step::Adopt(documents) => self.adopt(&kept, documents),
-            Step::AskAll => {}
-            Step::Restore(writes) => self.restore(&kept, writes).await?,
+            Step::Adopt(documents) => {
+                self.adopt(&kept, documents);
+                Ok(true)
+            }
+            Step::AskAll => Ok(false),
+            Step::Restore(writes) => match lease {
+                Some(lease) => self.restore(lease, &kept, writes).await,
+                // Who leads gives them back. Until then what is here is what is known.
+                None => Ok(false),
+            },
         }
-        Ok(())
     }
 
     fn adopt(&self, before: &KeptDocuments, documents: KeptDocuments) {
@@ -48,7 +60,6 @@ impl<S: Store> Shared<S> {
             self.note(&documents);
             self.documents.send_replace(Arc::new(documents));
         }
-        self.synced.send_replace(true);
     }
 
     fn note(&self, documents: &KeptDocuments) {
@@ -57,23 +68,24 @@ impl<S: Store> Shared<S> {
     }
 
     /// The store has lost documents that this node has.
-    async fn restore(&self, kept: &KeptDocuments, writes: Vec<DocumentWrite>) -> Result<(), StoreError> {
-        let Some(lease) = self.term.borrow().clone() else {
-            // Who leads gives them back. Until then what is here is what is known.
-            return Ok(());
-        };
+    async fn restore(
+        &self,
+        lease: &Lease,
+        kept: &KeptDocuments,
+        writes: Vec<DocumentWrite>,
+    ) -> Result<bool, StoreError> {
         let nodes = Arc::clone(&self.nodes.borrow());
         let records = nodes.iter().filter(|node| node.alive).filter_map(|node| node.record.as_ref().ok());
         if records.map(|record: &NodeRecord| record.revision).max() > Some(kept.revision) {
             tracing::warn!("the store has lost documents, and another node has later ones: it shall lead");
             let _ = self.election.send(crate::cluster::election::Event::Unfit).await;
-            return Ok(());
+            return Ok(false);
         }
         tracing::warn!(documents = writes.len(), epoch = lease.token.epoch, "the store has lost documents and gets them back");
         for some in writes.chunks(WRITES_MAX) {
             if let Written::Conflict(ids) = self.store.write(some).await? {
                 tracing::warn!(conflicts = ids.len(), "somebody writes documents meanwhile");
-                return Ok(());
+                return Ok(false);
             }
         }
         // The store's revision may be lower than the one known here: what it has now is what counts.
@@ -81,6 +93,6 @@ impl<S: Store> Shared<S> {
         if let Step::Adopt(documents) = compare(&KeptDocuments::default(), all, true) {
             self.adopt(kept, documents);
         }
-        Ok(())
+        Ok(true)
     }
 }

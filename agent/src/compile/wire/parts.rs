@@ -1,5 +1,7 @@
 //! A model that takes changes.
 
+mod after;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -63,6 +65,20 @@ pub struct Touched {
     pub(crate) authorization: bool,
     /// Whether guards changed.
     pub(crate) guards: bool,
+}
+
+impl Counts {
+    /// How much a model holds.
+    pub fn of(model: &Model) -> Self {
+        let endpoints = || model.endpoints.iter().chain(&model.datagram_endpoints);
+        Self {
+            services: model.services.len(),
+            endpoints: endpoints().count(),
+            ready: endpoints().filter(|endpoint| endpoint.ready).count(),
+            routes: model.mesh_routes.len()
+                + model.listeners.iter().map(|listener| listener.routes.len()).sum::<usize>(),
+        }
+    }
 }
 
 impl Touched {
