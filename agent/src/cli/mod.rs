@@ -4,6 +4,7 @@
 
 mod agent;
 mod analyze;
+mod ca;
 mod check;
 mod cleanup;
 mod connections;
@@ -57,6 +58,8 @@ enum Verb {
     Why(why::WhyArgs),
     /// Checks documents offline; exits 1 where one has an error.
     Analyze(analyze::AnalyzeArgs),
+    /// Makes a CA that is a directory, and the identities that nodes sign with and make their workloads' from.
+    Ca(ca::CaArgs),
     /// Lists what `sluice agent --set NAME=VALUE` can set: limits and timeouts, with their defaults.
     Settings(settings::SettingsArgs),
     /// The self-test of same-node acceleration, which `agent` and `check` start in a process of its own.
@@ -102,6 +105,7 @@ pub fn run() -> ExitCode {
         Verb::Observe(args) => observe::run(&args),
         Verb::Why(args) => why::run(&args),
         Verb::Analyze(args) => analyze::run(&args),
+        Verb::Ca(args) => ca::run(&args),
         Verb::Settings(args) => settings::run(&args),
         Verb::AccelerationTrials => run_trials().map(|()| ExitCode::SUCCESS).map_err(Into::into),
     };
