@@ -40,7 +40,7 @@ mod lab;
 mod privilege;
 mod teardown;
 
-pub use agent::{Agent, AgentOptions};
+pub use agent::{Agent, AgentOptions, built_binary};
 pub use footprint::Footprint;
 pub use lab::{Lab, Node, Pod};
 pub use privilege::{is_root, unprivileged};

@@ -27,7 +27,10 @@ fn what_is_applied_on_one_node_steers_traffic_on_all() -> Result<()> {
     for node in NODES {
         let cluster = site.cluster(node)?;
         ensure!(cluster["leader"]["node"] == *leader, "{node}: {cluster}");
-        ensure!(cluster["signed"] == true && cluster["role"] == if *node == *leader { "leader" } else { "follower" });
+        ensure!(
+            cluster["signed"] == true
+                && cluster["role"] == if *node == *leader { "leader" } else { "follower" }
+        );
         ensure!(site.answer(node)? == "v1", "{node}");
     }
     // The route that leads to v2 is applied where nobody leads.
@@ -43,11 +46,16 @@ fn what_is_applied_on_one_node_steers_traffic_on_all() -> Result<()> {
     let said = site.sluice(follower, &["get", "HTTPRoute/web"])?;
     ensure!(said.trim() == service_to("v2").trim(), "{said}");
     let (code, said) = site.try_sluice_with(follower, &["diff", "-f", "-"], service_to("v1"))?;
-    ensure!(code == 1 && said.contains("-    - {name: web-v2") && said.contains("+    - {name: web-v1"), "{said}");
+    ensure!(
+        code == 1 && said.contains("-    - {name: web-v2") && said.contains("+    - {name: web-v1"),
+        "{said}"
+    );
     let said = site.sluice(follower, &["delete", "HTTPRoute/default/web"])?;
     ensure!(said.contains("deleted"), "{said}");
     for node in NODES {
-        wait_for("the service's own endpoints", LIMIT, || site.answer(node).is_ok_and(|answer| answer == "v1"))?;
+        wait_for("the service's own endpoints", LIMIT, || {
+            site.answer(node).is_ok_and(|answer| answer == "v1")
+        })?;
     }
     Ok(())
 }
@@ -82,9 +90,10 @@ fn when_the_leader_dies_another_one_leads_and_traffic_does_not_notice() -> Resul
     let witness = NODES.into_iter().find(|node| *node != first).context("there are three")?;
     let load = site.load(witness)?;
     site.kill9(&first)?;
-    let other = |site: &Site| site.cluster(witness).is_ok_and(|cluster| {
-        cluster["leader"]["node"].as_str().is_some_and(|node| node != first)
-    });
+    let other = |site: &Site| {
+        site.cluster(witness)
+            .is_ok_and(|cluster| cluster["leader"]["node"].as_str().is_some_and(|node| node != first))
+    };
     wait_for("another leader", LIMIT, || other(&site))?;
     site.sluice_with(witness, &["apply", "-f", "-"], service_to("v2"))?;
     for node in NODES.into_iter().filter(|node| *node != first) {
@@ -111,10 +120,12 @@ fn a_leader_that_ends_hands_over() -> Result<()> {
     let witness = NODES.into_iter().find(|node| *node != first).context("there are three")?;
     // Nobody waits for the lease to run out: it lives for half a minute here.
     wait_for("another leader", Duration::from_secs(10), || {
-        site.cluster(witness).is_ok_and(|cluster| cluster["leader"]["node"].as_str().is_some_and(|node| node != first))
+        site.cluster(witness)
+            .is_ok_and(|cluster| cluster["leader"]["node"].as_str().is_some_and(|node| node != first))
     })?;
     let nodes = site.cluster(witness)?["nodes"].clone();
-    let names: Vec<_> = nodes.as_array().into_iter().flatten().filter_map(|node| node["node"].as_str()).collect();
+    let names: Vec<_> =
+        nodes.as_array().into_iter().flatten().filter_map(|node| node["node"].as_str()).collect();
     ensure!(!names.contains(&&*first), "a node that has left is still shown: {nodes}");
     Ok(())
 }
@@ -130,14 +141,16 @@ fn a_leader_that_slept_publishes_nothing_any_more() -> Result<()> {
     let witness = NODES.into_iter().find(|node| *node != first).context("there are three")?;
     site.signal(&first, Signal::SIGSTOP)?;
     wait_for("another leader", LIMIT, || {
-        site.cluster(witness).is_ok_and(|cluster| cluster["leader"]["node"].as_str().is_some_and(|node| node != first))
+        site.cluster(witness)
+            .is_ok_and(|cluster| cluster["leader"]["node"].as_str().is_some_and(|node| node != first))
     })?;
     site.sluice_with(witness, &["apply", "-f", "-"], service_to("v2"))?;
     wait_for("the new leader's table", LIMIT, || site.answer(witness).is_ok_and(|answer| answer == "v2"))?;
     let epoch = site.epoch(witness)?;
     site.signal(&first, Signal::SIGCONT)?;
     wait_for("the first leader to follow", LIMIT, || {
-        site.answer(&first).is_ok_and(|answer| answer == "v2") && site.epoch(&first).is_ok_and(|now| now >= epoch)
+        site.answer(&first).is_ok_and(|answer| answer == "v2")
+            && site.epoch(&first).is_ok_and(|now| now >= epoch)
     })?;
     let cluster = site.cluster(&first)?;
     ensure!(cluster["role"] == "follower" && cluster["yielded"] == "fenced", "{cluster}");
@@ -232,7 +245,8 @@ fn endpoints_go_with_their_node() -> Result<()> {
     // One that says that it leaves takes nothing along: its pods are as they were.
     ensure!(site.terminate("node3")?.success());
     wait_for("the node to have left", LIMIT, || {
-        site.cluster("node1").is_ok_and(|cluster| cluster["nodes"].as_array().is_some_and(|nodes| nodes.len() == 2))
+        site.cluster("node1")
+            .is_ok_and(|cluster| cluster["nodes"].as_array().is_some_and(|nodes| nodes.len() == 2))
     })?;
     ensure!(ready(&site)?.len() == 2, "{:?}", ready(&site)?);
     Ok(())
@@ -252,7 +266,9 @@ fn who_would_take_everything_away_has_to_say_so() -> Result<()> {
     site.sluice("node1", &delete)?;
     let leader = site.leader()?;
     wait_for("the leader to say so", LIMIT, || {
-        site.cluster(&leader).is_ok_and(|cluster| cluster["unpublished"].as_str().is_some_and(|why| why.contains("--allow-shrink")))
+        site.cluster(&leader).is_ok_and(|cluster| {
+            cluster["unpublished"].as_str().is_some_and(|why| why.contains("--allow-shrink"))
+        })
     })?;
     ensure!(site.routes("node2")? >= 20, "they are gone");
     site.sluice_with("node1", &["apply", "--allow-shrink", "-f", "-"], service_to("v2"))?;
@@ -273,7 +289,11 @@ fn what_is_wrong_with_the_store_is_one_clear_line() -> Result<()> {
     ensure!(code == 1 && said.contains("--insecure-unsigned"), "{code}: {said}");
     let (code, said) = site.try_agent("node1", &["--redis", "http://x", "--insecure-unsigned"], &[])?;
     ensure!(code == 1 && said.contains("--redis"), "{code}: {said}");
-    let (code, said) = site.try_agent("node1", &["--redis", &site.redis_url(), "--config", "/tmp", "--insecure-unsigned"], &[])?;
+    let (code, said) = site.try_agent(
+        "node1",
+        &["--redis", &site.redis_url(), "--config", "/tmp", "--insecure-unsigned"],
+        &[],
+    )?;
     ensure!(code == 2 && said.contains("--config"), "{code}: {said}");
     let ca = site.ca_of("node2");
     let (code, said) = site.try_agent("node1", &["--redis", &site.redis_url(), "--ca", &ca], &[])?;

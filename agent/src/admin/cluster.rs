@@ -29,6 +29,9 @@ pub struct ClusterDump {
     /// Why what the documents say is not published, where this agent leads.
     #[serde(default)]
     pub unpublished: Option<String>,
+    /// Why this agent cannot lead; `None`: it can.
+    #[serde(default)]
+    pub cannot_lead: Option<String>,
     /// Publications of this agent that were refused because it led no more.
     #[serde(default)]
     pub fenced: u64,

@@ -13,9 +13,7 @@ use crate::admin::{ClusterDump, DocumentsDump, LeaderDump, NodeDump, RefusedDump
 use crate::cluster::disk::KeptDocuments;
 use crate::cluster::registry::{Node, NodeState};
 use crate::cluster::seal::Position;
-use crate::cluster::{
-    self, Agent, ClusterSettings, ClusterView, RedisOptions, RedisStore, Trust,
-};
+use crate::cluster::{self, Agent, ClusterSettings, ClusterView, RedisOptions, RedisStore, Trust};
 use crate::compile::TableVersion;
 use crate::config::{self, State, load, stored_files};
 use crate::identity::NodeDirectory;
@@ -66,7 +64,7 @@ pub(super) fn join(
 ) -> anyhow::Result<cluster::Handle> {
     let trust = match &options.ca {
         Some(dir) => {
-            let directory = NodeDirectory::open(dir, SystemTime::now()).context("--ca")?;
+            let directory = NodeDirectory::open(dir).context("--ca")?;
             let name = directory.current().identity.name().shared();
             anyhow::ensure!(
                 *name == *settings.node,
@@ -80,7 +78,8 @@ pub(super) fn join(
     };
     let signed = matches!(trust, Trust::Signed(_));
     let store = RedisStore::connect(options.redis.clone()).context("--redis")?;
-    let member = Member { observed: Arc::clone(observed), follower: Arc::clone(follower), state: State::default() };
+    let member =
+        Member { observed: Arc::clone(observed), follower: Arc::clone(follower), state: State::default() };
     let taking_part = ClusterSettings {
         node: settings.node.as_str().into(),
         cluster: settings.cluster.as_str().into(),
@@ -129,6 +128,7 @@ pub(super) fn dump(view: &Mutex<ClusterView>, (node, cluster, signed): (&str, &s
         signed,
         refused,
         unpublished: view.unpublished,
+        cannot_lead: view.cannot_lead,
         fenced: view.fenced,
         yielded: view.yielded.map(str::to_owned),
         store_error: view.store_error,
@@ -144,7 +144,9 @@ fn member(node: &Node) -> NodeDump {
     let name = node.name.to_string();
     let record = match &node.record {
         Ok(record) => record,
-        Err(why) => return NodeDump { node: name, alive: node.alive, state: why.clone(), ..NodeDump::default() },
+        Err(why) => {
+            return NodeDump { node: name, alive: node.alive, state: why.clone(), ..NodeDump::default() };
+        }
     };
     let state = match record.state {
         NodeState::Serving => "serving",

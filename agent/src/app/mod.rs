@@ -33,10 +33,10 @@ use crate::proxy::http::Share;
 use crate::proxy::{Admission, Captured, Command, WorkerHandle, WorkerSettings, start_worker};
 use crate::telemetry::FlowLog;
 use crate::telemetry::log::LogHandle;
-pub use hold::wait_for_documents;
 pub use cluster::ClusterOptions;
-pub use settings::{CaptureOptions, DocumentSource, Settings};
 use following::Following;
+pub use hold::wait_for_documents;
+pub use settings::{CaptureOptions, DocumentSource, Settings};
 use status::Observed;
 use tables::Tables;
 

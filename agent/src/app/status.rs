@@ -15,13 +15,13 @@ use super::tables::Applied;
 use super::unmet::unmet;
 use super::{Addresses, Settings};
 use crate::admin::{
-    AccelerationStatus, CaptureStatus, ClusterDump, ConnectStatus, ConnectionsDump, DrainStatus, ForeignProgram,
-    GuardLimits, GuardMap, GuardStatus, GuardedInterface, InterfaceStatus, ListenerStatus, PolicyStatus,
-    Source, Status, TableStatus, TierStatus, WorkerStatus,
+    AccelerationStatus, CaptureStatus, ClusterDump, ConnectStatus, ConnectionsDump, DrainStatus,
+    ForeignProgram, GuardLimits, GuardMap, GuardStatus, GuardedInterface, InterfaceStatus, ListenerStatus,
+    PolicyStatus, Source, Status, TableStatus, TierStatus, WorkerStatus,
 };
 use crate::capture::{self, DropCause, EngineHandle};
-use crate::compile::RoutingTable;
 use crate::cluster::ClusterView;
+use crate::compile::RoutingTable;
 use crate::config::{Message, ObjectState, Report, Severity};
 use crate::proxy::OpenConnections;
 use crate::telemetry::log::LogHandle;

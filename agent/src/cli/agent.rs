@@ -10,11 +10,11 @@ use clap::{Args, ValueEnum};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::store::StoreArgs;
 use crate::app::{self, CaptureOptions, ClusterOptions, DocumentSource, Settings};
 use crate::capture::{
     AccelerationMode, Bpffs, CgroupChoice, DESTINATIONS_DEFAULT, Glob, GuardOptions, Marks, OnStop,
 };
-use super::store::StoreArgs;
 use crate::proxy::{InvalidSetting, ProxySettings};
 use crate::telemetry::log;
 
@@ -30,7 +30,13 @@ pub(super) struct AgentArgs {
     #[arg(long, env = "SLUICE_CLUSTER", default_value = "Kubernetes")]
     cluster: String,
     /// The directory of documents; edits apply at once.
-    #[arg(long, env = "SLUICE_CONFIG", value_name = "DIR", required_unless_present = "redis", conflicts_with = "redis")]
+    #[arg(
+        long,
+        env = "SLUICE_CONFIG",
+        value_name = "DIR",
+        required_unless_present = "redis",
+        conflicts_with = "redis"
+    )]
     config: Option<PathBuf>,
     #[command(flatten)]
     cluster_args: ClusterArgs,
@@ -91,7 +97,9 @@ impl ClusterArgs {
         // A call must not outlast what its answer is for.
         let limit = (self.lease_ttl / 6).min(STORE_LIMIT);
         let Some(redis) = self.store.options(cluster, limit) else {
-            return Ok(DocumentSource::Directory(config.context("--config or --redis says where documents are")?));
+            return Ok(DocumentSource::Directory(
+                config.context("--config or --redis says where documents are")?,
+            ));
         };
         anyhow::ensure!(
             self.ca.is_some() || self.insecure_unsigned,

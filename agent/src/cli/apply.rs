@@ -124,7 +124,8 @@ pub(super) fn diff(args: &FilesArgs) -> anyhow::Result<ExitCode> {
             differs = true;
             let before = one.there.as_ref().and_then(|there| there.text.as_deref()).unwrap_or_default();
             let diff = similar::TextDiff::from_lines(before, &one.wanted.text);
-            let (from, to) = (format!("store/{}", one.wanted.id), format!("{}:{}", one.file, one.wanted.line));
+            let (from, to) =
+                (format!("store/{}", one.wanted.id), format!("{}:{}", one.file, one.wanted.line));
             output::text(diff.unified_diff().header(&from, &to).to_string().trim_end())?;
         }
         Ok(if differs { ExitCode::FAILURE } else { ExitCode::SUCCESS })
@@ -139,7 +140,14 @@ async fn compare(store: &RedisStore, paths: &[PathBuf]) -> anyhow::Result<Vec<Co
         let wanted = documents(&file)?;
         for document in &wanted {
             if let Some(first) = compared.iter().find(|one| one.wanted.id == document.id) {
-                bail!("{}:{}: {} is already given at {}:{}", file.path, document.line, document.id, first.file, first.wanted.line);
+                bail!(
+                    "{}:{}: {} is already given at {}:{}",
+                    file.path,
+                    document.line,
+                    document.id,
+                    first.file,
+                    first.wanted.line
+                );
             }
         }
         checked(&file, &wanted, &there)?;
@@ -170,7 +178,11 @@ fn checked(
     Ok(())
 }
 
-async fn write(store: &RedisStore, writes: &mut Vec<DocumentWrite>, allow_shrink: bool) -> anyhow::Result<()> {
+async fn write(
+    store: &RedisStore,
+    writes: &mut Vec<DocumentWrite>,
+    allow_shrink: bool,
+) -> anyhow::Result<()> {
     if writes.is_empty() {
         return Ok(());
     }

@@ -32,7 +32,8 @@ pub(super) fn run(args: &GetArgs) -> anyhow::Result<ExitCode> {
         Some(name) if name.contains('/') => one(&there, name, args.output.output)?,
         kind => {
             let prefix = kind.map(|kind| format!("{kind}/"));
-            there.retain(|(_, document)| prefix.as_ref().is_none_or(|prefix| document.id.starts_with(prefix)));
+            there
+                .retain(|(_, document)| prefix.as_ref().is_none_or(|prefix| document.id.starts_with(prefix)));
             list(&there, args.output.output)?;
         }
     }
@@ -64,7 +65,10 @@ fn list(there: &[(Arc<str>, Document)], format: Format) -> anyhow::Result<()> {
                 let mut next = || parts.next().unwrap_or_default();
                 [next(), next(), next(), document.revision.to_string()]
             };
-            output::table(["kind", "namespace", "name", "revision"], &there.iter().map(row).collect::<Vec<_>>())
+            output::table(
+                ["kind", "namespace", "name", "revision"],
+                &there.iter().map(row).collect::<Vec<_>>(),
+            )
         }
     }
 }

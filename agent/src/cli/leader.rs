@@ -43,7 +43,9 @@ fn of_agent(cluster: &ClusterDump, format: Format) -> anyhow::Result<ExitCode> {
     match format {
         Format::Json => output::json(cluster)?,
         Format::Table => output::text(&match &cluster.leader {
-            _ if cluster.role == "standalone" => format!("{} runs alone: there is nobody to lead", cluster.node),
+            _ if cluster.role == "standalone" => {
+                format!("{} runs alone: there is nobody to lead", cluster.node)
+            }
             None => "nobody leads, or nobody knows".to_owned(),
             Some(leader) => format!(
                 "{} leads in epoch {} ({}), its lease was good for {} ms more",
@@ -78,9 +80,18 @@ fn of_store(lease: &LeaseState, format: Format) -> anyhow::Result<ExitCode> {
                 .iter()
                 .map(|(term, at)| {
                     let holds = lease.held.as_ref().filter(|(held, _)| held == term);
-                    let state = holds.map_or_else(|| "over".to_owned(), |(_, left)| format!("leads, {} ms left", left.as_millis()));
+                    let state = holds.map_or_else(
+                        || "over".to_owned(),
+                        |(_, left)| format!("leads, {} ms left", left.as_millis()),
+                    );
                     let age = SystemTime::now().duration_since(since(*at)).unwrap_or_default();
-                    [term.node.to_string(), term.token.epoch.to_string(), rfc3339(since(*at)).to_string(), format!("{} s", age.as_secs()), state]
+                    [
+                        term.node.to_string(),
+                        term.token.epoch.to_string(),
+                        rfc3339(since(*at)).to_string(),
+                        format!("{} s", age.as_secs()),
+                        state,
+                    ]
                 })
                 .collect();
             output::table(["node", "epoch", "since", "age", "state"], &rows)?;
@@ -109,7 +120,10 @@ pub(super) fn cluster_lines(cluster: &ClusterDump) -> Vec<String> {
         let table = if node.table.is_empty() { "no table" } else { &node.table };
         let since = node.applied_at.as_ref().map(|at| format!(" since {at}")).unwrap_or_default();
         let dead = if node.alive { "" } else { ", NO HEARTBEAT: its endpoints are withdrawn" };
-        lines.push(format!("             {} {}: {table}{since}, version {}{dead}", node.node, node.state, node.version));
+        lines.push(format!(
+            "             {} {}: {table}{since}, version {}{dead}",
+            node.node, node.state, node.version
+        ));
         if !node.unhealthy.is_empty() {
             lines.push(format!("             {} UNHEALTHY {}", node.node, node.unhealthy.join(", ")));
         }
@@ -119,7 +133,10 @@ pub(super) fn cluster_lines(cluster: &ClusterDump) -> Vec<String> {
         format!("REFUSED      the published table {}: {}: {}", refused.table, refused.reason, refused.detail)
     }));
     lines.extend(cluster.unpublished.iter().map(|why| format!("NOT PUBLISHED {why}")));
-    lines.extend(cluster.store_error.iter().map(|why| format!("STORE        {why}; the last good table is in force")));
+    lines.extend(cluster.cannot_lead.iter().map(|why| format!("CANNOT LEAD  {why}")));
+    lines.extend(
+        cluster.store_error.iter().map(|why| format!("STORE        {why}; the last good table is in force")),
+    );
     lines.extend(cluster.disk_error.iter().map(|why| format!("DISK         {why}")));
     lines
 }

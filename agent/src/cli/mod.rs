@@ -5,6 +5,7 @@
 mod agent;
 mod analyze;
 mod apply;
+mod ca;
 mod check;
 mod cleanup;
 mod connections;
@@ -71,6 +72,8 @@ enum Verb {
     Diff(apply::FilesArgs),
     /// Shows which node leads the cluster; exits 1 where none does.
     Leader(leader::LeaderArgs),
+    /// Makes a CA that is a directory, and the identities that nodes sign with and make their workloads' from.
+    Ca(ca::CaArgs),
     /// Lists what `sluice agent --set NAME=VALUE` can set: limits and timeouts, with their defaults.
     Settings(settings::SettingsArgs),
     /// The self-test of same-node acceleration, which `agent` and `check` start in a process of its own.
@@ -121,6 +124,7 @@ pub fn run() -> ExitCode {
         Verb::Delete(args) => apply::delete(&args),
         Verb::Diff(args) => apply::diff(&args),
         Verb::Leader(args) => leader::run(&args),
+        Verb::Ca(args) => ca::run(&args),
         Verb::Settings(args) => settings::run(&args),
         Verb::AccelerationTrials => run_trials().map(|()| ExitCode::SUCCESS).map_err(Into::into),
     };

@@ -58,8 +58,12 @@ pub(super) struct StoreClientArgs {
 
 impl StoreClientArgs {
     /// Runs something with the store.
-    pub(super) fn with<T>(&self, run: impl AsyncFnOnce(&RedisStore) -> anyhow::Result<T>) -> anyhow::Result<T> {
-        let options = self.store.options(&self.cluster, PATIENCE).context("--redis says where the store is")?;
+    pub(super) fn with<T>(
+        &self,
+        run: impl AsyncFnOnce(&RedisStore) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let options =
+            self.store.options(&self.cluster, PATIENCE).context("--redis says where the store is")?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let store = RedisStore::connect(options)?;

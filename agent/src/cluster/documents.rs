@@ -51,10 +51,12 @@ fn adopt(kept: &KeptDocuments, heard: Documents, all: bool) -> KeptDocuments {
 
 /// What makes the store's documents those of this node.
 fn restoration(kept: &KeptDocuments, heard: &Documents) -> Vec<DocumentWrite> {
-    let there = |id: &Arc<str>| heard.changed.iter().find(|document| document.id == *id && document.text.is_some());
-    let missing = kept.texts.iter().filter(|(id, (_, text))| {
-        there(id).is_none_or(|document| document.text.as_ref() != Some(text))
-    });
+    let there =
+        |id: &Arc<str>| heard.changed.iter().find(|document| document.id == *id && document.text.is_some());
+    let missing = kept
+        .texts
+        .iter()
+        .filter(|(id, (_, text))| there(id).is_none_or(|document| document.text.as_ref() != Some(text)));
     let missing = missing.map(|(id, (_, text))| DocumentWrite {
         id: Arc::clone(id),
         text: Some(Arc::clone(text)),
@@ -108,7 +110,10 @@ mod tests {
         assert_eq!(compare(&before, heard("s", 3, &[]), false), Step::Adopt(before.clone()));
         let first = heard("s", 1, &[("a", 1, Some("x"))]);
         assert_eq!(compare(&KeptDocuments::default(), first.clone(), false), Step::AskAll);
-        assert_eq!(compare(&KeptDocuments::default(), first, true), Step::Adopt(kept("s", 1, &[("a", 1, "x")])));
+        assert_eq!(
+            compare(&KeptDocuments::default(), first, true),
+            Step::Adopt(kept("s", 1, &[("a", 1, "x")]))
+        );
     }
 
     #[test]
@@ -124,7 +129,11 @@ mod tests {
     #[test]
     fn a_store_that_went_back_is_brought_forward() {
         let before = kept("s", 9, &[("a", 8, "new"), ("b", 2, "y"), ("c", 9, "z")]);
-        let old = heard("s", 5, &[("a", 1, Some("old")), ("b", 2, Some("y")), ("gone", 4, Some("g")), ("d", 5, None)]);
+        let old = heard(
+            "s",
+            5,
+            &[("a", 1, Some("old")), ("b", 2, Some("y")), ("gone", 4, Some("g")), ("d", 5, None)],
+        );
         assert_eq!(compare(&before, old.clone(), false), Step::AskAll);
         let writes = vec![write("a", Some("new"), 1), write("c", Some("z"), 0), write("gone", None, 4)];
         assert_eq!(compare(&before, old, true), Step::Restore(writes));

@@ -83,6 +83,8 @@ pub struct ClusterView {
     pub refusals: BTreeMap<&'static str, u64>,
     /// Why what the documents say is not published.
     pub unpublished: Option<String>,
+    /// Why this agent does not stand for election.
+    pub cannot_lead: Option<String>,
     /// Publications that the store or others refused because this agent leads no more.
     pub fenced: u64,
     /// The documents: the store's name, its revision, how many.

@@ -187,11 +187,7 @@ impl<'a> Sealed<'a> {
 
     /// Where the records stand once this is applied.
     pub fn position(&self) -> Position {
-        Position {
-            version: self.header.version.into(),
-            chain: self.digest(),
-            revision: self.header.revision,
-        }
+        Position { version: self.header.version.into(), chain: self.digest(), revision: self.header.revision }
     }
 
     /// Where in the chain the table stands once this is applied.

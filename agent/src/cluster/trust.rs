@@ -24,6 +24,13 @@ impl Trust {
         }
     }
 
+    /// Why nobody would believe this node's signature now; `None`: they do.
+    pub(super) fn cannot_sign(&self) -> Option<String> {
+        let Self::Signed(directory) = self else { return None };
+        let checked = directory.current().identity.check(SystemTime::now());
+        checked.err().map(|why| format!("this node's certificate is not good: {why}"))
+    }
+
     /// Looks whether the certificates were replaced.
     pub(super) fn reload(&self) {
         let Self::Signed(directory) = self else { return };
@@ -46,7 +53,8 @@ impl Verify for Trust {
             return Err(Refusal::Unsigned);
         }
         let signature = Signature::from_bytes(signature).map_err(untrusted)?;
-        let by = directory.current().bundle.verify(SystemTime::now(), signed, &signature).map_err(untrusted)?;
+        let by =
+            directory.current().bundle.verify(SystemTime::now(), signed, &signature).map_err(untrusted)?;
         Ok(Some(by.node))
     }
 }

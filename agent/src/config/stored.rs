@@ -48,7 +48,10 @@ pub fn documents(file: &InputFile) -> Result<Vec<StoredDocument>, NotStorable> {
         });
         let Some(header) = header else { continue };
         if objects.next().is_some() {
-            return Err(failed(line, "a list is not kept as one document: give its items one by one".to_owned()));
+            return Err(failed(
+                line,
+                "a list is not kept as one document: give its items one by one".to_owned(),
+            ));
         }
         let id = id(&header);
         if let Some(first) = found.iter().find(|document| document.id == id) {
@@ -114,11 +117,13 @@ mod tests {
         InputFile { path: "a.yaml".into(), text: Ok(text.to_owned()) }
     }
 
-    const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {ports: [{port: 80}]}\n";
+    const SERVICE: &str =
+        "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {ports: [{port: 80}]}\n";
 
     #[test]
     fn files_are_taken_apart() {
-        let text = format!("# a comment\n---\n{SERVICE}---\n# nothing\n---\n{}", SERVICE.replace("web", "api"));
+        let text =
+            format!("# a comment\n---\n{SERVICE}---\n# nothing\n---\n{}", SERVICE.replace("web", "api"));
         let found = documents(&file(&text)).expect("are documents");
         let names: Vec<_> = found.iter().map(|document| (&*document.id, document.line)).collect();
         assert_eq!(names, [("Service/default/web", 3), ("Service/default/api", 10)]);
@@ -130,7 +135,9 @@ mod tests {
     #[test]
     fn what_can_not_be_kept_is_told_with_its_line() {
         let said = |text: &str| documents(&file(text)).expect_err("is refused").to_string();
-        assert!(said(&format!("{SERVICE}---\n{SERVICE}")).starts_with("a.yaml:6: Service/default/web is already"));
+        assert!(
+            said(&format!("{SERVICE}---\n{SERVICE}")).starts_with("a.yaml:6: Service/default/web is already")
+        );
         let broken = said(&format!("{SERVICE}---\na: [\n"));
         assert!(broken.starts_with("a.yaml:") && broken.contains("no valid YAML"), "{broken}");
         let list = format!(

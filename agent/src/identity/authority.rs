@@ -23,6 +23,9 @@ const LAST_SECOND: i64 = 253_402_300_799;
 const REPLACE_CA: &str = "with --replace a new CA takes its place, and every node needs new certificates";
 const RENEW_NODE: &str = "with --renew the same node gets new keys and certificates";
 
+const NOT_A_NODE: &str = "that is the key of a CA: give the node a directory of its own";
+const NOT_A_CA: &str = "that is of a node: give the CA a directory of its own";
+
 /// A root and its key.
 pub struct Authority {
     directory: PathBuf,
@@ -89,6 +92,7 @@ impl Authority {
         term: Term,
         replace: Replace,
     ) -> Result<Self, IdentityError> {
+        files::refuse_existing(directory, &[files::NODE, files::NODE_KEY], NOT_A_CA)?;
         let key = new_key()?;
         let mut params = term.params()?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -146,6 +150,7 @@ impl Authority {
         replace: Replace,
     ) -> Result<SystemTime, IdentityError> {
         self.may_issue(term)?;
+        files::refuse_existing(out, &[files::ROOT_KEY], NOT_A_NODE)?;
         same_node(out, node)?;
         let bundle = self.bundle()?;
         let (leaf_key, leaf) = self.node_certificate(node, term)?;

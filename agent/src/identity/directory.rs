@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 
-use super::{IdentityError, NodeIdentity, TrustBundle, files};
+use super::{IdentityError, NodeIdentity, TrustBundle, Untrusted, files};
 
 /// Who the node is and whom it trusts, read at one time.
 #[derive(Debug)]
@@ -20,10 +20,9 @@ pub struct NodeTrust {
 }
 
 impl NodeTrust {
-    fn load(directory: &Path, now: SystemTime) -> Result<Self, IdentityError> {
+    fn read(directory: &Path) -> Result<Self, IdentityError> {
         let bundle = TrustBundle::load(&directory.join(files::BUNDLE))?;
-        let identity = NodeIdentity::load_with(directory, &bundle, now)?;
-        Ok(Self { identity, bundle })
+        Ok(Self { identity: NodeIdentity::read(directory)?, bundle })
     }
 }
 
@@ -46,11 +45,17 @@ pub struct NodeDirectory {
 }
 
 impl NodeDirectory {
-    /// Reads a node's directory for the first time.
-    pub fn open(directory: &Path, now: SystemTime) -> Result<Self, IdentityError> {
+    /// Reads a node's directory for the first time. All but the time must be right: a node whose certificate has
+    /// expired, or whose clock is wrong, still believes others. [`NodeIdentity::check`] says whether it can sign.
+    pub fn open(directory: &Path) -> Result<Self, IdentityError> {
         // What changes after the look is seen at the next one.
         let seen = stamps(directory)?;
-        let current = ArcSwap::from_pointee(NodeTrust::load(directory, now)?);
+        let trust = NodeTrust::read(directory)?;
+        match trust.identity.prove(directory, &trust.bundle, trust.identity.not_after()) {
+            Err(IdentityError::NotTrusted { reason: Untrusted::RootNotValid, .. }) => {}
+            proven => proven?,
+        }
+        let current = ArcSwap::from_pointee(trust);
         Ok(Self { directory: directory.to_owned(), current, seen: Mutex::new(seen) })
     }
 
@@ -59,8 +64,8 @@ impl NodeDirectory {
         self.current.load_full()
     }
 
-    /// Reads the files again if they are not those that were read: three calls of `stat` where they are. On an error
-    /// everything stays as it was, and the next call tries again; so a key that is replaced a moment before its
+    /// Reads the files again if they are not those that were read: three calls of `stat` where they are. What they
+    /// hold must be believed at `now`. On an error everything stays as it was, and the next call tries again; so a key that is replaced a moment before its
     /// certificate does no harm.
     pub fn reload(&self, now: SystemTime) -> Result<Reload, IdentityError> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -68,7 +73,8 @@ impl NodeDirectory {
         if *seen == found {
             return Ok(Reload::Unchanged);
         }
-        let fresh = NodeTrust::load(&self.directory, now)?;
+        let fresh = NodeTrust::read(&self.directory)?;
+        fresh.identity.prove(&self.directory, &fresh.bundle, now)?;
         self.current.store(Arc::new(fresh));
         *seen = found;
         Ok(Reload::Changed)

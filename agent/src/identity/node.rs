@@ -10,7 +10,7 @@ use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
 use super::certificate::{NodeCertificate, Validity};
 use super::error::Content;
 use super::signature::{CERTIFICATE_MAX_BYTES, signed_form};
-use super::{IdentityError, NodeName, Signature, SpiffeId, TrustBundle, TrustDomain, files, pem};
+use super::{IdentityError, NodeName, Signature, SpiffeId, TrustBundle, TrustDomain, Untrusted, files, pem};
 
 /// What a node signs with, and as whom.
 pub struct NodeIdentity {
@@ -26,15 +26,13 @@ impl NodeIdentity {
     /// `bundle.pem` beside them must believe this node at `now`.
     pub fn load(directory: &Path, now: SystemTime) -> Result<Self, IdentityError> {
         let bundle = TrustBundle::load(&directory.join(files::BUNDLE))?;
-        Self::load_with(directory, &bundle, now)
+        let identity = Self::read(directory)?;
+        identity.prove(directory, &bundle, now)?;
+        Ok(identity)
     }
 
-    /// The same with the bundle already read.
-    pub(super) fn load_with(
-        directory: &Path,
-        bundle: &TrustBundle,
-        now: SystemTime,
-    ) -> Result<Self, IdentityError> {
+    /// Reads certificate and key, whoever believes them.
+    pub(super) fn read(directory: &Path) -> Result<Self, IdentityError> {
         let (certificate_file, key_file) = (directory.join(files::NODE), directory.join(files::NODE_KEY));
         let content = |what| IdentityError::Content { file: certificate_file.clone(), what };
         let der = pem::certificate(&files::read(&certificate_file)?).map_err(content)?;
@@ -48,18 +46,27 @@ impl NodeIdentity {
             return Err(IdentityError::KeyMismatch { key: key_file, certificate: certificate_file });
         }
         let NodeCertificate { id, node, validity, .. } = said;
-        let identity = Self { id, name: node, validity, certificate: der.as_ref().into(), key };
-        identity.prove(bundle, now).map_err(|reason| IdentityError::NotTrusted {
-            certificate: certificate_file,
-            bundle: directory.join(files::BUNDLE),
-            reason,
-        })?;
-        Ok(identity)
+        Ok(Self { id, name: node, validity, certificate: der.as_ref().into(), key })
     }
 
     /// Signs and verifies, so that what nobody would believe is found here and not on the other nodes.
-    fn prove(&self, bundle: &TrustBundle, now: SystemTime) -> Result<(), super::Untrusted> {
-        bundle.verify(now, b"", &self.sign(b"")).map(|_| ())
+    pub(super) fn prove(
+        &self,
+        directory: &Path,
+        bundle: &TrustBundle,
+        now: SystemTime,
+    ) -> Result<(), IdentityError> {
+        bundle.verify(now, b"", &self.sign(b"")).map(|_| ()).map_err(|reason| IdentityError::NotTrusted {
+            certificate: directory.join(files::NODE),
+            bundle: directory.join(files::BUNDLE),
+            reason,
+        })
+    }
+
+    /// Whether the certificate holds at a time: [`Untrusted::Expired`] or [`Untrusted::NotYetValid`] where not. What
+    /// is signed all the same is believed by nobody.
+    pub fn check(&self, now: SystemTime) -> Result<(), Untrusted> {
+        self.validity.check(now)
     }
 
     /// Signs a message. The message may be of any length; only its hash goes through the key.

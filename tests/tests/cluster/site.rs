@@ -46,7 +46,10 @@ impl Drop for Site {
 
 fn topology() -> Topology {
     let server = |name: &str, app: &str, version: &str, node: &str| {
-        PodSpec::new(name, node).label("app", app).label("version", version).runs(Program::Http { port: 8080 })
+        PodSpec::new(name, node)
+            .label("app", app)
+            .label("version", version)
+            .runs(Program::Http { port: 8080 })
     };
     let clients = NODES.iter().map(|node| PodSpec::new(&format!("client-{node}"), node));
     let pods = clients.chain([
@@ -88,7 +91,11 @@ impl Site {
         let ca = site.path("ca");
         site.run("node1", &["ca", "init", "--dir", &ca, "--trust-domain", "shop.example"], None)?;
         for node in NODES {
-            site.run("node1", &["ca", "node", "--dir", &ca, "--name", node, "--out", &site.ca_of(node)], None)?;
+            site.run(
+                "node1",
+                &["ca", "node", "--dir", &ca, "--name", node, "--out", &site.ca_of(node)],
+                None,
+            )?;
         }
         site.start_redis()?;
         let documents = site.lab.directory().join("documents");
@@ -119,14 +126,27 @@ impl Site {
         let mut command = node.command("redis-server")?;
         let port = REDIS_PORT.to_string();
         let child = command
-            .args(["--port", &port, "--bind", "0.0.0.0", "--requirepass", PASSWORD, "--save", "", "--appendonly", "no"])
+            .args([
+                "--port",
+                &port,
+                "--bind",
+                "0.0.0.0",
+                "--requirepass",
+                PASSWORD,
+                "--save",
+                "",
+                "--appendonly",
+                "no",
+            ])
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("Redis' log")?)
             .stderr(log)
             .spawn()
             .context("starting redis-server")?;
         self.redis = Some(child);
-        wait_for("Redis to answer", LIMIT, || self.redis_cli(&["PING"]).is_ok_and(|said| said.starts_with(b"PONG")))
+        wait_for("Redis to answer", LIMIT, || {
+            self.redis_cli(&["PING"]).is_ok_and(|said| said.starts_with(b"PONG"))
+        })
     }
 
     /// Kills Redis; it has kept nothing.
@@ -159,7 +179,8 @@ impl Site {
         let file = self.lab.directory().join("table.bin");
         std::fs::write(&file, bytes).context("the table")?;
         let mut command = self.lab.node(STORE)?.command("redis-cli")?;
-        let mut command = command.args(["--no-auth-warning", "-a", PASSWORD, "-x", "HSET", &Self::key("table"), "body"]);
+        let mut command =
+            command.args(["--no-auth-warning", "-a", PASSWORD, "-x", "HSET", &Self::key("table"), "body"]);
         command = command.stdin(File::open(&file).context("the table")?);
         exec::stdout(command)?;
         self.redis_cli(&["HSET", &Self::key("table"), "digest", &format!("{:x}", bytes.len())])?;
@@ -171,7 +192,8 @@ impl Site {
         let (ca, out) = (self.path("strange-ca"), self.path("strange-node"));
         self.run("node1", &["ca", "init", "--dir", &ca, "--trust-domain", "shop.example"], None)?;
         self.run("node1", &["ca", "node", "--dir", &ca, "--name", "node1", "--out", &out], None)?;
-        let identity = agent::identity::NodeIdentity::load(&PathBuf::from(out), std::time::SystemTime::now())?;
+        let identity =
+            agent::identity::NodeIdentity::load(&PathBuf::from(out), std::time::SystemTime::now())?;
         let sealed = agent::cluster::seal::Sealed::open(table)?;
         Ok([sealed.signed, &identity.sign(sealed.signed).to_bytes()].concat())
     }
@@ -180,7 +202,14 @@ impl Site {
     pub fn start(&mut self, node: &str) -> Result<()> {
         let (ca, state) = (self.ca_of(node), self.path(&format!("state-{node}")));
         let options = AgentOptions::clustered(&self.redis_url())?.with([
-            "--cluster", CLUSTER, "--lease-ttl", "2s", "--ca", &ca, "--state", &state,
+            "--cluster",
+            CLUSTER,
+            "--lease-ttl",
+            "2s",
+            "--ca",
+            &ca,
+            "--state",
+            &state,
         ]);
         let agent = self.lab.node(node)?.start_agent(&options)?;
         self.agents.push((node.to_owned(), agent));
@@ -225,7 +254,11 @@ impl Site {
 
     /// What a node's agent knows of the cluster.
     pub fn cluster(&self, node: &str) -> Result<Value> {
-        let text = self.lab.node(node)?.in_netns(|| get(lab::agent::ADMIN, "localhost", "/cluster", TIMEOUT))??.text();
+        let text = self
+            .lab
+            .node(node)?
+            .in_netns(|| get(lab::agent::ADMIN, "localhost", "/cluster", TIMEOUT))??
+            .text();
         serde_json::from_str(&text).with_context(|| text.clone())
     }
 
@@ -236,7 +269,11 @@ impl Site {
     }
 
     fn status(&self, node: &str) -> Result<Value> {
-        let text = self.lab.node(node)?.in_netns(|| get(lab::agent::ADMIN, "localhost", "/status", TIMEOUT))??.text();
+        let text = self
+            .lab
+            .node(node)?
+            .in_netns(|| get(lab::agent::ADMIN, "localhost", "/status", TIMEOUT))??
+            .text();
         serde_json::from_str(&text).with_context(|| text.clone())
     }
 
@@ -256,10 +293,16 @@ impl Site {
         let dump: Value = serde_json::from_str(&text).with_context(|| text.clone())?;
         let endpoints = dump["endpoints"].as_array().with_context(|| text.clone())?;
         let of = |endpoint: &&Value| {
-            endpoint["cluster"].as_str().is_some_and(|cluster| cluster.contains(&format!("{service}.default")))
+            endpoint["cluster"]
+                .as_str()
+                .is_some_and(|cluster| cluster.contains(&format!("{service}.default")))
                 && endpoint["ready"] == true
         };
-        Ok(endpoints.iter().filter(of).filter_map(|endpoint| Some(endpoint["address"].as_str()?.to_owned())).collect())
+        Ok(endpoints
+            .iter()
+            .filter(of)
+            .filter_map(|endpoint| Some(endpoint["address"].as_str()?.to_owned()))
+            .collect())
     }
 
     /// The version that answers a pod of a node.
@@ -306,7 +349,8 @@ impl Site {
 
     fn run(&self, node: &str, arguments: &[&str], input: Option<String>) -> Result<String> {
         let store = input.is_some();
-        let output = self.output(node, arguments, input.unwrap_or_default(), store.then(|| self.redis_url()))?;
+        let output =
+            self.output(node, arguments, input.unwrap_or_default(), store.then(|| self.redis_url()))?;
         ensure!(output.status.success(), "sluice {arguments:?}: {}", both(&output));
         Ok(String::from_utf8(output.stdout)?)
     }

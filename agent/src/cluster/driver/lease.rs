@@ -9,7 +9,7 @@ use tokio::sync::{broadcast, mpsc, watch};
 use super::{Shared, ended, now, random};
 use crate::cluster::election::{Action, Election, Event};
 use crate::cluster::registry;
-use crate::cluster::store::{self, Candidate, Lease, Store};
+use crate::cluster::store::{self, Acquired, Candidate, Lease, Store};
 use crate::compile::Token;
 
 pub(super) async fn run<S: Store>(
@@ -19,8 +19,7 @@ pub(super) async fn run<S: Store>(
     mut stop: watch::Receiver<bool>,
 ) {
     let settings = &shared.settings;
-    let mut election =
-        Election::new(Arc::clone(&settings.node), shared.nonce, settings.ttl, highest, now());
+    let mut election = Election::new(Arc::clone(&settings.node), shared.nonce, settings.ttl, highest, now());
     let mut events = shared.store.events();
     loop {
         let event = next(&election, &mut events, &mut told, &mut stop).await;
@@ -77,6 +76,12 @@ impl<S: Store> Shared<S> {
         let ttl = self.settings.ttl;
         match action {
             Action::Acquire(candidate) => {
+                // Whom nobody would believe leaves it to others.
+                let why_not = self.trust.cannot_sign();
+                self.view().cannot_lead.clone_from(&why_not);
+                if why_not.is_some() {
+                    return Some(Event::Acquired(Ok(Acquired::Held(None))));
+                }
                 let candidate = self.informed(candidate).await;
                 Some(Event::Acquired(self.heard(self.store.acquire(&candidate, ttl).await)))
             }
@@ -112,7 +117,8 @@ impl<S: Store> Shared<S> {
     async fn informed(&self, candidate: Candidate) -> Candidate {
         let Ok(members) = self.heard(self.store.members().await) else { return candidate };
         let nodes = registry::read(members);
-        let highest = nodes.iter().filter_map(|node| node.record.as_ref().ok()).map(|record| record.highest_epoch);
+        let highest =
+            nodes.iter().filter_map(|node| node.record.as_ref().ok()).map(|record| record.highest_epoch);
         let above = highest.filter(|epoch| *epoch <= crate::cluster::election::EPOCH_MAX).max().unwrap_or(0);
         Candidate { above: candidate.above.max(above), ..candidate }
     }

@@ -81,7 +81,11 @@ impl<S: Store> Shared<S> {
             let _ = self.election.send(crate::cluster::election::Event::Unfit).await;
             return Ok(false);
         }
-        tracing::warn!(documents = writes.len(), epoch = lease.token.epoch, "the store has lost documents and gets them back");
+        tracing::warn!(
+            documents = writes.len(),
+            epoch = lease.token.epoch,
+            "the store has lost documents and gets them back"
+        );
         for some in writes.chunks(WRITES_MAX) {
             if let Written::Conflict(ids) = self.store.write(some).await? {
                 tracing::warn!(conflicts = ids.len(), "somebody writes documents meanwhile");

@@ -115,7 +115,7 @@ fn a_node_is_renewed_as_itself() {
     let error = site.node("ca", "node2", "one", Replace::Asked).expect_err("another node").to_string();
     assert!(error.contains("certificate of node node1, not of node2"), "{error}");
 
-    let node = NodeDirectory::open(&site.path("one"), hours(0)).expect("a node's directory");
+    let node = NodeDirectory::open(&site.path("one")).expect("a node's directory");
     let old = node.current();
     assert_eq!(node.reload(hours(0)).expect("nothing new"), Reload::Unchanged);
     site.node("ca", "node1", "one", Replace::Asked).expect("renewed");
@@ -133,7 +133,7 @@ fn what_is_wrong_leaves_what_is_there() {
     let site = Site::new();
     site.node("ca", "node1", "one", Replace::Never).expect("a node");
     site.node("ca", "node1", "again", Replace::Never).expect("the same node");
-    let node = NodeDirectory::open(&site.path("one"), hours(0)).expect("a node's directory");
+    let node = NodeDirectory::open(&site.path("one")).expect("a node's directory");
     let before = node.current();
     let replace = |name: &str, with: &[u8]| {
         let staged = site.path("staged");
@@ -170,6 +170,34 @@ fn what_is_wrong_leaves_what_is_there() {
     assert!(error.contains("does not verify against") && error.contains("expired"), "{error}");
 }
 
+/// An agent that starts after its certificate has ended still follows the others, and signs again once renewed.
+#[test]
+fn a_node_that_has_expired_still_believes_others() {
+    let site = Site::new();
+    site.node("ca", "node1", "one", Replace::Never).expect("a node");
+    let node = NodeDirectory::open(&site.path("one")).expect("a node's directory");
+    let trust = node.current();
+    assert_eq!(trust.identity.check(hours(24)), Ok(()));
+    assert_eq!(trust.identity.check(hours(25)), Err(Untrusted::Expired));
+    assert_eq!(trust.identity.check(hours(-1)), Err(Untrusted::NotYetValid));
+    let error = NodeIdentity::load(&site.path("one"), hours(25)).expect_err("over").to_string();
+    assert!(error.contains("node.pem does not verify against") && error.contains("expired"), "{error}");
+
+    let renew = |out: &str, hour: i64| {
+        let term = Term { now: hours(hour), life: DAY };
+        let ca = Authority::load(&site.path("ca")).expect("a CA");
+        let name = "node1".parse().expect("a node's name");
+        ca.issue_node(&name, &site.path(out), term, Replace::Asked).expect("issued");
+    };
+    renew("other", 25);
+    let other = NodeIdentity::load(&site.path("other"), hours(26)).expect("an identity");
+    let verdict = trust.bundle.verify(hours(26), MESSAGE, &other.sign(MESSAGE));
+    assert!(verdict.is_ok(), "{verdict:?}");
+    renew("one", 25);
+    assert_eq!(node.reload(hours(26)).expect("new files"), Reload::Changed);
+    assert_eq!(node.current().identity.check(hours(26)), Ok(()));
+}
+
 #[test]
 fn files_that_do_not_belong_together() {
     let site = Site::new();
@@ -178,6 +206,8 @@ fn files_that_do_not_belong_together() {
     site.node("other", "node1", "two", Replace::Never).expect("a node of the other CA");
     let says = |expected: &str| {
         let error = NodeIdentity::load(&site.path("one"), hours(0)).expect_err(expected).to_string();
+        assert!(error.contains(expected), "{error}");
+        let error = NodeDirectory::open(&site.path("one")).expect_err(expected).to_string();
         assert!(error.contains(expected), "{error}");
     };
     let copy = |from: &str, to: &str| fs::copy(site.path(from), site.path(to)).expect("copied");
@@ -230,8 +260,7 @@ fn a_root_is_replaced_under_way() {
     site.node("ca", "node2", "two", Replace::Never).expect("another node");
     fs::write(site.path("ca/bundle.pem"), &both).expect("a file");
     fs::write(site.path("new/bundle.pem"), &both).expect("a file");
-    let load =
-        |name: &str| NodeDirectory::open(&site.path(name), hours(0)).expect("a node's directory").current();
+    let load = |name: &str| NodeDirectory::open(&site.path(name)).expect("a node's directory").current();
     let meet = || {
         for (signer, verifier) in [("one", "two"), ("two", "one")] {
             let signature = load(signer).identity.sign(MESSAGE);
@@ -255,6 +284,16 @@ fn a_root_is_replaced_under_way() {
 }
 
 #[test]
+fn a_ca_and_a_node_share_no_directory() {
+    let site = Site::new();
+    site.node("ca", "node1", "one", Replace::Never).expect("a node");
+    let error = site.node("ca", "node1", "ca", Replace::Asked).expect_err("a CA is there").to_string();
+    assert!(error.contains("root.key") && error.contains("a directory of its own"), "{error}");
+    let error = site.create("one", Replace::Asked).expect_err("a node is there").to_string();
+    assert!(error.contains("node.pem") && error.contains("a directory of its own"), "{error}");
+}
+
+#[test]
 fn nothing_is_put_where_others_write() {
     let site = Site::new();
     fs::create_dir(site.path("open")).expect("a directory");
@@ -269,7 +308,7 @@ fn keys_are_in_no_debug_output() {
     let site = Site::new();
     site.node("ca", "node1", "one", Replace::Never).expect("a node");
     let ca = Authority::load(&site.path("ca")).expect("a CA");
-    let node = NodeDirectory::open(&site.path("one"), hours(0)).expect("a node's directory");
+    let node = NodeDirectory::open(&site.path("one")).expect("a node's directory");
     assert_eq!(format!("{ca:?}"), "Authority(mesh.test)");
     let trust = node.current();
     assert_eq!(format!("{:?}", trust.identity), "NodeIdentity(spiffe://mesh.test/node/node1)");

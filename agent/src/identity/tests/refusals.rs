@@ -262,3 +262,12 @@ fn names_constrained_by_the_root() {
     let verdict = bundle.verify(hours(0), MESSAGE, &constrained.issue(params).sign(MESSAGE));
     assert_eq!(verdict, Err(Untrusted::Constrained));
 }
+
+#[test]
+fn reasons_have_names_of_their_own() {
+    let names: std::collections::BTreeSet<&str> = Untrusted::ALL.iter().map(|reason| reason.name()).collect();
+    assert_eq!(names.len(), Untrusted::ALL.len());
+    for name in names {
+        assert!(name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{name}");
+    }
+}
