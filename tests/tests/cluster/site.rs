@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use lab::agent::{Agent, AgentOptions, built_binary};
 use lab::http::get;
 use lab::load::{Load, Plan};
-use lab::{Lab, PodSpec, Program, ServiceSpec, Topology, exec, wait_for};
+use lab::{Lab, PodSpec, Program, ServiceSpec, Topology, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -179,10 +179,10 @@ impl Site {
         let file = self.lab.directory().join("table.bin");
         std::fs::write(&file, bytes).context("the table")?;
         let mut command = self.lab.node(STORE)?.command("redis-cli")?;
-        let mut command =
+        let command =
             command.args(["--no-auth-warning", "-a", PASSWORD, "-x", "HSET", &Self::key("table"), "body"]);
-        command = command.stdin(File::open(&file).context("the table")?);
-        exec::stdout(command)?;
+        let output = command.stdin(File::open(&file).context("the table")?).output().context("redis-cli")?;
+        ensure!(output.status.success(), "redis-cli: {output:?}");
         self.redis_cli(&["HSET", &Self::key("table"), "digest", &format!("{:x}", bytes.len())])?;
         self.redis_cli(&["PUBLISH", &Self::key("events"), "table"]).map(drop)
     }
@@ -295,7 +295,7 @@ impl Site {
         let of = |endpoint: &&Value| {
             endpoint["cluster"]
                 .as_str()
-                .is_some_and(|cluster| cluster.contains(&format!("{service}.default")))
+                .is_some_and(|cluster| cluster.contains(&format!("default/{service}:")))
                 && endpoint["ready"] == true
         };
         Ok(endpoints
