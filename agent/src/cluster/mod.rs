@@ -5,9 +5,14 @@
 
 pub mod disk;
 pub mod election;
+pub mod follower;
 mod local;
+pub mod publisher;
 pub mod registry;
+#[cfg(test)]
+mod sample;
 pub mod seal;
+pub mod standing;
 mod store;
 
 pub use local::{Clock, LocalState, LocalStore};

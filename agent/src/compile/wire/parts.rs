@@ -1,5 +1,7 @@
 //! A model that takes changes.
 
+mod after;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
