@@ -115,8 +115,9 @@ impl Why {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum State {
-    /// Somebody else leads, or nobody; it asks at this time.
-    Following { ask_at: Millis },
+    /// Somebody else leads, or nobody; it asks at this time, and not before the renewal that it sent when it led is answered:
+    /// the answer would be taken for that of a later one.
+    Following { ask_at: Millis, renewing: bool },
     /// It asked at this time.
     Asking { since: Millis },
     /// It leads until then at the latest.
@@ -139,7 +140,13 @@ pub struct Election {
 impl Election {
     /// An agent that has just begun: `highest` is the highest token that it ever applied. It asks at once.
     pub fn new(node: Arc<str>, nonce: u64, ttl: Duration, highest: Token, now: Millis) -> Self {
-        Self { node, nonce, ttl, above: highest.epoch, state: State::Following { ask_at: now } }
+        Self {
+            node,
+            nonce,
+            ttl,
+            above: highest.epoch,
+            state: State::Following { ask_at: now, renewing: false },
+        }
     }
 
     /// The lease under which it leads now.
@@ -161,10 +168,10 @@ impl Election {
     /// When it wants a [`Event::Tick`] at the latest. `None`: it waits for an answer, or for nothing any more.
     pub fn wake_at(&self) -> Option<Millis> {
         match &self.state {
-            State::Following { ask_at } => Some(*ask_at),
+            State::Following { ask_at, renewing: false } => Some(*ask_at),
             State::Leading { until, renew_at, renewing: None, .. } => Some(*until.min(renew_at)),
             State::Leading { until, .. } => Some(*until),
-            State::Asking { .. } | State::Stopped => None,
+            State::Following { renewing: true, .. } | State::Asking { .. } | State::Stopped => None,
         }
     }
 
@@ -192,8 +199,10 @@ impl Election {
 
     fn fence(&mut self, now: Millis, random: u64) -> Vec<Action> {
         match &self.state {
-            State::Leading { until, .. } if now >= *until => {
-                self.follow(now.after(spread(self.ttl / TICK_PART, random)));
+            State::Leading { until, renewing, .. } if now >= *until => {
+                let renewing = renewing.is_some();
+                let ask_at = now.after(spread(self.ttl / TICK_PART, random));
+                self.state = State::Following { ask_at, renewing };
                 vec![Action::Yield(Why::Fenced)]
             }
             _ => Vec::new(),
@@ -202,7 +211,7 @@ impl Election {
 
     fn tick(&mut self, now: Millis) -> Option<Action> {
         match &mut self.state {
-            State::Following { ask_at } if now >= *ask_at => Some(self.ask(now)),
+            State::Following { ask_at, renewing: false } if now >= *ask_at => Some(self.ask(now)),
             State::Leading { lease, renew_at, renewing, .. } if renewing.is_none() && now >= *renew_at => {
                 *renewing = Some(now);
                 Some(Action::Renew(lease.clone()))
@@ -227,8 +236,12 @@ impl Election {
         let tick = self.ttl / TICK_PART;
         self.follow(now.after(tick - spread(tick / 5, random)));
         match answer {
+            // A higher token came to be known while the question was under way.
+            Ok(Acquired::Yes(lease)) if lease.token.epoch <= self.above => {
+                vec![Action::Release(lease), self.ask(now)]
+            }
             Ok(Acquired::Yes(lease)) => {
-                self.above = self.above.max(lease.token.epoch);
+                self.above = lease.token.epoch;
                 let until = since.after(self.led());
                 if now >= until {
                     // The answer was so long under way that the lease may be over.
@@ -250,6 +263,9 @@ impl Election {
 
     fn renewed(&mut self, answer: Result<bool, StoreError>, now: Millis, random: u64) -> Vec<Action> {
         let (tick, led, retry) = (self.ttl / TICK_PART, self.led(), self.ttl / RETRY_PART);
+        if let State::Following { renewing, .. } = &mut self.state {
+            *renewing = false;
+        }
         let State::Leading { until, renew_at, renewing, .. } = &mut self.state else { return Vec::new() };
         let Some(since) = renewing.take() else { return Vec::new() };
         match answer {
@@ -271,7 +287,7 @@ impl Election {
 
     /// The lease may be free.
     fn hurry(&mut self, now: Millis, random: u64) {
-        if let State::Following { ask_at } = &mut self.state {
+        if let State::Following { ask_at, .. } = &mut self.state {
             *ask_at = now.after(spread(RUSH, random)).min(*ask_at);
         }
     }
@@ -289,20 +305,14 @@ impl Election {
 
     /// Leads no more, and asks again at this time.
     fn resign(&mut self, why: Why, ask_at: Millis) -> Vec<Action> {
-        let before = std::mem::replace(&mut self.state, State::Following { ask_at });
-        match before {
-            State::Leading { lease, .. } => vec![Action::Yield(why), Action::Release(lease)],
-            // The answer is still to come.
-            State::Asking { .. } => {
-                self.state = before;
-                Vec::new()
-            }
-            State::Following { .. } | State::Stopped => Vec::new(),
-        }
+        let State::Leading { lease, renewing, .. } = &self.state else { return Vec::new() };
+        let (lease, renewing) = (lease.clone(), renewing.is_some());
+        self.state = State::Following { ask_at, renewing };
+        vec![Action::Yield(why), Action::Release(lease)]
     }
 
     fn follow(&mut self, ask_at: Millis) {
-        self.state = State::Following { ask_at };
+        self.state = State::Following { ask_at, renewing: false };
     }
 
     fn led(&self) -> Duration {

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::seal::{Form, Malformed, Position, Sealed};
+use super::standing::{Place, Standing};
 use crate::compile::TableVersion;
 use crate::compile::wire::{Change, Counts, Parts, SCHEMA, WireError};
 
@@ -106,34 +107,31 @@ pub trait Verify {
 #[derive(Debug)]
 pub struct Follower {
     cluster: Arc<str>,
-    /// The highest that was ever in force.
-    highest: TableVersion,
-    at: Option<Position>,
+    standing: Standing,
     parts: Parts,
 }
 
 impl Follower {
     /// Nothing is here yet; `highest` is what was in force before this process began.
     pub fn new(cluster: Arc<str>, highest: TableVersion) -> Self {
-        Self { cluster, highest, at: None, parts: Parts::default() }
+        Self { cluster, standing: Standing::new(highest), parts: Parts::default() }
     }
 
     /// Begins with the table that was in force before this process did, as this node kept it.
     pub fn restore(&mut self, at: Position, whole: &Change) -> Result<(), WireError> {
         self.parts.apply(whole)?;
-        self.highest = self.highest.max(at.version);
-        self.at = Some(at);
+        self.standing.restore(at);
         Ok(())
     }
 
     /// The table in force.
     pub fn in_force(&self) -> Option<Position> {
-        self.at.filter(|at| at.version >= self.highest)
+        self.standing.in_force()
     }
 
     /// The highest table that was ever in force.
     pub fn highest(&self) -> TableVersion {
-        self.highest
+        self.standing.highest()
     }
 
     /// The records.
@@ -161,36 +159,28 @@ impl Follower {
     /// A table of somebody who may publish.
     fn believe(&mut self, sealed: &Sealed<'_>) -> Result<Step, Refusal> {
         let next = sealed.position();
-        if next.version.token < self.highest.token {
-            return Err(Refusal::Outdated { highest: self.highest });
+        match self.standing.judge(&next, sealed.header.form)? {
+            Place::Next => {}
+            Place::Known => return Ok(Step::Known),
+            Place::Gap => return Ok(Step::Gap),
         }
-        match self.at {
-            Some(at) if at.version == next.version && at.chain != next.chain => {
-                return Err(Refusal::Forked(at.version));
-            }
-            Some(at) if at.version >= next.version => return Ok(Step::Known),
-            _ => {}
-        }
+        let change = Change::decode(sealed.body)?;
         match sealed.header.form {
             Form::Snapshot { .. } => {
                 let mut parts = Parts::default();
-                parts.apply(&Change::decode(sealed.body)?)?;
+                parts.apply(&change)?;
                 self.may_shrink(parts.counts(), sealed)?;
                 self.parts = parts;
             }
-            Form::Delta { previous } if self.at.is_some_and(|at| at.chain == previous) => {
-                let change = Change::decode(sealed.body)?;
-                self.may_shrink(self.parts.counts_after(&change)?, sealed)?;
+            Form::Delta { .. } => {
+                // What removes nothing takes nothing away, and to count takes time.
+                if change.removals().next().is_some() {
+                    self.may_shrink(self.parts.counts_after(&change)?, sealed)?;
+                }
                 self.parts.apply(&change)?;
             }
-            Form::Delta { .. } => return Ok(Step::Gap),
         }
-        self.at = Some(next);
-        if next.version < self.highest {
-            return Ok(Step::Behind);
-        }
-        self.highest = next.version;
-        Ok(Step::Applied)
+        Ok(self.standing.take(next))
     }
 
     fn may_shrink(&self, after: Counts, sealed: &Sealed<'_>) -> Result<(), Refusal> {
@@ -209,3 +199,6 @@ pub fn shrinks(before: Counts, after: Counts) -> Result<(), Refusal> {
     much("endpoints", before.endpoints, after.endpoints, 1)?;
     much("routes", before.routes, after.routes, before.routes.div_ceil(2))
 }
+
+#[cfg(test)]
+mod tests;

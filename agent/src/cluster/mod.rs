@@ -12,7 +12,10 @@ mod local;
 pub mod publisher;
 mod redis;
 pub mod registry;
+#[cfg(test)]
+mod sample;
 pub mod seal;
+pub mod standing;
 mod store;
 mod trust;
 

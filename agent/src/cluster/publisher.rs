@@ -1,5 +1,6 @@
-//! What a leader publishes: pure. A draft becomes the table only when the store has taken it, so that what was refused or lost
-//! is neither counted nor followed by a delta.
+//! What a leader publishes: pure. A draft becomes the table only when the store has taken it, so that nothing follows what was
+//! refused. It may have been taken although the answer was lost: so its number is never given out again, and what the store
+//! has then is not what the next delta follows, which makes the store ask for all of it.
 
 use std::sync::Arc;
 
@@ -57,13 +58,15 @@ pub struct Contents {
 pub struct Publisher {
     cluster: Arc<str>,
     lease: Lease,
+    /// The highest version that was given to a draft, whatever became of it.
+    drafted: u64,
     last: Option<Published>,
 }
 
 impl Publisher {
     /// A term in which nothing was published.
     pub fn new(cluster: Arc<str>, lease: Lease) -> Self {
-        Self { cluster, lease, last: None }
+        Self { cluster, lease, drafted: 0, last: None }
     }
 
     /// The lease under which it publishes.
@@ -76,20 +79,24 @@ impl Publisher {
         self.last.as_ref().map(|last| last.version)
     }
 
+    /// Where in the chain that is: what the store holds while it keeps what it was given.
+    pub fn chain(&self) -> Option<Digest> {
+        self.last.as_ref().map(|last| last.chain)
+    }
+
     /// The model that was published last.
     pub fn model(&self) -> Option<&Arc<Model>> {
         self.last.as_ref().map(|last| &last.model)
     }
 
-    /// The next table. `None`: it would be the one that is out. `whole`: the store has lost what a delta would follow.
+    /// The next table. `None`: it would be the one that is out. `whole`: the store has not got what a delta would follow.
     pub fn draft(
-        &self,
+        &mut self,
         contents: &Contents,
         whole: bool,
         sign: impl FnOnce(&[u8]) -> Vec<u8>,
     ) -> Option<Draft> {
-        let number = self.last.as_ref().map_or(1, |last| last.version.version + 1);
-        let version = TableVersion { token: self.lease.token, version: number };
+        let version = TableVersion { token: self.lease.token, version: self.drafted + 1 };
         let last = self.last.as_ref().filter(|_| !whole);
         let change = last.map(|last| (last, Change::between(&last.model, &contents.model)));
         if change.as_ref().is_some_and(|(_, change)| change.is_empty()) {
@@ -113,6 +120,7 @@ impl Publisher {
             }
         };
         let after = Published { version, chain, model: Arc::clone(&contents.model), deltas };
+        self.drafted = version.version;
         Some(Draft { form, after })
     }
 
@@ -140,6 +148,11 @@ impl Draft {
         self.after.version
     }
 
+    /// Where in the chain it would be.
+    pub fn chain(&self) -> Digest {
+        self.after.chain
+    }
+
     /// How many bytes each follower gets.
     pub fn bytes(&self) -> usize {
         match &self.form {
@@ -153,3 +166,6 @@ impl Draft {
         self.bytes() > BODY_MAX
     }
 }
+
+#[cfg(test)]
+mod tests;

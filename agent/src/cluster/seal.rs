@@ -77,7 +77,7 @@ impl TryFrom<String> for Digest {
 }
 
 /// Where in the chain the records are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Position {
     /// Which table they are.
     pub version: TableVersion,
@@ -88,7 +88,7 @@ pub struct Position {
 }
 
 /// Whether the records are all or those that changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Form {
     /// All of them; `chain` is where this stands.

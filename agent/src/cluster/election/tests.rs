@@ -153,3 +153,43 @@ fn a_lease_that_is_gone_is_told_by_the_renewal() {
     assert_eq!(machine.on(Event::Renewed(Ok(false)), at(1001), 3), [Action::Yield(Why::Lost)]);
     assert_eq!(machine.wake_at(), Some(at(1004)));
 }
+
+#[test]
+fn a_term_below_what_came_to_be_known_meanwhile_is_given_back() {
+    for seen in [Token { epoch: 9, nonce: 1 }, Token { epoch: 5, nonce: 8 }] {
+        let mut machine = machine();
+        assert_eq!(machine.on(Event::Tick, at(0), 0), [ask(4)]);
+        assert_eq!(machine.on(Event::Saw(seen), at(1), 0), []);
+        let granted = Event::Acquired(Ok(Acquired::Yes(lease(5))));
+        assert_eq!(machine.on(granted, at(2), 0), [Action::Release(lease(5)), ask(seen.epoch)]);
+        assert_eq!(machine.leads(at(2)), None);
+        let granted = Event::Acquired(Ok(Acquired::Yes(lease(seen.epoch + 1))));
+        assert_eq!(machine.on(granted, at(3), 0), [Action::Lead(lease(seen.epoch + 1))]);
+    }
+}
+
+#[test]
+fn a_renewal_that_is_under_way_is_waited_for_before_the_next_question() {
+    let ends = [(Event::Tick, 2100), (Event::Saw(Token { epoch: 6, nonce: 0 }), 1500), (Event::Unfit, 1500)];
+    for (end, now) in ends {
+        let mut machine = leader();
+        assert_eq!(machine.on(Event::Tick, at(1000), 0), [Action::Renew(lease(5))]);
+        let actions = machine.on(end.clone(), at(now), 0);
+        assert!(matches!(actions[0], Action::Yield(_)), "{end:?}: {actions:?}");
+        assert_eq!((machine.wake_at(), machine.on(Event::Tick, at(9000), 0)), (None, vec![]), "{end:?}");
+        // Its answer says nothing any more.
+        assert_eq!(machine.on(Event::Renewed(Ok(true)), at(9000), 0), []);
+        assert_eq!(machine.leads(at(9000)), None);
+        assert!(matches!(machine.on(Event::Tick, at(9000), 0)[..], [Action::Acquire(_)]), "{end:?}");
+    }
+}
+
+#[test]
+fn who_has_ended_stays_so() {
+    for event in [Event::Unfit, Event::Changed, Event::Saw(Token { epoch: 9, nonce: 9 }), Event::Tick] {
+        let mut machine = leader();
+        machine.on(Event::Stop, at(30), 0);
+        assert_eq!(machine.on(event.clone(), at(40), 0), [], "{event:?}");
+        assert_eq!((machine.wake_at(), machine.on(Event::Tick, at(99_999), 0)), (None, vec![]), "{event:?}");
+    }
+}

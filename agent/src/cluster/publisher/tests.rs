@@ -1,0 +1,143 @@
+//! What is drafted, and what a draft that came to nothing leaves behind.
+
+use super::*;
+use crate::cluster::sample;
+use crate::compile::Token;
+use crate::compile::wire::Parts;
+
+fn publisher() -> Publisher {
+    Publisher::new("c".into(), Lease { token: Token { epoch: 3, nonce: 9 }, node: "a".into() })
+}
+
+fn contents(endpoints: u8) -> Contents {
+    Contents {
+        model: Arc::new(sample::model(endpoints, 0)),
+        revision: u64::from(endpoints),
+        allow_shrink: false,
+    }
+}
+
+fn unsigned(_: &[u8]) -> Vec<u8> {
+    Vec::new()
+}
+
+fn draft(publisher: &mut Publisher, endpoints: u8, whole: bool) -> Draft {
+    publisher.draft(&contents(endpoints), whole, unsigned).expect("there is something to be published")
+}
+
+fn publish(publisher: &mut Publisher, endpoints: u8, whole: bool) -> Draft {
+    let draft = draft(publisher, endpoints, whole);
+    publisher.committed(draft.clone());
+    draft
+}
+
+fn whole(draft: &Draft) -> &Snapshot {
+    match &draft.form {
+        DraftForm::Whole(snapshot) => snapshot,
+        DraftForm::Change(_) => panic!("{} is a change", draft.version()),
+    }
+}
+
+fn change(draft: &Draft) -> &Delta {
+    match &draft.form {
+        DraftForm::Change(delta) => delta,
+        DraftForm::Whole(_) => panic!("{} is whole", draft.version()),
+    }
+}
+
+#[test]
+fn a_term_begins_with_the_whole_table_and_goes_on_with_changes() {
+    let mut publisher = publisher();
+    assert_eq!((publisher.version(), publisher.model()), (None, None));
+    let first = publish(&mut publisher, 2, false);
+    let sealed = Sealed::open(&whole(&first).sealed).expect("is a table");
+    let version = TableVersion { token: publisher.lease().token, version: 1 };
+    assert_eq!((first.version(), publisher.version()), (version, Some(version)));
+    assert_eq!(sealed.digest().to_string(), whole(&first).digest);
+    assert_eq!((sealed.header.schema, &*sealed.header.cluster, &*sealed.header.leader), (SCHEMA, "c", "a"));
+    assert_eq!((sealed.header.revision, sealed.header.allow_shrink), (2, false));
+    let second = publish(&mut publisher, 3, false);
+    let delta = change(&second);
+    assert_eq!((&delta.previous, second.version().version), (&whole(&first).digest, 2));
+    let sealed = Sealed::open(&delta.sealed).expect("is a table");
+    assert_eq!((sealed.digest().to_string(), sealed.signature), (delta.digest.clone(), &b""[..]));
+    let mut parts = Parts::default();
+    for bytes in [&whole(&first).sealed, &delta.sealed] {
+        let body = Sealed::open(bytes).expect("is a table").body.to_vec();
+        parts.apply(&Change::decode(&body).expect("is a change")).expect("follows");
+    }
+    assert_eq!(&parts.model(), &*contents(3).model);
+    assert_eq!(publisher.model().expect("was published").endpoints.len(), 3);
+}
+
+#[test]
+fn what_is_out_is_not_published_again_unless_the_store_lost_it() {
+    let mut publisher = publisher();
+    publish(&mut publisher, 2, false);
+    assert_eq!(publisher.draft(&contents(2), false, unsigned), None);
+    let again = publish(&mut publisher, 2, true);
+    assert_eq!((again.version().version, whole(&again).digest.len()), (2, 64));
+    assert_eq!(publisher.draft(&contents(2), false, unsigned), None);
+    let next = draft(&mut publisher, 3, false);
+    assert_eq!(change(&next).previous, whole(&again).digest);
+}
+
+#[test]
+fn a_number_is_used_once_whatever_became_of_its_draft() {
+    let mut publisher = publisher();
+    // The store may have either of these although its answer was lost.
+    let lost = draft(&mut publisher, 2, false);
+    let first = publish(&mut publisher, 3, false);
+    assert_eq!((lost.version().version, first.version().version), (1, 2));
+    assert_ne!(whole(&lost).digest, whole(&first).digest);
+    let lost = draft(&mut publisher, 4, false);
+    let next = draft(&mut publisher, 5, false);
+    assert_eq!((lost.version().version, next.version().version), (3, 4));
+    // The one that is not known to be out is not followed: what it changed is in the next one as well.
+    assert_eq!(change(&next).previous, whole(&first).digest);
+    assert_ne!(change(&next).digest, change(&lost).digest);
+    assert_eq!(publisher.version(), Some(first.version()));
+}
+
+#[test]
+fn the_table_is_written_whole_after_many_changes() {
+    let mut publisher = publisher();
+    publish(&mut publisher, 0, false);
+    for number in 0..DELTAS_MAX {
+        change(&publish(&mut publisher, if number % 2 == 0 { 1 } else { 2 }, false));
+    }
+    whole(&publish(&mut publisher, 3, false));
+    change(&publish(&mut publisher, 4, false));
+}
+
+#[test]
+fn a_change_of_nearly_everything_is_written_whole() {
+    let many = |ready| {
+        let mut model = sample::model(0, 0);
+        for number in 0..=DELTA_RECORDS_MAX {
+            let mut endpoint = sample::endpoint(0, None);
+            endpoint.address.set_port(u16::try_from(number).expect("is a port"));
+            endpoint.ready = ready;
+            model.endpoints.push(endpoint);
+        }
+        Contents { model: Arc::new(model), revision: 1, allow_shrink: false }
+    };
+    let mut publisher = publisher();
+    let first = publisher.draft(&many(true), false, unsigned).expect("is the first");
+    publisher.committed(first);
+    whole(&publisher.draft(&many(false), false, unsigned).expect("all is another"));
+}
+
+#[test]
+fn the_signature_is_over_all_before_it() {
+    let mut publisher = publisher();
+    let mut shown = Vec::new();
+    let sign = |bytes: &[u8]| {
+        shown = bytes.to_vec();
+        b"signature".to_vec()
+    };
+    let draft = publisher.draft(&contents(1), false, sign).expect("is the first");
+    let sealed = Sealed::open(&whole(&draft).sealed).expect("is a table");
+    assert_eq!((sealed.signed, sealed.signature), (&shown[..], &b"signature"[..]));
+    assert!(draft.bytes() > shown.len() && !draft.too_large());
+}

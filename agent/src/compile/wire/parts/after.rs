@@ -1,0 +1,51 @@
+//! How much a model would hold after a change that is not made.
+
+use super::super::change::Change;
+use super::super::edit::{Edit, Edits};
+use super::super::key::EndpointKey;
+use super::super::WireError;
+use super::{Counts, Endpoints, Parts};
+use crate::model::Endpoint;
+
+impl Parts {
+    /// How much it would hold after a change.
+    pub fn counts_after(&self, change: &Change) -> Result<Counts, WireError> {
+        let edit = Edit::of(change)?;
+        let mut counts = self.counts();
+        for (key, service) in &edit.services {
+            step(&mut counts.services, self.services.contains_key(key), service.is_some());
+        }
+        count_endpoints(&mut counts, &self.endpoints, &edit.endpoints);
+        count_endpoints(&mut counts, &self.datagrams, &edit.datagrams);
+        for (key, _) in &edit.routes.puts {
+            step(&mut counts.routes, self.routes.get(key).is_some(), true);
+        }
+        for key in &edit.routes.removals {
+            step(&mut counts.routes, self.routes.get(key).is_some(), false);
+        }
+        for (listener, routes) in &edit.attached {
+            let before = |key| self.attached.get(listener).is_some_and(|routes| routes.get(key).is_some());
+            for (key, _) in &routes.puts {
+                step(&mut counts.routes, before(key), true);
+            }
+            for key in &routes.removals {
+                step(&mut counts.routes, before(key), false);
+            }
+        }
+        Ok(counts)
+    }
+}
+
+fn count_endpoints(counts: &mut Counts, endpoints: &Endpoints, edits: &Edits<EndpointKey, Endpoint>) {
+    for (EndpointKey { service, place }, after) in edits {
+        let before = endpoints.get(service).and_then(|places| places.get(place));
+        step(&mut counts.endpoints, before.is_some(), after.is_some());
+        let ready = |endpoint: Option<&Endpoint>| endpoint.is_some_and(|endpoint| endpoint.ready);
+        step(&mut counts.ready, ready(before), ready(after.as_ref()));
+    }
+}
+
+/// Counts one that was there or not, and will be there or not.
+fn step(count: &mut usize, before: bool, after: bool) {
+    *count = *count + usize::from(after) - usize::from(before);
+}
