@@ -237,7 +237,8 @@ fn endpoints_go_with_their_node() -> Result<()> {
     let mut site = Site::up("cluster_node")?;
     site.start_all()?;
     let ready = |site: &Site| -> Result<Vec<String>> { site.ready_endpoints("node1", "web") };
-    wait_for("both endpoints", LIMIT, || ready(&site).is_ok_and(|ready| ready.len() == 2))?;
+    wait_for("both endpoints", LIMIT, || ready(&site).is_ok_and(|ready| ready.len() == 2))
+        .with_context(|| format!("{:?}", ready(&site)))?;
     site.kill9("node3")?;
     wait_for("the dead node's endpoint to go", LIMIT, || ready(&site).is_ok_and(|ready| ready.len() == 1))?;
     site.start("node3")?;

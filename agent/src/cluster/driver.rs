@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use nix::time::{ClockId, clock_gettime};
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{Notify, broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::disk::{Disk, DiskError, KeptDocuments};
@@ -115,6 +115,8 @@ pub(super) struct Shared<S> {
     state: watch::Sender<NodeState>,
     /// Pods of this node that fail their checks.
     unhealthy: watch::Sender<Arc<std::collections::BTreeSet<Arc<str>>>>,
+    /// What the store holds is no table that anybody would apply: who leads writes it anew.
+    spoilt: Notify,
     /// What the election shall hear.
     election: mpsc::Sender<election::Event>,
 }
@@ -187,6 +189,7 @@ pub fn start<S: Store>(
         nodes: watch::Sender::default(),
         state: watch::Sender::new(NodeState::Serving),
         unhealthy: watch::Sender::default(),
+        spoilt: Notify::new(),
         election,
     });
     let highest = follower.highest().token;

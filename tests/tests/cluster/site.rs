@@ -297,6 +297,8 @@ impl Site {
                 .as_str()
                 .is_some_and(|cluster| cluster.contains(&format!("default/{service}:")))
                 && endpoint["ready"] == true
+                // Each pod has an address of either family.
+                && endpoint["address"].as_str().is_some_and(|address| address.starts_with("10."))
         };
         Ok(endpoints
             .iter()

@@ -107,6 +107,7 @@ impl<S: Store, A: Agent> Following<S, A> {
             Err(refusal) => {
                 let at = Sealed::open(bytes).ok().map(|sealed| sealed.position());
                 self.shared.refused(&refusal, at);
+                self.shared.spoilt.notify_one();
                 // Who leads under a lower token shall hear of the higher one.
                 if let Refusal::Outdated { highest } = refusal {
                     let _ = self.shared.election.send(election::Event::Saw(highest.token)).await;

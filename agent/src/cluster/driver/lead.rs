@@ -62,6 +62,7 @@ async fn lead<S: Store, A: Agent>(shared: &Arc<Shared<S>>, agent: &Arc<Mutex<A>>
         return;
     }
     let mut known: Option<Known> = None;
+    let mut whole = false;
     loop {
         let read = Arc::clone(&documents.borrow_and_update());
         let health = Health::of(&nodes.borrow_and_update());
@@ -71,7 +72,7 @@ async fn lead<S: Store, A: Agent>(shared: &Arc<Shared<S>>, agent: &Arc<Mutex<A>>
         }
         let known = known.as_ref().expect("it was just read");
         let mut pause = None;
-        match shared.publish(&mut publisher, known, &health).await {
+        match shared.publish(&mut publisher, known, &health, whole).await {
             Outcome::Done => {}
             Outcome::Later => pause = Some(RETRY),
             Outcome::Deposed => return,
@@ -82,12 +83,14 @@ async fn lead<S: Store, A: Agent>(shared: &Arc<Shared<S>>, agent: &Arc<Mutex<A>>
                 None => std::future::pending().await,
             }
         };
+        whole = false;
         tokio::select! {
             changed = documents.changed() => if changed.is_err() { return },
             changed = nodes.changed() => if changed.is_err() { return },
+            () = shared.spoilt.notified() => whole = true,
             () = retry => {}
         }
-        tokio::time::sleep(COALESCE).await;
+        tokio::time::sleep(if whole { RETRY } else { COALESCE }).await;
     }
 }
 
@@ -106,9 +109,15 @@ enum Outcome {
 }
 
 impl<S: Store> Shared<S> {
-    async fn publish(&self, publisher: &mut Publisher, known: &Known, health: &Health) -> Outcome {
+    async fn publish(
+        &self,
+        publisher: &mut Publisher,
+        known: &Known,
+        health: &Health,
+        whole: bool,
+    ) -> Outcome {
         let Some(contents) = self.contents(known, health) else { return Outcome::Done };
-        for whole in [false, true] {
+        for whole in [whole, true] {
             let draft = publisher.draft(&contents, whole, |bytes| self.trust.sign(bytes));
             let Some(draft) = draft else { return Outcome::Done };
             if draft.too_large() {
