@@ -34,6 +34,7 @@ pub mod pingpong;
 pub mod program;
 pub mod promtext;
 pub mod random;
+pub mod redis;
 pub mod witness;
 
 mod lab;

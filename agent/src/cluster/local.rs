@@ -251,7 +251,7 @@ impl Store for LocalStore {
 
     async fn lease(&self) -> Result<LeaseState, StoreError> {
         let (inner, now) = self.enter()?;
-        let held = inner.state.leader(now).map(|(lease, until)| (lease.clone(), *until - now));
+        let held = inner.state.leader(now).map(|(lease, until)| (lease.clone(), until.saturating_sub(now)));
         Ok(LeaseState { held, history: inner.state.history.iter().cloned().collect() })
     }
 
