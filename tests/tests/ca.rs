@@ -289,7 +289,7 @@ fn openssl_takes_what_was_made() -> Result<()> {
         (
             "ca/root.pem",
             "X509v3 Subject Alternative Name: URI:spiffe://mesh.example X509v3 Key Usage: critical Certificate Sign, \
-             CRL Sign X509v3 Basic Constraints: critical CA:TRUE",
+             CRL Sign X509v3 Basic Constraints: critical CA:TRUE, pathlen:1",
         ),
         (
             "node1/intermediate.pem",

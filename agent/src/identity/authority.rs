@@ -95,7 +95,7 @@ impl Authority {
         files::refuse_existing(directory, &[files::NODE, files::NODE_KEY], NOT_A_CA)?;
         let key = new_key()?;
         let mut params = term.params()?;
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.distinguished_name = authority_name("sluice root", &params.key_identifier(&*key));
         params.subject_alt_names = vec![uri(&SpiffeId::of_trust_domain(trust_domain.clone()))?];
@@ -257,9 +257,9 @@ fn new_key() -> Result<Zeroizing<KeyPair>, IdentityError> {
 
 /// The name of an issuer. No two have the same: a verifier finds issuers by name, and two roots overlap in a rotation.
 fn authority_name(kind: &str, key_identifier: &[u8]) -> DistinguishedName {
-    let number: String = key_identifier.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let number = key_identifier.first_chunk().map_or(0, |head| u64::from_be_bytes(*head));
     let mut name = DistinguishedName::new();
-    name.push(DnType::CommonName, format!("{kind} {number}"));
+    name.push(DnType::CommonName, format!("{kind} {number:016x}"));
     name
 }
 

@@ -139,8 +139,8 @@ pub(super) fn write_all(
 }
 
 fn make_directory(directory: &Path) -> Result<(), IdentityError> {
-    let made = DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory);
-    made.map_err(|source| write_error(directory, source))?;
+    let created = DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory);
+    created.map_err(|source| write_error(directory, source))?;
     let found = fs::metadata(directory).map_err(|source| read_error(directory, source))?;
     let mode = found.mode() & MODE_BITS;
     if mode & OTHERS_WRITE != 0 {

@@ -198,3 +198,51 @@ fn reason(error: &webpki::Error) -> Untrusted {
         _ => Untrusted::Malformed,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::tests::forge::{MESSAGE, Party, TD, at, bundle, hours, node, with_uris};
+
+    fn remembered(bundle: &TrustBundle) -> usize {
+        bundle.remembered.lock().expect("no test panicked").len()
+    }
+
+    #[test]
+    fn only_what_a_root_has_issued_is_remembered_and_once() {
+        let (root, stranger) = (Party::root(TD), Party::root(TD));
+        let bundle = bundle(&[&root]);
+        let good = root.issue(node("node1"));
+        for _ in 0..3 {
+            assert!(bundle.verify(hours(0), MESSAGE, &good.sign(MESSAGE)).is_ok());
+            assert!(bundle.verify(hours(0), b"other", &good.sign(MESSAGE)).is_err());
+        }
+        assert_eq!(remembered(&bundle), 1);
+        for bad in [stranger.issue(node("node2")), root.issue(with_uris(&[]))] {
+            assert!(bundle.verify(hours(0), MESSAGE, &bad.sign(MESSAGE)).is_err());
+        }
+        assert_eq!(remembered(&bundle), 1);
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let root = Party::root(TD);
+        let bundle = bundle(&[&root]);
+        let signer = root.issue(node("node1"));
+        let verify = |hour: i64, name: &str, until: i64| {
+            let mut params = node(name);
+            params.not_after = at(until);
+            let signature = signer.sign_as(&root.certify(&params, &signer.key), MESSAGE);
+            assert!(bundle.verify(hours(hour), MESSAGE, &signature).is_ok(), "{name}");
+        };
+        for number in 0..REMEMBERED_MAX - 1 {
+            verify(0, &format!("node{number}"), 1);
+        }
+        verify(0, "long", 10);
+        assert_eq!(remembered(&bundle), REMEMBERED_MAX);
+        verify(0, "beyond", 1);
+        assert_eq!(remembered(&bundle), REMEMBERED_MAX);
+        verify(5, "later", 10);
+        assert_eq!(remembered(&bundle), 2, "what has expired makes room");
+    }
+}
