@@ -274,7 +274,7 @@ mod tests {
         for number in 0..4 {
             let from = WAIT_MIN + quarter * number;
             let to = from + quarter;
-            let within = times.iter().filter(|time| (from..=to).contains(time)).count();
+            let within = times.iter().filter(|time| (from..=to).contains(*time)).count();
             assert!((150..350).contains(&within), "{within} of 1000 between {from:?} and {to:?}");
         }
     }
