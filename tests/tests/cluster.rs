@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use lab::{unprivileged, wait_for};
 use nix::sys::signal::Signal;
-use site::{HOST, NODES, Site, service_to};
+use site::{NODES, Site, service_to};
 
 /// Nothing waits longer for what follows from an event.
 const LIMIT: Duration = Duration::from_secs(30);
