@@ -182,7 +182,7 @@ impl Election {
         match event {
             Event::Tick => actions.extend(self.tick(now)),
             Event::Acquired(answer) => actions.extend(self.acquired(answer, now, random)),
-            Event::Renewed(answer) => actions.extend(self.renewed(answer, now, random)),
+            Event::Renewed(answer) => actions.extend(self.renewed(&answer, now, random)),
             Event::Changed => self.hurry(now, random),
             Event::Saw(token) => actions.extend(self.saw(token, now)),
             Event::Unfit => {
@@ -234,7 +234,7 @@ impl Election {
             };
         };
         let tick = self.ttl / TICK_PART;
-        self.follow(now.after(tick - spread(tick / 5, random)));
+        self.follow(now.after(early(tick, random)));
         match answer {
             // A higher token came to be known while the question was under way.
             Ok(Acquired::Yes(lease)) if lease.token.epoch <= self.above => {
@@ -248,7 +248,7 @@ impl Election {
                     self.follow(now.after(spread(tick, random)));
                     return vec![Action::Release(lease)];
                 }
-                let renew_at = since.after(tick - spread(tick / 5, random));
+                let renew_at = since.after(early(tick, random));
                 self.state = State::Leading { lease: lease.clone(), until, renew_at, renewing: None };
                 vec![Action::Lead(lease)]
             }
@@ -261,7 +261,7 @@ impl Election {
         }
     }
 
-    fn renewed(&mut self, answer: Result<bool, StoreError>, now: Millis, random: u64) -> Vec<Action> {
+    fn renewed(&mut self, answer: &Result<bool, StoreError>, now: Millis, random: u64) -> Vec<Action> {
         let (tick, led, retry) = (self.ttl / TICK_PART, self.led(), self.ttl / RETRY_PART);
         if let State::Following { renewing, .. } = &mut self.state {
             *renewing = false;
@@ -271,7 +271,7 @@ impl Election {
         match answer {
             Ok(true) => {
                 *until = since.after(led);
-                *renew_at = since.after(tick - spread(tick / 5, random));
+                *renew_at = since.after(early(tick, random));
                 Vec::new()
             }
             Ok(false) => {
@@ -318,6 +318,11 @@ impl Election {
     fn led(&self) -> Duration {
         self.ttl * LED_TENTHS / 10
     }
+}
+
+/// Four fifths to all of it.
+fn early(tick: Duration, random: u64) -> Duration {
+    tick.saturating_sub(spread(tick / 5, random))
 }
 
 /// A part of `most`, as the random number says.
