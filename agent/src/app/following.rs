@@ -10,7 +10,8 @@ use tokio::task::JoinHandle;
 use super::follow::{Follower, retry};
 use super::status::Observed;
 use super::{DocumentSource, Settings, cluster};
-use crate::cluster::Handle;
+use crate::capture::policies_left;
+use crate::cluster::{Handle, Readiness};
 use crate::config::{self, State};
 
 /// How long the store may take to hear that this agent ends.
@@ -50,12 +51,17 @@ impl Following {
     }
 
     /// Waits until a table is in force: whoever captures without one would lift what an earlier agent's refuses.
-    pub(super) async fn wait_for_table(&mut self) -> anyhow::Result<()> {
+    pub(super) async fn wait_for_table(&mut self, settings: &Settings) -> anyhow::Result<()> {
         let Self::Cluster(handle, _) = self else { return Ok(()) };
-        if !*handle.ready.borrow() {
+        let bpffs = settings.capture.as_ref().map(|capture| &capture.bpffs);
+        let enough = match bpffs.map(policies_left).transpose()? {
+            Some(true) => Readiness::InForce,
+            _ => Readiness::Empty,
+        };
+        if *handle.ready.borrow() < enough {
             tracing::info!("waiting for the first table of the cluster");
         }
-        handle.ready.wait_for(|ready| *ready).await.context("the cluster's tasks have ended")?;
+        handle.ready.wait_for(|ready| *ready >= enough).await.context("the cluster's tasks have ended")?;
         Ok(())
     }
 

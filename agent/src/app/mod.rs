@@ -110,7 +110,7 @@ pub async fn start(settings: Settings, log: LogHandle) -> anyhow::Result<Running
     for (listener, role) in [(admin, Role::Admin), (metrics, Role::Metrics), (health, Role::Health)] {
         serve_apart(listener, role, Arc::clone(&source))?;
     }
-    following.wait_for_table().await?;
+    following.wait_for_table(&settings).await?;
     // The last that can fail, and it undoes itself: nothing stays in the kernel without an agent.
     let capture = match claim.zip(settings.capture.as_ref()) {
         Some(asked) => Some(

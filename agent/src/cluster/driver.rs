@@ -60,6 +60,17 @@ pub trait Agent: Send + 'static {
     fn apply(&mut self, model: Model, at: Position);
 }
 
+/// Whether there is a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Readiness {
+    /// Nobody knows.
+    Unknown,
+    /// There is none: nothing was ever applied to the cluster, as far as the store and this node know.
+    Empty,
+    /// One is in force.
+    InForce,
+}
+
 /// What is known of the cluster.
 #[derive(Debug, Clone, Default)]
 pub struct ClusterView {
@@ -127,8 +138,8 @@ pub struct Handle {
     unhealthy: watch::Sender<Arc<std::collections::BTreeSet<Arc<str>>>>,
     stop: watch::Sender<bool>,
     tasks: JoinSet<()>,
-    /// Becomes true when a table is in force.
-    pub ready: watch::Receiver<bool>,
+    /// Whether a table is in force.
+    pub ready: watch::Receiver<Readiness>,
 }
 
 impl Handle {
@@ -165,7 +176,7 @@ pub fn start<S: Store>(
         Follower::new(Arc::clone(&settings.cluster), disk.as_ref().map(Disk::highest).unwrap_or_default());
     let kept = disk.as_ref().map(|disk| kept(disk, &view)).unwrap_or_default();
     let restored = disk.as_ref().and_then(|disk| restore(disk, &mut follower, &view));
-    let ready = watch::Sender::new(restored.is_some());
+    let ready = watch::Sender::new(restored.map_or(Readiness::Unknown, |_| Readiness::InForce));
     if let Some(at) = restored {
         agent.apply(follower.parts().model(), at);
         let mut view = lock(&view);
@@ -312,26 +323,37 @@ async fn ended(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// Waits for one of these events, for that long at most. `false`: the agent ends.
+/// Why a task goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Woken {
+    /// Something happened, or enough time went by.
+    News,
+    /// The connection to the store is new, or so much happened that it can't be told: what is known of it is worth nothing.
+    Anew,
+    /// The agent ends.
+    Ended,
+}
+
+/// Waits for one of these events, for that long at most.
 async fn wait_for(
     events: &mut broadcast::Receiver<Event>,
     wanted: &[Event],
     limit: Duration,
     stop: &mut watch::Receiver<bool>,
-) -> bool {
+) -> Woken {
     let heard = async {
         loop {
             match events.recv().await {
-                Ok(event) if wanted.contains(&event) || event == Event::Connected => return,
+                Ok(Event::Connected) | Err(broadcast::error::RecvError::Lagged(_)) => return Woken::Anew,
+                Ok(event) if wanted.contains(&event) => return Woken::News,
                 Ok(_) => {}
-                Err(broadcast::error::RecvError::Lagged(_)) => return,
                 // The store has ended with the agent.
                 Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
             }
         }
     };
     tokio::select! {
-        () = ended(stop) => false,
-        _ = tokio::time::timeout(limit, heard) => true,
+        () = ended(stop) => Woken::Ended,
+        woken = tokio::time::timeout(limit, heard) => woken.unwrap_or(Woken::News),
     }
 }

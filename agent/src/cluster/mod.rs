@@ -19,7 +19,7 @@ pub mod standing;
 mod store;
 mod trust;
 
-pub use driver::{Agent, ClusterSettings, ClusterView, Handle, Read, start};
+pub use driver::{Agent, ClusterSettings, ClusterView, Handle, Read, Readiness, start};
 
 pub use local::{Clock, LocalState, LocalStore};
 pub use redis::{RedisOptions, RedisStore};

@@ -1,4 +1,5 @@
 //! Three nodes with agents, pods and services, and a fourth with Redis; the documents are in the store.
+#![allow(dead_code, reason = "every test binary uses its own part of this")]
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -52,7 +53,7 @@ fn topology() -> Topology {
 
 /// A route that leads the service to a version.
 pub fn service_to(version: &str) -> String {
-    let name = if version == "v1" { "web-v1" } else { "web-v2" };
+    let name = if version == "v1" { "web" } else { "web-v2" };
     format!(
         "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: web, namespace: default}}\nspec:\n  \
          parentRefs: [{{kind: Service, group: \"\", name: web}}]\n  rules:\n  - backendRefs:\n    - {{name: {name}, port: 80}}\n"
@@ -108,7 +109,19 @@ impl Site {
         self.redis.stop()
     }
 
-    fn redis_cli(&self, arguments: &[&str]) -> Result<Vec<u8>> {
+    /// Starts Redis with what an earlier [`Site::dump`] wrote.
+    pub fn restore_redis(&mut self) -> Result<()> {
+        self.stop_redis()?;
+        self.start_redis()
+    }
+
+    /// Writes what Redis holds now to the file that it reads when it starts.
+    pub fn dump(&self) -> Result<()> {
+        self.redis_cli(&["SAVE"]).map(drop)
+    }
+
+    /// A command to Redis.
+    pub fn redis_cli(&self, arguments: &[&str]) -> Result<Vec<u8>> {
         self.redis.ask(&self.lab, arguments)
     }
 
@@ -180,6 +193,23 @@ impl Site {
             .with_context(|| format!("{node}: {:?}", self.cluster(node)))?;
         }
         Ok(())
+    }
+
+    /// Cuts a node off from Redis, without a word to either, or joins it again.
+    pub fn cut(&self, node: &str, cut: bool) -> Result<()> {
+        let rules = if cut {
+            format!(
+                "add table inet cut; add chain inet cut out {{ type filter hook output priority 0; }}; add rule inet cut out tcp dport {REDIS_PORT} drop"
+            )
+        } else {
+            "delete table inet cut".to_owned()
+        };
+        lab::exec::stdout(self.lab.node(node)?.command("nft")?.arg(rules)).map(drop)
+    }
+
+    /// The directory that a node's agent keeps its state in.
+    pub fn state_of(&self, node: &str) -> PathBuf {
+        self.lab.directory().join(format!("state-{node}"))
     }
 
     fn take(&mut self, node: &str) -> Result<Agent> {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 
-use super::{ClusterView, Shared, wait_for};
+use super::{ClusterView, Shared, Woken, wait_for};
 use crate::cluster::election;
 use crate::cluster::registry::{self, Node, NodeRecord, Refused};
 use crate::cluster::store::{Event, Store};
@@ -36,12 +36,12 @@ pub(super) async fn run<S: Store>(shared: Arc<Shared<S>>, mut stop: watch::Recei
         let pause = shared.pause().min(shared.settings.ttl / 4);
         let mut unhealthy = shared.unhealthy.subscribe();
         let mut state = shared.state.subscribe();
-        let goes_on = tokio::select! {
-            goes_on = wait_for(&mut events, &[Event::Nodes, Event::Leader], pause, &mut stop) => goes_on,
-            _ = unhealthy.changed() => true,
-            _ = state.changed() => true,
+        let woken = tokio::select! {
+            woken = wait_for(&mut events, &[Event::Nodes, Event::Leader], pause, &mut stop) => woken,
+            _ = unhealthy.changed() => Woken::News,
+            _ = state.changed() => Woken::News,
         };
-        if !goes_on {
+        if woken == Woken::Ended {
             break;
         }
         tokio::time::sleep(NEWS_EVERY.min(pause)).await;
@@ -103,11 +103,13 @@ impl<S: Store> Shared<S> {
         if let Some(highest) = records().map(NodeRecord::highest).max().filter(|token| *token > lease.token) {
             let _ = self.election.send(election::Event::Saw(highest)).await;
         }
+        let documents = self.documents.borrow().store.clone();
+        let has_more = |record: &NodeRecord| documents.is_empty() && record.revision > 0;
         // Of what others have, this node has nothing: they refuse to lose it.
         let ours = |refused: &Refused| {
             Token { epoch: refused.epoch, nonce: refused.nonce } == lease.token && refused.reason == "shrinks"
         };
-        if records().any(|record| record.refused.as_ref().is_some_and(ours)) {
+        if records().any(|record| has_more(record) || record.refused.as_ref().is_some_and(ours)) {
             let _ = self.election.send(election::Event::Unfit).await;
         }
     }

@@ -5,12 +5,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::watch;
 
-use super::{Agent, Shared, wait_for};
+use super::{Agent, Readiness, Shared, Woken, wait_for};
 use crate::cluster::disk::KeptTable;
 use crate::cluster::election;
 use crate::cluster::follower::{Follower, Refusal, Step};
 use crate::cluster::seal::{Position, Sealed};
 use crate::cluster::store::{Event, Store, StoreError};
+use crate::compile::TableVersion;
 use crate::compile::wire::Change;
 
 /// How often one look reads on: a leader that publishes all the time must not keep a follower from applying.
@@ -21,7 +22,7 @@ const KEEP_EVERY: Duration = Duration::from_secs(5);
 pub(super) async fn run<S: Store, A: Agent>(
     shared: Arc<Shared<S>>,
     (agent, follower): (Arc<Mutex<A>>, Follower),
-    ready: watch::Sender<bool>,
+    ready: watch::Sender<Readiness>,
     mut stop: watch::Receiver<bool>,
 ) {
     let mut events = shared.store.events();
@@ -36,13 +37,19 @@ pub(super) async fn run<S: Store, A: Agent>(
         kept: None,
     };
     loop {
-        let read = following.read().await;
-        let _ = shared.heard(read);
+        let read = shared.heard(following.read().await);
         following.put_in_force(&ready).await;
+        if read.is_ok() {
+            following.look_for_nothing(&ready).await;
+        }
         following.keep(false).await;
-        if !wait_for(&mut events, &[Event::Table], shared.pause(), &mut stop).await {
-            following.keep(true).await;
-            return;
+        match wait_for(&mut events, &[Event::Table], shared.pause(), &mut stop).await {
+            Woken::News => {}
+            Woken::Anew => following.position = None,
+            Woken::Ended => {
+                following.keep(true).await;
+                return;
+            }
         }
     }
 }
@@ -65,6 +72,7 @@ impl<S: Store, A: Agent> Following<S, A> {
     /// Takes in all that is published and not here yet.
     async fn read(&mut self) -> Result<(), StoreError> {
         let mut whole = false;
+        let mut last = None;
         for _ in 0..READS_MAX {
             let position = match self.position.clone() {
                 Some(position) => position,
@@ -74,7 +82,9 @@ impl<S: Store, A: Agent> Following<S, A> {
                     whole = true;
                     let Some((sealed, position)) = self.shared.store.snapshot().await? else { return Ok(()) };
                     self.receive(&sealed).await;
-                    self.snapshot = Sealed::open(&sealed).map(|sealed| sealed.digest().to_string()).ok();
+                    let there = Sealed::open(&sealed).map(|sealed| sealed.position()).ok();
+                    self.snapshot = there.map(|there| there.chain.to_string());
+                    last = there;
                     position
                 }
             };
@@ -87,9 +97,11 @@ impl<S: Store, A: Agent> Following<S, A> {
             }
             self.position = Some(deltas.position);
             if deltas.sealed.is_empty() {
+                self.compare(last);
                 return Ok(());
             }
             for sealed in &deltas.sealed {
+                last = Sealed::open(sealed).ok().map(|sealed| sealed.position());
                 if self.receive(sealed).await == Some(Step::Gap) {
                     // What comes between is lost to this node: it begins with the snapshot.
                     self.position = None;
@@ -98,6 +110,15 @@ impl<S: Store, A: Agent> Following<S, A> {
             }
         }
         Ok(())
+    }
+
+    /// The store ends with a table that is lower than the one in force: it went back in time, and who comes now would be given
+    /// an old one.
+    fn compare(&self, last: Option<Position>) {
+        let in_force = self.follower.in_force();
+        if last.zip(in_force).is_some_and(|(last, here)| last.version < here.version) {
+            self.shared.spoilt.notify_one();
+        }
     }
 
     /// Takes in one table; `None`: it is refused.
@@ -117,7 +138,21 @@ impl<S: Store, A: Agent> Following<S, A> {
         }
     }
 
-    async fn put_in_force(&mut self, ready: &watch::Sender<bool>) {
+    /// Where neither the store nor this node ever had a table or documents, there is nothing to wait for.
+    async fn look_for_nothing(&self, ready: &watch::Sender<Readiness>) {
+        if *ready.borrow() != Readiness::Unknown || self.follower.highest() != TableVersion::default() {
+            return;
+        }
+        let has_documents = !self.shared.documents.borrow().store.is_empty();
+        if has_documents || self.position.is_some() {
+            return;
+        }
+        if self.shared.store.documents("", 0).await.is_ok_and(|documents| documents.store.is_empty()) {
+            ready.send_replace(Readiness::Empty);
+        }
+    }
+
+    async fn put_in_force(&mut self, ready: &watch::Sender<Readiness>) {
         let Some(at) = self.follower.in_force() else { return };
         if self.applied == Some(at) {
             return;
@@ -137,7 +172,7 @@ impl<S: Store, A: Agent> Following<S, A> {
         view.counts = self.follower.parts().counts();
         view.refused = None;
         drop(view);
-        ready.send_replace(true);
+        ready.send_replace(Readiness::InForce);
     }
 
     /// Keeps the table in force on disk, not at every change of a busy one. `now`: at the end.

@@ -72,7 +72,13 @@ async fn lead<S: Store, A: Agent>(shared: &Arc<Shared<S>>, agent: &Arc<Mutex<A>>
         }
         let known = known.as_ref().expect("it was just read");
         let mut pause = None;
-        match shared.publish(&mut publisher, known, &health, whole).await {
+        // Where nothing was ever applied there is no table: an empty one could take the place of one that others still have.
+        let published = if known.documents.store.is_empty() {
+            Outcome::Done
+        } else {
+            shared.publish(&mut publisher, known, &health, whole).await
+        };
+        match published {
             Outcome::Done => {}
             Outcome::Later => pause = Some(RETRY),
             Outcome::Deposed => return,

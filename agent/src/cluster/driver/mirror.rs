@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::{Shared, wait_for};
+use super::{Shared, Woken, wait_for};
 use crate::cluster::disk::KeptDocuments;
 use crate::cluster::documents::{RESERVED, Step, compare};
 use crate::cluster::registry::NodeRecord;
@@ -24,7 +24,11 @@ pub(super) async fn run<S: Store>(shared: Arc<Shared<S>>, mut stop: watch::Recei
             shared.synced.send_replace(lease);
         }
         tokio::select! {
-            goes_on = wait_for(&mut events, &[Event::Documents], shared.pause(), &mut stop) => if !goes_on { return },
+            woken = wait_for(&mut events, &[Event::Documents], shared.pause(), &mut stop) => {
+                if woken == Woken::Ended {
+                    return;
+                }
+            }
             // Who leads looks first, and may have to give documents back.
             _ = term.changed() => {}
         }
