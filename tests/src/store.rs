@@ -15,7 +15,7 @@ use crate::wait::{PATIENCE, wait_for};
 pub const PASSWORD: &str = "correct-horse";
 const PORT: u16 = 6379;
 
-/// A Redis that keeps nothing on disk. Dropping it kills it, unless the lab stays.
+/// A Redis that keeps nothing on disk by itself. Dropping it kills it, unless the lab stays.
 #[derive(Debug)]
 pub struct ClusterStore {
     node: String,
@@ -39,7 +39,7 @@ impl ClusterStore {
         Ok(store)
     }
 
-    /// Starts it, empty, where it was stopped.
+    /// Starts it where it was stopped. It is empty then, unless somebody let it write a dump.
     pub fn start_again(&mut self, lab: &Lab) -> Result<()> {
         let log = File::create(&self.log).context("Redis' log")?;
         let mut command = lab.node(&self.node)?.command("redis-server")?;
