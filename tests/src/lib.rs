@@ -35,6 +35,7 @@ pub mod program;
 pub mod promtext;
 pub mod random;
 pub mod redis;
+pub mod store;
 pub mod witness;
 
 mod lab;

@@ -300,7 +300,7 @@ fn what_is_wrong_with_the_store_is_one_clear_line() -> Result<()> {
     let ca = site.ca_of("node2");
     let (code, said) = site.try_agent("node1", &["--redis", &site.redis_url(), "--ca", &ca], &[])?;
     ensure!(code == 1 && said.contains("node2") && said.contains("node1"), "{code}: {said}");
-    let wrong = site.redis_url().replace(site::PASSWORD, "guess");
+    let wrong = site.redis_url().replace(lab::store::PASSWORD, "guess");
     let (code, said) = site.try_sluice_at(&wrong, "node1", &["get"])?;
     ensure!(code == 1 && said.contains("refuses access") && !said.contains("guess"), "{code}: {said}");
     ensure!(said.lines().count() == 1, "{said}");

@@ -3,13 +3,14 @@
 
 use std::fs::File;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::agent::{Agent, AgentOptions, built_binary};
 use lab::http::get;
 use lab::load::{Load, Plan};
+use lab::store::{self, ClusterStore};
 use lab::{Lab, PodSpec, Program, ServiceSpec, Topology, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -21,28 +22,15 @@ pub const NODES: [&str; 3] = ["node1", "node2", "node3"];
 const STORE: &str = "node4";
 /// The service that is asked.
 pub const HOST: &str = "web";
-/// What Redis asks for.
-pub const PASSWORD: &str = "correct-horse";
 const CLUSTER: &str = "shop";
-const REDIS_PORT: u16 = 6379;
 const TIMEOUT: Duration = Duration::from_secs(5);
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// The cluster. Everything in it ends with it.
 pub struct Site {
     agents: Vec<(String, Agent)>,
-    redis: Option<Child>,
+    redis: ClusterStore,
     pub lab: Lab,
-}
-
-impl Drop for Site {
-    fn drop(&mut self) {
-        if let Some(mut redis) = self.redis.take() {
-            // It may have ended by itself.
-            let _ = redis.kill();
-            let _ = redis.wait();
-        }
-    }
 }
 
 fn topology() -> Topology {
@@ -88,17 +76,9 @@ impl Site {
     /// The lab with Redis, certificates and documents, without agents.
     pub fn up(name: &str) -> Result<Self> {
         let lab = Lab::for_test(name, topology())?;
-        let mut site = Self { agents: Vec::new(), redis: None, lab };
-        let ca = site.path("ca");
-        site.run("node1", &["ca", "init", "--dir", &ca, "--trust-domain", "shop.example"], None)?;
-        for node in NODES {
-            site.run(
-                "node1",
-                &["ca", "node", "--dir", &ca, "--name", node, "--out", &site.ca_of(node)],
-                None,
-            )?;
-        }
-        site.start_redis()?;
+        store::certify(&lab, &NODES)?;
+        let redis = ClusterStore::start(&lab, STORE)?;
+        let site = Self { agents: Vec::new(), redis, lab };
         let documents = site.lab.directory().join("documents");
         site.lab.write_documents(&documents)?;
         site.sluice("node1", &["apply", "-f", &documents.display().to_string()])?;
@@ -111,51 +91,22 @@ impl Site {
 
     /// The directory of a node's certificates.
     pub fn ca_of(&self, node: &str) -> String {
-        self.path(&format!("ca-{node}"))
+        store::certificates(&self.lab, node).display().to_string()
     }
 
     /// The URL of the store.
     pub fn redis_url(&self) -> String {
-        let address = self.lab.node(STORE).expect("it is in the topology").address().v4;
-        format!("redis://:{PASSWORD}@{address}:{REDIS_PORT}")
+        self.redis.url().to_owned()
     }
 
     /// Starts an empty Redis and waits until it answers.
     pub fn start_redis(&mut self) -> Result<()> {
-        let node = self.lab.node(STORE)?;
-        let log = File::create(self.lab.directory().join("redis.log")).context("Redis' log")?;
-        let mut command = node.command("redis-server")?;
-        let (port, directory) = (REDIS_PORT.to_string(), self.lab.directory().display().to_string());
-        let child = command
-            .args(["--dir", &directory])
-            .args([
-                "--port",
-                &port,
-                "--bind",
-                "0.0.0.0",
-                "--requirepass",
-                PASSWORD,
-                "--save",
-                "",
-                "--appendonly",
-                "no",
-            ])
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().context("Redis' log")?)
-            .stderr(log)
-            .spawn()
-            .context("starting redis-server")?;
-        self.redis = Some(child);
-        wait_for("Redis to answer", LIMIT, || {
-            self.redis_cli(&["PING"]).is_ok_and(|said| said.starts_with(b"PONG"))
-        })
+        self.redis.start_again(&self.lab)
     }
 
     /// Kills Redis; it has kept nothing.
     pub fn stop_redis(&mut self) -> Result<()> {
-        let mut redis = self.redis.take().context("Redis does not run")?;
-        redis.kill().context("killing Redis")?;
-        redis.wait().map(drop).context("waiting for Redis")
+        self.redis.stop()
     }
 
     /// Starts Redis with what an earlier [`Site::dump`] wrote.
@@ -171,10 +122,7 @@ impl Site {
 
     /// A command to Redis.
     pub fn redis_cli(&self, arguments: &[&str]) -> Result<Vec<u8>> {
-        let mut command = self.lab.node(STORE)?.command("redis-cli")?;
-        let output = command.args(["--no-auth-warning", "-a", PASSWORD, "--raw"]).args(arguments).output()?;
-        ensure!(output.status.success(), "redis-cli {arguments:?}: {output:?}");
-        Ok(output.stdout)
+        self.redis.ask(&self.lab, arguments)
     }
 
     fn key(name: &str) -> String {
@@ -192,9 +140,8 @@ impl Site {
     pub fn store_table(&self, bytes: &[u8]) -> Result<()> {
         let file = self.lab.directory().join("table.bin");
         std::fs::write(&file, bytes).context("the table")?;
-        let mut command = self.lab.node(STORE)?.command("redis-cli")?;
-        let command =
-            command.args(["--no-auth-warning", "-a", PASSWORD, "-x", "HSET", &Self::key("table"), "body"]);
+        let mut command = self.redis.cli(&self.lab)?;
+        let command = command.args(["-x", "HSET", &Self::key("table"), "body"]);
         let output = command.stdin(File::open(&file).context("the table")?).output().context("redis-cli")?;
         ensure!(output.status.success(), "redis-cli: {output:?}");
         self.redis_cli(&["HSET", &Self::key("table"), "digest", &format!("{:x}", bytes.len())])?;
