@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::agent::built_binary;
 use crate::exec;
-use crate::lab::{Lab, Node};
+use crate::lab::Lab;
 use crate::wait::{PATIENCE, wait_for};
 
 /// What Redis asks for.
@@ -107,14 +107,14 @@ pub fn certificates(lab: &Lab, node: &str) -> PathBuf {
 pub fn certify(lab: &Lab, nodes: &[&str]) -> Result<()> {
     let by = lab.nodes().next().context("a lab has a node")?;
     let authority = lab.directory().join("ca");
-    let ca = |by: &Node<'_>, verb: &str| -> Result<Command> {
+    let ca = |verb: &str| -> Result<Command> {
         let mut command = by.command(built_binary()?)?;
         command.args(["ca", verb, "--dir"]).arg(&authority);
         Ok(command)
     };
-    exec::run(ca(&by, "init")?.args(["--trust-domain", "shop.example"]))?;
+    exec::run(ca("init")?.args(["--trust-domain", "shop.example"]))?;
     for node in nodes {
-        exec::run(ca(&by, "node")?.args(["--name", node, "--out"]).arg(certificates(lab, node)))?;
+        exec::run(ca("node")?.args(["--name", node, "--out"]).arg(certificates(lab, node)))?;
     }
     Ok(())
 }

@@ -119,7 +119,7 @@ fn show_store_killed(site: &mut Site<'_>, agents: &mut Agents, ledger: &mut Ledg
     let begin = Instant::now();
     agents.start_missing(site.lab)?;
     let ready = millis(begin.elapsed());
-    let seen = site.cart(restarted).map_or_else(|error| format!("{error:#}"), |version| version);
+    let seen = site.cart(restarted).unwrap_or_else(|error| format!("{error:#}"));
     let holds = seen == "v2";
     let what = format!("{restarted}'s agent restarted without Redis");
     ledger.check(&what, "v2, from disk", format!("{seen} (ready after {ready})"), holds);
