@@ -183,9 +183,7 @@ impl<S: Store, A: Agent> Following<S, A> {
         let due = match self.kept {
             None => true,
             Some((kept, _)) if kept == at => false,
-            Some((kept, next)) => {
-                now || kept.version.token != at.version.token || Instant::now() >= next
-            }
+            Some((kept, next)) => now || kept.version.token != at.version.token || Instant::now() >= next,
         };
         if !due {
             return;
