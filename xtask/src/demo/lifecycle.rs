@@ -83,7 +83,8 @@ impl Agents {
             );
         }
         for (node, before) in &self.before {
-            let left = Footprint::of(&lab.node(node)?)?.since(before);
+            let now = Footprint::of(&lab.node(node)?)?;
+            let left = now.since(before);
             let seen = if left.is_empty() { "nothing".to_owned() } else { left.join("; ") };
             let what = format!("left on {node}: rules, routes, nft, programs");
             ledger.check(&what, "nothing", seen, left.is_empty());
