@@ -82,6 +82,12 @@ fn capture(status: &Status) -> Vec<String> {
             reason.as_deref().unwrap_or("nothing is captured")
         ),
     });
+    if acceleration.bridged > 0 {
+        lines.push(format!(
+            "             past the agent: {} directions of opaque connections",
+            acceleration.bridged
+        ));
+    }
     lines.extend(acceleration.unwatched.as_ref().map(|why| format!("             not watched: {why}")));
     let sockets =
         capture.socket_events_off.as_ref().map_or_else(|| "on".to_owned(), |why| format!("off: {why}"));
