@@ -180,8 +180,9 @@ fn payload_does_not_wake_the_agent_and_is_counted() -> Result<()> {
         mesh.metric(NODE, NOW).is_ok_and(|bridged| bridged > 1.5)
     })
     .with_context(|| counts(&mesh))?;
-    let status = mesh.verb(NODE, "status")?["capture"]["acceleration"].clone();
-    ensure!(status["bridged"] == 2, "{status}");
+    let status = || Ok::<_, anyhow::Error>(mesh.verb(NODE, "status")?["capture"]["acceleration"].clone());
+    wait_for("the status to say so", LIMIT, || status().is_ok_and(|status| status["bridged"] == 2))
+        .with_context(|| format!("{:?}", status()))?;
     let before = (mesh.metric(NODE, PAST)?, mesh.metric(NODE, REDIRECTED)?, worker_switches(&mesh)?);
     client.go()?;
     let line = client.line()?;

@@ -137,15 +137,12 @@ impl net::Bridges for Bridges {
             Ok(None) => return Declared::Never,
             Err(Undecided) => return Declared::NotYet,
         };
-        match self.0.declare([client, server], forwarded) {
-            Some(directions) => {
-                self.0.declared.fetch_add(2, Ordering::Relaxed);
-                Declared::Bridged(Box::new(Bridge { of: self.clone(), directions, over: OnceLock::new() }))
-            }
-            None => {
-                self.0.full.fetch_add(2, Ordering::Relaxed);
-                Declared::Never
-            }
+        if let Some(directions) = self.0.declare([client, server], forwarded) {
+            self.0.declared.fetch_add(2, Ordering::Relaxed);
+            Declared::Bridged(Box::new(Bridge { of: self.clone(), directions, over: OnceLock::new() }))
+        } else {
+            self.0.full.fetch_add(2, Ordering::Relaxed);
+            Declared::Never
         }
     }
 }

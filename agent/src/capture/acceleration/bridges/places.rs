@@ -25,14 +25,12 @@ impl Places {
     /// Two places, or none.
     pub fn take_two(&mut self, now: Instant) -> Option<[u32; 2]> {
         let first = self.take(now)?;
-        match self.take(now) {
-            Some(second) => Some([first, second]),
-            None => {
-                // It was not touched, and need not rest.
-                self.resting.push_front((now.checked_sub(REST).unwrap_or(now), first));
-                None
-            }
+        if let Some(second) = self.take(now) {
+            return Some([first, second]);
         }
+        // It was not touched, and need not rest.
+        self.resting.push_front((now.checked_sub(REST).unwrap_or(now), first));
+        None
     }
 
     fn take(&mut self, now: Instant) -> Option<u32> {

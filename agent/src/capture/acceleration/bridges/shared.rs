@@ -60,8 +60,9 @@ impl Shared {
 
     /// Puts an entry in force, or tells of more that was forwarded.
     pub fn publish(&self, number: u32, forwarded: u64) {
-        // SAFETY: as in `field`.
-        self.field(unsafe { &raw mut (*self.entry(number)).forwarded }).store(forwarded, Ordering::Release);
+        // SAFETY: the entry is there.
+        self.field(number, |entry| unsafe { &raw mut (*entry).forwarded })
+            .store(forwarded, Ordering::Release);
     }
 
     /// Puts an entry out of force.
@@ -71,14 +72,14 @@ impl Shared {
 
     /// Where its messages go.
     pub fn state(&self, number: u32) -> u64 {
-        // SAFETY: as in `field`.
-        self.field(unsafe { &raw mut (*self.entry(number)).state }).load(Ordering::Acquire)
+        // SAFETY: the entry is there.
+        self.field(number, |entry| unsafe { &raw mut (*entry).state }).load(Ordering::Acquire)
     }
 
     /// Bytes that went past the agent.
     pub fn moved(&self, number: u32) -> u64 {
-        // SAFETY: as in `field`.
-        self.field(unsafe { &raw mut (*self.entry(number)).moved }).load(Ordering::Acquire)
+        // SAFETY: the entry is there.
+        self.field(number, |entry| unsafe { &raw mut (*entry).moved }).load(Ordering::Acquire)
     }
 
     fn entry(&self, number: u32) -> *mut BridgeValue {
@@ -88,9 +89,9 @@ impl Shared {
     }
 
     /// A counter in an entry.
-    fn field(&self, place: *mut u64) -> &AtomicU64 {
+    fn field(&self, number: u32, place: impl FnOnce(*mut BridgeValue) -> *mut u64) -> &AtomicU64 {
         // SAFETY: aligned, and mapped as long as this lives; the programs read and write it as one word.
-        unsafe { AtomicU64::from_ptr(place) }
+        unsafe { AtomicU64::from_ptr(place(self.entry(number))) }
     }
 }
 
