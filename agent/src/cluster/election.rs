@@ -44,7 +44,8 @@ impl Millis {
 const LED_TENTHS: u32 = 7;
 /// Of the lease's life, the part after which it is renewed, and asked for by others.
 const TICK_PART: u32 = 3;
-/// Of the lease's life, the part after which a renewal that failed is tried again.
+/// Of the lease's life, the part after which a renewal that failed is tried again, and after which who gave a lease back that
+/// it could not use asks for the next one, if the store does not tell before that it is free.
 const RETRY_PART: u32 = 20;
 /// How far those who hear that the lease is free spread their questions.
 const RUSH: Duration = Duration::from_millis(20);
@@ -235,10 +236,12 @@ impl Election {
         };
         let tick = self.ttl / TICK_PART;
         self.follow(now.after(early(tick, random)));
+        let soon = now.after(self.ttl / RETRY_PART);
         match answer {
             // A higher token came to be known while the question was under way.
             Ok(Acquired::Yes(lease)) if lease.token.epoch <= self.above => {
-                vec![Action::Release(lease), self.ask(now)]
+                self.follow(soon);
+                vec![Action::Release(lease)]
             }
             Ok(Acquired::Yes(lease)) => {
                 self.above = lease.token.epoch;
@@ -255,7 +258,8 @@ impl Election {
             // A question whose answer was lost was granted. Under its token nothing was published, and nothing will be.
             Ok(Acquired::Held(Some(lease))) if lease.node == self.node && lease.token.nonce == self.nonce => {
                 self.above = self.above.max(lease.token.epoch);
-                vec![Action::Release(lease), self.ask(now)]
+                self.follow(soon);
+                vec![Action::Release(lease)]
             }
             Ok(Acquired::Held(_)) | Err(_) => Vec::new(),
         }

@@ -1,6 +1,6 @@
 //! What a leader publishes: pure. A draft becomes the table only when the store has taken it, so that nothing follows what was
-//! refused. It may have been taken although the answer was lost: so its number is never given out again, and what the store
-//! has then is not what the next delta follows, which makes the store ask for all of it.
+//! refused. It may have been taken although the answer was lost, and somebody may have applied it: so its number is never given
+//! out again, and the next table is written whole, for no delta that follows another one would ever reach whoever has it.
 
 use std::sync::Arc;
 
@@ -97,7 +97,8 @@ impl Publisher {
         sign: impl FnOnce(&[u8]) -> Vec<u8>,
     ) -> Option<Draft> {
         let version = TableVersion { token: self.lease.token, version: self.drafted + 1 };
-        let last = self.last.as_ref().filter(|_| !whole);
+        // Of what was drafted after the last that came out nobody knows where it is.
+        let last = self.last.as_ref().filter(|last| !whole && last.version.version == self.drafted);
         let change = last.map(|last| (last, Change::between(&last.model, &contents.model)));
         if change.as_ref().is_some_and(|(_, change)| change.is_empty()) {
             return None;

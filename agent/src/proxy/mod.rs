@@ -9,7 +9,7 @@ mod detect;
 pub mod http;
 mod http2;
 mod open;
-mod random;
+pub(crate) mod random;
 mod refusals;
 mod settings;
 mod tcp;
