@@ -199,7 +199,8 @@ impl Site {
     pub fn cut(&self, node: &str, cut: bool) -> Result<()> {
         let rules = if cut {
             format!(
-                "add table inet cut; add chain inet cut out {{ type filter hook output priority 0; }}; add rule inet cut out tcp dport {REDIS_PORT} drop"
+                "add table inet cut; add chain inet cut out {{ type filter hook output priority 0; }}; add rule inet cut out tcp dport {} drop",
+                store::PORT
             )
         } else {
             "delete table inet cut".to_owned()
