@@ -13,7 +13,8 @@ use crate::wait::{PATIENCE, wait_for};
 
 /// What Redis asks for.
 pub const PASSWORD: &str = "correct-horse";
-const PORT: u16 = 6379;
+/// Where Redis listens.
+pub const PORT: u16 = 6379;
 
 /// A Redis that keeps nothing on disk by itself. Dropping it kills it, unless the lab stays.
 #[derive(Debug)]

@@ -200,7 +200,7 @@ impl Site {
         let rules = if cut {
             format!(
                 "add table inet cut; add chain inet cut out {{ type filter hook output priority 0; }}; add rule inet cut out tcp dport {} drop",
-                lab::redis::PORT
+                store::PORT
             )
         } else {
             "delete table inet cut".to_owned()
