@@ -135,6 +135,8 @@ pub struct Election {
     ttl: Duration,
     /// The highest epoch that it knows of.
     above: u64,
+    /// Until then it leaves the lease to others, who are fitter.
+    rests_until: Millis,
     state: State,
 }
 
@@ -146,6 +148,7 @@ impl Election {
             nonce,
             ttl,
             above: highest.epoch,
+            rests_until: now,
             state: State::Following { ask_at: now, renewing: false },
         }
     }
@@ -187,8 +190,8 @@ impl Election {
             Event::Changed => self.hurry(now, random),
             Event::Saw(token) => actions.extend(self.saw(token, now)),
             Event::Unfit => {
-                let wait = self.ttl + spread(self.ttl, random);
-                actions.extend(self.resign(Why::Unfit, now.after(wait)));
+                self.rests_until = now.after(self.ttl + spread(self.ttl, random));
+                actions.extend(self.resign(Why::Unfit, self.rests_until));
             }
             Event::Stop => {
                 actions.extend(self.resign(Why::Stopping, now));
@@ -257,7 +260,9 @@ impl Election {
             }
             // A question whose answer was lost was granted. Under its token nothing was published, and nothing will be.
             Ok(Acquired::Held(Some(lease))) if lease.node == self.node && lease.token.nonce == self.nonce => {
-                self.above = self.above.max(lease.token.epoch);
+                if lease.token.epoch <= EPOCH_MAX {
+                    self.above = self.above.max(lease.token.epoch);
+                }
                 self.follow(soon);
                 vec![Action::Release(lease)]
             }
@@ -292,7 +297,7 @@ impl Election {
     /// The lease may be free.
     fn hurry(&mut self, now: Millis, random: u64) {
         if let State::Following { ask_at, .. } = &mut self.state {
-            *ask_at = now.after(spread(RUSH, random)).min(*ask_at);
+            *ask_at = now.after(spread(RUSH, random)).min(*ask_at).max(self.rests_until);
         }
     }
 

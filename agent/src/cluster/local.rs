@@ -208,6 +208,39 @@ impl LocalState {
     }
 }
 
+impl LocalStore {
+    /// Writes all of these documents or none; `above`: what the revision must be above where documents are restored.
+    fn put_all(&self, writes: &[DocumentWrite], above: Option<u64>) -> Result<Written, StoreError> {
+        checked_size("documents", write_bytes(writes))?;
+        let (mut inner, now) = self.enter()?;
+        let state = &mut inner.state;
+        let unexpected = |write: &DocumentWrite| {
+            let revision = state.revision_of(&write.id);
+            (write.expected.is_some_and(|expected| expected != revision))
+                .then(|| (write.id.clone(), revision))
+        };
+        let conflicts: Vec<_> = writes.iter().filter_map(unexpected).collect();
+        if !conflicts.is_empty() {
+            return Ok(Written::Conflict(conflicts));
+        }
+        let revision = state.revision.max(above.unwrap_or(0)) + 1;
+        let changes = writes.iter().filter(|write| state.put(write, revision)).count();
+        if changes == 0 && above.is_none() {
+            return Ok(Written::At(state.revision));
+        }
+        state.revision = revision;
+        let deleted = state.documents.values().filter(|document| document.text.is_none()).count();
+        if deleted > DELETED_MAX {
+            state.documents.retain(|_, document| document.text.is_some());
+        }
+        if state.store.is_empty() || above.is_some() || deleted > DELETED_MAX {
+            inner.draw_store(now);
+        }
+        inner.tell(Event::Documents);
+        Ok(Written::At(revision))
+    }
+}
+
 impl Store for LocalStore {
     async fn acquire(&self, candidate: &Candidate, ttl: Duration) -> Result<Acquired, StoreError> {
         checked_node(&candidate.node)?;
@@ -297,33 +330,11 @@ impl Store for LocalStore {
     }
 
     async fn write(&self, writes: &[DocumentWrite]) -> Result<Written, StoreError> {
-        checked_size("documents", write_bytes(writes))?;
-        let (mut inner, now) = self.enter()?;
-        let state = &mut inner.state;
-        let unexpected = |write: &DocumentWrite| {
-            let revision = state.revision_of(&write.id);
-            (write.expected.is_some_and(|expected| expected != revision))
-                .then(|| (write.id.clone(), revision))
-        };
-        let conflicts: Vec<_> = writes.iter().filter_map(unexpected).collect();
-        if !conflicts.is_empty() {
-            return Ok(Written::Conflict(conflicts));
-        }
-        let revision = state.revision + 1;
-        let changes = writes.iter().filter(|write| state.put(write, revision)).count();
-        if changes == 0 {
-            return Ok(Written::At(state.revision));
-        }
-        state.revision = revision;
-        let deleted = state.documents.values().filter(|document| document.text.is_none()).count();
-        if deleted > DELETED_MAX {
-            state.documents.retain(|_, document| document.text.is_some());
-        }
-        if state.store.is_empty() || deleted > DELETED_MAX {
-            inner.draw_store(now);
-        }
-        inner.tell(Event::Documents);
-        Ok(Written::At(revision))
+        self.put_all(writes, None)
+    }
+
+    async fn restore(&self, writes: &[DocumentWrite], above: u64) -> Result<Written, StoreError> {
+        self.put_all(writes, Some(above))
     }
 
     async fn publish(&self, lease: &Lease, snapshot: &Snapshot) -> Result<Published, StoreError> {

@@ -105,6 +105,30 @@ impl RedisStore {
         let keys = self.keys();
         [&keys.store, &keys.revision, &keys.config, &keys.revisions, &keys.deleted]
     }
+
+    /// Writes all of these documents or none; `above`: what the revision must be above where documents are restored, else
+    /// empty.
+    async fn put(&self, writes: &[DocumentWrite], above: String) -> Result<Written, StoreError> {
+        checked_size("documents", write_bytes(writes))?;
+        let mut arguments = vec![drawn()?, self.keys().events.clone(), DELETED_MAX.to_string(), above];
+        for write in writes {
+            arguments.push(write.id.to_string());
+            arguments.push(write.expected.map_or_else(String::new, |expected| expected.to_string()));
+            arguments.push(write.text.as_ref().map_or_else(|| "-".to_owned(), |text| format!("={text}")));
+        }
+        let arguments: Vec<_> = arguments.iter().map(String::as_bytes).collect();
+        let answer = self.link.run(&scripts::WRITE, &self.document_keys(), &arguments).await?;
+        let [done, what] = reply::fields(answer)?;
+        if reply::number(&done)? == 1 {
+            return Ok(Written::At(reply::number(&what)?));
+        }
+        let mut conflicts = Vec::new();
+        for conflict in reply::list(what)? {
+            let [id, revision] = reply::fields(conflict)?;
+            conflicts.push((reply::text(id)?.ok_or_else(reply::odd)?.into(), reply::number(&revision)?));
+        }
+        Ok(Written::Conflict(conflicts))
+    }
 }
 
 impl Store for RedisStore {
@@ -228,25 +252,11 @@ impl Store for RedisStore {
     }
 
     async fn write(&self, writes: &[DocumentWrite]) -> Result<Written, StoreError> {
-        checked_size("documents", write_bytes(writes))?;
-        let mut arguments = vec![drawn()?, self.keys().events.clone(), DELETED_MAX.to_string()];
-        for write in writes {
-            arguments.push(write.id.to_string());
-            arguments.push(write.expected.map_or_else(String::new, |expected| expected.to_string()));
-            arguments.push(write.text.as_ref().map_or_else(|| "-".to_owned(), |text| format!("={text}")));
-        }
-        let arguments: Vec<_> = arguments.iter().map(String::as_bytes).collect();
-        let answer = self.link.run(&scripts::WRITE, &self.document_keys(), &arguments).await?;
-        let [done, what] = reply::fields(answer)?;
-        if reply::number(&done)? == 1 {
-            return Ok(Written::At(reply::number(&what)?));
-        }
-        let mut conflicts = Vec::new();
-        for conflict in reply::list(what)? {
-            let [id, revision] = reply::fields(conflict)?;
-            conflicts.push((reply::text(id)?.ok_or_else(reply::odd)?.into(), reply::number(&revision)?));
-        }
-        Ok(Written::Conflict(conflicts))
+        self.put(writes, String::new()).await
+    }
+
+    async fn restore(&self, writes: &[DocumentWrite], above: u64) -> Result<Written, StoreError> {
+        self.put(writes, above.to_string()).await
     }
 
     async fn publish(&self, lease: &Lease, snapshot: &Snapshot) -> Result<Published, StoreError> {

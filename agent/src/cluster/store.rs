@@ -274,6 +274,14 @@ pub trait Store: Send + Sync + 'static {
     /// Writes all of these documents or none. To delete what is not there changes nothing.
     fn write(&self, writes: &[DocumentWrite]) -> impl Future<Output = Result<Written, StoreError>> + Send;
 
+    /// Gives documents back that the store has lost, as [`Store::write`] does. The store becomes another one, whose revision is
+    /// above its own and above `above`, so that everybody reads everything and nobody takes it for an older one.
+    fn restore(
+        &self,
+        writes: &[DocumentWrite],
+        above: u64,
+    ) -> impl Future<Output = Result<Written, StoreError>> + Send;
+
     /// Replaces the table if the lease is still this one; deltas before it go.
     fn publish(
         &self,

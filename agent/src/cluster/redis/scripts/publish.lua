@@ -8,10 +8,10 @@ local wrong = mistaken(KEYS[2], 'hash') or mistaken(KEYS[3], 'stream')
 if wrong then
   return wrong
 end
--- The stream counts on after the last delta, so that what follows the table is what comes after that.
-local position = redis.call('HGET', KEYS[2], 'last') or '0-0'
-redis.call('HSET', KEYS[2], 'body', ARGV[3], 'digest', ARGV[2], 'lease', ARGV[1], 'position', position,
-  'head', ARGV[2], 'last', position, 'deltas', '0', 'bytes', '0')
-redis.call('XTRIM', KEYS[3], 'MAXLEN', 0)
+-- The log begins anew: whoever reads on in the old one sees by the digest that the table is another. Only trimmed, it would go
+-- on after whatever number somebody else has put there.
+redis.call('HSET', KEYS[2], 'body', ARGV[3], 'digest', ARGV[2], 'lease', ARGV[1], 'position', '0-0',
+  'head', ARGV[2], 'last', '0-0', 'deltas', '0', 'bytes', '0')
+redis.call('DEL', KEYS[3])
 redis.call('PUBLISH', ARGV[4], 'table')
 return {1}
