@@ -51,7 +51,7 @@ impl Redis {
         let ip = Ipv4Addr::from_bits(0x7f01_0000 + number % 0x00fe_0000);
         let directory = tempfile::Builder::new().prefix("sluice-redis-").tempdir()?;
         let root = directory.path().display().to_string();
-        let config = config.replace("DIR", &root).replace("IP", &ip.to_string());
+        let config = config.replace("IP", &ip.to_string()).replace("DIR", &root);
         fs::write(directory.path().join("redis.conf"), format!("bind {ip}\ndir {root}\n{config}"))?;
         let address = SocketAddr::new(IpAddr::V4(ip), port);
         let child = spawn(directory.path(), sentinel)?;

@@ -101,6 +101,9 @@ pub struct AccelerationStatus {
     /// Addresses of this node's pods that take no part any more because bytes on their connections were not read.
     #[serde(default)]
     pub withdrawn: usize,
+    /// Directions of opaque connections whose bytes go past the agent.
+    #[serde(default)]
+    pub bridged: u64,
     /// Why accelerated connections that stall may not be noticed; `None`: they are.
     #[serde(default)]
     pub unwatched: Option<String>,

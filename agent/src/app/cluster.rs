@@ -14,10 +14,10 @@ use crate::cluster::disk::KeptDocuments;
 use crate::cluster::registry::{Node, NodeState};
 use crate::cluster::seal::Position;
 use crate::cluster::{self, Agent, ClusterSettings, ClusterView, RedisOptions, RedisStore, Trust};
-use crate::compile::TableVersion;
+use crate::compile::wire::{Parts, Touched};
+use crate::compile::{TableVersion, compile_parts, recompile};
 use crate::config::{self, State, load, stored_files};
 use crate::identity::NodeDirectory;
-use crate::model::Model;
 use crate::telemetry::rfc3339;
 
 /// How an agent is part of a cluster.
@@ -49,9 +49,12 @@ impl Agent for Member {
         cluster::Read { model: Arc::new(self.state.model.clone()) }
     }
 
-    fn apply(&mut self, model: Model, at: Position) {
+    fn apply(&mut self, parts: &Parts, touched: Option<&Touched>, at: Position) {
         let mut follower = self.follower.lock().unwrap_or_else(PoisonError::into_inner);
-        follower.table(&model, at.version);
+        follower.table(|previous| match touched {
+            Some(touched) => recompile(parts, touched, previous, at.version),
+            None => compile_parts(parts, previous, at.version),
+        });
     }
 }
 

@@ -10,9 +10,8 @@ use tokio::sync::mpsc;
 use super::gateways::{Gateways, ListenerError};
 use super::status::Observed;
 use super::tables::Tables;
-use crate::compile::TableVersion;
+use crate::compile::{RoutingTable, compile};
 use crate::config::State;
-use crate::model::Model;
 use crate::proxy::{Command, WorkerHandle};
 
 /// How soon a listener that could not be opened is tried again.
@@ -68,21 +67,20 @@ impl Follower {
     }
 
     fn apply(&mut self, state: &State) -> Vec<ListenerError> {
-        let version = self.tables.next();
-        self.put_in_force(&state.model, version);
+        self.put_in_force(|previous| compile(&state.model, previous, previous.version.after_alone()));
         self.observed.reported(&state.report);
         self.listen()
     }
 
     /// Applies a table of the cluster.
-    pub(super) fn table(&mut self, model: &Model, version: TableVersion) {
-        self.put_in_force(model, version);
+    pub(super) fn table(&mut self, compile: impl FnOnce(&RoutingTable) -> RoutingTable) {
+        self.put_in_force(compile);
         let errors = self.listen();
         self.closed = report(errors);
     }
 
-    fn put_in_force(&self, model: &Model, version: TableVersion) {
-        let applied = self.tables.apply(model, version);
+    fn put_in_force(&self, compile: impl FnOnce(&RoutingTable) -> RoutingTable) {
+        let applied = self.tables.apply(compile);
         for worker in &self.workers {
             // Fails for a worker that has ended, which holds nothing.
             let _ = worker.commands.send(Command::Table);

@@ -30,7 +30,7 @@ use crate::capture::{
 };
 use crate::net::{Connector, PlainConnector, server_listener};
 use crate::proxy::http::Share;
-use crate::proxy::{Admission, Captured, Command, WorkerHandle, WorkerSettings, start_worker};
+use crate::proxy::{Admission, Captured, Command, SharedBridges, WorkerHandle, WorkerSettings, start_worker};
 use crate::telemetry::FlowLog;
 use crate::telemetry::log::LogHandle;
 pub use cluster::ClusterOptions;
@@ -101,7 +101,9 @@ pub async fn start(settings: Settings, log: LogHandle) -> anyhow::Result<Running
         drain: &drain,
         local: &local,
         admission: Arc::clone(&admission),
+        bridges: SharedBridges::default(),
     };
+    let bridges = Arc::clone(&workers.bridges);
     let workers = workers.start(&listeners)?;
 
     let follower = follow::Follower::new(Arc::clone(&tables), Arc::clone(&observed), workers);
@@ -121,6 +123,9 @@ pub async fn start(settings: Settings, log: LogHandle) -> anyhow::Result<Running
     };
     if let Some(capture) = &capture {
         observed.set_capture(&capture.handle);
+        if let Some(kernel) = capture.handle.readings().bridges {
+            let _ = bridges.set(kernel);
+        }
         if let Some((guard, _)) = capture.handle.readings().guard {
             admission.refusals().tell(move |source, lasts| {
                 // A source that goes on is told again.
@@ -217,6 +222,7 @@ struct Workers<'a> {
     drain: &'a watch::Sender<bool>,
     local: &'a LocalAddresses,
     admission: Arc<Admission>,
+    bridges: SharedBridges,
 }
 
 impl Workers<'_> {
@@ -253,6 +259,7 @@ impl Workers<'_> {
             proxy: self.settings.proxy.clone(),
             share: Share { workers: self.settings.workers, admission: Arc::clone(&self.admission) },
             open: Arc::clone(&self.observed.open[index]),
+            bridges: Arc::clone(&self.bridges),
             connector: Box::new(move || match own_mark {
                 Some(mark) => Rc::new(SpoofingConnector::new(mark, local, spread)) as Rc<dyn Connector>,
                 None => Rc::new(PlainConnector),

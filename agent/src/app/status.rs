@@ -313,6 +313,7 @@ fn capturing(status: capture::CaptureStatus) -> CaptureStatus {
             opted_out: status.acceleration.opted_out,
             not_found: status.acceleration.not_found,
             withdrawn: status.acceleration.withdrawn,
+            bridged: status.acceleration.bridged,
             unwatched: status.acceleration.unwatched,
         },
         socket_events_off: status.socket_events_off,

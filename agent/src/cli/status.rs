@@ -56,6 +56,11 @@ fn render(status: &Status) -> String {
     lines.join("\n")
 }
 
+fn past_the_agent(directions: u64) -> Option<String> {
+    (directions > 0)
+        .then(|| format!("             past the agent: {directions} directions of opaque connections"))
+}
+
 fn capture(status: &Status) -> Vec<String> {
     let capture = &status.capture;
     if capture.mode == "off" {
@@ -83,6 +88,7 @@ fn capture(status: &Status) -> Vec<String> {
             reason.as_deref().unwrap_or("nothing is captured")
         ),
     });
+    lines.extend(past_the_agent(acceleration.bridged));
     lines.extend(acceleration.unwatched.as_ref().map(|why| format!("             not watched: {why}")));
     let sockets =
         capture.socket_events_off.as_ref().map_or_else(|| "on".to_owned(), |why| format!("off: {why}"));

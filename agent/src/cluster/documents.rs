@@ -1,6 +1,7 @@
 //! The documents as this node has them beside those of the store: pure. Every node holds a copy, so that a store that lost them
 //! gets them back from whoever leads then.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::disk::KeptDocuments;
@@ -39,7 +40,7 @@ pub fn compare(kept: &KeptDocuments, heard: Documents, all: bool) -> Step {
 }
 
 fn adopt(kept: &KeptDocuments, heard: Documents, all: bool) -> KeptDocuments {
-    let mut texts = if all { Default::default() } else { kept.texts.clone() };
+    let mut texts = if all { BTreeMap::default() } else { kept.texts.clone() };
     for Document { id, text, revision } in heard.changed {
         match text {
             Some(text) => texts.insert(id, (revision, text)),

@@ -28,7 +28,7 @@ use super::seal::Position;
 use super::store::{Event, Lease, Store, StoreError};
 use super::trust::Trust;
 use crate::compile::TableVersion;
-use crate::compile::wire::{Change, Counts};
+use crate::compile::wire::{Change, Counts, Parts, Touched};
 use crate::model::Model;
 
 /// How an agent takes part.
@@ -56,8 +56,8 @@ pub struct Read {
 pub trait Agent: Send + 'static {
     /// Reads the documents of the cluster.
     fn read(&mut self, documents: &KeptDocuments) -> Read;
-    /// Puts a table in force.
-    fn apply(&mut self, model: Model, at: Position);
+    /// Puts a table in force. `touched`: what differs from the one before; `None`: everything may.
+    fn apply(&mut self, parts: &Parts, touched: Option<&Touched>, at: Position);
 }
 
 /// Whether there is a table.
@@ -178,7 +178,8 @@ pub fn start<S: Store>(
     let restored = disk.as_ref().and_then(|disk| restore(disk, &mut follower, &view));
     let ready = watch::Sender::new(restored.map_or(Readiness::Unknown, |_| Readiness::InForce));
     if let Some(at) = restored {
-        agent.apply(follower.parts().model(), at);
+        let touched = follower.take_touched();
+        agent.apply(follower.parts(), touched.as_ref(), at);
         let mut view = lock(&view);
         view.in_force = Some((at, SystemTime::now()));
         view.counts = follower.parts().counts();

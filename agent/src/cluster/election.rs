@@ -44,7 +44,8 @@ impl Millis {
 const LED_TENTHS: u32 = 7;
 /// Of the lease's life, the part after which it is renewed, and asked for by others.
 const TICK_PART: u32 = 3;
-/// Of the lease's life, the part after which a renewal that failed is tried again.
+/// Of the lease's life, the part after which a renewal that failed is tried again, and after which who gave a lease back that
+/// it could not use asks for the next one, if the store does not tell before that it is free.
 const RETRY_PART: u32 = 20;
 /// How far those who hear that the lease is free spread their questions.
 const RUSH: Duration = Duration::from_millis(20);
@@ -182,7 +183,7 @@ impl Election {
         match event {
             Event::Tick => actions.extend(self.tick(now)),
             Event::Acquired(answer) => actions.extend(self.acquired(answer, now, random)),
-            Event::Renewed(answer) => actions.extend(self.renewed(answer, now, random)),
+            Event::Renewed(answer) => actions.extend(self.renewed(&answer, now, random)),
             Event::Changed => self.hurry(now, random),
             Event::Saw(token) => actions.extend(self.saw(token, now)),
             Event::Unfit => {
@@ -234,11 +235,13 @@ impl Election {
             };
         };
         let tick = self.ttl / TICK_PART;
-        self.follow(now.after(tick - spread(tick / 5, random)));
+        self.follow(now.after(early(tick, random)));
+        let soon = now.after(self.ttl / RETRY_PART);
         match answer {
             // A higher token came to be known while the question was under way.
             Ok(Acquired::Yes(lease)) if lease.token.epoch <= self.above => {
-                vec![Action::Release(lease), self.ask(now)]
+                self.follow(soon);
+                vec![Action::Release(lease)]
             }
             Ok(Acquired::Yes(lease)) => {
                 self.above = lease.token.epoch;
@@ -248,20 +251,21 @@ impl Election {
                     self.follow(now.after(spread(tick, random)));
                     return vec![Action::Release(lease)];
                 }
-                let renew_at = since.after(tick - spread(tick / 5, random));
+                let renew_at = since.after(early(tick, random));
                 self.state = State::Leading { lease: lease.clone(), until, renew_at, renewing: None };
                 vec![Action::Lead(lease)]
             }
             // A question whose answer was lost was granted. Under its token nothing was published, and nothing will be.
             Ok(Acquired::Held(Some(lease))) if lease.node == self.node && lease.token.nonce == self.nonce => {
                 self.above = self.above.max(lease.token.epoch);
-                vec![Action::Release(lease), self.ask(now)]
+                self.follow(soon);
+                vec![Action::Release(lease)]
             }
             Ok(Acquired::Held(_)) | Err(_) => Vec::new(),
         }
     }
 
-    fn renewed(&mut self, answer: Result<bool, StoreError>, now: Millis, random: u64) -> Vec<Action> {
+    fn renewed(&mut self, answer: &Result<bool, StoreError>, now: Millis, random: u64) -> Vec<Action> {
         let (tick, led, retry) = (self.ttl / TICK_PART, self.led(), self.ttl / RETRY_PART);
         if let State::Following { renewing, .. } = &mut self.state {
             *renewing = false;
@@ -271,7 +275,7 @@ impl Election {
         match answer {
             Ok(true) => {
                 *until = since.after(led);
-                *renew_at = since.after(tick - spread(tick / 5, random));
+                *renew_at = since.after(early(tick, random));
                 Vec::new()
             }
             Ok(false) => {
@@ -318,6 +322,11 @@ impl Election {
     fn led(&self) -> Duration {
         self.ttl * LED_TENTHS / 10
     }
+}
+
+/// Four fifths to all of it.
+fn early(tick: Duration, random: u64) -> Duration {
+    tick.saturating_sub(spread(tick / 5, random))
 }
 
 /// A part of `most`, as the random number says.

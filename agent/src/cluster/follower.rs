@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::seal::{Form, Malformed, Position, Sealed};
 use super::standing::{Place, Standing};
 use crate::compile::TableVersion;
-use crate::compile::wire::{Change, Counts, Parts, SCHEMA, WireError};
+use crate::compile::wire::{Change, Counts, Parts, SCHEMA, Touched, WireError};
 
 /// A table may lose everything if it had fewer entries than this: small ones do so in daily life.
 pub const SHRINK_FROM: usize = 8;
@@ -109,12 +109,14 @@ pub struct Follower {
     cluster: Arc<str>,
     standing: Standing,
     parts: Parts,
+    /// What changed since it was last asked for; `None`: everything may have.
+    touched: Option<Touched>,
 }
 
 impl Follower {
     /// Nothing is here yet; `highest` is what was in force before this process began.
     pub fn new(cluster: Arc<str>, highest: TableVersion) -> Self {
-        Self { cluster, standing: Standing::new(highest), parts: Parts::default() }
+        Self { cluster, standing: Standing::new(highest), parts: Parts::default(), touched: None }
     }
 
     /// Begins with the table that was in force before this process did, as this node kept it.
@@ -137,6 +139,11 @@ impl Follower {
     /// The records.
     pub fn parts(&self) -> &Parts {
         &self.parts
+    }
+
+    /// What changed since this was last asked; `None`: everything may have.
+    pub fn take_touched(&mut self) -> Option<Touched> {
+        self.touched.replace(Touched::default())
     }
 
     /// Takes in what the store holds. On a refusal nothing changes.
@@ -171,13 +178,17 @@ impl Follower {
                 parts.apply(&change)?;
                 self.may_shrink(parts.counts(), sealed)?;
                 self.parts = parts;
+                self.touched = None;
             }
             Form::Delta { .. } => {
                 // What removes nothing takes nothing away, and to count takes time.
                 if change.removals().next().is_some() {
                     self.may_shrink(self.parts.counts_after(&change)?, sealed)?;
                 }
-                self.parts.apply(&change)?;
+                let touched = self.parts.apply(&change)?;
+                if let Some(before) = &mut self.touched {
+                    before.extend(touched);
+                }
             }
         }
         Ok(self.standing.take(next))

@@ -15,6 +15,8 @@ pub mod registry;
 #[cfg(test)]
 mod sample;
 pub mod seal;
+#[cfg(test)]
+mod simulation;
 pub mod standing;
 mod store;
 mod trust;

@@ -1,6 +1,6 @@
 //! What a leader publishes: pure. A draft becomes the table only when the store has taken it, so that nothing follows what was
-//! refused. It may have been taken although the answer was lost: so its number is never given out again, and what the store
-//! has then is not what the next delta follows, which makes the store ask for all of it.
+//! refused. It may have been taken although the answer was lost, and somebody may have applied it: so its number is never given
+//! out again, and the next table is written whole, for no delta that follows another one would ever reach whoever has it.
 
 use std::sync::Arc;
 
@@ -97,27 +97,25 @@ impl Publisher {
         sign: impl FnOnce(&[u8]) -> Vec<u8>,
     ) -> Option<Draft> {
         let version = TableVersion { token: self.lease.token, version: self.drafted + 1 };
-        let last = self.last.as_ref().filter(|_| !whole);
+        // Of what was drafted after the last that came out nobody knows where it is.
+        let last = self.last.as_ref().filter(|last| !whole && last.version.version == self.drafted);
         let change = last.map(|last| (last, Change::between(&last.model, &contents.model)));
         if change.as_ref().is_some_and(|(_, change)| change.is_empty()) {
             return None;
         }
         let delta =
             change.filter(|(last, change)| last.deltas < DELTAS_MAX && change.len() <= DELTA_RECORDS_MAX);
-        let (form, chain, deltas) = match delta {
-            Some((last, change)) => {
-                let form = Form::Delta { previous: last.chain };
-                let sealed = seal(&self.header(version, form, contents), &change.encode(), sign);
-                let digest = Sealed::open(&sealed).expect("it was just sealed").digest();
-                let delta = Delta { previous: last.chain.to_string(), digest: digest.to_string(), sealed };
-                (DraftForm::Change(delta), digest, last.deltas + 1)
-            }
-            None => {
-                let body = Change::whole(&contents.model).encode();
-                let chain = first_digest(version, &body);
-                let sealed = seal(&self.header(version, Form::Snapshot { chain }, contents), &body, sign);
-                (DraftForm::Whole(Snapshot { digest: chain.to_string(), sealed }), chain, 0)
-            }
+        let (form, chain, deltas) = if let Some((last, change)) = delta {
+            let form = Form::Delta { previous: last.chain };
+            let sealed = seal(&self.header(version, form, contents), &change.encode(), sign);
+            let digest = Sealed::open(&sealed).expect("it was just sealed").digest();
+            let delta = Delta { previous: last.chain.to_string(), digest: digest.to_string(), sealed };
+            (DraftForm::Change(delta), digest, last.deltas + 1)
+        } else {
+            let body = Change::whole(&contents.model).encode();
+            let chain = first_digest(version, &body);
+            let sealed = seal(&self.header(version, Form::Snapshot { chain }, contents), &body, sign);
+            (DraftForm::Whole(Snapshot { digest: chain.to_string(), sealed }), chain, 0)
         };
         let after = Published { version, chain, model: Arc::clone(&contents.model), deltas };
         self.drafted = version.version;

@@ -140,9 +140,8 @@ mod tests {
         );
         let broken = said(&format!("{SERVICE}---\na: [\n"));
         assert!(broken.starts_with("a.yaml:") && broken.contains("no valid YAML"), "{broken}");
-        let list = format!(
-            "apiVersion: v1\nkind: List\nitems:\n- {{apiVersion: v1, kind: Service, metadata: {{name: a}}}}\n- {{apiVersion: v1, kind: Service, metadata: {{name: b}}}}\n"
-        );
+        let item = |name: &str| format!("- {{apiVersion: v1, kind: Service, metadata: {{name: {name}}}}}\n");
+        let list = format!("apiVersion: v1\nkind: List\nitems:\n{}{}", item("a"), item("b"));
         assert!(said(&list).contains("one by one"));
     }
 

@@ -16,8 +16,10 @@ use crate::compile::wire::Change;
 
 /// How often one look reads on: a leader that publishes all the time must not keep a follower from applying.
 const READS_MAX: usize = 16;
-/// Between two times at which a table that changed is kept on disk.
-const KEEP_EVERY: Duration = Duration::from_secs(5);
+/// Between two times at which a table that changed is kept on disk, at least.
+const KEEP_EVERY: Duration = Duration::from_secs(1);
+/// As many times as it took to keep the last one pass before the next.
+const KEEP_REST: u32 = 20;
 
 pub(super) async fn run<S: Store, A: Agent>(
     shared: Arc<Shared<S>>,
@@ -42,12 +44,12 @@ pub(super) async fn run<S: Store, A: Agent>(
         if read.is_ok() {
             following.look_for_nothing(&ready).await;
         }
-        following.keep(false).await;
+        following.keep(false);
         match wait_for(&mut events, &[Event::Table], shared.pause(), &mut stop).await {
             Woken::News => {}
             Woken::Anew => following.position = None,
             Woken::Ended => {
-                following.keep(true).await;
+                following.keep(true);
                 return;
             }
         }
@@ -64,7 +66,7 @@ struct Following<S, A> {
     snapshot: Option<String>,
     /// What the agent has applied.
     applied: Option<Position>,
-    /// What the disk has, and since when.
+    /// What the disk has, and when the next may be kept.
     kept: Option<(Position, Instant)>,
 }
 
@@ -160,11 +162,11 @@ impl<S: Store, A: Agent> Following<S, A> {
         let new_term = self.applied.is_none_or(|before| before.version.token != at.version.token);
         self.shared.keep(|disk| disk.keep_highest(at.version, new_term));
         let _ = self.shared.election.send(election::Event::Saw(at.version.token)).await;
-        let (agent, model) = (Arc::clone(&self.agent), self.follower.parts().model());
-        let apply = move || agent.lock().unwrap_or_else(PoisonError::into_inner).apply(model, at);
-        if tokio::task::spawn_blocking(apply).await.is_err() {
-            return;
-        }
+        let touched = self.follower.take_touched();
+        let parts = self.follower.parts();
+        tokio::task::block_in_place(|| {
+            self.agent.lock().unwrap_or_else(PoisonError::into_inner).apply(parts, touched.as_ref(), at);
+        });
         self.applied = Some(at);
         let mut view = self.shared.view();
         view.in_force = Some((at, SystemTime::now()));
@@ -176,25 +178,21 @@ impl<S: Store, A: Agent> Following<S, A> {
     }
 
     /// Keeps the table in force on disk, not at every change of a busy one. `now`: at the end.
-    async fn keep(&mut self, now: bool) {
+    fn keep(&mut self, now: bool) {
         let Some(at) = self.follower.in_force() else { return };
         let due = match self.kept {
             None => true,
             Some((kept, _)) if kept == at => false,
-            Some((kept, since)) => {
-                now || kept.version.token != at.version.token || since.elapsed() >= KEEP_EVERY
-            }
+            Some((kept, next)) => now || kept.version.token != at.version.token || Instant::now() >= next,
         };
         if !due {
             return;
         }
-        let (shared, model) = (Arc::clone(&self.shared), self.follower.parts().model());
-        let keep = move || {
-            let table = KeptTable { at, body: Change::whole(&model).encode() };
-            shared.keep(|disk| disk.keep_table(&table));
-        };
-        if tokio::task::spawn_blocking(keep).await.is_ok() {
-            self.kept = Some((at, Instant::now()));
-        }
+        let begin = Instant::now();
+        tokio::task::block_in_place(|| {
+            let table = KeptTable { at, body: Change::whole(&self.follower.parts().model()).encode() };
+            self.shared.keep(|disk| disk.keep_table(&table));
+        });
+        self.kept = Some((at, Instant::now() + KEEP_EVERY.max(begin.elapsed() * KEEP_REST)));
     }
 }

@@ -64,21 +64,21 @@ async fn lead<S: Store, A: Agent>(shared: &Arc<Shared<S>>, agent: &Arc<Mutex<A>>
     let mut known: Option<Known> = None;
     let mut whole = false;
     loop {
-        let read = Arc::clone(&documents.borrow_and_update());
+        let latest = Arc::clone(&documents.borrow_and_update());
         let health = Health::of(&nodes.borrow_and_update());
-        if known.as_ref().is_none_or(|known| !Arc::ptr_eq(&known.documents, &read)) {
-            let Some(model) = reading(agent, &read).await else { return };
-            known = Some(Known { documents: read, model });
+        if known.as_ref().is_none_or(|known| !Arc::ptr_eq(&known.documents, &latest)) {
+            let Some(model) = reading(agent, &latest).await else { return };
+            known = Some(Known { documents: latest, model });
         }
         let known = known.as_ref().expect("it was just read");
         let mut pause = None;
         // Where nothing was ever applied there is no table: an empty one could take the place of one that others still have.
-        let published = if known.documents.store.is_empty() {
+        let outcome = if known.documents.store.is_empty() {
             Outcome::Done
         } else {
             shared.publish(&mut publisher, known, &health, whole).await
         };
-        match published {
+        match outcome {
             Outcome::Done => {}
             Outcome::Later => pause = Some(RETRY),
             Outcome::Deposed => return,
