@@ -9,12 +9,11 @@ use anyhow::{Context, Result, ensure};
 use crate::agent::built_binary;
 use crate::exec;
 use crate::lab::Lab;
+use crate::redis::PORT;
 use crate::wait::{PATIENCE, wait_for};
 
 /// What Redis asks for.
 pub const PASSWORD: &str = "correct-horse";
-/// Where Redis listens.
-pub const PORT: u16 = 6379;
 
 /// A Redis that keeps nothing on disk by itself. Dropping it kills it, unless the lab stays.
 #[derive(Debug)]

@@ -1,5 +1,7 @@
 //! The cluster as this agent knows it, as `/cluster` serves it and `sluice leader` and `status` read it.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// What an agent knows of its cluster.
@@ -26,6 +28,9 @@ pub struct ClusterDump {
     /// The last published table that this agent refused.
     #[serde(default)]
     pub refused: Option<RefusedDump>,
+    /// Published tables that were refused, by the reason's stable name.
+    #[serde(default)]
+    pub refusals: BTreeMap<String, u64>,
     /// Why what the documents say is not published, where this agent leads.
     #[serde(default)]
     pub unpublished: Option<String>,

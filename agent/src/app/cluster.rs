@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
 
@@ -109,11 +109,13 @@ pub(super) fn alone(node: &str, cluster: &str, config: &config::Report) -> Clust
 /// What is known of the cluster, for those who ask.
 pub(super) fn dump(view: &Mutex<ClusterView>, (node, cluster, signed): (&str, &str, bool)) -> ClusterDump {
     let view = view.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let leader = view.leader.map(|(lease, left)| LeaderDump {
+    let good = view.leader.filter(|(_, until)| *until > Instant::now());
+    let leader = good.map(|(lease, until)| LeaderDump {
         node: lease.node.to_string(),
         epoch: lease.token.epoch,
         nonce: format!("{:016x}", lease.token.nonce),
-        expires_in_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
+        expires_in_ms: u64::try_from(until.saturating_duration_since(Instant::now()).as_millis())
+            .unwrap_or(u64::MAX),
     });
     let refused = view.refused.map(|(at, reason, detail)| RefusedDump {
         table: at.map(|at| version(at.version)).unwrap_or_default(),
@@ -134,8 +136,10 @@ pub(super) fn dump(view: &Mutex<ClusterView>, (node, cluster, signed): (&str, &s
         cannot_lead: view.cannot_lead,
         fenced: view.fenced,
         yielded: view.yielded.map(str::to_owned),
-        store_error: view.store_error,
-        disk_error: view.disk_error,
+        refusals: view.refusals.into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect(),
+        store_error: view.store_error.map(|error| error.to_string()),
+        disk_error: (!view.disk_errors.is_empty())
+            .then(|| view.disk_errors.into_values().collect::<Vec<_>>().join("; ")),
     }
 }
 

@@ -76,7 +76,12 @@ struct RunningCapture {
 
 /// Starts an agent. Ready means: the documents are loaded, the listeners open, the kernel programs in place. On an error
 /// nothing stays behind.
-pub async fn start(settings: Settings, log: LogHandle) -> anyhow::Result<Running> {
+/// `None`: it was told to stop while it waited for its first table.
+pub async fn start(
+    settings: Settings,
+    log: LogHandle,
+    stopping: impl Future<Output = ()>,
+) -> anyhow::Result<Option<Running>> {
     // The node comes first: a second agent must not touch what the first one has installed.
     let claim = settings.capture.is_some().then(Claim::take).transpose()?;
     let admin = bind(settings.admin, "--admin")?;
@@ -112,7 +117,14 @@ pub async fn start(settings: Settings, log: LogHandle) -> anyhow::Result<Running
     for (listener, role) in [(admin, Role::Admin), (metrics, Role::Metrics), (health, Role::Health)] {
         serve_apart(listener, role, Arc::clone(&source))?;
     }
-    following.wait_for_table(&settings).await?;
+    let waited = tokio::select! {
+        waited = following.wait_for_table(&settings) => Some(waited?),
+        () = stopping => None,
+    };
+    if waited.is_none() {
+        following.stop().await;
+        return Ok(None);
+    }
     // The last that can fail, and it undoes itself: nothing stays in the kernel without an agent.
     let capture = match claim.zip(settings.capture.as_ref()) {
         Some(asked) => Some(
@@ -136,7 +148,14 @@ pub async fn start(settings: Settings, log: LogHandle) -> anyhow::Result<Running
     following.go_on();
     observed.set_ready(true);
     tracing::info!(node = settings.node, %addresses.admin, %addresses.metrics, %addresses.health, "ready");
-    Ok(Running { addresses, observed, drain, capture, following, drain_timeout: settings.drain_timeout })
+    Ok(Some(Running {
+        addresses,
+        observed,
+        drain,
+        capture,
+        following,
+        drain_timeout: settings.drain_timeout,
+    }))
 }
 
 /// Serves on a thread of its own, so that a slow dump never delays a probe. It ends with the process.

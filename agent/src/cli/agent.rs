@@ -19,7 +19,7 @@ use crate::proxy::{InvalidSetting, ProxySettings};
 use crate::telemetry::log;
 
 /// How long one call to the store may take at most.
-const STORE_LIMIT: Duration = Duration::from_secs(1);
+const STORE_LIMIT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Args)]
 pub(super) struct AgentArgs {
@@ -314,7 +314,15 @@ pub(super) fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
             _ = terminate.recv() => return Ok(ExitCode::SUCCESS),
             _ = interrupt.recv() => return Ok(ExitCode::SUCCESS),
         }
-        let running = Box::pin(app::start(settings, log)).await?;
+        let stopping = async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        let Some(running) = Box::pin(app::start(settings, log, stopping)).await? else {
+            return Ok(ExitCode::SUCCESS);
+        };
         warn_of_few(descriptors, connections);
         loop {
             tokio::select! {

@@ -10,7 +10,7 @@ use clap::Args;
 
 use super::output;
 use super::store::{StoreClientArgs, all};
-use crate::cluster::documents::ALLOW_SHRINK;
+use crate::cluster::documents::{ALLOW_SHRINK, RESERVED};
 use crate::cluster::{Document, DocumentWrite, RedisStore, Store as _, Written};
 use crate::config::{InputFile, StoredDocument, check, documents, read_inputs, stored_files};
 
@@ -136,39 +136,33 @@ pub(super) fn diff(args: &FilesArgs) -> anyhow::Result<ExitCode> {
 async fn compare(store: &RedisStore, paths: &[PathBuf]) -> anyhow::Result<Vec<Compared>> {
     let there = by_id(all(store).await?.changed);
     let mut compared: Vec<Compared> = Vec::new();
-    for file in read_inputs(paths) {
-        let wanted = documents(&file)?;
-        for document in &wanted {
-            if let Some(first) = compared.iter().find(|one| one.wanted.id == document.id) {
-                bail!(
-                    "{}:{}: {} is already given at {}:{}",
-                    file.path,
-                    document.line,
-                    document.id,
-                    first.file,
-                    first.wanted.line
-                );
+    let files = read_inputs(paths);
+    for file in &files {
+        for wanted in documents(file)? {
+            if let Some(first) = compared.iter().find(|one| one.wanted.id == wanted.id) {
+                let (id, line) = (&wanted.id, wanted.line);
+                let (there, at) = (&first.file, first.wanted.line);
+                bail!("{}:{line}: {id} is already given at {there}:{at}", file.path);
             }
+            let there = there.get(&wanted.id).cloned();
+            compared.push(Compared { there, file: Arc::clone(&file.path), wanted });
         }
-        checked(&file, &wanted, &there)?;
-        compared.extend(wanted.into_iter().map(|wanted| Compared {
-            there: there.get(&wanted.id).cloned(),
-            file: Arc::clone(&file.path),
-            wanted,
-        }));
     }
+    checked(&files, &compared, &there)?;
     Ok(compared)
 }
 
-/// Refuses a file of which a document would not be taken. What the report has to say beside that is printed.
+/// Refuses files of which a document would not be taken, beside each other and what else is there. What the report has to say
+/// beside that is printed.
 fn checked(
-    file: &InputFile,
-    wanted: &[StoredDocument],
+    files: &[InputFile],
+    compared: &[Compared],
     there: &BTreeMap<Arc<str>, Document>,
 ) -> anyhow::Result<()> {
-    let stays = there.iter().filter(|(id, _)| !wanted.iter().any(|document| document.id == **id));
+    let stays = there.iter().filter(|(id, _)| !compared.iter().any(|one| one.wanted.id == **id));
+    let stays = stays.filter(|(id, _)| !id.starts_with(RESERVED));
     let texts = stays.filter_map(|(id, document)| Some((id, document.text.as_ref()?)));
-    let (errors, lines) = check(file, stored_files(texts));
+    let (errors, lines) = check(files, stored_files(texts));
     for line in &lines {
         eprintln!("{line}");
     }
@@ -183,11 +177,11 @@ async fn write(
     writes: &mut Vec<DocumentWrite>,
     allow_shrink: bool,
 ) -> anyhow::Result<()> {
-    if writes.is_empty() {
-        return Ok(());
-    }
     if allow_shrink {
         writes.push(DocumentWrite { id: ALLOW_SHRINK.into(), text: Some("".into()), expected: None });
+    }
+    if writes.is_empty() {
+        return Ok(());
     }
     match store.write(writes).await? {
         Written::At(_) => Ok(()),

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::time::{ClockId, clock_gettime};
 use tokio::sync::{Notify, broadcast, mpsc, watch};
@@ -76,8 +76,8 @@ pub enum Readiness {
 pub struct ClusterView {
     /// The members, as they were read last.
     pub nodes: Vec<Node>,
-    /// Who led when it was read last, and for how long the lease was good then.
-    pub leader: Option<(Lease, Duration)>,
+    /// Who led when it was read last, and until when the lease was good then.
+    pub leader: Option<(Lease, Instant)>,
     /// The term in which this agent leads.
     pub leads: Option<Lease>,
     /// Why this agent last stopped leading.
@@ -101,9 +101,9 @@ pub struct ClusterView {
     /// The documents: the store's name, its revision, how many.
     pub documents: (Arc<str>, u64, usize),
     /// What is wrong with the store; `None`: nothing.
-    pub store_error: Option<String>,
-    /// What is wrong with the state directory; `None`: nothing.
-    pub disk_error: Option<String>,
+    pub store_error: Option<StoreError>,
+    /// What is wrong with the state directory, by what could not be kept or read.
+    pub disk_errors: BTreeMap<&'static str, String>,
 }
 
 /// What the tasks share.
@@ -118,6 +118,8 @@ pub(super) struct Shared<S> {
     term: watch::Sender<Option<Lease>>,
     /// Until when it does, by [`now`].
     until: AtomicU64,
+    /// Until then nobody is taken for dead who was not before, by [`now`].
+    calm_until: AtomicU64,
     documents: watch::Sender<Arc<KeptDocuments>>,
     /// The term whose leader has seen that the documents are the store's.
     synced: watch::Sender<Option<Lease>>,
@@ -196,6 +198,7 @@ pub fn start<S: Store>(
         view: Arc::clone(&view),
         term: watch::Sender::new(None),
         until: AtomicU64::new(0),
+        calm_until: AtomicU64::new(0),
         documents: watch::Sender::new(Arc::new(kept)),
         synced: watch::Sender::new(None),
         nodes: watch::Sender::default(),
@@ -219,7 +222,7 @@ pub fn start<S: Store>(
 
 /// The table that was in force when the last process of this node ended.
 fn restore(disk: &Disk, follower: &mut Follower, view: &Mutex<ClusterView>) -> Option<Position> {
-    let table = disk.table().map_err(|error| disk_failed(view, &error)).ok()??;
+    let table = disk.table().map_err(|error| disk_failed(view, "table", &error)).ok()??;
     let whole = Change::decode(&table.body).and_then(|change| follower.restore(table.at, &change));
     if let Err(error) = whole {
         tracing::error!(%error, "the table that was kept can't be read");
@@ -230,16 +233,20 @@ fn restore(disk: &Disk, follower: &mut Follower, view: &Mutex<ClusterView>) -> O
 }
 
 fn kept(disk: &Disk, view: &Mutex<ClusterView>) -> KeptDocuments {
-    disk.documents().map_err(|error| disk_failed(view, &error)).ok().flatten().unwrap_or_default()
+    disk.documents()
+        .map_err(|error| disk_failed(view, "documents", &error))
+        .ok()
+        .flatten()
+        .unwrap_or_default()
 }
 
-fn disk_failed(view: &Mutex<ClusterView>, error: &DiskError) {
+fn disk_failed(view: &Mutex<ClusterView>, what: &'static str, error: &DiskError) {
     let text = error.to_string();
     let mut view = lock(view);
-    if view.disk_error.as_ref() != Some(&text) {
+    if view.disk_errors.get(what) != Some(&text) {
         tracing::error!(%error, "the state directory");
     }
-    view.disk_error = Some(text);
+    view.disk_errors.insert(what, text);
 }
 
 impl<S: Store> Shared<S> {
@@ -252,31 +259,51 @@ impl<S: Store> Shared<S> {
         now().0 < self.until.load(Ordering::Acquire) && self.term.borrow().as_ref() == Some(lease)
     }
 
-    /// Notes what the store answered, and says once what is wrong with it.
+    /// Notes what the store answered, and says once what is wrong with it. That it answers says nothing of whether it takes
+    /// writes: see [`Shared::wrote`].
     fn heard<T>(&self, answer: Result<T, StoreError>) -> Result<T, StoreError> {
-        let mut view = self.view();
         match &answer {
-            Ok(_) if view.store_error.take().is_some() => tracing::info!("the store answers again"),
-            Ok(_) => {}
+            Ok(_) => self.mended(|error| matches!(error, StoreError::Unreachable(_))),
             Err(error) => {
-                let text = error.to_string();
-                if view.store_error.as_ref() != Some(&text) {
+                let mut view = self.view();
+                if view.store_error.as_ref() != Some(error) {
                     tracing::warn!(%error, "traffic goes on with the last good table");
                 }
-                view.store_error = Some(text);
+                view.store_error = Some(error.clone());
             }
         }
-        drop(view);
         answer
     }
 
-    /// Writes to the state directory, if there is one. What fails is shown, and costs no traffic.
-    fn keep(&self, write: impl FnOnce(&mut Disk) -> Result<(), DiskError>) {
+    /// Likewise, of a heartbeat: a store that takes that takes everything.
+    fn wrote(&self, answer: Result<(), StoreError>) -> Result<(), StoreError> {
+        if answer.is_ok() {
+            self.mended(|_| true);
+        }
+        self.heard(answer)
+    }
+
+    fn mended(&self, which: impl FnOnce(&StoreError) -> bool) {
+        let mut view = self.view();
+        if view.store_error.as_ref().is_some_and(which) {
+            view.store_error = None;
+            tracing::info!("the store answers again");
+        }
+    }
+
+    /// Writes to the state directory, if there is one; whether it is there now. What fails is shown, and costs no traffic.
+    fn keep(&self, what: &'static str, write: impl FnOnce(&mut Disk) -> Result<(), DiskError>) -> bool {
         let mut disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(disk) = disk.as_mut() else { return };
+        let Some(disk) = disk.as_mut() else { return true };
         match write(disk) {
-            Ok(()) => self.view().disk_error = None,
-            Err(error) => disk_failed(&self.view, &error),
+            Ok(()) => {
+                self.view().disk_errors.remove(what);
+                true
+            }
+            Err(error) => {
+                disk_failed(&self.view, what, &error);
+                false
+            }
         }
     }
 

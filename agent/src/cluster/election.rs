@@ -20,7 +20,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::store::{Acquired, Candidate, Lease, StoreError};
+use super::store::{Acquired, Candidate, EPOCH_MAX, Lease, StoreError};
 use crate::compile::Token;
 
 /// A moment of a clock that never goes back and goes on while the machine sleeps, in milliseconds.
@@ -49,8 +49,13 @@ const TICK_PART: u32 = 3;
 const RETRY_PART: u32 = 20;
 /// How far those who hear that the lease is free spread their questions.
 const RUSH: Duration = Duration::from_millis(20);
-/// Epochs above this are no epochs: the store counts in numbers that are exact up to twice as many.
-pub(super) const EPOCH_MAX: u64 = 1 << 52;
+/// How far above one's own an epoch may be that somebody claims without proof: more than a term each second for a century.
+const EPOCH_STEP: u64 = 1 << 32;
+
+/// Whether an epoch that nothing proves is believed by one who knows of `known`.
+pub fn is_credible(known: u64, claimed: u64) -> bool {
+    claimed <= EPOCH_MAX && claimed <= known.saturating_add(EPOCH_STEP)
+}
 
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq)]

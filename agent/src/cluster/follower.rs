@@ -208,6 +208,7 @@ pub fn shrinks(before: Counts, after: Counts) -> Result<(), Refusal> {
         Ok(())
     };
     much("endpoints", before.endpoints, after.endpoints, 1)?;
+    much("ready endpoints", before.ready, after.ready, 1)?;
     much("routes", before.routes, after.routes, before.routes.div_ceil(2))
 }
 

@@ -292,10 +292,12 @@ impl Store for LocalStore {
         checked_node(node)?;
         checked_size("a record", record.len())?;
         let (mut inner, now) = self.enter()?;
+        // Others took it for dead.
+        let back = inner.state.nodes.get(node).is_some_and(|beat| beat.until <= now);
         let beat = Beat { until: now + ttl, record_until: now + ttl * 3, record: record.to_vec() };
         inner.state.nodes.insert(node.into(), beat);
         inner.state.nodes.retain(|_, beat| beat.until + MEMBER_KEPT > now);
-        if changed {
+        if changed || back {
             inner.tell(Event::Nodes);
         }
         Ok(())

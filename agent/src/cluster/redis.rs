@@ -24,8 +24,8 @@ use self::link::Link;
 use self::target::Target;
 use super::store::{
     Acquired, BYTES_MAX, Candidate, DELETED_MAX, DELTAS_MAX, Delta, Deltas, Document, DocumentWrite,
-    Documents, EPOCH_MAX, Event, HISTORY_MAX, Lease, LeaseState, MEMBER_KEPT, Member, Published, Snapshot,
-    Store, StoreError, Written, checked_node, checked_size, write_bytes,
+    Documents, EPOCH_MAX, Event, HISTORY_MAX, Lease, LeaseState, MEMBER_KEPT, Member, Published, RECORD_MAX,
+    Snapshot, Store, StoreError, Written, checked_node, checked_size, write_bytes,
 };
 use crate::compile::Token;
 
@@ -222,8 +222,8 @@ impl Store for RedisStore {
 
     async fn members(&self) -> Result<Vec<Member>, StoreError> {
         let keys = self.keys();
-        let (kept, most) = (milliseconds(MEMBER_KEPT), digits(BYTES_MAX as u64));
-        let arguments = [keys.node.as_bytes(), &kept, &most];
+        let (kept, most) = (milliseconds(MEMBER_KEPT), digits(RECORD_MAX as u64));
+        let arguments = [keys.node.as_bytes(), &kept, &most, &digits(BYTES_MAX as u64)];
         let answer = self.link.run(&scripts::MEMBERS, &[&keys.nodes], &arguments).await?;
         let mut members = Vec::new();
         for member in reply::list(answer)? {

@@ -84,6 +84,9 @@ pub const EPOCH_MAX: u64 = (1 << 53) - 1;
 /// The most bytes of a table, of all deltas after it together, and of the documents of one write.
 pub const BYTES_MAX: usize = 64 << 20;
 
+/// The most bytes of what a node says of itself.
+pub const RECORD_MAX: usize = 4 << 20;
+
 /// The most deltas after a table.
 pub const DELTAS_MAX: usize = 4096;
 

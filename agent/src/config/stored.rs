@@ -67,13 +67,13 @@ pub fn stored_files<'a>(texts: impl Iterator<Item = (&'a Arc<str>, &'a Arc<str>)
     texts.map(|(id, text)| InputFile { path: Arc::clone(id), text: Ok(text.to_string()) }).collect()
 }
 
-/// What is wrong with documents of this file beside those that a store has: the lines of a report, errors only, and all of
+/// What is wrong with documents of these files beside those that a store has: the lines of a report, errors only, and all of
 /// what there is to say.
-pub fn check(file: &InputFile, stored: Vec<InputFile>) -> (Vec<String>, Vec<String>) {
-    let mut files = stored;
-    files.push(file.clone());
-    let report = load(&State::default(), files).report;
-    let ours = |line: &String| line.contains(&*file.path);
+pub fn check(files: &[InputFile], stored: Vec<InputFile>) -> (Vec<String>, Vec<String>) {
+    let all = stored.into_iter().chain(files.iter().cloned()).collect();
+    let report = load(&State::default(), all).report;
+    let starts: Vec<_> = files.iter().map(|file| format!("{}:", file.path)).collect();
+    let ours = |line: &String| starts.iter().any(|start| line.starts_with(start));
     let lines: Vec<_> = report.lines().filter(|(_, line)| ours(line)).collect();
     let errors = lines.iter().filter(|(severity, _)| *severity == Severity::Error);
     (errors.map(|(_, line)| line.clone()).collect(), lines.iter().map(|(_, line)| line.clone()).collect())
@@ -89,7 +89,13 @@ fn pieces(text: &str) -> Vec<(usize, String)> {
     let mut pieces = vec![(1, String::new())];
     for (number, line) in text.lines().enumerate() {
         if line == "---" || line.starts_with("--- ") {
-            pieces.push((number + 2, String::new()));
+            let here = line.get(4..).unwrap_or_default();
+            let (first, text) = if here.trim().is_empty() || here.trim_start().starts_with('#') {
+                (number + 2, String::new())
+            } else {
+                (number + 1, format!("{here}\n"))
+            };
+            pieces.push((first, text));
             continue;
         }
         if let Some((_, piece)) = pieces.last_mut() {
@@ -128,6 +134,8 @@ mod tests {
         let names: Vec<_> = found.iter().map(|document| (&*document.id, document.line)).collect();
         assert_eq!(names, [("Service/default/web", 3), ("Service/default/api", 10)]);
         assert_eq!(&*found[0].text, SERVICE);
+        let inline = "--- {apiVersion: v1, kind: Service, metadata: {name: a}}\n--- # only this\n";
+        assert_eq!(documents(&file(inline)).expect("are documents")[0].line, 1);
         let elsewhere = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\n";
         assert_eq!(documents(&file(elsewhere)), Ok(vec![]));
     }
@@ -147,9 +155,9 @@ mod tests {
 
     #[test]
     fn documents_are_checked_beside_those_that_are_there() {
-        let (errors, _) = check(&file(SERVICE), vec![]);
+        let (errors, _) = check(&[file(SERVICE)], vec![]);
         assert_eq!(errors, Vec::<String>::new());
-        let (errors, _) = check(&file(&SERVICE.replace("80", "banana")), vec![]);
+        let (errors, _) = check(&[file(&SERVICE.replace("80", "banana"))], vec![]);
         assert!(errors.len() == 1 && errors[0].contains("a.yaml:4"), "{errors:?}");
     }
 }

@@ -200,7 +200,7 @@ impl Site {
         let rules = if cut {
             format!(
                 "add table inet cut; add chain inet cut out {{ type filter hook output priority 0; }}; add rule inet cut out tcp dport {} drop",
-                store::PORT
+                lab::redis::PORT
             )
         } else {
             "delete table inet cut".to_owned()

@@ -1,17 +1,21 @@
 //! The heartbeat: what this node says of itself, and what it hears of the others.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 
-use super::{ClusterView, Shared, Woken, wait_for};
+use super::{ClusterView, Shared, Woken, now, wait_for};
+use crate::cluster::documents::knows_more;
 use crate::cluster::election;
 use crate::cluster::registry::{self, Node, NodeRecord, Refused};
-use crate::cluster::store::{Event, Store};
+use crate::cluster::store::{Event, Lease, Store};
 use crate::compile::wire::SCHEMA;
 use crate::compile::{TableVersion, Token};
 
+/// How long after a new connection nobody is taken for dead who was not before: nodes spread their coming back over two seconds.
+const CALM: Duration = Duration::from_secs(3);
 /// Between two heartbeats that tell of news.
 const NEWS_EVERY: Duration = Duration::from_millis(250);
 
@@ -27,7 +31,8 @@ pub(super) async fn run<S: Store>(shared: Arc<Shared<S>>, mut stop: watch::Recei
             let news = last.as_ref().is_none_or(|last| is_news(last, &record));
             let bytes = serde_json::to_vec(&record).expect("a record is JSON");
             let (node, ttl) = (&shared.settings.node, shared.settings.ttl);
-            if shared.heard(shared.store.beat(node, &bytes, ttl, news).await).is_ok() {
+            let beat = shared.store.beat(node, &bytes, ttl, news).await;
+            if shared.wrote(beat).is_ok() {
                 (last, beaten) = (Some(record), Some(Instant::now()));
             }
         }
@@ -41,8 +46,11 @@ pub(super) async fn run<S: Store>(shared: Arc<Shared<S>>, mut stop: watch::Recei
             _ = unhealthy.changed() => Woken::News,
             _ = state.changed() => Woken::News,
         };
-        if woken == Woken::Ended {
-            break;
+        match woken {
+            Woken::News => {}
+            // Others come back too, one after the other.
+            Woken::Anew => shared.calm_until.store(now().after(CALM).0, Ordering::Release),
+            Woken::Ended => break,
         }
         tokio::time::sleep(NEWS_EVERY.min(pause)).await;
     }
@@ -70,6 +78,7 @@ impl<S: Store> Shared<S> {
             highest_epoch: view.highest.token.epoch,
             highest_nonce: view.highest.token.nonce,
             applied_at: view.in_force.map_or(0, |(_, since)| milliseconds(since)),
+            store: Arc::clone(&view.documents.0),
             revision: view.documents.1,
             workloads: 0,
             unhealthy: (**self.unhealthy.borrow()).clone(),
@@ -92,7 +101,8 @@ impl<S: Store> Shared<S> {
             });
         }
         if let Ok(lease) = self.heard(self.store.lease().await) {
-            self.view().leader = lease.held;
+            let good_until = |(lease, left): (Lease, Duration)| (lease, Instant::now() + left);
+            self.view().leader = lease.held.map(good_until);
         }
     }
 
@@ -100,11 +110,13 @@ impl<S: Store> Shared<S> {
     async fn hear(&self, nodes: &[Node]) {
         let Some(lease) = self.term.borrow().clone() else { return };
         let records = || nodes.iter().filter(|node| node.alive).filter_map(|node| node.record.as_ref().ok());
-        if let Some(highest) = records().map(NodeRecord::highest).max().filter(|token| *token > lease.token) {
+        let credible = |token: &Token| election::is_credible(lease.token.epoch, token.epoch);
+        let highest = records().map(NodeRecord::highest).filter(credible).max();
+        if let Some(highest) = highest.filter(|token| *token > lease.token) {
             let _ = self.election.send(election::Event::Saw(highest)).await;
         }
-        let documents = self.documents.borrow().store.clone();
-        let has_more = |record: &NodeRecord| documents.is_empty() && record.revision > 0;
+        let documents = Arc::clone(&self.documents.borrow());
+        let has_more = |record: &NodeRecord| knows_more(&documents, &record.store, record.revision);
         // Of what others have, this node has nothing: they refuse to lose it.
         let ours = |refused: &Refused| {
             Token { epoch: refused.epoch, nonce: refused.nonce } == lease.token && refused.reason == "shrinks"

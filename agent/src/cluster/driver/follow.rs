@@ -131,6 +131,13 @@ impl<S: Store, A: Agent> Following<S, A> {
                 let at = Sealed::open(bytes).ok().map(|sealed| sealed.position());
                 self.shared.refused(&refusal, at);
                 self.shared.spoilt.notify_one();
+                // Its own, which is signed and can't be applied: the next would be no better.
+                let own = |at: Position| {
+                    self.shared.term.borrow().as_ref().is_some_and(|lease| lease.token == at.version.token)
+                };
+                if matches!(refusal, Refusal::Records(_) | Refusal::Shrinks { .. }) && at.is_some_and(own) {
+                    let _ = self.shared.election.send(election::Event::Unfit).await;
+                }
                 // Who leads under a lower token shall hear of the higher one.
                 if let Refusal::Outdated { highest } = refusal {
                     let _ = self.shared.election.send(election::Event::Saw(highest.token)).await;
@@ -160,7 +167,7 @@ impl<S: Store, A: Agent> Following<S, A> {
             return;
         }
         let new_term = self.applied.is_none_or(|before| before.version.token != at.version.token);
-        self.shared.keep(|disk| disk.keep_highest(at.version, new_term));
+        self.shared.keep("highest", |disk| disk.keep_highest(at.version, new_term));
         let _ = self.shared.election.send(election::Event::Saw(at.version.token)).await;
         let touched = self.follower.take_touched();
         let parts = self.follower.parts();
@@ -189,10 +196,12 @@ impl<S: Store, A: Agent> Following<S, A> {
             return;
         }
         let begin = Instant::now();
-        tokio::task::block_in_place(|| {
+        let kept = tokio::task::block_in_place(|| {
             let table = KeptTable { at, body: Change::whole(&self.follower.parts().model()).encode() };
-            self.shared.keep(|disk| disk.keep_table(&table));
+            self.shared.keep("table", |disk| disk.keep_table(&table))
         });
-        self.kept = Some((at, Instant::now() + KEEP_EVERY.max(begin.elapsed() * KEEP_REST)));
+        // What could not be kept is tried again as if it were new.
+        let next = Instant::now() + KEEP_EVERY.max(begin.elapsed() * KEEP_REST);
+        self.kept = Some(if kept { (at, next) } else { (Position { revision: u64::MAX, ..at }, next) });
     }
 }

@@ -1,14 +1,15 @@
 //! What this agent does while it leads: reads the documents, publishes the table that follows from them and from what nodes say.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::{Agent, Shared, ended};
+use super::{Agent, Shared, ended, now};
 use crate::cluster::disk::KeptDocuments;
 use crate::cluster::documents::may_shrink;
-use crate::cluster::election;
+use crate::cluster::election::{self, Millis};
 use crate::cluster::follower::shrinks;
 use crate::cluster::publisher::{Contents, DraftForm, Publisher};
 use crate::cluster::registry::Health;
@@ -20,6 +21,8 @@ use crate::model::Model;
 const COALESCE: Duration = Duration::from_millis(20);
 /// After a publication that the store did not take.
 const RETRY: Duration = Duration::from_millis(500);
+/// Whoever spoils the table in the store again and again is not followed at every turn.
+const PATIENCE_MAX: Duration = Duration::from_secs(30);
 
 pub(super) async fn run<S: Store, A: Agent>(
     shared: Arc<Shared<S>>,
@@ -62,16 +65,24 @@ async fn lead<S: Store, A: Agent>(shared: &Arc<Shared<S>>, agent: &Arc<Mutex<A>>
         return;
     }
     let mut known: Option<Known> = None;
-    let mut whole = false;
+    let (mut whole, mut patience, mut health) = (false, RETRY, Health::default());
     loop {
         let latest = Arc::clone(&documents.borrow_and_update());
-        let health = Health::of(&nodes.borrow_and_update());
+        let seen = Arc::clone(&nodes.borrow_and_update());
+        let calm = now().until(Millis(shared.calm_until.load(Ordering::Acquire)));
+        if calm.is_zero() {
+            health = Health::of(&seen);
+        }
         if known.as_ref().is_none_or(|known| !Arc::ptr_eq(&known.documents, &latest)) {
-            let Some(model) = reading(agent, &latest).await else { return };
+            let Some(model) = reading(agent, &latest).await else {
+                shared.unpublished(Some("the documents can't be read, by a fault of this agent".to_owned()));
+                let _ = shared.election.send(election::Event::Unfit).await;
+                return;
+            };
             known = Some(Known { documents: latest, model });
         }
         let known = known.as_ref().expect("it was just read");
-        let mut pause = None;
+        let mut pause = (!calm.is_zero()).then_some(calm);
         // Where nothing was ever applied there is no table: an empty one could take the place of one that others still have.
         let outcome = if known.documents.store.is_empty() {
             Outcome::Done
@@ -79,8 +90,9 @@ async fn lead<S: Store, A: Agent>(shared: &Arc<Shared<S>>, agent: &Arc<Mutex<A>>
             shared.publish(&mut publisher, known, &health, whole).await
         };
         match outcome {
-            Outcome::Done => {}
-            Outcome::Later => pause = Some(RETRY),
+            Outcome::Done => whole = false,
+            // It may have been taken all the same: what follows is whole.
+            Outcome::Later => (pause, whole) = (Some(RETRY), true),
             Outcome::Deposed => return,
         }
         let retry = async {
@@ -89,14 +101,17 @@ async fn lead<S: Store, A: Agent>(shared: &Arc<Shared<S>>, agent: &Arc<Mutex<A>>
                 None => std::future::pending().await,
             }
         };
-        whole = false;
         tokio::select! {
-            changed = documents.changed() => if changed.is_err() { return },
+            changed = documents.changed() => if changed.is_err() { return } else { patience = RETRY },
             changed = nodes.changed() => if changed.is_err() { return },
-            () = shared.spoilt.notified() => whole = true,
+            () = shared.spoilt.notified() => {
+                whole = true;
+                tokio::time::sleep(patience).await;
+                patience = (patience * 2).min(PATIENCE_MAX);
+            }
             () = retry => {}
         }
-        tokio::time::sleep(if whole { RETRY } else { COALESCE }).await;
+        tokio::time::sleep(COALESCE).await;
     }
 }
 
@@ -148,11 +163,10 @@ impl<S: Store> Shared<S> {
                 Ok(Published::NotLeader(_)) => {
                     self.view().fenced += 1;
                     tracing::warn!(version = %draft.version(), "a table was not published: another node leads");
-                    // Its renewal says the same.
-                    let _ = self.election.send(election::Event::Tick).await;
+                    // Its renewal will say the same; if not, somebody else shall try.
+                    let _ = self.election.send(election::Event::Unfit).await;
                     return Outcome::Deposed;
                 }
-                // It may have been taken all the same: what follows is whole.
                 Err(_) => return Outcome::Later,
             }
         }
@@ -167,7 +181,7 @@ impl<S: Store> Shared<S> {
         }
         let (before, revision) = {
             let view = self.view();
-            (view.counts, view.in_force.map_or(0, |(at, _)| at.revision))
+            (view.counts, view.in_force.map(|(at, _)| at.revision))
         };
         let allow_shrink = may_shrink(&known.documents, revision);
         let lost = shrinks(before, Counts::of(&model)).err().filter(|_| !allow_shrink);

@@ -7,9 +7,9 @@ use std::sync::atomic::Ordering;
 use tokio::sync::{broadcast, mpsc, watch};
 
 use super::{Shared, ended, now, random};
-use crate::cluster::election::{Action, Election, Event};
+use crate::cluster::election::{Action, Election, Event, is_credible};
 use crate::cluster::registry;
-use crate::cluster::store::{self, Acquired, Candidate, Lease, Store};
+use crate::cluster::store::{self, Acquired, Candidate, Lease, Store, StoreError};
 use crate::compile::Token;
 
 pub(super) async fn run<S: Store>(
@@ -85,6 +85,11 @@ impl<S: Store> Shared<S> {
                 let candidate = self.informed(candidate).await;
                 Some(Event::Acquired(self.heard(self.store.acquire(&candidate, ttl).await)))
             }
+            // Whom nobody believes any more gives way.
+            Action::Renew(_) if self.trust.cannot_sign().is_some() => {
+                let _ = self.election.try_send(Event::Unfit);
+                Some(Event::Renewed(Err(StoreError::Denied("this node's certificate".to_owned()))))
+            }
             Action::Renew(lease) => Some(Event::Renewed(self.heard(self.store.renew(&lease, ttl).await))),
             Action::Release(lease) => {
                 // A store that does not hear of it lets the lease expire.
@@ -119,7 +124,7 @@ impl<S: Store> Shared<S> {
         let nodes = registry::read(members);
         let highest =
             nodes.iter().filter_map(|node| node.record.as_ref().ok()).map(|record| record.highest_epoch);
-        let above = highest.filter(|epoch| *epoch <= crate::cluster::election::EPOCH_MAX).max().unwrap_or(0);
+        let above = highest.filter(|epoch| is_credible(candidate.above, *epoch)).max().unwrap_or(0);
         Candidate { above: candidate.above.max(above), ..candidate }
     }
 }

@@ -7,17 +7,19 @@ use tokio::sync::watch;
 use super::{Shared, Woken, wait_for};
 use crate::cluster::disk::KeptDocuments;
 use crate::cluster::documents::{RESERVED, Step, compare};
-use crate::cluster::registry::NodeRecord;
+use crate::cluster::election;
+use crate::cluster::registry::{self, NodeRecord};
 use crate::cluster::store::{DocumentWrite, Event, Lease, Store, StoreError, Written};
-
-/// A store takes so many documents in one step.
-const WRITES_MAX: usize = 1000;
 
 pub(super) async fn run<S: Store>(shared: Arc<Shared<S>>, mut stop: watch::Receiver<bool>) {
     let mut events = shared.store.events();
     let mut term = shared.term.subscribe();
     shared.note(&shared.documents.borrow().clone());
     loop {
+        if shared.view().disk_errors.contains_key("documents") {
+            let documents = Arc::clone(&shared.documents.borrow());
+            shared.keep("documents", |disk| disk.keep_documents(&documents));
+        }
         let lease = term.borrow_and_update().clone();
         // What went wrong has been told; the next look is soon enough.
         if let Ok(true) = shared.heard(shared.mirror(lease.as_ref()).await) {
@@ -60,7 +62,7 @@ impl<S: Store> Shared<S> {
 
     fn adopt(&self, before: &KeptDocuments, documents: KeptDocuments) {
         if *before != documents {
-            self.keep(|disk| disk.keep_documents(&documents));
+            self.keep("documents", |disk| disk.keep_documents(&documents));
             self.note(&documents);
             self.documents.send_replace(Arc::new(documents));
         }
@@ -71,32 +73,36 @@ impl<S: Store> Shared<S> {
         self.view().documents = (Arc::clone(&documents.store), documents.revision, count);
     }
 
-    /// The store has lost documents that this node has.
+    /// The store has lost documents that this node has. Whether they are back.
     async fn restore(
         &self,
         lease: &Lease,
         kept: &KeptDocuments,
         writes: Vec<DocumentWrite>,
     ) -> Result<bool, StoreError> {
-        let nodes = Arc::clone(&self.nodes.borrow());
+        // A store that has lost everything has lost who is there too: the others say so again, and what they know.
+        tokio::time::sleep(self.settings.ttl / 3).await;
+        let nodes = registry::read(self.store.members().await?);
         let records = nodes.iter().filter(|node| node.alive).filter_map(|node| node.record.as_ref().ok());
-        if records.map(|record: &NodeRecord| record.revision).max() > Some(kept.revision) {
+        let later = |record: &NodeRecord| record.store == kept.store && record.revision > kept.revision;
+        if records.into_iter().any(later) {
             tracing::warn!("the store has lost documents, and another node has later ones: it shall lead");
-            let _ = self.election.send(crate::cluster::election::Event::Unfit).await;
+            let _ = self.election.send(election::Event::Unfit).await;
             return Ok(false);
         }
+        if !self.leads(lease) {
+            return Ok(false);
+        }
+        let documents = writes.len();
         tracing::warn!(
-            documents = writes.len(),
+            documents,
             epoch = lease.token.epoch,
             "the store has lost documents and gets them back"
         );
-        for some in writes.chunks(WRITES_MAX) {
-            if let Written::Conflict(ids) = self.store.write(some).await? {
-                tracing::warn!(conflicts = ids.len(), "somebody writes documents meanwhile");
-                return Ok(false);
-            }
+        if let Written::Conflict(ids) = self.store.restore(&writes, kept.revision).await? {
+            tracing::warn!(conflicts = ids.len(), "somebody writes documents meanwhile");
+            return Ok(false);
         }
-        // The store's revision may be lower than the one known here: what it has now is what counts.
         let all = self.store.documents("", 0).await?;
         if let Step::Adopt(documents) = compare(&KeptDocuments::default(), all, true) {
             self.adopt(kept, documents);
