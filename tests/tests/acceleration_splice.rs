@@ -169,11 +169,11 @@ fn payload_does_not_wake_the_agent_and_is_counted() -> Result<()> {
         return Ok(());
     }
     let mesh = up("splice_asleep")?;
-    let rounds = 5000;
+    let rounds = 5000u32;
     let bytes = ["istio_tcp_received_bytes_total", "istio_tcp_sent_bytes_total"];
     let counted = || Ok::<_, anyhow::Error>([mesh.metric(NODE, bytes[0])?, mesh.metric(NODE, bytes[1])?]);
     let counted_before = counted()?;
-    let mut client = Client::start(&mesh, "rounds", mesh.service("peer", 0, SERVICE)?, rounds)?;
+    let mut client = Client::start(&mesh, "rounds", mesh.service("peer", 0, SERVICE)?, rounds as usize)?;
     let line = client.line()?;
     ensure!(line == "ready", "{line:?}");
     wait_for("both directions to go past the agent", LIMIT, || {
@@ -197,7 +197,7 @@ fn payload_does_not_wake_the_agent_and_is_counted() -> Result<()> {
     ensure!(client.line()? == "over", "the client's end");
     client.succeeds()?;
     // The client's first line, its first 50 pings and the others; the answers.
-    let expected = [("rounds 5000\n".len() + 50 + rounds) as f64, (50 + rounds) as f64];
+    let expected = [f64::from(u32::try_from("rounds 5000\n".len())? + 50 + rounds), f64::from(50 + rounds)];
     wait_for("the connection's record", LIMIT, || {
         counted()
             .is_ok_and(|now| (0..2).all(|way| (now[way] - counted_before[way] - expected[way]).abs() < 0.5))

@@ -3,8 +3,8 @@
 //! A relay declares both of its directions once all four ends are joined. From then on it publishes what it has forwarded in memory
 //! that it shares with the programs, and they decide when a direction no longer needs it.
 
+mod memory;
 mod places;
-mod shared;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,8 +16,8 @@ use agent_common::bridge::BRIDGED;
 use aya::Ebpf;
 use aya::maps::{HashMap as KernelMap, MapData};
 
+use self::memory::Memory;
 use self::places::Places;
-use self::shared::Shared;
 use super::node_cookie;
 use crate::capture::CaptureError;
 use crate::capture::programs::{another_handle, octets};
@@ -33,7 +33,7 @@ pub struct Bridges(Arc<Inner>);
 struct Inner {
     node: u64,
     ends: KernelMap<MapData, EndKey, EndValue>,
-    shared: Shared,
+    memory: Memory,
     declared: AtomicU64,
     full: AtomicU64,
     table: Mutex<Table>,
@@ -62,17 +62,17 @@ impl Bridges {
         let hash = |name| another_handle(ebpf, name).map(aya::maps::Map::HashMap);
         let ends = KernelMap::try_from(hash("ENDS")?).map_err(error("ENDS"))?;
         let numbers = KernelMap::try_from(hash("BRIDGE_OF")?).map_err(error("BRIDGE_OF"))?;
-        let shared = Shared::map(ebpf, "BRIDGES")?;
+        let memory = Memory::map(ebpf, "BRIDGES")?;
         let table = Table {
             numbers,
-            places: Places::new(shared.len()),
+            places: Places::new(memory.len()),
             directions: HashMap::new(),
             bridged_before: 0,
         };
         Ok(Self(Arc::new(Inner {
             node: node_cookie()?,
             ends,
-            shared,
+            memory,
             declared: AtomicU64::new(0),
             full: AtomicU64::new(0),
             table: Mutex::new(table),
@@ -81,13 +81,13 @@ impl Bridges {
 
     /// Directions that go past the agent now.
     pub fn bridged(&self) -> u64 {
-        self.0.table().bridged(&self.0.shared)
+        self.0.table().bridged(&self.0.memory)
     }
 
     /// Directions, by what became of them.
     pub fn counts(&self) -> Vec<(&'static str, u64)> {
         let table = self.0.table();
-        let bridged = table.bridged_before + table.bridged(&self.0.shared);
+        let bridged = table.bridged_before + table.bridged(&self.0.memory);
         vec![
             ("declared", self.0.declared.load(Ordering::Relaxed)),
             ("bridged", bridged),
@@ -99,7 +99,7 @@ impl Bridges {
     pub fn past(&self) -> Past {
         let (table, mut past) = (self.0.table(), Past::default());
         for (sender, (far, number)) in &table.directions {
-            let moved = self.0.shared.moved(*number);
+            let moved = self.0.memory.moved(*number);
             if moved > 0 {
                 past.of.insert(*sender, moved);
                 past.to.insert(*far, (*sender, moved));
@@ -179,7 +179,7 @@ impl Inner {
             Direction { sender: server, born: server_born, number: down },
         ];
         for (direction, (far, far_born)) in directions.iter().zip([ends[1], ends[0]]) {
-            self.shared.prepare(direction.number, direction.born, (far, far_born));
+            self.memory.prepare(direction.number, direction.born, (far, far_born));
             table.directions.insert(direction.sender, (far, direction.number));
         }
         let written = directions
@@ -190,7 +190,7 @@ impl Inner {
             return None;
         }
         for (direction, forwarded) in directions.iter().zip(forwarded) {
-            self.shared.publish(direction.number, forwarded);
+            self.memory.publish(direction.number, forwarded);
         }
         Some(directions)
     }
@@ -199,9 +199,9 @@ impl Inner {
     fn end(&self, directions: &[Direction; 2]) -> [u64; 2] {
         let mut table = self.table();
         for direction in directions {
-            self.shared.cut(direction.number);
+            self.memory.cut(direction.number);
         }
-        let moved = [0, 1].map(|way| self.shared.moved(directions[way].number));
+        let moved = [0, 1].map(|way| self.memory.moved(directions[way].number));
         table.bridged_before += moved.iter().map(|moved| u64::from(*moved > 0)).sum::<u64>();
         self.let_go(&mut table, directions);
         moved
@@ -210,7 +210,7 @@ impl Inner {
     fn let_go(&self, table: &mut Table, directions: &[Direction; 2]) {
         let now = Instant::now();
         for Direction { sender, number, .. } in directions {
-            self.shared.cut(*number);
+            self.memory.cut(*number);
             // A later connection between the same addresses may have a bridge by now.
             if table.numbers.get(sender, 0).is_ok_and(|of| of == *number) {
                 let _ = table.numbers.remove(sender);
@@ -224,8 +224,8 @@ impl Inner {
 }
 
 impl Table {
-    fn bridged(&self, shared: &Shared) -> u64 {
-        let bridged = self.directions.values().filter(|(_, number)| shared.state(*number) == BRIDGED);
+    fn bridged(&self, memory: &Memory) -> u64 {
+        let bridged = self.directions.values().filter(|(_, number)| memory.state(*number) == BRIDGED);
         bridged.count() as u64
     }
 }
@@ -241,7 +241,7 @@ struct Bridge {
 impl net::Bridge for Bridge {
     fn forwarded(&self, way: Way, bytes: u64) {
         if self.over.get().is_none() {
-            self.of.0.shared.publish(self.directions[way as usize].number, bytes);
+            self.of.0.memory.publish(self.directions[way as usize].number, bytes);
         }
     }
 

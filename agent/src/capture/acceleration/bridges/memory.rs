@@ -14,7 +14,7 @@ use aya::maps::{Map, MapData, MapError};
 use crate::capture::CaptureError;
 
 /// The entries of the map, for as long as this lives.
-pub struct Shared {
+pub struct Memory {
     entries: NonNull<BridgeValue>,
     len: u32,
     bytes: usize,
@@ -24,11 +24,11 @@ pub struct Shared {
 
 // SAFETY: the memory belongs to no thread, and all that is shared in it is read and written by atomic operations, or by the
 // one who has been given the entry.
-unsafe impl Send for Shared {}
+unsafe impl Send for Memory {}
 // SAFETY: as above.
-unsafe impl Sync for Shared {}
+unsafe impl Sync for Memory {}
 
-impl Shared {
+impl Memory {
     /// Maps the entries of a map of that name into memory.
     pub fn map(ebpf: &mut Ebpf, name: &'static str) -> Result<Self, CaptureError> {
         let error = |source| CaptureError::Map { map: name, source };
@@ -95,7 +95,7 @@ impl Shared {
     }
 }
 
-impl Drop for Shared {
+impl Drop for Memory {
     fn drop(&mut self) {
         // SAFETY: the mapping is this one's alone, and nothing refers to it any more.
         let _ = unsafe { libc::munmap(self.entries.as_ptr().cast(), self.bytes) };
