@@ -45,7 +45,7 @@ fn what_is_applied_on_one_node_steers_traffic_on_all() -> Result<()> {
     // What is there is shown, and what would change.
     let said = site.sluice(follower, &["get", "HTTPRoute/web"])?;
     ensure!(said.trim() == service_to("v2").trim(), "{said}");
-    let (code, said) = site.try_sluice_with(follower, &["diff", "-f", "-"], service_to("v1"))?;
+    let (code, said) = site.try_sluice_with(follower, &["diff", "-f", "-"], &service_to("v1"))?;
     ensure!(
         code == 1 && said.contains("-    - {name: web-v2") && said.contains("+    - {name: web,"),
         "{said}"
@@ -68,10 +68,10 @@ fn a_document_that_is_wrong_is_refused_with_its_place() -> Result<()> {
     let mut site = Site::up("cluster_refused")?;
     site.start("node1")?;
     let wrong = service_to("v2").replace("port: 80", "port: many");
-    let (code, said) = site.try_sluice_with("node1", &["apply", "-f", "-"], wrong)?;
+    let (code, said) = site.try_sluice_with("node1", &["apply", "-f", "-"], &wrong)?;
     ensure!(code == 1 && said.contains("<stdin>:") && said.contains("port"), "{code}: {said}");
     ensure!(said.contains("nothing was changed"), "{said}");
-    let (code, said) = site.try_sluice_with("node1", &["get", "HTTPRoute/web"], String::new())?;
+    let (code, said) = site.try_sluice_with("node1", &["get", "HTTPRoute/web"], "")?;
     ensure!(code == 1 && said.contains("HTTPRoute/default/web is not there"), "{said}");
     // Somebody who holds an old version does not overwrite a newer one unknowingly: tested where writes are compared.
     ensure!(site.answer("node1")? == "v1");

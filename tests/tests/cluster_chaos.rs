@@ -144,7 +144,7 @@ fn a_store_that_takes_no_writes_costs_no_traffic() -> Result<()> {
             cluster["store_error"].as_str().is_some_and(|error| error.contains("takes no writes"))
         })
     })?;
-    let (code, said) = site.try_sluice_with("node1", &["apply", "-f", "-"], service_to("v1"))?;
+    let (code, said) = site.try_sluice_with("node1", &["apply", "-f", "-"], &service_to("v1"))?;
     ensure!(code == 1 && said.contains("takes no writes"), "{code}: {said}");
     ensure!(site.answer("node3")? == "v2");
     site.redis_cli(&["CONFIG", "SET", "maxmemory", "0"])?;

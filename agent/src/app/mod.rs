@@ -67,6 +67,13 @@ pub struct Addresses {
     pub health: SocketAddr,
 }
 
+impl Addresses {
+    fn of(admin: &TcpListener, metrics: &TcpListener, health: &TcpListener) -> std::io::Result<Self> {
+        let [admin, metrics, health] = [admin, metrics, health].map(TcpListener::local_addr);
+        Ok(Self { admin: admin?, metrics: metrics?, health: health? })
+    }
+}
+
 struct RunningCapture {
     handle: EngineHandle,
     engine: JoinHandle<Engine>,
@@ -87,12 +94,7 @@ pub async fn start(
     let admin = bind(settings.admin, "--admin")?;
     let metrics = bind(settings.metrics, "--metrics")?;
     let health = bind(settings.health, "--health")?;
-    let addresses = Addresses {
-        admin: admin.local_addr()?,
-        metrics: metrics.local_addr()?,
-        health: health.local_addr()?,
-    };
-
+    let addresses = Addresses::of(&admin, &metrics, &health)?;
     let tables = Arc::new(Tables::new());
     let drain = watch::Sender::new(false);
     let observed = Observed::new(&settings, addresses, Arc::clone(&tables.current), drain.subscribe())?;
@@ -135,15 +137,7 @@ pub async fn start(
     };
     if let Some(capture) = &capture {
         observed.set_capture(&capture.handle);
-        if let Some(kernel) = capture.handle.readings().bridges {
-            let _ = bridges.set(kernel);
-        }
-        if let Some((guard, _)) = capture.handle.readings().guard {
-            admission.refusals().tell(move |source, lasts| {
-                // A source that goes on is told again.
-                let _ = guard.push(source, lasts);
-            });
-        }
+        connect_kernel(&capture.handle, &bridges, &admission);
     }
     following.go_on();
     observed.set_ready(true);
@@ -156,6 +150,21 @@ pub async fn start(
         following,
         drain_timeout: settings.drain_timeout,
     }))
+}
+
+/// Gives the workers what the kernel offers them.
+fn connect_kernel(handle: &EngineHandle, bridges: &SharedBridges, admission: &Admission) {
+    let readings = handle.readings();
+    if let Some(kernel) = readings.bridges {
+        // Nobody has set it before: there is one engine.
+        let _ = bridges.set(kernel);
+    }
+    if let Some((guard, _)) = readings.guard {
+        admission.refusals().tell(move |source, lasts| {
+            // A source that goes on is told again.
+            let _ = guard.push(source, lasts);
+        });
+    }
 }
 
 /// Serves on a thread of its own, so that a slow dump never delays a probe. It ends with the process.

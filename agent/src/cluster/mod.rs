@@ -15,10 +15,10 @@ pub mod registry;
 #[cfg(test)]
 mod sample;
 pub mod seal;
-#[cfg(test)]
-mod simulation;
 pub mod standing;
 mod store;
+#[cfg(test)]
+mod tests;
 mod trust;
 
 pub use driver::{Agent, ClusterSettings, ClusterView, Handle, Read, Readiness, start};

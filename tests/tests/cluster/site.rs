@@ -330,32 +330,36 @@ impl Site {
 
     fn run(&self, node: &str, arguments: &[&str], input: Option<String>) -> Result<String> {
         let store = input.is_some();
-        let output =
-            self.output(node, arguments, input.unwrap_or_default(), store.then(|| self.redis_url()))?;
+        let output = self.output(
+            node,
+            arguments,
+            &input.unwrap_or_default(),
+            store.then(|| self.redis_url()).as_deref(),
+        )?;
         ensure!(output.status.success(), "sluice {arguments:?}: {}", both(&output));
         Ok(String::from_utf8(output.stdout)?)
     }
 
     /// Likewise; its exit code, and all that it said.
-    pub fn try_sluice_with(&self, node: &str, arguments: &[&str], input: String) -> Result<(i32, String)> {
-        let output = self.output(node, arguments, input, Some(self.redis_url()))?;
+    pub fn try_sluice_with(&self, node: &str, arguments: &[&str], input: &str) -> Result<(i32, String)> {
+        let output = self.output(node, arguments, input, Some(&self.redis_url()))?;
         Ok((output.status.code().context("it was killed")?, both(&output)))
     }
 
     /// A verb with another store.
     pub fn try_sluice_at(&self, redis: &str, node: &str, arguments: &[&str]) -> Result<(i32, String)> {
-        let output = self.output(node, arguments, String::new(), Some(redis.to_owned()))?;
+        let output = self.output(node, arguments, "", Some(redis))?;
         Ok((output.status.code().context("it was killed")?, both(&output)))
     }
 
     /// An agent that should not start.
     pub fn try_agent(&self, node: &str, arguments: &[&str], more: &[&str]) -> Result<(i32, String)> {
         let all: Vec<&str> = [&["agent", "--node", node, "--capture", "off"], arguments, more].concat();
-        let output = self.output(node, &all, String::new(), None)?;
+        let output = self.output(node, &all, "", None)?;
         Ok((output.status.code().context("it was killed")?, both(&output)))
     }
 
-    fn output(&self, node: &str, arguments: &[&str], input: String, redis: Option<String>) -> Result<Output> {
+    fn output(&self, node: &str, arguments: &[&str], input: &str, redis: Option<&str>) -> Result<Output> {
         let mut command: Command = self.lab.node(node)?.command(built_binary()?)?;
         command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         if let Some(redis) = redis {

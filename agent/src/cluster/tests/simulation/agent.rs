@@ -347,7 +347,7 @@ impl Agent {
                 self.publish(at);
             }
             Ok(Answer::Published(Published::NotLeader(Some(other)))) => {
-                self.elect(Event::Saw(other.token), at)
+                self.elect(Event::Saw(other.token), at);
             }
             _ => {}
         }

@@ -20,10 +20,10 @@ use futures_util::FutureExt as _;
 use self::agent::{Answer, Deed, Moment, Question};
 use self::documents::Kept;
 use self::host::Host;
-use super::follower::Step;
-use super::seal::Digest;
-use super::store::{self, DocumentWrite, StoreError};
-use super::{LocalState, LocalStore, Store as _};
+use super::super::follower::Step;
+use super::super::seal::Digest;
+use super::super::store::{self, DocumentWrite, StoreError};
+use super::super::{LocalState, LocalStore, Store as _};
 use crate::compile::TableVersion;
 use crate::model::Model;
 use crate::proxy::random::Random;
@@ -293,7 +293,7 @@ impl Simulation {
             Told::Notice(event) => agent.notice(event, at),
             Told::Wake => {
                 target.wake = None;
-                agent.elect(super::election::Event::Tick, at);
+                agent.elect(super::super::election::Event::Tick, at);
             }
             Told::Beat => {
                 agent.beat();
@@ -315,7 +315,7 @@ impl Simulation {
             self.check(host, deed)?;
         }
         for question in out {
-            self.send(host, question)?;
+            self.send(host, &question)?;
         }
         let boot = self.hosts[host].boot;
         if let Some(wake) = self.hosts[host].wakes(self.now) {
@@ -324,9 +324,9 @@ impl Simulation {
         Ok(())
     }
 
-    fn send(&mut self, host: usize, question: Question) -> Result<(), String> {
+    fn send(&mut self, host: usize, question: &Question) -> Result<(), String> {
         let of_election = |question: &Question| matches!(question, Question::Acquire(_) | Question::Renew(_));
-        if of_election(&question) && self.hosts[host].pending.values().any(of_election) {
+        if of_election(question) && self.hosts[host].pending.values().any(of_election) {
             return Err(format!("node{host} asks before it has the answer to what it asked before"));
         }
         self.order += 1;
@@ -449,8 +449,10 @@ fn ask(client: &LocalStore, question: &Question) -> Result<Answer, StoreError> {
                 Answer::Done
             }
             Question::Publish(lease, draft) => Answer::Published(match &draft.form {
-                super::publisher::DraftForm::Whole(snapshot) => client.publish(lease, snapshot).await?,
-                super::publisher::DraftForm::Change(delta) => client.append(lease, delta).await?,
+                super::super::publisher::DraftForm::Whole(snapshot) => {
+                    client.publish(lease, snapshot).await?
+                }
+                super::super::publisher::DraftForm::Change(delta) => client.append(lease, delta).await?,
             }),
             Question::Snapshot => Answer::Snapshot(client.snapshot().await?),
             Question::Deltas(position) => Answer::Deltas(client.deltas(position).await?),

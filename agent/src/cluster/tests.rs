@@ -1,0 +1,3 @@
+//! The machines of the cluster together.
+
+mod simulation;
