@@ -7,6 +7,8 @@ pub mod disk;
 pub mod election;
 pub mod follower;
 mod local;
+#[cfg(test)]
+mod model_check;
 pub mod publisher;
 pub mod registry;
 #[cfg(test)]
