@@ -91,22 +91,24 @@ pub struct EndValue {
     pub peer_cookie: u64,
     /// Bytes that this end has handed over.
     pub handed: u64,
+    /// The birth of the connection (see [`crate::bridge::birth`]), which both ends share; 0 where it is plain.
+    pub born: u64,
 }
 
 impl EndValue {
     /// The connection is TCP's for ever.
-    pub const PLAIN: Self = Self { peer_cookie: 0, handed: 0 };
+    pub const PLAIN: Self = Self { peer_cookie: 0, handed: 0, born: 0 };
 
     /// Both ends are in the map, and this is the other one's namespace. The kernel counts cookies from 1.
-    pub const fn joined(peer_cookie: u64) -> Self {
-        Self { peer_cookie, handed: 0 }
+    pub const fn joined(peer_cookie: u64, born: u64) -> Self {
+        Self { peer_cookie, handed: 0, born }
     }
 
     /// The end hands nothing over any more, which it has done before.
     #[must_use]
     pub const fn led_back(self) -> Self {
         // A message may be counted by a program that holds the old decision still.
-        Self { peer_cookie: 0, handed: if self.handed == 0 { 1 } else { self.handed } }
+        Self { peer_cookie: 0, handed: if self.handed == 0 { 1 } else { self.handed }, ..self }
     }
 
     /// Whether both ends are in the map.
@@ -144,7 +146,7 @@ pub struct AccelerationConfig {
     pub everyone: u32,
 }
 
-const _: () = assert!(size_of::<EndValue>() == 16);
+const _: () = assert!(size_of::<EndValue>() == 24);
 const _: () = assert!(size_of::<PodValue>() == 16);
 const _: () = assert!(size_of::<AccelerationConfig>() == 16);
 
@@ -247,11 +249,13 @@ pub enum AccelerationReason {
     NotOurs = 8,
     /// A connection whose other end is not on this node.
     Elsewhere = 9,
+    /// A message went past the agent, over a bridge.
+    Bridged = 10,
 }
 
 impl AccelerationReason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Joined,
         Self::Closed,
         Self::Redirected,
@@ -262,6 +266,7 @@ impl AccelerationReason {
         Self::Full,
         Self::NotOurs,
         Self::Elsewhere,
+        Self::Bridged,
     ];
 
     /// The name that metrics show.
@@ -277,6 +282,7 @@ impl AccelerationReason {
             Self::Full => "full",
             Self::NotOurs => "not_ours",
             Self::Elsewhere => "elsewhere",
+            Self::Bridged => "bridged",
         }
     }
 }
@@ -394,7 +400,7 @@ mod tests {
 
     #[test]
     fn an_end_that_is_led_back_was_joined() {
-        let joined = EndValue::joined(POD);
+        let joined = EndValue::joined(POD, 5);
         let handed = EndValue { handed: 9, ..joined };
         // (a decision) -> (whether it is joined, whether it was)
         let cases = [

@@ -9,6 +9,7 @@
 
 pub mod acceleration;
 pub mod balance;
+pub mod bridge;
 pub mod capture;
 pub mod event;
 pub mod guard;

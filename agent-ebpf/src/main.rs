@@ -5,6 +5,7 @@
 #![feature(core_intrinsics)]
 #![allow(internal_features)]
 
+mod bridge;
 mod cgroup_connect;
 mod cgroup_udp;
 mod ctx;

@@ -5,6 +5,7 @@ use agent_common::balance::{
     AffinityKey, AffinityValue, ConnectReason, End, FrontendValue, MemberKey, SlotKey, SlotValue, SocketKey,
     SocketValue,
 };
+use agent_common::bridge::{BRIDGES_MAX, BridgeValue};
 use agent_common::capture::{
     AddressKey, CaptureConfig, DestinationKey, DestinationValue, INBOUND_LISTENERS, Reason,
 };
@@ -14,7 +15,7 @@ use agent_common::policy::{
     POLICY_FLOWS_MAX, POLICY_PODS_MAX, POLICY_RULES_MAX, POLICY_SLOTS, POLICY_SOURCES_MAX, PolicyAddress,
     PolicyFlow, PolicyPod, PolicyRuleKey, PolicyRuleValue, PolicySourceKey,
 };
-use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockHash, SockMap};
 
@@ -180,6 +181,16 @@ pub static WAITING: HashMap<EndKey, u8> = HashMap::with_max_entries(131_072, BPF
 /// leads a joined end back to TCP.
 #[map]
 pub static ENDS: HashMap<EndKey, EndValue> = HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
+
+/// The bridge of a sender, by its number in [`BRIDGES`]. Written by the agent.
+#[map]
+pub static BRIDGE_OF: HashMap<EndKey, u32> =
+    HashMap::with_max_entries(BRIDGES_MAX, BPF_F_NO_PREALLOC);
+
+/// Directions past the agent. Written by the agent, which has this memory mapped, and by the sk_msg program; each field by one of
+/// them. As large as the agent makes it.
+#[map]
+pub static BRIDGES: Array<BridgeValue> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// Connections and messages by [`AccelerationReason`]. Written by the programs.
 #[map]

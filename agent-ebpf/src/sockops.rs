@@ -6,12 +6,14 @@
 use agent_common::acceleration::{
     AccelerationReason, EndKey, EndValue, PodValue, diallers, holder, may_meet,
 };
+use agent_common::bridge::birth;
 use agent_common::capture::{Action, AddressKey, DestinationKey};
 use aya_ebpf::bindings::{
     BPF_NOEXIST, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PARSE_ALL_HDR_OPT_CB_FLAG,
     BPF_SOCK_OPS_PARSE_HDR_OPT_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
     BPF_SOCK_OPS_STATE_CB_FLAG,
 };
+use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 
@@ -92,15 +94,17 @@ fn join(context: &SockOpsContext) -> Option<AccelerationReason> {
             return None;
         }
     }
+    // SAFETY: the helpers take nothing and touch nothing.
+    let born = unsafe { birth(bpf_ktime_get_ns(), bpf_get_smp_processor_id()) };
     // In before the decision falls, so that whoever learns of it finds this end.
-    let joined = ENDS.insert(key, EndValue::joined(peer.cookie), 0).is_ok()
+    let joined = ENDS.insert(key, EndValue::joined(peer.cookie, born), 0).is_ok()
         && JOINED_SOCKETS.update(key, unsafe { &mut *context.ops }, 0).is_ok();
     if !joined {
         let _ = ENDS.remove(key);
         return Some(AccelerationReason::Full);
     }
     // The first to write here decides; the dialling end writes `PLAIN` when it sends or receives by TCP.
-    if ENDS.insert(peer, EndValue::joined(key.cookie), u64::from(BPF_NOEXIST)).is_err() {
+    if ENDS.insert(peer, EndValue::joined(key.cookie, born), u64::from(BPF_NOEXIST)).is_err() {
         remove_socket(&key);
         let _ = ENDS.remove(key);
         return None;

@@ -11,6 +11,7 @@ pub mod route;
 
 pub mod config;
 pub mod http;
+pub mod identity;
 pub mod net;
 pub mod telemetry;
 

@@ -31,8 +31,8 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct AgentOptions {
     /// The binary `sluice`.
     pub binary: PathBuf,
-    /// The directory of its documents.
-    pub config: PathBuf,
+    /// The directory of its documents; `None`: the arguments say where they come from.
+    pub config: Option<PathBuf>,
     /// The interfaces of pods.
     pub pod_interfaces: String,
     /// The one interface by which replies come back; `None`: what the agent takes by default.
@@ -46,11 +46,17 @@ impl AgentOptions {
     pub fn new(config: impl Into<PathBuf>) -> Result<Self> {
         Ok(Self {
             binary: built_binary()?,
-            config: config.into(),
+            config: Some(config.into()),
             pod_interfaces: "pod-*".to_owned(),
             uplink: Some("eth0".to_owned()),
             arguments: Vec::new(),
         })
+    }
+
+    /// An agent that takes part in the cluster of this Redis.
+    pub fn clustered(redis: &str) -> Result<Self> {
+        let alone = Self::new("")?;
+        Ok(Self { config: None, ..alone }.with(["--redis", redis]))
     }
 
     /// Adds arguments.
@@ -86,8 +92,7 @@ pub(crate) fn start(node: &Node<'_>, options: &AgentOptions) -> Result<Agent> {
         .args(["agent", "--node", node.name()])
         .args(options.uplink.iter().flat_map(|uplink| ["--uplink", uplink]))
         .args(["--pod-interfaces", &options.pod_interfaces])
-        .arg("--config")
-        .arg(&options.config)
+        .args(options.config.iter().flat_map(|dir| [Path::new("--config"), dir]))
         .args(&options.arguments)
         .stdin(std::process::Stdio::null())
         .stdout(output.try_clone().context("sharing the agent's log")?)

@@ -34,13 +34,15 @@ pub mod pingpong;
 pub mod program;
 pub mod promtext;
 pub mod random;
+pub mod redis;
+pub mod store;
 pub mod witness;
 
 mod lab;
 mod privilege;
 mod teardown;
 
-pub use agent::{Agent, AgentOptions};
+pub use agent::{Agent, AgentOptions, built_binary};
 pub use footprint::Footprint;
 pub use lab::{Lab, Node, Pod};
 pub use privilege::{is_root, unprivileged};

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 use lab::agent::HEALTH;
@@ -29,7 +29,7 @@ fn options(lab: &Lab, script: &str) -> Result<AgentOptions> {
     let config = directory.join("config");
     Ok(AgentOptions {
         binary,
-        config,
+        config: Some(config),
         uplink: Some("eth0".to_owned()),
         pod_interfaces: "pod-*".to_owned(),
         arguments: vec!["--workers=1".to_owned()],
@@ -52,7 +52,7 @@ fn an_agent_gets_its_node_and_ends_as_asked() -> Result<()> {
     let _directory = lab.directory();
     for wanted in [
         "arguments: agent --node node1 --uplink eth0 --pod-interfaces pod-* ".to_owned(),
-        format!("--config {} --workers=1\n", options.config.display()),
+        format!("--config {} --workers=1\n", options.config.as_deref().unwrap_or(Path::new("")).display()),
         format!("/sluice-lab-{}/node1/agent\n", lab.id()),
     ] {
         ensure!(log.contains(&wanted), "no {wanted:?} in\n{log}");

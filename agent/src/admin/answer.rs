@@ -18,7 +18,8 @@ const JSON: &str = "application/json";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// What each admin path is for, as `/help` shows it.
-const HELP: [(&str, &str); 17] = [
+const HELP: [(&str, &str); 18] = [
+    ("/cluster", "who leads, the nodes with their tables, and the documents"),
     ("/clusters", "endpoints by cluster, in Envoy's text form"),
     ("/config_dump", "workloads and services, in ztunnel's form"),
     ("/connections", "the connections that are open, with their tier and why"),
@@ -84,6 +85,7 @@ fn admin(question: Question<'_>, source: &Source) -> Option<Answer> {
     let table = source.tables.load();
     Some(match question.path {
         "/" | "/help" => Answer::text(200, help()),
+        "/cluster" => Answer::json(&(source.cluster)()),
         "/clusters" => Answer::text(200, clusters(&table)),
         "/config_dump" => Answer::json(&config_dump(&table)),
         "/connections" => Answer::json(&(source.connections)()),

@@ -3,6 +3,7 @@
 
 mod answer;
 pub mod client;
+mod cluster;
 mod config_dump;
 mod connections;
 mod dump;
@@ -22,6 +23,7 @@ use crate::compile::RoutingTable;
 use crate::telemetry::log::LogHandle;
 use crate::telemetry::{AccessLog, Metrics};
 
+pub use cluster::{ClusterDump, DocumentsDump, LeaderDump, NodeDump, RefusedDump};
 pub use connections::{ConnectionDump, ConnectionsDump};
 pub use dump::{
     DestinationDump, EndpointDump, EndpointsDump, HostDump, RoutesDump, RuleDump, endpoints, routes,
@@ -54,6 +56,8 @@ pub struct Source {
     pub flows: Box<dyn Fn(u64) -> FlowsDump + Send + Sync>,
     /// The connections that are open.
     pub connections: Box<dyn Fn() -> ConnectionsDump + Send + Sync>,
+    /// The cluster.
+    pub cluster: Box<dyn Fn() -> ClusterDump + Send + Sync>,
 }
 
 impl fmt::Debug for Source {

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::ClusterDump;
 use crate::compile::RoutingTable;
 
 /// Everything that `sluice status` shows.
@@ -31,6 +32,9 @@ pub struct Status {
     /// What the documents ask for and this agent, as it was started and on this node, does not do.
     #[serde(default)]
     pub unmet: Vec<String>,
+    /// The cluster, as far as this agent knows it.
+    #[serde(default)]
+    pub cluster: ClusterDump,
     /// The dataplane's threads.
     pub workers: Vec<WorkerStatus>,
     /// How far draining has come.
@@ -97,6 +101,9 @@ pub struct AccelerationStatus {
     /// Addresses of this node's pods that take no part any more because bytes on their connections were not read.
     #[serde(default)]
     pub withdrawn: usize,
+    /// Directions of opaque connections whose bytes go past the agent.
+    #[serde(default)]
+    pub bridged: u64,
     /// Why accelerated connections that stall may not be noticed; `None`: they are.
     #[serde(default)]
     pub unwatched: Option<String>,

@@ -163,6 +163,7 @@ fn fixture() -> Fixture {
         ready: of_source,
         status: Box::new(move || status.clone()),
         connections: Box::new(super::ConnectionsDump::default),
+        cluster: Box::new(super::ClusterDump::default),
         flows: Box::new(|since| super::FlowsDump { next: since + 1, ..super::FlowsDump::default() }),
     };
     Fixture { _subscriber: Box::new(subscriber), source: Arc::new(source), ready }

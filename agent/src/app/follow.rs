@@ -1,6 +1,7 @@
-//! Follows the documents: each new state becomes a table, and the Gateway listeners that it asks for.
+//! Follows the documents, or the tables of the cluster: each becomes the table in force, with the Gateway listeners that it
+//! asks for.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::bail;
@@ -9,6 +10,7 @@ use tokio::sync::mpsc;
 use super::gateways::{Gateways, ListenerError};
 use super::status::Observed;
 use super::tables::Tables;
+use crate::compile::{RoutingTable, compile};
 use crate::config::State;
 use crate::proxy::{Command, WorkerHandle};
 
@@ -65,13 +67,36 @@ impl Follower {
     }
 
     fn apply(&mut self, state: &State) -> Vec<ListenerError> {
-        let applied = self.tables.apply(&state.model);
+        self.put_in_force(|previous| compile(&state.model, previous, previous.version.after_alone()));
+        self.observed.reported(&state.report);
+        self.listen()
+    }
+
+    /// Applies a table of the cluster.
+    pub(super) fn table(&mut self, compile: impl FnOnce(&RoutingTable) -> RoutingTable) {
+        self.put_in_force(compile);
+        let errors = self.listen();
+        self.closed = report(errors);
+    }
+
+    fn put_in_force(&self, compile: impl FnOnce(&RoutingTable) -> RoutingTable) {
+        let applied = self.tables.apply(compile);
         for worker in &self.workers {
             // Fails for a worker that has ended, which holds nothing.
             let _ = worker.commands.send(Command::Table);
         }
-        self.observed.applied(state, applied);
-        self.listen()
+        self.observed.applied(applied);
+    }
+}
+
+/// Opens listeners that could not be opened, again and again, for as long as somebody else applies tables.
+pub(super) async fn retry(follower: Arc<Mutex<Follower>>) {
+    loop {
+        tokio::time::sleep(RETRY).await;
+        let mut follower = follower.lock().unwrap_or_else(PoisonError::into_inner);
+        if follower.closed {
+            follower.closed = !follower.listen().is_empty();
+        }
     }
 }
 

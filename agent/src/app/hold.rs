@@ -3,7 +3,7 @@
 
 use anyhow::Context as _;
 
-use super::Settings;
+use super::{DocumentSource, Settings};
 use crate::capture::policies_left;
 use crate::config::{self, State};
 
@@ -11,10 +11,12 @@ use crate::config::{self, State};
 /// meanwhile: the last rules stay in force, and nothing is captured.
 pub async fn wait_for_documents(settings: &Settings) -> anyhow::Result<()> {
     let Some(capture) = &settings.capture else { return Ok(()) };
+    // Who is in a cluster waits for its table in any case.
+    let DocumentSource::Directory(dir) = &settings.documents else { return Ok(()) };
     if !policies_left(&capture.bpffs)? {
         return Ok(());
     }
-    let (mut state, mut changes) = config::watch(settings.config.clone()).context("--config")?;
+    let (mut state, mut changes) = config::watch(dir.clone()).context("--config")?;
     let mut told = Vec::new();
     while !state.unread().is_empty() {
         report(&state, &mut told);

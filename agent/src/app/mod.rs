@@ -1,9 +1,11 @@
 //! Wiring: the only place where the parts meet. Starts everything in the order in which it depends on each other, and
 //! stops it in the reverse one.
 
+mod cluster;
 mod connections;
 mod flows;
 mod follow;
+mod following;
 mod gateways;
 mod hold;
 mod settings;
@@ -26,14 +28,15 @@ use crate::admin::{self, Role, Source};
 use crate::capture::{
     CaptureListeners, CaptureSettings, Claim, Engine, EngineHandle, LocalAddresses, SpoofingConnector,
 };
-use crate::config;
 use crate::net::{Connector, PlainConnector, server_listener};
 use crate::proxy::http::Share;
-use crate::proxy::{Admission, Captured, Command, WorkerHandle, WorkerSettings, start_worker};
+use crate::proxy::{Admission, Captured, Command, SharedBridges, WorkerHandle, WorkerSettings, start_worker};
 use crate::telemetry::FlowLog;
 use crate::telemetry::log::LogHandle;
+pub use cluster::ClusterOptions;
+use following::Following;
 pub use hold::wait_for_documents;
-pub use settings::{CaptureOptions, Settings};
+pub use settings::{CaptureOptions, DocumentSource, Settings};
 use status::Observed;
 use tables::Tables;
 
@@ -49,7 +52,7 @@ pub struct Running {
     observed: Arc<Observed>,
     drain: watch::Sender<bool>,
     capture: Option<RunningCapture>,
-    follower: JoinHandle<()>,
+    following: Following,
     drain_timeout: Duration,
 }
 
@@ -73,7 +76,12 @@ struct RunningCapture {
 
 /// Starts an agent. Ready means: the documents are loaded, the listeners open, the kernel programs in place. On an error
 /// nothing stays behind.
-pub async fn start(settings: Settings, log: LogHandle) -> anyhow::Result<Running> {
+/// `None`: it was told to stop while it waited for its first table.
+pub async fn start(
+    settings: Settings,
+    log: LogHandle,
+    stopping: impl Future<Output = ()>,
+) -> anyhow::Result<Option<Running>> {
     // The node comes first: a second agent must not touch what the first one has installed.
     let claim = settings.capture.is_some().then(Claim::take).transpose()?;
     let admin = bind(settings.admin, "--admin")?;
@@ -98,15 +106,24 @@ pub async fn start(settings: Settings, log: LogHandle) -> anyhow::Result<Running
         drain: &drain,
         local: &local,
         admission: Arc::clone(&admission),
+        bridges: SharedBridges::default(),
     };
+    let bridges = Arc::clone(&workers.bridges);
     let workers = workers.start(&listeners)?;
 
-    let (state, changes) = config::watch(settings.config.clone()).context("--config")?;
-    let mut follower = follow::Follower::new(Arc::clone(&tables), Arc::clone(&observed), workers);
-    follower.first(&state, settings.capture.is_some())?;
+    let follower = follow::Follower::new(Arc::clone(&tables), Arc::clone(&observed), workers);
+    let mut following = Following::start(&settings, &observed, follower)?;
     let source = Arc::new(observed.source(log));
     for (listener, role) in [(admin, Role::Admin), (metrics, Role::Metrics), (health, Role::Health)] {
         serve_apart(listener, role, Arc::clone(&source))?;
+    }
+    let waited = tokio::select! {
+        waited = following.wait_for_table(&settings) => Some(waited?),
+        () = stopping => None,
+    };
+    if waited.is_none() {
+        following.stop().await;
+        return Ok(None);
     }
     // The last that can fail, and it undoes itself: nothing stays in the kernel without an agent.
     let capture = match claim.zip(settings.capture.as_ref()) {
@@ -118,6 +135,9 @@ pub async fn start(settings: Settings, log: LogHandle) -> anyhow::Result<Running
     };
     if let Some(capture) = &capture {
         observed.set_capture(&capture.handle);
+        if let Some(kernel) = capture.handle.readings().bridges {
+            let _ = bridges.set(kernel);
+        }
         if let Some((guard, _)) = capture.handle.readings().guard {
             admission.refusals().tell(move |source, lasts| {
                 // A source that goes on is told again.
@@ -125,10 +145,17 @@ pub async fn start(settings: Settings, log: LogHandle) -> anyhow::Result<Running
             });
         }
     }
-    let follower = tokio::spawn(follower.run(changes));
+    following.go_on();
     observed.set_ready(true);
     tracing::info!(node = settings.node, %addresses.admin, %addresses.metrics, %addresses.health, "ready");
-    Ok(Running { addresses, observed, drain, capture, follower, drain_timeout: settings.drain_timeout })
+    Ok(Some(Running {
+        addresses,
+        observed,
+        drain,
+        capture,
+        following,
+        drain_timeout: settings.drain_timeout,
+    }))
 }
 
 /// Serves on a thread of its own, so that a slow dump never delays a probe. It ends with the process.
@@ -154,7 +181,7 @@ impl Running {
     pub async fn stop(self) {
         tracing::info!("draining");
         self.observed.set_ready(false);
-        self.follower.abort();
+        self.following.stop().await;
         let engine = match self.capture {
             Some(RunningCapture { handle, engine, claim }) => {
                 handle.stop_capturing().await;
@@ -214,6 +241,7 @@ struct Workers<'a> {
     drain: &'a watch::Sender<bool>,
     local: &'a LocalAddresses,
     admission: Arc<Admission>,
+    bridges: SharedBridges,
 }
 
 impl Workers<'_> {
@@ -250,6 +278,7 @@ impl Workers<'_> {
             proxy: self.settings.proxy.clone(),
             share: Share { workers: self.settings.workers, admission: Arc::clone(&self.admission) },
             open: Arc::clone(&self.observed.open[index]),
+            bridges: Arc::clone(&self.bridges),
             connector: Box::new(move || match own_mark {
                 Some(mark) => Rc::new(SpoofingConnector::new(mark, local, spread)) as Rc<dyn Connector>,
                 None => Rc::new(PlainConnector),

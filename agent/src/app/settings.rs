@@ -7,6 +7,8 @@ use std::time::Duration;
 use crate::capture::{AccelerationMode, Bpffs, CgroupChoice, Glob, GuardOptions, Marks, OnStop};
 use crate::proxy::ProxySettings;
 
+use super::cluster::ClusterOptions;
+
 /// Everything an agent is told at start.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -14,8 +16,8 @@ pub struct Settings {
     pub node: String,
     /// The cluster's name, a label of the metrics.
     pub cluster: String,
-    /// The directory of documents.
-    pub config: PathBuf,
+    /// Where the documents come from.
+    pub documents: DocumentSource,
     /// Capture, or `None` for a plain reverse proxy.
     pub capture: Option<CaptureOptions>,
     /// Limits and timeouts of the data path.
@@ -32,6 +34,15 @@ pub struct Settings {
     pub access_log: bool,
     /// How long connections may go on once the agent shall stop.
     pub drain_timeout: Duration,
+}
+
+/// Where documents come from.
+#[derive(Debug, Clone)]
+pub enum DocumentSource {
+    /// A directory: the agent runs alone.
+    Directory(PathBuf),
+    /// The store of a cluster.
+    Cluster(Box<ClusterOptions>),
 }
 
 /// How pods' traffic is captured.

@@ -15,13 +15,14 @@ use super::tables::Applied;
 use super::unmet::unmet;
 use super::{Addresses, Settings};
 use crate::admin::{
-    AccelerationStatus, CaptureStatus, ConnectStatus, ConnectionsDump, DrainStatus, ForeignProgram,
-    GuardLimits, GuardMap, GuardStatus, GuardedInterface, InterfaceStatus, ListenerStatus, PolicyStatus,
-    Source, Status, TableStatus, TierStatus, WorkerStatus,
+    AccelerationStatus, CaptureStatus, ClusterDump, ConnectStatus, ConnectionsDump, DrainStatus,
+    ForeignProgram, GuardLimits, GuardMap, GuardStatus, GuardedInterface, InterfaceStatus, ListenerStatus,
+    PolicyStatus, Source, Status, TableStatus, TierStatus, WorkerStatus,
 };
 use crate::capture::{self, DropCause, EngineHandle};
+use crate::cluster::ClusterView;
 use crate::compile::RoutingTable;
-use crate::config::{Message, ObjectState, Report, Severity, State};
+use crate::config::{Message, ObjectState, Report, Severity};
 use crate::proxy::OpenConnections;
 use crate::telemetry::log::LogHandle;
 use crate::telemetry::{AccessLog, BuildInfo, ConfigState, FlowLog, KernelGauges, Metrics, rfc3339};
@@ -39,6 +40,7 @@ pub(super) struct Observed {
     /// Open client connections of each worker.
     pub(super) open: Vec<Arc<OpenConnections>>,
     node: String,
+    cluster: String,
     started: Instant,
     addresses: Addresses,
     ready: watch::Sender<bool>,
@@ -56,6 +58,8 @@ struct Changing {
     unmet: Vec<String>,
     capture: Option<watch::Receiver<capture::CaptureStatus>>,
     live: Option<capture::Live>,
+    /// What is known of the cluster, and whether its tables are signed; `None`: the agent runs alone.
+    cluster: Option<(Arc<Mutex<ClusterView>>, bool)>,
 }
 
 impl Observed {
@@ -82,6 +86,7 @@ impl Observed {
             tables,
             open: (0..settings.workers).map(|_| Arc::default()).collect(),
             node: settings.node.clone(),
+            cluster: settings.cluster.clone(),
             started: Instant::now(),
             addresses,
             ready: watch::Sender::new(false),
@@ -96,6 +101,7 @@ impl Observed {
         let observed = Arc::clone(self);
         let flows = self.flows.clone();
         let opened = Arc::clone(self);
+        let among = Arc::clone(self);
         Source {
             tables: Arc::clone(&self.tables),
             metrics: self.metrics.clone(),
@@ -104,6 +110,7 @@ impl Observed {
             ready: self.ready.subscribe(),
             status: Box::new(move || observed.status()),
             connections: Box::new(move || opened.connections()),
+            cluster: Box::new(move || among.cluster()),
             flows: Box::new(move |since| super::flows::dump(&flows, since)),
         }
     }
@@ -113,6 +120,22 @@ impl Observed {
         let live = self.changing().live.clone();
         let workers = self.open.iter().map(|open| &**open);
         super::connections::dump(workers, live.as_ref(), &self.tables.load())
+    }
+
+    pub(super) fn set_cluster(&self, view: Arc<Mutex<ClusterView>>, signed: bool) {
+        self.changing().cluster = Some((view, signed));
+    }
+
+    /// The cluster as it is known here.
+    fn cluster(&self) -> ClusterDump {
+        self.cluster_of(&self.changing())
+    }
+
+    fn cluster_of(&self, changing: &Changing) -> ClusterDump {
+        match &changing.cluster {
+            Some((view, signed)) => super::cluster::dump(view, (&self.node, &self.cluster, *signed)),
+            None => super::cluster::alone(&self.node, &self.cluster, &changing.report),
+        }
     }
 
     /// Client connections that are open, over all workers.
@@ -150,19 +173,20 @@ impl Observed {
         changing.capture = Some(handle.status());
     }
 
-    /// A state of the documents came into force.
-    pub(super) fn applied(&self, state: &State, applied: Applied) {
-        self.metrics.table_applied(&self.tables.load(), applied.took);
-        count_objects(&self.metrics, &state.report);
-        let before = self.changing().report.clone();
-        if state.report.objects.is_empty() && !before.objects.is_empty() {
+    /// Documents were read.
+    pub(super) fn reported(&self, report: &Report) {
+        count_objects(&self.metrics, report);
+        let before = std::mem::replace(&mut self.changing().report, report.clone());
+        if report.objects.is_empty() && !before.objects.is_empty() {
             tracing::warn!(objects = before.objects.len(), "there are no documents any more");
         }
-        log_new_messages(&before, &state.report);
-        let mut changing = self.changing();
-        changing.applied = Some(applied);
-        changing.report = state.report.clone();
-        drop(changing);
+        log_new_messages(&before, report);
+    }
+
+    /// A table came into force.
+    pub(super) fn applied(&self, applied: Applied) {
+        self.metrics.table_applied(&self.tables.load(), applied.took);
+        self.changing().applied = Some(applied);
         // At the start nothing is captured yet.
         if *self.ready.borrow() {
             self.log_unmet();
@@ -230,6 +254,7 @@ impl Observed {
                 .collect(),
             config: serde_json::to_value(&changing.report).unwrap_or_default(),
             unmet: self.unmet(&changing),
+            cluster: self.cluster_of(&changing),
             workers: workers
                 .map(|(id, open)| WorkerStatus { id, connections: open.count() as u64 })
                 .collect(),
@@ -288,6 +313,7 @@ fn capturing(status: capture::CaptureStatus) -> CaptureStatus {
             opted_out: status.acceleration.opted_out,
             not_found: status.acceleration.not_found,
             withdrawn: status.acceleration.withdrawn,
+            bridged: status.acceleration.bridged,
             unwatched: status.acceleration.unwatched,
         },
         socket_events_off: status.socket_events_off,

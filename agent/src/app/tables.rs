@@ -6,8 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
-use crate::compile::{RoutingTable, TableVersion, compile};
-use crate::model::Model;
+use crate::compile::RoutingTable;
 
 /// The table in force and those who follow it.
 pub(super) struct Tables {
@@ -30,13 +29,12 @@ impl Tables {
         Self { current: Arc::new(ArcSwap::new(Arc::clone(&table))), follow: watch::Sender::new(table) }
     }
 
-    /// Compiles a model and puts its table in force: for new requests first, for the kernel after it, so that what the
+    /// Compiles a table after the one in force and puts it there: for new requests first, for the kernel after it, so that what the
     /// kernel captures is always known here.
-    pub(super) fn apply(&self, model: &Model) -> Applied {
+    pub(super) fn apply(&self, compile: impl FnOnce(&RoutingTable) -> RoutingTable) -> Applied {
         let since = Instant::now();
         let previous = self.current.load();
-        let version = TableVersion::alone(previous.version.version + 1);
-        let table = Arc::new(compile(model, &previous, version));
+        let table = Arc::new(compile(&previous));
         self.current.store(Arc::clone(&table));
         self.follow.send_replace(table);
         Applied { at: SystemTime::now(), took: since.elapsed() }

@@ -7,6 +7,7 @@
 //! TCP's, and the last one to close takes everything along.
 
 mod backlog;
+mod bridges;
 pub(super) mod namespaces;
 mod self_test;
 mod trials;
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use agent_common::acceleration::{AccelerationConfig, AccelerationReason, EndKey, EndValue, PodValue};
+use agent_common::bridge::BRIDGES_MAX;
 use agent_common::capture::AddressKey;
 use aya::maps::{Array, HashMap as KernelMap, MapData, PerCpuArray, SockHash};
 use aya::programs::sock_ops::SockOpsLink;
@@ -36,10 +38,13 @@ use crate::telemetry::AccelerationCounts;
 
 use watcher::{Watcher, Withdrawn};
 
+pub use bridges::Bridges;
 pub use self_test::{TrialReport, VERB, run_trials, self_test};
 
 /// The maps that are of no use where acceleration is off.
-pub const MAPS: [&str; 4] = ["ACCELERATION_PODS", "JOINED_SOCKETS", "WAITING", "ENDS"];
+pub const MAPS: [&str; 5] = ["ACCELERATION_PODS", "JOINED_SOCKETS", "WAITING", "ENDS", "BRIDGE_OF"];
+/// The map that is small unless acceleration is on, and then as large.
+pub const BRIDGES: (&str, u32) = ("BRIDGES", BRIDGES_MAX);
 const SOCKOPS: &str = "accelerate";
 const SK_MSG: &str = "hand_over";
 
@@ -68,6 +73,8 @@ pub struct AccelerationStatus {
     pub not_found: usize,
     /// Addresses of this node's pods that take no part any more because bytes on their connections were not read.
     pub withdrawn: usize,
+    /// Directions of opaque connections whose bytes go past the agent.
+    pub bridged: u64,
     /// Why connections that stall may not be noticed.
     pub unwatched: Option<String>,
 }
@@ -119,12 +126,14 @@ impl Acceleration {
         // A link lets others attach theirs beside it, whatever the mode is called.
         let link = connections.attach(directory, CgroupAttachMode::Single);
         let link = link.and_then(|id| connections.take_link(id));
+        let bridges = Bridges::new(ebpf)?;
         Ok(Self {
             _sockops: link.map_err(|source| load_error(SOCKOPS, source))?,
             pods: mirror(ebpf, "ACCELERATION_PODS")?,
             counters: AccelerationCounters {
                 kernel: Arc::new(map(ebpf, "ACCELERATION_COUNTERS")?),
                 withdrawn: Arc::default(),
+                bridges,
             },
             ends: Some(map(ebpf, "ENDS")?),
             watcher: None,
@@ -137,7 +146,11 @@ impl Acceleration {
     /// The programs of an object of their own, for the self-test.
     fn alone(cgroup: &Path, config: AccelerationConfig) -> Result<(Self, Ebpf), CaptureError> {
         let mut loader = EbpfLoader::new();
-        for map in ["DESTINATIONS", "LOCAL_ADDRESSES", "ACCELERATION_PODS"].into_iter().chain(connect::MAPS) {
+        for map in ["DESTINATIONS", "LOCAL_ADDRESSES", "ACCELERATION_PODS"]
+            .into_iter()
+            .chain(connect::MAPS)
+            .chain(["BRIDGE_OF"])
+        {
             loader.map_max_entries(map, 1);
         }
         let mut ebpf = loader.load(OBJECT).map_err(object_error)?;
@@ -152,7 +165,8 @@ impl Acceleration {
 
     /// How it stands.
     pub fn status(&self) -> AccelerationStatus {
-        AccelerationStatus { unwatched: self.counters.withdrawn.blind(), ..self.status.clone() }
+        let (bridged, unwatched) = (self.counters.bridges.bridged(), self.counters.withdrawn.blind());
+        AccelerationStatus { bridged, unwatched, ..self.status.clone() }
     }
 
     /// Brings what the programs know of pods in line with the table and the pods' interfaces. `again` looks once more for
@@ -220,9 +234,15 @@ pub fn node_cookie() -> Result<u64, CaptureError> {
 pub struct AccelerationCounters {
     kernel: Arc<PerCpuArray<MapData, u64>>,
     withdrawn: Arc<Withdrawn>,
+    bridges: Bridges,
 }
 
 impl AccelerationCounters {
+    /// What lets relays' bytes go past the agent.
+    pub fn bridges(&self) -> Bridges {
+        self.bridges.clone()
+    }
+
     /// One count, over all CPUs.
     pub fn of(&self, reason: AccelerationReason) -> u64 {
         self.kernel.get(&(reason as u32), 0).map_or(0, |values| values.iter().sum())
@@ -230,16 +250,18 @@ impl AccelerationCounters {
 
     /// All of them, as the metrics have them.
     pub fn read(&self) -> AccelerationCounts {
-        use AccelerationReason::{Closed, Joined, PeerClosed, Redirected};
+        use AccelerationReason::{Bridged, Closed, Joined, PeerClosed, Redirected};
         let count = |reason: AccelerationReason| (reason.as_str(), self.of(reason));
         let (joined, closed) = (self.of(Joined), self.of(Closed));
         let outcomes = AccelerationReason::ALL.into_iter();
         AccelerationCounts {
             sockets: (2 * joined).saturating_sub(closed + self.withdrawn.led_back()),
             faults: self.withdrawn.counts(),
-            messages: vec![count(Redirected), count(PeerClosed)],
+            messages: vec![count(Redirected), count(Bridged), count(PeerClosed)],
+            bridged: self.bridges.bridged(),
+            bridges: self.bridges.counts(),
             connections: outcomes
-                .filter(|reason| !matches!(reason, Closed | PeerClosed | Redirected))
+                .filter(|reason| !matches!(reason, Bridged | Closed | PeerClosed | Redirected))
                 .map(count)
                 .collect(),
         }

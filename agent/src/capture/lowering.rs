@@ -138,7 +138,7 @@ fn classify<'t>(table: &'t RoutingTable, sets: &[&'t Arc<PodPolicy>]) -> (BTreeM
         sources.insert(*cidr, number(PolicySource { addresses: *cidr, namespace: None }));
     }
     let ranges: Vec<Cidr> = named.cidrs.iter().copied().collect();
-    for (address, workload) in &table.workloads {
+    for (address, workload) in table.workloads.iter() {
         let addresses = Cidr::host(*address);
         let class = number(PolicySource { addresses, namespace: Some(&workload.name.namespace) });
         if class != class_around(&sources, &ranges, addresses) {

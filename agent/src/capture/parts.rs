@@ -2,6 +2,7 @@
 //! the pods' interfaces, the guard at the edge, same-node acceleration.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use agent_common::acceleration::AccelerationConfig;
 use aya::Ebpf;
@@ -18,6 +19,7 @@ use super::programs::Programs;
 use super::socket_events::SocketEvents;
 use super::{CaptureError, CaptureSettings, Fill, MapUse, PolicyDrops};
 use crate::compile::RoutingTable;
+use crate::net::Bridges;
 
 /// All of them.
 pub struct Parts {
@@ -44,6 +46,8 @@ pub struct Readings {
     pub drops: PolicyDrops,
     /// Of acceleration, where it is on.
     pub acceleration: Option<AccelerationCounters>,
+    /// Lets relays' bytes go past the agent, where acceleration is on.
+    pub bridges: Option<Arc<dyn Bridges>>,
     /// The guard's ear and its counters, where there is a guard.
     pub guard: Option<(GuardHandle, GuardCounters)>,
     /// The connections that the programs know of.
@@ -66,11 +70,13 @@ impl Parts {
         let socket_events = SocketEvents::start(settings, programs.ebpf());
         let acceleration =
             accelerated.and_then(|cgroup| accelerate(programs.ebpf(), &cgroup, settings.marks.own));
+        let bridges = acceleration.as_ref().ok().map(|acceleration| acceleration.counters().bridges());
         let (ear, pushes) = GuardHandle::channel();
         let readings = Readings {
             connects: connect.as_ref().ok().map(ConnectBalancer::counters),
             drops: pod_guard.drops(),
             acceleration: acceleration.as_ref().ok().map(Acceleration::counters),
+            bridges: bridges.map(|bridges| Arc::new(bridges) as Arc<dyn Bridges>),
             guard: guard.as_ref().map(|guard| (ear, guard.counters())),
             live,
         };

@@ -100,7 +100,9 @@ impl Programs {
         if settings.cgroup.is_none() {
             capacities.extend(connect::MAPS.map(|map| (map, 1)));
         }
-        if !accelerated {
+        if accelerated {
+            capacities.push(acceleration::BRIDGES);
+        } else {
             capacities.extend(acceleration::MAPS.map(|map| (map, 1)));
         }
         if !socket_events::wanted(settings) {

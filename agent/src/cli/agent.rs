@@ -10,12 +10,16 @@ use clap::{Args, ValueEnum};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::app::{self, CaptureOptions, Settings};
+use super::store::StoreArgs;
+use crate::app::{self, CaptureOptions, ClusterOptions, DocumentSource, Settings};
 use crate::capture::{
     AccelerationMode, Bpffs, CgroupChoice, DESTINATIONS_DEFAULT, Glob, GuardOptions, Marks, OnStop,
 };
 use crate::proxy::{InvalidSetting, ProxySettings};
 use crate::telemetry::log;
+
+/// How long one call to the store may take at most.
+const STORE_LIMIT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Args)]
 pub(super) struct AgentArgs {
@@ -26,8 +30,16 @@ pub(super) struct AgentArgs {
     #[arg(long, env = "SLUICE_CLUSTER", default_value = "Kubernetes")]
     cluster: String,
     /// The directory of documents; edits apply at once.
-    #[arg(long, env = "SLUICE_CONFIG", value_name = "DIR")]
-    config: PathBuf,
+    #[arg(
+        long,
+        env = "SLUICE_CONFIG",
+        value_name = "DIR",
+        required_unless_present = "redis",
+        conflicts_with = "redis"
+    )]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    cluster_args: ClusterArgs,
     #[command(flatten)]
     capture: CaptureArgs,
     /// Worker threads.
@@ -58,6 +70,52 @@ pub(super) struct AgentArgs {
     /// Whether each request and connection is logged to standard output, one JSON line each.
     #[arg(long, env = "SLUICE_ACCESS_LOG", value_enum, default_value_t = Switch::On)]
     access_log: Switch,
+}
+
+/// The flags of a cluster.
+#[derive(Debug, Args)]
+struct ClusterArgs {
+    #[command(flatten)]
+    store: StoreArgs,
+    /// How long a leader and a node's heartbeat are good for without a sign of life: 1s to 10m.
+    #[arg(long, env = "SLUICE_LEASE_TTL", value_name = "TIME", value_parser = lease_ttl, default_value = "30s")]
+    lease_ttl: Duration,
+    /// Where the last good table and the documents are kept, so that a start without Redis serves them. Default: nowhere.
+    #[arg(long, env = "SLUICE_STATE", value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// This node's certificates, as `sluice ca node` makes them: tables are signed, and only tables of the cluster's nodes are
+    /// believed.
+    #[arg(long, env = "SLUICE_CA", value_name = "DIR")]
+    ca: Option<PathBuf>,
+    /// Tables are neither signed nor checked: whoever can write to Redis moves traffic.
+    #[arg(long, env = "SLUICE_INSECURE_UNSIGNED", conflicts_with = "ca")]
+    insecure_unsigned: bool,
+}
+
+impl ClusterArgs {
+    fn source(&self, cluster: &str, config: Option<PathBuf>) -> anyhow::Result<DocumentSource> {
+        // A call must not outlast what its answer is for.
+        let limit = (self.lease_ttl / 6).min(STORE_LIMIT);
+        let Some(redis) = self.store.options(cluster, limit) else {
+            return Ok(DocumentSource::Directory(
+                config.context("--config or --redis says where documents are")?,
+            ));
+        };
+        anyhow::ensure!(
+            self.ca.is_some() || self.insecure_unsigned,
+            "--redis: --ca DIR says with what tables are signed (`sluice ca` makes it); --insecure-unsigned lets whoever can \
+             write to Redis move traffic"
+        );
+        if self.insecure_unsigned {
+            tracing::warn!("tables are not signed: whoever can write to Redis moves traffic");
+        }
+        Ok(DocumentSource::Cluster(Box::new(ClusterOptions {
+            redis,
+            ttl: self.lease_ttl,
+            state: self.state.clone(),
+            ca: self.ca.clone(),
+        })))
+    }
 }
 
 /// The flags of capture; `check` has them too.
@@ -225,9 +283,9 @@ pub(super) fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
         proxy.set(assignment).context("--set")?;
     }
     let settings = Settings {
+        documents: args.cluster_args.source(&args.cluster, args.config)?,
         node: args.node,
         cluster: args.cluster,
-        config: args.config,
         capture: args.capture.options()?,
         proxy,
         workers: usize::from(args.workers),
@@ -256,7 +314,15 @@ pub(super) fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
             _ = terminate.recv() => return Ok(ExitCode::SUCCESS),
             _ = interrupt.recv() => return Ok(ExitCode::SUCCESS),
         }
-        let running = Box::pin(app::start(settings, log)).await?;
+        let stopping = async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        let Some(running) = Box::pin(app::start(settings, log, stopping)).await? else {
+            return Ok(ExitCode::SUCCESS);
+        };
         warn_of_few(descriptors, connections);
         loop {
             tokio::select! {
@@ -313,6 +379,23 @@ pub(super) fn table(text: &str) -> Result<u32, String> {
     }
 }
 
+/// The life of a lease: `30s`, `1500ms`, `2m`.
+fn lease_ttl(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| "a number with a unit, such as 30s".to_owned())?;
+    let millis = match unit {
+        "ms" => Some(number),
+        "s" => number.checked_mul(1000),
+        "m" => number.checked_mul(60_000),
+        _ => return Err("the units are ms, s and m".to_owned()),
+    };
+    match millis.map(Duration::from_millis) {
+        Some(ttl) if (Duration::from_secs(1)..=Duration::from_mins(10)).contains(&ttl) => Ok(ttl),
+        _ => Err("it is 1s to 10m".to_owned()),
+    }
+}
+
 /// A setting, checked as early as all other arguments are.
 fn setting(text: &str) -> Result<String, InvalidSetting> {
     ProxySettings::default().set(text).map(|()| text.to_owned())
@@ -336,6 +419,17 @@ fn cores() -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_leases_life_is_read_with_its_unit() {
+        let good = [("1s", 1000), ("1500ms", 1500), ("30s", 30_000), ("10m", 600_000)];
+        for (text, millis) in good {
+            assert_eq!(lease_ttl(text), Ok(Duration::from_millis(millis)));
+        }
+        for text in ["", "30", "s", "999ms", "11m", "1h", "-1s", "1.5s", "99999999999999999999s"] {
+            assert!(lease_ttl(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn the_kernels_own_tables_are_refused() {

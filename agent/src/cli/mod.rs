@@ -4,16 +4,21 @@
 
 mod agent;
 mod analyze;
+mod apply;
+mod ca;
 mod check;
 mod cleanup;
 mod connections;
 mod end;
 mod endpoints;
+mod get;
+mod leader;
 mod observe;
 mod output;
 mod routes;
 mod settings;
 mod status;
+mod store;
 mod verdict;
 mod why;
 
@@ -57,6 +62,18 @@ enum Verb {
     Why(why::WhyArgs),
     /// Checks documents offline; exits 1 where one has an error.
     Analyze(analyze::AnalyzeArgs),
+    /// Writes documents to the cluster's store, once all of them have been checked.
+    Apply(apply::ApplyArgs),
+    /// Shows the documents of the cluster's store.
+    Get(get::GetArgs),
+    /// Deletes documents of the cluster's store.
+    Delete(apply::DeleteArgs),
+    /// Shows what `apply` would change; exits 1 where it is anything.
+    Diff(apply::FilesArgs),
+    /// Shows which node leads the cluster; exits 1 where none does.
+    Leader(leader::LeaderArgs),
+    /// Makes a CA that is a directory, and the identities that nodes sign with and make their workloads' from.
+    Ca(ca::CaArgs),
     /// Lists what `sluice agent --set NAME=VALUE` can set: limits and timeouts, with their defaults.
     Settings(settings::SettingsArgs),
     /// The self-test of same-node acceleration, which `agent` and `check` start in a process of its own.
@@ -102,6 +119,12 @@ pub fn run() -> ExitCode {
         Verb::Observe(args) => observe::run(&args),
         Verb::Why(args) => why::run(&args),
         Verb::Analyze(args) => analyze::run(&args),
+        Verb::Apply(args) => apply::apply(&args),
+        Verb::Get(args) => get::run(&args),
+        Verb::Delete(args) => apply::delete(&args),
+        Verb::Diff(args) => apply::diff(&args),
+        Verb::Leader(args) => leader::run(&args),
+        Verb::Ca(args) => ca::run(&args),
         Verb::Settings(args) => settings::run(&args),
         Verb::AccelerationTrials => run_trials().map(|()| ExitCode::SUCCESS).map_err(Into::into),
     };

@@ -43,6 +43,7 @@ fn render(status: &Status) -> String {
         ),
         format!("connections  {connections} on {} workers", status.workers.len()),
     ];
+    lines.extend(super::leader::cluster_lines(&status.cluster));
     lines.extend(capture(status));
     lines.extend(status.guard.as_ref().map(guard).unwrap_or_default());
     for listener in &status.listeners {
@@ -53,6 +54,11 @@ fn render(status: &Status) -> String {
     lines.extend(documents(&status.config));
     lines.extend(status.unmet.iter().map(|text| format!("NOT ENFORCED {text}")));
     lines.join("\n")
+}
+
+fn past_the_agent(directions: u64) -> Option<String> {
+    (directions > 0)
+        .then(|| format!("             past the agent: {directions} directions of opaque connections"))
 }
 
 fn capture(status: &Status) -> Vec<String> {
@@ -82,6 +88,7 @@ fn capture(status: &Status) -> Vec<String> {
             reason.as_deref().unwrap_or("nothing is captured")
         ),
     });
+    lines.extend(past_the_agent(acceleration.bridged));
     lines.extend(acceleration.unwatched.as_ref().map(|why| format!("             not watched: {why}")));
     let sockets =
         capture.socket_events_off.as_ref().map_or_else(|| "on".to_owned(), |why| format!("off: {why}"));

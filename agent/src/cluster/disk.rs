@@ -29,7 +29,7 @@ const HIGHEST: &str = "highest";
 /// Epoch, nonce, version, a counter of writes, and the sum of these.
 const SLOT: usize = 4 * 8 + SUM;
 /// Slots lie in blocks of their own, so that a write that is cut can't hit both.
-const SLOT_APART: u64 = 4096;
+const SLOT_APART: u16 = 4096;
 
 /// What went wrong with a file of the state directory.
 #[derive(Debug, thiserror::Error)]
@@ -105,9 +105,9 @@ impl Disk {
         let options =
             |file: &mut OpenOptions| file.read(true).write(true).create(true).mode(0o600).open(&path);
         let highest = options(&mut OpenOptions::new()).map_err(failed(&path))?;
-        if highest.metadata().map_err(failed(&path))?.len() < 2 * SLOT_APART {
+        if highest.metadata().map_err(failed(&path))?.len() < 2 * u64::from(SLOT_APART) {
             // Written, not only lengthened: the blocks must be there when the disk is full.
-            highest.write_all_at(&[0; 2 * SLOT_APART as usize], 0).map_err(failed(&path))?;
+            highest.write_all_at(&vec![0; 2 * usize::from(SLOT_APART)], 0).map_err(failed(&path))?;
             highest.sync_all().map_err(failed(&path))?;
         }
         let mut disk = Self { dir: dir.to_owned(), highest, writes: 0 };
@@ -128,7 +128,7 @@ impl Disk {
         let sum = digest(&SHA256, &slot);
         slot.extend_from_slice(sum.as_ref());
         self.highest
-            .write_all_at(&slot, self.writes % 2 * SLOT_APART)
+            .write_all_at(&slot, self.writes % 2 * u64::from(SLOT_APART))
             .and_then(|()| if durable { self.highest.sync_data() } else { Ok(()) })
             .map_err(|source| DiskError::Io { path: self.path(HIGHEST).display().to_string(), source })
     }
@@ -163,7 +163,7 @@ impl Disk {
     }
 
     fn slots(&self) -> [Option<(u64, TableVersion)>; 2] {
-        [0, SLOT_APART].map(|offset| {
+        [0, u64::from(SLOT_APART)].map(|offset| {
             let mut slot = [0; SLOT];
             self.highest.read_exact_at(&mut slot, offset).ok()?;
             let (numbers, sum) = slot.split_at(SLOT - SUM);
@@ -296,7 +296,7 @@ mod tests {
         disk.keep_highest(version(2, 1), true).expect("writes");
         disk.keep_highest(version(3, 1), true).expect("writes");
         let file = OpenOptions::new().write(true).open(dir.path().join(HIGHEST)).expect("opens");
-        file.write_all_at(&[0xff; 20], disk.writes % 2 * SLOT_APART).expect("writes");
+        file.write_all_at(&[0xff; 20], disk.writes % 2 * u64::from(SLOT_APART)).expect("writes");
         assert_eq!(Disk::open(dir.path()).expect("opens").highest(), version(2, 1));
     }
 }

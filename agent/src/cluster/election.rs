@@ -20,7 +20,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::store::{Acquired, Candidate, Lease, StoreError};
+use super::store::{Acquired, Candidate, EPOCH_MAX, Lease, StoreError};
 use crate::compile::Token;
 
 /// A moment of a clock that never goes back and goes on while the machine sleeps, in milliseconds.
@@ -49,8 +49,13 @@ const TICK_PART: u32 = 3;
 const RETRY_PART: u32 = 20;
 /// How far those who hear that the lease is free spread their questions.
 const RUSH: Duration = Duration::from_millis(20);
-/// Epochs above this are no epochs: the store counts in numbers that are exact up to twice as many.
-const EPOCH_MAX: u64 = 1 << 52;
+/// How far above one's own an epoch may be that somebody claims without proof: more than a term each second for a century.
+const EPOCH_STEP: u64 = 1 << 32;
+
+/// Whether an epoch that nothing proves is believed by one who knows of `known`.
+pub fn is_credible(known: u64, claimed: u64) -> bool {
+    claimed <= EPOCH_MAX && claimed <= known.saturating_add(EPOCH_STEP)
+}
 
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -135,6 +140,8 @@ pub struct Election {
     ttl: Duration,
     /// The highest epoch that it knows of.
     above: u64,
+    /// Until then it leaves the lease to others, who are fitter.
+    rests_until: Millis,
     state: State,
 }
 
@@ -146,6 +153,7 @@ impl Election {
             nonce,
             ttl,
             above: highest.epoch,
+            rests_until: now,
             state: State::Following { ask_at: now, renewing: false },
         }
     }
@@ -183,12 +191,12 @@ impl Election {
         match event {
             Event::Tick => actions.extend(self.tick(now)),
             Event::Acquired(answer) => actions.extend(self.acquired(answer, now, random)),
-            Event::Renewed(answer) => actions.extend(self.renewed(answer, now, random)),
+            Event::Renewed(answer) => actions.extend(self.renewed(&answer, now, random)),
             Event::Changed => self.hurry(now, random),
             Event::Saw(token) => actions.extend(self.saw(token, now)),
             Event::Unfit => {
-                let wait = self.ttl + spread(self.ttl, random);
-                actions.extend(self.resign(Why::Unfit, now.after(wait)));
+                self.rests_until = now.after(self.ttl + spread(self.ttl, random));
+                actions.extend(self.resign(Why::Unfit, self.rests_until));
             }
             Event::Stop => {
                 actions.extend(self.resign(Why::Stopping, now));
@@ -235,7 +243,7 @@ impl Election {
             };
         };
         let tick = self.ttl / TICK_PART;
-        self.follow(now.after(tick - spread(tick / 5, random)));
+        self.follow(now.after(early(tick, random)));
         let soon = now.after(self.ttl / RETRY_PART);
         match answer {
             // A higher token came to be known while the question was under way.
@@ -251,13 +259,15 @@ impl Election {
                     self.follow(now.after(spread(tick, random)));
                     return vec![Action::Release(lease)];
                 }
-                let renew_at = since.after(tick - spread(tick / 5, random));
+                let renew_at = since.after(early(tick, random));
                 self.state = State::Leading { lease: lease.clone(), until, renew_at, renewing: None };
                 vec![Action::Lead(lease)]
             }
             // A question whose answer was lost was granted. Under its token nothing was published, and nothing will be.
             Ok(Acquired::Held(Some(lease))) if lease.node == self.node && lease.token.nonce == self.nonce => {
-                self.above = self.above.max(lease.token.epoch);
+                if lease.token.epoch <= EPOCH_MAX {
+                    self.above = self.above.max(lease.token.epoch);
+                }
                 self.follow(soon);
                 vec![Action::Release(lease)]
             }
@@ -265,7 +275,7 @@ impl Election {
         }
     }
 
-    fn renewed(&mut self, answer: Result<bool, StoreError>, now: Millis, random: u64) -> Vec<Action> {
+    fn renewed(&mut self, answer: &Result<bool, StoreError>, now: Millis, random: u64) -> Vec<Action> {
         let (tick, led, retry) = (self.ttl / TICK_PART, self.led(), self.ttl / RETRY_PART);
         if let State::Following { renewing, .. } = &mut self.state {
             *renewing = false;
@@ -275,7 +285,7 @@ impl Election {
         match answer {
             Ok(true) => {
                 *until = since.after(led);
-                *renew_at = since.after(tick - spread(tick / 5, random));
+                *renew_at = since.after(early(tick, random));
                 Vec::new()
             }
             Ok(false) => {
@@ -292,7 +302,7 @@ impl Election {
     /// The lease may be free.
     fn hurry(&mut self, now: Millis, random: u64) {
         if let State::Following { ask_at, .. } = &mut self.state {
-            *ask_at = now.after(spread(RUSH, random)).min(*ask_at);
+            *ask_at = now.after(spread(RUSH, random)).min(*ask_at).max(self.rests_until);
         }
     }
 
@@ -322,6 +332,11 @@ impl Election {
     fn led(&self) -> Duration {
         self.ttl * LED_TENTHS / 10
     }
+}
+
+/// Four fifths to all of it.
+fn early(tick: Duration, random: u64) -> Duration {
+    tick.saturating_sub(spread(tick / 5, random))
 }
 
 /// A part of `most`, as the random number says.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::seal::{Form, Malformed, Position, Sealed};
 use super::standing::{Place, Standing};
 use crate::compile::TableVersion;
-use crate::compile::wire::{Change, Counts, Parts, SCHEMA, WireError};
+use crate::compile::wire::{Change, Counts, Parts, SCHEMA, Touched, WireError};
 
 /// A table may lose everything if it had fewer entries than this: small ones do so in daily life.
 pub const SHRINK_FROM: usize = 8;
@@ -31,6 +31,9 @@ pub enum Refusal {
         /// What is wrong.
         detail: String,
     },
+    /// It has no signature at all.
+    #[error("it is not signed")]
+    Unsigned,
     /// The node that signed it is not the one that it names as leader.
     #[error("it is signed by {signer} and names {leader} as the leader")]
     Signer {
@@ -71,6 +74,7 @@ impl Refusal {
             Self::Schema(_) => "schema",
             Self::Cluster(_) => "cluster",
             Self::Untrusted { reason, .. } => reason,
+            Self::Unsigned => "unsigned",
             Self::Signer { .. } => "signer",
             Self::Outdated { .. } => "outdated",
             Self::Forked(_) => "forked",
@@ -105,12 +109,14 @@ pub struct Follower {
     cluster: Arc<str>,
     standing: Standing,
     parts: Parts,
+    /// What changed since it was last asked for; `None`: everything may have.
+    touched: Option<Touched>,
 }
 
 impl Follower {
     /// Nothing is here yet; `highest` is what was in force before this process began.
     pub fn new(cluster: Arc<str>, highest: TableVersion) -> Self {
-        Self { cluster, standing: Standing::new(highest), parts: Parts::default() }
+        Self { cluster, standing: Standing::new(highest), parts: Parts::default(), touched: None }
     }
 
     /// Begins with the table that was in force before this process did, as this node kept it.
@@ -135,6 +141,11 @@ impl Follower {
         &self.parts
     }
 
+    /// What changed since this was last asked; `None`: everything may have.
+    pub fn take_touched(&mut self) -> Option<Touched> {
+        self.touched.replace(Touched::default())
+    }
+
     /// Takes in what the store holds. On a refusal nothing changes.
     pub fn receive(&mut self, bytes: &[u8], verify: &impl Verify) -> Result<Step, Refusal> {
         let sealed = Sealed::open(bytes)?;
@@ -154,11 +165,7 @@ impl Follower {
 
     /// A table of somebody who may publish.
     fn believe(&mut self, sealed: &Sealed<'_>) -> Result<Step, Refusal> {
-        let next = Position {
-            version: sealed.header.version.into(),
-            chain: sealed.digest(),
-            revision: sealed.header.revision,
-        };
+        let next = sealed.position();
         match self.standing.judge(&next, sealed.header.form)? {
             Place::Next => {}
             Place::Known => return Ok(Step::Known),
@@ -171,13 +178,17 @@ impl Follower {
                 parts.apply(&change)?;
                 self.may_shrink(parts.counts(), sealed)?;
                 self.parts = parts;
+                self.touched = None;
             }
             Form::Delta { .. } => {
                 // What removes nothing takes nothing away, and to count takes time.
                 if change.removals().next().is_some() {
                     self.may_shrink(self.parts.counts_after(&change)?, sealed)?;
                 }
-                self.parts.apply(&change)?;
+                let touched = self.parts.apply(&change)?;
+                if let Some(before) = &mut self.touched {
+                    before.extend(touched);
+                }
             }
         }
         Ok(self.standing.take(next))
@@ -197,6 +208,7 @@ pub fn shrinks(before: Counts, after: Counts) -> Result<(), Refusal> {
         Ok(())
     };
     much("endpoints", before.endpoints, after.endpoints, 1)?;
+    much("ready endpoints", before.ready, after.ready, 1)?;
     much("routes", before.routes, after.routes, before.routes.div_ceil(2))
 }
 

@@ -92,6 +92,8 @@ struct Beat {
 struct Table {
     sealed: Vec<u8>,
     position: u64,
+    /// Its own digest.
+    digest: String,
     /// The digest after the last delta.
     head: String,
     /// The bytes of all deltas after it.
@@ -206,6 +208,39 @@ impl LocalState {
     }
 }
 
+impl LocalStore {
+    /// Writes all of these documents or none; `above`: what the revision must be above where documents are restored.
+    fn put_all(&self, writes: &[DocumentWrite], above: Option<u64>) -> Result<Written, StoreError> {
+        checked_size("documents", write_bytes(writes))?;
+        let (mut inner, now) = self.enter()?;
+        let state = &mut inner.state;
+        let unexpected = |write: &DocumentWrite| {
+            let revision = state.revision_of(&write.id);
+            (write.expected.is_some_and(|expected| expected != revision))
+                .then(|| (write.id.clone(), revision))
+        };
+        let conflicts: Vec<_> = writes.iter().filter_map(unexpected).collect();
+        if !conflicts.is_empty() {
+            return Ok(Written::Conflict(conflicts));
+        }
+        let revision = state.revision.max(above.unwrap_or(0)) + 1;
+        let changes = writes.iter().filter(|write| state.put(write, revision)).count();
+        if changes == 0 && above.is_none() {
+            return Ok(Written::At(state.revision));
+        }
+        state.revision = revision;
+        let deleted = state.documents.values().filter(|document| document.text.is_none()).count();
+        if deleted > DELETED_MAX {
+            state.documents.retain(|_, document| document.text.is_some());
+        }
+        if state.store.is_empty() || above.is_some() || deleted > DELETED_MAX {
+            inner.draw_store(now);
+        }
+        inner.tell(Event::Documents);
+        Ok(Written::At(revision))
+    }
+}
+
 impl Store for LocalStore {
     async fn acquire(&self, candidate: &Candidate, ttl: Duration) -> Result<Acquired, StoreError> {
         checked_node(&candidate.node)?;
@@ -249,7 +284,7 @@ impl Store for LocalStore {
 
     async fn lease(&self) -> Result<LeaseState, StoreError> {
         let (inner, now) = self.enter()?;
-        let held = inner.state.leader(now).map(|(lease, until)| (lease.clone(), *until - now));
+        let held = inner.state.leader(now).map(|(lease, until)| (lease.clone(), until.saturating_sub(now)));
         Ok(LeaseState { held, history: inner.state.history.iter().cloned().collect() })
     }
 
@@ -257,10 +292,12 @@ impl Store for LocalStore {
         checked_node(node)?;
         checked_size("a record", record.len())?;
         let (mut inner, now) = self.enter()?;
+        // Others took it for dead.
+        let back = inner.state.nodes.get(node).is_some_and(|beat| beat.until <= now);
         let beat = Beat { until: now + ttl, record_until: now + ttl * 3, record: record.to_vec() };
         inner.state.nodes.insert(node.into(), beat);
         inner.state.nodes.retain(|_, beat| beat.until + MEMBER_KEPT > now);
-        if changed {
+        if changed || back {
             inner.tell(Event::Nodes);
         }
         Ok(())
@@ -295,33 +332,11 @@ impl Store for LocalStore {
     }
 
     async fn write(&self, writes: &[DocumentWrite]) -> Result<Written, StoreError> {
-        checked_size("documents", write_bytes(writes))?;
-        let (mut inner, now) = self.enter()?;
-        let state = &mut inner.state;
-        let unexpected = |write: &DocumentWrite| {
-            let revision = state.revision_of(&write.id);
-            (write.expected.is_some_and(|expected| expected != revision))
-                .then(|| (write.id.clone(), revision))
-        };
-        let conflicts: Vec<_> = writes.iter().filter_map(unexpected).collect();
-        if !conflicts.is_empty() {
-            return Ok(Written::Conflict(conflicts));
-        }
-        let revision = state.revision + 1;
-        let changes = writes.iter().filter(|write| state.put(write, revision)).count();
-        if changes == 0 {
-            return Ok(Written::At(state.revision));
-        }
-        state.revision = revision;
-        let deleted = state.documents.values().filter(|document| document.text.is_none()).count();
-        if deleted > DELETED_MAX {
-            state.documents.retain(|_, document| document.text.is_some());
-        }
-        if state.store.is_empty() || deleted > DELETED_MAX {
-            inner.draw_store(now);
-        }
-        inner.tell(Event::Documents);
-        Ok(Written::At(revision))
+        self.put_all(writes, None)
+    }
+
+    async fn restore(&self, writes: &[DocumentWrite], above: u64) -> Result<Written, StoreError> {
+        self.put_all(writes, Some(above))
     }
 
     async fn publish(&self, lease: &Lease, snapshot: &Snapshot) -> Result<Published, StoreError> {
@@ -333,7 +348,8 @@ impl Store for LocalStore {
         }
         let (sealed, head) = (snapshot.sealed.clone(), snapshot.digest.clone());
         state.log.clear();
-        inner.state.table = Some(Table { sealed, position: inner.appended, head, log_bytes: 0 });
+        let digest = head.clone();
+        inner.state.table = Some(Table { sealed, position: inner.appended, digest, head, log_bytes: 0 });
         inner.tell(Event::Table);
         Ok(Published::Yes)
     }
@@ -373,7 +389,8 @@ impl Store for LocalStore {
         let newer = inner.state.log.iter().filter(|(number, _)| *number > after);
         let sealed: Vec<_> = newer.map(|(_, sealed)| sealed.clone()).collect();
         let position = inner.state.log.back().map_or(after, |(number, _)| after.max(*number));
-        Ok(Deltas { position: position.to_string(), sealed })
+        let snapshot = inner.state.table.as_ref().map(|table| table.digest.clone()).unwrap_or_default();
+        Ok(Deltas { position: position.to_string(), snapshot, sealed })
     }
 
     fn events(&self) -> broadcast::Receiver<Event> {

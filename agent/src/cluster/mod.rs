@@ -4,12 +4,15 @@
 //! applies), [`registry`] (what nodes say). [`store`] is what they share, [`driver`] runs them.
 
 pub mod disk;
+pub mod documents;
+mod driver;
 pub mod election;
 pub mod follower;
 mod local;
 #[cfg(test)]
 mod model_check;
 pub mod publisher;
+mod redis;
 pub mod registry;
 #[cfg(test)]
 mod sample;
@@ -18,10 +21,15 @@ pub mod seal;
 mod simulation;
 pub mod standing;
 mod store;
+mod trust;
+
+pub use driver::{Agent, ClusterSettings, ClusterView, Handle, Read, Readiness, start};
 
 pub use local::{Clock, LocalState, LocalStore};
+pub use redis::{RedisOptions, RedisStore};
 pub use store::{
     Acquired, BYTES_MAX, Candidate, DELETED_MAX, DELTAS_MAX, Delta, Deltas, Document, DocumentWrite,
     Documents, EPOCH_MAX, Event, HISTORY_MAX, Lease, LeaseState, MEMBER_KEPT, Member, NODE_NAME_MAX,
     Published, Snapshot, Store, StoreError, Written,
 };
+pub use trust::Trust;

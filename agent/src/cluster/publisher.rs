@@ -105,20 +105,17 @@ impl Publisher {
         }
         let delta =
             change.filter(|(last, change)| last.deltas < DELTAS_MAX && change.len() <= DELTA_RECORDS_MAX);
-        let (form, chain, deltas) = match delta {
-            Some((last, change)) => {
-                let form = Form::Delta { previous: last.chain };
-                let sealed = seal(&self.header(version, form, contents), &change.encode(), sign);
-                let digest = Sealed::open(&sealed).expect("it was just sealed").digest();
-                let delta = Delta { previous: last.chain.to_string(), digest: digest.to_string(), sealed };
-                (DraftForm::Change(delta), digest, last.deltas + 1)
-            }
-            None => {
-                let body = Change::whole(&contents.model).encode();
-                let chain = first_digest(version, &body);
-                let sealed = seal(&self.header(version, Form::Snapshot { chain }, contents), &body, sign);
-                (DraftForm::Whole(Snapshot { digest: chain.to_string(), sealed }), chain, 0)
-            }
+        let (form, chain, deltas) = if let Some((last, change)) = delta {
+            let form = Form::Delta { previous: last.chain };
+            let sealed = seal(&self.header(version, form, contents), &change.encode(), sign);
+            let digest = Sealed::open(&sealed).expect("it was just sealed").digest();
+            let delta = Delta { previous: last.chain.to_string(), digest: digest.to_string(), sealed };
+            (DraftForm::Change(delta), digest, last.deltas + 1)
+        } else {
+            let body = Change::whole(&contents.model).encode();
+            let chain = first_digest(version, &body);
+            let sealed = seal(&self.header(version, Form::Snapshot { chain }, contents), &body, sign);
+            (DraftForm::Whole(Snapshot { digest: chain.to_string(), sealed }), chain, 0)
         };
         let after = Published { version, chain, model: Arc::clone(&contents.model), deltas };
         self.drafted = version.version;

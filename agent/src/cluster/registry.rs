@@ -8,12 +8,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::store::Member;
+use super::store::{Member, RECORD_MAX};
 use crate::compile::{TableVersion, Token};
 use crate::model::Model;
-
-/// The longest record that is read.
-const RECORD_MAX: usize = 4 << 20;
 
 /// What a node does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,7 +72,10 @@ pub struct NodeRecord {
     /// Milliseconds since 1970 at which the table in force was put there.
     #[serde(default)]
     pub applied_at: u64,
-    /// The revision of the documents that it knows.
+    /// Which store's documents it knows; empty: none.
+    #[serde(default)]
+    pub store: Arc<str>,
+    /// The revision up to which it knows them.
     #[serde(default)]
     pub revision: u64,
     /// How many pods run on it.
@@ -155,10 +155,15 @@ impl Health {
         health
     }
 
+    /// Whether nothing is taken out.
+    pub fn is_quiet(&self) -> bool {
+        self.withdrawn.is_empty() && self.unhealthy.is_empty()
+    }
+
     /// Takes endpoints of dead nodes and failing pods out of the work. Where no endpoint that the documents call ready would be
     /// left in the whole model, none is taken out: then it is more likely that the nodes can't reach the store.
     pub fn overlay(&self, model: &mut Model) {
-        if self.withdrawn.is_empty() && self.unhealthy.is_empty() {
+        if self.is_quiet() {
             return;
         }
         let bad = |node: Option<&Arc<str>>, uid: &Arc<str>| {

@@ -129,18 +129,19 @@ pub struct Header {
 pub struct Version {
     epoch: u64,
     nonce: u64,
-    version: u64,
+    #[serde(rename = "version")]
+    number: u64,
 }
 
 impl From<TableVersion> for Version {
     fn from(at: TableVersion) -> Self {
-        Self { epoch: at.token.epoch, nonce: at.token.nonce, version: at.version }
+        Self { epoch: at.token.epoch, nonce: at.token.nonce, number: at.version }
     }
 }
 
 impl From<Version> for TableVersion {
     fn from(at: Version) -> Self {
-        Self { token: crate::compile::Token { epoch: at.epoch, nonce: at.nonce }, version: at.version }
+        Self { token: crate::compile::Token { epoch: at.epoch, nonce: at.nonce }, version: at.number }
     }
 }
 
@@ -183,6 +184,11 @@ impl<'a> Sealed<'a> {
         let signed = &bytes[..bytes.len() - signature.len()];
         let header = serde_json::from_slice(header).map_err(|error| Malformed::Header(error.to_string()))?;
         Ok(Self { header, body, signed, signature })
+    }
+
+    /// Where the records stand once this is applied.
+    pub fn position(&self) -> Position {
+        Position { version: self.header.version.into(), chain: self.digest(), revision: self.header.revision }
     }
 
     /// Where in the chain the table stands once this is applied.

@@ -84,6 +84,9 @@ pub const EPOCH_MAX: u64 = (1 << 53) - 1;
 /// The most bytes of a table, of all deltas after it together, and of the documents of one write.
 pub const BYTES_MAX: usize = 64 << 20;
 
+/// The most bytes of what a node says of itself.
+pub const RECORD_MAX: usize = 4 << 20;
+
 /// The most deltas after a table.
 pub const DELTAS_MAX: usize = 4096;
 
@@ -184,6 +187,8 @@ pub struct Delta {
 pub struct Deltas {
     /// Where to read on: opaque, of the store.
     pub position: String,
+    /// The digest with which the table was last written whole; empty: it was not. Whoever has read another one reads it anew.
+    pub snapshot: String,
     /// The sealed changes.
     pub sealed: Vec<Vec<u8>>,
 }
@@ -271,6 +276,14 @@ pub trait Store: Send + Sync + 'static {
 
     /// Writes all of these documents or none. To delete what is not there changes nothing.
     fn write(&self, writes: &[DocumentWrite]) -> impl Future<Output = Result<Written, StoreError>> + Send;
+
+    /// Gives documents back that the store has lost, as [`Store::write`] does. The store becomes another one, whose revision is
+    /// above its own and above `above`, so that everybody reads everything and nobody takes it for an older one.
+    fn restore(
+        &self,
+        writes: &[DocumentWrite],
+        above: u64,
+    ) -> impl Future<Output = Result<Written, StoreError>> + Send;
 
     /// Replaces the table if the lease is still this one; deltas before it go.
     fn publish(

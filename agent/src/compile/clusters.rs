@@ -1,62 +1,47 @@
 //! Endpoints of services and of their subsets.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::workloads::Workloads;
+use super::source::Pods;
 use super::{Cluster, ClusterKey, RoutingTable, Upstream};
-use crate::model::{Endpoint, LbPolicy, Model, ObjectName, ServicePort, Subset, TrafficPolicy};
+use crate::model::{Endpoint, LbPolicy, Service, ServicePort, Subset, TrafficPolicy};
 
-/// One cluster for each port of each service, and one for each subset of it.
-pub(super) fn compile(
-    model: &Model,
-    previous: &RoutingTable,
-    workloads: &Workloads<'_>,
-) -> BTreeMap<ClusterKey, Arc<Cluster>> {
-    let endpoints = endpoints_by_port(model);
-    // Of two policies for one service the first is kept, as it comes first in Istio too.
-    let policies: HashMap<&ObjectName, &TrafficPolicy> =
-        model.policies.iter().rev().map(|policy| (&policy.service, policy)).collect();
-    let mut clusters = BTreeMap::new();
-    for service in &model.services {
-        let policy = policies.get(&service.name).copied();
-        for port in &service.ports {
-            let key = ClusterKey { service: service.name.clone(), port: port.port, subset: None };
-            let here = endpoints.get(&(&service.name, port.port)).map_or(&[][..], Vec::as_slice);
-            let members = upstreams(here, previous.clusters.get(&key), workloads);
-            for subset in policy.map_or(&[][..], |policy| &policy.subsets) {
-                let key = ClusterKey { subset: Some(Arc::clone(&subset.name)), ..key.clone() };
-                let chosen = members.iter().filter(|(endpoint, _)| belongs(endpoint, subset));
-                let cluster = build(key, port, balancing(policy, port, Some(subset)), chosen);
-                insert(&mut clusters, cluster, previous);
-            }
-            insert(&mut clusters, build(key, port, balancing(policy, port, None), members.iter()), previous);
+/// Clusters by what they are.
+pub(super) type Clusters = BTreeMap<ClusterKey, Arc<Cluster>>;
+
+/// Adds the clusters of a service: one for each port, and one for each subset of it.
+pub(super) fn add(clusters: &mut Clusters, service: &Service, pods: Pods<'_>, previous: &RoutingTable) {
+    let policy = pods.source.policy(&service.name);
+    for port in &service.ports {
+        let key = ClusterKey { service: service.name.clone(), port: port.port, subset: None };
+        let endpoints = in_order(pods.source.endpoints(&service.name, port.port));
+        let members = upstreams(&endpoints, previous.clusters.get(&key), pods);
+        for subset in policy.map_or(&[][..], |policy| &policy.subsets) {
+            let key = ClusterKey { subset: Some(Arc::clone(&subset.name)), ..key.clone() };
+            let chosen = members.iter().filter(|(endpoint, _)| belongs(endpoint, subset));
+            let cluster = build(key, port, balancing(policy, port, Some(subset)), chosen);
+            insert(clusters, cluster, previous);
         }
+        insert(clusters, build(key, port, balancing(policy, port, None), members.iter()), previous);
     }
-    clusters
 }
 
-/// Endpoints by service and port, each list sorted by address and without repetition. Of two with one address a ready
-/// one is kept: slices overlap while a pod moves from one to another.
-fn endpoints_by_port(model: &Model) -> HashMap<(&ObjectName, u16), Vec<&Endpoint>> {
-    let mut by_port: HashMap<_, Vec<_>> = HashMap::new();
-    for endpoint in &model.endpoints {
-        by_port.entry((&endpoint.service, endpoint.service_port)).or_default().push(endpoint);
-    }
-    for endpoints in by_port.values_mut() {
-        endpoints.sort_by_key(|endpoint| (endpoint.address, !endpoint.ready));
-        endpoints.dedup_by_key(|endpoint| endpoint.address);
-    }
-    by_port
+/// Endpoints of a port sorted by address and without repetition. Of two with one address a ready one is kept: slices
+/// overlap while a pod moves from one to another.
+fn in_order(mut endpoints: Vec<&Endpoint>) -> Vec<&Endpoint> {
+    endpoints.sort_by_key(|endpoint| (endpoint.address, !endpoint.ready));
+    endpoints.dedup_by_key(|endpoint| endpoint.address);
+    endpoints
 }
 
 /// The endpoints with what they were in the previous table, where that is still the same.
 fn upstreams<'a>(
     endpoints: &[&'a Endpoint],
     previous: Option<&Arc<Cluster>>,
-    workloads: &Workloads<'_>,
+    pods: Pods<'_>,
 ) -> Vec<(&'a Endpoint, Arc<Upstream>)> {
     let known = |address: SocketAddr| {
         let lists = previous.map_or([&[][..], &[]], |cluster| [&cluster.endpoints, &cluster.unready]);
@@ -65,7 +50,7 @@ fn upstreams<'a>(
         })
     };
     let shared = |endpoint: &Endpoint| {
-        let workload = workloads.of(endpoint);
+        let workload = pods.of(endpoint);
         known(endpoint.address)
             .filter(|upstream| upstream.uid == endpoint.uid && upstream.workload.as_ref() == workload)
             .map_or_else(
@@ -99,7 +84,7 @@ fn build<'a>(
     Cluster { unready: upstreams(unready), ..Cluster::new(key, port.protocol, policy, upstreams(ready)) }
 }
 
-fn insert(clusters: &mut BTreeMap<ClusterKey, Arc<Cluster>>, cluster: Cluster, previous: &RoutingTable) {
+fn insert(clusters: &mut Clusters, cluster: Cluster, previous: &RoutingTable) {
     let before = previous.clusters.get(&cluster.key);
     let shared = match before {
         Some(before) if same(before, &cluster) => Arc::clone(before),

@@ -4,33 +4,51 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use super::source::Source;
 use super::{DatagramFrontend, RoutingTable};
-use crate::model::{Endpoint, Model, ObjectName, Service, ServicePort};
+use crate::model::{Endpoint, ObjectName, Service, ServicePort};
+
+/// Frontends that a table had, by service and port.
+pub(super) type Known<'a> = HashMap<(&'a ObjectName, u16), &'a Arc<DatagramFrontend>>;
 
 /// Frontends of all UDP ports. Of two services with one address the first by name is kept.
-pub(super) fn compile(model: &Model, previous: &RoutingTable) -> HashMap<SocketAddr, Arc<DatagramFrontend>> {
-    let known: HashMap<(&ObjectName, u16), &Arc<DatagramFrontend>> =
-        previous.datagrams.values().map(|frontend| ((&frontend.service, frontend.port), frontend)).collect();
-    let mut behind: HashMap<(&ObjectName, u16), Vec<&Endpoint>> = HashMap::new();
-    for endpoint in &model.datagram_endpoints {
-        behind.entry((&endpoint.service, endpoint.service_port)).or_default().push(endpoint);
-    }
+pub(super) fn compile(
+    services: &[Service],
+    source: &dyn Source,
+    previous: &RoutingTable,
+) -> HashMap<SocketAddr, Arc<DatagramFrontend>> {
+    let known = known(previous.datagrams.values());
     let mut frontends = HashMap::new();
-    for service in &model.services {
-        for port in &service.datagram_ports {
-            let key = (&service.name, port.port);
-            let made = frontend(service, port, behind.get(&key).map_or(&[], Vec::as_slice));
-            let frontend = match known.get(&key) {
-                Some(before) if ***before == made => Arc::clone(before),
-                _ => Arc::new(made),
-            };
+    for service in services {
+        for frontend in of_service(service, source, &known) {
             for ip in &service.cluster_ips {
-                let address = SocketAddr::new(*ip, port.port);
+                let address = SocketAddr::new(*ip, frontend.port);
                 frontends.entry(address).or_insert_with(|| Arc::clone(&frontend));
             }
         }
     }
     frontends
+}
+
+/// Frontends by what they are the frontends of.
+pub(super) fn known<'a>(frontends: impl Iterator<Item = &'a Arc<DatagramFrontend>>) -> Known<'a> {
+    frontends.map(|frontend| ((&frontend.service, frontend.port), frontend)).collect()
+}
+
+/// The frontends of a service's UDP ports, in their order; an equal one that is known is kept.
+pub(super) fn of_service(
+    service: &Service,
+    source: &dyn Source,
+    known: &Known<'_>,
+) -> Vec<Arc<DatagramFrontend>> {
+    let of_port = |port: &ServicePort| {
+        let made = frontend(service, port, &source.datagram_endpoints(&service.name, port.port));
+        match known.get(&(&service.name, port.port)) {
+            Some(before) if ***before == made => Arc::clone(before),
+            _ => Arc::new(made),
+        }
+    };
+    service.datagram_ports.iter().map(of_port).collect()
 }
 
 fn frontend(service: &Service, port: &ServicePort, endpoints: &[&Endpoint]) -> DatagramFrontend {

@@ -8,53 +8,63 @@ use regex_automata::meta::Regex;
 
 use super::hosts::{HostCompiler, sort_by_precedence};
 use super::routes::{Dialled, Scope, default_route};
-use super::{Cluster, ClusterKey, Frontend, RoutingTable, VirtualHost, mesh_routes};
+use super::source::Source;
+use super::{Cluster, ClusterKey, Frontend, RoutingTable, VirtualHost};
 use crate::model::{
-    AppProtocol, Endpoint, HostPattern, MatchValue, Model, ObjectName, RequestMatch, RouteKind, RouteTable,
-    Service, ServicePort,
+    AppProtocol, HostPattern, MatchValue, ObjectName, RequestMatch, RouteKind, RouteTable, Service,
+    ServicePort,
 };
 use crate::route::{Rule, RuleSet};
 
-type MeshRoutes<'a> = HashMap<&'a ObjectName, Vec<(&'a RouteTable, Option<u16>)>>;
+/// Frontends that a table had, by service and port.
+pub(super) type Known<'a> = HashMap<(&'a ObjectName, u16), &'a Arc<Frontend>>;
 
 /// Frontends of all services. Of two services with one address the first by name is kept.
 pub(super) fn compile(
-    model: &Model,
+    services: &[Service],
     previous: &RoutingTable,
     scope: &Scope<'_>,
 ) -> HashMap<SocketAddr, Arc<Frontend>> {
-    let routes = mesh_routes(model);
-    let known: HashMap<(&ObjectName, u16), &Arc<Frontend>> =
-        previous.frontends.values().map(|frontend| ((&frontend.service, frontend.port), frontend)).collect();
-    let headless = headless_addresses(model);
+    let known = known(previous.frontends.values());
     let mut frontends = HashMap::new();
-    for service in &model.services {
-        for port in &service.ports {
-            let key = ClusterKey { service: service.name.clone(), port: port.port, subset: None };
-            let Some(cluster) = scope.clusters.get(&key) else { continue };
-            let before = known.get(&(&service.name, port.port)).copied();
-            let host = virtual_host(service, port, cluster, &Lookup { scope, routes: &routes, before });
-            if !is_known(port, cluster, &host) {
-                continue;
-            }
-            let frontend = share(
-                Frontend {
-                    service: service.name.clone(),
-                    port: port.port,
-                    protocol: port.protocol,
-                    headless: service.headless,
-                    http: host,
-                    tcp: Arc::clone(cluster),
-                    affinity: service.affinity,
-                },
-                before,
-            );
-            for address in addresses(service, port, &headless) {
+    for service in services {
+        for frontend in of_service(service, scope, &known) {
+            for address in addresses(service, frontend.port, scope.source) {
                 frontends.entry(address).or_insert_with(|| Arc::clone(&frontend));
             }
         }
     }
     frontends
+}
+
+/// Frontends by what they are the frontends of.
+pub(super) fn known<'a>(frontends: impl Iterator<Item = &'a Arc<Frontend>>) -> Known<'a> {
+    frontends.map(|frontend| ((&frontend.service, frontend.port), frontend)).collect()
+}
+
+/// The frontends of a service's ports, in their order; an equal one that is known is kept.
+pub(super) fn of_service(service: &Service, scope: &Scope<'_>, known: &Known<'_>) -> Vec<Arc<Frontend>> {
+    let routes = scope.source.routes(&service.name);
+    let of_port = |port: &ServicePort| {
+        let key = ClusterKey { service: service.name.clone(), port: port.port, subset: None };
+        let cluster = scope.clusters.get(&key)?;
+        let before = known.get(&(&service.name, port.port)).copied();
+        let http = virtual_host(service, port, cluster, &Lookup { scope, routes: &routes, before });
+        if !is_known(port, cluster, &http) {
+            return None;
+        }
+        let frontend = Frontend {
+            service: service.name.clone(),
+            port: port.port,
+            protocol: port.protocol,
+            headless: service.headless,
+            http,
+            tcp: Arc::clone(cluster),
+            affinity: service.affinity,
+        };
+        Some(share(frontend, before))
+    };
+    service.ports.iter().filter_map(of_port).collect()
 }
 
 /// Whether there is anything that the agent could serve. The documents may be a part of the cluster's: a service whose
@@ -64,26 +74,13 @@ fn is_known(port: &ServicePort, cluster: &Cluster, host: &VirtualHost) -> bool {
     has_rules || !cluster.endpoints.is_empty() || !cluster.unready.is_empty()
 }
 
-/// Endpoints by service and port. Those that are not ready are there too: a client that dials one by its own address
-/// gets what it would get without the agent, routed by the same rules.
-fn headless_addresses(model: &Model) -> HashMap<(&ObjectName, u16), Vec<&Endpoint>> {
-    let mut by_port: HashMap<_, Vec<_>> = HashMap::new();
-    for endpoint in &model.endpoints {
-        by_port.entry((&endpoint.service, endpoint.service_port)).or_default().push(endpoint);
-    }
-    by_port
-}
-
-fn addresses(
-    service: &Service,
-    port: &ServicePort,
-    headless: &HashMap<(&ObjectName, u16), Vec<&Endpoint>>,
-) -> Vec<SocketAddr> {
+/// The addresses that clients of a service's port dial. Endpoints that are not ready are among those of a headless one: a
+/// client that dials one by its own address gets what it would get without the agent, routed by the same rules.
+pub(super) fn addresses(service: &Service, port: u16, source: &dyn Source) -> Vec<SocketAddr> {
     if !service.headless {
-        return service.cluster_ips.iter().map(|ip| SocketAddr::new(*ip, port.port)).collect();
+        return service.cluster_ips.iter().map(|ip| SocketAddr::new(*ip, port)).collect();
     }
-    let endpoints = headless.get(&(&service.name, port.port)).into_iter().flatten();
-    endpoints.map(|endpoint| endpoint.address).collect()
+    source.endpoints(&service.name, port).into_iter().map(|endpoint| endpoint.address).collect()
 }
 
 fn share(frontend: Frontend, previous: Option<&Arc<Frontend>>) -> Arc<Frontend> {
@@ -103,7 +100,7 @@ fn share(frontend: Frontend, previous: Option<&Arc<Frontend>>) -> Arc<Frontend> 
 
 struct Lookup<'a> {
     scope: &'a Scope<'a>,
-    routes: &'a MeshRoutes<'a>,
+    routes: &'a [(&'a RouteTable, Option<u16>)],
     before: Option<&'a Arc<Frontend>>,
 }
 
@@ -115,8 +112,7 @@ fn virtual_host(
 ) -> Arc<VirtualHost> {
     let dialled = Dialled { port: port.port, headless: service.headless.then_some(&service.name) };
     let compiler = HostCompiler::new(lookup.scope, dialled, lookup.before.map(|frontend| &frontend.http));
-    let tables = lookup.routes.get(&service.name).map_or(&[][..], Vec::as_slice);
-    let layers = mesh_layers(&compiler, &service.name, tables, port.port);
+    let layers = mesh_layers(&compiler, &service.name, lookup.routes, port.port);
     // Callers that no rule can concern are served as if there were none, as in Istio, where each client compiles its
     // own rules. The same goes for a port of which no rule speaks.
     let default = (!layers.iter().any(RuleSet::concerns_everyone))

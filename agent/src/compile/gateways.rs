@@ -1,70 +1,133 @@
 //! Gateway listeners: one bound port, the hosts behind it, and which listener each host belongs to.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
+use std::ptr::from_ref;
 use std::sync::Arc;
 
 use super::hosts::{HostCompiler, sort_by_precedence};
 use super::routes::{Dialled, Scope};
 use super::{GatewayListener, RoutingTable, VirtualHost};
-use crate::model::{HostPattern, Listener, ListenerProtocol, RouteKind, RouteTable};
+use crate::model::{
+    Destination, HostPattern, Listener, ListenerProtocol, ObjectName, RouteAction, RouteKind, RouteTable,
+};
 use crate::route::{HostTable, Rule, RuleSet};
 
 /// Route tables by the host that leads to them.
-type TablesByHost<'a> = HashMap<HostPattern, Vec<&'a RouteTable>>;
+type TablesByHost<T> = HashMap<HostPattern, Vec<T>>;
 
 /// What listeners that are bound as one have in common.
-#[derive(PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Binding {
     port: u16,
     addresses: Vec<IpAddr>,
     protocol: ListenerProtocol,
 }
 
-/// One entry for each port and set of addresses, in the order of the listeners.
-pub(super) fn compile(
-    listeners: &[Listener],
-    previous: &RoutingTable,
-    scope: &Scope<'_>,
-) -> Vec<Arc<GatewayListener>> {
-    let mut groups: Vec<(Binding, Vec<&Listener>)> = Vec::new();
-    for listener in listeners {
+/// One bound port: whose it is, and which route tables serve which of its hosts.
+#[derive(Debug, Clone)]
+pub(super) struct Plan<T> {
+    name: Arc<str>,
+    listeners: Vec<(Arc<str>, HostPattern)>,
+    binding: Binding,
+    hosts: Vec<(HostPattern, Vec<Vec<T>>)>,
+}
+
+/// A listener with the routes on it.
+type WithRoutes<'m, T> = (&'m Listener, Vec<T>);
+
+/// Plans one entry for each port and set of addresses, in the order of the listeners. Each comes with its own routes.
+pub(super) fn plan<T: Borrow<RouteTable> + Clone>(listeners: &[WithRoutes<'_, T>]) -> Vec<Plan<T>> {
+    let mut groups: Vec<(Binding, Vec<&WithRoutes<'_, T>>)> = Vec::new();
+    for with_routes in listeners {
+        let (listener, _) = with_routes;
         let mut addresses = listener.addresses.clone();
         addresses.sort_unstable();
         addresses.dedup();
         let binding = Binding { port: listener.port, addresses, protocol: listener.protocol };
         match groups.iter_mut().find(|(known, _)| *known == binding) {
-            Some((_, group)) => group.push(listener),
-            None => groups.push((binding, vec![listener])),
+            Some((_, group)) => group.push(with_routes),
+            None => groups.push((binding, vec![with_routes])),
         }
     }
-    let merged = groups.into_iter().filter_map(|(binding, group)| merge(binding, &group, previous, scope));
-    merged.collect()
+    groups.into_iter().filter_map(|(binding, group)| Plan::new(binding, &group)).collect()
 }
 
-fn merge(
-    binding: Binding,
-    listeners: &[&Listener],
+/// Compiles what was planned.
+pub(super) fn compile<'p, T: Borrow<RouteTable> + 'p>(
+    plans: impl Iterator<Item = &'p Plan<T>>,
     previous: &RoutingTable,
     scope: &Scope<'_>,
-) -> Option<Arc<GatewayListener>> {
-    let first = listeners.first()?;
-    let name_of = |listener: &Listener| format!("{}/{}", listener.gateway, listener.name).into();
-    let name: Arc<str> = name_of(first);
-    let names = listeners.iter().map(|listener| (name_of(listener), listener.hostname.clone())).collect();
-    let before = previous.gateways.iter().find(|gateway| gateway.name == name);
-    let dialled = Dialled { port: binding.port, headless: None };
-    let hosts = hosts(listeners).into_iter().map(|(pattern, tables)| {
-        let before = before.and_then(|gateway| gateway.hosts.get(&pattern));
-        let host = virtual_host(&pattern, &tables, &HostCompiler::new(scope, dialled, before));
-        (pattern, host)
+) -> Vec<Arc<GatewayListener>> {
+    let named = |name: &str| previous.gateways.iter().find(|gateway| *gateway.name == *name);
+    plans.map(|plan| plan.compile(named(&plan.name), scope, |_| true)).collect()
+}
+
+impl<T: Borrow<RouteTable> + Clone> Plan<T> {
+    fn new(binding: Binding, listeners: &[&WithRoutes<'_, T>]) -> Option<Self> {
+        let (first, _) = listeners.first()?;
+        let name_of = |listener: &Listener| format!("{}/{}", listener.gateway, listener.name).into();
+        let names =
+            listeners.iter().map(|(listener, _)| (name_of(listener), listener.hostname.clone())).collect();
+        Some(Self { name: name_of(first), listeners: names, binding, hosts: hosts(listeners) })
+    }
+}
+
+impl<T: Borrow<RouteTable>> Plan<T> {
+    /// Compiles the hosts at the positions that `changed` names; the others are taken from the entry before, which was
+    /// compiled of the same plan.
+    pub(super) fn compile(
+        &self,
+        before: Option<&Arc<GatewayListener>>,
+        scope: &Scope<'_>,
+        changed: impl Fn(usize) -> bool,
+    ) -> Arc<GatewayListener> {
+        let dialled = Dialled { port: self.binding.port, headless: None };
+        let hosts = self.hosts.iter().enumerate().map(|(position, (pattern, tables))| {
+            let before = before.and_then(|gateway| gateway.hosts.get(pattern));
+            let host = match before {
+                Some(before) if !changed(position) => Arc::clone(before),
+                _ => virtual_host(pattern, tables, &HostCompiler::new(scope, dialled, before)),
+            };
+            (pattern.clone(), host)
+        });
+        let Binding { port, addresses, protocol } = self.binding.clone();
+        let gateway = GatewayListener {
+            name: Arc::clone(&self.name),
+            listeners: self.listeners.clone(),
+            addresses,
+            port,
+            protocol,
+            hosts: HostTable::new(hosts),
+        };
+        match before {
+            Some(before) if same(before, &gateway) => Arc::clone(before),
+            _ => Arc::new(gateway),
+        }
+    }
+
+    /// The positions of the hosts whose routes lead to a service.
+    pub(super) fn towards(&self) -> HashMap<ObjectName, BTreeSet<usize>> {
+        let mut towards: HashMap<ObjectName, BTreeSet<usize>> = HashMap::new();
+        for (position, (_, groups)) in self.hosts.iter().enumerate() {
+            for service in groups.iter().flatten().flat_map(|table| destinations(table.borrow())) {
+                towards.entry(service.clone()).or_default().insert(position);
+            }
+        }
+        towards
+    }
+}
+
+/// The services that the rules of a table lead to.
+pub(super) fn destinations(table: &RouteTable) -> impl Iterator<Item = &ObjectName> {
+    let weighted = table.rules.iter().flat_map(|rule| match &rule.action {
+        RouteAction::Forward { destinations, .. } => destinations.as_slice(),
+        RouteAction::Redirect(_) | RouteAction::Respond(_) => &[],
     });
-    let Binding { port, addresses, protocol } = binding;
-    let gateway =
-        GatewayListener { name, listeners: names, addresses, port, protocol, hosts: HostTable::new(hosts) };
-    Some(match before {
-        Some(before) if same(before, &gateway) => Arc::clone(before),
-        _ => Arc::new(gateway),
+    weighted.filter_map(|weighted| match &weighted.destination {
+        Destination::Service { service, .. } => Some(service),
+        Destination::Invalid { .. } => None,
     })
 }
 
@@ -82,16 +145,16 @@ impl GatewayListener {
 /// A host belongs to the listener with the most specific hostname that covers it, and to that one alone, also where
 /// that one has no route for it. Within a listener the rules of a more specific route hostname come first, and those of
 /// the less specific ones that cover it after them.
-fn hosts<'a>(listeners: &[&'a Listener]) -> Vec<(HostPattern, Vec<Vec<&'a RouteTable>>)> {
-    let mut by_hostname: HashMap<&HostPattern, TablesByHost<'a>> = HashMap::new();
+fn hosts<T: Borrow<RouteTable> + Clone>(listeners: &[&WithRoutes<'_, T>]) -> Vec<(HostPattern, Vec<Vec<T>>)> {
+    let mut by_hostname: HashMap<&HostPattern, TablesByHost<T>> = HashMap::new();
     let mut patterns = BTreeSet::new();
-    for listener in listeners {
+    for (listener, routes) in listeners {
         patterns.insert(listener.hostname.clone());
         let tables = by_hostname.entry(&listener.hostname).or_default();
-        for table in &listener.routes {
-            for host in route_hosts(table, listener) {
+        for table in routes {
+            for host in route_hosts(table.borrow(), listener) {
                 patterns.insert(host.clone());
-                tables.entry(host.clone()).or_default().push(table);
+                tables.entry(host.clone()).or_default().push(table.clone());
             }
         }
     }
@@ -122,24 +185,25 @@ fn wider(pattern: &HostPattern) -> Vec<HostPattern> {
 }
 
 /// A table that is met by several hosts counts where it is first.
-fn first_mentions(mut groups: Vec<Vec<&RouteTable>>) -> Vec<Vec<&RouteTable>> {
+fn first_mentions<T: Borrow<RouteTable>>(mut groups: Vec<Vec<T>>) -> Vec<Vec<T>> {
     let mut seen: HashSet<*const RouteTable> = HashSet::new();
     for group in &mut groups {
-        group.retain(|table| seen.insert(std::ptr::from_ref(*table)));
+        group.retain(|table| seen.insert(from_ref(table.borrow())));
     }
     groups
 }
 
 /// Tables with equally specific hosts are ranked by their matches.
-fn virtual_host(
+fn virtual_host<T: Borrow<RouteTable>>(
     pattern: &HostPattern,
-    groups: &[Vec<&RouteTable>],
+    groups: &[Vec<T>],
     compiler: &HostCompiler<'_>,
 ) -> Arc<VirtualHost> {
     let mut rules: Vec<Rule> = Vec::new();
-    for group in groups.iter().flat_map(|group| group.chunk_by(|a, b| a.kind == b.kind)) {
-        let mut of_group: Vec<Rule> = group.iter().flat_map(|table| compiler.table(table)).collect();
-        if group.iter().all(|table| table.kind == RouteKind::HttpRoute) {
+    let kind = |table: &T| table.borrow().kind;
+    for group in groups.iter().flat_map(|group| group.chunk_by(|a, b| kind(a) == kind(b))) {
+        let mut of_group: Vec<Rule> = group.iter().flat_map(|table| compiler.table(table.borrow())).collect();
+        if group.iter().all(|table| kind(table) == RouteKind::HttpRoute) {
             sort_by_precedence(&mut of_group);
         }
         rules.append(&mut of_group);

@@ -36,11 +36,15 @@ impl GuardPolicy {
 }
 
 /// Merges the documents; an unchanged outcome is the previous one.
-pub(super) fn compile(guards: &[EdgeGuard], previous: &Arc<GuardPolicy>) -> Arc<GuardPolicy> {
-    let strictest =
-        |of: fn(&EdgeGuard) -> Option<SourceRate>| guards.iter().filter_map(of).reduce(SourceRate::strictest);
-    let denying = guards.iter().filter(|guard| !guard.deny.is_empty());
-    let allowing = guards.iter().filter(|guard| !guard.allow.is_empty());
+pub(super) fn compile<'m>(
+    guards: &(impl Iterator<Item = &'m EdgeGuard> + Clone),
+    previous: &Arc<GuardPolicy>,
+) -> Arc<GuardPolicy> {
+    let strictest = |of: fn(&EdgeGuard) -> Option<SourceRate>| {
+        guards.clone().filter_map(of).reduce(SourceRate::strictest)
+    };
+    let denying = guards.clone().filter(|guard| !guard.deny.is_empty());
+    let allowing = guards.clone().filter(|guard| !guard.allow.is_empty());
     let policy = GuardPolicy {
         rules: denying
             .map(|guard| GuardRule { name: Arc::clone(&guard.name.name), deny: Arc::clone(&guard.deny) })
@@ -75,7 +79,7 @@ mod tests {
             guard("b", &["fd00::/8", "10.0.0.0/8"], &["10.1.0.0/16"], Some((50, 20))),
             guard("c", &[], &[], None),
         ];
-        let policy = compile(&guards, &Arc::default());
+        let policy = compile(&guards.iter(), &Arc::default());
         let names: Vec<&str> = policy.rules.iter().map(|rule| &*rule.name).collect();
         assert_eq!(names, ["a", "b"]);
         assert_eq!(policy.allow.len(), 1);
@@ -87,9 +91,9 @@ mod tests {
     #[test]
     fn what_is_unchanged_is_shared() {
         let guards = [guard("a", &["10.0.0.0/8"], &[], None)];
-        let first = compile(&guards, &Arc::default());
-        assert!(Arc::ptr_eq(&first, &compile(&guards.clone(), &first)));
-        assert!(!Arc::ptr_eq(&first, &compile(&[], &first)));
-        assert!(compile(&[], &first).is_empty());
+        let first = compile(&guards.iter(), &Arc::default());
+        assert!(Arc::ptr_eq(&first, &compile(&guards.clone().iter(), &first)));
+        assert!(!Arc::ptr_eq(&first, &compile(&[].iter(), &first)));
+        assert!(compile(&[].iter(), &first).is_empty());
     }
 }

@@ -11,7 +11,9 @@ mod gateways;
 mod guard;
 mod hosts;
 mod policies;
+mod recompile;
 mod routes;
+mod source;
 mod table;
 mod tier;
 mod version;
@@ -19,12 +21,13 @@ mod weights;
 pub mod wire;
 mod workloads;
 
-use std::collections::HashMap;
+use std::sync::Arc;
 
-use crate::model::{Model, ObjectName, RouteTable, Service};
+use crate::model::{Listener, Model, RouteTable};
 
 pub use guard::{GuardPolicy, GuardRule};
 pub use policies::{Denied, Foreseen, PodPolicy, PolicyTable};
+pub use recompile::{compile_parts, recompile};
 pub use table::{
     Action, Backend, Cluster, ClusterKey, DatagramFrontend, Forward, Frontend, GatewayListener, HeaderOps,
     Route, RouteName, RoutingTable, Upstream, VirtualHost, WeightedBackend,
@@ -42,37 +45,26 @@ pub use weights::Weights;
 /// - A destination that can't be resolved becomes [`Backend::Invalid`]; its share of requests is answered with an error
 ///   and the rest is served.
 pub fn compile(model: &Model, previous: &RoutingTable, version: TableVersion) -> RoutingTable {
-    let services: HashMap<&ObjectName, &Service> =
-        model.services.iter().map(|service| (&service.name, service)).collect();
-    let workloads = workloads::compile(model, previous);
-    let clusters = clusters::compile(model, previous, &workloads);
-    let scope = routes::Scope { services: &services, clusters: &clusters };
-    let frontends = frontends::compile(model, previous, &scope);
-    let datagrams = datagrams::compile(model, previous);
-    let gateways = gateways::compile(&model.listeners, previous, &scope);
-    let policies = policies::compile(model, previous);
-    let guard = guard::compile(&model.guards, &previous.guard);
+    let workloads::Workloads { by_address, by_name } = workloads::compile(model, previous);
+    let source = source::ModelIndex::new(model, by_name);
+    let pods = source::Pods { source: &source, by_address: &by_address };
+    let mut clusters = clusters::Clusters::new();
+    for service in &model.services {
+        clusters::add(&mut clusters, service, pods, previous);
+    }
+    let scope = routes::Scope { source: &source, clusters: &clusters };
+    let listeners: Vec<(&Listener, Vec<&RouteTable>)> =
+        model.listeners.iter().map(|listener| (listener, listener.routes.iter().collect())).collect();
     RoutingTable {
         version,
-        frontends,
-        datagrams,
-        workloads: workloads.by_address,
-        policies,
-        gateways,
+        frontends: frontends::compile(&model.services, previous, &scope),
+        datagrams: datagrams::compile(&model.services, &source, previous),
+        policies: policies::compile(model.authorization.iter(), model.workloads.iter(), previous),
+        gateways: gateways::compile(gateways::plan(&listeners).iter(), previous, &scope),
+        guard: guard::compile(&model.guards.iter(), &previous.guard),
+        workloads: Arc::new(by_address),
         clusters,
-        guard,
     }
-}
-
-/// The mesh route tables that name a service, by service; in the model's order.
-fn mesh_routes(model: &Model) -> HashMap<&ObjectName, Vec<(&RouteTable, Option<u16>)>> {
-    let mut by_service: HashMap<_, Vec<_>> = HashMap::new();
-    for table in &model.mesh_routes {
-        for (service, port) in &table.services {
-            by_service.entry(service).or_default().push((table, *port));
-        }
-    }
-    by_service
 }
 
 #[cfg(test)]

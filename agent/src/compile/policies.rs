@@ -3,19 +3,25 @@
 //! The order is Istio's: a DENY rule that matches refuses; else, where any ALLOW policy selects the pod, one of their
 //! rules must match; else everything is let through.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::RoutingTable;
-use crate::model::{
-    Asked, AuthorizationPolicy, Cidr, Model, ObjectName, PolicyAction, PolicySource, Workload,
-};
+use crate::model::{Asked, AuthorizationPolicy, Cidr, ObjectName, PolicyAction, PolicySource, Workload};
 
 /// The policies of every pod that has any, by the pod's addresses.
 #[derive(Debug, Default)]
 pub struct PolicyTable {
-    by_address: HashMap<IpAddr, Arc<PodPolicy>>,
+    by_address: Arc<HashMap<IpAddr, Arc<PodPolicy>>>,
+    documents: Documents,
+}
+
+/// The policies that there are, and what those that select some pod say together, by their positions.
+#[derive(Debug, Clone, Default)]
+struct Documents {
+    policies: Arc<[Arc<AuthorizationPolicy>]>,
+    groups: Arc<HashMap<Vec<usize>, Arc<PodPolicy>>>,
 }
 
 /// The policies that select a pod; pods that the same ones select share one value.
@@ -142,29 +148,79 @@ impl RoutingTable {
 }
 
 /// Finds the policies of each pod; equal ones of the table before are kept.
-pub(super) fn compile(model: &Model, previous: &RoutingTable) -> PolicyTable {
-    if model.authorization.is_empty() {
+pub(super) fn compile<'m>(
+    policies: impl Iterator<Item = &'m AuthorizationPolicy>,
+    workloads: impl Iterator<Item = &'m Workload>,
+    previous: &RoutingTable,
+) -> PolicyTable {
+    let policies: Arc<[_]> = policies.cloned().map(Arc::new).collect();
+    if policies.is_empty() {
         return PolicyTable::default();
     }
-    let policies: Vec<_> = model.authorization.iter().cloned().map(Arc::new).collect();
-    let mut groups: HashMap<Vec<usize>, Arc<PodPolicy>> = HashMap::new();
-    let mut table = PolicyTable::default();
-    for workload in model.workloads.iter().filter(|workload| !workload.addresses.is_empty()) {
-        let selected = selecting(&policies, workload);
-        if selected.is_empty() {
-            continue;
-        }
-        let before = workload.addresses.iter().find_map(|address| previous.policies.of(*address));
-        let group = groups.entry(selected).or_insert_with_key(|selected| {
-            let made = group(selected.iter().map(|index| &policies[*index]));
-            before.filter(|before| ***before == made).map_or_else(|| Arc::new(made), Arc::clone)
-        });
+    let mut groups = HashMap::new();
+    let mut by_address = HashMap::new();
+    for workload in workloads.filter(|workload| !workload.addresses.is_empty()) {
+        let Some(group) = group_of(workload, &policies, &mut groups, previous) else { continue };
         for address in &workload.addresses {
             // As with workloads, the first by name has an address that two claim.
-            table.by_address.entry(*address).or_insert_with(|| Arc::clone(group));
+            by_address.entry(*address).or_insert_with(|| Arc::clone(&group));
         }
     }
-    table
+    PolicyTable {
+        by_address: Arc::new(by_address),
+        documents: Documents { policies, groups: Arc::new(groups) },
+    }
+}
+
+/// The table before, but for these addresses: their pods changed, the policies did not. `claimants`: the pods that have an
+/// address, the first one first.
+pub(super) fn recompile<'m, P: Iterator<Item = &'m Arc<Workload>>>(
+    addresses: &BTreeSet<IpAddr>,
+    claimants: impl Fn(IpAddr) -> P,
+    previous: &RoutingTable,
+) -> PolicyTable {
+    let before = &previous.policies;
+    let Documents { policies, groups } = &before.documents;
+    if policies.is_empty() || addresses.is_empty() {
+        return PolicyTable {
+            by_address: Arc::clone(&before.by_address),
+            documents: before.documents.clone(),
+        };
+    }
+    let mut by_address = HashMap::clone(&before.by_address);
+    let mut groups = HashMap::clone(groups);
+    for address in addresses {
+        let group = claimants(*address).find_map(|pod| group_of(pod, policies, &mut groups, previous));
+        match group {
+            Some(group) => by_address.insert(*address, group),
+            None => by_address.remove(address),
+        };
+    }
+    // Each set of policies that pods had once is kept, but for when most are of the past.
+    if groups.len() > 2 * by_address.len() + 16 {
+        let used: HashSet<*const PodPolicy> = by_address.values().map(Arc::as_ptr).collect();
+        groups.retain(|_, group| used.contains(&Arc::as_ptr(group)));
+    }
+    let documents = Documents { policies: Arc::clone(policies), groups: Arc::new(groups) };
+    PolicyTable { by_address: Arc::new(by_address), documents }
+}
+
+fn group_of(
+    workload: &Workload,
+    policies: &[Arc<AuthorizationPolicy>],
+    groups: &mut HashMap<Vec<usize>, Arc<PodPolicy>>,
+    previous: &RoutingTable,
+) -> Option<Arc<PodPolicy>> {
+    let selected = selecting(policies, workload);
+    if selected.is_empty() {
+        return None;
+    }
+    let before = workload.addresses.iter().find_map(|address| previous.policies.of(*address));
+    let group = groups.entry(selected).or_insert_with_key(|selected| {
+        let made = group(selected.iter().map(|index| &policies[*index]));
+        before.filter(|before| ***before == made).map_or_else(|| Arc::new(made), Arc::clone)
+    });
+    Some(Arc::clone(group))
 }
 
 fn selecting(policies: &[Arc<AuthorizationPolicy>], workload: &Workload) -> Vec<usize> {
@@ -181,7 +237,7 @@ fn group<'a>(policies: impl Iterator<Item = &'a Arc<AuthorizationPolicy>>) -> Po
 mod tests {
     use super::*;
     use crate::compile::{TableVersion, compile as compile_table};
-    use crate::model::{NamespacePattern, PolicyMatch, PolicyRule, PolicyScope};
+    use crate::model::{Model, NamespacePattern, PolicyMatch, PolicyRule, PolicyScope};
 
     fn pod(name: (&str, &str), addresses: &[&str], app: &str) -> Workload {
         Workload {

@@ -1,20 +1,21 @@
 //! Rules of the model -> routes of the table: destinations resolved, weights ready to draw.
 
-use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use super::clusters::Clusters;
+use super::source::Source;
 use super::{
     Action, Backend, Cluster, ClusterKey, Forward, HeaderOps, Route, RouteName, WeightedBackend, Weights,
 };
 use crate::model::{
-    Destination, HeaderOp, HttpRule, ObjectName, PathRewrite, RouteAction, RouteKind, RouteTable, Service,
+    Destination, HeaderOp, HttpRule, ObjectName, PathRewrite, RouteAction, RouteKind, RouteTable,
     WeightedDestination,
 };
 
 /// What destinations are resolved against.
 pub(super) struct Scope<'a> {
-    pub(super) services: &'a HashMap<&'a ObjectName, &'a Service>,
-    pub(super) clusters: &'a BTreeMap<ClusterKey, Arc<Cluster>>,
+    pub(super) source: &'a dyn Source,
+    pub(super) clusters: &'a Clusters,
 }
 
 /// What the client of a route dials.
@@ -88,7 +89,7 @@ impl Scope<'_> {
 
     fn destination_port(&self, service: &ObjectName, port: Option<u16>, dialled: u16) -> Option<u16> {
         port.or_else(|| {
-            let ports = &self.services.get(service)?.ports;
+            let ports = &self.source.service(service)?.ports;
             if ports.iter().any(|candidate| candidate.port == dialled) {
                 return Some(dialled);
             }

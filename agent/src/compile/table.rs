@@ -25,7 +25,7 @@ pub struct RoutingTable {
     /// UDP ports of services by `ClusterIP:port`; the agent relays no datagram, the kernel balances them.
     pub datagrams: HashMap<SocketAddr, Arc<DatagramFrontend>>,
     /// Pods by address.
-    pub workloads: HashMap<IpAddr, Arc<Workload>>,
+    pub workloads: Arc<HashMap<IpAddr, Arc<Workload>>>,
     /// Who may reach which pods.
     pub policies: PolicyTable,
     /// Gateway listeners, one entry for each port that is bound.

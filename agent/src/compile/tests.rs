@@ -12,6 +12,7 @@ use crate::model::{
 };
 use crate::route::{RequestOrigin, RequestView};
 
+mod incremental;
 pub(super) mod made;
 mod origins;
 mod sharing;

@@ -32,6 +32,12 @@ impl TableVersion {
     pub const fn alone(version: u64) -> Self {
         Self { token: Token { epoch: 0, nonce: 0 }, version }
     }
+
+    /// The next table of an agent that runs alone.
+    #[must_use]
+    pub const fn after_alone(self) -> Self {
+        Self::alone(self.version + 1)
+    }
 }
 
 impl fmt::Display for TableVersion {

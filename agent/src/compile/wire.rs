@@ -10,12 +10,18 @@ mod chain;
 mod change;
 mod draft;
 mod edit;
+mod index;
+mod interned;
 mod key;
+mod lookup;
 mod parts;
 mod record;
+mod touched;
 
 pub use change::Change;
-pub use parts::{Counts, Parts, Touched};
+pub use parts::{Counts, Parts};
+pub use touched::Touched;
+pub(in crate::compile) use touched::Whole;
 
 /// Which agents can read each other's tables.
 ///

@@ -5,20 +5,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::RoutingTable;
-use crate::model::{Endpoint, Model, ObjectName, Workload};
+use crate::model::{Model, ObjectName, Workload};
 
 /// The table's workloads with their names.
 pub(super) struct Workloads<'a> {
     pub(super) by_address: HashMap<IpAddr, Arc<Workload>>,
-    by_name: HashMap<&'a ObjectName, Arc<Workload>>,
-}
-
-impl Workloads<'_> {
-    /// The pod behind an endpoint: the one that it names, else the one that has its address.
-    pub(super) fn of(&self, endpoint: &Endpoint) -> Option<&Arc<Workload>> {
-        let named = endpoint.pod.as_ref().and_then(|pod| self.by_name.get(pod));
-        named.or_else(|| self.by_address.get(&endpoint.address.ip()))
-    }
+    pub(super) by_name: HashMap<&'a ObjectName, Arc<Workload>>,
 }
 
 /// Of two pods with one address (both on the host's network) the first by name is kept.

@@ -10,12 +10,14 @@ mod node;
 mod object;
 mod read;
 mod report;
+mod stored;
 mod watch;
 
 #[cfg(test)]
 mod tests;
 
 pub use load::{State, load};
-pub use read::{FileProblem, InputFile, analyze, load_dir};
+pub use read::{FileProblem, InputFile, analyze, load_dir, read_inputs};
 pub use report::{Code, FileReport, Message, ObjectReport, ObjectState, Report, Severity};
+pub use stored::{NotStorable, StoredDocument, check, documents, stored_files};
 pub use watch::{WatchError, watch};

@@ -53,6 +53,11 @@ pub fn load_dir(dir: &Path) -> State {
 
 /// Checks files and directories offline, as the agent would. `-` is the standard input.
 pub fn analyze(paths: &[PathBuf]) -> Report {
+    load(&State::default(), read_inputs(paths)).report
+}
+
+/// Reads files and the documents of directories. `-` is the standard input.
+pub fn read_inputs(paths: &[PathBuf]) -> Vec<InputFile> {
     let mut files = Vec::new();
     for path in paths {
         if path.as_os_str() == "-" {
@@ -66,7 +71,7 @@ pub fn analyze(paths: &[PathBuf]) -> Report {
             files.push(read_file(path));
         }
     }
-    load(&State::default(), files).report
+    files
 }
 
 /// Reads the files of a directory that hold documents, sorted by name. Hidden files are left out, which are also the

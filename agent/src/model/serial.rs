@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) mod nanoseconds {
     use super::{Deserialize, Deserializer, Duration, Serialize, Serializer};
 
+    #[expect(clippy::ref_option, reason = "serde hands over references")]
     pub(crate) fn serialize<S: Serializer>(
         time: &Option<Duration>,
         serializer: S,

@@ -7,6 +7,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
+use super::bridge::{Bridging, Way};
+
 /// Bytes read at once. One such buffer serves a whole thread: a connection holds memory only for what its receiver has
 /// not taken yet.
 const SCRATCH_BYTES: usize = 64 * 1024;
@@ -49,12 +51,22 @@ pub async fn relay(
     upstream: &mut TcpStream,
     stop: impl Future<Output = ()>,
 ) -> Relayed {
+    relay_bridged(downstream, upstream, &Bridging::none(), stop).await
+}
+
+/// The same, and bytes may go past it, which are counted all the same.
+pub async fn relay_bridged(
+    downstream: &mut TcpStream,
+    upstream: &mut TcpStream,
+    bridging: &Bridging<'_>,
+    stop: impl Future<Output = ()>,
+) -> Relayed {
     let mut relayed = Relayed::default();
     let result = {
         let (client_read, client_write) = downstream.split();
         let (server_read, server_write) = upstream.split();
-        let up = pump(client_read, server_write, &mut relayed.sent);
-        let down = pump(server_read, client_write, &mut relayed.received);
+        let up = pump(client_read, server_write, &mut relayed.sent, (bridging, Way::Up));
+        let down = pump(server_read, client_write, &mut relayed.received, (bridging, Way::Down));
         let both = async {
             tokio::try_join!(
                 async { end(up.await, RelayFailure::Downstream, RelayFailure::Upstream) },
@@ -67,6 +79,10 @@ pub async fn relay(
             ended = both => ended,
         }
     };
+    // Before the sockets close, or something else might be at their addresses.
+    let [sent, received] = bridging.end();
+    relayed.sent += sent;
+    relayed.received += received;
     relayed.failure = match result {
         Ok((up, down)) => up.or(down),
         Err(failure) => Some(failure),
@@ -99,19 +115,33 @@ fn end(
 }
 
 /// Copies one direction to its end and closes the writer's side after it.
-async fn pump(reader: ReadHalf<'_>, mut writer: WriteHalf<'_>, copied: &mut u64) -> Result<(), PumpError> {
+async fn pump(
+    reader: ReadHalf<'_>,
+    mut writer: WriteHalf<'_>,
+    copied: &mut u64,
+    (bridging, way): (&Bridging<'_>, Way),
+) -> Result<(), PumpError> {
     let mut moved = 0;
     loop {
-        match step(&reader, &writer, copied) {
+        let before = *copied;
+        let stepped = step(&reader, &writer, copied);
+        if let Ok(Step::Moved) = stepped {
+            bridging.passed_on(way, *copied - before);
+        }
+        match stepped {
             Ok(Step::Moved) if moved < STEPS_MAX => moved += 1,
             Ok(Step::Moved) => {
                 moved = 0;
                 tokio::task::yield_now().await;
             }
-            Ok(Step::Idle) => reader.readable().await.map_err(PumpError::Read)?,
+            Ok(Step::Idle) => {
+                bridging.idles();
+                reader.readable().await.map_err(PumpError::Read)?;
+            }
             Ok(Step::Rest(rest)) => {
                 writer.write_all(&rest).await.map_err(PumpError::Write)?;
                 *copied += rest.len() as u64;
+                bridging.passed_on(way, *copied - before);
             }
             Ok(Step::End) => return writer.shutdown().await.map_err(PumpError::Write),
             Err(error) => return Err(error),

@@ -1,5 +1,6 @@
 //! Sockets: how connections are dialled and accepted, what protocol they speak, and how bytes are moved.
 
+mod bridge;
 mod connect;
 mod copy;
 mod detect;
@@ -7,9 +8,10 @@ mod listen;
 mod replay;
 mod tcp_info;
 
+pub use bridge::{Bridge, Bridges, Bridging, Declared, Leg, Way};
 pub use connect::{ConnectSource, ConnectTarget, Connector, PlainConnector, finish_connect, keepalive};
-pub use copy::{RelayFailure, Relayed, relay};
+pub use copy::{RelayFailure, Relayed, relay, relay_bridged};
 pub use detect::{HTTP2_FRAME_HEAD, Spoken, classify, is_http2_settings};
 pub use listen::{ensure_free, gateway_listener, lacks_ipv6, server_listener};
 pub use replay::Replay;
-pub use tcp_info::{TcpInfo, read_tcp_info, tcp_info};
+pub use tcp_info::{TcpInfo, is_connected, read_tcp_info, tcp_info};

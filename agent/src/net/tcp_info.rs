@@ -8,6 +8,9 @@ const BYTES: usize = 216;
 /// States of a socket whose peer has closed: CLOSE_WAIT, LAST_ACK, CLOSING.
 const PEER_CLOSED: [u8; 3] = [8, 9, 11];
 
+/// States of a socket whose connection stands, if perhaps one way only: ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT.
+const CONNECTED: [u8; 4] = [1, 4, 5, 8];
+
 /// A connection's counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TcpInfo {
@@ -21,6 +24,16 @@ pub struct TcpInfo {
 
 /// Asks about a socket; `None` where it is none, or the kernel is too old.
 pub fn tcp_info(socket: RawFd) -> Option<TcpInfo> {
+    let (bytes, len) = ask(socket)?;
+    read_tcp_info(&bytes[..len])
+}
+
+/// Whether a socket's connection stands, so that no other one can have its addresses.
+pub fn is_connected(socket: RawFd) -> bool {
+    ask(socket).is_some_and(|(bytes, len)| len > 0 && CONNECTED.contains(&bytes[0]))
+}
+
+fn ask(socket: RawFd) -> Option<([u8; BYTES], usize)> {
     let mut bytes = [0u8; BYTES];
     let mut len = libc::socklen_t::try_from(BYTES).ok()?;
     #[expect(unsafe_code, reason = "TCP_INFO has no safe wrapper that gives the counters of bytes")]
@@ -28,7 +41,7 @@ pub fn tcp_info(socket: RawFd) -> Option<TcpInfo> {
     let result = unsafe {
         libc::getsockopt(socket, libc::IPPROTO_TCP, libc::TCP_INFO, bytes.as_mut_ptr().cast(), &raw mut len)
     };
-    (result == 0).then(|| read_tcp_info(&bytes[..(len as usize).min(BYTES)])).flatten()
+    (result == 0).then_some((bytes, (len as usize).min(BYTES)))
 }
 
 /// Reads a `struct tcp_info`.
@@ -69,6 +82,10 @@ mod tests {
         let of_server = tcp_info(server.as_raw_fd()).expect("a socket");
         assert_eq!((of_server.sent, of_server.received), (4, 70_000));
         let of_client = tcp_info(client.as_raw_fd()).expect("a socket");
+        assert!(is_connected(client.as_raw_fd()) && is_connected(server.as_raw_fd()));
+        drop(server);
+        let end = client.read(&mut [0; 1]).expect("an end");
+        assert_eq!((end, is_connected(client.as_raw_fd())), (0, false));
         assert_eq!((of_client.sent, of_client.received), (70_000, 4));
         assert!(of_client.rtt.is_some());
     }
@@ -78,5 +95,6 @@ mod tests {
         assert_eq!(read_tcp_info(&[0; 104]), None);
         assert_eq!(read_tcp_info(&[]), None);
         assert_eq!(tcp_info(-1), None);
+        assert!(!is_connected(-1));
     }
 }

@@ -24,7 +24,7 @@ pub use worker::{Captured, Command, WorkerHandle, WorkerSettings, start_worker};
 
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
@@ -33,10 +33,13 @@ use tokio::sync::{Notify, watch};
 
 use crate::balance::Pick;
 use crate::compile::RoutingTable;
-use crate::net::Connector;
+use crate::net::{Bridges, Connector};
 use crate::telemetry::{Origin, Recorder};
 
 use http::HttpWorker;
+
+/// What lets bytes of opaque connections go past the agent, once it is there.
+pub type SharedBridges = Arc<OnceLock<Arc<dyn Bridges>>>;
 
 /// What one worker's connections share. Lives on one thread.
 #[derive(Clone)]
@@ -55,6 +58,8 @@ pub struct Context {
     pub open: Arc<OpenConnections>,
     /// For choices among endpoints, and for request ids.
     pub random: Rc<Random>,
+    /// Lets bytes of opaque connections go past the agent.
+    pub bridges: SharedBridges,
     /// What the worker's HTTP connections share.
     pub http: Rc<HttpWorker>,
 }

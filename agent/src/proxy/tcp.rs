@@ -14,7 +14,7 @@ use super::{Context, Downstream, Early, Protocol};
 use crate::balance::Pick;
 use crate::compile::{Cluster, Frontend, RoutingTable};
 use crate::model::{Asked, Workload};
-use crate::net::{ConnectSource, ConnectTarget, RelayFailure, Relayed, relay, tcp_info};
+use crate::net::{Bridging, ConnectSource, ConnectTarget, RelayFailure, Relayed, relay_bridged, tcp_info};
 use crate::telemetry::{ConnectionRecord, Flag, ResponseFlags};
 
 /// How long one endpoint may take to accept.
@@ -249,7 +249,9 @@ async fn relay_with_prefix(
         let _ = downstream.io.set_zero_linger();
         return Relayed { failure: Some(RelayFailure::Upstream(error)), ..Relayed::default() };
     }
-    let mut relayed = relay(&mut downstream.io, upstream, refused).await;
+    let kernel = context.bridges.get().map(|kernel| &**kernel).filter(|_| allowed);
+    let bridging = Bridging::new(kernel, (&downstream.io, upstream), prefix.len() as u64);
+    let mut relayed = relay_bridged(&mut downstream.io, upstream, &bridging, refused).await;
     if allowed {
         relayed.sent += prefix.len() as u64;
     }

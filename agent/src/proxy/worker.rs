@@ -16,7 +16,9 @@ use tokio::task::spawn_local;
 
 use super::admission::{Crowded, Source, Whose};
 use super::http::{HttpWorker, Share};
-use super::{Context, Downstream, OpenConnections, ProxySettings, Random, captured, crowded, http};
+use super::{
+    Context, Downstream, OpenConnections, ProxySettings, Random, SharedBridges, captured, crowded, http,
+};
 use crate::compile::RoutingTable;
 use crate::net::{Connector, keepalive};
 use crate::telemetry::{Origin, Recorder};
@@ -42,6 +44,8 @@ pub struct WorkerSettings {
     pub connector: Box<dyn FnOnce() -> Rc<dyn Connector> + Send>,
     /// Makes the worker's recorder, on its thread.
     pub recorder: Box<dyn FnOnce() -> Rc<dyn Recorder> + Send>,
+    /// Lets bytes of opaque connections go past the agent.
+    pub bridges: SharedBridges,
     /// Seeds its random numbers.
     pub seed: u64,
 }
@@ -282,6 +286,7 @@ impl Context {
             recorder: (settings.recorder)(),
             drain: settings.drain,
             open: settings.open,
+            bridges: settings.bridges,
             http: Rc::new(http),
             random,
         }

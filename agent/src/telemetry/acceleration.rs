@@ -11,6 +11,10 @@ pub struct AccelerationCounts {
     pub sockets: u64,
     /// Messages of joined sockets, by what became of them.
     pub messages: Vec<(&'static str, u64)>,
+    /// Directions of opaque connections whose bytes go past the agent.
+    pub bridged: u64,
+    /// Directions of opaque connections, by what became of them.
+    pub bridges: Vec<(&'static str, u64)>,
     /// Connections, by what was decided.
     pub connections: Vec<(&'static str, u64)>,
     /// Connections whose pods take no part any more, by what was wrong.
@@ -24,6 +28,8 @@ pub(super) struct AccelerationSeries {
     active: IntGauge,
     sockets: IntGauge,
     messages: IntCounterVec,
+    bridged: IntGauge,
+    bridges: IntCounterVec,
     connections: IntCounterVec,
     faults: IntCounterVec,
     read: OnceLock<Read>,
@@ -45,6 +51,14 @@ impl AccelerationSeries {
             messages: counters(
                 "sluice_acceleration_messages_total",
                 "Messages of joined sockets, by what became of them.",
+            )?,
+            bridged: gauge(
+                "sluice_acceleration_bridged",
+                "Directions of opaque connections whose bytes go past the agent.",
+            )?,
+            bridges: counters(
+                "sluice_acceleration_bridges_total",
+                "Directions of opaque connections that might go past the agent, by what became of them.",
             )?,
             connections: counters(
                 "sluice_acceleration_connections_total",
@@ -69,7 +83,9 @@ impl AccelerationSeries {
         let Some(read) = self.read.get() else { return };
         let counts = read();
         self.sockets.set(i64::try_from(counts.sockets).unwrap_or(i64::MAX));
+        self.bridged.set(i64::try_from(counts.bridged).unwrap_or(i64::MAX));
         for (series, counts) in [
+            (&self.bridges, counts.bridges),
             (&self.messages, counts.messages),
             (&self.connections, counts.connections),
             (&self.faults, counts.faults),

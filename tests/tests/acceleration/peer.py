@@ -267,6 +267,261 @@ def drowned_server(s, _):
     s.sendall(DROWNED.get(timeout=PATIENCE).encode())
 
 
+# Through the agent, and past it once it has caught up.
+
+
+def by_poll(s, seconds=PATIENCE):
+    """Who waits in `recv` itself is woken by an acknowledgement of its end and by a reset, and then told EAGAIN by the kernel."""
+    s.settimeout(seconds)
+
+
+def send_pieces(s, size, seed):
+    """Sends the pattern in pieces of all sizes, with pauses."""
+    sizes, sent = random.Random(seed), 0
+    while sent < size:
+        start = sent % len(BLOCK)
+        most = sizes.choice((1, sizes.randrange(1, 3000), sizes.randrange(1, len(BLOCK))))
+        piece = BLOCK[start : min(len(BLOCK), start + most, start + size - sent)]
+        s.sendall(piece)
+        sent += len(piece)
+        if sizes.random() < 0.2:
+            time.sleep(sizes.random() / 500)
+
+
+def ping(s, count=50):
+    for _ in range(count):
+        s.sendall(b"p")
+        assert exactly(s, 1) == b"q"
+
+
+def pong(s, count=50):
+    for _ in range(count):
+        assert exactly(s, 1) == b"p"
+        s.sendall(b"q")
+
+
+def chat_client(s, size):
+    """Bytes both ways at once, at the beginning one by one."""
+    ping(s)
+    sender = threading.Thread(target=send_pieces, args=(s, size, size + 1))
+    sender.start()
+    seen = receive(s, size)
+    sender.join()
+    there = exactly(s, 64).decode()
+    assert seen == there == digest(size), (seen, there, digest(size))
+    return f"{size} bytes each way"
+
+
+def chat_server(s, size):
+    pong(s)
+    sender = threading.Thread(target=send_pieces, args=(s, size, size + 2))
+    sender.start()
+    seen = receive(s, size)
+    sender.join()
+    s.sendall(seen.encode())
+
+
+def first_client(s, size):
+    """The server speaks first, and much."""
+    assert receive(s, size) == digest(size)
+    return chat_client(s, size)
+
+
+def first_server(s, size):
+    send_pieces(s, size, size)
+    chat_server(s, size)
+
+
+def chats_client(s, size):
+    """As many connections as there are threads, the first one's end is the last."""
+    found, threads = queue.Queue(), []
+
+    def one():
+        with socket.socket(s.family) as other:
+            other.settimeout(60)
+            other.connect(s.getpeername())
+            other.sendall(f"chat {size}\n".encode())
+            found.put(chat_client(other, size))
+
+    for _ in range(64):
+        threads.append(threading.Thread(target=one))
+        threads[-1].start()
+    for thread in threads:
+        thread.join()
+    said = {found.get_nowait() for _ in threads}
+    assert said == {f"{size} bytes each way"}, said
+    return chat_client(s, size)
+
+
+def close_client(s, size):
+    """One end is done, then the other."""
+    ping(s)
+    return half_client(s, size)
+
+
+def close_server(s, size):
+    pong(s)
+    half_server(s, size)
+
+
+def back_client(s, size):
+    """The server is done first."""
+    ping(s)
+    seen = receive(s, size)
+    assert s.recv(1) == b"", "bytes after the end"
+    send_pieces(s, size, 3)
+    s.shutdown(socket.SHUT_WR)
+    return str(seen == digest(size))
+
+
+def back_server(s, size):
+    by_poll(s)
+    pong(s)
+    send_pieces(s, size, 4)
+    s.shutdown(socket.SHUT_WR)
+    seen = receive(s, size)
+    assert s.recv(1) == b"", "bytes after the end"
+    KEPT.put(str(seen == digest(size)))
+
+
+KEPT = queue.Queue()
+
+
+def kept_client(s, _):
+    """What the server has found out on another connection."""
+    text = b""
+    while piece := s.recv(100):
+        text += piece
+    return text.decode()
+
+
+def kept_server(s, _):
+    s.sendall(KEPT.get(timeout=PATIENCE).encode())
+
+
+def reset(s):
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    s.close()
+
+
+def ended(s):
+    try:
+        return f"{len(s.recv(1))} bytes"
+    except OSError as error:
+        return errno.errorcode[error.errno]
+
+
+def cut_client(s, _):
+    ping(s)
+    reset(s)
+    return "reset"
+
+
+def cut_server(s, _):
+    by_poll(s)
+    pong(s)
+    KEPT.put(ended(s))
+
+
+def slain_client(s, _):
+    ping(s)
+    return ended(s)
+
+
+def slain_server(s, _):
+    pong(s)
+    reset(s)
+
+
+def torn(s, seed, told=None):
+    """Sends the pattern until it can't, and says what came of what it received: the beginning of the pattern, and how it ended."""
+    over = threading.Event()
+
+    def send():
+        pieces, sent = random.Random(seed), 0
+        try:
+            while not over.is_set():
+                start = sent % len(BLOCK)
+                sent += s.send(BLOCK[start : start + pieces.randrange(1, 3000)])
+                time.sleep(0.0002)
+        except OSError:
+            pass
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    received, how = 0, "an end"
+    try:
+        while piece := s.recv(1 << 16):
+            start = received % len(BLOCK)
+            pattern = (BLOCK + BLOCK)[start : start + len(piece)]
+            assert piece == pattern, f"other bytes after {received}"
+            if told and received < 1 << 20 <= received + len(piece):
+                told()
+            received += len(piece)
+    except TimeoutError:
+        how = "silence"
+    except OSError as error:
+        how = errno.errorcode[error.errno]
+    over.set()
+    s.close()
+    sender.join()
+    return f"{how} in order" if received >= 1 << 20 else f"only {received} bytes, {how}"
+
+
+def torn_client(s, _):
+    """Until the agent between dies."""
+    ping(s)
+    return torn(s, 5, told=lambda: print("going", flush=True))
+
+
+def torn_server(s, _):
+    by_poll(s)
+    pong(s)
+    try:
+        KEPT.put(torn(s, 6))
+    except AssertionError as error:
+        KEPT.put(str(error))
+
+
+def floods_client(s, size):
+    ping(s)
+    return flood_client(s, size)
+
+
+def floods_server(s, size):
+    by_poll(s, 60)
+    pong(s)
+    flood_server(s, size)
+
+
+def drowns_client(s, size):
+    ping(s)
+    return drown_client(s, size)
+
+
+def drowns_server(s, size):
+    pong(s)
+    s.settimeout(None)
+    drown_server(s, size)
+
+
+def rounds_client(s, count):
+    """Round trips, when it is told to."""
+    ping(s)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    ping(s, count)
+    print("done", flush=True)
+    sys.stdin.readline()
+    return "over"
+
+
+def rounds_server(s, count):
+    pong(s)
+    pong(s, count)
+    s.recv(1)
+
+
 def go_client(s, _):
     return exactly(s, 2).decode()
 
@@ -277,6 +532,18 @@ def go_server(s, _):
 
 
 CASES = {
+    "chat": (chat_client, chat_server),
+    "first": (first_client, first_server),
+    "chats": (chats_client, chat_server),
+    "close": (close_client, close_server),
+    "back": (back_client, back_server),
+    "kept": (kept_client, kept_server),
+    "cut": (cut_client, cut_server),
+    "slain": (slain_client, slain_server),
+    "torn": (torn_client, torn_server),
+    "floods": (floods_client, floods_server),
+    "drowns": (drowns_client, drowns_server),
+    "rounds": (rounds_client, rounds_server),
     "splice": (splice_client, splice_server),
     "flood": (flood_client, flood_server),
     "go": (go_client, go_server),

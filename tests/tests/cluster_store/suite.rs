@@ -12,7 +12,7 @@ use agent::cluster::{
 use anyhow::{Context, Result, bail, ensure};
 use tokio::sync::broadcast;
 
-pub const TTL: Duration = Duration::from_secs(60);
+pub const TTL: Duration = Duration::from_mins(1);
 const SHORT: Duration = Duration::from_millis(300);
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -216,13 +216,16 @@ async fn terms_are_remembered_newest_first(site: &impl Site) -> Result<()> {
     Ok(())
 }
 
+/// A member: its name, whether it is alive, its record.
+type Seen = (String, bool, Option<Vec<u8>>);
+
 async fn nodes_come_and_go(site: &impl Site) -> Result<()> {
     let (store, other) = (site.client().await?, site.client().await?);
     ensure!(store.members().await?.is_empty(), "an empty store has members");
     store.beat("b", b"\x00\xffrecord", TTL, true).await?;
     store.beat("a", b"", TTL, true).await?;
     store.beat("c", b"short", SHORT, true).await?;
-    let look = async || -> Result<Vec<(String, bool, Option<Vec<u8>>)>> {
+    let look = async || -> Result<Vec<Seen>> {
         let members = other.members().await?;
         Ok(members.into_iter().map(|member| (member.node.to_string(), member.alive, member.record)).collect())
     };

@@ -99,6 +99,12 @@ impl Mesh {
         Ok(values.filter_map(|value| value.parse::<f64>().ok()).sum())
     }
 
+    /// The lines of a node's metrics that start with `prefix`.
+    pub fn metrics(&self, node: &str, prefix: &str) -> Result<Vec<String>> {
+        let text = self.lab.node(node)?.in_netns(|| get(METRICS, "localhost", "/metrics", TIMEOUT))??.text();
+        Ok(text.lines().filter(|line| line.starts_with(prefix)).map(str::to_owned).collect())
+    }
+
     /// Waits until a node's agent says that it captures (or does not).
     pub fn wait_version_above(&self, node: &str, version: u64) -> Result<()> {
         wait_for("a newer table", LIMIT, || self.version(node).is_ok_and(|now| now > version))

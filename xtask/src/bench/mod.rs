@@ -2,6 +2,7 @@
 //! carry over to another machine.
 
 mod chart;
+mod cluster;
 mod contender;
 mod facts;
 mod figure;
@@ -37,6 +38,8 @@ pub enum Verb {
     Floods(floods::Options),
     /// The kernel programs beside what they are held against: nanoseconds per packet, and ratios
     Kernel(kernel::Options),
+    /// A table of 10,000 services: bytes published, time to apply a change, memory
+    Cluster(cluster::Options),
     /// One end of the traffic of `kernel`
     #[command(hide = true)]
     Peer {
@@ -78,6 +81,7 @@ pub fn run(verb: &Verb) -> Result<ExitCode> {
         Verb::Http(options) => options,
         Verb::Floods(options) => return floods::run(options),
         Verb::Kernel(options) => return kernel::run(options),
+        Verb::Cluster(options) => return cluster::run(options),
         Verb::Peer { verb } => return kernel::peer::run(verb),
     };
     ensure!(options.rounds > 0 && options.seconds > 0, "--rounds and --seconds begin at 1");

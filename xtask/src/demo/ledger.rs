@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use lab::load::Report;
+
 /// The checks of one demonstration, printed as they are made and once more as a table.
 #[derive(Debug, Default)]
 pub struct Ledger {
@@ -27,6 +29,18 @@ impl Ledger {
     /// Enters a check of two values that must be equal.
     pub fn equal<T: PartialEq + std::fmt::Display>(&mut self, what: &str, expected: &T, seen: &T) {
         self.check(what, expected.to_string(), seen.to_string(), expected == seen);
+    }
+
+    /// Enters that no request of a load failed.
+    pub fn none_failed(&mut self, report: &Report) {
+        let failures = report.failures().count();
+        let seen =
+            if failures == 0 { "0".to_owned() } else { format!("{failures}: {:?}", report.failure_kinds()) };
+        let what = format!("failed requests, of {}", report.samples.len());
+        self.check(&what, "0", seen, failures == 0);
+        if let Some((median, late)) = report.percentile(50).zip(report.percentile(99)) {
+            println!("   latency under load: p50 {}, p99 {}", millis(median), millis(late));
+        }
     }
 
     /// How many checks did not hold.

@@ -14,30 +14,36 @@ const REQUESTS: usize = 300;
 /// The agents of a lab, and what their nodes looked like before.
 #[derive(Debug)]
 pub struct Agents {
-    options: AgentOptions,
+    options: BTreeMap<String, AgentOptions>,
     running: BTreeMap<String, Agent>,
     before: BTreeMap<String, Footprint>,
 }
 
 impl Agents {
-    /// Starts one on every node.
-    pub fn start(lab: &Lab, options: AgentOptions) -> Result<Self> {
-        let mut agents = Self { options, running: BTreeMap::new(), before: BTreeMap::new() };
-        for node in lab.nodes() {
-            agents.before.insert(node.name().to_owned(), Footprint::of(&node)?);
+    /// Starts one on each of these nodes.
+    pub fn start(lab: &Lab, options: BTreeMap<String, AgentOptions>) -> Result<Self> {
+        let mut before = BTreeMap::new();
+        for node in options.keys() {
+            before.insert(node.clone(), Footprint::of(&lab.node(node)?)?);
         }
+        let mut agents = Self { options, running: BTreeMap::new(), before };
         agents.start_missing(lab)?;
         Ok(agents)
     }
 
-    /// Starts one on every node that has none.
+    /// Starts one on every node that has lost its own.
     pub fn start_missing(&mut self, lab: &Lab) -> Result<()> {
-        for node in lab.nodes() {
-            if !self.running.contains_key(node.name()) {
-                self.running.insert(node.name().to_owned(), node.start_agent(&self.options)?);
+        for (node, options) in &self.options {
+            if !self.running.contains_key(node) {
+                self.running.insert(node.clone(), lab.node(node)?.start_agent(options)?);
             }
         }
         Ok(())
+    }
+
+    /// Kills one: it cannot clean up.
+    pub fn kill(&mut self, node: &str) -> Result<()> {
+        self.running.remove(node).with_context(|| format!("no agent runs on {node}"))?.kill9()
     }
 
     /// The running agents by node.
@@ -48,8 +54,7 @@ impl Agents {
     /// Kills the client's agent: connections go directly. A new one captures again.
     pub fn show_kill(&mut self, lab: &Lab, ledger: &mut Ledger) -> Result<()> {
         headline("kill -9 of the agent on the client's node");
-        let agent = self.running.remove("node1").context("node1 has an agent")?;
-        agent.kill9()?;
+        self.kill("node1")?;
         // No beta header can be honoured now; what counts is that every request is answered.
         let options = ["-H", "Connection: close", "-H", "x-user-group: beta"];
         let seen = match curl(lab, "http://order-service/", REQUESTS, &options) {
@@ -77,12 +82,11 @@ impl Agents {
                 status.success(),
             );
         }
-        for node in lab.nodes() {
-            let now = Footprint::of(&node)?;
-            let before = self.before.get(node.name()).context("every node was looked at")?;
+        for (node, before) in &self.before {
+            let now = Footprint::of(&lab.node(node)?)?;
             let left = now.since(before);
             let seen = if left.is_empty() { "nothing".to_owned() } else { left.join("; ") };
-            let what = format!("left on {}: rules, routes, nft, programs", node.name());
+            let what = format!("left on {node}: rules, routes, nft, programs");
             ledger.check(&what, "nothing", seen, left.is_empty());
         }
         let answers = curl(lab, "http://order-service/", REQUESTS, &["-H", "Connection: close"])?;

@@ -20,6 +20,7 @@ use agent_common::acceleration::{EndKey, EndValue};
 use aya::maps::{HashMap as KernelMap, MapData};
 
 use super::backlog::{Backlog, Sockets};
+use super::bridges::Past;
 use super::watch::{Fault, Found, Sighting, Watch};
 use super::{AccelerationCounters, namespaces, node_cookie};
 
@@ -188,14 +189,16 @@ impl Look {
     fn sightings(&mut self) -> Vec<(Sighting, Backlog)> {
         // Before what is unread, so that what comes meanwhile does not count as read.
         let ends: HashMap<EndKey, EndValue> = self.ends.iter().take(ENDS_MAX).flatten().collect();
+        let past = self.counters.bridges.past();
         let there: BTreeSet<u64> = ends.keys().map(|key| key.cookie).collect();
         self.seek(&there);
         let (mut sightings, mut blind) = (Vec::new(), None);
         for (cookie, file) in self.files.iter().filter(|(cookie, _)| there.contains(cookie)) {
             let found = Sockets::enter(file).and_then(|sockets| Ok((sockets.unread(*cookie)?, sockets)));
             match found {
-                Ok((found, sockets)) => sightings
-                    .extend(found.into_iter().filter_map(|socket| self.sighting(&ends, &sockets, socket))),
+                Ok((found, sockets)) => sightings.extend(
+                    found.into_iter().filter_map(|socket| self.sighting((&ends, &past), &sockets, socket)),
+                ),
                 Err(error) => blind = Some(format!("a namespace's sockets are not shown: {error}")),
             }
         }
@@ -210,19 +213,29 @@ impl Look {
     /// the other, so that its receiver would never be seen to read: where it matters, both are read again, one after the other.
     fn sighting(
         &self,
-        ends: &HashMap<EndKey, EndValue>,
+        (ends, past): (&HashMap<EndKey, EndValue>, &Past),
         sockets: &Sockets,
         socket: Backlog,
     ) -> Option<(Sighting, Backlog)> {
         let end = ends.get(&socket.key).filter(|end| end.is_joined())?;
         let peer = socket.key.peer(end.peer_cookie);
-        let handed = ends.get(&peer).filter(|end| end.is_joined())?.handed;
+        let feeds = |end: &EndKey| ends.get(end).is_some_and(|end| end.is_joined());
+        if !feeds(&peer) && !past.to(&socket.key).is_some_and(|(sender, _)| feeds(&sender)) {
+            return None;
+        }
+        // Who sends past the agent fills this end as well, and what its own peer sends past the agent is elsewhere.
+        let received = |end: &EndValue, past: &Past| {
+            let to = past.to(&socket.key).map_or(0, |(_, moved)| moved);
+            (end.handed + to).saturating_sub(past.of(&peer))
+        };
+        let handed = received(ends.get(&peer)?, past);
         let mut sighting = Sighting { key: socket.key, unread: socket.unread, handed };
         if sighting.is_vague()
             && let Ok(end) = self.ends.get(&peer, 0)
+            && let past = self.counters.bridges.past()
             && let Ok(unread) = sockets.unread_of(&socket)
         {
-            sighting = Sighting { unread, handed: end.handed, ..sighting };
+            sighting = Sighting { unread, handed: received(&end, &past), ..sighting };
         }
         Some((sighting, socket))
     }
@@ -258,7 +271,13 @@ impl Look {
         let Some(sender) = self.sender(key).filter(|_| !agent || fault == Fault::Flooded) else { return };
         self.counters.withdrawn.counts[fault as usize].fetch_add(1, Ordering::Relaxed);
         if fault == Fault::Flooded {
-            if agent || found.reads { self.lead_back(&sender) } else { self.abort(socket) }
+            if agent || found.reads {
+                // First who sends past the agent, or the agent would go on with what it is sent from now on.
+                let feeder = self.counters.bridges.past().to(key).map(|(sender, _)| sender);
+                feeder.iter().chain([&sender]).for_each(|end| self.lead_back(end));
+            } else {
+                self.abort(socket);
+            }
         }
         // Who reads, and is only slower than its sender, needs no more than that.
         let suffices = fault == Fault::Flooded && found.reads;

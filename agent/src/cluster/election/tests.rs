@@ -132,6 +132,8 @@ fn who_is_unfit_lets_others_try() {
     let mut machine = leader();
     let resigned = [Action::Yield(Why::Unfit), Action::Release(lease(5))];
     assert_eq!(machine.on(Event::Unfit, at(30), 0), resigned);
+    // It hears that it has given the lease back, as all do.
+    assert_eq!(machine.on(Event::Changed, at(40), 0), []);
     assert_eq!(machine.on(Event::Tick, at(3029), 0), []);
     assert_eq!(machine.on(Event::Tick, at(3030), 0), [ask(5)]);
 }

@@ -171,6 +171,7 @@ impl Agent {
         let (in_force, highest) = (self.follower.in_force(), self.follower.highest().token);
         let version = in_force.map(|at| at.version).unwrap_or_default();
         let record = NodeRecord {
+            store: Arc::from(""),
             nonce: self.nonce,
             version: "0".to_owned(),
             schema: 1,

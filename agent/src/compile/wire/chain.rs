@@ -20,10 +20,13 @@ impl<K, V> Default for Chain<K, V> {
     }
 }
 
+/// A value with its key and that of its predecessor.
+pub(super) type Put<K, V> = (K, (Option<K>, V));
+
 /// Changes of a chain that are not made yet.
 #[derive(Debug)]
 pub(super) struct ChainChange<K, V> {
-    pub(super) puts: Vec<(K, (Option<K>, V))>,
+    pub(super) puts: Vec<Put<K, V>>,
     pub(super) removals: Vec<K>,
 }
 

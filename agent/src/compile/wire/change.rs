@@ -139,7 +139,7 @@ impl Change {
     }
 
     fn check_that_none_is_both(&self) -> Result<(), WireError> {
-        let put = |key: &Box<str>| self.puts.binary_search_by(|(put, _)| put.cmp(key)).is_ok();
+        let put = |key: &str| self.puts.binary_search_by(|(put, _)| (**put).cmp(key)).is_ok();
         match self.removals.iter().find(|key| put(key)) {
             Some(key) => Err(WireError::Order { key: key.to_string() }),
             None => Ok(()),

@@ -12,6 +12,9 @@ use super::record::{
 };
 use crate::model::{Endpoint, Listener, Model, ObjectName, RouteTable};
 
+/// How a value with a name is written: its key, and itself.
+type Written<T> = (fn(NameKey) -> Key, fn(&T) -> Box<[u8]>);
+
 /// A change in the making.
 #[derive(Default)]
 pub(super) struct Draft {
@@ -27,42 +30,31 @@ impl Draft {
     pub(super) fn between(before: &Model, after: &Model) -> Self {
         let mut draft = Self::default();
         draft.named(
-            &before.services,
-            &after.services,
+            (&before.services, &after.services),
             |service| &service.name,
-            Key::Service,
-            |service| write(&ServiceRecord::from(service)),
+            (Key::Service, |service| write(&ServiceRecord::from(service))),
         );
         draft.endpoints(&before.endpoints, &after.endpoints, Key::Endpoint);
         draft.endpoints(&before.datagram_endpoints, &after.datagram_endpoints, Key::Datagram);
         draft.named(
-            &before.workloads,
-            &after.workloads,
-            |pod| &pod.name,
-            Key::Workload,
-            |pod| write(&WorkloadRecord::from(pod)),
+            (&before.workloads, &after.workloads),
+            |workload| &workload.name,
+            (Key::Workload, |workload| write(&WorkloadRecord::from(workload))),
         );
         draft.named(
-            &before.policies,
-            &after.policies,
+            (&before.policies, &after.policies),
             |policy| &policy.service,
-            Key::Policy,
-            |policy| write(&PolicyRecord::from(policy)),
+            (Key::Policy, |policy| write(&PolicyRecord::from(policy))),
         );
-        let (old, new) = (&before.authorization, &after.authorization);
         draft.named(
-            old,
-            new,
+            (&before.authorization, &after.authorization),
             |policy| &policy.name,
-            Key::Authorization,
-            |policy| write(&AuthorizationRecord::from(policy)),
+            (Key::Authorization, |policy| write(&AuthorizationRecord::from(policy))),
         );
         draft.named(
-            &before.guards,
-            &after.guards,
+            (&before.guards, &after.guards),
             |guard| &guard.name,
-            Key::Guard,
-            |guard| write(&GuardRecord::from(guard)),
+            (Key::Guard, |guard| write(&GuardRecord::from(guard))),
         );
         draft.routes(&before.mesh_routes, &after.mesh_routes, &Key::Route);
         draft.listeners(&before.listeners, &after.listeners);
@@ -83,11 +75,9 @@ impl Draft {
 
     fn named<T: PartialEq>(
         &mut self,
-        before: &[T],
-        after: &[T],
+        (before, after): (&[T], &[T]),
         name: fn(&T) -> &ObjectName,
-        key: fn(NameKey) -> Key,
-        value: fn(&T) -> Box<[u8]>,
+        (key, value): Written<T>,
     ) {
         let order = |a: &T, b: &T| name(a).cmp(name(b));
         let key = |of: &T, nth| key(NameKey { name: name(of).clone(), nth });

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 
 use super::WireError;
-use super::chain::{ChainChange, predecessor};
+use super::chain::{ChainChange, Put, predecessor};
 use super::change::Change;
 use super::key::{EndpointKey, Key, ListenerKey, NameKey, RouteKey};
 use super::record::{
@@ -30,7 +30,7 @@ pub(super) struct Edit {
     pub(super) services: Edits<NameKey, Service>,
     pub(super) endpoints: Edits<EndpointKey, Endpoint>,
     pub(super) datagrams: Edits<EndpointKey, Endpoint>,
-    pub(super) workloads: Edits<NameKey, Arc<Workload>>,
+    pub(super) workloads: Edits<NameKey, Workload>,
     pub(super) policies: Edits<NameKey, TrafficPolicy>,
     pub(super) authorization: Edits<NameKey, AuthorizationPolicy>,
     pub(super) guards: Edits<NameKey, EdgeGuard>,
@@ -69,9 +69,7 @@ impl Edit {
                 let endpoint = source.read::<EndpointRecord>()?.at(key.clone());
                 self.datagrams.push((key, Some(endpoint)));
             }
-            Key::Workload(key) => named(&mut self.workloads, key, source, |record: WorkloadRecord, name| {
-                Arc::new(record.named(name))
-            })?,
+            Key::Workload(key) => named(&mut self.workloads, key, source, WorkloadRecord::named)?,
             Key::Policy(key) => named(&mut self.policies, key, source, PolicyRecord::of)?,
             Key::Authorization(key) => {
                 named(&mut self.authorization, key, source, AuthorizationRecord::named)?;
@@ -134,7 +132,7 @@ impl Source<'_> {
         read(self.text, self.json)
     }
 
-    fn route(self, key: RouteKey) -> Result<(RouteKey, (Option<RouteKey>, Arc<RouteTable>)), WireError> {
+    fn route(self, key: RouteKey) -> Result<Put<RouteKey, Arc<RouteTable>>, WireError> {
         let (after, table) = self.read::<RouteRecord<Vec<HttpRule>>>()?.keyed(&key);
         Ok((key, (predecessor(after, &self.text)?, Arc::new(table))))
     }

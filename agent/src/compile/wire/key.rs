@@ -90,8 +90,8 @@ impl Key {
             "guard" => |parts| Some(Self::Guard(parts.name()?)),
             "listener" => |parts| {
                 let listener = parts.listener()?;
-                Some(match parts.route_or_end()? {
-                    Some(route) => Self::Attached(listener, route),
+                Some(match parts.0.next() {
+                    Some(kind) => Self::Attached(listener, parts.route_of(kind)?),
                     None => Self::Listener(listener),
                 })
             },
@@ -223,13 +223,6 @@ impl Parts<'_> {
     fn route(&mut self) -> Option<RouteKey> {
         let kind = self.0.next()?;
         self.route_of(kind)
-    }
-
-    fn route_or_end(&mut self) -> Option<Option<RouteKey>> {
-        match self.0.next() {
-            Some(kind) => self.route_of(kind).map(Some),
-            None => Some(None),
-        }
     }
 
     fn route_of(&mut self, kind: &str) -> Option<RouteKey> {

@@ -2,21 +2,27 @@
 
 mod after;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::WireError;
 use super::chain::Chain;
 use super::change::Change;
 use super::edit::{Edit, Edits};
+use super::index::{Claims, Footprint, PlannedGateway, RouteIndex, distinct, pod_at, pod_named};
+use super::interned::Interned;
 use super::key::{EndpointKey, Key, ListenerKey, NameKey, Place, RouteKey};
+use super::touched::{Touched, Whole};
+use crate::compile::gateways::{Plan, plan};
+use crate::compile::source::Source;
 use crate::model::{
     AuthorizationPolicy, EdgeGuard, Endpoint, Listener, Model, ObjectName, RouteTable, Service,
     TrafficPolicy, Workload,
 };
 
 /// Endpoints by service.
-type Endpoints = BTreeMap<ObjectName, BTreeMap<Place, Endpoint>>;
+pub(super) type Endpoints = BTreeMap<ObjectName, BTreeMap<Place, Endpoint>>;
 
 /// Routes in their order of precedence.
 type Routes = Chain<RouteKey, Arc<RouteTable>>;
@@ -24,17 +30,33 @@ type Routes = Chain<RouteKey, Arc<RouteTable>>;
 /// A model that takes changes: values by key, as changes name them.
 #[derive(Debug, Clone, Default)]
 pub struct Parts {
-    services: BTreeMap<NameKey, Service>,
-    endpoints: Endpoints,
-    datagrams: Endpoints,
-    workloads: BTreeMap<NameKey, Arc<Workload>>,
-    policies: BTreeMap<NameKey, TrafficPolicy>,
-    authorization: BTreeMap<NameKey, AuthorizationPolicy>,
-    guards: BTreeMap<NameKey, EdgeGuard>,
+    pub(super) services: BTreeMap<NameKey, Service>,
+    pub(super) endpoints: Endpoints,
+    pub(super) datagrams: Endpoints,
+    pub(super) workloads: BTreeMap<NameKey, Arc<Workload>>,
+    pub(super) policies: BTreeMap<NameKey, TrafficPolicy>,
+    pub(super) authorization: BTreeMap<NameKey, AuthorizationPolicy>,
+    pub(super) guards: BTreeMap<NameKey, EdgeGuard>,
     routes: Routes,
     /// Without their routes.
     listeners: Chain<ListenerKey, Listener>,
     attached: BTreeMap<ListenerKey, Routes>,
+    pub(super) index: Index,
+    interned: Interned,
+    /// Whether two services or two pods have one name.
+    pub(super) doubled: bool,
+}
+
+/// What follows from the parts.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Index {
+    pub(super) streams: Claims<SocketAddr>,
+    pub(super) datagrams: Claims<SocketAddr>,
+    pub(super) pods: Claims<IpAddr>,
+    /// The services that depend on a pod.
+    pub(super) behind: Claims<u64>,
+    pub(super) routes: RouteIndex,
+    pub(super) gateways: Vec<PlannedGateway>,
 }
 
 /// How much a model holds.
@@ -50,37 +72,17 @@ pub struct Counts {
     pub routes: usize,
 }
 
-/// What applied changes were about.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Touched {
-    /// Services which changed, themselves or by their endpoints or their traffic policy.
-    pub(crate) services: BTreeSet<ObjectName>,
-    /// Pods which changed.
-    pub(crate) workloads: BTreeSet<ObjectName>,
-    /// Whether mesh routes changed.
-    pub(crate) routes: bool,
-    /// Whether listeners or their routes changed.
-    pub(crate) listeners: bool,
-    /// Whether authorization policies changed.
-    pub(crate) authorization: bool,
-    /// Whether guards changed.
-    pub(crate) guards: bool,
-}
-
-impl Touched {
-    /// Whether nothing changed.
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-
-    /// Adds what a later change was about.
-    pub fn extend(&mut self, later: Self) {
-        self.services.extend(later.services);
-        self.workloads.extend(later.workloads);
-        self.routes |= later.routes;
-        self.listeners |= later.listeners;
-        self.authorization |= later.authorization;
-        self.guards |= later.guards;
+impl Counts {
+    /// How much a model holds.
+    pub fn of(model: &Model) -> Self {
+        let endpoints = || model.endpoints.iter().chain(&model.datagram_endpoints);
+        Self {
+            services: model.services.len(),
+            endpoints: endpoints().count(),
+            ready: endpoints().filter(|endpoint| endpoint.ready).count(),
+            routes: model.mesh_routes.len()
+                + model.listeners.iter().map(|listener| listener.routes.len()).sum::<usize>(),
+        }
     }
 }
 
@@ -89,10 +91,57 @@ impl Parts {
     pub fn apply(&mut self, change: &Change) -> Result<Touched, WireError> {
         let mut edit = Edit::of(change)?;
         self.check_removals(&edit)?;
-        let touched = touched(&edit);
         let ordered = self.ordered(&mut edit)?;
         // From here on nothing can fail.
-        self.routes = ordered.routes.unwrap_or_else(|| std::mem::take(&mut self.routes));
+        let mut touched = edited(&edit);
+        let numbered = |key: &NameKey| key.nth > 0;
+        let doubles = edit.services.iter().any(|(key, _)| numbered(key))
+            || edit.workloads.iter().any(|(key, _)| numbered(key));
+        self.set_ordered(ordered, &mut touched);
+        let before: Vec<Footprint> = touched.services.iter().map(|name| self.footprint(name)).collect();
+        let pods = self.set_pods(edit.workloads, &mut touched);
+        set(&mut self.services, edit.services);
+        set_endpoints(&mut self.endpoints, edit.endpoints, &mut self.interned);
+        set_endpoints(&mut self.datagrams, edit.datagrams, &mut self.interned);
+        set(&mut self.policies, edit.policies);
+        set(&mut self.authorization, edit.authorization);
+        set(&mut self.guards, edit.guards);
+        self.reclaim(before, &mut touched);
+        let pods = pods.iter().map(pod_named).chain(touched.pods.iter().map(|address| pod_at(*address)));
+        let behind: Vec<ObjectName> = pods.flat_map(|pod| self.index.behind.of(pod)).cloned().collect();
+        touched.services.extend(behind);
+        if self.doubled {
+            touched.wholes.insert(Whole::Everything);
+        }
+        if doubles {
+            self.doubled = self.services.keys().any(numbered) || self.workloads.keys().any(numbered);
+        }
+        if self.doubled {
+            touched.wholes.insert(Whole::Everything);
+        }
+        Ok(touched)
+    }
+
+    /// Says that everything is to be compiled.
+    pub(in crate::compile) fn everything(&self) -> Touched {
+        Touched {
+            services: self.services.keys().map(|key| key.name.clone()).collect(),
+            pods: self.index.pods.keys().collect(),
+            wholes: [Whole::Listeners, Whole::Authorization, Whole::Guards].into(),
+            ..Touched::default()
+        }
+    }
+
+    fn set_ordered(&mut self, ordered: Ordered, touched: &mut Touched) {
+        if let Some(routes) = ordered.routes {
+            let index = RouteIndex::new(&routes);
+            touched.routed.extend(index.changed(&self.index.routes).cloned());
+            self.index.routes = index;
+            self.routes = routes;
+        }
+        if ordered.listeners.is_none() && ordered.attached.is_empty() {
+            return;
+        }
         self.listeners = ordered.listeners.unwrap_or_else(|| std::mem::take(&mut self.listeners));
         for (listener, routes) in ordered.attached {
             if routes.is_empty() {
@@ -101,14 +150,63 @@ impl Parts {
                 self.attached.insert(listener, routes);
             }
         }
-        set(&mut self.services, edit.services);
-        set_endpoints(&mut self.endpoints, edit.endpoints);
-        set_endpoints(&mut self.datagrams, edit.datagrams);
-        set(&mut self.workloads, edit.workloads);
-        set(&mut self.policies, edit.policies);
-        set(&mut self.authorization, edit.authorization);
-        set(&mut self.guards, edit.guards);
-        Ok(touched)
+        touched.wholes.insert(Whole::Listeners);
+        self.index.gateways = self.planned();
+    }
+
+    fn planned(&self) -> Vec<PlannedGateway> {
+        let of = |routes: &Routes| routes.iter().map(|(_, table)| Arc::clone(table)).collect();
+        let with_routes = |(key, listener)| (listener, self.attached.get(key).map(of).unwrap_or_default());
+        let listeners: Vec<(&Listener, Vec<Arc<RouteTable>>)> =
+            self.listeners.iter().map(with_routes).collect();
+        let planned = |plan: Plan<_>| PlannedGateway { towards: plan.towards(), plan };
+        plan(&listeners).into_iter().map(planned).collect()
+    }
+
+    /// Sets pods; one that is as it was stays the same value. Gives the names of the others.
+    fn set_pods(&mut self, edits: Edits<NameKey, Workload>, touched: &mut Touched) -> Vec<ObjectName> {
+        let mut names = Vec::new();
+        for (key, mut pod) in edits {
+            if let Some(pod) = &mut pod {
+                if self.workloads.get(&key).is_some_and(|before| **before == *pod) {
+                    continue;
+                }
+                self.interned.workload(pod);
+            }
+            let (name, first) = (key.name.clone(), key.nth == 0);
+            let after = pod.as_ref().map(|pod| distinct(pod.addresses.clone())).unwrap_or_default();
+            let before = match pod {
+                Some(pod) => self.workloads.insert(key, Arc::new(pod)),
+                None => self.workloads.remove(&key),
+            };
+            let before = before.map(|pod| distinct(pod.addresses.clone())).unwrap_or_default();
+            touched.pods.extend(before.iter().chain(&after));
+            if first {
+                self.index.pods.replace(&name, &before, &after);
+            }
+            names.push(name);
+        }
+        names
+    }
+
+    /// What a service claims and depends on as things are.
+    fn footprint(&self, name: &ObjectName) -> Footprint {
+        let Some(service) = self.service(name) else { return Footprint::default() };
+        let endpoints = self.endpoints.get(name).into_iter().flat_map(BTreeMap::values);
+        Footprint::new(service, endpoints, self)
+    }
+
+    /// Brings claims in line with the services that changed, of which `before` has what they claimed.
+    fn reclaim(&mut self, before: Vec<Footprint>, touched: &mut Touched) {
+        let Touched { services, streams, datagrams, .. } = touched;
+        for (name, before) in services.iter().zip(before) {
+            let after = self.footprint(name);
+            self.index.streams.replace(name, &before.streams, &after.streams);
+            self.index.datagrams.replace(name, &before.datagrams, &after.datagrams);
+            self.index.behind.replace(name, &before.pods, &after.pods);
+            streams.extend(before.streams.iter().chain(&after.streams));
+            datagrams.extend(before.datagrams.iter().chain(&after.datagrams));
+        }
     }
 
     /// The model as a whole.
@@ -200,17 +298,17 @@ struct Ordered {
     attached: BTreeMap<ListenerKey, Routes>,
 }
 
-fn touched(edit: &Edit) -> Touched {
+/// What a change is about by itself.
+fn edited(edit: &Edit) -> Touched {
     let endpoints = edit.endpoints.iter().chain(&edit.datagrams).map(|(key, _)| key.service.clone());
     let services = edit.services.iter().map(|(key, _)| key.name.clone());
     let policies = edit.policies.iter().map(|(key, _)| key.name.clone());
+    let authorization = (!edit.authorization.is_empty()).then_some(Whole::Authorization);
+    let guards = (!edit.guards.is_empty()).then_some(Whole::Guards);
     Touched {
         services: services.chain(policies).chain(endpoints).collect(),
-        workloads: edit.workloads.iter().map(|(key, _)| key.name.clone()).collect(),
-        routes: !edit.routes.is_empty(),
-        listeners: !edit.listeners.is_empty() || !edit.attached.is_empty(),
-        authorization: !edit.authorization.is_empty(),
-        guards: !edit.guards.is_empty(),
+        wholes: authorization.into_iter().chain(guards).collect(),
+        ..Touched::default()
     }
 }
 
@@ -236,10 +334,13 @@ fn set<K: Ord, V>(values: &mut BTreeMap<K, V>, edits: Edits<K, V>) {
     }
 }
 
-fn set_endpoints(endpoints: &mut Endpoints, edits: Edits<EndpointKey, Endpoint>) {
+fn set_endpoints(endpoints: &mut Endpoints, edits: Edits<EndpointKey, Endpoint>, interned: &mut Interned) {
     for (EndpointKey { service, place }, endpoint) in edits {
         match endpoint {
-            Some(endpoint) => {
+            Some(mut endpoint) => {
+                let known = endpoints.get_key_value(&service).map(|(known, _)| known.clone());
+                let service = known.unwrap_or(service);
+                interned.endpoint(&mut endpoint, &service);
                 endpoints.entry(service).or_default().insert(place, endpoint);
             }
             None => {

@@ -1,9 +1,9 @@
 //! How much a model would hold after a change that is not made.
 
+use super::super::WireError;
 use super::super::change::Change;
 use super::super::edit::{Edit, Edits};
 use super::super::key::EndpointKey;
-use super::super::WireError;
 use super::{Counts, Endpoints, Parts};
 use crate::model::Endpoint;
 

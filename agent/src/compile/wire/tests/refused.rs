@@ -20,7 +20,9 @@ fn plain(puts: Puts<'_>, removals: &[&str]) -> Vec<u8> {
         plain.extend(field(value.as_bytes()));
     }
     plain.push(u8::try_from(removals.len()).expect("are few"));
-    removals.iter().for_each(|key| plain.extend(field(key.as_bytes())));
+    for key in removals {
+        plain.extend(field(key.as_bytes()));
+    }
     plain
 }
 

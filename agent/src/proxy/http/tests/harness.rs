@@ -184,6 +184,7 @@ impl Setup {
             drain: draining,
             http: Rc::clone(&worker),
             open: Arc::default(),
+            bridges: Arc::default(),
             random,
         };
         let (origin, original_destination) = (self.origin, self.original_destination);

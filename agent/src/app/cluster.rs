@@ -1,0 +1,175 @@
+//! An agent's part in a cluster: documents are read as files are, and what the cluster agrees on is applied as documents are.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::Context as _;
+
+use super::Settings;
+use super::follow::Follower;
+use super::status::Observed;
+use crate::admin::{ClusterDump, DocumentsDump, LeaderDump, NodeDump, RefusedDump};
+use crate::cluster::disk::KeptDocuments;
+use crate::cluster::registry::{Node, NodeState};
+use crate::cluster::seal::Position;
+use crate::cluster::{self, Agent, ClusterSettings, ClusterView, RedisOptions, RedisStore, Trust};
+use crate::compile::wire::{Parts, Touched};
+use crate::compile::{TableVersion, compile_parts, recompile};
+use crate::config::{self, State, load, stored_files};
+use crate::identity::NodeDirectory;
+use crate::telemetry::rfc3339;
+
+/// How an agent is part of a cluster.
+#[derive(Debug, Clone)]
+pub struct ClusterOptions {
+    /// Where the store is.
+    pub redis: RedisOptions,
+    /// The life of the lease, and of a node's heartbeat.
+    pub ttl: Duration,
+    /// Where the table and the documents are kept.
+    pub state: Option<PathBuf>,
+    /// The node's certificates; `None`: tables are not signed, which somebody asked for.
+    pub ca: Option<PathBuf>,
+}
+
+/// Reads documents and applies tables.
+struct Member {
+    observed: Arc<Observed>,
+    follower: Arc<Mutex<Follower>>,
+    state: State,
+}
+
+impl Agent for Member {
+    fn read(&mut self, documents: &KeptDocuments) -> cluster::Read {
+        let texts = documents.texts.iter().filter(|(id, _)| !id.starts_with(cluster::documents::RESERVED));
+        let files = stored_files(texts.map(|(id, (_, text))| (id, text)));
+        self.state = load(&self.state, files);
+        self.observed.reported(&self.state.report);
+        cluster::Read { model: Arc::new(self.state.model.clone()) }
+    }
+
+    fn apply(&mut self, parts: &Parts, touched: Option<&Touched>, at: Position) {
+        let mut follower = self.follower.lock().unwrap_or_else(PoisonError::into_inner);
+        follower.table(|previous| match touched {
+            Some(touched) => recompile(parts, touched, previous, at.version),
+            None => compile_parts(parts, previous, at.version),
+        });
+    }
+}
+
+/// Takes part in the cluster. What the disk holds is in force when this returns.
+pub(super) fn join(
+    settings: &Settings,
+    options: &ClusterOptions,
+    observed: &Arc<Observed>,
+    follower: &Arc<Mutex<Follower>>,
+) -> anyhow::Result<cluster::Handle> {
+    let trust = match &options.ca {
+        Some(dir) => {
+            let directory = NodeDirectory::open(dir).context("--ca")?;
+            let name = directory.current().identity.name().shared();
+            anyhow::ensure!(
+                *name == *settings.node,
+                "--ca {}: the certificate is that of the node '{name}', and this one is '{}'",
+                dir.display(),
+                settings.node
+            );
+            Trust::Signed(Arc::new(directory))
+        }
+        None => Trust::Unsigned,
+    };
+    let signed = matches!(trust, Trust::Signed(_));
+    let store = RedisStore::connect(options.redis.clone()).context("--redis")?;
+    let member =
+        Member { observed: Arc::clone(observed), follower: Arc::clone(follower), state: State::default() };
+    let taking_part = ClusterSettings {
+        node: settings.node.as_str().into(),
+        cluster: settings.cluster.as_str().into(),
+        ttl: options.ttl,
+        state: options.state.clone(),
+        version: env!("CARGO_PKG_VERSION"),
+    };
+    let handle = cluster::start(store, taking_part, trust, member).context("--state")?;
+    observed.set_cluster(handle.view(), signed);
+    Ok(handle)
+}
+
+/// The cluster of an agent that runs alone.
+pub(super) fn alone(node: &str, cluster: &str, config: &config::Report) -> ClusterDump {
+    ClusterDump {
+        role: "standalone".to_owned(),
+        cluster: cluster.to_owned(),
+        node: node.to_owned(),
+        documents: DocumentsDump { count: config.objects.len(), revision: 0 },
+        ..ClusterDump::default()
+    }
+}
+
+/// What is known of the cluster, for those who ask.
+pub(super) fn dump(view: &Mutex<ClusterView>, (node, cluster, signed): (&str, &str, bool)) -> ClusterDump {
+    let view = view.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let good = view.leader.filter(|(_, until)| *until > Instant::now());
+    let leader = good.map(|(lease, until)| LeaderDump {
+        node: lease.node.to_string(),
+        epoch: lease.token.epoch,
+        nonce: format!("{:016x}", lease.token.nonce),
+        expires_in_ms: u64::try_from(until.saturating_duration_since(Instant::now()).as_millis())
+            .unwrap_or(u64::MAX),
+    });
+    let refused = view.refused.map(|(at, reason, detail)| RefusedDump {
+        table: at.map(|at| version(at.version)).unwrap_or_default(),
+        reason: reason.to_owned(),
+        detail,
+    });
+    let (_, revision, count) = view.documents;
+    ClusterDump {
+        role: if view.leads.is_some() { "leader" } else { "follower" }.to_owned(),
+        cluster: cluster.to_owned(),
+        node: node.to_owned(),
+        leader,
+        nodes: view.nodes.iter().map(member).collect(),
+        documents: DocumentsDump { count, revision },
+        signed,
+        refused,
+        unpublished: view.unpublished,
+        cannot_lead: view.cannot_lead,
+        fenced: view.fenced,
+        yielded: view.yielded.map(str::to_owned),
+        refusals: view.refusals.into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect(),
+        store_error: view.store_error.map(|error| error.to_string()),
+        disk_error: (!view.disk_errors.is_empty())
+            .then(|| view.disk_errors.into_values().collect::<Vec<_>>().join("; ")),
+    }
+}
+
+fn version(version: TableVersion) -> String {
+    format!("{}.{}", version.token.epoch, version.version)
+}
+
+fn member(node: &Node) -> NodeDump {
+    let name = node.name.to_string();
+    let record = match &node.record {
+        Ok(record) => record,
+        Err(why) => {
+            return NodeDump { node: name, alive: node.alive, state: why.clone(), ..NodeDump::default() };
+        }
+    };
+    let state = match record.state {
+        NodeState::Serving => "serving",
+        NodeState::Draining => "draining",
+        NodeState::Unknown => "unknown to this version",
+    };
+    let since = (record.applied_at > 0)
+        .then(|| rfc3339(SystemTime::UNIX_EPOCH + Duration::from_millis(record.applied_at)).to_string());
+    NodeDump {
+        node: name,
+        alive: node.alive,
+        state: state.to_owned(),
+        version: record.version.clone(),
+        table: record.in_force().map(version).unwrap_or_default(),
+        applied_at: since,
+        unhealthy: record.unhealthy.iter().map(ToString::to_string).collect(),
+        refused: record.refused.as_ref().map(|refused| format!("{}: {}", refused.reason, refused.detail)),
+    }
+}

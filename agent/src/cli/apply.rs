@@ -1,0 +1,198 @@
+//! `sluice apply`, `delete` and `diff`: changes of the documents that the cluster keeps.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::bail;
+use clap::Args;
+
+use super::output;
+use super::store::{StoreClientArgs, all};
+use crate::cluster::documents::{ALLOW_SHRINK, RESERVED};
+use crate::cluster::{Document, DocumentWrite, RedisStore, Store as _, Written};
+use crate::config::{InputFile, StoredDocument, check, documents, read_inputs, stored_files};
+
+#[derive(Debug, Args)]
+pub(super) struct ApplyArgs {
+    #[command(flatten)]
+    files: FilesArgs,
+    /// Lets the table lose all endpoints or over half of its routes by this, which is otherwise taken for a mistake.
+    #[arg(long)]
+    allow_shrink: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct FilesArgs {
+    #[command(flatten)]
+    store: StoreClientArgs,
+    /// A file or directory of documents; `-` is the standard input. May be given several times.
+    #[arg(short = 'f', long = "filename", required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DeleteArgs {
+    #[command(flatten)]
+    store: StoreClientArgs,
+    /// Documents, as `KIND/NAMESPACE/NAME` or `KIND/NAME` (in the namespace `default`).
+    #[arg(required = true, value_name = "DOCUMENT")]
+    documents: Vec<String>,
+    /// Lets the table lose all endpoints or over half of its routes by this, which is otherwise taken for a mistake.
+    #[arg(long)]
+    allow_shrink: bool,
+}
+
+/// A document of a file beside the one that the store has.
+struct Compared {
+    wanted: StoredDocument,
+    file: Arc<str>,
+    there: Option<Document>,
+}
+
+impl Compared {
+    fn change(&self) -> Change {
+        match self.there.as_ref().and_then(|there| there.text.as_ref()) {
+            None => Change::Created,
+            Some(text) if *text == self.wanted.text => Change::Unchanged,
+            Some(_) => Change::Configured,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Change {
+    Created,
+    Configured,
+    Unchanged,
+}
+
+impl Change {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Configured => "configured",
+            Self::Unchanged => "unchanged",
+        }
+    }
+}
+
+pub(super) fn apply(args: &ApplyArgs) -> anyhow::Result<ExitCode> {
+    args.files.store.with(async |store| {
+        let compared = compare(store, &args.files.files).await?;
+        let changes = compared.iter().filter(|one| one.change() != Change::Unchanged);
+        let mut writes: Vec<_> = changes
+            .map(|one| DocumentWrite {
+                id: Arc::clone(&one.wanted.id),
+                text: Some(Arc::clone(&one.wanted.text)),
+                expected: Some(one.there.as_ref().map_or(0, |there| there.revision)),
+            })
+            .collect();
+        write(store, &mut writes, args.allow_shrink).await?;
+        for one in &compared {
+            output::text(&format!("{} {}", one.wanted.id, one.change().as_str()))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+pub(super) fn delete(args: &DeleteArgs) -> anyhow::Result<ExitCode> {
+    args.store.with(async |store| {
+        let there = by_id(all(store).await?.changed);
+        let mut writes = Vec::new();
+        for name in &args.documents {
+            let id = super::get::full_id(name)?;
+            let Some(document) = there.get(&id) else { bail!("{id} is not there") };
+            writes.push(DocumentWrite { id, text: None, expected: Some(document.revision) });
+        }
+        let ids: Vec<_> = writes.iter().map(|write| Arc::clone(&write.id)).collect();
+        write(store, &mut writes, args.allow_shrink).await?;
+        for id in ids {
+            output::text(&format!("{id} deleted"))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// Exits 1 where there is a difference, as `diff` does.
+pub(super) fn diff(args: &FilesArgs) -> anyhow::Result<ExitCode> {
+    args.store.with(async |store| {
+        let compared = compare(store, &args.files).await?;
+        let mut differs = false;
+        for one in compared.iter().filter(|one| one.change() != Change::Unchanged) {
+            differs = true;
+            let before = one.there.as_ref().and_then(|there| there.text.as_deref()).unwrap_or_default();
+            let diff = similar::TextDiff::from_lines(before, &one.wanted.text);
+            let (from, to) =
+                (format!("store/{}", one.wanted.id), format!("{}:{}", one.file, one.wanted.line));
+            output::text(diff.unified_diff().header(&from, &to).to_string().trim_end())?;
+        }
+        Ok(if differs { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    })
+}
+
+/// The documents of the files beside those of the store. All of them are checked first, together with what is there.
+async fn compare(store: &RedisStore, paths: &[PathBuf]) -> anyhow::Result<Vec<Compared>> {
+    let there = by_id(all(store).await?.changed);
+    let mut compared: Vec<Compared> = Vec::new();
+    let files = read_inputs(paths);
+    for file in &files {
+        for wanted in documents(file)? {
+            if let Some(first) = compared.iter().find(|one| one.wanted.id == wanted.id) {
+                let (id, line) = (&wanted.id, wanted.line);
+                let (there, at) = (&first.file, first.wanted.line);
+                bail!("{}:{line}: {id} is already given at {there}:{at}", file.path);
+            }
+            let there = there.get(&wanted.id).cloned();
+            compared.push(Compared { there, file: Arc::clone(&file.path), wanted });
+        }
+    }
+    checked(&files, &compared, &there)?;
+    Ok(compared)
+}
+
+/// Refuses files of which a document would not be taken, beside each other and what else is there. What the report has to say
+/// beside that is printed.
+fn checked(
+    files: &[InputFile],
+    compared: &[Compared],
+    there: &BTreeMap<Arc<str>, Document>,
+) -> anyhow::Result<()> {
+    let stays = there.iter().filter(|(id, _)| !compared.iter().any(|one| one.wanted.id == **id));
+    let stays = stays.filter(|(id, _)| !id.starts_with(RESERVED));
+    let texts = stays.filter_map(|(id, document)| Some((id, document.text.as_ref()?)));
+    let (errors, lines) = check(files, stored_files(texts));
+    for line in &lines {
+        eprintln!("{line}");
+    }
+    if !errors.is_empty() {
+        bail!("nothing was changed");
+    }
+    Ok(())
+}
+
+async fn write(
+    store: &RedisStore,
+    writes: &mut Vec<DocumentWrite>,
+    allow_shrink: bool,
+) -> anyhow::Result<()> {
+    if allow_shrink {
+        writes.push(DocumentWrite { id: ALLOW_SHRINK.into(), text: Some("".into()), expected: None });
+    }
+    if writes.is_empty() {
+        return Ok(());
+    }
+    match store.write(writes).await? {
+        Written::At(_) => Ok(()),
+        Written::Conflict(ids) => {
+            let ids: Vec<_> = ids.iter().map(|(id, _)| &**id).collect();
+            bail!("somebody changed {} meanwhile; nothing was changed", ids.join(", "))
+        }
+    }
+}
+
+fn by_id(documents: Vec<Document>) -> BTreeMap<Arc<str>, Document> {
+    let there = documents.into_iter().filter(|document| document.text.is_some());
+    there.map(|document| (Arc::clone(&document.id), document)).collect()
+}

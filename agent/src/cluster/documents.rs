@@ -1,0 +1,199 @@
+//! The documents as this node has them beside those of the store: pure. Every node holds a copy, so that a store that lost them
+//! gets them back from whoever leads then.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::disk::KeptDocuments;
+use super::store::{Document, DocumentWrite, Documents};
+
+/// How the ids of documents begin that say something about the others, and nothing about traffic.
+pub const RESERVED: &str = "sluice.dev/";
+/// The document whose revision says up to where documents may take most of the table away; it has no text of its own.
+pub const ALLOW_SHRINK: &str = "sluice.dev/allow-shrink";
+
+/// The document that says of which store, and of which revision of it, documents were given back: `STORE@REVISION`.
+pub const RESTORED: &str = "sluice.dev/restored-from";
+
+/// What is to be done about what the store has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// The store is where this node is, or further: take it over.
+    Adopt(KeptDocuments),
+    /// What it said is not enough: ask for everything.
+    AskAll,
+    /// The store has lost documents. Who leads gives them back; others wait for it.
+    Restore(Vec<DocumentWrite>),
+}
+
+/// Compares the documents of this node with what the store answered; `all`: it was asked for everything.
+pub fn compare(kept: &KeptDocuments, heard: Documents, all: bool) -> Step {
+    let same_store = kept.store == heard.store;
+    if same_store && heard.revision >= kept.revision {
+        return Step::Adopt(adopt(kept, heard, all));
+    }
+    if !all {
+        return Step::AskAll;
+    }
+    let there = adopt(&KeptDocuments::default(), heard.clone(), all);
+    // Somebody has begun a store of their own: it counts, whatever this node remembers of another one; but not what was given
+    // back by a node that knew less.
+    if !same_store && !heard.store.is_empty() && !knows_more(&there, &kept.store, kept.revision) {
+        return Step::Adopt(there);
+    }
+    Step::Restore(restoration(kept, &heard))
+}
+
+/// Whether who knows a store up to a revision knows something that these documents have lost.
+pub fn knows_more(documents: &KeptDocuments, store: &str, revision: u64) -> bool {
+    if documents.store.is_empty() {
+        return revision > 0;
+    }
+    let from = documents.texts.get(RESTORED).and_then(|(_, text)| text.split_once('@'));
+    from.is_some_and(|(of, at)| of == store && at.parse().is_ok_and(|at: u64| revision > at))
+}
+
+fn adopt(kept: &KeptDocuments, heard: Documents, all: bool) -> KeptDocuments {
+    let mut texts = if all { BTreeMap::default() } else { kept.texts.clone() };
+    for Document { id, text, revision } in heard.changed {
+        match text {
+            Some(text) => texts.insert(id, (revision, text)),
+            None => texts.remove(&id),
+        };
+    }
+    KeptDocuments { store: heard.store, revision: heard.revision, texts }
+}
+
+/// What makes the store's documents those of this node.
+fn restoration(kept: &KeptDocuments, heard: &Documents) -> Vec<DocumentWrite> {
+    let there =
+        |id: &Arc<str>| heard.changed.iter().find(|document| document.id == *id && document.text.is_some());
+    let missing = kept
+        .texts
+        .iter()
+        .filter(|(id, (_, text))| there(id).is_none_or(|document| document.text.as_ref() != Some(text)));
+    let missing = missing.map(|(id, (_, text))| DocumentWrite {
+        id: Arc::clone(id),
+        text: Some(Arc::clone(text)),
+        expected: Some(there(id).map_or(0, |document| document.revision)),
+    });
+    let over = heard
+        .changed
+        .iter()
+        .filter(|document| document.text.is_some() && !kept.texts.contains_key(&document.id))
+        .filter(|document| &*document.id != RESTORED)
+        .map(|document| DocumentWrite {
+            id: Arc::clone(&document.id),
+            text: None,
+            expected: Some(document.revision),
+        });
+    let from = DocumentWrite {
+        id: RESTORED.into(),
+        text: Some(format!("{}@{}", kept.store, kept.revision).into()),
+        expected: None,
+    };
+    missing.filter(|write| &*write.id != RESTORED).chain(over).chain([from]).collect()
+}
+
+/// Whether what these documents say may take most of the table away, compared with one made of an earlier revision. `None`: there
+/// is no table, and so nobody can have meant it.
+pub fn may_shrink(documents: &KeptDocuments, before: Option<u64>) -> bool {
+    let allowed = documents.texts.get(ALLOW_SHRINK);
+    allowed.zip(before).is_some_and(|((revision, _), before)| *revision > before)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(store: &str, revision: u64, texts: &[(&str, u64, &str)]) -> KeptDocuments {
+        let texts = texts.iter().map(|(id, at, text)| ((*id).into(), (*at, (*text).into()))).collect();
+        KeptDocuments { store: store.into(), revision, texts }
+    }
+
+    fn heard(store: &str, revision: u64, changed: &[(&str, u64, Option<&str>)]) -> Documents {
+        let document = |(id, revision, text): &(&str, u64, Option<&str>)| Document {
+            id: (*id).into(),
+            text: text.map(Into::into),
+            revision: *revision,
+        };
+        Documents { store: store.into(), revision, changed: changed.iter().map(document).collect() }
+    }
+
+    fn write(id: &str, text: Option<&str>, expected: u64) -> DocumentWrite {
+        DocumentWrite { id: id.into(), text: text.map(Into::into), expected: Some(expected) }
+    }
+
+    fn from(text: &str) -> DocumentWrite {
+        DocumentWrite { expected: None, ..write(RESTORED, Some(text), 0) }
+    }
+
+    #[test]
+    fn what_was_given_back_by_one_who_knew_less_is_brought_forward() {
+        let before = kept("s", 9, &[("a", 8, "x")]);
+        let by_less = heard("t", 6, &[("a", 6, Some("old")), (RESTORED, 6, Some("s@5"))]);
+        let writes = vec![write("a", Some("x"), 6), from("s@9")];
+        assert_eq!(compare(&before, by_less, true), Step::Restore(writes));
+        for (restored, revision) in [("s@9", 10), ("s@12", 13), ("other@1", 2), ("nonsense", 2)] {
+            let by_more =
+                heard("t", revision, &[("a", revision, Some("y")), (RESTORED, revision, Some(restored))]);
+            assert!(matches!(compare(&before, by_more, true), Step::Adopt(_)), "{restored}");
+        }
+        assert!(
+            knows_more(&KeptDocuments::default(), "s", 1) && !knows_more(&KeptDocuments::default(), "", 0)
+        );
+    }
+
+    #[test]
+    fn changes_are_taken_over() {
+        let before = kept("s", 3, &[("a", 1, "x"), ("b", 2, "y")]);
+        let changes = heard("s", 5, &[("a", 4, None), ("c", 5, Some("z"))]);
+        let after = kept("s", 5, &[("b", 2, "y"), ("c", 5, "z")]);
+        assert_eq!(compare(&before, changes, false), Step::Adopt(after));
+        assert_eq!(compare(&before, heard("s", 3, &[]), false), Step::Adopt(before.clone()));
+        let first = heard("s", 1, &[("a", 1, Some("x"))]);
+        assert_eq!(compare(&KeptDocuments::default(), first.clone(), false), Step::AskAll);
+        assert_eq!(
+            compare(&KeptDocuments::default(), first, true),
+            Step::Adopt(kept("s", 1, &[("a", 1, "x")]))
+        );
+    }
+
+    #[test]
+    fn an_emptied_store_gets_everything_back() {
+        let before = kept("s", 3, &[("a", 1, "x"), ("b", 2, "y")]);
+        assert_eq!(compare(&before, heard("", 0, &[]), false), Step::AskAll);
+        let writes = vec![write("a", Some("x"), 0), write("b", Some("y"), 0), from("s@3")];
+        assert_eq!(compare(&before, heard("", 0, &[]), true), Step::Restore(writes));
+        let nothing = KeptDocuments::default();
+        assert_eq!(compare(&nothing, heard("", 0, &[]), false), Step::Adopt(nothing));
+    }
+
+    #[test]
+    fn a_store_that_went_back_is_brought_forward() {
+        let before = kept("s", 9, &[("a", 8, "new"), ("b", 2, "y"), ("c", 9, "z")]);
+        let old = heard(
+            "s",
+            5,
+            &[("a", 1, Some("old")), ("b", 2, Some("y")), ("gone", 4, Some("g")), ("d", 5, None)],
+        );
+        assert_eq!(compare(&before, old.clone(), false), Step::AskAll);
+        let writes =
+            vec![write("a", Some("new"), 1), write("c", Some("z"), 0), write("gone", None, 4), from("s@9")];
+        assert_eq!(compare(&before, old, true), Step::Restore(writes));
+    }
+
+    #[test]
+    fn a_store_that_somebody_began_anew_counts() {
+        let before = kept("s", 9, &[("a", 8, "x")]);
+        let new = heard("t", 1, &[("b", 1, Some("y"))]);
+        assert_eq!(compare(&before, new, true), Step::Adopt(kept("t", 1, &[("b", 1, "y")])));
+    }
+
+    #[test]
+    fn shrinking_is_allowed_up_to_a_revision() {
+        let documents = kept("s", 9, &[(ALLOW_SHRINK, 7, "")]);
+        assert_eq!((may_shrink(&documents, Some(6)), may_shrink(&documents, Some(7))), (true, false));
+        assert!(!may_shrink(&kept("s", 9, &[]), Some(0)) && !may_shrink(&documents, None));
+    }
+}

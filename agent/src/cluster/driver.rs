@@ -1,0 +1,387 @@
+//! Runs the machines of one agent: a task each for the lease, the heartbeat, the documents, the table that is published while
+//! this agent leads, and the table that is applied.
+//!
+//! Nothing here waits for the store before traffic is served: what the disk holds comes into force first, and a store that is
+//! away is asked again and again.
+
+mod beat;
+mod follow;
+mod lead;
+mod lease;
+mod mirror;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::time::{ClockId, clock_gettime};
+use tokio::sync::{Notify, broadcast, mpsc, watch};
+use tokio::task::JoinSet;
+
+use super::disk::{Disk, DiskError, KeptDocuments};
+use super::election::{self, Millis};
+use super::follower::{Follower, Refusal};
+use super::registry::{Node, NodeState};
+use super::seal::Position;
+use super::store::{Event, Lease, Store, StoreError};
+use super::trust::Trust;
+use crate::compile::TableVersion;
+use crate::compile::wire::{Change, Counts, Parts, Touched};
+use crate::model::Model;
+
+/// How an agent takes part.
+#[derive(Debug, Clone)]
+pub struct ClusterSettings {
+    /// This node.
+    pub node: Arc<str>,
+    /// The cluster: the name that its keys and tables carry.
+    pub cluster: Arc<str>,
+    /// The life of the lease, and of a node's heartbeat.
+    pub ttl: Duration,
+    /// Where the table and the documents are kept; `None`: nowhere, and a start without the store serves nothing.
+    pub state: Option<PathBuf>,
+    /// The version of this agent.
+    pub version: &'static str,
+}
+
+/// What the documents say, as whoever reads documents understands them.
+pub struct Read {
+    /// The model.
+    pub model: Arc<Model>,
+}
+
+/// What the agent does with what the cluster agrees on. It is called on a thread that may be kept busy.
+pub trait Agent: Send + 'static {
+    /// Reads the documents of the cluster.
+    fn read(&mut self, documents: &KeptDocuments) -> Read;
+    /// Puts a table in force. `touched`: what differs from the one before; `None`: everything may.
+    fn apply(&mut self, parts: &Parts, touched: Option<&Touched>, at: Position);
+}
+
+/// Whether there is a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Readiness {
+    /// Nobody knows.
+    Unknown,
+    /// There is none: nothing was ever applied to the cluster, as far as the store and this node know.
+    Empty,
+    /// One is in force.
+    InForce,
+}
+
+/// What is known of the cluster.
+#[derive(Debug, Clone, Default)]
+pub struct ClusterView {
+    /// The members, as they were read last.
+    pub nodes: Vec<Node>,
+    /// Who led when it was read last, and until when the lease was good then.
+    pub leader: Option<(Lease, Instant)>,
+    /// The term in which this agent leads.
+    pub leads: Option<Lease>,
+    /// Why this agent last stopped leading.
+    pub yielded: Option<&'static str>,
+    /// The highest table that was ever in force here.
+    pub highest: TableVersion,
+    /// What the table in force holds.
+    pub counts: Counts,
+    /// The table in force, and since when.
+    pub in_force: Option<(Position, SystemTime)>,
+    /// The last table that was refused: which, the reason's name, and the whole reason. A later one that is applied clears it.
+    pub refused: Option<(Option<Position>, &'static str, String)>,
+    /// Refusals by reason.
+    pub refusals: BTreeMap<&'static str, u64>,
+    /// Why what the documents say is not published.
+    pub unpublished: Option<String>,
+    /// Why this agent does not stand for election.
+    pub cannot_lead: Option<String>,
+    /// Publications that the store or others refused because this agent leads no more.
+    pub fenced: u64,
+    /// The documents: the store's name, its revision, how many.
+    pub documents: (Arc<str>, u64, usize),
+    /// What is wrong with the store; `None`: nothing.
+    pub store_error: Option<StoreError>,
+    /// What is wrong with the state directory, by what could not be kept or read.
+    pub disk_errors: BTreeMap<&'static str, String>,
+}
+
+/// What the tasks share.
+pub(super) struct Shared<S> {
+    store: S,
+    settings: ClusterSettings,
+    nonce: u64,
+    trust: Trust,
+    disk: Mutex<Option<Disk>>,
+    view: Arc<Mutex<ClusterView>>,
+    /// The term in which this agent leads.
+    term: watch::Sender<Option<Lease>>,
+    /// Until when it does, by [`now`].
+    until: AtomicU64,
+    /// Until then nobody is taken for dead who was not before, by [`now`].
+    calm_until: AtomicU64,
+    documents: watch::Sender<Arc<KeptDocuments>>,
+    /// The term whose leader has seen that the documents are the store's.
+    synced: watch::Sender<Option<Lease>>,
+    nodes: watch::Sender<Arc<Vec<Node>>>,
+    /// What this node does.
+    state: watch::Sender<NodeState>,
+    /// Pods of this node that fail their checks.
+    unhealthy: watch::Sender<Arc<std::collections::BTreeSet<Arc<str>>>>,
+    /// What the store holds is no table that anybody would apply: who leads writes it anew.
+    spoilt: Notify,
+    /// What the election shall hear.
+    election: mpsc::Sender<election::Event>,
+}
+
+/// An agent's part in a cluster.
+pub struct Handle {
+    view: Arc<Mutex<ClusterView>>,
+    unhealthy: watch::Sender<Arc<std::collections::BTreeSet<Arc<str>>>>,
+    stop: watch::Sender<bool>,
+    tasks: JoinSet<()>,
+    /// Whether a table is in force.
+    pub ready: watch::Receiver<Readiness>,
+}
+
+impl Handle {
+    /// What is known of the cluster; cheap to ask again.
+    pub fn view(&self) -> Arc<Mutex<ClusterView>> {
+        Arc::clone(&self.view)
+    }
+
+    /// Where pods of this node that fail their checks are told, by uid.
+    pub fn unhealthy(&self) -> watch::Sender<Arc<std::collections::BTreeSet<Arc<str>>>> {
+        self.unhealthy.clone()
+    }
+
+    /// Gives the lease back, takes the node out, and ends; waits no longer than `limit`.
+    pub async fn stop(mut self, limit: Duration) {
+        self.stop.send_replace(true);
+        let ended = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(limit, ended).await.is_err() {
+            tracing::warn!("the store did not hear of the end of this agent in time");
+        }
+    }
+}
+
+/// Takes part in a cluster. What the disk holds is in force when this returns.
+pub fn start<S: Store>(
+    store: S,
+    settings: ClusterSettings,
+    trust: Trust,
+    mut agent: impl Agent,
+) -> Result<Handle, DiskError> {
+    let disk = settings.state.as_deref().map(Disk::open).transpose()?;
+    let view = Arc::new(Mutex::new(ClusterView::default()));
+    let mut follower =
+        Follower::new(Arc::clone(&settings.cluster), disk.as_ref().map(Disk::highest).unwrap_or_default());
+    let kept = disk.as_ref().map(|disk| kept(disk, &view)).unwrap_or_default();
+    let restored = disk.as_ref().and_then(|disk| restore(disk, &mut follower, &view));
+    let ready = watch::Sender::new(restored.map_or(Readiness::Unknown, |_| Readiness::InForce));
+    if let Some(at) = restored {
+        let touched = follower.take_touched();
+        agent.apply(follower.parts(), touched.as_ref(), at);
+        let mut view = lock(&view);
+        view.in_force = Some((at, SystemTime::now()));
+        view.counts = follower.parts().counts();
+    }
+    lock(&view).highest = follower.highest();
+    let (election, told) = mpsc::channel(64);
+    let stop = watch::Sender::new(false);
+    let shared = Arc::new(Shared {
+        store,
+        settings,
+        nonce: random(),
+        trust,
+        disk: Mutex::new(disk),
+        view: Arc::clone(&view),
+        term: watch::Sender::new(None),
+        until: AtomicU64::new(0),
+        calm_until: AtomicU64::new(0),
+        documents: watch::Sender::new(Arc::new(kept)),
+        synced: watch::Sender::new(None),
+        nodes: watch::Sender::default(),
+        state: watch::Sender::new(NodeState::Serving),
+        unhealthy: watch::Sender::default(),
+        spoilt: Notify::new(),
+        election,
+    });
+    let highest = follower.highest().token;
+    let agent = Arc::new(Mutex::new(agent));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(lease::run(Arc::clone(&shared), highest, told, stop.subscribe()));
+    tasks.spawn(beat::run(Arc::clone(&shared), stop.subscribe()));
+    tasks.spawn(mirror::run(Arc::clone(&shared), stop.subscribe()));
+    tasks.spawn(lead::run(Arc::clone(&shared), Arc::clone(&agent), stop.subscribe()));
+    let readiness = ready.subscribe();
+    tasks.spawn(follow::run(Arc::clone(&shared), (agent, follower), ready, stop.subscribe()));
+    let unhealthy = shared.unhealthy.clone();
+    Ok(Handle { view, unhealthy, stop, tasks, ready: readiness })
+}
+
+/// The table that was in force when the last process of this node ended.
+fn restore(disk: &Disk, follower: &mut Follower, view: &Mutex<ClusterView>) -> Option<Position> {
+    let table = disk.table().map_err(|error| disk_failed(view, "table", &error)).ok()??;
+    let whole = Change::decode(&table.body).and_then(|change| follower.restore(table.at, &change));
+    if let Err(error) = whole {
+        tracing::error!(%error, "the table that was kept can't be read");
+        return None;
+    }
+    tracing::info!(version = %table.at.version, "serving the table that was kept");
+    Some(table.at)
+}
+
+fn kept(disk: &Disk, view: &Mutex<ClusterView>) -> KeptDocuments {
+    disk.documents()
+        .map_err(|error| disk_failed(view, "documents", &error))
+        .ok()
+        .flatten()
+        .unwrap_or_default()
+}
+
+fn disk_failed(view: &Mutex<ClusterView>, what: &'static str, error: &DiskError) {
+    let text = error.to_string();
+    let mut view = lock(view);
+    if view.disk_errors.get(what) != Some(&text) {
+        tracing::error!(%error, "the state directory");
+    }
+    view.disk_errors.insert(what, text);
+}
+
+impl<S: Store> Shared<S> {
+    fn view(&self) -> MutexGuard<'_, ClusterView> {
+        lock(&self.view)
+    }
+
+    /// Whether this agent leads under this lease at this moment.
+    fn leads(&self, lease: &Lease) -> bool {
+        now().0 < self.until.load(Ordering::Acquire) && self.term.borrow().as_ref() == Some(lease)
+    }
+
+    /// Notes what the store answered, and says once what is wrong with it. That it answers says nothing of whether it takes
+    /// writes: see [`Shared::wrote`].
+    fn heard<T>(&self, answer: Result<T, StoreError>) -> Result<T, StoreError> {
+        match &answer {
+            Ok(_) => self.mended(|error| matches!(error, StoreError::Unreachable(_))),
+            Err(error) => {
+                let mut view = self.view();
+                if view.store_error.as_ref() != Some(error) {
+                    tracing::warn!(%error, "traffic goes on with the last good table");
+                }
+                view.store_error = Some(error.clone());
+            }
+        }
+        answer
+    }
+
+    /// Likewise, of a heartbeat: a store that takes that takes everything.
+    fn wrote(&self, answer: Result<(), StoreError>) -> Result<(), StoreError> {
+        if answer.is_ok() {
+            self.mended(|_| true);
+        }
+        self.heard(answer)
+    }
+
+    fn mended(&self, which: impl FnOnce(&StoreError) -> bool) {
+        let mut view = self.view();
+        if view.store_error.as_ref().is_some_and(which) {
+            view.store_error = None;
+            tracing::info!("the store answers again");
+        }
+    }
+
+    /// Writes to the state directory, if there is one; whether it is there now. What fails is shown, and costs no traffic.
+    fn keep(&self, what: &'static str, write: impl FnOnce(&mut Disk) -> Result<(), DiskError>) -> bool {
+        let mut disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(disk) = disk.as_mut() else { return true };
+        match write(disk) {
+            Ok(()) => {
+                self.view().disk_errors.remove(what);
+                true
+            }
+            Err(error) => {
+                disk_failed(&self.view, what, &error);
+                false
+            }
+        }
+    }
+
+    fn refused(&self, refusal: &Refusal, at: Option<Position>) {
+        let mut view = self.view();
+        *view.refusals.entry(refusal.as_str()).or_default() += 1;
+        let text = refusal.to_string();
+        if view.refused.as_ref().is_none_or(|(_, _, before)| *before != text) {
+            tracing::error!(reason = refusal.as_str(), "a published table is refused: {refusal}");
+        }
+        view.refused = Some((at, refusal.as_str(), text));
+    }
+
+    /// Between two looks at what nobody told of: a third of the lease's life, spread so that nodes don't come at once.
+    fn pause(&self) -> Duration {
+        spread(self.settings.ttl / 3)
+    }
+}
+
+fn lock(view: &Mutex<ClusterView>) -> MutexGuard<'_, ClusterView> {
+    view.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The clock of the election: it goes on while the machine sleeps.
+fn now() -> Millis {
+    let time = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("Linux has had this clock since 2.6.39");
+    Millis(u64::try_from(Duration::from(time).as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Four fifths to all of it.
+fn spread(wait: Duration) -> Duration {
+    let part = u32::try_from(random() % 1000).unwrap_or_default();
+    wait * (800 + part / 5) / 1000
+}
+
+/// A number that nobody can foresee.
+fn random() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(now())
+}
+
+/// Waits for the end of the agent.
+async fn ended(stop: &mut watch::Receiver<bool>) {
+    // Whoever would tell is gone: that is the end as well.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// Why a task goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Woken {
+    /// Something happened, or enough time went by.
+    News,
+    /// The connection to the store is new, or so much happened that it can't be told: what is known of it is worth nothing.
+    Anew,
+    /// The agent ends.
+    Ended,
+}
+
+/// Waits for one of these events, for that long at most.
+async fn wait_for(
+    events: &mut broadcast::Receiver<Event>,
+    wanted: &[Event],
+    limit: Duration,
+    stop: &mut watch::Receiver<bool>,
+) -> Woken {
+    let heard = async {
+        loop {
+            match events.recv().await {
+                Ok(Event::Connected) | Err(broadcast::error::RecvError::Lagged(_)) => return Woken::Anew,
+                Ok(event) if wanted.contains(&event) => return Woken::News,
+                Ok(_) => {}
+                // The store has ended with the agent.
+                Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+            }
+        }
+    };
+    tokio::select! {
+        () = ended(stop) => Woken::Ended,
+        woken = tokio::time::timeout(limit, heard) => woken.unwrap_or(Woken::News),
+    }
+}

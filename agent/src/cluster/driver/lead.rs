@@ -1,0 +1,202 @@
+//! What this agent does while it leads: reads the documents, publishes the table that follows from them and from what nodes say.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::{Agent, Shared, ended, now};
+use crate::cluster::disk::KeptDocuments;
+use crate::cluster::documents::may_shrink;
+use crate::cluster::election::{self, Millis};
+use crate::cluster::follower::shrinks;
+use crate::cluster::publisher::{Contents, DraftForm, Publisher};
+use crate::cluster::registry::Health;
+use crate::cluster::store::{Lease, Published, Store};
+use crate::compile::wire::Counts;
+use crate::model::Model;
+
+/// Changes that come within this time are published as one.
+const COALESCE: Duration = Duration::from_millis(20);
+/// After a publication that the store did not take.
+const RETRY: Duration = Duration::from_millis(500);
+/// Whoever spoils the table in the store again and again is not followed at every turn.
+const PATIENCE_MAX: Duration = Duration::from_secs(30);
+
+pub(super) async fn run<S: Store, A: Agent>(
+    shared: Arc<Shared<S>>,
+    agent: Arc<Mutex<A>>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut term = shared.term.subscribe();
+    loop {
+        let lease = term.borrow_and_update().clone();
+        let leading = async {
+            match lease {
+                Some(lease) => lead(&shared, &agent, lease).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = ended(&mut stop) => return,
+            changed = term.changed() => if changed.is_err() { return },
+            () = leading => {
+                // Deposed by what the store said; the election hears of it by its next renewal.
+                if term.changed().await.is_err() { return }
+            }
+        }
+    }
+}
+
+/// What was read last.
+struct Known {
+    documents: Arc<KeptDocuments>,
+    model: Arc<Model>,
+}
+
+/// One term, until somebody else leads.
+async fn lead<S: Store, A: Agent>(shared: &Arc<Shared<S>>, agent: &Arc<Mutex<A>>, lease: Lease) {
+    let mut publisher = Publisher::new(Arc::clone(&shared.settings.cluster), lease.clone());
+    let (mut documents, mut nodes) = (shared.documents.subscribe(), shared.nodes.subscribe());
+    // What this node remembers is not what the store has: it is asked first.
+    let asked = |synced: &Option<Lease>| synced.as_ref() == Some(&lease);
+    if shared.synced.subscribe().wait_for(asked).await.is_err() {
+        return;
+    }
+    let mut known: Option<Known> = None;
+    let (mut whole, mut patience, mut health) = (false, RETRY, Health::default());
+    loop {
+        let latest = Arc::clone(&documents.borrow_and_update());
+        let seen = Arc::clone(&nodes.borrow_and_update());
+        let calm = now().until(Millis(shared.calm_until.load(Ordering::Acquire)));
+        if calm.is_zero() {
+            health = Health::of(&seen);
+        }
+        if known.as_ref().is_none_or(|known| !Arc::ptr_eq(&known.documents, &latest)) {
+            let Some(model) = reading(agent, &latest).await else {
+                shared.unpublished(Some("the documents can't be read, by a fault of this agent".to_owned()));
+                let _ = shared.election.send(election::Event::Unfit).await;
+                return;
+            };
+            known = Some(Known { documents: latest, model });
+        }
+        let known = known.as_ref().expect("it was just read");
+        let mut pause = (!calm.is_zero()).then_some(calm);
+        // Where nothing was ever applied there is no table: an empty one could take the place of one that others still have.
+        let outcome = if known.documents.store.is_empty() {
+            Outcome::Done
+        } else {
+            shared.publish(&mut publisher, known, &health, whole).await
+        };
+        match outcome {
+            Outcome::Done => whole = false,
+            // It may have been taken all the same: what follows is whole.
+            Outcome::Later => (pause, whole) = (Some(RETRY), true),
+            Outcome::Deposed => return,
+        }
+        let retry = async {
+            match pause {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            changed = documents.changed() => if changed.is_err() { return } else { patience = RETRY },
+            changed = nodes.changed() => if changed.is_err() { return },
+            () = shared.spoilt.notified() => {
+                whole = true;
+                tokio::time::sleep(patience).await;
+                patience = (patience * 2).min(PATIENCE_MAX);
+            }
+            () = retry => {}
+        }
+        tokio::time::sleep(COALESCE).await;
+    }
+}
+
+/// Reads documents on a thread that may be busy with it. `None`: the agent ends.
+async fn reading<A: Agent>(agent: &Arc<Mutex<A>>, documents: &Arc<KeptDocuments>) -> Option<Arc<Model>> {
+    let (agent, documents) = (Arc::clone(agent), Arc::clone(documents));
+    let read = move || agent.lock().unwrap_or_else(PoisonError::into_inner).read(&documents).model;
+    tokio::task::spawn_blocking(read).await.ok()
+}
+
+/// What became of a publication.
+enum Outcome {
+    Done,
+    Later,
+    Deposed,
+}
+
+impl<S: Store> Shared<S> {
+    async fn publish(
+        &self,
+        publisher: &mut Publisher,
+        known: &Known,
+        health: &Health,
+        whole: bool,
+    ) -> Outcome {
+        let Some(contents) = self.contents(known, health) else { return Outcome::Done };
+        for whole in [whole, true] {
+            let draft = publisher.draft(&contents, whole, |bytes| self.trust.sign(bytes));
+            let Some(draft) = draft else { return Outcome::Done };
+            if draft.too_large() {
+                self.unpublished(Some(format!("the table has {} bytes, which is too much", draft.bytes())));
+                return Outcome::Done;
+            }
+            // What is sent after the deadline would be another leader's time.
+            if !self.leads(publisher.lease()) {
+                return Outcome::Later;
+            }
+            let answer = match &draft.form {
+                DraftForm::Whole(snapshot) => self.store.publish(publisher.lease(), snapshot).await,
+                DraftForm::Change(delta) => self.store.append(publisher.lease(), delta).await,
+            };
+            match self.heard(answer) {
+                Ok(Published::Yes) => {
+                    self.unpublished(None);
+                    publisher.committed(draft);
+                    return Outcome::Done;
+                }
+                Ok(Published::NeedsSnapshot) => {}
+                Ok(Published::NotLeader(_)) => {
+                    self.view().fenced += 1;
+                    tracing::warn!(version = %draft.version(), "a table was not published: another node leads");
+                    // Its renewal will say the same; if not, somebody else shall try.
+                    let _ = self.election.send(election::Event::Unfit).await;
+                    return Outcome::Deposed;
+                }
+                Err(_) => return Outcome::Later,
+            }
+        }
+        Outcome::Later
+    }
+
+    /// What the table shall be; `None`: nothing that may be published.
+    fn contents(&self, known: &Known, health: &Health) -> Option<Contents> {
+        let mut model = Arc::clone(&known.model);
+        if !health.is_quiet() {
+            health.overlay(Arc::make_mut(&mut model));
+        }
+        let (before, revision) = {
+            let view = self.view();
+            (view.counts, view.in_force.map(|(at, _)| at.revision))
+        };
+        let allow_shrink = may_shrink(&known.documents, revision);
+        let lost = shrinks(before, Counts::of(&model)).err().filter(|_| !allow_shrink);
+        if let Some(lost) = lost {
+            self.unpublished(Some(lost.to_string()));
+            return None;
+        }
+        Some(Contents { model, revision: known.documents.revision, allow_shrink })
+    }
+
+    fn unpublished(&self, why: Option<String>) {
+        let mut view = self.view();
+        if let Some(why) = why.as_ref().filter(|why| view.unpublished.as_ref() != Some(*why)) {
+            tracing::error!("what the documents say is not published: {why}");
+        }
+        view.unpublished = why;
+    }
+}

@@ -1,0 +1,28 @@
+-- What changed among the documents. KEYS: store, revision, config, revisions, deleted. ARGV: store, revision.
+-- Answers {store, revision, {{id, revision, text or false}, ...}}.
+local wrong = mistaken(KEYS[1], 'string') or mistaken(KEYS[2], 'string') or mistaken(KEYS[3], 'hash')
+  or mistaken(KEYS[4], 'zset') or mistaken(KEYS[5], 'zset')
+if wrong then
+  return wrong
+end
+local store = text(KEYS[1]) or ''
+local revision = tonumber(text(KEYS[2]) or '0')
+if not revision then
+  return foreign(KEYS[2], 'is no number')
+end
+local after = '(' .. (store == ARGV[1] and ARGV[2] or '0')
+local changed = {}
+local live = redis.call('ZRANGEBYSCORE', KEYS[4], after, '+inf', 'WITHSCORES')
+for i = 1, #live, 2 do
+  local body = redis.call('HGET', KEYS[3], live[i])
+  if not body then
+    -- It was not deleted, so it must not be taken for that.
+    return foreign(KEYS[3], 'has no text of ' .. live[i])
+  end
+  changed[#changed + 1] = {live[i], whole(live[i + 1]), body}
+end
+local deleted = redis.call('ZRANGEBYSCORE', KEYS[5], after, '+inf', 'WITHSCORES')
+for i = 1, #deleted, 2 do
+  changed[#changed + 1] = {deleted[i], whole(deleted[i + 1]), false}
+end
+return {store, whole(revision), changed}

@@ -1,0 +1,284 @@
+//! The CA that is a directory: a root made once and kept offline, and what it issues for each node.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use rcgen::{
+    BasicConstraints, Certificate, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
+};
+use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use time::OffsetDateTime;
+use zeroize::Zeroizing;
+
+use super::certificate::{NodeCertificate, RootCertificate, Validity, seconds};
+use super::error::Content;
+use super::files::{self, Existing, Writing};
+use super::{IdentityError, NodeName, SpiffeId, TrustBundle, TrustDomain, pem};
+
+/// How far clocks of nodes may be behind that of the CA: certificates begin to hold that much earlier.
+const SKEW: Duration = Duration::from_mins(5);
+/// The last second that a certificate can name (RFC 5280, section 4.1.2.5): the end of the year 9999.
+const LAST_SECOND: i64 = 253_402_300_799;
+const REPLACE_CA: &str = "with --replace a new CA takes its place, and every node needs new certificates";
+const RENEW_NODE: &str = "with --renew the same node gets new keys and certificates";
+
+const NOT_A_NODE: &str = "that is the key of a CA: give the node a directory of its own";
+const NOT_A_CA: &str = "that is of a node: give the CA a directory of its own";
+
+/// A root and its key.
+pub struct Authority {
+    directory: PathBuf,
+    trust_domain: TrustDomain,
+    validity: Validity,
+    certificate: CertificateDer<'static>,
+    key: Zeroizing<KeyPair>,
+}
+
+/// How long a certificate holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Term {
+    /// The moment it is made. It holds from a little earlier on, for nodes whose clocks are behind.
+    pub now: SystemTime,
+    /// How long from then on.
+    pub life: Duration,
+}
+
+impl Term {
+    /// The last second.
+    fn until(self) -> Result<i64, IdentityError> {
+        let until =
+            i64::try_from(self.life.as_secs()).ok().and_then(|life| seconds(self.now).checked_add(life));
+        let too_long = IdentityError::LifeTooLong { seconds: self.life.as_secs() };
+        until.filter(|until| *until <= LAST_SECOND).ok_or(too_long)
+    }
+
+    /// A certificate of that term without a name.
+    fn params(self) -> Result<CertificateParams, IdentityError> {
+        let too_long = || IdentityError::LifeTooLong { seconds: self.life.as_secs() };
+        let moment = |seconds| OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| too_long());
+        let mut params = CertificateParams::default();
+        params.not_before = moment(seconds(self.now - SKEW))?;
+        params.not_after = moment(self.until()?)?;
+        params.distinguished_name = DistinguishedName::new();
+        Ok(params)
+    }
+}
+
+/// Whether what is there may be replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replace {
+    /// It is left alone, and its being there is an error.
+    Never,
+    /// It was asked for.
+    Asked,
+}
+
+impl Replace {
+    fn existing(self, advice: &'static str) -> Existing {
+        match self {
+            Self::Never => Existing::Refuse(advice),
+            Self::Asked => Existing::Replace,
+        }
+    }
+}
+
+impl Authority {
+    /// Makes a root that holds for a term, and writes it into `directory`: `root.key`, `root.pem`, and the
+    /// bundle that nodes get.
+    pub fn create(
+        directory: &Path,
+        trust_domain: &TrustDomain,
+        term: Term,
+        replace: Replace,
+    ) -> Result<Self, IdentityError> {
+        files::refuse_existing(directory, &[files::NODE, files::NODE_KEY], NOT_A_CA)?;
+        let key = new_key()?;
+        let mut params = term.params()?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.distinguished_name = authority_name("sluice root", &params.key_identifier(&*key));
+        params.subject_alt_names = vec![uri(&SpiffeId::of_trust_domain(trust_domain.clone()))?];
+        let certificate = params.self_signed(&*key)?;
+        let text = certificate.pem();
+        let contents = [
+            Writing::secret(files::ROOT_KEY, pem::private_key_text(key.serialized_der())),
+            Writing::public(files::ROOT, text.clone()),
+            Writing::public(files::BUNDLE, text),
+        ];
+        files::write_all(directory, &contents, replace.existing(REPLACE_CA))?;
+        Self::load(directory)
+    }
+
+    /// Reads `root.pem` and `root.key` of a CA's directory.
+    pub fn load(directory: &Path) -> Result<Self, IdentityError> {
+        let (certificate_file, key_file) = (directory.join(files::ROOT), directory.join(files::ROOT_KEY));
+        let content = |file: &Path, what| IdentityError::Content { file: file.to_owned(), what };
+        let certificate = pem::certificate(&files::read(&certificate_file)?)
+            .map_err(|what| content(&certificate_file, what))?;
+        let said = RootCertificate::read(&certificate)
+            .map_err(|fault| content(&certificate_file, Content::Root(1, fault)))?;
+        let der =
+            pem::private_key(&files::read_secret(&key_file)?).map_err(|what| content(&key_file, what))?;
+        let der = Zeroizing::new(PrivatePkcs8KeyDer::from(der.to_vec()));
+        let key = KeyPair::from_pkcs8_der_and_sign_algo(&der, &PKCS_ECDSA_P256_SHA256);
+        let key = key.map(Zeroizing::new).map_err(|_| content(&key_file, Content::Key))?;
+        if key.public_key_raw() != said.public_key {
+            return Err(IdentityError::KeyMismatch { key: key_file, certificate: certificate_file });
+        }
+        let (trust_domain, validity) = (said.id.trust_domain().clone(), said.validity);
+        Ok(Self { directory: directory.to_owned(), trust_domain, validity, certificate, key })
+    }
+
+    /// The trust domain whose root this is.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// The last second in which the root holds.
+    pub fn not_after(&self) -> SystemTime {
+        self.validity.end()
+    }
+
+    /// Makes what a node needs and writes it into the node's directory `out`: the bundle, the node's certificate, the
+    /// intermediate with which it issues those of its workloads, and their keys. Returns when both certificates end.
+    pub fn issue_node(
+        &self,
+        node: &NodeName,
+        out: &Path,
+        term: Term,
+        replace: Replace,
+    ) -> Result<SystemTime, IdentityError> {
+        self.may_issue(term)?;
+        files::refuse_existing(out, &[files::ROOT_KEY], NOT_A_NODE)?;
+        same_node(out, node)?;
+        let bundle = self.bundle()?;
+        let (leaf_key, leaf) = self.node_certificate(node, term)?;
+        let (intermediate_key, intermediate) = self.intermediate(node, term)?;
+        // A certificate is written before its key: until both are there, the agent keeps those that it has.
+        let contents = [
+            Writing::public(files::BUNDLE, bundle),
+            Writing::public(files::INTERMEDIATE, intermediate.pem()),
+            Writing::secret(
+                files::INTERMEDIATE_KEY,
+                pem::private_key_text(intermediate_key.serialized_der()),
+            ),
+            Writing::public(files::NODE, leaf.pem()),
+            Writing::secret(files::NODE_KEY, pem::private_key_text(leaf_key.serialized_der())),
+        ];
+        files::write_all(out, &contents, replace.existing(RENEW_NODE))?;
+        Ok(Validity { from: 0, until: term.until()? }.end())
+    }
+
+    /// A certificate that outlives its issuer is worth nothing for the rest of its life.
+    fn may_issue(&self, term: Term) -> Result<(), IdentityError> {
+        let file = self.directory.join(files::ROOT);
+        if self.validity.check(term.now).is_err() {
+            let (from, until) = (self.validity.begin(), self.validity.end());
+            return Err(IdentityError::RootNotValid { file, from, until });
+        }
+        if term.until()? > self.validity.until {
+            return Err(IdentityError::OutlivesRoot { file, ends: self.validity.end() });
+        }
+        Ok(())
+    }
+
+    /// The bundle that nodes get, as it is: in a rotation it holds a second root.
+    fn bundle(&self) -> Result<String, IdentityError> {
+        let file = self.directory.join(files::BUNDLE);
+        let text = files::read(&file)?;
+        let roots = TrustBundle::from_pem(&text).and_then(|_| pem::certificates(&text));
+        let roots = roots.map_err(|what| IdentityError::Content { file: file.clone(), what })?;
+        if !roots.contains(&self.certificate) {
+            return Err(IdentityError::BundleWithoutRoot { file, root: self.directory.join(files::ROOT) });
+        }
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// A node's own certificate: for its signatures, and for TLS in both roles. It issues nothing.
+    fn node_certificate(
+        &self,
+        node: &NodeName,
+        term: Term,
+    ) -> Result<(Zeroizing<KeyPair>, Certificate), IdentityError> {
+        let mut params = term.params()?;
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.subject_alt_names = vec![uri(&SpiffeId::of_node(self.trust_domain.clone(), node))?];
+        self.sign(params)
+    }
+
+    /// A node's intermediate: it issues certificates that issue none. Name constraints would say of which trust
+    /// domain, but a verifier that does not know those of URIs (rustls-webpki) refuses every chain with one; so its
+    /// own names say whose it is, and verifiers compare. SPIFFE gives it the id of its trust domain (X509-SVID,
+    /// section 3.2, allows no path), which leaves the node's name to be a name of DNS.
+    fn intermediate(
+        &self,
+        node: &NodeName,
+        term: Term,
+    ) -> Result<(Zeroizing<KeyPair>, Certificate), IdentityError> {
+        let mut params = term.params()?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.subject_alt_names = vec![
+            uri(&SpiffeId::of_trust_domain(self.trust_domain.clone()))?,
+            SanType::DnsName(node.to_string().try_into()?),
+        ];
+        self.sign(params)
+    }
+
+    fn sign(
+        &self,
+        mut params: CertificateParams,
+    ) -> Result<(Zeroizing<KeyPair>, Certificate), IdentityError> {
+        let key = new_key()?;
+        if matches!(params.is_ca, IsCa::Ca(_)) {
+            params.distinguished_name = authority_name("sluice node", &params.key_identifier(&*key));
+        }
+        params.use_authority_key_identifier_extension = true;
+        let issuer = Issuer::from_ca_cert_der(&self.certificate, &*self.key)?;
+        let certificate = params.signed_by(&*key, &issuer)?;
+        Ok((key, certificate))
+    }
+}
+
+/// Without the key.
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "Authority({})", self.trust_domain)
+    }
+}
+
+fn new_key() -> Result<Zeroizing<KeyPair>, IdentityError> {
+    Ok(Zeroizing::new(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?))
+}
+
+/// The name of an issuer. No two have the same: a verifier finds issuers by name, and two roots overlap in a rotation.
+fn authority_name(kind: &str, key_identifier: &[u8]) -> DistinguishedName {
+    let number = key_identifier.first_chunk().map_or(0, |head| u64::from_be_bytes(*head));
+    let mut name = DistinguishedName::new();
+    name.push(DnType::CommonName, format!("{kind} {number:016x}"));
+    name
+}
+
+fn uri(id: &SpiffeId) -> Result<SanType, IdentityError> {
+    Ok(SanType::URI(id.to_string().try_into()?))
+}
+
+/// Refuses a directory that another node's certificate is in.
+fn same_node(directory: &Path, node: &NodeName) -> Result<(), IdentityError> {
+    let file = directory.join(files::NODE);
+    if !file.exists() {
+        return Ok(());
+    }
+    let found = pem::certificate(&files::read(&file)?).ok();
+    let found = found.and_then(|der| NodeCertificate::read(&der).ok());
+    match found {
+        Some(found) if found.node != *node => {
+            Err(IdentityError::OtherNode { file, found: found.node.to_string(), wanted: node.to_string() })
+        }
+        _ => Ok(()),
+    }
+}

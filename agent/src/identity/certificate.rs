@@ -1,0 +1,152 @@
+//! What a certificate says, read strictly: the certificate of a node, and that of a root.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::FromDer;
+
+use super::error::RootFault;
+use super::{NodeName, SpiffeId, Untrusted};
+
+/// What precedes the 65 bytes of an uncompressed point in the DER of a P-256 key (RFC 5480, sections 2.1.1 and 2.2).
+const P256_SPKI_PREFIX: [u8; 26] = [
+    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86,
+    0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+];
+
+/// A P-256 public key: an uncompressed point.
+pub(super) type PublicKey = [u8; 65];
+
+/// From when to when something holds, in seconds since 1970, both ends included (RFC 5280, section 4.1.2.5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Validity {
+    pub(super) from: i64,
+    pub(super) until: i64,
+}
+
+impl Validity {
+    fn of(certificate: &X509Certificate<'_>) -> Self {
+        let validity = certificate.validity();
+        Self { from: validity.not_before.timestamp(), until: validity.not_after.timestamp() }
+    }
+
+    /// Refuses what does not hold at `now`.
+    pub(super) fn check(self, now: SystemTime) -> Result<(), Untrusted> {
+        let now = seconds(now);
+        if now < self.from {
+            Err(Untrusted::NotYetValid)
+        } else if now > self.until {
+            Err(Untrusted::Expired)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The last moment, to the second.
+    pub(super) fn end(self) -> SystemTime {
+        moment(self.until)
+    }
+
+    /// The first moment.
+    pub(super) fn begin(self) -> SystemTime {
+        moment(self.from)
+    }
+}
+
+/// Seconds since 1970, rounded down.
+pub(super) fn seconds(time: SystemTime) -> i64 {
+    let whole = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(after) => whole(after),
+        Err(before) => -whole(before.duration()) - 1,
+    }
+}
+
+fn moment(seconds: i64) -> SystemTime {
+    let distance = Duration::from_secs(seconds.unsigned_abs());
+    if seconds < 0 { UNIX_EPOCH - distance } else { UNIX_EPOCH + distance }
+}
+
+/// What the certificate of a node says. Whether a root says so too is for [`super::TrustBundle`] to find out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct NodeCertificate {
+    pub(super) id: SpiffeId,
+    pub(super) node: NodeName,
+    pub(super) public_key: PublicKey,
+    pub(super) validity: Validity,
+}
+
+impl NodeCertificate {
+    /// Reads the certificate of a node, which signs and issues nothing.
+    pub(super) fn read(der: &[u8]) -> Result<Self, Untrusted> {
+        let certificate = parse(der).ok_or(Untrusted::Malformed)?;
+        let constraints = certificate.basic_constraints().map_err(|_| Untrusted::Malformed)?;
+        if constraints.is_some_and(|constraints| constraints.value.ca) {
+            return Err(Untrusted::CaCertificate);
+        }
+        let usage =
+            certificate.key_usage().map_err(|_| Untrusted::Malformed)?.ok_or(Untrusted::WrongUsage)?;
+        if usage.value.key_cert_sign() || usage.value.crl_sign() || !usage.value.digital_signature() {
+            return Err(Untrusted::WrongUsage);
+        }
+        let public_key = public_key(&certificate).ok_or(Untrusted::UnsupportedKey)?;
+        let id = id(&certificate)?;
+        let node = id.node().ok_or(Untrusted::NotANode)?;
+        Ok(Self { id, node, public_key, validity: Validity::of(&certificate) })
+    }
+}
+
+/// What the certificate of a root says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct RootCertificate {
+    /// Has no path.
+    pub(super) id: SpiffeId,
+    pub(super) public_key: PublicKey,
+    pub(super) validity: Validity,
+}
+
+impl RootCertificate {
+    /// Reads a certificate that may issue others and names its trust domain.
+    pub(super) fn read(der: &[u8]) -> Result<Self, RootFault> {
+        let certificate = parse(der).ok_or(RootFault::Der)?;
+        let constraints = certificate.basic_constraints().map_err(|_| RootFault::Der)?;
+        let usage = certificate.key_usage().map_err(|_| RootFault::Der)?;
+        let is_ca = constraints.is_some_and(|constraints| constraints.value.ca);
+        if !is_ca || !usage.is_some_and(|usage| usage.value.key_cert_sign()) {
+            return Err(RootFault::NotCa);
+        }
+        let public_key = public_key(&certificate).ok_or(RootFault::Key)?;
+        let id = id(&certificate).map_err(|_| RootFault::NoTrustDomain)?;
+        if !id.path().is_empty() {
+            return Err(RootFault::NoTrustDomain);
+        }
+        Ok(Self { id, public_key, validity: Validity::of(&certificate) })
+    }
+}
+
+/// The certificate, with nothing behind it.
+fn parse(der: &[u8]) -> Option<X509Certificate<'_>> {
+    let (rest, certificate) = X509Certificate::from_der(der).ok()?;
+    rest.is_empty().then_some(certificate)
+}
+
+fn public_key(certificate: &X509Certificate<'_>) -> Option<PublicKey> {
+    certificate.public_key().raw.strip_prefix(&P256_SPKI_PREFIX)?.try_into().ok()
+}
+
+/// The one URI of a certificate (X509-SVID, section 2). Names of other kinds say nothing about who it is.
+fn id(certificate: &X509Certificate<'_>) -> Result<SpiffeId, Untrusted> {
+    let names = certificate.subject_alternative_name().map_err(|_| Untrusted::Malformed)?;
+    let names = names.map(|names| &names.value.general_names[..]).unwrap_or_default();
+    let mut found = None;
+    for name in names {
+        match name {
+            GeneralName::URI(uri) if found.is_none() => found = Some(*uri),
+            GeneralName::URI(_) => return Err(Untrusted::SeveralIdentities),
+            GeneralName::Invalid(..) => return Err(Untrusted::Malformed),
+            _ => {}
+        }
+    }
+    found.and_then(|uri| uri.parse().ok()).ok_or(Untrusted::NoIdentity)
+}

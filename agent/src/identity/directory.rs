@@ -1,0 +1,107 @@
+//! A node's directory as it is on disk now: read again when its files change, kept when what they hold is wrong.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use arc_swap::ArcSwap;
+
+use super::{IdentityError, NodeIdentity, TrustBundle, Untrusted, files};
+
+/// Who the node is and whom it trusts, read at one time.
+#[derive(Debug)]
+pub struct NodeTrust {
+    /// What the node signs with.
+    pub identity: NodeIdentity,
+    /// Whose signatures it believes.
+    pub bundle: TrustBundle,
+}
+
+impl NodeTrust {
+    fn read(directory: &Path) -> Result<Self, IdentityError> {
+        let bundle = TrustBundle::load(&directory.join(files::BUNDLE))?;
+        Ok(Self { identity: NodeIdentity::read(directory)?, bundle })
+    }
+}
+
+/// What came of looking at the files again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reload {
+    /// They are the ones that were read.
+    Unchanged,
+    /// They are others, and are used from now on.
+    Changed,
+}
+
+/// A node's directory. Each caller takes [`NodeDirectory::current`] when it needs it and keeps it for one use.
+#[derive(Debug)]
+pub struct NodeDirectory {
+    directory: PathBuf,
+    current: ArcSwap<NodeTrust>,
+    /// What the files were when they were last read and good; held while they are read, so that one thread does.
+    seen: Mutex<[Stamp; 3]>,
+}
+
+impl NodeDirectory {
+    /// Reads a node's directory for the first time. All but the time must be right: a node whose certificate has
+    /// expired, or whose clock is wrong, still believes others. [`NodeIdentity::check`] says whether it can sign.
+    pub fn open(directory: &Path) -> Result<Self, IdentityError> {
+        // What changes after the look is seen at the next one.
+        let seen = stamps(directory)?;
+        let trust = NodeTrust::read(directory)?;
+        match trust.identity.prove(directory, &trust.bundle, trust.identity.not_after()) {
+            Err(IdentityError::NotTrusted { reason: Untrusted::RootNotValid, .. }) => {}
+            proven => proven?,
+        }
+        let current = ArcSwap::from_pointee(trust);
+        Ok(Self { directory: directory.to_owned(), current, seen: Mutex::new(seen) })
+    }
+
+    /// What was last read and good.
+    pub fn current(&self) -> Arc<NodeTrust> {
+        self.current.load_full()
+    }
+
+    /// Reads the files again if they are not those that were read: three calls of `stat` where they are. What they
+    /// hold must be believed at `now`. On an error everything stays as it was, and the next call tries again; so a key that is replaced a moment before its
+    /// certificate does no harm.
+    pub fn reload(&self, now: SystemTime) -> Result<Reload, IdentityError> {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = stamps(&self.directory)?;
+        if *seen == found {
+            return Ok(Reload::Unchanged);
+        }
+        let fresh = NodeTrust::read(&self.directory)?;
+        fresh.identity.prove(&self.directory, &fresh.bundle, now)?;
+        self.current.store(Arc::new(fresh));
+        *seen = found;
+        Ok(Reload::Changed)
+    }
+}
+
+/// What tells one content of a file from the next: files are replaced by others, or written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+fn stamps(directory: &Path) -> Result<[Stamp; 3], IdentityError> {
+    let stamp = |name: &str| {
+        let file = directory.join(name);
+        let found = fs::metadata(&file).map_err(|source| IdentityError::Read { file, source })?;
+        Ok::<_, IdentityError>(Stamp {
+            device: found.dev(),
+            inode: found.ino(),
+            bytes: found.size(),
+            modified: (found.mtime(), found.mtime_nsec()),
+            changed: (found.ctime(), found.ctime_nsec()),
+        })
+    };
+    Ok([stamp(files::BUNDLE)?, stamp(files::NODE)?, stamp(files::NODE_KEY)?])
+}

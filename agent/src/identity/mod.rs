@@ -1,0 +1,32 @@
+//! Who a node is, and whose word a node takes: names, certificates, the signature of routing tables, and the CA that
+//! makes them offline.
+//!
+//! [`NodeIdentity`] signs, [`TrustBundle`] verifies, [`NodeDirectory`] holds both as they are on disk now. Nothing here
+//! reads a clock or talks to a network; files are read and written where a function says so. `docs/identity.md` has
+//! the layout of the directories.
+//!
+//! **Which issuer may make which identity.** A node's certificate is issued by a root, with nothing in between, and a
+//! signature carries that certificate alone. A node's intermediate, which is on the node to make certificates of its
+//! workloads, can therefore make no node identity at all: neither another node's nor its own.
+
+mod authority;
+mod certificate;
+mod directory;
+mod error;
+mod files;
+mod name;
+mod node;
+mod pem;
+mod signature;
+mod trust;
+
+pub use authority::{Authority, Replace, Term};
+pub use directory::{NodeDirectory, NodeTrust, Reload};
+pub use error::{Content, IdentityError, RootFault, Untrusted};
+pub use name::{NameError, NodeName, SpiffeId, TrustDomain};
+pub use node::NodeIdentity;
+pub use signature::Signature;
+pub use trust::{SignedBy, TrustBundle};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,6 @@
+//! Good identities are believed, and every bad one is refused by its name.
+
+mod directories;
+pub(super) mod forge;
+mod refusals;
+mod signatures;

@@ -1,0 +1,127 @@
+//! Redis servers of a test, each on a loopback address of its own, so that ports of several never meet.
+
+use std::fs::{self, File};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::wait::{PATIENCE, wait_until};
+
+/// Where every server listens, at its own address.
+pub const PORT: u16 = 6379;
+/// Where every Sentinel listens, at its own address.
+pub const SENTINEL_PORT: u16 = 26379;
+
+/// A server with its directory. Dropping it kills it.
+#[derive(Debug)]
+pub struct Redis {
+    child: Child,
+    directory: tempfile::TempDir,
+    /// Where it listens.
+    pub address: SocketAddr,
+    sentinel: bool,
+}
+
+impl Redis {
+    /// Starts a server that keeps nothing on disk; `config` is added to its configuration, `DIR` and `IP` in it stand
+    /// for its directory and its address.
+    pub fn start(config: &str) -> Result<Self> {
+        let common = "protected-mode no\nsave \"\"\nappendonly no\nrepl-diskless-sync-delay 0\n";
+        Self::prepare(&format!("port {PORT}\n{common}{config}"), PORT, false)
+    }
+
+    /// Starts a Sentinel for a server, which it calls `sluice`.
+    pub fn start_sentinel(master: SocketAddr) -> Result<Self> {
+        let (ip, port) = (master.ip(), master.port());
+        let config = format!(
+            "port {SENTINEL_PORT}\nprotected-mode no\nsentinel monitor sluice {ip} {port} 1\n\
+             sentinel down-after-milliseconds sluice 500\nsentinel failover-timeout sluice 5000\n"
+        );
+        Self::prepare(&config, SENTINEL_PORT, true)
+    }
+
+    fn prepare(config: &str, port: u16, sentinel: bool) -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        // 127.1.0.0 to 127.254.255.255, by process and count.
+        let number = std::process::id().wrapping_mul(16) + COUNT.fetch_add(1, Ordering::Relaxed) % 16;
+        let ip = Ipv4Addr::from_bits(0x7f01_0000 + number % 0x00fe_0000);
+        let directory = tempfile::Builder::new().prefix("sluice-redis-").tempdir()?;
+        let root = directory.path().display().to_string();
+        let config = config.replace("IP", &ip.to_string()).replace("DIR", &root);
+        fs::write(directory.path().join("redis.conf"), format!("bind {ip}\ndir {root}\n{config}"))?;
+        let address = SocketAddr::new(IpAddr::V4(ip), port);
+        let child = spawn(directory.path(), sentinel)?;
+        let mut redis = Self { child, directory, address, sentinel };
+        redis.wait_ready()?;
+        Ok(redis)
+    }
+
+    /// Kills it and starts it again at the same address.
+    pub fn restart(&mut self) -> Result<()> {
+        self.stop();
+        self.child = spawn(self.directory.path(), self.sentinel)?;
+        self.wait_ready()
+    }
+
+    /// Kills it.
+    pub fn stop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)
+            .context("sending a signal to redis-server")
+    }
+
+    /// A file in its directory.
+    pub fn file(&self, name: &str) -> std::path::PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Asks it something as its default user; what it answers is as `redis-cli` prints it. An error is one.
+    pub fn ask(&self, words: &[&str]) -> Result<String> {
+        let (ip, port) = (self.address.ip().to_string(), self.address.port().to_string());
+        let output = Command::new("redis-cli").args(["-e", "-h", &ip, "-p", &port]).args(words).output()?;
+        let text = String::from_utf8_lossy(&output.stdout).trim_end().to_owned();
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "redis-cli {words:?}: {text} {error}");
+        Ok(text)
+    }
+
+    fn wait_ready(&mut self) -> Result<()> {
+        let address = self.address;
+        let ready = wait_until("redis-server to listen", PATIENCE, || match self.child.try_wait() {
+            Ok(None) => TcpStream::connect(address).is_ok().then_some(true),
+            _ => Some(false),
+        })?;
+        if !ready {
+            let log = fs::read_to_string(self.directory.path().join("redis.log")).unwrap_or_default();
+            bail!("redis-server has ended; its log:\n{log}");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn spawn(directory: &std::path::Path, sentinel: bool) -> Result<Child> {
+    let log = File::create(directory.join("redis.log"))?;
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--", "redis-server"]).arg(directory.join("redis.conf"));
+    if sentinel {
+        command.arg("--sentinel");
+    }
+    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    command.spawn().context("starting redis-server")
+}

@@ -1,0 +1,165 @@
+//! Values that others left under the store's keys: named where they are in the way, and never in the way for ever.
+
+use agent::cluster::{Acquired, Published, Store, StoreError};
+use anyhow::{Context, Result, ensure};
+
+use crate::redis::Servers;
+use crate::suite::{Site, TTL, candidate, delta, put, snapshot, taken, until};
+
+fn key(name: &str) -> String {
+    format!("{{sluice:x}}:{name}")
+}
+
+fn names<T: std::fmt::Debug>(found: &Result<T, StoreError>, name: &str) -> Result<()> {
+    let named = matches!(found, Err(StoreError::Foreign { key: named, .. }) if *named == key(name));
+    ensure!(named, "{name} holds something foreign, and the store says {found:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_foreign_lease_is_waited_for_if_it_runs_out_and_overwritten_if_not() -> Result<()> {
+    let site = Servers::one("")?;
+    let (store, redis) = (site.client().await?, &site.servers[0]);
+    let leader = key("leader");
+    redis.ask(&["SET", &leader, "somebody", "PX", "400"])?;
+    names(&store.lease().await, "leader")?;
+    ensure!(store.acquire(&candidate("a", 1, 0), TTL).await? == Acquired::Held(None));
+    until(&site, "it to run out", || async { Ok(store.lease().await.is_ok()) }).await?;
+    let mut last = taken(&store, &candidate("a", 1, 0), TTL).await?;
+
+    let large = "x".repeat(100_000);
+    let forged = "7/00000000000000ab/a";
+    for words in [&["SET", &leader, "somebody"][..], &["SET", &leader, &large], &["SET", &leader, forged]] {
+        redis.ask(words)?;
+        names(&store.lease().await, "leader")?;
+        ensure!(!store.renew(&last, TTL).await? && !store.release(&last).await?);
+        let published = store.publish(&last, &snapshot("d", b"table")).await?;
+        ensure!(matches!(published, Published::NotLeader(_)), "{published:?}");
+        let next = taken(&store, &candidate("a", 1, 0), TTL).await?;
+        ensure!(next.token.epoch == last.token.epoch + 1, "{last}, then {next}");
+        last = next;
+    }
+    for words in
+        [&["RPUSH", &leader, "x"][..], &["HSET", &leader, "x", "x"], &["XADD", &leader, "*", "x", "x"]]
+    {
+        redis.ask(&["DEL", &leader])?;
+        redis.ask(words)?;
+        names(&store.lease().await, "leader")?;
+        ensure!(!store.renew(&last, TTL).await? && !store.release(&last).await?);
+        redis.ask(&["PEXPIRE", &leader, "60000"])?;
+        ensure!(store.acquire(&candidate("a", 1, 0), TTL).await? == Acquired::Held(None), "{words:?}");
+        redis.ask(&["PERSIST", &leader])?;
+        last = taken(&store, &candidate("a", 1, 0), TTL).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_foreign_epoch_counts_as_none_and_a_foreign_history_begins_anew() -> Result<()> {
+    let site = Servers::one("")?;
+    let (store, redis) = (site.client().await?, &site.servers[0]);
+    let (epoch, terms) = (key("epoch"), key("terms"));
+    for value in ["", "many", "-4", "1e3", " 7", "9007199254740991", "99999999999999999999999999"] {
+        redis.ask(&["SET", &epoch, value])?;
+        let lease = taken(&store, &candidate("a", 1, 40), TTL).await?;
+        ensure!(lease.token.epoch == 41, "{value:?} gives {lease}");
+        ensure!(redis.ask(&["GET", &epoch])? == "41");
+        store.release(&lease).await?;
+    }
+    redis.ask(&["DEL", &epoch, &terms])?;
+    redis.ask(&["RPUSH", &epoch, "7"])?;
+    redis.ask(&["SET", &terms, "x"])?;
+    ensure!(store.lease().await?.history.is_empty());
+    let lease = taken(&store, &candidate("a", 1, 0), TTL).await?;
+    ensure!(lease.token.epoch == 1, "{lease}");
+    redis.ask(&["RPUSH", &terms, "x", "1 2", "1 2/3/4", "\u{ff}"])?;
+    let history = store.lease().await?.history;
+    ensure!(history.len() == 1 && history[0].0 == lease, "{history:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn foreign_nodes_and_documents_are_named() -> Result<()> {
+    let site = Servers::one("")?;
+    let (store, redis) = (site.client().await?, &site.servers[0]);
+    redis.ask(&["SET", &key("nodes"), "x"])?;
+    names(&store.members().await, "nodes")?;
+    names(&store.beat("a", b"", TTL, true).await, "nodes")?;
+    names(&store.leave("a").await, "nodes")?;
+    redis.ask(&["DEL", &key("nodes")])?;
+    redis.ask(&["RPUSH", &key("node:a"), "x"])?;
+    redis.ask(&["ZADD", &key("nodes"), "inf", "a", "-inf", "b", "1", ""])?;
+    let members = store.members().await?;
+    ensure!(members.len() == 1 && &*members[0].node == "a" && members[0].record.is_none(), "{members:?}");
+    store.beat("a", b"record", TTL, true).await?;
+    ensure!(
+        store.members().await?[0].record.as_deref() == Some(b"record"),
+        "the foreign record is still there"
+    );
+
+    for (name, other) in [
+        ("store", "RPUSH"),
+        ("revision", "RPUSH"),
+        ("config", "SET"),
+        ("revisions", "SET"),
+        ("deleted", "SET"),
+    ] {
+        site.lose().await?;
+        redis.ask(&[other, &key(name), "x"])?;
+        names(&store.documents("", 0).await, name)?;
+        names(&store.write(&[put("a", "1", None)]).await, name)?;
+    }
+    site.lose().await?;
+    redis.ask(&["SET", &key("revision"), "x"])?;
+    names(&store.documents("", 0).await, "revision")?;
+    names(&store.write(&[put("a", "1", None)]).await, "revision")?;
+
+    // Texts that are gone without having been deleted are no deletion.
+    site.lose().await?;
+    store.write(&[put("a", "1", None), put("b", "1", None)]).await?;
+    redis.ask(&["HDEL", &key("config"), "b"])?;
+    names(&store.documents("", 0).await, "config")?;
+    store.write(&[put("b", "2", None)]).await?;
+    redis.ask(&["HSET", &key("config"), "a", "b", "b", "\\xff"])?;
+    ensure!(store.documents("", 0).await?.changed.len() == 2);
+    redis.ask(&["EVAL", "return redis.call('HSET', KEYS[1], 'b', '\\255')", "1", &key("config")])?;
+    names(&store.documents("", 0).await, "config")?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_foreign_table_is_named_and_a_foreign_log_needs_a_snapshot() -> Result<()> {
+    let site = Servers::one("")?;
+    let (store, redis) = (site.client().await?, &site.servers[0]);
+    let lease = taken(&store, &candidate("a", 1, 0), TTL).await?;
+    for (name, words) in [("table", ["SET", "x"]), ("log", ["RPUSH", "x"])] {
+        let key = key(name);
+        redis.ask(&[words[0], &key, words[1]])?;
+        names(&store.publish(&lease, &snapshot("d", b"table")).await, name)?;
+        names(&store.append(&lease, &delta("d", "e", b"delta")).await, name)?;
+        if name == "table" {
+            names(&store.snapshot().await, name)?;
+        } else {
+            names(&store.deltas("").await, name)?;
+        }
+        redis.ask(&["DEL", &key])?;
+    }
+    redis.ask(&["HSET", &key("table"), "x", "x"])?;
+    names(&store.snapshot().await, "table")?;
+    ensure!(store.append(&lease, &delta("", "e", b"delta")).await? == Published::NeedsSnapshot);
+
+    ensure!(store.publish(&lease, &snapshot("d", b"table")).await? == Published::Yes);
+    ensure!(store.append(&lease, &delta("d", "e", b"delta")).await? == Published::Yes);
+    redis.ask(&["XADD", &key("log"), "*", "x", "x"])?;
+    let (_, position) = store.snapshot().await?.context("no table")?;
+    ensure!(store.deltas(&position).await?.sealed == [b"delta"], "what is foreign in the log is passed over");
+    ensure!(store.append(&lease, &delta("e", "f", b"delta")).await? == Published::NeedsSnapshot);
+    ensure!(store.publish(&lease, &snapshot("f", b"table")).await? == Published::Yes);
+    ensure!(store.append(&lease, &delta("f", "g", b"delta")).await? == Published::Yes);
+    redis.ask(&["DEL", &key("log")])?;
+    ensure!(store.append(&lease, &delta("g", "h", b"delta")).await? == Published::NeedsSnapshot);
+    for position in ["99999999999999999999999-0", "1-1-1", "x", "-"] {
+        ensure!(store.deltas(position).await?.sealed.is_empty(), "{position}");
+    }
+    Ok(())
+}
