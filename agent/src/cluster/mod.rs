@@ -9,8 +9,6 @@ mod driver;
 pub mod election;
 pub mod follower;
 mod local;
-#[cfg(test)]
-mod model_check;
 pub mod publisher;
 mod redis;
 pub mod registry;

@@ -1,3 +1,4 @@
 //! The machines of the cluster together.
 
+mod model_check;
 mod simulation;

@@ -16,7 +16,7 @@ use foldhash::fast::FixedState;
 use stateright::{Checker, CheckerBuilder, HasDiscoveries, Model, Property};
 
 use self::world::{Fate, NODES, UNIT, World};
-use super::election::Millis;
+use super::super::election::Millis;
 
 /// What is left out or done wrong, to see that the check finds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,7 +128,7 @@ impl Model for Exploration {
     }
 
     fn actions(&self, world: &World, steps: &mut Vec<Step>) {
-        let faulty = world.faults > 0;
+        let may_fail = world.faults > 0;
         for (number, node) in world.nodes.iter().enumerate() {
             if node.paused {
                 steps.push(Step::Resume(number));
@@ -137,13 +137,13 @@ impl Model for Exploration {
             if !node.paused {
                 steps.extend([Step::Arrive(number), Step::GiveUp(number), Step::Apply(number)]);
                 let faults = [Fate::QuestionLate, Fate::AnswerLate, Fate::ReleaseLate, Fate::Deaf];
-                let faults = faults.into_iter().filter(|_| faulty);
+                let faults = faults.into_iter().filter(|_| may_fail);
                 for fate in std::iter::once(Fate::Good).chain(faults) {
                     steps.push(Step::Due(number, fate));
                     steps.extend([Step::Publish(number, fate), Step::Read(number, fate)]);
                 }
             }
-            if faulty {
+            if may_fail {
                 steps.extend([Step::Restart(number, true), Step::Restart(number, false)]);
                 if !node.paused {
                     steps.push(Step::Pause(number));
@@ -151,7 +151,7 @@ impl Model for Exploration {
             }
         }
         steps.extend((0..world.strays()).map(Step::Stray));
-        if faulty {
+        if may_fail {
             steps.extend([Step::Empty, Step::Restore]);
         }
         if world.written < self.bounds.writes {
@@ -170,11 +170,17 @@ impl Model for Exploration {
             Step::Reach(node) => world.reach(node, self.flaw),
             Step::Arrive(node) => world.arrive(node, self.flaw),
             Step::GiveUp(node) => world.give_up(node, self.flaw),
-            Step::Stray(message) => world.stray(message, self.flaw),
+            Step::Stray(message) => {
+                world.stray(message, self.flaw);
+                Some(())
+            }
             Step::Publish(node, fate) => world.publish(node, fate, self.flaw),
             Step::Read(node, fate) => world.read(node, fate, self.flaw),
             Step::Apply(node) => world.apply_late(node, self.flaw),
-            Step::Write => world.write(),
+            Step::Write => {
+                world.write();
+                Some(())
+            }
             Step::Pause(node) => world.pause(node),
             Step::Resume(node) => world.resume(node),
             Step::Restart(node, disk) => world.restart(node, disk),

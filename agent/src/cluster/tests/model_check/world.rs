@@ -213,7 +213,7 @@ impl World {
         Some(())
     }
 
-    pub(super) fn stray(&mut self, message: usize, flaw: Flaw) -> Option<()> {
+    pub(super) fn stray(&mut self, message: usize, flaw: Flaw) {
         match self.stray.remove(message) {
             Message::Question(question) => {
                 self.ask(&question, flaw);
@@ -223,7 +223,6 @@ impl World {
                 self.store.publish(&lease, &table, self.now);
             }
         }
-        Some(())
     }
 
     /// How many messages are under way of which nobody awaits anything.
@@ -317,10 +316,9 @@ impl World {
     }
 
     /// A copy of the store is made before.
-    pub(super) fn write(&mut self) -> Option<()> {
+    pub(super) fn write(&mut self) {
         self.saved = Some(Box::new(self.store.clone()));
         self.written += 1;
-        Some(())
     }
 
     pub(super) fn pause(&mut self, node: usize) -> Option<()> {
