@@ -182,7 +182,10 @@ impl Model for Exploration {
                 Some(())
             }
             Step::Pause(node) => world.pause(node),
-            Step::Resume(node) => world.resume(node),
+            Step::Resume(node) => {
+                world.resume(node);
+                Some(())
+            }
             Step::Restart(node, disk) => world.restart(node, disk),
             Step::Empty => world.empty(),
             Step::Restore => world.restore(),

@@ -327,9 +327,8 @@ impl World {
         Some(())
     }
 
-    pub(super) fn resume(&mut self, node: usize) -> Option<()> {
+    pub(super) fn resume(&mut self, node: usize) {
         self.nodes[node].paused = false;
-        Some(())
     }
 
     pub(super) fn restart(&mut self, node: usize, disk: bool) -> Option<()> {
