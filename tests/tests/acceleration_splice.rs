@@ -15,6 +15,9 @@ const NODE: &str = "node1";
 const PORT: u16 = 9000;
 /// Nothing is said of what is spoken there, so that connections go through the agent and are not balanced in the kernel.
 const SERVICE: u16 = 9001;
+/// The same server, but for a greeting that it says before the client says anything.
+const GREETING_PORT: u16 = 9002;
+const GREETING_SERVICE: u16 = 9003;
 const REDIRECTED: &str = "sluice_acceleration_messages_total{reason=\"redirected\"}";
 const PAST: &str = "sluice_acceleration_messages_total{reason=\"bridged\"}";
 const BRIDGED: &str = "sluice_acceleration_bridges_total{reason=\"bridged\"}";
@@ -23,11 +26,16 @@ const FLOODED: &str = "sluice_acceleration_faults_total{reason=\"flooded\"}";
 const SOCKETS: &str = "sluice_acceleration_sockets";
 
 fn up(name: &str) -> Result<Mesh> {
-    let argv = ["python3", "-c", PEER, "serve", &PORT.to_string()].map(str::to_owned).to_vec();
+    let server = |how: &str, port: u16| {
+        let argv = ["python3", "-c", PEER, how, &port.to_string()].map(str::to_owned).to_vec();
+        Program::Server { argv, port }
+    };
+    let pod = PodSpec::new("server", NODE).label("app", "peer");
+    let peer = ServiceSpec::new("peer").undeclared_port(SERVICE, PORT);
     let topology = Topology::with_nodes(1)
         .pod(PodSpec::new("client", NODE))
-        .pod(PodSpec::new("server", NODE).label("app", "peer").runs(Program::Server { argv, port: PORT }))
-        .service(ServiceSpec::new("peer").undeclared_port(SERVICE, PORT));
+        .pod(pod.runs(server("serve", PORT)).runs(server("greet", GREETING_PORT)))
+        .service(peer.undeclared_port(GREETING_SERVICE, GREETING_PORT));
     Mesh::accelerated(name, topology, NODE)
 }
 
@@ -127,6 +135,20 @@ fn every_byte_arrives_once_and_in_order() -> Result<()> {
     }
     let large = 64 << 20;
     bridges(&mesh, ("chat", &format!("{large} bytes each way")), mesh.service("peer", 0, SERVICE)?, large)?;
+    wait_over(&mesh)
+}
+
+#[test]
+fn a_server_that_speaks_first_is_spliced_too() -> Result<()> {
+    if unprivileged("a_server_that_speaks_first_is_spliced_too") {
+        return Ok(());
+    }
+    let mesh = up("splice_greets")?;
+    for family in 0..2 {
+        let to = mesh.service("peer", family, GREETING_SERVICE)?;
+        bridges(&mesh, ("greeted-chat", "300000 bytes each way"), to, 300_000)?;
+        bridges(&mesh, ("greeted-first", "2000 bytes each way"), to, 2000)?;
+    }
     wait_over(&mesh)
 }
 

@@ -531,6 +531,9 @@ def go_server(s, _):
     s.sendall(b"ok")
 
 
+# What a server says that speaks first.
+GREETING = b"220 ready\n"
+
 CASES = {
     "chat": (chat_client, chat_server),
     "first": (first_client, first_server),
@@ -559,8 +562,9 @@ CASES = {
 }
 
 
-def serve_one(s):
+def serve_one(s, greeting):
     with s:
+        s.sendall(greeting)
         line = b""
         while not line.endswith(b"\n"):
             piece = s.recv(1)
@@ -571,19 +575,19 @@ def serve_one(s):
         CASES[what][1](s, int(size))
 
 
-def serve(port):
+def serve(port, greeting):
     listener = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=128)
     while True:
         s, _ = listener.accept()
-        threading.Thread(target=serve_one, args=(s,), daemon=True).start()
+        threading.Thread(target=serve_one, args=(s, greeting), daemon=True).start()
 
 
 def main(what, *arguments):
-    if what == "serve":
-        serve(int(arguments[0]))
+    if what in ("serve", "greet"):
+        serve(int(arguments[0]), GREETING if what == "greet" else b"")
     host, port, size = arguments[0], int(arguments[1]), int((*arguments[2:], "0")[0])
-    held = what.startswith("held-")
-    what = what.removeprefix("held-")
+    held, greeted = what.startswith("held-"), what.startswith("greeted-")
+    what = what.removeprefix("held-").removeprefix("greeted-")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as s:
         s.settimeout(PATIENCE)
@@ -591,6 +595,8 @@ def main(what, *arguments):
             # The handshake's last acknowledgement waits for data, so that the other end comes in after the first write.
             s.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
         s.connect((host, port))
+        if greeted:
+            assert exactly(s, len(GREETING)) == GREETING
         s.sendall(f"{what} {size}\n".encode())
         print(CASES[what][0](s, size), flush=True)
 

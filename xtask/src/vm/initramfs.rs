@@ -74,6 +74,7 @@ pub fn build(guest: &Guest<'_>, arguments: &[String]) -> Result<PathBuf> {
         let name = program.file_name().with_context(|| format!("{} names no file", program.display()))?;
         install_with_libraries(&root, program, &Path::new("test").join(name))?;
     }
+    install_python(&root)?;
     let modules = install_modules(guest.directory, &root)?;
     write_texts(&root, guest, arguments, &modules)?;
     archive(&root, &guest.directory.join("initramfs.cpio"))
@@ -171,6 +172,47 @@ fn install_module(path: &Path, root: &Path) -> Result<String> {
         fs::copy(path, &target).with_context(|| format!("copying {}", path.display()))?;
     }
     Ok(plain)
+}
+
+/// Copies Python, in which some of the tests' peers are written. The program of that name on PATH may be a script that
+/// starts another one.
+fn install_python(root: &Path) -> Result<()> {
+    const WHERE: &str = "import os, sys, sysconfig\n\
+                         print(os.path.realpath(sys.executable))\nprint(sysconfig.get_path('stdlib'))";
+    let said = stdout(&mut command("python3", ["-c", WHERE]))?;
+    let (program, library) = said.trim().split_once('\n').context("python3 says where it is")?;
+    let inside = program.strip_prefix('/').unwrap_or(program);
+    install_with_libraries(root, Path::new(program), Path::new(inside))?;
+    symlink(program, root.join("bin/python3")).context("linking the guest's Python")?;
+    copy_python(root, Path::new(library))
+}
+
+/// Copies a directory of Python's without what no test imports.
+fn copy_python(root: &Path, directory: &Path) -> Result<()> {
+    const UNUSED: &[&str] = &[
+        "__pycache__",
+        "dist-packages",
+        "ensurepip",
+        "idlelib",
+        "lib2to3",
+        "site-packages",
+        "test",
+        "tkinter",
+    ];
+    for entry in fs::read_dir(directory).with_context(|| format!("reading {}", directory.display()))? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let target = path.strip_prefix("/").unwrap_or(&path);
+        match path.extension().and_then(|ending| ending.to_str()) {
+            _ if path.is_dir() && !UNUSED.contains(&&*name) && !name.starts_with("config-") => {
+                copy_python(root, &path)?;
+            }
+            Some("py") => install(root, &path, target)?,
+            Some("so") => install_with_libraries(root, &path, target)?,
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn install_with_libraries(root: &Path, from: &Path, to: &Path) -> Result<()> {

@@ -7,6 +7,8 @@ use super::ground::{Ground, Presence, Target, Way};
 use super::{Goal, Measure, Row, Setup};
 
 const REDIRECTED: &str = "sluice_acceleration_messages_total{reason=\"redirected\"}";
+/// Likewise: those that went past the agent.
+const BRIDGED: &str = "sluice_acceleration_messages_total{reason=\"bridged\"}";
 const BALANCED: &str = "sluice_connect_decisions_total{reason=\"balanced\"}";
 const CAPTURED: &str = "sluice_connect_decisions_total{reason=\"agent_l7\"}";
 /// Calls of one measurement of `connect()`.
@@ -122,7 +124,8 @@ impl Side {
     /// One value, and the proof that it is of the way that the row names.
     fn take(&self) -> Result<f64> {
         let counts = || -> Result<[f64; 3]> {
-            Ok([self.ground.count(REDIRECTED)?, self.ground.count(BALANCED)?, self.ground.count(CAPTURED)?])
+            let handed_over = self.ground.count(REDIRECTED)? + self.ground.count(BRIDGED)?;
+            Ok([handed_over, self.ground.count(BALANCED)?, self.ground.count(CAPTURED)?])
         };
         let before = counts()?;
         let value = self.run()?;
@@ -132,11 +135,11 @@ impl Side {
         Ok(value)
     }
 
-    fn prove(&self, [redirected, balanced, captured]: [f64; 3]) -> Result<()> {
-        // A connection that sends nothing has nothing to redirect.
+    fn prove(&self, [handed_over, balanced, captured]: [f64; 3]) -> Result<()> {
+        // A connection that sends nothing has nothing to hand over.
         let speaks = self.load != Load::Connect;
         let accelerates = self.case.presence == Presence::Accelerating && speaks;
-        ensure!((redirected > 100.0) == accelerates, "{redirected} messages were redirected");
+        ensure!((handed_over > 100.0) == accelerates, "{handed_over} messages went past TCP");
         ensure!((balanced > 0.5) == (self.case.way == Way::Balanced), "{balanced} connects were balanced");
         ensure!((captured > 0.5) == (self.case.way == Way::Agent), "{captured} connects went to the agent");
         Ok(())
