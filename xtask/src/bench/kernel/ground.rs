@@ -70,8 +70,8 @@ pub struct Ground {
 }
 
 impl Ground {
-    /// Lays it. `way` says on which core the server is: it has one of its own unless the agent is on the way.
-    pub fn lay(setup: &Setup, presence: Presence, way: Way) -> Result<Self> {
+    /// Lays it, with the server on a core of its own or on the client's.
+    pub fn lay(setup: &Setup, name: &str, presence: Presence, beside: bool) -> Result<Self> {
         let own = std::env::current_exe().context("finding the running binary")?;
         let argv = [&own.display().to_string(), "bench", "peer", "serve", &PEER.to_string()];
         let argv = argv.map(str::to_owned).to_vec();
@@ -84,8 +84,8 @@ impl Ground {
             .pod(PodSpec::new(CLIENT, NODE))
             .pod(server.runs(Program::Http { port: NGINX }).runs(Program::Server { argv, port: PEER }))
             .service(service);
-        let lab = Lab::for_test(&format!("bench_{presence:?}_{way:?}").to_lowercase(), topology)?;
-        let core = if way == Way::Agent { CLIENT_CORE } else { OTHER_CORE };
+        let lab = Lab::for_test(&format!("bench_{name}"), topology)?;
+        let core = if beside { CLIENT_CORE } else { OTHER_CORE };
         for pid in lab.pod(SERVER)?.cgroup().pids() {
             bind(pid, core)?;
         }

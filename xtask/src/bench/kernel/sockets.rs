@@ -36,14 +36,18 @@ enum Load {
 struct Case {
     presence: Presence,
     way: Way,
+    /// The server has the client's core, and the other one is the agent's.
+    beside: bool,
 }
 
-const PLAIN_POD: Case = Case { presence: Presence::Absent, way: Way::Pod };
-const FAST_POD: Case = Case { presence: Presence::Accelerating, way: Way::Pod };
-const AGENT: Case = Case { presence: Presence::Plain, way: Way::Agent };
-const FAST_AGENT: Case = Case { presence: Presence::Accelerating, way: Way::Agent };
-const DIRECT: Case = Case { presence: Presence::Plain, way: Way::Pod };
-const BALANCE: Case = Case { presence: Presence::Plain, way: Way::Balanced };
+const PLAIN_POD: Case = Case { presence: Presence::Absent, way: Way::Pod, beside: false };
+const FAST_POD: Case = Case { presence: Presence::Accelerating, way: Way::Pod, beside: false };
+const PLAIN_BESIDE: Case = Case { beside: true, ..PLAIN_POD };
+const FAST_BESIDE: Case = Case { beside: true, ..FAST_POD };
+const AGENT: Case = Case { presence: Presence::Plain, way: Way::Agent, beside: true };
+const FAST_AGENT: Case = Case { presence: Presence::Accelerating, way: Way::Agent, beside: true };
+const DIRECT: Case = Case { presence: Presence::Plain, way: Way::Pod, beside: false };
+const BALANCE: Case = Case { presence: Presence::Plain, way: Way::Balanced, beside: false };
 
 const VETH: (&str, &str) = ("accelerated", "plain veth");
 const LEGS: (&str, &str) = ("through the agent, accelerated", "through the agent");
@@ -53,7 +57,8 @@ const DETOUR: (&str, &str) = ("through the agent, accelerated", "plain veth");
 pub const ROWS: &[Row] = &[
     row("rtt-pod", "trips/s", VETH, Goal::AtLeast(1.4), |s| pair(s, Load::Ping, FAST_POD, PLAIN_POD)),
     row("rtt-l4", "trips/s", LEGS, Goal::Shown, |s| pair(s, Load::Ping, FAST_AGENT, AGENT)),
-    row("rtt-detour", "trips/s", DETOUR, Goal::Shown, |s| pair(s, Load::Ping, FAST_AGENT, PLAIN_POD)),
+    row("rtt-beside", "trips/s", VETH, Goal::Shown, |s| pair(s, Load::Ping, FAST_BESIDE, PLAIN_BESIDE)),
+    row("rtt-detour", "trips/s", DETOUR, Goal::Shown, |s| pair(s, Load::Ping, FAST_AGENT, PLAIN_BESIDE)),
     row("stream-pod", "MB/s", VETH, Goal::AtLeast(1.15), |s| pair(s, Load::Stream, FAST_POD, PLAIN_POD)),
     row("stream-l4", "MB/s", LEGS, Goal::Shown, |s| pair(s, Load::Stream, FAST_AGENT, AGENT)),
     row("http-pod-32", "req/s", VETH, Goal::AtLeast(1.6), |s| pair(s, Load::Wrk("32"), FAST_POD, PLAIN_POD)),
@@ -103,11 +108,11 @@ struct Pair {
 }
 
 fn pair(setup: &Setup, load: Load, subject: Case, baseline: Case) -> Result<Box<dyn Measure>> {
-    let lay = |case: Case| -> Result<Side> {
-        let ground = Ground::lay(setup, case.presence, case.way)?;
+    let lay = |name, case: Case| -> Result<Side> {
+        let ground = Ground::lay(setup, name, case.presence, case.beside)?;
         Ok(Side { case, load, seconds: setup.seconds, ground })
     };
-    Ok(Box::new(Pair { subject: lay(subject)?, baseline: lay(baseline)? }))
+    Ok(Box::new(Pair { subject: lay("subject", subject)?, baseline: lay("baseline", baseline)? }))
 }
 
 impl Measure for Pair {
