@@ -46,6 +46,7 @@ pub(super) fn model() -> Model {
         labels: Arc::default(),
         accelerated: true,
         ready: true,
+        probes: Vec::new(),
     };
     let listener = Listener {
         gateway: ObjectName::new("infra", "edge"),
