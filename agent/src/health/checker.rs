@@ -75,11 +75,7 @@ pub struct Checker {
 
 impl Checker {
     /// `random`: a number that differs from call to call.
-    pub fn new(
-        asked: Asked,
-        counts: Arc<ProbeCounts>,
-        random: impl FnMut() -> u64 + Send + 'static,
-    ) -> Self {
+    pub fn new(asked: Asked, counts: Arc<ProbeCounts>, random: impl FnMut() -> u64 + Send + 'static) -> Self {
         Self {
             asked,
             counts,

@@ -1,11 +1,13 @@
 //! Health checks: the agent asks the pods of its node whether they can take work, as their documents say.
 //!
-//! [`standing`] counts outcomes and [`roster`] knows who is to be asked when; both are pure. [`check`] asks one pod once, and
+//! [`standing`] counts outcomes and [`roster`] knows who is to be asked when; both are pure, as is what follows for
+//! a model ([`take_out`]). [`check`] asks one pod once, and
 //! [`checker`] runs all of it. Who hears of a pod that fails is none of its business.
 
 mod check;
 mod checker;
 mod grpc;
+mod overlay;
 mod roster;
 mod standing;
 
@@ -15,6 +17,7 @@ use std::time::SystemTime;
 
 pub use check::{Failed, probe};
 pub use checker::{Asked, Checker, ProbeCounts};
+pub use overlay::take_out;
 pub use roster::{Job, ProbeId, Roster};
 pub use standing::{Standing, Thresholds};
 

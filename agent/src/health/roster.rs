@@ -92,9 +92,7 @@ impl Roster {
         let gone: Vec<Arc<str>> = self
             .pods
             .iter()
-            .filter(|(uid, pod)| {
-                wanted.get(*uid).is_none_or(|(_, address)| *address != pod.address)
-            })
+            .filter(|(uid, pod)| wanted.get(*uid).is_none_or(|(_, address)| *address != pod.address))
             .map(|(uid, _)| Arc::clone(uid))
             .collect();
         for uid in gone {
@@ -103,9 +101,7 @@ impl Roster {
         let trusted = !self.begun;
         let changed: Vec<_> = wanted
             .into_values()
-            .filter(|(pod, _)| {
-                self.pods.get(&pod.uid).is_none_or(|known| !self.same(known, &pod.probes))
-            })
+            .filter(|(pod, _)| self.pods.get(&pod.uid).is_none_or(|known| !self.same(known, &pod.probes)))
             .collect();
         self.begun |= !changed.is_empty();
         let room = APART * u32::try_from(changed.len()).unwrap_or(u32::MAX);
@@ -185,7 +181,13 @@ impl Roster {
     }
 
     /// What came of a question; `None`: nothing, by a fault of the agent. One whose pod has gone meanwhile is passed over.
-    pub fn told(&mut self, id: ProbeId, outcome: Option<Result<(), String>>, now: Instant, clock: SystemTime) {
+    pub fn told(
+        &mut self,
+        id: ProbeId,
+        outcome: Option<Result<(), String>>,
+        now: Instant,
+        clock: SystemTime,
+    ) {
         let Some(tracked) = self.probes.get_mut(&id) else { return };
         tracked.next = tracked.next.max(now);
         self.due.insert((tracked.next, id));
@@ -198,7 +200,8 @@ impl Roster {
         }
         let uid = Arc::clone(&tracked.uid);
         let Some(pod) = self.pods.get_mut(&uid) else { return };
-        let failing = pod.probes.iter().filter_map(|id| self.probes.get(id)).find(|one| !one.standing.takes_work());
+        let failing =
+            pod.probes.iter().filter_map(|id| self.probes.get(id)).find(|one| !one.standing.takes_work());
         match (failing, &mut pod.out) {
             (None, out) => *out = None,
             (Some(failing), out @ None) => *out = Some((failing.why.clone(), clock)),

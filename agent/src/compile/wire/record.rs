@@ -128,7 +128,8 @@ impl From<&Workload> for WorkloadRecord {
 
 impl WorkloadRecord {
     pub(super) fn named(self, name: ObjectName) -> Workload {
-        let Self { uid, workload, node, service_account, addresses, labels, accelerated, ready, probes } = self;
+        let Self { uid, workload, node, service_account, addresses, labels, accelerated, ready, probes } =
+            self;
         Workload { name, uid, workload, node, service_account, addresses, labels, accelerated, ready, probes }
     }
 }

@@ -101,12 +101,8 @@ impl ReadinessProbe {
     }
 
     fn check(&self, field: &Field, ports: &[(&str, u16)], notes: &mut Notes<'_>) -> Option<ProbeCheck> {
-        let kinds = [
-            self.exec.is_some(),
-            self.http_get.is_some(),
-            self.tcp_socket.is_some(),
-            self.grpc.is_some(),
-        ];
+        let kinds =
+            [self.exec.is_some(), self.http_get.is_some(), self.tcp_socket.is_some(), self.grpc.is_some()];
         if kinds.into_iter().filter(|given| *given).count() != 1 {
             notes.error(field, "a probe has one of exec, httpGet, tcpSocket and grpc");
             return None;
@@ -162,12 +158,7 @@ impl HttpGet {
     }
 }
 
-fn number(
-    port: &TargetPort,
-    named: &[(&str, u16)],
-    field: &Field,
-    notes: &mut Notes<'_>,
-) -> Option<u16> {
+fn number(port: &TargetPort, named: &[(&str, u16)], field: &Field, notes: &mut Notes<'_>) -> Option<u16> {
     match port {
         TargetPort::Number(number) => Some(*number),
         TargetPort::Name(name) => {

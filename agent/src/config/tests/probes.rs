@@ -8,11 +8,15 @@ use crate::config::Severity;
 use crate::model::{Probe, ProbeCheck};
 
 fn pod(spec: &str) -> String {
-    format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: p}}\nspec: {{nodeName: n, {spec}}}\nstatus: {{podIP: 10.0.0.1}}\n")
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: p}}\nspec: {{nodeName: n, {spec}}}\nstatus: {{podIP: 10.0.0.1}}\n"
+    )
 }
 
 fn with_probe(probe: &str) -> String {
-    pod(&format!("containers: [{{name: c, ports: [{{name: web, containerPort: 8080}}], readinessProbe: {{{probe}}}}}]"))
+    pod(&format!(
+        "containers: [{{name: c, ports: [{{name: web, containerPort: 8080}}], readinessProbe: {{{probe}}}}}]"
+    ))
 }
 
 fn probes(text: &str) -> Vec<Probe> {
@@ -34,7 +38,10 @@ fn what_is_asked_is_read_with_its_defaults() {
         ),
         ("tcpSocket: {port: web}", ProbeCheck::Tcp { port: 8080 }),
         ("grpc: {port: 9000}", ProbeCheck::Grpc { port: 9000, service: "".into() }),
-        ("grpc: {port: 9000, service: shop.Cart}", ProbeCheck::Grpc { port: 9000, service: "shop.Cart".into() }),
+        (
+            "grpc: {port: 9000, service: shop.Cart}",
+            ProbeCheck::Grpc { port: 9000, service: "shop.Cart".into() },
+        ),
     ];
     for (text, expected) in cases {
         let probes = probes(&with_probe(text));
@@ -98,7 +105,11 @@ fn what_is_wrong_is_refused() {
         ("", "", "has one of"),
         ("tcpSocket: {port: 1}, grpc: {port: 2}", "", "has one of"),
         ("httpGet: {port: 1, path: '/a b'}", ".httpGet.path", "%XX"),
-        ("httpGet: {port: 1, httpHeaders: [{name: 'a b', value: c}]}", ".httpGet.httpHeaders[0]", "no header"),
+        (
+            "httpGet: {port: 1, httpHeaders: [{name: 'a b', value: c}]}",
+            ".httpGet.httpHeaders[0]",
+            "no header",
+        ),
         ("httpGet: {port: 0}", ".httpGet.port", ""),
         ("grpc: {}", ".grpc", "port"),
         ("tcpSocket: {port: 1}, periodSeconds: -1", ".periodSeconds", "number"),
