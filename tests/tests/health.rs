@@ -144,7 +144,7 @@ fn python(test: &str) -> Result<Option<PathBuf>> {
     let target = target.parent().and_then(Path::parent).context("the binary lies in target/PROFILE")?;
     let python = target.join("grpc/bin/python");
     match exec::run(std::process::Command::new(&python).args(["-c", "import grpc"])) {
-        Ok(()) => Ok(Some(python)),
+        Ok(_) => Ok(Some(python)),
         Err(error) if std::env::var_os("CI").is_none() => {
             eprintln!("SKIPPED {test}: there is no grpcio (scripts/setup): {error:#}");
             Ok(None)
@@ -234,11 +234,16 @@ fn what_a_node_finds_out_steers_traffic_on_all() -> Result<()> {
     }
     ensure!(begun.elapsed() < BOUND, "it took {:?}", begun.elapsed());
     // Why is told on every node, although one has asked.
-    let cluster = site.cluster("node1")?;
-    let nodes = cluster["nodes"].as_array().cloned().unwrap_or_default();
-    let node3 = nodes.iter().find(|node| node["node"] == "node3").context("node3 is known")?;
-    let why = node3["unhealthy"][0].as_str().unwrap_or_default();
-    ensure!(why.starts_with("default/web-b (probe failed: HTTP 404, since 2"), "{node3}");
+    let why = |site: &Site| -> Result<String> {
+        let cluster = site.cluster("node1")?;
+        let nodes = cluster["nodes"].as_array().cloned().unwrap_or_default();
+        let node3 = nodes.iter().find(|node| node["node"] == "node3").context("node3 is known")?;
+        Ok(node3["unhealthy"][0].as_str().unwrap_or_default().to_owned())
+    };
+    wait_for("the reason to be known", LIMIT, || {
+        why(&site).is_ok_and(|why| why.starts_with("default/web-b (probe failed: HTTP 404, since 2"))
+    })
+    .with_context(|| format!("{:?}", why(&site)))?;
     let endpoints = site.sluice("node1", &["endpoints"])?;
     ensure!(endpoints.contains("out: probe failed: HTTP 404, since 2"), "{endpoints}");
     switch.set(true)?;

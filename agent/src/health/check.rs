@@ -22,7 +22,7 @@ const USER_AGENT: &str = concat!("sluice-probe/", env!("CARGO_PKG_VERSION"));
 /// The largest head of an answer that is read.
 const HEAD_MAX: usize = 16 << 10;
 /// How much of a body is read after the head, and for how long: a server whose answer is cut off may log an error.
-const BODY_MAX: usize = 64 << 10;
+const BODY_MAX: u64 = 64 << 10;
 const GOODBYE: Duration = Duration::from_millis(100);
 
 /// Why a pod does not pass.
@@ -125,7 +125,7 @@ async fn get(mut stream: TcpStream, request: &str) -> Result<(), Failed> {
         buffer.drain(..end);
     };
     let rest = async {
-        let mut body = stream.take(BODY_MAX as u64);
+        let mut body = stream.take(BODY_MAX);
         // Whatever comes of it, the answer has been read.
         let _ = tokio::io::copy(&mut body, &mut tokio::io::sink()).await;
     };

@@ -23,11 +23,15 @@ pub(super) fn request(service: &str) -> Vec<u8> {
 }
 
 fn put_varint(bytes: &mut Vec<u8>, mut value: usize) {
-    while value >= 0x80 {
-        bytes.push((value & 0x7f) as u8 | 0x80);
+    loop {
+        let [low, ..] = value.to_le_bytes();
         value >>= 7;
+        if value == 0 {
+            bytes.push(low);
+            return;
+        }
+        bytes.push(low | 0x80);
     }
-    bytes.push(value as u8);
 }
 
 /// What an answer's body says: whether the field `status` (1) is `SERVING`. Fields of later versions are passed over.
