@@ -10,6 +10,7 @@ pub mod balance;
 pub mod route;
 
 pub mod config;
+pub mod health;
 pub mod http;
 pub mod identity;
 pub mod net;

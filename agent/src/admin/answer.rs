@@ -89,7 +89,7 @@ fn admin(question: Question<'_>, source: &Source) -> Option<Answer> {
         "/clusters" => Answer::text(200, clusters(&table)),
         "/config_dump" => Answer::json(&config_dump(&table)),
         "/connections" => Answer::json(&(source.connections)()),
-        "/endpoints" => Answer::json(&dump::endpoints(&table)),
+        "/endpoints" => Answer::json(&(source.endpoints)()),
         "/routes" => Answer::json(&dump::routes(&table)),
         "/status" => Answer::json(&(source.status)()),
         "/server_info" => server_info(source),

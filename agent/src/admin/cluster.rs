@@ -43,6 +43,9 @@ pub struct ClusterDump {
     /// Why this agent last stopped leading.
     #[serde(default)]
     pub yielded: Option<String>,
+    /// The fault by which the tasks of the cluster ended last; they have begun anew since.
+    #[serde(default)]
+    pub fault: Option<String>,
     /// What is wrong with the store; `None`: nothing.
     #[serde(default)]
     pub store_error: Option<String>,
@@ -80,7 +83,7 @@ pub struct NodeDump {
     /// When that came into force, in RFC 3339.
     #[serde(default)]
     pub applied_at: Option<String>,
-    /// Pods on it that fail their health checks.
+    /// Pods on it that fail their health checks, with the reason.
     #[serde(default)]
     pub unhealthy: Vec<String>,
     /// The table that it refuses, with the reason.

@@ -1,7 +1,7 @@
 //! The routing table in readable form: `/routes` and `/endpoints`, which feed the tables of `sluice routes` and
 //! `sluice endpoints`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -129,6 +129,9 @@ pub struct EndpointDump {
     pub node: Option<String>,
     /// Whether it is given new work.
     pub ready: bool,
+    /// Why it is not, where the documents do not say so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub out: Option<String>,
     /// Requests and connections in flight.
     pub active: u32,
 }
@@ -208,14 +211,34 @@ fn opaque_rule(cluster: &Cluster) -> RuleDump {
     }
 }
 
+/// Why endpoints get no work.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OutReasons {
+    /// By the pod, `namespace/name`.
+    pub pods: HashMap<String, String>,
+    /// By the node.
+    pub nodes: HashMap<String, String>,
+}
+
+impl OutReasons {
+    fn of(&self, endpoint: &EndpointDump) -> Option<String> {
+        let by_pod = endpoint.pod.as_ref().and_then(|pod| self.pods.get(pod));
+        by_pod.or_else(|| self.nodes.get(endpoint.node.as_ref()?)).cloned()
+    }
+}
+
 /// The table's endpoints.
-pub fn endpoints(table: &RoutingTable) -> EndpointsDump {
+pub fn endpoints(table: &RoutingTable, reasons: &OutReasons) -> EndpointsDump {
+    let told = |mut endpoint: EndpointDump| {
+        endpoint.out = reasons.of(&endpoint).filter(|_| !endpoint.ready);
+        endpoint
+    };
     let empty =
         table.clusters.values().filter(|cluster| cluster.endpoints.is_empty() && cluster.unready.is_empty());
     EndpointsDump {
         epoch: table.version.token.epoch,
         version: table.version.version,
-        endpoints: table.clusters.values().flat_map(|cluster| of_cluster(cluster)).collect(),
+        endpoints: table.clusters.values().flat_map(|cluster| of_cluster(cluster)).map(told).collect(),
         empty: empty.map(|cluster| cluster_name(&cluster.key)).collect(),
     }
 }
@@ -235,6 +258,7 @@ fn endpoint(cluster: &Cluster, upstream: &Upstream, ready: bool) -> EndpointDump
         pod: workload.map(|workload| workload.name.to_string()),
         node: workload.and_then(|workload| workload.node.as_deref().map(str::to_owned)),
         ready,
+        out: None,
         active: upstream.active(),
     }
 }

@@ -26,7 +26,8 @@ use crate::telemetry::{AccessLog, Metrics};
 pub use cluster::{ClusterDump, DocumentsDump, LeaderDump, NodeDump, RefusedDump};
 pub use connections::{ConnectionDump, ConnectionsDump};
 pub use dump::{
-    DestinationDump, EndpointDump, EndpointsDump, HostDump, RoutesDump, RuleDump, endpoints, routes,
+    DestinationDump, EndpointDump, EndpointsDump, HostDump, OutReasons, RoutesDump, RuleDump, endpoints,
+    routes,
 };
 pub use flows::{FlowDump, FlowsDump};
 pub use server::{Role, serve};
@@ -56,6 +57,8 @@ pub struct Source {
     pub flows: Box<dyn Fn(u64) -> FlowsDump + Send + Sync>,
     /// The connections that are open.
     pub connections: Box<dyn Fn() -> ConnectionsDump + Send + Sync>,
+    /// The endpoints.
+    pub endpoints: Box<dyn Fn() -> EndpointsDump + Send + Sync>,
     /// The cluster.
     pub cluster: Box<dyn Fn() -> ClusterDump + Send + Sync>,
 }

@@ -32,6 +32,9 @@ pub struct Status {
     /// What the documents ask for and this agent, as it was started and on this node, does not do.
     #[serde(default)]
     pub unmet: Vec<String>,
+    /// Pods of this node that fail their health checks, with the reason and since when.
+    #[serde(default)]
+    pub unhealthy: Vec<String>,
     /// The cluster, as far as this agent knows it.
     #[serde(default)]
     pub cluster: ClusterDump,

@@ -46,6 +46,7 @@ pub(super) fn model() -> Model {
         labels: Arc::default(),
         accelerated: true,
         ready: true,
+        probes: Vec::new(),
     };
     let listener = Listener {
         gateway: ObjectName::new("infra", "edge"),
@@ -156,12 +157,16 @@ fn fixture() -> Fixture {
         ..Status::default()
     };
     let source = Source {
-        tables: Arc::new(ArcSwap::new(table)),
+        tables: Arc::new(ArcSwap::new(Arc::clone(&table))),
         metrics: Metrics::new(BuildInfo { version: "1.2.3", cluster: "east" }).expect("registers"),
         log,
         access: AccessLog::disabled(),
         ready: of_source,
         status: Box::new(move || status.clone()),
+        endpoints: {
+            let table = Arc::clone(&table);
+            Box::new(move || super::endpoints(&table, &super::OutReasons::default()))
+        },
         connections: Box::new(super::ConnectionsDump::default),
         cluster: Box::new(super::ClusterDump::default),
         flows: Box::new(|since| super::FlowsDump { next: since + 1, ..super::FlowsDump::default() }),

@@ -9,16 +9,17 @@ use anyhow::Context as _;
 use super::Settings;
 use super::follow::Follower;
 use super::status::Observed;
-use crate::admin::{ClusterDump, DocumentsDump, LeaderDump, NodeDump, RefusedDump};
+use crate::admin::{ClusterDump, DocumentsDump, LeaderDump, NodeDump, OutReasons, RefusedDump};
 use crate::cluster::disk::KeptDocuments;
-use crate::cluster::registry::{Node, NodeState};
+use crate::cluster::registry::{Node, NodeRecord, NodeState};
 use crate::cluster::seal::Position;
 use crate::cluster::{self, Agent, ClusterSettings, ClusterView, RedisOptions, RedisStore, Trust};
 use crate::compile::wire::{Parts, Touched};
 use crate::compile::{TableVersion, compile_parts, recompile};
 use crate::config::{self, State, load, stored_files};
+use crate::health::PodHealth;
 use crate::identity::NodeDirectory;
-use crate::telemetry::rfc3339;
+use crate::telemetry::{ClusterReading, rfc3339};
 
 /// How an agent is part of a cluster.
 #[derive(Debug, Clone)]
@@ -137,10 +138,93 @@ pub(super) fn dump(view: &Mutex<ClusterView>, (node, cluster, signed): (&str, &s
         fenced: view.fenced,
         yielded: view.yielded.map(str::to_owned),
         refusals: view.refusals.into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect(),
+        fault: view.fault,
         store_error: view.store_error.map(|error| error.to_string()),
         disk_error: (!view.disk_errors.is_empty())
             .then(|| view.disk_errors.into_values().collect::<Vec<_>>().join("; ")),
     }
+}
+
+/// What the metrics show of it.
+pub(super) fn reading(view: &Mutex<ClusterView>) -> ClusterReading {
+    let view = view.lock().unwrap_or_else(PoisonError::into_inner);
+    let count = |wanted: &str| view.nodes.iter().filter(|node| state_of(node) == wanted).count();
+    let age = view.in_force.map(|(_, since)| SystemTime::now().duration_since(since).unwrap_or_default());
+    ClusterReading {
+        leads: view.leads.is_some(),
+        nodes: NODE_STATES.map(|state| (state, count(state))),
+        table_age: age,
+        refused: view.refusals.iter().map(|(reason, count)| (*reason, *count)).collect(),
+        publications: view.publications,
+        fenced: view.fenced,
+        faults: view.faults,
+        store_up: view.store_error.is_none(),
+        store_reconnects: view.reconnects,
+    }
+}
+
+/// States of nodes, as the metrics have them.
+const NODE_STATES: [&str; 4] = ["serving", "draining", "dead", "unknown"];
+
+fn state_of(node: &Node) -> &'static str {
+    match &node.record {
+        _ if !node.alive => "dead",
+        Ok(record) => match record.state {
+            NodeState::Serving => "serving",
+            NodeState::Draining => "draining",
+            NodeState::Unknown => "unknown",
+        },
+        Err(_) => "unknown",
+    }
+}
+
+/// A pod that fails, as it is shown.
+pub(super) fn failing_text(pod: &str, why: &str, since: SystemTime) -> String {
+    format!("{pod} ({})", failed(why, since))
+}
+
+fn failed(why: &str, since: SystemTime) -> String {
+    format!("probe failed: {why}, since {}", rfc3339(since))
+}
+
+/// Why endpoints get no work, as far as this node knows. `health`: of its own pods.
+pub(super) fn reasons(
+    node: &str,
+    health: Option<&PodHealth>,
+    view: Option<&Mutex<ClusterView>>,
+) -> OutReasons {
+    let mut reasons = OutReasons::default();
+    let nodes = view.map(|view| view.lock().unwrap_or_else(PoisonError::into_inner).nodes.clone());
+    for other in nodes.into_iter().flatten() {
+        if !other.alive {
+            let why = format!("its node {} has no heartbeat", other.name);
+            reasons.nodes.insert(other.name.to_string(), why);
+        }
+        if let Ok(record) = other.record
+            && *other.name != *node
+        {
+            let told = record.failing.into_iter().map(|one| {
+                let since = SystemTime::UNIX_EPOCH + Duration::from_millis(one.since);
+                (one.pod, failed(&one.why, since))
+            });
+            reasons.pods.extend(told);
+        }
+    }
+    let own = health.iter().flat_map(|health| health.failing.values());
+    reasons.pods.extend(own.map(|one| (one.pod.to_string(), failed(&one.why, one.since))));
+    reasons
+}
+
+/// Pods of a node that fail, with the reason where it is told.
+fn unhealthy(record: &NodeRecord) -> Vec<String> {
+    let reason = |uid: &Arc<str>| {
+        let told = record.failing.iter().find(|one| one.uid == *uid);
+        told.map_or_else(
+            || uid.to_string(),
+            |one| failing_text(&one.pod, &one.why, SystemTime::UNIX_EPOCH + Duration::from_millis(one.since)),
+        )
+    };
+    record.unhealthy.iter().map(reason).collect()
 }
 
 fn version(version: TableVersion) -> String {
@@ -169,7 +253,7 @@ fn member(node: &Node) -> NodeDump {
         version: record.version.clone(),
         table: record.in_force().map(version).unwrap_or_default(),
         applied_at: since,
-        unhealthy: record.unhealthy.iter().map(ToString::to_string).collect(),
+        unhealthy: unhealthy(record),
         refused: record.refused.as_ref().map(|refused| format!("{}: {}", refused.reason, refused.detail)),
     }
 }

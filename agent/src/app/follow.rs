@@ -5,13 +5,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::bail;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::gateways::{Gateways, ListenerError};
 use super::status::Observed;
 use super::tables::Tables;
 use crate::compile::{RoutingTable, compile};
 use crate::config::State;
+use crate::health::{PodHealth, take_out};
+use crate::model::Model;
 use crate::proxy::{Command, WorkerHandle};
 
 /// How soon a listener that could not be opened is tried again.
@@ -25,16 +27,28 @@ pub(super) struct Follower {
     gateways: Gateways,
     /// Whether a listener is not open that should be.
     closed: bool,
+    /// What was read last.
+    state: State,
+    /// The pods of this node, where their health is not the cluster's business.
+    health: Arc<PodHealth>,
 }
 
 impl Follower {
     pub(super) fn new(tables: Arc<Tables>, observed: Arc<Observed>, workers: Vec<WorkerHandle>) -> Self {
-        Self { tables, observed, workers, gateways: Gateways::default(), closed: false }
+        Self {
+            tables,
+            observed,
+            workers,
+            gateways: Gateways::default(),
+            closed: false,
+            state: State::default(),
+            health: Arc::default(),
+        }
     }
 
     /// Applies the state at start. A listener that can't be opened is a reason not to start only for an agent that would
     /// then do nothing: pods must not go without capture and policy because somebody has a port.
-    pub(super) fn first(&mut self, state: &State, captures: bool) -> anyhow::Result<()> {
+    pub(super) fn first(&mut self, state: State, captures: bool) -> anyhow::Result<()> {
         let errors = self.apply(state);
         if !captures && self.gateways.addresses().is_empty() {
             return errors.into_iter().next().map_or(Ok(()), |error| bail!(error));
@@ -43,18 +57,31 @@ impl Follower {
         Ok(())
     }
 
-    /// Applies further states for as long as they come.
-    pub(super) async fn run(mut self, mut changes: mpsc::Receiver<State>) {
+    /// Applies further states for as long as they come, and what becomes of pods.
+    pub(super) async fn run(
+        mut self,
+        mut changes: mpsc::Receiver<State>,
+        mut health: watch::Receiver<Arc<PodHealth>>,
+    ) {
         loop {
             let state = tokio::select! {
                 state = changes.recv() => state,
+                Ok(()) = health.changed() => {
+                    let now = Arc::clone(&health.borrow_and_update());
+                    let differs = !now.failing.keys().eq(self.health.failing.keys());
+                    self.health = now;
+                    if differs {
+                        self.compile();
+                    }
+                    continue;
+                }
                 () = tokio::time::sleep(RETRY), if self.closed => {
                     self.closed = !self.listen().is_empty();
                     continue;
                 }
             };
             let Some(state) = state else { return };
-            let errors = self.apply(&state);
+            let errors = self.apply(state);
             self.closed = report(errors);
         }
     }
@@ -66,10 +93,22 @@ impl Follower {
         errors
     }
 
-    fn apply(&mut self, state: &State) -> Vec<ListenerError> {
-        self.put_in_force(|previous| compile(&state.model, previous, previous.version.after_alone()));
-        self.observed.reported(&state.report);
+    fn apply(&mut self, state: State) -> Vec<ListenerError> {
+        self.state = state;
+        self.compile();
+        self.observed.reported(&self.state.report);
         self.listen()
+    }
+
+    /// Puts in force what was read last, without the pods that fail.
+    fn compile(&self) {
+        let mut without: Option<Model> = None;
+        if !self.health.failing.is_empty() {
+            let model = without.insert(self.state.model.clone());
+            take_out(model, |_, uid| self.health.failing.contains_key(uid));
+        }
+        let model = without.as_ref().unwrap_or(&self.state.model);
+        self.put_in_force(|previous| compile(model, previous, previous.version.after_alone()));
     }
 
     /// Applies a table of the cluster.

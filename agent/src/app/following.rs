@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::follow::{Follower, retry};
@@ -13,6 +13,7 @@ use super::{DocumentSource, Settings, cluster};
 use crate::capture::policies_left;
 use crate::cluster::{Handle, Readiness};
 use crate::config::{self, State};
+use crate::health::PodHealth;
 
 /// How long the store may take to hear that this agent ends.
 const GOODBYE: Duration = Duration::from_secs(2);
@@ -20,7 +21,8 @@ const GOODBYE: Duration = Duration::from_secs(2);
 /// Whoever puts tables in force.
 pub(super) enum Following {
     /// A directory whose first documents are in force, and those that come.
-    Read(Box<Follower>, mpsc::Receiver<State>),
+    /// Its pods that fail their checks are told by the last.
+    Read(Box<Follower>, mpsc::Receiver<State>, watch::Sender<Arc<PodHealth>>),
     /// The directory is followed.
     Directory(JoinHandle<()>),
     /// The cluster, and the listeners that could not be opened.
@@ -39,8 +41,8 @@ impl Following {
         match &settings.documents {
             DocumentSource::Directory(dir) => {
                 let (state, changes) = config::watch(dir.clone()).context("--config")?;
-                follower.first(&state, settings.capture.is_some())?;
-                Ok(Self::Read(Box::new(follower), changes))
+                follower.first(state, settings.capture.is_some())?;
+                Ok(Self::Read(Box::new(follower), changes, watch::Sender::default()))
             }
             DocumentSource::Cluster(options) => {
                 let follower = Arc::new(Mutex::new(follower));
@@ -68,12 +70,35 @@ impl Following {
     /// Follows what comes.
     pub(super) fn go_on(&mut self) {
         *self = match std::mem::replace(self, Self::Stopped) {
-            Self::Read(follower, changes) => Self::Directory(tokio::spawn(follower.run(changes))),
+            Self::Read(follower, changes, health) => {
+                Self::Directory(tokio::spawn(follower.run(changes, health.subscribe())))
+            }
             other => other,
         };
     }
 
-    /// Puts no table in force any more; the cluster hears of it.
+    /// Where it is told how the pods of this node are.
+    pub(super) fn health(&self) -> watch::Sender<Arc<PodHealth>> {
+        match self {
+            Self::Read(_, _, health) => health.clone(),
+            Self::Cluster(handle, _) => handle.health(),
+            Self::Directory(_) | Self::Stopped => watch::Sender::default(),
+        }
+    }
+
+    /// Puts no table in force any more; the cluster hears that this agent ends.
+    pub(super) async fn drain(&mut self) {
+        match self {
+            Self::Directory(task) => task.abort(),
+            Self::Cluster(handle, retry) => {
+                retry.abort();
+                handle.drain(GOODBYE).await;
+            }
+            Self::Read(..) | Self::Stopped => {}
+        }
+    }
+
+    /// Likewise, and the cluster hears no more of this agent.
     pub(super) async fn stop(self) {
         match self {
             Self::Directory(task) => task.abort(),

@@ -8,6 +8,7 @@ mod follow;
 mod following;
 mod gateways;
 mod hold;
+mod probes;
 mod settings;
 mod status;
 mod tables;
@@ -53,6 +54,7 @@ pub struct Running {
     drain: watch::Sender<bool>,
     capture: Option<RunningCapture>,
     following: Following,
+    probes: JoinHandle<()>,
     drain_timeout: Duration,
 }
 
@@ -115,6 +117,7 @@ pub async fn start(
 
     let follower = follow::Follower::new(Arc::clone(&tables), Arc::clone(&observed), workers);
     let mut following = Following::start(&settings, &observed, follower)?;
+    let probes = probes::start(&settings, &observed, &tables, following.health());
     let source = Arc::new(observed.source(log));
     for (listener, role) in [(admin, Role::Admin), (metrics, Role::Metrics), (health, Role::Health)] {
         serve_apart(listener, role, Arc::clone(&source))?;
@@ -124,6 +127,7 @@ pub async fn start(
         () = stopping => None,
     };
     if waited.is_none() {
+        probes.abort();
         following.stop().await;
         return Ok(None);
     }
@@ -148,6 +152,7 @@ pub async fn start(
         drain,
         capture,
         following,
+        probes,
         drain_timeout: settings.drain_timeout,
     }))
 }
@@ -187,10 +192,10 @@ fn serve_apart(listener: TcpListener, role: Role, source: Arc<Source>) -> anyhow
 impl Running {
     /// Stops: not ready, then no new connections, then the ones under way to their end or the deadline, then nothing is
     /// left in the kernel.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
         tracing::info!("draining");
         self.observed.set_ready(false);
-        self.following.stop().await;
+        self.following.drain().await;
         let engine = match self.capture {
             Some(RunningCapture { handle, engine, claim }) => {
                 handle.stop_capturing().await;
@@ -207,6 +212,8 @@ impl Running {
         if cut > 0 {
             tracing::warn!(connections = cut, "the drain's time is over; closing what is still open");
         }
+        self.probes.abort();
+        self.following.stop().await;
         if let Some((engine, claim)) = engine {
             match engine.await {
                 Ok(engine) => engine.end().await,

@@ -16,13 +16,14 @@ use super::unmet::unmet;
 use super::{Addresses, Settings};
 use crate::admin::{
     AccelerationStatus, CaptureStatus, ClusterDump, ConnectStatus, ConnectionsDump, DrainStatus,
-    ForeignProgram, GuardLimits, GuardMap, GuardStatus, GuardedInterface, InterfaceStatus, ListenerStatus,
-    PolicyStatus, Source, Status, TableStatus, TierStatus, WorkerStatus,
+    EndpointsDump, ForeignProgram, GuardLimits, GuardMap, GuardStatus, GuardedInterface, InterfaceStatus,
+    ListenerStatus, PolicyStatus, Source, Status, TableStatus, TierStatus, WorkerStatus,
 };
 use crate::capture::{self, DropCause, EngineHandle};
 use crate::cluster::ClusterView;
 use crate::compile::RoutingTable;
 use crate::config::{Message, ObjectState, Report, Severity};
+use crate::health::{PodHealth, ProbeCounts};
 use crate::proxy::OpenConnections;
 use crate::telemetry::log::LogHandle;
 use crate::telemetry::{AccessLog, BuildInfo, ConfigState, FlowLog, KernelGauges, Metrics, rfc3339};
@@ -60,6 +61,8 @@ struct Changing {
     live: Option<capture::Live>,
     /// What is known of the cluster, and whether its tables are signed; `None`: the agent runs alone.
     cluster: Option<(Arc<Mutex<ClusterView>>, bool)>,
+    /// The pods of this node.
+    health: Option<watch::Receiver<Arc<PodHealth>>>,
 }
 
 impl Observed {
@@ -102,6 +105,7 @@ impl Observed {
         let flows = self.flows.clone();
         let opened = Arc::clone(self);
         let among = Arc::clone(self);
+        let endpoints = Arc::clone(self);
         Source {
             tables: Arc::clone(&self.tables),
             metrics: self.metrics.clone(),
@@ -111,6 +115,7 @@ impl Observed {
             status: Box::new(move || observed.status()),
             connections: Box::new(move || opened.connections()),
             cluster: Box::new(move || among.cluster()),
+            endpoints: Box::new(move || endpoints.endpoints()),
             flows: Box::new(move |since| super::flows::dump(&flows, since)),
         }
     }
@@ -122,7 +127,28 @@ impl Observed {
         super::connections::dump(workers, live.as_ref(), &self.tables.load())
     }
 
+    /// Shows how the pods of this node are; gives what counts the questions to them.
+    pub(super) fn watch_probes(&self, health: watch::Receiver<Arc<PodHealth>>) -> Arc<ProbeCounts> {
+        let counts = Arc::new(ProbeCounts::default());
+        let read = Arc::clone(&counts);
+        self.metrics.watch_probes(move || read.read());
+        self.changing().health = Some(health);
+        counts
+    }
+
+    /// The endpoints of the table in force, with what is known of those that get no work.
+    fn endpoints(&self) -> EndpointsDump {
+        let changing = self.changing();
+        let health = changing.health.as_ref().map(|health| Arc::clone(&health.borrow()));
+        let view = changing.cluster.as_ref().map(|(view, _)| Arc::clone(view));
+        drop(changing);
+        let out = super::cluster::reasons(&self.node, health.as_deref(), view.as_deref());
+        crate::admin::endpoints(&self.tables.load(), &out)
+    }
+
     pub(super) fn set_cluster(&self, view: Arc<Mutex<ClusterView>>, signed: bool) {
+        let read = Arc::clone(&view);
+        self.metrics.watch_cluster(move || super::cluster::reading(&read));
         self.changing().cluster = Some((view, signed));
     }
 
@@ -255,6 +281,7 @@ impl Observed {
             config: serde_json::to_value(&changing.report).unwrap_or_default(),
             unmet: self.unmet(&changing),
             cluster: self.cluster_of(&changing),
+            unhealthy: changing.health.as_ref().map(|health| unhealthy(&health.borrow())).unwrap_or_default(),
             workers: workers
                 .map(|(id, open)| WorkerStatus { id, connections: open.count() as u64 })
                 .collect(),
@@ -264,6 +291,14 @@ impl Observed {
             },
         }
     }
+}
+
+/// Pods that fail their checks, as they are shown.
+fn unhealthy(health: &PodHealth) -> Vec<String> {
+    let shown = |failing: &crate::health::Failing| {
+        super::cluster::failing_text(&failing.pod.to_string(), &failing.why, failing.since)
+    };
+    health.failing.values().map(shown).collect()
 }
 
 /// Labels of what policy refused.

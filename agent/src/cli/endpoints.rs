@@ -24,7 +24,11 @@ fn rows(dump: &EndpointsDump) -> Vec<[String; 7]> {
             endpoint.address.clone(),
             known(&endpoint.pod),
             known(&endpoint.node),
-            if endpoint.ready { "ready" } else { "not ready" }.to_owned(),
+            match &endpoint.out {
+                _ if endpoint.ready => "ready".to_owned(),
+                Some(why) => format!("out: {why}"),
+                None => "not ready".to_owned(),
+            },
             endpoint.active.to_string(),
             endpoint.policy.clone(),
         ]

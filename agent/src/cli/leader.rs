@@ -137,6 +137,9 @@ pub(super) fn cluster_lines(cluster: &ClusterDump) -> Vec<String> {
     lines.extend(
         cluster.store_error.iter().map(|why| format!("STORE        {why}; the last good table is in force")),
     );
+    lines.extend(
+        cluster.fault.iter().map(|what| format!("FAULT        {what}; the cluster's tasks began anew")),
+    );
     lines.extend(cluster.disk_error.iter().map(|why| format!("DISK         {why}")));
     lines
 }

@@ -52,6 +52,7 @@ fn render(status: &Status) -> String {
         lines.push(format!("listener     {} {state}", listener.name));
     }
     lines.extend(documents(&status.config));
+    lines.extend(status.unhealthy.iter().map(|pod| format!("UNHEALTHY    {pod}")));
     lines.extend(status.unmet.iter().map(|text| format!("NOT ENFORCED {text}")));
     lines.join("\n")
 }

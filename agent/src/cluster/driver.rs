@@ -8,6 +8,7 @@ mod beat;
 mod follow;
 mod lead;
 mod lease;
+mod life;
 mod mirror;
 
 use std::collections::BTreeMap;
@@ -18,7 +19,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use nix::time::{ClockId, clock_gettime};
 use tokio::sync::{Notify, broadcast, mpsc, watch};
-use tokio::task::JoinSet;
 
 use super::disk::{Disk, DiskError, KeptDocuments};
 use super::election::{self, Millis};
@@ -29,7 +29,13 @@ use super::store::{Event, Lease, Store, StoreError};
 use super::trust::Trust;
 use crate::compile::TableVersion;
 use crate::compile::wire::{Change, Counts, Parts, Touched};
+use crate::health::PodHealth;
 use crate::model::Model;
+
+pub use life::Handle;
+
+/// Events of the election that wait for it.
+const EVENTS: usize = 64;
 
 /// How an agent takes part.
 #[derive(Debug, Clone)]
@@ -98,6 +104,14 @@ pub struct ClusterView {
     pub cannot_lead: Option<String>,
     /// Publications that the store or others refused because this agent leads no more.
     pub fenced: u64,
+    /// Tables that this agent has published.
+    pub publications: u64,
+    /// How often the store came back.
+    pub reconnects: u64,
+    /// The fault by which the tasks of the cluster ended last.
+    pub fault: Option<String>,
+    /// How often they did.
+    pub faults: u64,
     /// The documents: the store's name, its revision, how many.
     pub documents: (Arc<str>, u64, usize),
     /// What is wrong with the store; `None`: nothing.
@@ -108,11 +122,11 @@ pub struct ClusterView {
 
 /// What the tasks share.
 pub(super) struct Shared<S> {
-    store: S,
+    store: Arc<S>,
     settings: ClusterSettings,
     nonce: u64,
-    trust: Trust,
-    disk: Mutex<Option<Disk>>,
+    trust: Arc<Trust>,
+    disk: Arc<Mutex<Option<Disk>>>,
     view: Arc<Mutex<ClusterView>>,
     /// The term in which this agent leads.
     term: watch::Sender<Option<Lease>>,
@@ -126,43 +140,14 @@ pub(super) struct Shared<S> {
     nodes: watch::Sender<Arc<Vec<Node>>>,
     /// What this node does.
     state: watch::Sender<NodeState>,
-    /// Pods of this node that fail their checks.
-    unhealthy: watch::Sender<Arc<std::collections::BTreeSet<Arc<str>>>>,
+    /// What the others were told last that this node does.
+    told: watch::Sender<Option<NodeState>>,
+    /// The pods of this node.
+    health: watch::Sender<Arc<PodHealth>>,
     /// What the store holds is no table that anybody would apply: who leads writes it anew.
     spoilt: Notify,
     /// What the election shall hear.
     election: mpsc::Sender<election::Event>,
-}
-
-/// An agent's part in a cluster.
-pub struct Handle {
-    view: Arc<Mutex<ClusterView>>,
-    unhealthy: watch::Sender<Arc<std::collections::BTreeSet<Arc<str>>>>,
-    stop: watch::Sender<bool>,
-    tasks: JoinSet<()>,
-    /// Whether a table is in force.
-    pub ready: watch::Receiver<Readiness>,
-}
-
-impl Handle {
-    /// What is known of the cluster; cheap to ask again.
-    pub fn view(&self) -> Arc<Mutex<ClusterView>> {
-        Arc::clone(&self.view)
-    }
-
-    /// Where pods of this node that fail their checks are told, by uid.
-    pub fn unhealthy(&self) -> watch::Sender<Arc<std::collections::BTreeSet<Arc<str>>>> {
-        self.unhealthy.clone()
-    }
-
-    /// Gives the lease back, takes the node out, and ends; waits no longer than `limit`.
-    pub async fn stop(mut self, limit: Duration) {
-        self.stop.send_replace(true);
-        let ended = async { while self.tasks.join_next().await.is_some() {} };
-        if tokio::time::timeout(limit, ended).await.is_err() {
-            tracing::warn!("the store did not hear of the end of this agent in time");
-        }
-    }
 }
 
 /// Takes part in a cluster. What the disk holds is in force when this returns.
@@ -187,15 +172,14 @@ pub fn start<S: Store>(
         view.counts = follower.parts().counts();
     }
     lock(&view).highest = follower.highest();
-    let (election, told) = mpsc::channel(64);
-    let stop = watch::Sender::new(false);
-    let shared = Arc::new(Shared {
-        store,
+    let (election, told) = mpsc::channel(EVENTS);
+    let shared = Shared {
+        store: Arc::new(store),
         settings,
         nonce: random(),
-        trust,
-        disk: Mutex::new(disk),
-        view: Arc::clone(&view),
+        trust: Arc::new(trust),
+        disk: Arc::new(Mutex::new(disk)),
+        view,
         term: watch::Sender::new(None),
         until: AtomicU64::new(0),
         calm_until: AtomicU64::new(0),
@@ -203,21 +187,12 @@ pub fn start<S: Store>(
         synced: watch::Sender::new(None),
         nodes: watch::Sender::default(),
         state: watch::Sender::new(NodeState::Serving),
-        unhealthy: watch::Sender::default(),
+        told: watch::Sender::new(None),
+        health: watch::Sender::default(),
         spoilt: Notify::new(),
         election,
-    });
-    let highest = follower.highest().token;
-    let agent = Arc::new(Mutex::new(agent));
-    let mut tasks = JoinSet::new();
-    tasks.spawn(lease::run(Arc::clone(&shared), highest, told, stop.subscribe()));
-    tasks.spawn(beat::run(Arc::clone(&shared), stop.subscribe()));
-    tasks.spawn(mirror::run(Arc::clone(&shared), stop.subscribe()));
-    tasks.spawn(lead::run(Arc::clone(&shared), Arc::clone(&agent), stop.subscribe()));
-    let readiness = ready.subscribe();
-    tasks.spawn(follow::run(Arc::clone(&shared), (agent, follower), ready, stop.subscribe()));
-    let unhealthy = shared.unhealthy.clone();
-    Ok(Handle { view, unhealthy, stop, tasks, ready: readiness })
+    };
+    Ok(life::begin(shared, (told, follower), agent, ready))
 }
 
 /// The table that was in force when the last process of this node ended.
@@ -263,7 +238,11 @@ impl<S: Store> Shared<S> {
     /// writes: see [`Shared::wrote`].
     fn heard<T>(&self, answer: Result<T, StoreError>) -> Result<T, StoreError> {
         match &answer {
-            Ok(_) => self.mended(|error| matches!(error, StoreError::Unreachable(_))),
+            Ok(_) => {
+                if self.mended(|error| matches!(error, StoreError::Unreachable(_))) {
+                    self.view().reconnects += 1;
+                }
+            }
             Err(error) => {
                 let mut view = self.view();
                 if view.store_error.as_ref() != Some(error) {
@@ -277,18 +256,22 @@ impl<S: Store> Shared<S> {
 
     /// Likewise, of a heartbeat: a store that takes that takes everything.
     fn wrote(&self, answer: Result<(), StoreError>) -> Result<(), StoreError> {
+        let answer = self.heard(answer);
         if answer.is_ok() {
             self.mended(|_| true);
         }
-        self.heard(answer)
+        answer
     }
 
-    fn mended(&self, which: impl FnOnce(&StoreError) -> bool) {
+    /// Whether that was wrong, and is no more.
+    fn mended(&self, which: impl FnOnce(&StoreError) -> bool) -> bool {
         let mut view = self.view();
-        if view.store_error.as_ref().is_some_and(which) {
+        let mended = view.store_error.as_ref().is_some_and(which);
+        if mended {
             view.store_error = None;
             tracing::info!("the store answers again");
         }
+        mended
     }
 
     /// Writes to the state directory, if there is one; whether it is there now. What fails is shown, and costs no traffic.
@@ -385,3 +368,6 @@ async fn wait_for(
         woken = tokio::time::timeout(limit, heard) => woken.unwrap_or(Woken::News),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,6 +21,12 @@ mod store;
 mod tests;
 mod trust;
 
+/// Milliseconds since 1970.
+pub fn milliseconds(time: std::time::SystemTime) -> u64 {
+    let since = time.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
 pub use driver::{Agent, ClusterSettings, ClusterView, Handle, Read, Readiness, start};
 
 pub use local::{Clock, LocalState, LocalStore};

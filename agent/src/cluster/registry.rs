@@ -10,7 +10,13 @@ use serde::{Deserialize, Serialize};
 
 use super::store::{Member, RECORD_MAX};
 use crate::compile::{TableVersion, Token};
+use crate::health::{PodHealth, take_out};
 use crate::model::Model;
+
+/// Pods of one node that are told as failing; further ones are not.
+pub const UNHEALTHY_MAX: usize = 4096;
+/// Of these are told with their reason.
+pub const REASONS_MAX: usize = 256;
 
 /// What a node does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,11 +24,24 @@ use crate::model::Model;
 pub enum NodeState {
     /// It serves.
     Serving,
-    /// It takes no new work: its pods get none either.
+    /// Its agent ends. Its pods are as they were, and reached without it.
     Draining,
     /// A state of a later version.
     #[serde(other)]
     Unknown,
+}
+
+/// Why a pod gets no work.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailingPod {
+    /// The pod's uid.
+    pub uid: Arc<str>,
+    /// Its name, `namespace/name`.
+    pub pod: String,
+    /// Why.
+    pub why: String,
+    /// Since when, in milliseconds since 1970.
+    pub since: u64,
 }
 
 /// A refusal, as a node tells it.
@@ -84,6 +103,9 @@ pub struct NodeRecord {
     /// Pods on it that fail their health checks, by uid.
     #[serde(default)]
     pub unhealthy: BTreeSet<Arc<str>>,
+    /// Why some of them do, for those who ask.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failing: Vec<FailingPod>,
     /// The last table that it refused, as long as it has not applied a later one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<Refused>,
@@ -94,6 +116,19 @@ impl NodeRecord {
     pub fn in_force(&self) -> Option<TableVersion> {
         let token = Token { epoch: self.epoch, nonce: self.token_nonce };
         (self.table > 0).then_some(TableVersion { token, version: self.table })
+    }
+
+    /// Says of its pods what is known of them, as far as there is room.
+    pub fn set_health(&mut self, health: &PodHealth) {
+        self.workloads = health.pods;
+        self.unhealthy = health.failing.keys().take(UNHEALTHY_MAX).cloned().collect();
+        let told = health.failing.iter().take(REASONS_MAX).map(|(uid, failing)| FailingPod {
+            uid: Arc::clone(uid),
+            pod: failing.pod.to_string(),
+            why: failing.why.clone(),
+            since: super::milliseconds(failing.since),
+        });
+        self.failing = told.collect();
     }
 
     /// The highest token that it ever applied.
@@ -130,7 +165,7 @@ fn node(member: Member) -> Node {
 /// What is known of nodes as it concerns endpoints. Of nodes that never were members nothing is known, and nothing follows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Health {
-    /// Nodes that died, or say that they drain.
+    /// Nodes that died.
     withdrawn: BTreeSet<Arc<str>>,
     /// Pods that fail their checks, by the node that says so.
     unhealthy: BTreeMap<Arc<str>, BTreeSet<Arc<str>>>,
@@ -141,9 +176,7 @@ impl Health {
     pub fn of(nodes: &[Node]) -> Self {
         let mut health = Self::default();
         for node in nodes {
-            let draining =
-                node.record.as_ref().is_ok_and(|record| matches!(record.state, NodeState::Draining));
-            if !node.alive || draining {
+            if !node.alive {
                 health.withdrawn.insert(Arc::clone(&node.name));
             }
             if let Ok(record) = &node.record
@@ -160,26 +193,28 @@ impl Health {
         self.withdrawn.is_empty() && self.unhealthy.is_empty()
     }
 
-    /// Takes endpoints of dead nodes and failing pods out of the work. Where no endpoint that the documents call ready would be
-    /// left in the whole model, none is taken out: then it is more likely that the nodes can't reach the store.
+    /// Takes endpoints of dead nodes and failing pods out of the work. Where dead nodes would leave no endpoint that the documents
+    /// call ready in the whole model, they take none along: then it is more likely that the nodes can't reach the store. A pod
+    /// that fails goes in any case: its node has asked it.
     pub fn overlay(&self, model: &mut Model) {
         if self.is_quiet() {
             return;
         }
-        let bad = |node: Option<&Arc<str>>, uid: &Arc<str>| {
-            node.is_some_and(|node| {
-                self.withdrawn.contains(node)
-                    || self.unhealthy.get(node).is_some_and(|pods| pods.contains(uid))
-            })
-        };
+        let dead = |node: Option<&Arc<str>>| node.is_some_and(|node| self.withdrawn.contains(node));
         for endpoints in [&mut model.endpoints, &mut model.datagram_endpoints] {
             let mut ready = endpoints.iter().filter(|endpoint| endpoint.ready).peekable();
-            if ready.peek().is_some() && ready.all(|one| bad(one.node.as_ref(), &one.uid)) {
+            if ready.peek().is_some() && ready.all(|one| dead(one.node.as_ref())) {
                 continue;
             }
             for endpoint in endpoints.iter_mut() {
-                endpoint.ready &= !bad(endpoint.node.as_ref(), &endpoint.uid);
+                endpoint.ready &= !dead(endpoint.node.as_ref());
             }
+        }
+        if !self.unhealthy.is_empty() {
+            // A node speaks of its own pods alone.
+            take_out(model, |node, uid| {
+                node.and_then(|node| self.unhealthy.get(node)).is_some_and(|pods| pods.contains(uid))
+            });
         }
     }
 }
@@ -234,7 +269,7 @@ mod tests {
             ("nobody is known", vec![], &[1, 2, 3]),
             ("all are well", vec![node("a", true, |_| ()), node("b", true, |_| ())], &[1, 2, 3]),
             ("one died", vec![node("a", false, |_| ()), node("b", true, |_| ())], &[2, 3]),
-            ("one drains", vec![node("a", true, draining)], &[2, 3]),
+            ("one whose agent ends takes nothing along", vec![node("a", true, draining)], &[1, 2, 3]),
             ("one says that its pod fails", vec![node("a", true, failing)], &[2, 3]),
             ("one says so of another's pod", vec![node("a", true, theirs)], &[1, 2, 3]),
             ("one that is not concerned died", vec![node("c", false, |_| ())], &[1, 2, 3]),
@@ -250,6 +285,48 @@ mod tests {
         let endpoints =
             vec![endpoint(Some("a"), 1, true), endpoint(Some("b"), 2, true), endpoint(Some("b"), 3, false)];
         assert_eq!(ready(&nodes, endpoints), [1, 2]);
+    }
+
+    #[test]
+    fn the_last_pods_go_where_their_node_says_so() {
+        let failing = |record: &mut NodeRecord| record.unhealthy = BTreeSet::from(["uid-1".into()]);
+        let nodes = [node("a", true, failing), node("b", false, |_| ())];
+        let endpoints = || vec![endpoint(Some("a"), 1, true), endpoint(Some("b"), 2, false)];
+        assert_eq!(ready(&nodes, endpoints()), [0_u8; 0]);
+        // A slice that names the pod by another uid, or none.
+        let name = ObjectName::new("default", "web-1");
+        let pod = crate::model::Workload {
+            name: name.clone(),
+            uid: "uid-1".into(),
+            workload: "web".into(),
+            node: Some("a".into()),
+            service_account: "default".into(),
+            addresses: vec![[10, 0, 0, 1].into()],
+            labels: Arc::default(),
+            accelerated: true,
+            ready: true,
+            probes: Vec::new(),
+        };
+        let named = Endpoint { pod: Some(name), node: None, ..endpoint(None, 7, true) };
+        let mut model = Model { endpoints: vec![named], workloads: vec![pod], ..Model::default() };
+        Health::of(&nodes).overlay(&mut model);
+        assert!(!model.endpoints[0].ready);
+    }
+
+    #[test]
+    fn what_a_node_says_of_its_pods_is_bounded() {
+        let failing = |number: usize| {
+            let pod = ObjectName::new("default", &number.to_string());
+            let since = std::time::UNIX_EPOCH + std::time::Duration::from_secs(3);
+            (format!("{number:05}").into(), crate::health::Failing { pod, why: "HTTP 503".to_owned(), since })
+        };
+        let mut record = record();
+        record.set_health(&PodHealth { pods: 9000, failing: (0..5000).map(failing).collect() });
+        assert_eq!((record.workloads, record.unhealthy.len()), (9000, UNHEALTHY_MAX));
+        assert_eq!((record.failing.len(), record.failing[0].since), (REASONS_MAX, 3000));
+        let bytes = serde_json::to_vec(&record).expect("JSON");
+        assert!(bytes.len() < 200_000, "{}", bytes.len());
+        assert_eq!(serde_json::from_slice::<NodeRecord>(&bytes).expect("is read"), record);
     }
 
     #[test]

@@ -249,6 +249,7 @@ mod tests {
             addresses: addresses.iter().map(|text| text.parse().expect("an address")).collect(),
             labels: Arc::new([("app".into(), app.into())].into()),
             ready: true,
+            probes: Vec::new(),
             accelerated: true,
         }
     }

@@ -88,6 +88,7 @@ fn pod(pod: &str, address: &str) -> Workload {
         labels: Arc::default(),
         accelerated: true,
         ready: true,
+        probes: Vec::new(),
     }
 }
 

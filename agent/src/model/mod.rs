@@ -4,6 +4,7 @@ mod authorization;
 pub(crate) mod expression;
 mod guard;
 mod name;
+mod probe;
 mod route;
 pub(crate) mod serial;
 mod service;
@@ -18,6 +19,7 @@ pub use authorization::{
 };
 pub use guard::{EdgeGuard, SourceRate};
 pub use name::ObjectName;
+pub use probe::{Probe, ProbeCheck};
 pub use route::{
     Destination, DirectResponse, HeaderChange, HeaderOp, HostPattern, HttpRule, Listener, ListenerProtocol,
     MatchPath, MatchValue, PathRewrite, Redirect, RedirectPath, RedirectPort, RequestMatch, RewriteRegex,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::ObjectName;
+use super::{ObjectName, Probe};
 
 /// Labels of a pod, a service or an endpoint.
 pub type Labels = BTreeMap<Arc<str>, Arc<str>>;
@@ -31,4 +31,6 @@ pub struct Workload {
     pub accelerated: bool,
     /// Whether the pod's Ready condition holds; true where the document has no status.
     pub ready: bool,
+    /// What the node that runs it asks it; it takes work only while it passes all of them.
+    pub probes: Vec<Probe>,
 }

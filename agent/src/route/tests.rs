@@ -206,6 +206,7 @@ fn callers_and_ports() {
         labels: Arc::new(labels),
         accelerated: true,
         ready: true,
+        probes: Vec::new(),
     };
     let known = RequestOrigin { source: Some(&pod), port: 8080 };
     let unknown = RequestOrigin { source: None, port: 80 };

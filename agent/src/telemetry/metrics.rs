@@ -10,6 +10,7 @@ use prometheus::{
 };
 
 use super::acceleration::{AccelerationCounts, AccelerationSeries};
+use super::cluster::{ClusterReading, ClusterSeries, ProbeReading};
 use super::guard::{GuardReading, GuardSeries};
 use super::limits::LIMITS;
 use super::recorder::WorkerRecorder;
@@ -95,6 +96,7 @@ pub(super) struct Shared {
     pub(super) policy_drops: IntCounterVec,
     policy_counts: OnceLock<PolicyCounts>,
     acceleration: AccelerationSeries,
+    cluster: ClusterSeries,
     guard: GuardSeries,
     guard_reading: OnceLock<Box<dyn Fn() -> GuardReading + Send + Sync>>,
 }
@@ -177,6 +179,16 @@ impl Metrics {
         self.shared.acceleration.watch(read);
     }
 
+    /// Shows the cluster; read whenever the metrics are. Only the first reader is taken.
+    pub fn watch_cluster(&self, read: impl Fn() -> ClusterReading + Send + Sync + 'static) {
+        self.shared.cluster.watch(read);
+    }
+
+    /// Shows what came of health checks; read whenever the metrics are. Only the first reader is taken.
+    pub fn watch_probes(&self, read: impl Fn() -> ProbeReading + Send + Sync + 'static) {
+        self.shared.cluster.watch_probes(read);
+    }
+
     /// Shows what the guard says; read whenever the metrics are. Only the first reader is taken.
     pub fn watch_guard(&self, read: impl Fn() -> GuardReading + Send + Sync + 'static) {
         let _ = self.shared.guard_reading.set(Box::new(read));
@@ -254,6 +266,7 @@ impl Metrics {
             counter.inc_by(packets.saturating_sub(counter.get()));
         }
         self.shared.acceleration.refresh();
+        self.shared.cluster.refresh();
         if let Some(read) = self.shared.guard_reading.get() {
             self.shared.guard.show(&read());
         }
@@ -338,6 +351,7 @@ impl Shared {
             )?,
             policy_counts: OnceLock::new(),
             acceleration: AccelerationSeries::new(&registry)?,
+            cluster: ClusterSeries::new(&registry)?,
             guard: make.guard()?,
             guard_reading: OnceLock::new(),
             registry,

@@ -3,6 +3,7 @@
 
 mod acceleration;
 mod access;
+mod cluster;
 mod flags;
 mod flows;
 mod guard;
@@ -19,6 +20,7 @@ mod writer;
 
 pub use acceleration::AccelerationCounts;
 pub use access::AccessLog;
+pub use cluster::{ClusterReading, ProbeReading};
 pub use flags::{Flag, ResponseFlags};
 pub use flows::{Flow, FlowEvent, FlowKind, FlowLog, FlowRule, FlowTier};
 pub use guard::{GuardReading, MapReading};

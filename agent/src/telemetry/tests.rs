@@ -60,6 +60,7 @@ fn pod(name: &str) -> Arc<Workload> {
         labels: Arc::new(labels.into_iter().collect()),
         accelerated: true,
         ready: true,
+        probes: Vec::new(),
     })
 }
 

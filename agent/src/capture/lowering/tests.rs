@@ -54,6 +54,7 @@ fn workloads() -> Vec<Workload> {
         addresses: addresses.iter().map(|text| text.parse().expect("an address")).collect(),
         labels: Arc::default(),
         ready: true,
+        probes: Vec::new(),
         accelerated: true,
     };
     vec![

@@ -1,14 +1,16 @@
 //! The heartbeat: what this node says of itself, and what it hears of the others.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 
-use super::{ClusterView, Shared, Woken, now, wait_for};
+use super::{ClusterView, Shared, Woken, ended, now, wait_for};
 use crate::cluster::documents::knows_more;
 use crate::cluster::election;
+use crate::cluster::milliseconds;
 use crate::cluster::registry::{self, Node, NodeRecord, Refused};
 use crate::cluster::store::{Event, Lease, Store};
 use crate::compile::wire::SCHEMA;
@@ -22,9 +24,13 @@ const NEWS_EVERY: Duration = Duration::from_millis(250);
 pub(super) async fn run<S: Store>(shared: Arc<Shared<S>>, mut stop: watch::Receiver<bool>) {
     let started = seconds(SystemTime::now());
     let mut events = shared.store.events();
+    let (mut health, mut state) = (shared.health.subscribe(), shared.state.subscribe());
     let mut last: Option<NodeRecord> = None;
     let mut beaten: Option<Instant> = None;
     loop {
+        let begun = Instant::now();
+        health.mark_unchanged();
+        let doing = *state.borrow_and_update();
         let record = shared.record(started);
         let due = beaten.is_none_or(|at| at.elapsed() >= shared.settings.ttl / 4);
         if due || last.as_ref() != Some(&record) {
@@ -34,16 +40,15 @@ pub(super) async fn run<S: Store>(shared: Arc<Shared<S>>, mut stop: watch::Recei
             let beat = shared.store.beat(node, &bytes, ttl, news).await;
             if shared.wrote(beat).is_ok() {
                 (last, beaten) = (Some(record), Some(Instant::now()));
+                shared.told.send_replace(Some(doing));
             }
         }
         shared.look().await;
         shared.trust.reload();
         let pause = shared.pause().min(shared.settings.ttl / 4);
-        let mut unhealthy = shared.unhealthy.subscribe();
-        let mut state = shared.state.subscribe();
         let woken = tokio::select! {
             woken = wait_for(&mut events, &[Event::Nodes, Event::Leader], pause, &mut stop) => woken,
-            _ = unhealthy.changed() => Woken::News,
+            _ = health.changed() => Woken::News,
             _ = state.changed() => Woken::News,
         };
         match woken {
@@ -52,7 +57,11 @@ pub(super) async fn run<S: Store>(shared: Arc<Shared<S>>, mut stop: watch::Recei
             Woken::Anew => shared.calm_until.store(now().after(CALM).0, Ordering::Release),
             Woken::Ended => break,
         }
-        tokio::time::sleep(NEWS_EVERY.min(pause)).await;
+        // The first news goes at once, what follows it waits.
+        tokio::select! {
+            () = tokio::time::sleep(NEWS_EVERY.min(pause).saturating_sub(begun.elapsed())) => {}
+            () = ended(&mut stop) => break,
+        }
     }
     let _ = shared.heard(shared.store.leave(&shared.settings.node).await);
 }
@@ -66,7 +75,7 @@ impl<S: Store> Shared<S> {
     fn record(&self, started: u64) -> NodeRecord {
         let view = self.view();
         let at = view.in_force.map(|(at, _)| at.version).unwrap_or_default();
-        NodeRecord {
+        let mut record = NodeRecord {
             nonce: self.nonce,
             version: self.settings.version.to_owned(),
             schema: SCHEMA,
@@ -81,9 +90,12 @@ impl<S: Store> Shared<S> {
             store: Arc::clone(&view.documents.0),
             revision: view.documents.1,
             workloads: 0,
-            unhealthy: (**self.unhealthy.borrow()).clone(),
+            unhealthy: BTreeSet::new(),
+            failing: Vec::new(),
             refused: refused(&view),
-        }
+        };
+        record.set_health(&self.health.borrow());
+        record
     }
 
     /// Looks at who is there and who leads.
@@ -136,11 +148,6 @@ fn refused(view: &ClusterView) -> Option<Refused> {
         reason: (*reason).to_owned(),
         detail: detail.clone(),
     })
-}
-
-fn milliseconds(time: SystemTime) -> u64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn seconds(time: SystemTime) -> u64 {

@@ -125,7 +125,7 @@ impl<S: Store, A: Agent> Following<S, A> {
 
     /// Takes in one table; `None`: it is refused.
     async fn receive(&mut self, bytes: &[u8]) -> Option<Step> {
-        match self.follower.receive(bytes, &self.shared.trust) {
+        match self.follower.receive(bytes, &*self.shared.trust) {
             Ok(step) => Some(step),
             Err(refusal) => {
                 let at = Sealed::open(bytes).ok().map(|sealed| sealed.position());

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,9 +15,9 @@ use crate::model::{
     AppProtocol, AuthorizationPolicy, Cidr, Destination, DirectResponse, EdgeGuard, Endpoint, FieldTerm,
     HeaderChange, HeaderOp, HostPattern, HttpRule, Labels, LbPolicy, Listener, ListenerProtocol, MatchPath,
     MatchValue, Model, NamespacePattern, ObjectName, PathPart, PathPattern, PathRewrite, PolicyAction,
-    PolicyMatch, PolicyRule, PolicyScope, Redirect, RedirectPath, RedirectPort, RequestMatch, RequestTerms,
-    RewriteRegex, RouteAction, RouteKind, RouteTable, Service, ServicePort, SourceRate, Subset, TextPattern,
-    TrafficPolicy, WeightedDestination, Workload, expression,
+    PolicyMatch, PolicyRule, PolicyScope, Probe, ProbeCheck, Redirect, RedirectPath, RedirectPort,
+    RequestMatch, RequestTerms, RewriteRegex, RouteAction, RouteKind, RouteTable, Service, ServicePort,
+    SourceRate, Subset, TextPattern, TrafficPolicy, WeightedDestination, Workload, expression,
 };
 
 /// A model, sorted as [`Model`] says. Some endpoints, routes and listeners have the names of others.
@@ -133,19 +134,44 @@ fn endpoint() -> impl Strategy<Value = Endpoint> {
     )
 }
 
+fn probe() -> impl Strategy<Value = Probe> {
+    let headers = vec((text(&["host"]), text(&["a", "b"])), 0..2);
+    let check =
+        (0_u8..3, port(), text(&["/", "/ready?full"]), headers).prop_map(|(kind, port, path, headers)| {
+            match kind {
+                0 => ProbeCheck::Http { port, path, headers },
+                1 => ProbeCheck::Tcp { port },
+                _ => ProbeCheck::Grpc { port, service: path },
+            }
+        });
+    (check, [1_u32..4, 1..4], [0_u64..99, 0..99, 0..99]).prop_map(
+        |(check, [passes, failures], [period, timeout, delay])| Probe {
+            check,
+            period: Duration::from_secs(period),
+            timeout: Duration::from_secs(timeout),
+            initial_delay: Duration::from_secs(delay),
+            success_threshold: NonZeroU32::new(passes).expect("at least one"),
+            failure_threshold: NonZeroU32::new(failures).expect("at least one"),
+        },
+    )
+}
+
 fn workload() -> impl Strategy<Value = Workload> {
     let what = (text(&["u1", "u2"]), text(&["w"]), option::of(text(&["n1"])), text(&["default"]));
-    (name(), what, vec(ip(), 0..3), labels(), any::<[bool; 2]>()).prop_map(
-        |(name, (uid, workload, node, service_account), addresses, labels, [accelerated, ready])| Workload {
-            name,
-            uid,
-            workload,
-            node,
-            service_account,
-            addresses,
-            labels: Arc::new(labels),
-            accelerated,
-            ready,
+    (name(), what, vec(ip(), 0..3), labels(), any::<[bool; 2]>(), vec(probe(), 0..3)).prop_map(
+        |(name, (uid, workload, node, service_account), addresses, labels, [accelerated, ready], probes)| {
+            Workload {
+                name,
+                uid,
+                workload,
+                node,
+                service_account,
+                addresses,
+                labels: Arc::new(labels),
+                accelerated,
+                ready,
+                probes,
+            }
         },
     )
 }

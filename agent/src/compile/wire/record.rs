@@ -13,8 +13,8 @@ use super::key::{EndpointKey, ListenerKey, RouteKey};
 use crate::model::serial::nanoseconds;
 use crate::model::{
     AuthorizationPolicy, EdgeGuard, Endpoint, HostPattern, HttpRule, Labels, LbPolicy, Listener,
-    ListenerProtocol, ObjectName, PolicyAction, PolicyRule, PolicyScope, RouteTable, Service, ServicePort,
-    SourceRate, Subset, TrafficPolicy, Workload,
+    ListenerProtocol, ObjectName, PolicyAction, PolicyRule, PolicyScope, Probe, RouteTable, Service,
+    ServicePort, SourceRate, Subset, TrafficPolicy, Workload,
 };
 
 #[derive(Serialize, Deserialize)]
@@ -106,6 +106,8 @@ pub(super) struct WorkloadRecord {
     accelerated: bool,
     #[serde(default = "yes", skip_serializing_if = "is_true")]
     ready: bool,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    probes: Vec<Probe>,
 }
 
 impl From<&Workload> for WorkloadRecord {
@@ -119,14 +121,16 @@ impl From<&Workload> for WorkloadRecord {
             labels: Arc::clone(&workload.labels),
             accelerated: workload.accelerated,
             ready: workload.ready,
+            probes: workload.probes.clone(),
         }
     }
 }
 
 impl WorkloadRecord {
     pub(super) fn named(self, name: ObjectName) -> Workload {
-        let Self { uid, workload, node, service_account, addresses, labels, accelerated, ready } = self;
-        Workload { name, uid, workload, node, service_account, addresses, labels, accelerated, ready }
+        let Self { uid, workload, node, service_account, addresses, labels, accelerated, ready, probes } =
+            self;
+        Workload { name, uid, workload, node, service_account, addresses, labels, accelerated, ready, probes }
     }
 }
 

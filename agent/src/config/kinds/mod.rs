@@ -13,6 +13,7 @@ mod later;
 mod meta;
 mod name;
 mod pod;
+mod probe;
 mod reference_grant;
 mod service;
 mod virtual_service;

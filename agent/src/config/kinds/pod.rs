@@ -9,132 +9,137 @@ use super::super::field::Field;
 use super::super::node::{DecodeError, Extra, Known};
 use super::super::object::Notes;
 use super::super::report::Code;
+use super::probe::{EXTRAS as EXTRAS_OF_PROBES, ReadinessProbe};
 use super::{ObjectMeta, Source, decode_machine_written};
-use crate::model::{Labels, ObjectName, Workload};
+use crate::model::{Labels, ObjectName, Probe, Workload};
 
 /// The annotation by which a pod takes no part in same-node acceleration.
 const ACCELERATION: &str = "sluice.dev/acceleration";
 
-const EXTRAS: &[&[Extra]] = &[&[
-    Extra { of: "PodDocument", fields: &[Known::Ignored(&["apiVersion", "kind", "metadata"]), Known::Open] },
-    Extra {
-        of: "PodSpec",
-        fields: &[
-            Known::Ignored(&[
-                "activeDeadlineSeconds",
-                "affinity",
-                "automountServiceAccountToken",
-                "dnsConfig",
-                "dnsPolicy",
-                "enableServiceLinks",
-                "ephemeralContainers",
-                "hostAliases",
-                "hostIPC",
-                "hostPID",
-                "hostUsers",
-                "hostname",
-                "hostnameOverride",
-                "imagePullSecrets",
-                "nodeSelector",
-                "os",
-                "overhead",
-                "preemptionPolicy",
-                "priority",
-                "priorityClassName",
-                "readinessGates",
-                "resourceClaims",
-                "resources",
-                "restartPolicy",
-                "runtimeClassName",
-                "schedulerName",
-                "schedulingGates",
-                "schedulingGroup",
-                "securityContext",
-                "setHostnameAsFQDN",
-                "shareProcessNamespace",
-                "subdomain",
-                "terminationGracePeriodSeconds",
-                "tolerations",
-                "topologySpreadConstraints",
-                "volumes",
-                "workloadRef",
-            ]),
-            Known::Open,
-        ],
-    },
-    Extra {
-        of: "Container",
-        fields: &[
-            Known::Ignored(&[
-                "args",
-                "command",
-                "env",
-                "envFrom",
-                "image",
-                "imagePullPolicy",
-                "lifecycle",
-                "livenessProbe",
-                "name",
-                "readinessProbe",
-                "resizePolicy",
-                "resources",
-                "restartPolicy",
-                "restartPolicyRules",
-                "securityContext",
-                "startupProbe",
-                "stdin",
-                "stdinOnce",
-                "terminationMessagePath",
-                "terminationMessagePolicy",
-                "tty",
-                "volumeDevices",
-                "volumeMounts",
-                "workingDir",
-            ]),
-            Known::Open,
-        ],
-    },
-    Extra { of: "ContainerPort", fields: &[Known::Ignored(&["hostIP", "hostPort"]), Known::Open] },
-    Extra {
-        of: "PodStatus",
-        fields: &[
-            Known::Ignored(&[
-                "allocatedResources",
-                "containerStatuses",
-                "ephemeralContainerStatuses",
-                "extendedResourceClaimStatus",
-                "hostIP",
-                "hostIPs",
-                "initContainerStatuses",
-                "message",
-                "nodeAllocatableResourceClaimStatuses",
-                "nominatedNodeName",
-                "observedGeneration",
-                "qosClass",
-                "reason",
-                "resize",
-                "resourceClaimStatuses",
-                "resources",
-                "startTime",
-            ]),
-            Known::Open,
-        ],
-    },
-    Extra {
-        of: "PodCondition",
-        fields: &[
-            Known::Ignored(&[
-                "lastProbeTime",
-                "lastTransitionTime",
-                "message",
-                "observedGeneration",
-                "reason",
-            ]),
-            Known::Open,
-        ],
-    },
-    Extra { of: "PodIp", fields: &[Known::Open] },
-]];
+const EXTRAS: &[&[Extra]] = &[
+    &[
+        Extra {
+            of: "PodDocument",
+            fields: &[Known::Ignored(&["apiVersion", "kind", "metadata"]), Known::Open],
+        },
+        Extra {
+            of: "PodSpec",
+            fields: &[
+                Known::Ignored(&[
+                    "activeDeadlineSeconds",
+                    "affinity",
+                    "automountServiceAccountToken",
+                    "dnsConfig",
+                    "dnsPolicy",
+                    "enableServiceLinks",
+                    "ephemeralContainers",
+                    "hostAliases",
+                    "hostIPC",
+                    "hostPID",
+                    "hostUsers",
+                    "hostname",
+                    "hostnameOverride",
+                    "imagePullSecrets",
+                    "nodeSelector",
+                    "os",
+                    "overhead",
+                    "preemptionPolicy",
+                    "priority",
+                    "priorityClassName",
+                    "readinessGates",
+                    "resourceClaims",
+                    "resources",
+                    "restartPolicy",
+                    "runtimeClassName",
+                    "schedulerName",
+                    "schedulingGates",
+                    "schedulingGroup",
+                    "securityContext",
+                    "setHostnameAsFQDN",
+                    "shareProcessNamespace",
+                    "subdomain",
+                    "terminationGracePeriodSeconds",
+                    "tolerations",
+                    "topologySpreadConstraints",
+                    "volumes",
+                    "workloadRef",
+                ]),
+                Known::Open,
+            ],
+        },
+        Extra {
+            of: "Container",
+            fields: &[
+                Known::Ignored(&[
+                    "args",
+                    "command",
+                    "env",
+                    "envFrom",
+                    "image",
+                    "imagePullPolicy",
+                    "lifecycle",
+                    "livenessProbe",
+                    "name",
+                    "resizePolicy",
+                    "resources",
+                    "restartPolicyRules",
+                    "securityContext",
+                    "startupProbe",
+                    "stdin",
+                    "stdinOnce",
+                    "terminationMessagePath",
+                    "terminationMessagePolicy",
+                    "tty",
+                    "volumeDevices",
+                    "volumeMounts",
+                    "workingDir",
+                ]),
+                Known::Open,
+            ],
+        },
+        Extra { of: "ContainerPort", fields: &[Known::Ignored(&["hostIP", "hostPort"]), Known::Open] },
+        Extra {
+            of: "PodStatus",
+            fields: &[
+                Known::Ignored(&[
+                    "allocatedResources",
+                    "containerStatuses",
+                    "ephemeralContainerStatuses",
+                    "extendedResourceClaimStatus",
+                    "hostIP",
+                    "hostIPs",
+                    "initContainerStatuses",
+                    "message",
+                    "nodeAllocatableResourceClaimStatuses",
+                    "nominatedNodeName",
+                    "observedGeneration",
+                    "qosClass",
+                    "reason",
+                    "resize",
+                    "resourceClaimStatuses",
+                    "resources",
+                    "startTime",
+                ]),
+                Known::Open,
+            ],
+        },
+        Extra {
+            of: "PodCondition",
+            fields: &[
+                Known::Ignored(&[
+                    "lastProbeTime",
+                    "lastTransitionTime",
+                    "message",
+                    "observedGeneration",
+                    "reason",
+                ]),
+                Known::Open,
+            ],
+        },
+        Extra { of: "PodIp", fields: &[Known::Open] },
+    ],
+    EXTRAS_OF_PROBES,
+];
 
 /// A checked Pod.
 #[derive(Debug, Clone, PartialEq)]
@@ -173,9 +178,12 @@ struct PodSpec {
 }
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 struct Container {
     ports: Vec<ContainerPort>,
+    readiness_probe: Option<ReadinessProbe>,
+    /// `Always` makes an init container one that runs beside the others.
+    restart_policy: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -240,6 +248,7 @@ pub(super) fn decode(source: &Source<'_>, notes: &mut Notes<'_>) -> Result<Pod, 
         labels: Arc::new(labels),
         accelerated: accelerated(source.meta, notes),
         ready,
+        probes: probes((&containers, &init_containers), host_network.unwrap_or(false), notes),
         name,
     };
     let ports = |protocol: &str| {
@@ -255,6 +264,34 @@ pub(super) fn decode(source: &Source<'_>, notes: &mut Notes<'_>) -> Result<Pod, 
         deleted: source.meta.is_deleted(),
         host_network: host_network.unwrap_or(false),
     })
+}
+
+/// What is asked of the containers that run for as long as the pod does.
+fn probes(
+    (containers, init_containers): (&[Container], &[Container]),
+    host_network: bool,
+    notes: &mut Notes<'_>,
+) -> Vec<Probe> {
+    let field = Field::spec();
+    let main = containers.iter().enumerate().map(|(index, container)| ("containers", index, container));
+    let beside = init_containers.iter().enumerate().filter_map(|(index, container)| {
+        let runs_on = container.restart_policy.as_deref() == Some("Always");
+        runs_on.then_some(("initContainers", index, container))
+    });
+    let mut probes = Vec::new();
+    for (list, index, container) in main.chain(beside) {
+        let Some(probe) = &container.readiness_probe else { continue };
+        let field = field.key(list).index(index).key("readinessProbe");
+        if host_network {
+            let text = "the pod has its node's address, at which nothing tells it from others: the probe is not made, and the \
+                        pod's Ready condition alone counts";
+            notes.warning(Code::Ignored, &field, text);
+            continue;
+        }
+        let ports = container.ports.iter().filter_map(|port| Some((port.name.as_deref()?, port.number)));
+        probes.extend(probe.checked(&field, &ports.collect::<Vec<_>>(), notes));
+    }
+    probes
 }
 
 /// Whether the pod's connections within the node may be accelerated. A value that says nothing is reported, and the pod takes

@@ -82,6 +82,7 @@ impl World {
             labels: Arc::clone(labels),
             accelerated: true,
             ready: true,
+            probes: Vec::new(),
             name,
         }
     }

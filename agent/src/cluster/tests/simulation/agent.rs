@@ -186,6 +186,7 @@ impl Agent {
             revision: self.disk.documents.revision,
             workloads: 0,
             unhealthy: std::collections::BTreeSet::default(),
+            failing: Vec::new(),
             refused: None,
         };
         let record = serde_json::to_vec(&record).expect("is JSON");

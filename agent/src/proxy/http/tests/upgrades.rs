@@ -137,6 +137,7 @@ fn a_tunnel_to_what_no_table_knows_is_cut_once_there_are_policies() {
             addresses: vec![std::net::IpAddr::from([192, 0, 2, 1])],
             labels: std::sync::Arc::default(),
             ready: true,
+            probes: Vec::new(),
             accelerated: true,
         };
         let policy = AuthorizationPolicy {
