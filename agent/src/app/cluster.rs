@@ -1,5 +1,6 @@
 //! An agent's part in a cluster: documents are read as files are, and what the cluster agrees on is applied as documents are.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -9,7 +10,9 @@ use anyhow::Context as _;
 use super::Settings;
 use super::follow::Follower;
 use super::status::Observed;
-use crate::admin::{ClusterDump, DocumentsDump, LeaderDump, NodeDump, RefusedDump};
+use crate::admin::{
+    ClusterDump, DocumentsDump, LeaderDump, NodeDump, RefusedDocumentsDump, RefusedDump, SealDump,
+};
 use crate::cluster::disk::KeptDocuments;
 use crate::cluster::registry::{Node, NodeState};
 use crate::cluster::seal::Position;
@@ -122,6 +125,17 @@ pub(super) fn dump(view: &Mutex<ClusterView>, (node, cluster, signed): (&str, &s
         reason: reason.to_owned(),
         detail,
     });
+    let seal = view.seal.map(|seal| SealDump {
+        generation: seal.head.generation,
+        operator: seal.operator.to_string(),
+        sealed_at: rfc3339(seal.at()).to_string(),
+    });
+    let documents_refused = view
+        .documents_refused
+        .map(|(reason, detail)| RefusedDocumentsDump { reason: reason.to_owned(), detail });
+    let by_name = |counts: BTreeMap<&'static str, u64>| {
+        counts.into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect()
+    };
     let (_, revision, count) = view.documents;
     ClusterDump {
         role: if view.leads.is_some() { "leader" } else { "follower" }.to_owned(),
@@ -136,7 +150,10 @@ pub(super) fn dump(view: &Mutex<ClusterView>, (node, cluster, signed): (&str, &s
         cannot_lead: view.cannot_lead,
         fenced: view.fenced,
         yielded: view.yielded.map(str::to_owned),
-        refusals: view.refusals.into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect(),
+        refusals: by_name(view.refusals),
+        seal,
+        documents_refused,
+        document_refusals: by_name(view.document_refusals),
         store_error: view.store_error.map(|error| error.to_string()),
         disk_error: (!view.disk_errors.is_empty())
             .then(|| view.disk_errors.into_values().collect::<Vec<_>>().join("; ")),
@@ -171,5 +188,6 @@ fn member(node: &Node) -> NodeDump {
         applied_at: since,
         unhealthy: record.unhealthy.iter().map(ToString::to_string).collect(),
         refused: record.refused.as_ref().map(|refused| format!("{}: {}", refused.reason, refused.detail)),
+        documents_refused: record.sealing.refused.clone(),
     }
 }

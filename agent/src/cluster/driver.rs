@@ -21,6 +21,7 @@ use tokio::sync::{Notify, broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::disk::{Disk, DiskError, KeptDocuments};
+use super::documents::sealed::Seal;
 use super::election::{self, Millis};
 use super::follower::{Follower, Refusal};
 use super::registry::{Node, NodeState};
@@ -100,6 +101,12 @@ pub struct ClusterView {
     pub fenced: u64,
     /// The documents: the store's name, its revision, how many.
     pub documents: (Arc<str>, u64, usize),
+    /// The seal of the documents that this node has.
+    pub seal: Option<Seal>,
+    /// Why the documents of the store are not taken over: the reason's name, and the whole reason.
+    pub documents_refused: Option<(&'static str, String)>,
+    /// Documents that were refused, by reason.
+    pub document_refusals: BTreeMap<&'static str, u64>,
     /// What is wrong with the store; `None`: nothing.
     pub store_error: Option<StoreError>,
     /// What is wrong with the state directory, by what could not be kept or read.

@@ -29,7 +29,11 @@ pub const BODY_MAX: usize = 64 << 20;
 pub struct Digest([u8; 32]);
 
 impl Digest {
-    fn of(parts: &[&[u8]]) -> Self {
+    pub(super) fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    pub(super) fn of(parts: &[&[u8]]) -> Self {
         let mut context = Context::new(&SHA256);
         for part in parts {
             context.update(&(part.len() as u64).to_le_bytes());

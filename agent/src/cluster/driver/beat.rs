@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::{ClusterView, Shared, Woken, now, wait_for};
 use crate::cluster::documents::knows_more;
 use crate::cluster::election;
-use crate::cluster::registry::{self, Node, NodeRecord, Refused};
+use crate::cluster::registry::{self, Node, NodeRecord, Refused, Sealing};
 use crate::cluster::store::{Event, Lease, Store};
 use crate::compile::wire::SCHEMA;
 use crate::compile::{TableVersion, Token};
@@ -59,7 +59,10 @@ pub(super) async fn run<S: Store>(shared: Arc<Shared<S>>, mut stop: watch::Recei
 
 /// Whether others should hear of it at once.
 fn is_news(before: &NodeRecord, now: &NodeRecord) -> bool {
-    before.state != now.state || before.unhealthy != now.unhealthy || before.refused != now.refused
+    before.state != now.state
+        || before.unhealthy != now.unhealthy
+        || before.refused != now.refused
+        || before.sealing.refused != now.sealing.refused
 }
 
 impl<S: Store> Shared<S> {
@@ -83,6 +86,15 @@ impl<S: Store> Shared<S> {
             workloads: 0,
             unhealthy: (**self.unhealthy.borrow()).clone(),
             refused: refused(&view),
+            sealing: self.sealing(&view),
+        }
+    }
+
+    fn sealing(&self, view: &ClusterView) -> Sealing {
+        Sealing {
+            demanded: self.trust.operators().is_some(),
+            generation: view.seal.as_ref().map_or(0, |seal| seal.head.generation),
+            refused: view.documents_refused.as_ref().map(|(reason, why)| format!("{reason}: {why}")),
         }
     }
 

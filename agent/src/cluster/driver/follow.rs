@@ -156,7 +156,11 @@ impl<S: Store, A: Agent> Following<S, A> {
         if has_documents || self.position.is_some() {
             return;
         }
-        if self.shared.store.documents("", 0).await.is_ok_and(|documents| documents.store.is_empty()) {
+        // Nor where the store has some that nobody sealed, and this node has no others.
+        let refused = self.shared.view().documents_refused.is_some();
+        let nothing =
+            async || self.shared.store.documents("", 0).await.is_ok_and(|found| found.store.is_empty());
+        if refused || nothing().await {
             ready.send_replace(Readiness::Empty);
         }
     }

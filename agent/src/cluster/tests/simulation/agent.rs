@@ -10,7 +10,7 @@ use super::documents::{self, Kept};
 use crate::cluster::election::{Action, Election, Event, Millis};
 use crate::cluster::follower::{Follower, Step};
 use crate::cluster::publisher::{Contents, Draft, Publisher};
-use crate::cluster::registry::{self, Health, Node, NodeRecord, NodeState};
+use crate::cluster::registry::{self, Health, Node, NodeRecord, NodeState, Sealing};
 use crate::cluster::sample::{self, ByName};
 use crate::cluster::seal::{Digest, Position, Sealed};
 use crate::cluster::store::{
@@ -187,6 +187,7 @@ impl Agent {
             workloads: 0,
             unhealthy: std::collections::BTreeSet::default(),
             refused: None,
+            sealing: Sealing::default(),
         };
         let record = serde_json::to_vec(&record).expect("is JSON");
         let changed = record != self.said;
