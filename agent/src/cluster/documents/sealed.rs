@@ -278,7 +278,7 @@ fn differences(held: &Texts, there: &Texts) -> String {
 /// that `check` has to pass. What it refuses is replaced by those that this node has.
 pub fn compare_sealed(
     kept: &KeptDocuments,
-    heard: Documents,
+    heard: &Documents,
     all: bool,
     check: impl FnOnce(&KeptDocuments) -> Result<(), Refused>,
 ) -> Step {
@@ -290,14 +290,14 @@ pub fn compare_sealed(
     let there = adopt(if all { &nothing } else { kept }, heard.clone(), all);
     if there == nothing {
         // A store that was emptied, or never held anything.
-        return if *kept == nothing { Step::Adopt(there) } else { Step::Restore(restoration(kept, &heard)) };
+        return if *kept == nothing { Step::Adopt(there) } else { Step::Restore(restoration(kept, heard)) };
     }
     match check(&there) {
         Ok(()) => Step::Adopt(there),
         // The changes may be of a store that was spoilt and mended.
         Err(_) if !all => Step::AskAll,
         Err(refused) => {
-            let writes = if *kept == nothing { Vec::new() } else { restoration(kept, &heard) };
+            let writes = if *kept == nothing { Vec::new() } else { restoration(kept, heard) };
             Step::Refuse(refused, writes)
         }
     }

@@ -104,7 +104,7 @@ impl<S: Store> Shared<S> {
             return Step::Adopt(kept.clone());
         }
         tokio::task::block_in_place(|| {
-            compare_sealed(kept, heard, all, |there| {
+            compare_sealed(kept, &heard, all, |there| {
                 let held = sealing.held.as_ref().map(|seal| (&kept.texts, seal));
                 let cluster = &self.settings.cluster;
                 let seal = check(cluster, &there.texts, &mut sealing.sums, &trust.bundle, held)?;

@@ -110,8 +110,8 @@ fn generations_only_rise() {
     let fork = set(&[("Service/d/c", "z")], "bob", 21);
     assert_eq!(checked(&fork, Some(&held)), Err("forked"));
     // A clock that is behind makes none that is lower.
-    let head = Head::new(CLUSTER, &plain(&TWO), Some(&believed(&held)), second(12));
-    assert_eq!((head.generation, head.follows), (21_001, 21_000));
+    let next = Head::new(CLUSTER, &plain(&TWO), Some(&believed(&held)), second(12));
+    assert_eq!((next.generation, next.follows), (21_001, 21_000));
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn heard(store: &str, revision: u64, texts: &Texts) -> Documents {
 }
 
 fn step(before: &KeptDocuments, store: &str, revision: u64, texts: &Texts, all: bool) -> Step {
-    compare_sealed(before, heard(store, revision, texts), all, |there| {
+    compare_sealed(before, &heard(store, revision, texts), all, |there| {
         let seal = believed(&before.texts);
         check(CLUSTER, &there.texts, &mut Sums::default(), &Root, Some((&before.texts, &seal))).map(drop)
     })
@@ -191,8 +191,8 @@ fn a_store_that_lost_everything_gets_it_back_and_a_new_set_counts() {
     let refuse = |_: &KeptDocuments| Err(Refused::Unsigned);
     let nothing = KeptDocuments::default();
     let there = heard("s", 1, &plain(&TWO));
-    assert_eq!(compare_sealed(&nothing, there, true, refuse), Step::Refuse(Refused::Unsigned, Vec::new()));
-    assert_eq!(compare_sealed(&nothing, Documents::default(), false, refuse), Step::Adopt(nothing.clone()));
+    assert_eq!(compare_sealed(&nothing, &there, true, refuse), Step::Refuse(Refused::Unsigned, Vec::new()));
+    assert_eq!(compare_sealed(&nothing, &Documents::default(), false, refuse), Step::Adopt(nothing.clone()));
 }
 
 #[test]
