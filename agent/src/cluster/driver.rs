@@ -21,7 +21,7 @@ use tokio::sync::{Notify, broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::disk::{Disk, DiskError, KeptDocuments};
-use super::documents::sealed::Seal;
+use super::documents::sealed::{Seal, generation};
 use super::election::{self, Millis};
 use super::follower::{Follower, Refusal};
 use super::registry::{Node, NodeState};
@@ -184,6 +184,7 @@ pub fn start<S: Store>(
     let mut follower =
         Follower::new(Arc::clone(&settings.cluster), disk.as_ref().map(Disk::highest).unwrap_or_default());
     let kept = disk.as_ref().map(|disk| kept(disk, &view)).unwrap_or_default();
+    follower.hold(trust.operators().map_or(0, |_| generation(&kept.texts)));
     let restored = disk.as_ref().and_then(|disk| restore(disk, &mut follower, &view));
     let ready = watch::Sender::new(restored.map_or(Readiness::Unknown, |_| Readiness::InForce));
     if let Some(at) = restored {

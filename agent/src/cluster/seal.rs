@@ -126,6 +126,14 @@ pub struct Header {
     pub allow_shrink: bool,
     /// The revision of the documents that it is made of.
     pub revision: u64,
+    /// The generation of their seal; 0: they have none.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub generation: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_none(generation: &u64) -> bool {
+    *generation == 0
 }
 
 /// [`TableVersion`] as it is written.
@@ -247,6 +255,7 @@ mod tests {
             form,
             allow_shrink: false,
             revision: 4,
+            generation: 0,
         }
     }
 

@@ -219,6 +219,11 @@ pub fn open(texts: &Texts) -> Result<(Head, &str, Signature), Refused> {
     Ok((read, head, Signature::from_bytes(&signature)?))
 }
 
+/// The generation that these documents say they have; 0: none. It was checked before they were taken over.
+pub fn generation(texts: &Texts) -> u64 {
+    open(texts).map_or(0, |(head, ..)| head.generation)
+}
+
 /// The seal of these documents, if an operator made it for this cluster; whether it fits them is not looked at.
 pub fn seal(cluster: &str, texts: &Texts, operators: &impl Operators) -> Result<Seal, Refused> {
     let (head, sealed, signature) = open(texts)?;

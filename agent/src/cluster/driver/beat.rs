@@ -131,7 +131,8 @@ impl<S: Store> Shared<S> {
         let has_more = |record: &NodeRecord| knows_more(&documents, &record.store, record.revision);
         // Of what others have, this node has nothing: they refuse to lose it.
         let ours = |refused: &Refused| {
-            Token { epoch: refused.epoch, nonce: refused.nonce } == lease.token && refused.reason == "shrinks"
+            let unfit = ["shrinks", "older_documents"].contains(&refused.reason.as_str());
+            Token { epoch: refused.epoch, nonce: refused.nonce } == lease.token && unfit
         };
         if records().any(|record| has_more(record) || record.refused.as_ref().is_some_and(ours)) {
             let _ = self.election.send(election::Event::Unfit).await;

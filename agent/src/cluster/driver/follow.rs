@@ -135,7 +135,11 @@ impl<S: Store, A: Agent> Following<S, A> {
                 let own = |at: Position| {
                     self.shared.term.borrow().as_ref().is_some_and(|lease| lease.token == at.version.token)
                 };
-                if matches!(refusal, Refusal::Records(_) | Refusal::Shrinks { .. }) && at.is_some_and(own) {
+                let of_contents = matches!(
+                    refusal,
+                    Refusal::Records(_) | Refusal::Shrinks { .. } | Refusal::OlderDocuments(..)
+                );
+                if of_contents && at.is_some_and(own) {
                     let _ = self.shared.election.send(election::Event::Unfit).await;
                 }
                 // Who leads under a lower token shall hear of the higher one.

@@ -321,6 +321,7 @@ impl Agent {
         let contents = Contents {
             model: Arc::clone(&model),
             revision: self.disk.documents.revision,
+            generation: 0,
             allow_shrink: false,
         };
         let Some(draft) = publisher.draft(&contents, self.whole, |_| sample::sign(&self.name)) else {
