@@ -103,7 +103,12 @@ pub fn certificates(lab: &Lab, node: &str) -> PathBuf {
     lab.directory().join(format!("ca-{node}"))
 }
 
-/// Makes an authority, and certificates for these nodes, by `sluice ca`.
+/// Where [`certify`] puts what documents are sealed with.
+pub fn operator(lab: &Lab) -> PathBuf {
+    lab.directory().join("ca-operator")
+}
+
+/// Makes an authority, certificates for these nodes, and an operator, by `sluice ca`.
 pub fn certify(lab: &Lab, nodes: &[&str]) -> Result<()> {
     let by = lab.nodes().next().context("a lab has a node")?;
     let authority = lab.directory().join("ca");
@@ -116,5 +121,5 @@ pub fn certify(lab: &Lab, nodes: &[&str]) -> Result<()> {
     for node in nodes {
         exec::run(ca("node")?.args(["--name", node, "--out"]).arg(certificates(lab, node)))?;
     }
-    Ok(())
+    exec::run(ca("operator")?.args(["--name", "alice", "--out"]).arg(operator(lab))).map(drop)
 }

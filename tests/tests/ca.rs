@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::SystemTime;
 
-use agent::identity::{NodeDirectory, TrustBundle, Untrusted};
+use agent::identity::{NodeDirectory, OperatorIdentity, TrustBundle, Untrusted};
 use anyhow::{Context, Result, bail, ensure};
 use lab::built_binary;
 use tempfile::TempDir;
@@ -362,6 +362,52 @@ fn what_an_intermediate_can_do() -> Result<()> {
     let error = NodeDirectory::open(&site.path("forged"));
     let error = error.err().context("a forged node was taken")?.to_string();
     ensure!(error.contains("no root of the bundle has issued the certificate"), "{error}");
+    Ok(())
+}
+
+/// An operator's certificate seals documents and is none for TLS; its directory is nobody else's.
+#[test]
+fn an_operator_is_no_node() -> Result<()> {
+    let site = Site::with_node()?;
+    let alice = ["operator", "--dir", "ca", "--name", "alice", "--out", "alice"];
+    let said = site.done(&alice)?;
+    ensure!(said.contains("spiffe://mesh.example/operator/alice"), "{said}");
+    let modes: BTreeMap<_, _> = contents(&site.path("alice"))?
+        .into_iter()
+        .filter_map(|(path, (mode, _))| Some((path.file_name()?.to_str()?.to_owned(), mode & 0o777)))
+        .collect();
+    let expected = [("bundle.pem", 0o644), ("operator.key", 0o600), ("operator.pem", 0o644)];
+    ensure!(modes == expected.map(|(name, mode)| (name.to_owned(), mode)).into(), "{modes:?}");
+    site.openssl(&["verify", "-x509_strict", "-CAfile", "ca/bundle.pem", "alice/operator.pem"])?;
+    let text = site.openssl(&["x509", "-in", "alice/operator.pem", "-noout", "-ext", "extendedKeyUsage"])?;
+    ensure!(text.contains("1.3.6.1.5.5.7.3.36") && !text.contains("TLS"), "{text}");
+    for purpose in ["sslclient", "sslserver"] {
+        let tls = ["verify", "-purpose", purpose, "-CAfile", "ca/bundle.pem", "alice/operator.pem"];
+        ensure!(site.openssl(&tls).is_err(), "it is a certificate for {purpose}");
+    }
+    let operator = OperatorIdentity::load(&site.path("alice"), SystemTime::now())?;
+    let node = NodeDirectory::open(&site.path("node1"))?.current();
+    let seal = operator.seal(b"documents");
+    ensure!(node.bundle.verify_seal(SystemTime::now(), b"documents", &seal).as_deref() == Ok("alice"));
+    let by_node = node.identity.sign(b"documents");
+    ensure!(node.bundle.verify_seal(SystemTime::now(), b"documents", &by_node) == Err(Untrusted::WrongUsage));
+
+    site.refuses(1, &alice, &["alice/", "is there already", "--renew"])?;
+    let bob = ["operator", "--dir", "ca", "--name", "bob", "--out", "alice", "--renew"];
+    site.refuses(1, &bob, &["alice/operator.pem is the certificate of operator alice, not of bob"])?;
+    for there in ["node1", "ca"] {
+        let into = ["operator", "--dir", "ca", "--name", "alice", "--out", there, "--renew"];
+        site.refuses(1, &into, &["give the operator a directory of its own"])?;
+    }
+    let node = ["node", "--dir", "ca", "--name", "node2", "--out", "alice", "--renew"];
+    site.refuses(1, &node, &["give the node a directory of its own"])?;
+    site.refuses(
+        2,
+        &["operator", "--dir", "ca", "--name", "Alice", "--out", "other"],
+        &["'A' is not allowed"],
+    )?;
+    site.done(&[&alice[..], &["--renew"]].concat())?;
+    ensure!(!operator.made(&OperatorIdentity::load(&site.path("alice"), SystemTime::now())?.seal(b"")));
     Ok(())
 }
 

@@ -31,6 +31,15 @@ pub struct ClusterDump {
     /// Published tables that were refused, by the reason's stable name.
     #[serde(default)]
     pub refusals: BTreeMap<String, u64>,
+    /// The seal over the documents that this agent has.
+    #[serde(default)]
+    pub seal: Option<SealDump>,
+    /// Why the documents of the store are not taken over; those before are what counts.
+    #[serde(default)]
+    pub documents_refused: Option<RefusedDocumentsDump>,
+    /// Documents that were refused, by the reason's stable name.
+    #[serde(default)]
+    pub document_refusals: BTreeMap<String, u64>,
     /// Why what the documents say is not published, where this agent leads.
     #[serde(default)]
     pub unpublished: Option<String>,
@@ -89,6 +98,29 @@ pub struct NodeDump {
     /// The table that it refuses, with the reason.
     #[serde(default)]
     pub refused: Option<String>,
+    /// Why it refuses the documents of the store.
+    #[serde(default)]
+    pub documents_refused: Option<String>,
+}
+
+/// The seal over documents.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealDump {
+    /// Rises with each set of documents.
+    pub generation: u64,
+    /// Who sealed.
+    pub operator: String,
+    /// When, as the seal says, in RFC 3339.
+    pub sealed_at: String,
+}
+
+/// Documents that were refused.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedDocumentsDump {
+    /// The stable name of the reason.
+    pub reason: String,
+    /// The whole reason.
+    pub detail: String,
 }
 
 /// The documents.

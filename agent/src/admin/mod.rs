@@ -23,7 +23,9 @@ use crate::compile::RoutingTable;
 use crate::telemetry::log::LogHandle;
 use crate::telemetry::{AccessLog, Metrics};
 
-pub use cluster::{ClusterDump, DocumentsDump, LeaderDump, NodeDump, RefusedDump};
+pub use cluster::{
+    ClusterDump, DocumentsDump, LeaderDump, NodeDump, RefusedDocumentsDump, RefusedDump, SealDump,
+};
 pub use connections::{ConnectionDump, ConnectionsDump};
 pub use dump::{
     DestinationDump, EndpointDump, EndpointsDump, HostDump, OutReasons, RoutesDump, RuleDump, endpoints,

@@ -1,5 +1,6 @@
 //! An agent's part in a cluster: documents are read as files are, and what the cluster agrees on is applied as documents are.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -9,7 +10,9 @@ use anyhow::Context as _;
 use super::Settings;
 use super::follow::Follower;
 use super::status::Observed;
-use crate::admin::{ClusterDump, DocumentsDump, LeaderDump, NodeDump, OutReasons, RefusedDump};
+use crate::admin::{
+    ClusterDump, DocumentsDump, LeaderDump, NodeDump, OutReasons, RefusedDocumentsDump, RefusedDump, SealDump,
+};
 use crate::cluster::disk::KeptDocuments;
 use crate::cluster::registry::{Node, NodeRecord, NodeState};
 use crate::cluster::seal::Position;
@@ -123,6 +126,17 @@ pub(super) fn dump(view: &Mutex<ClusterView>, (node, cluster, signed): (&str, &s
         reason: reason.to_owned(),
         detail,
     });
+    let seal = view.seal.map(|seal| SealDump {
+        generation: seal.head.generation,
+        operator: seal.operator.to_string(),
+        sealed_at: rfc3339(seal.at()).to_string(),
+    });
+    let documents_refused = view
+        .documents_refused
+        .map(|(reason, detail)| RefusedDocumentsDump { reason: reason.to_owned(), detail });
+    let by_name = |counts: BTreeMap<&'static str, u64>| {
+        counts.into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect()
+    };
     let (_, revision, count) = view.documents;
     ClusterDump {
         role: if view.leads.is_some() { "leader" } else { "follower" }.to_owned(),
@@ -137,7 +151,10 @@ pub(super) fn dump(view: &Mutex<ClusterView>, (node, cluster, signed): (&str, &s
         cannot_lead: view.cannot_lead,
         fenced: view.fenced,
         yielded: view.yielded.map(str::to_owned),
-        refusals: view.refusals.into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect(),
+        refusals: by_name(view.refusals),
+        seal,
+        documents_refused,
+        document_refusals: by_name(view.document_refusals),
         fault: view.fault,
         store_error: view.store_error.map(|error| error.to_string()),
         disk_error: (!view.disk_errors.is_empty())
@@ -255,5 +272,6 @@ fn member(node: &Node) -> NodeDump {
         applied_at: since,
         unhealthy: unhealthy(record),
         refused: record.refused.as_ref().map(|refused| format!("{}: {}", refused.reason, refused.detail)),
+        documents_refused: record.sealing.refused.clone(),
     }
 }

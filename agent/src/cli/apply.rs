@@ -1,6 +1,6 @@
 //! `sluice apply`, `delete` and `diff`: changes of the documents that the cluster keeps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -9,15 +9,22 @@ use anyhow::bail;
 use clap::Args;
 
 use super::output;
+use super::sealing::{SealArgs, Sealer, Spoilt};
 use super::store::{StoreClientArgs, all};
-use crate::cluster::documents::{ALLOW_SHRINK, RESERVED};
-use crate::cluster::{Document, DocumentWrite, RedisStore, Store as _, Written};
+use crate::cluster::documents::sealed::SEAL;
+use crate::cluster::documents::{ALLOW_SHRINK, RESERVED, RESTORED};
+use crate::cluster::{Document, DocumentWrite, Documents, RedisStore, Store as _, Written};
 use crate::config::{InputFile, StoredDocument, check, documents, read_inputs, stored_files};
 
 #[derive(Debug, Args)]
 pub(super) struct ApplyArgs {
     #[command(flatten)]
     files: FilesArgs,
+    #[command(flatten)]
+    seal: SealArgs,
+    /// Deletes all documents of the store that the files don't have: they are all there is then.
+    #[arg(long)]
+    prune: bool,
     /// Lets the table lose all endpoints or over half of its routes by this, which is otherwise taken for a mistake.
     #[arg(long)]
     allow_shrink: bool,
@@ -39,6 +46,8 @@ pub(super) struct DeleteArgs {
     /// Documents, as `KIND/NAMESPACE/NAME` or `KIND/NAME` (in the namespace `default`).
     #[arg(required = true, value_name = "DOCUMENT")]
     documents: Vec<String>,
+    #[command(flatten)]
+    seal: SealArgs,
     /// Lets the table lose all endpoints or over half of its routes by this, which is otherwise taken for a mistake.
     #[arg(long)]
     allow_shrink: bool,
@@ -80,7 +89,11 @@ impl Change {
 
 pub(super) fn apply(args: &ApplyArgs) -> anyhow::Result<ExitCode> {
     args.files.store.with(async |store| {
-        let compared = compare(store, &args.files.files).await?;
+        let found = all(store).await?;
+        let spoilt = if args.prune { Spoilt::Replace } else { Spoilt::Refuse };
+        let sealer = args.seal.sealer((store, args.files.store.cluster()), &found, spoilt).await?;
+        let there = by_id(&found);
+        let compared = compare(&there, &args.files.files, args.prune)?;
         let changes = compared.iter().filter(|one| one.change() != Change::Unchanged);
         let mut writes: Vec<_> = changes
             .map(|one| DocumentWrite {
@@ -89,9 +102,14 @@ pub(super) fn apply(args: &ApplyArgs) -> anyhow::Result<ExitCode> {
                 expected: Some(one.there.as_ref().map_or(0, |there| there.revision)),
             })
             .collect();
-        write(store, &mut writes, args.allow_shrink).await?;
+        let pruned = if args.prune { prune(&there, &compared) } else { Vec::new() };
+        writes.extend(pruned.iter().cloned());
+        write(store, sealer.as_ref(), &found, (writes, args.allow_shrink)).await?;
         for one in &compared {
             output::text(&format!("{} {}", one.wanted.id, one.change().as_str()))?;
+        }
+        for gone in pruned.iter().filter(|gone| !gone.id.starts_with(RESERVED)) {
+            output::text(&format!("{} deleted", gone.id))?;
         }
         Ok(ExitCode::SUCCESS)
     })
@@ -99,7 +117,9 @@ pub(super) fn apply(args: &ApplyArgs) -> anyhow::Result<ExitCode> {
 
 pub(super) fn delete(args: &DeleteArgs) -> anyhow::Result<ExitCode> {
     args.store.with(async |store| {
-        let there = by_id(all(store).await?.changed);
+        let found = all(store).await?;
+        let sealer = args.seal.sealer((store, args.store.cluster()), &found, Spoilt::Refuse).await?;
+        let there = by_id(&found);
         let mut writes = Vec::new();
         for name in &args.documents {
             let id = super::get::full_id(name)?;
@@ -107,7 +127,7 @@ pub(super) fn delete(args: &DeleteArgs) -> anyhow::Result<ExitCode> {
             writes.push(DocumentWrite { id, text: None, expected: Some(document.revision) });
         }
         let ids: Vec<_> = writes.iter().map(|write| Arc::clone(&write.id)).collect();
-        write(store, &mut writes, args.allow_shrink).await?;
+        write(store, sealer.as_ref(), &found, (writes, args.allow_shrink)).await?;
         for id in ids {
             output::text(&format!("{id} deleted"))?;
         }
@@ -118,7 +138,7 @@ pub(super) fn delete(args: &DeleteArgs) -> anyhow::Result<ExitCode> {
 /// Exits 1 where there is a difference, as `diff` does.
 pub(super) fn diff(args: &FilesArgs) -> anyhow::Result<ExitCode> {
     args.store.with(async |store| {
-        let compared = compare(store, &args.files).await?;
+        let compared = compare(&by_id(&all(store).await?), &args.files, false)?;
         let mut differs = false;
         for one in compared.iter().filter(|one| one.change() != Change::Unchanged) {
             differs = true;
@@ -132,9 +152,13 @@ pub(super) fn diff(args: &FilesArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// The documents of the files beside those of the store. All of them are checked first, together with what is there.
-async fn compare(store: &RedisStore, paths: &[PathBuf]) -> anyhow::Result<Vec<Compared>> {
-    let there = by_id(all(store).await?.changed);
+/// The documents of the files beside those of the store. All of them are checked first, together with what is there, unless they
+/// will be alone.
+fn compare(
+    there: &BTreeMap<Arc<str>, Document>,
+    paths: &[PathBuf],
+    alone: bool,
+) -> anyhow::Result<Vec<Compared>> {
     let mut compared: Vec<Compared> = Vec::new();
     let files = read_inputs(paths);
     for file in &files {
@@ -148,7 +172,8 @@ async fn compare(store: &RedisStore, paths: &[PathBuf]) -> anyhow::Result<Vec<Co
             compared.push(Compared { there, file: Arc::clone(&file.path), wanted });
         }
     }
-    checked(&files, &compared, &there)?;
+    let nothing = BTreeMap::new();
+    checked(&files, &compared, if alone { &nothing } else { there })?;
     Ok(compared)
 }
 
@@ -172,27 +197,51 @@ fn checked(
     Ok(())
 }
 
+/// What deletes all that the files don't have. What a leader wrote of the store's past stays.
+fn prune(there: &BTreeMap<Arc<str>, Document>, compared: &[Compared]) -> Vec<DocumentWrite> {
+    let wanted: BTreeSet<&str> = compared.iter().map(|one| &*one.wanted.id).collect();
+    let stays = |id: &str| wanted.contains(id) || id == SEAL || id == RESTORED;
+    let gone = there.values().filter(|document| !stays(&document.id));
+    let delete = |document: &Document| DocumentWrite {
+        id: Arc::clone(&document.id),
+        text: None,
+        expected: Some(document.revision),
+    };
+    gone.map(delete).collect()
+}
+
 async fn write(
     store: &RedisStore,
-    writes: &mut Vec<DocumentWrite>,
-    allow_shrink: bool,
+    sealer: Option<&Sealer>,
+    found: &Documents,
+    (mut writes, allow_shrink): (Vec<DocumentWrite>, bool),
 ) -> anyhow::Result<()> {
     if allow_shrink {
-        writes.push(DocumentWrite { id: ALLOW_SHRINK.into(), text: Some("".into()), expected: None });
+        writes.retain(|write| &*write.id != ALLOW_SHRINK);
+        match sealer {
+            Some(sealer) => sealer.allow_shrink(&mut writes),
+            None => {
+                writes.push(DocumentWrite { id: ALLOW_SHRINK.into(), text: Some("".into()), expected: None });
+            }
+        }
+    }
+    if let Some(sealer) = sealer {
+        sealer.seal(found, &mut writes);
     }
     if writes.is_empty() {
         return Ok(());
     }
-    match store.write(writes).await? {
+    match store.write(&writes).await? {
         Written::At(_) => Ok(()),
         Written::Conflict(ids) => {
-            let ids: Vec<_> = ids.iter().map(|(id, _)| &**id).collect();
-            bail!("somebody changed {} meanwhile; nothing was changed", ids.join(", "))
+            let ids: Vec<_> = ids.iter().map(|(id, _)| &**id).filter(|id| *id != SEAL).collect();
+            let what = if ids.is_empty() { "other documents".to_owned() } else { ids.join(", ") };
+            bail!("somebody changed {what} meanwhile; nothing was changed")
         }
     }
 }
 
-fn by_id(documents: Vec<Document>) -> BTreeMap<Arc<str>, Document> {
-    let there = documents.into_iter().filter(|document| document.text.is_some());
-    there.map(|document| (Arc::clone(&document.id), document)).collect()
+fn by_id(found: &Documents) -> BTreeMap<Arc<str>, Document> {
+    let there = found.changed.iter().filter(|document| document.text.is_some());
+    there.map(|document| (Arc::clone(&document.id), document.clone())).collect()
 }

@@ -1,6 +1,6 @@
-//! `sluice ca`: a CA that is a directory, and what it issues for nodes. It asks no agent and needs no network.
+//! `sluice ca`: a CA that is a directory, and what it issues for nodes and operators. It asks no agent and needs no network.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
@@ -9,7 +9,9 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::{Format, OutputArgs, output};
-use crate::identity::{Authority, NodeIdentity, NodeName, Replace, Term, TrustDomain};
+use crate::identity::{
+    Authority, NodeIdentity, NodeName, OperatorIdentity, OperatorName, Replace, Term, TrustDomain,
+};
 use crate::telemetry::rfc3339;
 
 #[derive(Debug, Args)]
@@ -24,6 +26,8 @@ enum CaVerb {
     Init(InitArgs),
     /// Makes what one node needs: the bundle, its own certificate, its intermediate, and their keys.
     Node(NodeArgs),
+    /// Makes what somebody needs who applies documents: the bundle, a certificate that seals documents, and its key.
+    Operator(OperatorArgs),
 }
 
 #[derive(Debug, Args)]
@@ -65,6 +69,27 @@ struct NodeArgs {
     output: OutputArgs,
 }
 
+#[derive(Debug, Args)]
+struct OperatorArgs {
+    /// The CA's directory.
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+    /// The operator's name: a person's, or that of what deploys.
+    #[arg(long, value_name = "NAME")]
+    name: OperatorName,
+    /// Where the operator's files go: what `sluice apply --ca` is given. They belong on no node.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// How long documents may be sealed with it: 12h, 90d. What was sealed by then goes on counting.
+    #[arg(long, default_value = "90d", value_parser = life)]
+    life: Duration,
+    /// Replaces what the same operator has there with a new key and certificate.
+    #[arg(long)]
+    renew: bool,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
 /// What was made.
 #[derive(Debug, Serialize)]
 struct Made {
@@ -79,6 +104,7 @@ pub(super) fn run(args: &CaArgs) -> anyhow::Result<ExitCode> {
     let (made, format) = match &args.verb {
         CaVerb::Init(args) => (init(args)?, args.output.output),
         CaVerb::Node(args) => (node(args)?, args.output.output),
+        CaVerb::Operator(args) => (operator(args)?, args.output.output),
     };
     match format {
         Format::Json => output::json(&made)?,
@@ -98,9 +124,25 @@ fn init(args: &InitArgs) -> anyhow::Result<Made> {
     Ok(Made { id, directory: args.dir.clone(), not_after: rfc3339(ca.not_after()).to_string() })
 }
 
+fn authority(dir: &Path) -> anyhow::Result<Authority> {
+    Authority::load(dir).with_context(|| format!("{} is no CA that `sluice ca init` made", dir.display()))
+}
+
+fn operator(args: &OperatorArgs) -> anyhow::Result<Made> {
+    let ca = authority(&args.dir)?;
+    let now = SystemTime::now();
+    let replace = if args.renew { Replace::Asked } else { Replace::Never };
+    ca.issue_operator(&args.name, &args.out, Term { now, life: args.life }, replace)?;
+    let identity = OperatorIdentity::load(&args.out, now).context("what was written does not verify")?;
+    Ok(Made {
+        id: identity.id().to_string(),
+        directory: args.out.clone(),
+        not_after: rfc3339(identity.not_after()).to_string(),
+    })
+}
+
 fn node(args: &NodeArgs) -> anyhow::Result<Made> {
-    let ca = Authority::load(&args.dir)
-        .with_context(|| format!("{} is no CA that `sluice ca init` made", args.dir.display()))?;
+    let ca = authority(&args.dir)?;
     let now = SystemTime::now();
     let replace = if args.renew { Replace::Asked } else { Replace::Never };
     ca.issue_node(&args.name, &args.out, Term { now, life: args.life }, replace)?;

@@ -111,11 +111,17 @@ pub(super) fn cluster_lines(cluster: &ClusterDump) -> Vec<String> {
         |leader| format!("{} leads in epoch {}", leader.node, leader.epoch),
     );
     let DocumentsDump { count, revision } = cluster.documents;
-    let signed = if cluster.signed { "" } else { ", tables are NOT SIGNED" };
+    let signed = if cluster.signed { "" } else { ", tables and documents are NOT SIGNED" };
     let mut lines = vec![format!(
         "cluster      {} ({}), {leads}, {count} documents at revision {revision}{signed}",
         cluster.cluster, cluster.role
     )];
+    lines.extend(cluster.seal.iter().map(|seal| {
+        format!(
+            "             documents sealed by {} at {}, generation {}",
+            seal.operator, seal.sealed_at, seal.generation
+        )
+    }));
     for node in &cluster.nodes {
         let table = if node.table.is_empty() { "no table" } else { &node.table };
         let since = node.applied_at.as_ref().map(|at| format!(" since {at}")).unwrap_or_default();
@@ -127,10 +133,15 @@ pub(super) fn cluster_lines(cluster: &ClusterDump) -> Vec<String> {
         if !node.unhealthy.is_empty() {
             lines.push(format!("             {} UNHEALTHY {}", node.node, node.unhealthy.join(", ")));
         }
+        let documents = node.documents_refused.iter();
+        lines.extend(documents.map(|why| format!("             {} REFUSES DOCUMENTS {why}", node.node)));
         lines.extend(node.refused.iter().map(|why| format!("             {} REFUSES {why}", node.node)));
     }
     lines.extend(cluster.refused.iter().map(|refused| {
         format!("REFUSED      the published table {}: {}: {}", refused.table, refused.reason, refused.detail)
+    }));
+    lines.extend(cluster.documents_refused.iter().map(|refused| {
+        format!("DOCUMENTS REFUSED {}: {}; the last that were sealed count", refused.reason, refused.detail)
     }));
     lines.extend(cluster.unpublished.iter().map(|why| format!("NOT PUBLISHED {why}")));
     lines.extend(cluster.cannot_lead.iter().map(|why| format!("CANNOT LEAD  {why}")));

@@ -16,6 +16,7 @@ mod leader;
 mod observe;
 mod output;
 mod routes;
+mod sealing;
 mod settings;
 mod status;
 mod store;

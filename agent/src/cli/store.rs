@@ -57,6 +57,11 @@ pub(super) struct StoreClientArgs {
 }
 
 impl StoreClientArgs {
+    /// The cluster's name.
+    pub(super) fn cluster(&self) -> &str {
+        &self.cluster
+    }
+
     /// Runs something with the store.
     pub(super) fn with<T>(
         &self,

@@ -1,16 +1,24 @@
 //! The documents as this node has them beside those of the store: pure. Every node holds a copy, so that a store that lost them
 //! gets them back from whoever leads then.
 
+pub mod sealed;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+use sealed::{Refused, SEAL};
 
 use super::disk::KeptDocuments;
 use super::store::{Document, DocumentWrite, Documents};
 
 /// How the ids of documents begin that say something about the others, and nothing about traffic.
 pub const RESERVED: &str = "sluice.dev/";
-/// The document whose revision says up to where documents may take most of the table away; it has no text of its own.
+/// The document that says up to which revision of the documents a table may lose most of what it has: its text does, or, where it
+/// has none, its own revision. What is sealed says it by its text, as no seal is over revisions.
 pub const ALLOW_SHRINK: &str = "sluice.dev/allow-shrink";
+
+/// The document that asks agents to look at all documents, as whoever wants to write found others there than were sealed.
+pub const SPOILT: &str = "sluice.dev/spoilt";
 
 /// The document that says of which store, and of which revision of it, documents were given back: `STORE@REVISION`.
 pub const RESTORED: &str = "sluice.dev/restored-from";
@@ -24,6 +32,8 @@ pub enum Step {
     AskAll,
     /// The store has lost documents. Who leads gives them back; others wait for it.
     Restore(Vec<DocumentWrite>),
+    /// What the store has is nothing that an operator sealed. Who leads gives back what this node has, if it has anything.
+    Refuse(Refused, Vec<DocumentWrite>),
 }
 
 /// Compares the documents of this node with what the store answered; `all`: it was asked for everything.
@@ -66,21 +76,21 @@ fn adopt(kept: &KeptDocuments, heard: Documents, all: bool) -> KeptDocuments {
 
 /// What makes the store's documents those of this node.
 fn restoration(kept: &KeptDocuments, heard: &Documents) -> Vec<DocumentWrite> {
-    let there =
-        |id: &Arc<str>| heard.changed.iter().find(|document| document.id == *id && document.text.is_some());
-    let missing = kept
-        .texts
-        .iter()
-        .filter(|(id, (_, text))| there(id).is_none_or(|document| document.text.as_ref() != Some(text)));
+    let live = heard.changed.iter().filter(|document| document.text.is_some());
+    let live: BTreeMap<&Arc<str>, &Document> = live.map(|document| (&document.id, document)).collect();
+    let there = |id: &Arc<str>| live.get(id).copied();
+    // The seal is written in any case: whoever seals other documents meanwhile must not get these among them.
+    let missing = kept.texts.iter().filter(|(id, (_, text))| {
+        &***id == SEAL || there(id).is_none_or(|document| document.text.as_ref() != Some(text))
+    });
     let missing = missing.map(|(id, (_, text))| DocumentWrite {
         id: Arc::clone(id),
         text: Some(Arc::clone(text)),
         expected: Some(there(id).map_or(0, |document| document.revision)),
     });
-    let over = heard
-        .changed
-        .iter()
-        .filter(|document| document.text.is_some() && !kept.texts.contains_key(&document.id))
+    let over = live
+        .values()
+        .filter(|document| !kept.texts.contains_key(&document.id))
         .filter(|document| &*document.id != RESTORED)
         .map(|document| DocumentWrite {
             id: Arc::clone(&document.id),
@@ -99,7 +109,10 @@ fn restoration(kept: &KeptDocuments, heard: &Documents) -> Vec<DocumentWrite> {
 /// is no table, and so nobody can have meant it.
 pub fn may_shrink(documents: &KeptDocuments, before: Option<u64>) -> bool {
     let allowed = documents.texts.get(ALLOW_SHRINK);
-    allowed.zip(before).is_some_and(|((revision, _), before)| *revision > before)
+    allowed.zip(before).is_some_and(|((revision, text), before)| match text.parse::<u64>() {
+        Ok(last) => before <= last,
+        Err(_) => *revision > before,
+    })
 }
 
 #[cfg(test)]
@@ -195,5 +208,7 @@ mod tests {
         let documents = kept("s", 9, &[(ALLOW_SHRINK, 7, "")]);
         assert_eq!((may_shrink(&documents, Some(6)), may_shrink(&documents, Some(7))), (true, false));
         assert!(!may_shrink(&kept("s", 9, &[]), Some(0)) && !may_shrink(&documents, None));
+        let sealed = kept("s", 9, &[(ALLOW_SHRINK, 9, "6")]);
+        assert_eq!((may_shrink(&sealed, Some(6)), may_shrink(&sealed, Some(7))), (true, false));
     }
 }

@@ -21,6 +21,7 @@ use nix::time::{ClockId, clock_gettime};
 use tokio::sync::{Notify, broadcast, mpsc, watch};
 
 use super::disk::{Disk, DiskError, KeptDocuments};
+use super::documents::sealed::{Seal, generation};
 use super::election::{self, Millis};
 use super::follower::{Follower, Refusal};
 use super::registry::{Node, NodeState};
@@ -114,6 +115,12 @@ pub struct ClusterView {
     pub faults: u64,
     /// The documents: the store's name, its revision, how many.
     pub documents: (Arc<str>, u64, usize),
+    /// The seal of the documents that this node has.
+    pub seal: Option<Seal>,
+    /// Why the documents of the store are not taken over: the reason's name, and the whole reason.
+    pub documents_refused: Option<(&'static str, String)>,
+    /// Documents that were refused, by reason.
+    pub document_refusals: BTreeMap<&'static str, u64>,
     /// What is wrong with the store; `None`: nothing.
     pub store_error: Option<StoreError>,
     /// What is wrong with the state directory, by what could not be kept or read.
@@ -162,6 +169,7 @@ pub fn start<S: Store>(
     let mut follower =
         Follower::new(Arc::clone(&settings.cluster), disk.as_ref().map(Disk::highest).unwrap_or_default());
     let kept = disk.as_ref().map(|disk| kept(disk, &view)).unwrap_or_default();
+    follower.hold(trust.operators().map_or(0, |_| generation(&kept.texts)));
     let restored = disk.as_ref().and_then(|disk| restore(disk, &mut follower, &view));
     let ready = watch::Sender::new(restored.map_or(Readiness::Unknown, |_| Readiness::InForce));
     if let Some(at) = restored {

@@ -51,6 +51,9 @@ pub enum Refusal {
     /// There is another table of the same name.
     #[error("it differs from the table that was applied as {0}")]
     Forked(TableVersion),
+    /// It is made of documents that were sealed before those of the table in force.
+    #[error("it is made of documents of generation {0}, and the table in force of generation {1}")]
+    OlderDocuments(u64, u64),
     /// Its records can't be read.
     #[error("its records can't be read: {0}")]
     Records(#[from] WireError),
@@ -78,6 +81,7 @@ impl Refusal {
             Self::Signer { .. } => "signer",
             Self::Outdated { .. } => "outdated",
             Self::Forked(_) => "forked",
+            Self::OlderDocuments(..) => "older_documents",
             Self::Records(_) => "records",
             Self::Shrinks { .. } => "shrinks",
         }
@@ -108,6 +112,8 @@ pub trait Verify {
 pub struct Follower {
     cluster: Arc<str>,
     standing: Standing,
+    /// The highest generation of documents of which a table was in force.
+    generation: u64,
     parts: Parts,
     /// What changed since it was last asked for; `None`: everything may have.
     touched: Option<Touched>,
@@ -116,7 +122,13 @@ pub struct Follower {
 impl Follower {
     /// Nothing is here yet; `highest` is what was in force before this process began.
     pub fn new(cluster: Arc<str>, highest: TableVersion) -> Self {
-        Self { cluster, standing: Standing::new(highest), parts: Parts::default(), touched: None }
+        let standing = Standing::new(highest);
+        Self { cluster, standing, generation: 0, parts: Parts::default(), touched: None }
+    }
+
+    /// Takes no table of documents that were sealed before those of this generation.
+    pub fn hold(&mut self, generation: u64) {
+        self.generation = self.generation.max(generation);
     }
 
     /// Begins with the table that was in force before this process did, as this node kept it.
@@ -171,6 +183,9 @@ impl Follower {
             Place::Known => return Ok(Step::Known),
             Place::Gap => return Ok(Step::Gap),
         }
+        if sealed.header.generation < self.generation {
+            return Err(Refusal::OlderDocuments(sealed.header.generation, self.generation));
+        }
         let change = Change::decode(sealed.body)?;
         match sealed.header.form {
             Form::Snapshot { .. } => {
@@ -191,6 +206,7 @@ impl Follower {
                 }
             }
         }
+        self.hold(sealed.header.generation);
         Ok(self.standing.take(next))
     }
 

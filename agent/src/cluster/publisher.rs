@@ -49,6 +49,8 @@ pub struct Contents {
     pub model: Arc<Model>,
     /// The revision of its documents.
     pub revision: u64,
+    /// The generation of their seal; 0: they have none.
+    pub generation: u64,
     /// Most of the table before may go.
     pub allow_shrink: bool,
 }
@@ -136,6 +138,7 @@ impl Publisher {
             form,
             allow_shrink: contents.allow_shrink,
             revision: contents.revision,
+            generation: contents.generation,
         }
     }
 }

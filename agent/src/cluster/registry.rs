@@ -109,6 +109,23 @@ pub struct NodeRecord {
     /// The last table that it refused, as long as it has not applied a later one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<Refused>,
+    /// What it thinks of the documents' seal.
+    #[serde(default)]
+    pub sealing: Sealing,
+}
+
+/// What a node says of the seal of documents.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sealing {
+    /// It takes no documents that are not sealed.
+    #[serde(default)]
+    pub demanded: bool,
+    /// The generation that it has; 0: none.
+    #[serde(default)]
+    pub generation: u64,
+    /// Why it refuses what the store holds now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
 }
 
 impl NodeRecord {

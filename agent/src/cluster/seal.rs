@@ -29,7 +29,11 @@ pub const BODY_MAX: usize = 64 << 20;
 pub struct Digest([u8; 32]);
 
 impl Digest {
-    fn of(parts: &[&[u8]]) -> Self {
+    pub(super) fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    pub(super) fn of(parts: &[&[u8]]) -> Self {
         let mut context = Context::new(&SHA256);
         for part in parts {
             context.update(&(part.len() as u64).to_le_bytes());
@@ -122,6 +126,14 @@ pub struct Header {
     pub allow_shrink: bool,
     /// The revision of the documents that it is made of.
     pub revision: u64,
+    /// The generation of their seal; 0: they have none.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub generation: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_none(generation: &u64) -> bool {
+    *generation == 0
 }
 
 /// [`TableVersion`] as it is written.
@@ -243,6 +255,7 @@ mod tests {
             form,
             allow_shrink: false,
             revision: 4,
+            generation: 0,
         }
     }
 

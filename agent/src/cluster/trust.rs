@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::follower::{Refusal, Verify};
-use crate::identity::{NodeDirectory, Reload, Signature};
+use crate::identity::{NodeDirectory, NodeTrust, Reload, Signature};
 
-/// How tables are signed and believed.
+/// How tables are signed and believed, and whether documents have to be sealed.
 #[derive(Debug, Clone)]
 pub enum Trust {
     /// By the certificates of the nodes.
@@ -29,6 +29,14 @@ impl Trust {
         let Self::Signed(directory) = self else { return None };
         let checked = directory.current().identity.check(SystemTime::now());
         checked.err().map(|why| format!("this node's certificate is not good: {why}"))
+    }
+
+    /// Whose documents are believed; `None`: anybody's.
+    pub(super) fn operators(&self) -> Option<Arc<NodeTrust>> {
+        match self {
+            Self::Signed(directory) => Some(directory.current()),
+            Self::Unsigned => None,
+        }
     }
 
     /// Looks whether the certificates were replaced.

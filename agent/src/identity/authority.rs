@@ -11,10 +11,10 @@ use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
-use super::certificate::{NodeCertificate, RootCertificate, Validity, seconds};
+use super::certificate::{NodeCertificate, OperatorCertificate, RootCertificate, Validity, seconds};
 use super::error::Content;
 use super::files::{self, Existing, Writing};
-use super::{IdentityError, NodeName, SpiffeId, TrustBundle, TrustDomain, pem};
+use super::{IdentityError, NodeName, OperatorName, SpiffeId, TrustBundle, TrustDomain, pem};
 
 /// How far clocks of nodes may be behind that of the CA: certificates begin to hold that much earlier.
 const SKEW: Duration = Duration::from_mins(5);
@@ -22,8 +22,13 @@ const SKEW: Duration = Duration::from_mins(5);
 const LAST_SECOND: i64 = 253_402_300_799;
 const REPLACE_CA: &str = "with --replace a new CA takes its place, and every node needs new certificates";
 const RENEW_NODE: &str = "with --renew the same node gets new keys and certificates";
+const RENEW_OPERATOR: &str = "with --renew the same operator gets a new key and certificate";
 
-const NOT_A_NODE: &str = "that is the key of a CA: give the node a directory of its own";
+const NOT_A_NODE: &str = "that is the key of a CA or of an operator: give the node a directory of its own";
+const NOT_AN_OPERATOR: &str =
+    "that is the key of a CA or of a node: give the operator a directory of its own, on no node";
+/// The usage of keys that sign documents (RFC 9336): id-kp-documentSigning.
+const DOCUMENT_SIGNING: [u64; 9] = [1, 3, 6, 1, 5, 5, 7, 3, 36];
 const NOT_A_CA: &str = "that is of a node: give the CA a directory of its own";
 
 /// A root and its key.
@@ -150,7 +155,7 @@ impl Authority {
         replace: Replace,
     ) -> Result<SystemTime, IdentityError> {
         self.may_issue(term)?;
-        files::refuse_existing(out, &[files::ROOT_KEY], NOT_A_NODE)?;
+        files::refuse_existing(out, &[files::ROOT_KEY, files::OPERATOR_KEY], NOT_A_NODE)?;
         same_node(out, node)?;
         let bundle = self.bundle()?;
         let (leaf_key, leaf) = self.node_certificate(node, term)?;
@@ -167,6 +172,29 @@ impl Authority {
             Writing::secret(files::NODE_KEY, pem::private_key_text(leaf_key.serialized_der())),
         ];
         files::write_all(out, &contents, replace.existing(RENEW_NODE))?;
+        Ok(Validity { from: 0, until: term.until()? }.end())
+    }
+
+    /// Makes what an operator needs and writes it into the directory `out`: the bundle, a certificate that seals documents,
+    /// and its key. Returns when the certificate ends.
+    pub fn issue_operator(
+        &self,
+        operator: &OperatorName,
+        out: &Path,
+        term: Term,
+        replace: Replace,
+    ) -> Result<SystemTime, IdentityError> {
+        self.may_issue(term)?;
+        files::refuse_existing(out, &[files::ROOT_KEY, files::NODE_KEY], NOT_AN_OPERATOR)?;
+        same_operator(out, operator)?;
+        let bundle = self.bundle()?;
+        let (key, certificate) = self.operator_certificate(operator, term)?;
+        let contents = [
+            Writing::public(files::BUNDLE, bundle),
+            Writing::public(files::OPERATOR, certificate.pem()),
+            Writing::secret(files::OPERATOR_KEY, pem::private_key_text(key.serialized_der())),
+        ];
+        files::write_all(out, &contents, replace.existing(RENEW_OPERATOR))?;
         Ok(Validity { from: 0, until: term.until()? }.end())
     }
 
@@ -207,6 +235,20 @@ impl Authority {
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.subject_alt_names = vec![uri(&SpiffeId::of_node(self.trust_domain.clone(), node))?];
+        self.sign(params)
+    }
+
+    /// An operator's certificate: it seals documents, and is none for TLS. It issues nothing.
+    fn operator_certificate(
+        &self,
+        operator: &OperatorName,
+        term: Term,
+    ) -> Result<(Zeroizing<KeyPair>, Certificate), IdentityError> {
+        let mut params = term.params()?;
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::Other(DOCUMENT_SIGNING.to_vec())];
+        params.subject_alt_names = vec![uri(&SpiffeId::of_operator(self.trust_domain.clone(), operator))?];
         self.sign(params)
     }
 
@@ -278,6 +320,23 @@ fn same_node(directory: &Path, node: &NodeName) -> Result<(), IdentityError> {
     match found {
         Some(found) if found.node != *node => {
             Err(IdentityError::OtherNode { file, found: found.node.to_string(), wanted: node.to_string() })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a directory that another operator's certificate is in.
+fn same_operator(directory: &Path, operator: &OperatorName) -> Result<(), IdentityError> {
+    let file = directory.join(files::OPERATOR);
+    if !file.exists() {
+        return Ok(());
+    }
+    let found = pem::certificate(&files::read(&file)?).ok();
+    let found = found.and_then(|der| OperatorCertificate::read(&der).ok());
+    match found {
+        Some(OperatorCertificate { operator: found, .. }) if found != *operator => {
+            let (found, wanted) = (found.to_string(), operator.to_string());
+            Err(IdentityError::OtherOperator { file, found, wanted })
         }
         _ => Ok(()),
     }

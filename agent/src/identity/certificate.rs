@@ -7,7 +7,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
 use super::error::RootFault;
-use super::{NodeName, SpiffeId, Untrusted};
+use super::{NodeName, OperatorName, SpiffeId, Untrusted};
 
 /// What precedes the 65 bytes of an uncompressed point in the DER of a P-256 key (RFC 5480, sections 2.1.1 and 2.2).
 const P256_SPKI_PREFIX: [u8; 26] = [
@@ -68,6 +68,48 @@ fn moment(seconds: i64) -> SystemTime {
     if seconds < 0 { UNIX_EPOCH - distance } else { UNIX_EPOCH + distance }
 }
 
+/// What a certificate says that signs and issues nothing, whoever's it is.
+struct Leaf {
+    id: SpiffeId,
+    public_key: PublicKey,
+    validity: Validity,
+}
+
+impl Leaf {
+    fn read(der: &[u8]) -> Result<Self, Untrusted> {
+        let certificate = parse(der).ok_or(Untrusted::Malformed)?;
+        let constraints = certificate.basic_constraints().map_err(|_| Untrusted::Malformed)?;
+        if constraints.is_some_and(|constraints| constraints.value.ca) {
+            return Err(Untrusted::CaCertificate);
+        }
+        let usage =
+            certificate.key_usage().map_err(|_| Untrusted::Malformed)?.ok_or(Untrusted::WrongUsage)?;
+        if usage.value.key_cert_sign() || usage.value.crl_sign() || !usage.value.digital_signature() {
+            return Err(Untrusted::WrongUsage);
+        }
+        let public_key = public_key(&certificate).ok_or(Untrusted::UnsupportedKey)?;
+        Ok(Self { id: id(&certificate)?, public_key, validity: Validity::of(&certificate) })
+    }
+}
+
+/// What the certificate of an operator says; see [`NodeCertificate`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct OperatorCertificate {
+    pub(super) id: SpiffeId,
+    pub(super) operator: OperatorName,
+    pub(super) public_key: PublicKey,
+    pub(super) validity: Validity,
+}
+
+impl OperatorCertificate {
+    /// Reads the certificate of an operator. Its extended key usage is for [`super::TrustBundle`] to look at.
+    pub(super) fn read(der: &[u8]) -> Result<Self, Untrusted> {
+        let Leaf { id, public_key, validity } = Leaf::read(der)?;
+        let operator = id.operator().ok_or(Untrusted::NotAnOperator)?;
+        Ok(Self { id, operator, public_key, validity })
+    }
+}
+
 /// What the certificate of a node says. Whether a root says so too is for [`super::TrustBundle`] to find out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct NodeCertificate {
@@ -80,20 +122,9 @@ pub(super) struct NodeCertificate {
 impl NodeCertificate {
     /// Reads the certificate of a node, which signs and issues nothing.
     pub(super) fn read(der: &[u8]) -> Result<Self, Untrusted> {
-        let certificate = parse(der).ok_or(Untrusted::Malformed)?;
-        let constraints = certificate.basic_constraints().map_err(|_| Untrusted::Malformed)?;
-        if constraints.is_some_and(|constraints| constraints.value.ca) {
-            return Err(Untrusted::CaCertificate);
-        }
-        let usage =
-            certificate.key_usage().map_err(|_| Untrusted::Malformed)?.ok_or(Untrusted::WrongUsage)?;
-        if usage.value.key_cert_sign() || usage.value.crl_sign() || !usage.value.digital_signature() {
-            return Err(Untrusted::WrongUsage);
-        }
-        let public_key = public_key(&certificate).ok_or(Untrusted::UnsupportedKey)?;
-        let id = id(&certificate)?;
+        let Leaf { id, public_key, validity } = Leaf::read(der)?;
         let node = id.node().ok_or(Untrusted::NotANode)?;
-        Ok(Self { id, node, public_key, validity: Validity::of(&certificate) })
+        Ok(Self { id, node, public_key, validity })
     }
 }
 

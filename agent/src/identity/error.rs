@@ -45,6 +45,10 @@ pub enum IdentityError {
     #[error("{file} is the certificate of node {found}, not of {wanted}: give each node a directory of its own",
         file = file.display())]
     OtherNode { file: PathBuf, found: String, wanted: String },
+    /// What is there belongs to another operator.
+    #[error("{file} is the certificate of operator {found}, not of {wanted}: give each operator a directory of its own",
+        file = file.display())]
+    OtherOperator { file: PathBuf, found: String, wanted: String },
     /// A certificate must end before the one that issues it.
     #[error("{file} ends at {ends}, before the asked life would: ask for a shorter --life, or make a new root",
         file = file.display(), ends = rfc3339(*ends))]
@@ -89,6 +93,8 @@ pub enum Content {
     MixedTrustDomains(String, String),
     #[error("its certificate is not that of a node: {0}")]
     NotNode(Untrusted),
+    #[error("its certificate is not that of an operator: {0}")]
+    NotOperator(Untrusted),
 }
 
 /// Why a certificate is none of a root.
@@ -152,6 +158,9 @@ pub enum Untrusted {
     /// Its id is not that of a node.
     #[error("the certificate is not that of a node")]
     NotANode,
+    /// Its id is not that of an operator.
+    #[error("the certificate is not that of an operator")]
+    NotAnOperator,
     /// The message is not the one that was signed, or somebody else signed it.
     #[error("the signature does not fit the message")]
     BadSignature,
@@ -159,7 +168,7 @@ pub enum Untrusted {
 
 impl Untrusted {
     /// Every reason, for tables of counters.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Malformed,
         Self::UnknownIssuer,
         Self::Expired,
@@ -174,6 +183,7 @@ impl Untrusted {
         Self::SeveralIdentities,
         Self::WrongTrustDomain,
         Self::NotANode,
+        Self::NotAnOperator,
         Self::BadSignature,
     ];
 
@@ -194,6 +204,7 @@ impl Untrusted {
             Self::SeveralIdentities => "several_identities",
             Self::WrongTrustDomain => "wrong_trust_domain",
             Self::NotANode => "not_a_node",
+            Self::NotAnOperator => "not_an_operator",
             Self::BadSignature => "bad_signature",
         }
     }

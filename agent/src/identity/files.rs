@@ -23,6 +23,10 @@ pub(super) const NODE_KEY: &str = "node.key";
 pub(super) const INTERMEDIATE: &str = "intermediate.pem";
 /// Its key.
 pub(super) const INTERMEDIATE_KEY: &str = "intermediate.key";
+/// The certificate of an operator.
+pub(super) const OPERATOR: &str = "operator.pem";
+/// The key of an operator.
+pub(super) const OPERATOR_KEY: &str = "operator.key";
 
 /// Longest file that is read, in bytes: a bundle of sixteen roots has a tenth of that.
 const FILE_MAX_BYTES: usize = 256 * 1024;

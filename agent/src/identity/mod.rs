@@ -1,7 +1,7 @@
 //! Who a node is, and whose word a node takes: names, certificates, the signature of routing tables, and the CA that
 //! makes them offline.
 //!
-//! [`NodeIdentity`] signs, [`TrustBundle`] verifies, [`NodeDirectory`] holds both as they are on disk now. Nothing here
+//! [`NodeIdentity`] signs tables, [`OperatorIdentity`] seals documents, [`TrustBundle`] verifies both, [`NodeDirectory`] holds both as they are on disk now. Nothing here
 //! reads a clock or talks to a network; files are read and written where a function says so. `docs/identity.md` has
 //! the layout of the directories.
 //!
@@ -16,6 +16,7 @@ mod error;
 mod files;
 mod name;
 mod node;
+mod operator;
 mod pem;
 mod signature;
 mod trust;
@@ -23,8 +24,9 @@ mod trust;
 pub use authority::{Authority, Replace, Term};
 pub use directory::{NodeDirectory, NodeTrust, Reload};
 pub use error::{Content, IdentityError, RootFault, Untrusted};
-pub use name::{NameError, NodeName, SpiffeId, TrustDomain};
+pub use name::{NameError, NodeName, OperatorName, SpiffeId, TrustDomain};
 pub use node::NodeIdentity;
+pub use operator::OperatorIdentity;
 pub use signature::Signature;
 pub use trust::{SignedBy, TrustBundle};
 

@@ -16,6 +16,8 @@ const ID_MAX_BYTES: usize = 2048;
 const SCHEME: &str = "spiffe://";
 /// What the path of a node's id begins with.
 const NODE_PATH: &str = "/node/";
+/// What the path of an operator's id begins with.
+const OPERATOR_PATH: &str = "/operator/";
 
 /// Why something is not a name.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -77,6 +79,25 @@ impl FromStr for NodeName {
     }
 }
 
+/// The name of an operator, who seals documents: it follows the rules of a node's.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OperatorName(Arc<str>);
+
+impl OperatorName {
+    /// The name, shared.
+    pub fn shared(&self) -> Arc<str> {
+        Arc::clone(&self.0)
+    }
+}
+
+impl FromStr for OperatorName {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        text.parse().map(|NodeName(name)| Self(name))
+    }
+}
+
 /// Gives a name its text.
 macro_rules! text {
     ($name:ty) => {
@@ -98,6 +119,7 @@ macro_rules! text {
 
 text!(TrustDomain);
 text!(NodeName);
+text!(OperatorName);
 
 /// A SPIFFE id: `spiffe://TRUST-DOMAIN/PATH`, or that of the trust domain itself, without a path.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -118,6 +140,11 @@ impl SpiffeId {
         Self { trust_domain, path: format!("{NODE_PATH}{node}").into() }
     }
 
+    /// The id of an operator.
+    pub fn of_operator(trust_domain: TrustDomain, operator: &OperatorName) -> Self {
+        Self { trust_domain, path: format!("{OPERATOR_PATH}{operator}").into() }
+    }
+
     /// Whose id it is.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
@@ -131,6 +158,11 @@ impl SpiffeId {
     /// The node that this names; `None` where it names anything else.
     pub fn node(&self) -> Option<NodeName> {
         self.path.strip_prefix(NODE_PATH)?.parse().ok()
+    }
+
+    /// The operator that this names; `None` where it names anything else.
+    pub fn operator(&self) -> Option<OperatorName> {
+        self.path.strip_prefix(OPERATOR_PATH)?.parse().ok()
     }
 }
 
@@ -264,5 +296,19 @@ mod tests {
             check(other, None);
         }
         check("spiffe://td/ns/node/sa/node", None);
+    }
+
+    #[test]
+    fn only_an_operator_is_an_operator() {
+        let check = |text: &str, expected: Option<&str>| {
+            let id: SpiffeId = text.parse().expect("an id");
+            assert_eq!(id.operator().as_deref(), expected, "{text}");
+        };
+        check("spiffe://td/operator/alice", Some("alice"));
+        for other in ["spiffe://td/node/alice", "spiffe://td/operator", "spiffe://td/operator/a/b"] {
+            check(other, None);
+        }
+        check("spiffe://td/operator/Alice", None);
+        assert_eq!("spiffe://td/operator/a".parse::<SpiffeId>().expect("an id").node(), None);
     }
 }

@@ -108,7 +108,7 @@ impl fmt::Debug for NodeIdentity {
 }
 
 /// Reads a key that not everybody may read.
-fn read_key(file: &Path) -> Result<EcdsaKeyPair, IdentityError> {
+pub(super) fn read_key(file: &Path) -> Result<EcdsaKeyPair, IdentityError> {
     let content = |what| IdentityError::Content { file: file.to_owned(), what };
     let der = pem::private_key(&files::read_secret(file)?).map_err(content)?;
     EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &der, &SystemRandom::new())

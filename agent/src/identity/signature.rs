@@ -21,7 +21,10 @@ pub(super) const CERTIFICATE_MAX_BYTES: usize = 1216;
 /// What is signed begins with this, then comes the message's SHA-256. The length of 64 bytes is that of what TLS 1.2
 /// servers sign of both sides' random numbers, so that no handshake can be led to sign a table (as TLS 1.3 does
 /// itself, RFC 8446, section 4.4.3).
-const CONTEXT: &[u8; 64] = b"sluice table v1\0................................................";
+const TABLE: &[u8; CONTEXT_BYTES] = b"sluice table v1\0................................................";
+/// Likewise, of a seal over documents: neither is ever the other.
+const DOCUMENTS: &[u8; CONTEXT_BYTES] = b"sluice documents v1\0............................................";
+const CONTEXT_BYTES: usize = 64;
 
 /// A signature with the certificate of whoever signed.
 #[derive(Clone, PartialEq, Eq)]
@@ -123,10 +126,21 @@ impl Visitor<'_> for SignatureVisitor {
 }
 
 /// What is signed of a message: it has one size, and is nothing that is signed for another purpose.
-pub(super) fn signed_form(message: &[u8]) -> [u8; CONTEXT.len() + digest::SHA256_OUTPUT_LEN] {
-    let mut form = [0; CONTEXT.len() + digest::SHA256_OUTPUT_LEN];
-    let (context, hash) = form.split_at_mut(CONTEXT.len());
-    context.copy_from_slice(CONTEXT);
+pub(super) fn signed_form(message: &[u8]) -> SignedForm {
+    form(TABLE, message)
+}
+
+/// Likewise, where an operator seals documents.
+pub(super) fn sealed_form(message: &[u8]) -> SignedForm {
+    form(DOCUMENTS, message)
+}
+
+type SignedForm = [u8; CONTEXT_BYTES + digest::SHA256_OUTPUT_LEN];
+
+fn form(purpose: &[u8; CONTEXT_BYTES], message: &[u8]) -> SignedForm {
+    let mut form = [0; CONTEXT_BYTES + digest::SHA256_OUTPUT_LEN];
+    let (context, hash) = form.split_at_mut(CONTEXT_BYTES);
+    context.copy_from_slice(purpose);
     hash.copy_from_slice(digest::digest(&digest::SHA256, message).as_ref());
     form
 }

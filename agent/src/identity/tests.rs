@@ -2,5 +2,6 @@
 
 mod directories;
 pub(super) mod forge;
+mod operators;
 mod refusals;
 mod signatures;

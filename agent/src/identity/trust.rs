@@ -11,15 +11,27 @@ use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use webpki::ring::ECDSA_P256_SHA256;
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
-use super::certificate::{NodeCertificate, PublicKey, RootCertificate, Validity, seconds};
+use super::certificate::{
+    NodeCertificate, OperatorCertificate, PublicKey, RootCertificate, Validity, seconds,
+};
 use super::error::{Content, RootFault};
-use super::signature::signed_form;
+use super::signature::{sealed_form, signed_form};
 use super::{IdentityError, Signature, TrustDomain, Untrusted, files, pem};
 
 /// Most roots of a bundle. Two overlap while one follows the other.
 const ROOTS_MAX: usize = 16;
 /// Most certificates whose check is remembered. Only what a root has issued is, so strangers can fill nothing.
 const REMEMBERED_MAX: usize = 4096;
+
+/// id-kp-documentSigning (RFC 9336) as DER has it.
+const DOCUMENT_SIGNING: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 36];
+
+/// As whom somebody signs. Certificates of one role are none of the other, and neither is what they sign.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Node,
+    Operator,
+}
 
 /// Who signed a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,7 +58,8 @@ struct Root {
 /// A certificate that a root has issued.
 #[derive(Clone)]
 struct Verified {
-    by: SignedBy,
+    role: Role,
+    name: Arc<str>,
     public_key: PublicKey,
     validity: Validity,
     root_validity: Validity,
@@ -108,14 +121,37 @@ impl TrustBundle {
         message: &[u8],
         signature: &Signature,
     ) -> Result<SignedBy, Untrusted> {
-        let verified = match self.recall(signature.certificate()) {
+        let node = self.signer(Role::Node, now, &signed_form(message), signature)?;
+        Ok(SignedBy { node, trust_domain: self.trust_domain.clone() })
+    }
+
+    /// Says which operator sealed `message`, or why nobody is believed to have. The certificate has to hold at `at`, when it
+    /// was sealed.
+    pub fn verify_seal(
+        &self,
+        at: SystemTime,
+        message: &[u8],
+        signature: &Signature,
+    ) -> Result<Arc<str>, Untrusted> {
+        self.signer(Role::Operator, at, &sealed_form(message), signature)
+    }
+
+    fn signer(
+        &self,
+        role: Role,
+        now: SystemTime,
+        form: &[u8],
+        signature: &Signature,
+    ) -> Result<Arc<str>, Untrusted> {
+        let known = self.recall(signature.certificate()).filter(|known| known.role == role);
+        let verified = match known {
             Some(verified) => verified,
-            None => self.examine(now, signature.certificate())?,
+            None => self.examine(role, now, signature.certificate())?,
         };
         verified.check(now)?;
         let key = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, &verified.public_key);
-        key.verify(&signed_form(message), signature.scalars()).map_err(|_| Untrusted::BadSignature)?;
-        Ok(verified.by)
+        key.verify(form, signature.scalars()).map_err(|_| Untrusted::BadSignature)?;
+        Ok(verified.name)
     }
 
     fn recall(&self, certificate: &[u8]) -> Option<Verified> {
@@ -123,14 +159,22 @@ impl TrustBundle {
     }
 
     /// Checks a certificate that is not known yet, and remembers it where a root has issued it.
-    fn examine(&self, now: SystemTime, certificate: &[u8]) -> Result<Verified, Untrusted> {
-        let root_validity = self.issuer_of(now, certificate)?;
-        let NodeCertificate { id, node, public_key, validity } = NodeCertificate::read(certificate)?;
+    fn examine(&self, role: Role, now: SystemTime, certificate: &[u8]) -> Result<Verified, Untrusted> {
+        let root_validity = self.issuer_of(role, now, certificate)?;
+        let (id, name, public_key, validity) = match role {
+            Role::Node => {
+                let read = NodeCertificate::read(certificate)?;
+                (read.id, read.node.shared(), read.public_key, read.validity)
+            }
+            Role::Operator => {
+                let read = OperatorCertificate::read(certificate)?;
+                (read.id, read.operator.shared(), read.public_key, read.validity)
+            }
+        };
         if *id.trust_domain() != self.trust_domain {
             return Err(Untrusted::WrongTrustDomain);
         }
-        let by = SignedBy { node: node.shared(), trust_domain: self.trust_domain.clone() };
-        let verified = Verified { by, public_key, validity, root_validity };
+        let verified = Verified { role, name, public_key, validity, root_validity };
         self.remember(now, certificate, &verified);
         Ok(verified)
     }
@@ -146,8 +190,8 @@ impl TrustBundle {
         }
     }
 
-    /// When the root holds that has issued a certificate. No intermediates are looked at: only a root makes nodes.
-    fn issuer_of(&self, now: SystemTime, certificate: &[u8]) -> Result<Validity, Untrusted> {
+    /// When the root holds that has issued a certificate. No intermediates are looked at: only a root makes nodes and operators.
+    fn issuer_of(&self, role: Role, now: SystemTime, certificate: &[u8]) -> Result<Validity, Untrusted> {
         let der = CertificateDer::from(certificate);
         let leaf = EndEntityCert::try_from(&der).map_err(|error| reason(&error))?;
         let time = UnixTime::since_unix_epoch(Duration::from_secs(seconds(now).try_into().unwrap_or(0)));
@@ -157,7 +201,10 @@ impl TrustBundle {
         let mut refused = Untrusted::UnknownIssuer;
         for root in valid.into_iter().chain(other) {
             let anchors = std::slice::from_ref(&root.anchor);
-            let usage = KeyUsage::client_auth();
+            let usage = match role {
+                Role::Node => KeyUsage::client_auth(),
+                Role::Operator => KeyUsage::required(DOCUMENT_SIGNING),
+            };
             match leaf.verify_for_usage(&[ECDSA_P256_SHA256], anchors, &[], time, usage, None, None) {
                 Ok(_) => return Ok(root.validity),
                 Err(error) if refused == Untrusted::UnknownIssuer => refused = reason(&error),

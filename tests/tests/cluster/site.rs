@@ -85,7 +85,8 @@ impl Site {
         Ok(site)
     }
 
-    fn path(&self, name: &str) -> String {
+    /// A path of this test's own.
+    pub fn path(&self, name: &str) -> String {
         self.lab.directory().join(name).display().to_string()
     }
 
@@ -125,7 +126,8 @@ impl Site {
         self.redis.ask(&self.lab, arguments)
     }
 
-    fn key(name: &str) -> String {
+    /// The name of a key of the store.
+    pub fn key(name: &str) -> String {
         format!("{{sluice:{CLUSTER}}}:{name}")
     }
 
@@ -324,7 +326,8 @@ impl Site {
         self.run(node, arguments, Some(input))
     }
 
-    fn sluice_plain(&self, node: &str, arguments: &[&str]) -> Result<String> {
+    /// A verb that asks a node's agent.
+    pub fn sluice_plain(&self, node: &str, arguments: &[&str]) -> Result<String> {
         self.run(node, arguments, None)
     }
 
@@ -346,6 +349,14 @@ impl Site {
         Ok((output.status.code().context("it was killed")?, both(&output)))
     }
 
+    /// Likewise, by somebody who is no operator.
+    pub fn try_unsealed(&self, node: &str, arguments: &[&str], input: &str) -> Result<(i32, String)> {
+        let mut command = self.command(node, arguments, Some(&self.redis_url()))?;
+        command.env_remove("SLUICE_CA");
+        let output = finish(command, input)?;
+        Ok((output.status.code().context("it was killed")?, both(&output)))
+    }
+
     /// A verb with another store.
     pub fn try_sluice_at(&self, redis: &str, node: &str, arguments: &[&str]) -> Result<(i32, String)> {
         let output = self.output(node, arguments, "", Some(redis))?;
@@ -360,21 +371,31 @@ impl Site {
     }
 
     fn output(&self, node: &str, arguments: &[&str], input: &str, redis: Option<&str>) -> Result<Output> {
+        finish(self.command(node, arguments, redis)?, input)
+    }
+
+    fn command(&self, node: &str, arguments: &[&str], redis: Option<&str>) -> Result<Command> {
         let mut command: Command = self.lab.node(node)?.command(built_binary()?)?;
         command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         if let Some(redis) = redis {
             command.env("SLUICE_REDIS", redis).env("SLUICE_CLUSTER", CLUSTER);
+            command.env("SLUICE_CA", store::operator(&self.lab));
         }
-        let mut child = command.spawn().context("starting sluice")?;
-        let mut stdin = child.stdin.take().context("its standard input")?;
-        if let Err(error) = std::io::Write::write_all(&mut stdin, input.as_bytes())
-            && error.kind() != std::io::ErrorKind::BrokenPipe
-        {
-            bail!("writing to sluice: {error}");
-        }
-        drop(stdin);
-        child.wait_with_output().context("waiting for sluice")
+        Ok(command)
     }
+}
+
+/// Runs a command with something on its standard input.
+fn finish(mut command: Command, input: &str) -> Result<Output> {
+    let mut child = command.spawn().context("starting sluice")?;
+    let mut stdin = child.stdin.take().context("its standard input")?;
+    if let Err(error) = std::io::Write::write_all(&mut stdin, input.as_bytes())
+        && error.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        bail!("writing to sluice: {error}");
+    }
+    drop(stdin);
+    child.wait_with_output().context("waiting for sluice")
 }
 
 fn both(output: &Output) -> String {

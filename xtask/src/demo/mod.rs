@@ -99,6 +99,7 @@ fn say_where_to_look(lab: &Lab) -> Result<()> {
     println!("  {exec} node1 -- curl -s http://{}/metrics", lab::agent::METRICS);
     println!("To see and change its documents:");
     println!("  export SLUICE_REDIS={} SLUICE_CLUSTER={}", lab::store::url(lab, shop::STORE)?, site::CLUSTER);
+    println!("  export SLUICE_CA={}", lab::store::operator(lab).display());
     println!("  {exec} node2 -- {sluice} leader");
     println!("  {exec} node2 -- {sluice} get");
     println!(

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use lab::agent::{ADMIN, built_binary};
 use lab::http::get;
-use lab::store::{ClusterStore, certificates, certify};
+use lab::store::{ClusterStore, certificates, certify, operator};
 use lab::{AgentOptions, Lab, exec};
 use serde_json::Value;
 
@@ -54,6 +54,7 @@ impl<'a> Site<'a> {
     fn sluice(&self, node: &str) -> Result<Command> {
         let mut command = self.lab.node(node)?.command(built_binary()?)?;
         command.env("SLUICE_REDIS", self.store.url()).env("SLUICE_CLUSTER", CLUSTER);
+        command.env("SLUICE_CA", operator(self.lab));
         Ok(command)
     }
 

@@ -11,7 +11,7 @@ use super::{ClusterView, Shared, Woken, ended, now, wait_for};
 use crate::cluster::documents::knows_more;
 use crate::cluster::election;
 use crate::cluster::milliseconds;
-use crate::cluster::registry::{self, Node, NodeRecord, Refused};
+use crate::cluster::registry::{self, Node, NodeRecord, Refused, Sealing};
 use crate::cluster::store::{Event, Lease, Store};
 use crate::compile::wire::SCHEMA;
 use crate::compile::{TableVersion, Token};
@@ -68,7 +68,10 @@ pub(super) async fn run<S: Store>(shared: Arc<Shared<S>>, mut stop: watch::Recei
 
 /// Whether others should hear of it at once.
 fn is_news(before: &NodeRecord, now: &NodeRecord) -> bool {
-    before.state != now.state || before.unhealthy != now.unhealthy || before.refused != now.refused
+    before.state != now.state
+        || before.unhealthy != now.unhealthy
+        || before.refused != now.refused
+        || before.sealing.refused != now.sealing.refused
 }
 
 impl<S: Store> Shared<S> {
@@ -93,9 +96,18 @@ impl<S: Store> Shared<S> {
             unhealthy: BTreeSet::new(),
             failing: Vec::new(),
             refused: refused(&view),
+            sealing: self.sealing(&view),
         };
         record.set_health(&self.health.borrow());
         record
+    }
+
+    fn sealing(&self, view: &ClusterView) -> Sealing {
+        Sealing {
+            demanded: self.trust.operators().is_some(),
+            generation: view.seal.as_ref().map_or(0, |seal| seal.head.generation),
+            refused: view.documents_refused.as_ref().map(|(reason, why)| format!("{reason}: {why}")),
+        }
     }
 
     /// Looks at who is there and who leads.
@@ -131,7 +143,8 @@ impl<S: Store> Shared<S> {
         let has_more = |record: &NodeRecord| knows_more(&documents, &record.store, record.revision);
         // Of what others have, this node has nothing: they refuse to lose it.
         let ours = |refused: &Refused| {
-            Token { epoch: refused.epoch, nonce: refused.nonce } == lease.token && refused.reason == "shrinks"
+            let unfit = ["shrinks", "older_documents"].contains(&refused.reason.as_str());
+            Token { epoch: refused.epoch, nonce: refused.nonce } == lease.token && unfit
         };
         if records().any(|record| has_more(record) || record.refused.as_ref().is_some_and(ours)) {
             let _ = self.election.send(election::Event::Unfit).await;

@@ -135,7 +135,11 @@ impl<S: Store, A: Agent> Following<S, A> {
                 let own = |at: Position| {
                     self.shared.term.borrow().as_ref().is_some_and(|lease| lease.token == at.version.token)
                 };
-                if matches!(refusal, Refusal::Records(_) | Refusal::Shrinks { .. }) && at.is_some_and(own) {
+                let of_contents = matches!(
+                    refusal,
+                    Refusal::Records(_) | Refusal::Shrinks { .. } | Refusal::OlderDocuments(..)
+                );
+                if of_contents && at.is_some_and(own) {
                     let _ = self.shared.election.send(election::Event::Unfit).await;
                 }
                 // Who leads under a lower token shall hear of the higher one.
@@ -156,7 +160,11 @@ impl<S: Store, A: Agent> Following<S, A> {
         if has_documents || self.position.is_some() {
             return;
         }
-        if self.shared.store.documents("", 0).await.is_ok_and(|documents| documents.store.is_empty()) {
+        // Nor where the store has some that nobody sealed, and this node has no others.
+        let refused = self.shared.view().documents_refused.is_some();
+        let nothing =
+            async || self.shared.store.documents("", 0).await.is_ok_and(|found| found.store.is_empty());
+        if refused || nothing().await {
             ready.send_replace(Readiness::Empty);
         }
     }

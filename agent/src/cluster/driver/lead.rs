@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use super::{Agent, Shared, ended, now};
 use crate::cluster::disk::KeptDocuments;
 use crate::cluster::documents::may_shrink;
+use crate::cluster::documents::sealed::generation;
 use crate::cluster::election::{self, Millis};
 use crate::cluster::follower::shrinks;
 use crate::cluster::publisher::{Contents, DraftForm, Publisher};
@@ -194,7 +195,9 @@ impl<S: Store> Shared<S> {
             self.unpublished(Some(lost.to_string()));
             return None;
         }
-        Some(Contents { model, revision: known.documents.revision, allow_shrink })
+        let signed = self.trust.operators().is_some();
+        let generation = if signed { generation(&known.documents.texts) } else { 0 };
+        Some(Contents { model, revision: known.documents.revision, generation, allow_shrink })
     }
 
     fn unpublished(&self, why: Option<String>) {

@@ -4,17 +4,41 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::{Shared, Woken, wait_for};
+use super::{Shared, Woken, lock, wait_for};
 use crate::cluster::disk::KeptDocuments;
+use crate::cluster::documents::sealed::{Refused, Seal, Sums, check, compare_sealed};
 use crate::cluster::documents::{RESERVED, Step, compare};
 use crate::cluster::election;
 use crate::cluster::registry::{self, NodeRecord};
-use crate::cluster::store::{DocumentWrite, Event, Lease, Store, StoreError, Written};
+use crate::cluster::store::{DocumentWrite, Documents, Event, Lease, Store, StoreError, Written};
+
+/// What is known of the seal over the documents.
+#[derive(Debug, Default)]
+struct Sealing {
+    sums: Sums,
+    /// The seal of the documents that this node has.
+    held: Option<Seal>,
+    /// The store and the revision that were refused last.
+    refused: Option<(Arc<str>, u64)>,
+}
+
+impl Sealing {
+    fn hold<S>(&mut self, shared: &Shared<S>, seal: Seal) {
+        let before = self.held.as_ref().map_or(0, |held| held.head.generation);
+        let follows = seal.head.follows;
+        if before != 0 && seal.head.generation != before && follows < before {
+            tracing::warn!(%seal, before, follows, "documents were sealed by somebody who did not know those before: what these changed is lost");
+        }
+        lock(&shared.view).seal = Some(seal.clone());
+        self.held = Some(seal);
+    }
+}
 
 pub(super) async fn run<S: Store>(shared: Arc<Shared<S>>, mut stop: watch::Receiver<bool>) {
     let mut events = shared.store.events();
     let mut term = shared.term.subscribe();
-    shared.note(&shared.documents.borrow().clone());
+    let mut sealing = Sealing::default();
+    shared.look_at_kept(&mut sealing);
     loop {
         if shared.view().disk_errors.contains_key("documents") {
             let documents = Arc::clone(&shared.documents.borrow());
@@ -22,7 +46,7 @@ pub(super) async fn run<S: Store>(shared: Arc<Shared<S>>, mut stop: watch::Recei
         }
         let lease = term.borrow_and_update().clone();
         // What went wrong has been told; the next look is soon enough.
-        if let Ok(true) = shared.heard(shared.mirror(lease.as_ref()).await) {
+        if let Ok(true) = shared.heard(shared.mirror(&mut sealing, lease.as_ref()).await) {
             shared.synced.send_replace(lease);
         }
         tokio::select! {
@@ -38,26 +62,85 @@ pub(super) async fn run<S: Store>(shared: Arc<Shared<S>>, mut stop: watch::Recei
 }
 
 impl<S: Store> Shared<S> {
-    /// Looks at the store's documents; whether those of this node are they now.
-    async fn mirror(&self, lease: Option<&Lease>) -> Result<bool, StoreError> {
+    /// Looks at the store's documents; whether those of this node are what counts now.
+    async fn mirror(&self, sealing: &mut Sealing, lease: Option<&Lease>) -> Result<bool, StoreError> {
         let kept = Arc::clone(&self.documents.borrow());
         let heard = self.store.documents(&kept.store, kept.revision).await?;
-        let step = match compare(&kept, heard, false) {
-            Step::AskAll => compare(&kept, self.store.documents("", 0).await?, true),
+        let at = (Arc::clone(&heard.store), heard.revision);
+        let step = match self.compare(sealing, &kept, heard, false) {
+            // Who does not lead has nothing to do about what it refuses: to read it once is enough.
+            Step::AskAll if lease.is_none() && sealing.refused.as_ref() == Some(&at) => return Ok(false),
+            Step::AskAll => self.compare(sealing, &kept, self.store.documents("", 0).await?, true),
             step => step,
         };
         match step {
             Step::Adopt(documents) => {
+                sealing.refused = None;
+                self.view().documents_refused = None;
                 self.adopt(&kept, documents);
                 Ok(true)
             }
             Step::AskAll => Ok(false),
             Step::Restore(writes) => match lease {
-                Some(lease) => self.restore(lease, &kept, writes).await,
+                Some(lease) => self.restore(lease, &kept, &writes).await,
                 // Who leads gives them back. Until then what is here is what is known.
                 None => Ok(false),
             },
+            Step::Refuse(refused, writes) => {
+                self.documents_refused(&refused, sealing.refused.replace(at.clone()) != Some(at));
+                if let Some(lease) = lease.filter(|_| !writes.is_empty()) {
+                    self.restore(lease, &kept, &writes).await?;
+                }
+                // What was sealed is what counts, whatever the store holds.
+                Ok(true)
+            }
         }
+    }
+
+    fn compare(&self, sealing: &mut Sealing, kept: &KeptDocuments, heard: Documents, all: bool) -> Step {
+        let Some(trust) = self.trust.operators() else { return compare(kept, heard, all) };
+        let unchanged = |heard: &Documents| heard.store == kept.store && heard.revision == kept.revision;
+        if !all && unchanged(&heard) && heard.changed.is_empty() {
+            return Step::Adopt(kept.clone());
+        }
+        tokio::task::block_in_place(|| {
+            compare_sealed(kept, &heard, all, |there| {
+                let held = sealing.held.as_ref().map(|seal| (&kept.texts, seal));
+                let cluster = &self.settings.cluster;
+                let seal = check(cluster, &there.texts, &mut sealing.sums, &trust.bundle, held)?;
+                sealing.hold(self, seal);
+                Ok(())
+            })
+        })
+    }
+
+    /// What the disk has counts only where it was sealed: this node may have been one that asked for no seals.
+    fn look_at_kept(&self, sealing: &mut Sealing) {
+        let kept = Arc::clone(&self.documents.borrow());
+        if let Some(trust) = self.trust.operators().filter(|_| !kept.texts.is_empty()) {
+            let cluster = &self.settings.cluster;
+            match check(cluster, &kept.texts, &mut sealing.sums, &trust.bundle, None) {
+                Ok(seal) => sealing.hold(self, seal),
+                Err(refused) => {
+                    tracing::warn!(
+                        reason = refused.as_str(),
+                        "the documents that were kept do not count: {refused}"
+                    );
+                    self.documents.send_replace(Arc::default());
+                }
+            }
+        }
+        self.note(&self.documents.borrow().clone());
+    }
+
+    /// `new`: the store did not hold them when it was last looked at.
+    fn documents_refused(&self, refused: &Refused, new: bool) {
+        let mut view = self.view();
+        if new {
+            *view.document_refusals.entry(refused.as_str()).or_default() += 1;
+            tracing::error!(reason = refused.as_str(), "the documents of the store are refused: {refused}");
+        }
+        view.documents_refused = Some((refused.as_str(), refused.to_string()));
     }
 
     fn adopt(&self, before: &KeptDocuments, documents: KeptDocuments) {
@@ -73,12 +156,13 @@ impl<S: Store> Shared<S> {
         self.view().documents = (Arc::clone(&documents.store), documents.revision, count);
     }
 
-    /// The store has lost documents that this node has. Whether they are back.
+    /// The store has lost documents that this node has, or holds what nobody sealed. Whether it was made what this node has: that is
+    /// another store then, which the next look takes over.
     async fn restore(
         &self,
         lease: &Lease,
         kept: &KeptDocuments,
-        writes: Vec<DocumentWrite>,
+        writes: &[DocumentWrite],
     ) -> Result<bool, StoreError> {
         // A store that has lost everything has lost who is there too: the others say so again, and what they know.
         tokio::time::sleep(self.settings.ttl / 3).await;
@@ -97,15 +181,11 @@ impl<S: Store> Shared<S> {
         tracing::warn!(
             documents,
             epoch = lease.token.epoch,
-            "the store has lost documents and gets them back"
+            "the store has lost documents, or holds others than were sealed, and gets back what counts"
         );
-        if let Written::Conflict(ids) = self.store.restore(&writes, kept.revision).await? {
+        if let Written::Conflict(ids) = self.store.restore(writes, kept.revision).await? {
             tracing::warn!(conflicts = ids.len(), "somebody writes documents meanwhile");
             return Ok(false);
-        }
-        let all = self.store.documents("", 0).await?;
-        if let Step::Adopt(documents) = compare(&KeptDocuments::default(), all, true) {
-            self.adopt(kept, documents);
         }
         Ok(true)
     }

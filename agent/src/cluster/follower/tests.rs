@@ -36,7 +36,7 @@ impl Leader {
 
     /// What it publishes, and the store has.
     fn publish(&mut self, model: Model, whole: bool, allow_shrink: bool) -> Vec<u8> {
-        let contents = Contents { model: Arc::new(model), revision: 1, allow_shrink };
+        let contents = Contents { model: Arc::new(model), revision: 1, generation: 0, allow_shrink };
         let draft = self.0.draft(&contents, whole, |_| sample::sign("a")).expect("is another table");
         self.0.committed(draft.clone());
         match draft.form {
@@ -77,9 +77,32 @@ fn snapshot(change: impl FnOnce(&mut Header), signature: &[u8]) -> Vec<u8> {
         form: Form::Snapshot { chain: first_digest(version(1, 1), &body) },
         allow_shrink: false,
         revision: 1,
+        generation: 0,
     };
     change(&mut header);
     seal(&header, &body, |_| signature.to_vec())
+}
+
+#[test]
+fn a_table_of_documents_that_were_sealed_before_is_refused() {
+    let of = |epoch: u64, generation: u64| {
+        let at = version(epoch, 1);
+        let change = |header: &mut Header| {
+            (header.version, header.generation) = (at.into(), generation);
+            header.form = Form::Snapshot { chain: first_digest(at, &Change::default().encode()) };
+        };
+        let unsigned = snapshot(change, b"");
+        let signed = Sealed::open(&unsigned).expect("is sealed").signed;
+        [signed, &sample::sign("a")].concat()
+    };
+    let mut follower = follower();
+    follower.hold(4);
+    check_refused(&mut follower, &of(1, 3), &Refusal::OlderDocuments(3, 4));
+    assert_eq!(step(&mut follower, &of(1, 4)), Ok(Step::Applied));
+    assert_eq!(step(&mut follower, &of(2, 6)), Ok(Step::Applied));
+    check_refused(&mut follower, &of(3, 5), &Refusal::OlderDocuments(5, 6));
+    check_refused(&mut follower, &of(3, 0), &Refusal::OlderDocuments(0, 6));
+    assert_eq!(step(&mut follower, &of(4, 6)), Ok(Step::Applied));
 }
 
 #[test]

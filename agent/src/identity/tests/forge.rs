@@ -10,7 +10,7 @@ use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
 use time::OffsetDateTime;
 
-use crate::identity::signature::{Signature, signed_form};
+use crate::identity::signature::{Signature, sealed_form, signed_form};
 use crate::identity::trust::TrustBundle;
 
 /// The trust domain of these tests.
@@ -76,6 +76,11 @@ impl Party {
         self.sign_raw(certificate, &signed_form(message))
     }
 
+    /// Seals a message as an operator does, with any certificate.
+    pub fn seal_as(&self, certificate: &[u8], message: &[u8]) -> Signature {
+        self.sign_raw(certificate, &sealed_form(message))
+    }
+
     /// Signs bytes as they are.
     pub fn sign_raw(&self, certificate: &[u8], bytes: &[u8]) -> Signature {
         let random = SystemRandom::new();
@@ -108,6 +113,13 @@ pub fn pem(label: &str, der: &[u8]) -> String {
 /// What a good certificate of a node has.
 pub fn node(name: &str) -> CertificateParams {
     with_uris(&[&format!("spiffe://{TD}/node/{name}")])
+}
+
+/// What a good certificate of an operator has.
+pub fn operator(name: &str) -> CertificateParams {
+    let mut params = with_uris(&[&format!("spiffe://{TD}/operator/{name}")]);
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::Other(vec![1, 3, 6, 1, 5, 5, 7, 3, 36])];
+    params
 }
 
 /// A certificate like that of a node, with any URIs.

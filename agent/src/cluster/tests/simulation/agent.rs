@@ -10,7 +10,7 @@ use super::documents::{self, Kept};
 use crate::cluster::election::{Action, Election, Event, Millis};
 use crate::cluster::follower::{Follower, Step};
 use crate::cluster::publisher::{Contents, Draft, Publisher};
-use crate::cluster::registry::{self, Health, Node, NodeRecord, NodeState};
+use crate::cluster::registry::{self, Health, Node, NodeRecord, NodeState, Sealing};
 use crate::cluster::sample::{self, ByName};
 use crate::cluster::seal::{Digest, Position, Sealed};
 use crate::cluster::store::{
@@ -188,6 +188,7 @@ impl Agent {
             unhealthy: std::collections::BTreeSet::default(),
             failing: Vec::new(),
             refused: None,
+            sealing: Sealing::default(),
         };
         let record = serde_json::to_vec(&record).expect("is JSON");
         let changed = record != self.said;
@@ -321,6 +322,7 @@ impl Agent {
         let contents = Contents {
             model: Arc::clone(&model),
             revision: self.disk.documents.revision,
+            generation: 0,
             allow_shrink: false,
         };
         let Some(draft) = publisher.draft(&contents, self.whole, |_| sample::sign(&self.name)) else {

@@ -1,0 +1,163 @@
+//! The seal over the documents that `sluice apply` and `delete` write: what is there is checked, and what will be is sealed.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+
+use crate::cluster::documents::sealed::{self, Head, Refused, SEAL, Seal, Sums};
+use crate::cluster::documents::{ALLOW_SHRINK, SPOILT};
+use crate::cluster::registry;
+use crate::cluster::{DocumentWrite, Documents, RedisStore, Store as _};
+use crate::identity::OperatorIdentity;
+
+#[derive(Debug, Clone, Args)]
+pub(super) struct SealArgs {
+    /// What `sluice ca operator` made: documents are sealed with it. A cluster whose agents run with `--ca` takes no others.
+    #[arg(long, env = "SLUICE_CA", value_name = "DIR")]
+    ca: Option<PathBuf>,
+}
+
+/// Texts by id, with their revisions.
+pub(super) type Texts = BTreeMap<Arc<str>, (u64, Arc<str>)>;
+
+/// What becomes of documents that are not what was sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Spoilt {
+    /// Nothing is built upon them.
+    Refuse,
+    /// All of them go, or are replaced.
+    Replace,
+}
+
+/// Who seals what is written, and what was sealed before.
+pub(super) struct Sealer {
+    identity: OperatorIdentity,
+    cluster: String,
+    before: Option<Seal>,
+    /// The seal is to be made anew, whether anything else changes or not.
+    stale: bool,
+    /// The revision of the seal that is there; 0: none is.
+    revision: u64,
+    /// The revision of the documents.
+    at: u64,
+}
+
+impl SealArgs {
+    /// Checks what the store holds; `None`: this cluster's documents are not sealed.
+    pub(super) async fn sealer(
+        &self,
+        (store, cluster): (&RedisStore, &str),
+        found: &Documents,
+        spoilt: Spoilt,
+    ) -> anyhow::Result<Option<Sealer>> {
+        let texts = texts(found);
+        let Some(directory) = &self.ca else {
+            if texts.contains_key(SEAL) || demanded(store).await? {
+                bail!(
+                    "this cluster takes only documents that an operator has sealed: --ca (or SLUICE_CA) names the directory \
+                     that `sluice ca operator` made; nothing was changed"
+                );
+            }
+            return Ok(None);
+        };
+        let identity = OperatorIdentity::load(directory, SystemTime::now()).with_context(|| {
+            format!("--ca {}: `sluice ca operator` makes what seals documents", directory.display())
+        })?;
+        let bundle = identity.bundle();
+        let (before, stale) = if texts.is_empty() {
+            (None, false)
+        } else {
+            match sealed::check(cluster, &texts, &mut Sums::default(), bundle, None) {
+                Ok(seal) => {
+                    let own = sealed::open(&texts).is_ok_and(|(_, _, signature)| identity.made(&signature));
+                    (Some(seal), !own)
+                }
+                Err(refused) => {
+                    refuse(store, &texts, &refused, spoilt).await?;
+                    // A seal that is good, though over other documents, says what generation there was.
+                    (sealed::seal(cluster, &texts, bundle).ok(), true)
+                }
+            }
+        };
+        let revision = texts.get(SEAL).map_or(0, |(revision, _)| *revision);
+        Ok(Some(Sealer {
+            identity,
+            cluster: cluster.to_owned(),
+            before,
+            stale,
+            revision,
+            at: found.revision,
+        }))
+    }
+}
+
+impl Sealer {
+    /// Adds what lets a table shrink that follows from these documents.
+    pub(super) fn allow_shrink(&self, writes: &mut Vec<DocumentWrite>) {
+        writes.push(DocumentWrite {
+            id: ALLOW_SHRINK.into(),
+            text: Some(self.at.to_string().into()),
+            expected: None,
+        });
+    }
+
+    /// Adds the seal over what is there once these writes are done, if there are any, or the seal itself is to be replaced.
+    pub(super) fn seal(&self, found: &Documents, writes: &mut Vec<DocumentWrite>) {
+        if writes.is_empty() && !self.stale {
+            return;
+        }
+        let mut texts = texts(found);
+        for write in writes.iter() {
+            match &write.text {
+                Some(text) => texts.insert(Arc::clone(&write.id), (0, Arc::clone(text))),
+                None => texts.remove(&write.id),
+            };
+        }
+        let head = Head::new(&self.cluster, &texts, self.before.as_ref(), SystemTime::now());
+        let text = head.sealed(|bytes| self.identity.seal(bytes));
+        writes.push(DocumentWrite { id: SEAL.into(), text: Some(text), expected: Some(self.revision) });
+    }
+}
+
+/// The documents that are there.
+pub(super) fn texts(found: &Documents) -> Texts {
+    let live = found.changed.iter().filter_map(|document| {
+        Some((Arc::clone(&document.id), (document.revision, Arc::clone(document.text.as_ref()?))))
+    });
+    live.collect()
+}
+
+/// Says what is wrong with the documents that are there. Unless they go as a whole, nothing is built upon them: it would seal what
+/// somebody else has put there.
+async fn refuse(store: &RedisStore, texts: &Texts, refused: &Refused, spoilt: Spoilt) -> anyhow::Result<()> {
+    let reason = refused.as_str();
+    if spoilt == Spoilt::Replace {
+        eprintln!("the documents that were there are replaced: {reason}: {refused}");
+        return Ok(());
+    }
+    let never = matches!(refused, Refused::Unsigned) && !texts.contains_key(SEAL);
+    if !never && !texts.contains_key(SPOILT) {
+        // Agents that did not notice look at all documents now; whoever leads gives back what was sealed.
+        let write = DocumentWrite { id: SPOILT.into(), text: Some(reason.into()), expected: None };
+        store.write(&[write]).await?;
+    }
+    let back = if never {
+        ""
+    } else {
+        ", whoever leads gives back the last that were sealed: try again in a moment"
+    };
+    bail!(
+        "nothing was changed, as nobody has sealed the documents that are there: {reason}: {refused}. Agents take none of \
+         them over{back}. `sluice apply --prune -f` with all documents puts those in their place"
+    )
+}
+
+/// Whether agents of the cluster say that they take sealed documents alone.
+async fn demanded(store: &RedisStore) -> anyhow::Result<bool> {
+    let nodes = registry::read(store.members().await?);
+    Ok(nodes.iter().any(|node| node.record.as_ref().is_ok_and(|record| record.sealing.demanded)))
+}

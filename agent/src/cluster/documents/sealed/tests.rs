@@ -1,0 +1,235 @@
+//! Which documents are taken over, and what is done about the others.
+
+use proptest::prelude::*;
+use ring::digest::{SHA512, digest};
+
+use super::*;
+use crate::cluster::store::Document;
+
+const CLUSTER: &str = "shop";
+
+/// Those of a root of two: what they sign is a hash, as everybody here can tell.
+struct Root;
+
+fn signature(by: &str, message: &[u8]) -> Signature {
+    let length = u16::try_from(by.len()).expect("is short").to_be_bytes();
+    let sum = digest(&SHA512, message);
+    Signature::from_bytes(&[&[1], &length[..], by.as_bytes(), sum.as_ref()].concat()).expect("has the form")
+}
+
+impl Operators for Root {
+    fn operator(&self, at: SystemTime, sealed: &[u8], found: &Signature) -> Result<Arc<str>, Untrusted> {
+        let by = ["alice", "bob"].into_iter().find(|by| found.to_bytes()[3..].starts_with(by.as_bytes()));
+        let by = by.ok_or(Untrusted::UnknownIssuer)?;
+        if *found != signature(by, sealed) {
+            return Err(Untrusted::BadSignature);
+        }
+        if at < second(10) { Err(Untrusted::NotYetValid) } else { Ok(by.into()) }
+    }
+}
+
+fn second(second: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(second)
+}
+
+fn plain(documents: &[(&str, &str)]) -> Texts {
+    documents.iter().map(|(id, text)| ((*id).into(), (1, (*text).into()))).collect()
+}
+
+/// Documents with a seal over them.
+fn set(documents: &[(&str, &str)], by: &str, at: u64) -> Texts {
+    let mut texts = plain(documents);
+    let head = Head::new(CLUSTER, &texts, None, second(at));
+    texts.insert(SEAL.into(), (1, head.sealed(|bytes| signature(by, bytes))));
+    texts
+}
+
+fn believed(texts: &Texts) -> Seal {
+    seal(CLUSTER, texts, &Root).expect("is a seal")
+}
+
+fn checked(there: &Texts, held: Option<&Texts>) -> Result<u64, &'static str> {
+    let seal = held.map(believed);
+    let held = held.zip(seal.as_ref());
+    check(CLUSTER, there, &mut Sums::default(), &Root, held)
+        .map(|seal| seal.head.generation)
+        .map_err(|refused| refused.as_str())
+}
+
+const TWO: [(&str, &str); 2] = [("Service/d/a", "x"), ("Service/d/b", "y")];
+
+#[test]
+fn a_set_is_taken_over_as_it_was_sealed_and_not_otherwise() {
+    let held = set(&TWO, "alice", 20);
+    let with = |change: &dyn Fn(&mut Texts)| {
+        let mut texts = held.clone();
+        change(&mut texts);
+        checked(&texts, Some(&held))
+    };
+    assert_eq!(with(&|_| {}), Ok(20_000));
+    // What no seal is over.
+    let restored = |texts: &mut Texts| drop(texts.insert(RESTORED.into(), (9, "s@3".into())));
+    assert_eq!(with(&restored), Ok(20_000));
+    assert_eq!(with(&|texts| texts.values_mut().for_each(|(revision, _)| *revision += 1)), Ok(20_000));
+    let put = |id: &'static str, text: &'static str| {
+        move |texts: &mut Texts| drop(texts.insert(id.into(), (2, text.into())))
+    };
+    assert_eq!(with(&put("Service/d/c", "z")), Err("altered"));
+    assert_eq!(with(&put("sluice.dev/other", "")), Err("altered"));
+    assert_eq!(with(&put("Service/d/a", "z")), Err("altered"));
+    assert_eq!(with(&|texts| drop(texts.remove("Service/d/a"))), Err("altered"));
+    assert_eq!(with(&|texts| drop(texts.remove(SEAL))), Err("unsigned"));
+    assert_eq!(with(&put(SEAL, "nonsense")), Err("malformed"));
+    assert_eq!(with(&put(SEAL, "{}\nAQAA")), Err("malformed"));
+}
+
+#[test]
+fn only_operators_seal_and_only_while_they_may() {
+    assert_eq!(checked(&set(&TWO, "mallory", 20), None), Err("unknown_issuer"));
+    assert_eq!(checked(&set(&TWO, "bob", 20), None), Ok(20_000));
+    // The time that counts is that of the seal.
+    assert_eq!(checked(&set(&TWO, "bob", 9), None), Err("not_yet_valid"));
+    let mut altered = set(&TWO, "alice", 20);
+    let (_, text) = altered[SEAL].clone();
+    altered.insert(SEAL.into(), (1, text.replace("\"count\":2", "\"count\":3").into()));
+    assert_eq!(checked(&altered, None), Err("bad_signature"));
+    let mut other = plain(&TWO);
+    let head = Head::new("other", &other, None, second(20));
+    other.insert(SEAL.into(), (1, head.sealed(|bytes| signature("alice", bytes))));
+    assert_eq!(checked(&other, None), Err("cluster"));
+    let head = Head { schema: 2, ..Head::new(CLUSTER, &plain(&TWO), None, second(20)) };
+    other.insert(SEAL.into(), (1, head.sealed(|bytes| signature("alice", bytes))));
+    assert_eq!(checked(&other, None), Err("schema"));
+}
+
+#[test]
+fn generations_only_rise() {
+    let (old, held) = (set(&TWO, "alice", 20), set(&TWO[..1], "alice", 21));
+    assert_eq!(checked(&old, Some(&held)), Err("outdated"));
+    assert_eq!(checked(&held, Some(&old)), Ok(21_000));
+    let fork = set(&[("Service/d/c", "z")], "bob", 21);
+    assert_eq!(checked(&fork, Some(&held)), Err("forked"));
+    // A clock that is behind makes none that is lower.
+    let next = Head::new(CLUSTER, &plain(&TWO), Some(&believed(&held)), second(12));
+    assert_eq!((next.generation, next.follows), (21_001, 21_000));
+}
+
+#[test]
+fn what_differs_is_named() {
+    let held = set(&TWO, "alice", 20);
+    let mut there = held.clone();
+    there.remove("Service/d/a");
+    there.insert("Service/d/b".into(), (2, "other".into()));
+    for name in ["Service/d/c", "Service/d/e"] {
+        there.insert(name.into(), (2, "z".into()));
+    }
+    let seal = believed(&held);
+    let refused =
+        check(CLUSTER, &there, &mut Sums::default(), &Root, Some((&held, &seal))).expect_err("is altered");
+    let said = refused.to_string();
+    for part in ["sealed by alice", "d/a is gone", "d/b was changed", "d/c was added", "and 1 more"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+}
+
+fn kept(store: &str, revision: u64, texts: Texts) -> KeptDocuments {
+    KeptDocuments { store: store.into(), revision, texts }
+}
+
+fn heard(store: &str, revision: u64, texts: &Texts) -> Documents {
+    let document = |(id, (revision, text)): (&Arc<str>, &(u64, Arc<str>))| Document {
+        id: Arc::clone(id),
+        text: Some(Arc::clone(text)),
+        revision: *revision,
+    };
+    Documents { store: store.into(), revision, changed: texts.iter().map(document).collect() }
+}
+
+fn step(before: &KeptDocuments, store: &str, revision: u64, texts: &Texts, all: bool) -> Step {
+    compare_sealed(before, &heard(store, revision, texts), all, |there| {
+        let seal = believed(&before.texts);
+        check(CLUSTER, &there.texts, &mut Sums::default(), &Root, Some((&before.texts, &seal))).map(drop)
+    })
+}
+
+#[test]
+fn a_spoilt_store_gets_back_what_was_sealed_with_its_seal() {
+    let held = kept("s", 5, set(&TWO, "alice", 20));
+    let mut spoilt = held.texts.clone();
+    spoilt.insert("Service/d/c".into(), (6, "z".into()));
+    let added = plain(&[("Service/d/c", "z")]);
+    assert_eq!(step(&held, "s", 6, &added, false), Step::AskAll);
+    let Step::Refuse(refused, writes) = step(&held, "s", 6, &spoilt, true) else {
+        panic!("is taken over");
+    };
+    assert_eq!(refused.as_str(), "altered");
+    let said: Vec<_> =
+        writes.iter().map(|write| (&*write.id, write.text.is_some(), write.expected)).collect();
+    let expected = [(SEAL, true, Some(1)), ("Service/d/c", false, Some(6)), (RESTORED, true, None)];
+    assert_eq!(said, expected, "the seal is compared and written whatever it is");
+}
+
+#[test]
+fn a_store_that_lost_everything_gets_it_back_and_a_new_set_counts() {
+    let held = kept("s", 5, set(&TWO, "alice", 20));
+    assert_eq!(step(&held, "", 0, &Texts::default(), false), Step::AskAll);
+    let Step::Restore(writes) = step(&held, "", 0, &Texts::default(), true) else {
+        panic!("is not given back")
+    };
+    assert!(writes.iter().any(|write| &*write.id == SEAL && write.expected == Some(0)));
+    assert_eq!(writes.len(), 4);
+    // An older set is lost documents as well; a newer one counts, whichever store it is in and at whatever revision.
+    let Step::Refuse(refused, writes) = step(&held, "s", 2, &set(&TWO[..1], "alice", 19), true) else {
+        panic!("is taken over");
+    };
+    assert_eq!((refused.as_str(), writes.len()), ("outdated", 3));
+    for (store, revision) in [("s", 2), ("t", 1), ("s", 9)] {
+        let newer = set(&TWO[..1], "bob", 21);
+        assert_eq!(step(&held, store, revision, &newer, true), Step::Adopt(kept(store, revision, newer)));
+    }
+    // Who has nothing gives nothing.
+    let refuse = |_: &KeptDocuments| Err(Refused::Unsigned);
+    let nothing = KeptDocuments::default();
+    let there = heard("s", 1, &plain(&TWO));
+    assert_eq!(compare_sealed(&nothing, &there, true, refuse), Step::Refuse(Refused::Unsigned, Vec::new()));
+    assert_eq!(compare_sealed(&nothing, &Documents::default(), false, refuse), Step::Adopt(nothing.clone()));
+}
+
+#[test]
+fn changes_are_taken_over_one_by_one() {
+    let held = kept("s", 5, set(&TWO, "alice", 20));
+    let after = set(&[("Service/d/a", "x"), ("Service/d/b", "new")], "bob", 22);
+    let mut changed = after.clone();
+    changed.remove("Service/d/a");
+    let Step::Adopt(adopted) = step(&held, "s", 6, &changed, false) else { panic!("is not taken over") };
+    assert_eq!((adopted.texts, adopted.revision), (after, 6));
+}
+
+fn texts() -> impl Strategy<Value = Texts> {
+    let document =
+        ("[a-d]{1,2}", (1_u64..3, "[xy]{0,2}").prop_map(|(at, text)| (at, Arc::<str>::from(text))));
+    proptest::collection::btree_map(document.0.prop_map(Arc::<str>::from), document.1, 0..8)
+}
+
+proptest! {
+    /// What was hashed before changes no digest, and two sets have the same one only if they are the same.
+    #[test]
+    fn a_digest_is_that_of_the_documents(sets in proptest::collection::vec(texts(), 1..6)) {
+        let mut sums = Sums::default();
+        let bare = |texts: &Texts| -> Vec<_> { texts.iter().map(|(id, (_, text))| (id.clone(), text.clone())).collect() };
+        for pair in sets.windows(2) {
+            let digests = [&pair[0], &pair[1]].map(|texts| sums.of(texts));
+            prop_assert_eq!(digests[1], Sums::default().of(&pair[1]));
+            prop_assert_eq!(digests[0] == digests[1], bare(&pair[0]) == bare(&pair[1]));
+        }
+    }
+
+    /// Whatever stands in the seal's place is read or refused.
+    #[test]
+    fn anything_is_no_seal(text in "\\PC{0,200}", line in any::<bool>()) {
+        let text = if line { format!("{text}\n{text}") } else { text };
+        let mut there = plain(&TWO);
+        there.insert(SEAL.into(), (1, text.into()));
+        prop_assert!(checked(&there, None).is_err());
+    }
+}
