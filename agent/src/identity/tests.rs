@@ -2,5 +2,7 @@
 
 mod directories;
 pub(super) mod forge;
+mod handshakes;
 mod refusals;
 mod signatures;
+mod workloads;
