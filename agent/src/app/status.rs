@@ -15,14 +15,15 @@ use super::tables::Applied;
 use super::unmet::unmet;
 use super::{Addresses, Settings};
 use crate::admin::{
-    AccelerationStatus, CaptureStatus, ClusterDump, ConnectStatus, ConnectionsDump, DrainStatus,
-    ForeignProgram, GuardLimits, GuardMap, GuardStatus, GuardedInterface, InterfaceStatus, ListenerStatus,
-    PolicyStatus, Source, Status, TableStatus, TierStatus, WorkerStatus,
+    AccelerationStatus, CaptureStatus, CertificateStatus, ClusterDump, ConnectStatus, ConnectionsDump,
+    DrainStatus, ForeignProgram, GuardLimits, GuardMap, GuardStatus, GuardedInterface, InterfaceStatus,
+    ListenerStatus, PolicyStatus, Source, Status, TableStatus, TierStatus, WorkerStatus,
 };
 use crate::capture::{self, DropCause, EngineHandle};
 use crate::cluster::ClusterView;
 use crate::compile::RoutingTable;
 use crate::config::{Message, ObjectState, Report, Severity};
+use crate::hbone::Mesh;
 use crate::proxy::OpenConnections;
 use crate::telemetry::log::LogHandle;
 use crate::telemetry::{AccessLog, BuildInfo, ConfigState, FlowLog, KernelGauges, Metrics, rfc3339};
@@ -58,6 +59,8 @@ struct Changing {
     unmet: Vec<String>,
     capture: Option<watch::Receiver<capture::CaptureStatus>>,
     live: Option<capture::Live>,
+    /// Certificates of this node's workloads.
+    mesh: Option<Arc<Mesh>>,
     /// What is known of the cluster, and whether its tables are signed; `None`: the agent runs alone.
     cluster: Option<(Arc<Mutex<ClusterView>>, bool)>,
 }
@@ -151,6 +154,12 @@ impl Observed {
         }
     }
 
+    pub(super) fn set_mesh(&self, mesh: &Arc<Mesh>) {
+        let read = Arc::clone(mesh);
+        self.metrics.watch_tls(move || super::mesh::reading(&read));
+        self.changing().mesh = Some(Arc::clone(mesh));
+    }
+
     pub(super) fn set_capture(&self, handle: &EngineHandle) {
         let counters = handle.counters();
         self.metrics.watch_packets(move || counters.read());
@@ -205,7 +214,16 @@ impl Observed {
 
     fn unmet(&self, changing: &Changing) -> Vec<String> {
         let capture = changing.capture.as_ref().map(|status| status.borrow());
-        unmet(&self.tables.load(), &self.node, capture.as_deref())
+        let table = self.tables.load();
+        let mut unmet = unmet(&table, &self.node, capture.as_deref());
+        if changing.mesh.is_none() && table.workloads.values().any(|workload| workload.is_tunnelled()) {
+            unmet.push(
+                "pods are labelled networking.istio.io/tunnel=http, and this agent has no certificates (--ca): \
+                 they are reached without TLS, and what is sent to this node's pods by tunnel fails"
+                    .to_owned(),
+            );
+        }
+        unmet
     }
 
     /// The Gateway listeners that are open, and those that could not be opened.
@@ -255,6 +273,7 @@ impl Observed {
             config: serde_json::to_value(&changing.report).unwrap_or_default(),
             unmet: self.unmet(&changing),
             cluster: self.cluster_of(&changing),
+            certificates: changing.mesh.as_ref().map(|mesh| certificates(mesh)).unwrap_or_default(),
             workers: workers
                 .map(|(id, open)| WorkerStatus { id, connections: open.count() as u64 })
                 .collect(),
@@ -264,6 +283,12 @@ impl Observed {
             },
         }
     }
+}
+
+fn certificates(mesh: &Mesh) -> Vec<CertificateStatus> {
+    let list = mesh.certificates().list().into_iter();
+    list.map(|(identity, until)| CertificateStatus { identity, not_after: rfc3339(until).to_string() })
+        .collect()
 }
 
 /// Labels of what policy refused.

@@ -6,6 +6,9 @@ use std::sync::Arc;
 
 use super::ObjectName;
 
+/// The label by which a pod takes its connections through tunnels, as Istio has it, and the value that says so.
+const TUNNEL: (&str, &str) = ("networking.istio.io/tunnel", "http");
+
 /// Labels of a pod, a service or an endpoint.
 pub type Labels = BTreeMap<Arc<str>, Arc<str>>;
 
@@ -31,4 +34,11 @@ pub struct Workload {
     pub accelerated: bool,
     /// Whether the pod's Ready condition holds; true where the document has no status.
     pub ready: bool,
+}
+
+impl Workload {
+    /// Whether other nodes' pods reach it through tunnels (HBONE).
+    pub fn is_tunnelled(&self) -> bool {
+        self.labels.get(TUNNEL.0).is_some_and(|value| **value == *TUNNEL.1)
+    }
 }

@@ -14,6 +14,7 @@ use super::guard::{GuardReading, GuardSeries};
 use super::limits::LIMITS;
 use super::recorder::WorkerRecorder;
 use super::series::TrafficSeries;
+use super::tls::{TlsReading, TlsSeries};
 use super::{AccessLog, FlowLog, LineWriter, Recorder};
 use crate::compile::RoutingTable;
 
@@ -95,6 +96,7 @@ pub(super) struct Shared {
     pub(super) policy_drops: IntCounterVec,
     policy_counts: OnceLock<PolicyCounts>,
     acceleration: AccelerationSeries,
+    tls: TlsSeries,
     guard: GuardSeries,
     guard_reading: OnceLock<Box<dyn Fn() -> GuardReading + Send + Sync>>,
 }
@@ -170,6 +172,11 @@ impl Metrics {
     /// Shows what policy has refused in the kernel, by policy and rule; read whenever the metrics are.
     pub fn watch_policy(&self, read: impl Fn() -> Vec<(String, String, u64)> + Send + Sync + 'static) {
         let _ = self.shared.policy_counts.set(Box::new(read));
+    }
+
+    /// Shows handshakes and certificates of workloads; read whenever the metrics are.
+    pub fn watch_tls(&self, read: impl Fn() -> TlsReading + Send + Sync + 'static) {
+        self.shared.tls.watch(read);
     }
 
     /// Shows that same-node acceleration is on, and what it counts; read whenever the metrics are.
@@ -254,6 +261,7 @@ impl Metrics {
             counter.inc_by(packets.saturating_sub(counter.get()));
         }
         self.shared.acceleration.refresh();
+        self.shared.tls.refresh();
         if let Some(read) = self.shared.guard_reading.get() {
             self.shared.guard.show(&read());
         }
@@ -338,6 +346,7 @@ impl Shared {
             )?,
             policy_counts: OnceLock::new(),
             acceleration: AccelerationSeries::new(&registry)?,
+            tls: TlsSeries::new(&registry)?,
             guard: make.guard()?,
             guard_reading: OnceLock::new(),
             registry,
