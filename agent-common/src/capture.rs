@@ -4,6 +4,12 @@
 pub const MAX_WORKERS: u32 = 64;
 /// Where the inbound listeners' entries of the socket map begin; before it are the outbound ones.
 pub const INBOUND_LISTENERS: u32 = MAX_WORKERS * 2;
+/// Where the listeners of tunnels begin.
+pub const TUNNEL_LISTENERS: u32 = MAX_WORKERS * 4;
+/// All entries of the socket map.
+pub const LISTENERS: u32 = MAX_WORKERS * 6;
+/// The port that tunnels (HBONE) are dialled at.
+pub const HBONE_PORT: u16 = 15008;
 /// How many workers are tried for a new connection before it is passed by.
 pub const WORKER_TRIES: u32 = 8;
 
@@ -16,7 +22,7 @@ pub struct CaptureConfig {
     /// The mark that the agent's own sockets carry.
     pub own_mark: u32,
     /// Capture listeners in the socket map: worker `n` has entries `2n` (IPv4) and `2n + 1` (IPv6), and the same again from
-    /// [`INBOUND_LISTENERS`] on.
+    /// [`INBOUND_LISTENERS`] and from [`TUNNEL_LISTENERS`] on.
     pub workers: u32,
     /// Spelled out so that the size is a multiple of 8.
     pub padding: u32,
@@ -56,6 +62,8 @@ pub enum Action {
     Direct = 0,
     /// The agent takes it; without a live agent it goes direct.
     Agent = 1,
+    /// A pod of this node at the port of tunnels: the agent ends them; without a live agent the pod sees the packets.
+    Tunnel = 2,
 }
 
 /// An address that is the node's own.

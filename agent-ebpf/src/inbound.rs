@@ -1,24 +1,51 @@
-//! Inbound capture at TC ingress, by whatever interface a connection comes: new connections to pods whose policy asks of
-//! requests are assigned to a worker's inbound listener.
+//! Inbound capture at TC ingress, by whatever interface a connection comes: tunnels to this node's pods, and new connections to
+//! pods whose policy asks of requests, are assigned to a worker's listener for them.
 //!
-//! Fail-closed all the same: what is not taken here goes on to the pod's own interface, whose guard drops it.
+//! Fail-closed all the same: what is not taken here goes on to the pod's own interface, whose guard drops what the request
+//! decides; and what is meant for the end of a tunnel is TLS, of which a pod understands nothing.
 
-use agent_common::capture::{CaptureConfig, INBOUND_LISTENERS, Reason};
+use agent_common::capture::{
+    Action, CaptureConfig, DestinationKey, HBONE_PORT, INBOUND_LISTENERS, Reason, TUNNEL_LISTENERS,
+};
 use agent_common::inbound::takes;
-use agent_common::packet::Segment;
+use agent_common::packet::{Family, Segment};
 
 use crate::ctx::{Assigned, Packet};
+use crate::maps::DESTINATIONS;
 use crate::tc_policy::KernelMaps;
 
 /// What becomes of a segment that asks for a new connection; `None`: it is nothing for the agent.
 #[inline(always)]
 pub fn open(packet: &Packet<'_>, segment: &Segment, config: &CaptureConfig) -> Option<Reason> {
-    if !takes(segment, &KernelMaps) {
+    let first = if segment.destination_port == HBONE_PORT.to_be_bytes() && is(segment, Action::Tunnel) {
+        TUNNEL_LISTENERS
+    } else if takes(segment, &KernelMaps) {
+        INBOUND_LISTENERS
+    } else {
         return None;
-    }
-    Some(match packet.assign(segment, config.workers, INBOUND_LISTENERS) {
+    };
+    Some(match packet.assign(segment, config.workers, first) {
         Assigned::Yes => Reason::CapturedInbound,
         Assigned::NoListener => Reason::NoListener,
         Assigned::Refused => Reason::AssignFailed,
     })
+}
+
+/// Whether the routing table says so of new connections to this destination.
+#[inline(always)]
+pub fn is(segment: &Segment, action: Action) -> bool {
+    let key = DestinationKey {
+        address: segment.destination,
+        port_be: segment.destination_port,
+        family: match segment.family {
+            Family::V4 => 4,
+            Family::V6 => 6,
+        },
+        padding: 0,
+    };
+    match DESTINATIONS.get_ptr(&key) {
+        // SAFETY: the kernel keeps a map value's memory valid for the run of the program.
+        Some(value) => unsafe { (*value).action == action as u32 },
+        None => false,
+    }
 }

@@ -7,7 +7,7 @@ use agent_common::balance::{
 };
 use agent_common::bridge::{BRIDGES_MAX, BridgeValue};
 use agent_common::capture::{
-    AddressKey, CaptureConfig, DestinationKey, DestinationValue, INBOUND_LISTENERS, Reason,
+    AddressKey, CaptureConfig, DestinationKey, DestinationValue, LISTENERS as LISTENERS_MAX, Reason,
 };
 use agent_common::event::{DropBudget, OPEN_SOCKETS_MAX, OpenSocket, RING_BYTES, SocketEvents};
 use agent_common::guard::{self, GuardSettings, MAX_PUSHED, MAX_RULES, SourceBuckets, SourceKey};
@@ -38,10 +38,11 @@ pub static DESTINATIONS: HashMap<DestinationKey, DestinationValue> = HashMap::wi
 #[map]
 pub static LOCAL_ADDRESSES: HashMap<AddressKey, u32> = HashMap::with_max_entries(16_384, 0);
 
-/// Capture listeners: worker `n` has `2n` (IPv4) and `2n + 1` (IPv6), the inbound ones the same from `INBOUND_LISTENERS` on.
+/// Capture listeners: worker `n` has `2n` (IPv4) and `2n + 1` (IPv6), the inbound ones the same from `INBOUND_LISTENERS` on,
+/// those of tunnels from `TUNNEL_LISTENERS` on.
 /// Written by the agent; a closed socket leaves by itself.
 #[map]
-pub static LISTENERS: SockMap = SockMap::with_max_entries(INBOUND_LISTENERS * 2, 0);
+pub static LISTENERS: SockMap = SockMap::with_max_entries(LISTENERS_MAX, 0);
 
 /// Packets by [`Reason`]. Written by the programs.
 #[map]

@@ -16,6 +16,7 @@ pub mod identity;
 pub mod net;
 pub mod telemetry;
 
+pub mod hbone;
 pub mod pool;
 
 pub mod admin;

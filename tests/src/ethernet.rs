@@ -134,6 +134,22 @@ impl Wire {
         Ok(())
     }
 
+    /// How many frames have come in since the last call, and how many of them hold `needle` somewhere.
+    pub fn holding(&self, needle: &[u8]) -> io::Result<(usize, usize)> {
+        let mut frame = vec![0; 1 << 16];
+        let (mut all, mut holding) = (0, 0);
+        loop {
+            match recv(self.0.as_raw_fd(), &mut frame, MsgFlags::empty()) {
+                Ok(len) => {
+                    all += 1;
+                    holding += usize::from(frame[..len].windows(needle.len()).any(|part| part == needle));
+                }
+                Err(Errno::EAGAIN) => return Ok((all, holding)),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
     /// The frames that have come in since the last call and end with `payload`.
     pub fn arrived(&self, payload: &[u8]) -> io::Result<usize> {
         let mut frame = vec![0; 1 << 16];

@@ -34,9 +34,9 @@ pub use dump::{
 pub use flows::{FlowDump, FlowsDump};
 pub use server::{Role, serve};
 pub use status::{
-    AccelerationStatus, CaptureStatus, ConnectStatus, DrainStatus, ForeignProgram, GuardLimits, GuardMap,
-    GuardStatus, GuardedInterface, InterfaceStatus, ListenerStatus, PolicyStatus, Status, TableCounts,
-    TableStatus, TierStatus, WorkerStatus,
+    AccelerationStatus, CaptureStatus, CertificateStatus, ConnectStatus, DrainStatus, ForeignProgram,
+    GuardLimits, GuardMap, GuardStatus, GuardedInterface, InterfaceStatus, ListenerStatus, PolicyStatus,
+    Status, TableCounts, TableStatus, TierStatus, WorkerStatus,
 };
 
 pub use why::{Asked, Explanation, Step, Unreadable, why};

@@ -38,10 +38,22 @@ pub struct Status {
     /// The cluster, as far as this agent knows it.
     #[serde(default)]
     pub cluster: ClusterDump,
+    /// Certificates of this node's workloads.
+    #[serde(default)]
+    pub certificates: Vec<CertificateStatus>,
     /// The dataplane's threads.
     pub workers: Vec<WorkerStatus>,
     /// How far draining has come.
     pub drain: DrainStatus,
+}
+
+/// The certificate of a workload.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateStatus {
+    /// Its SPIFFE id.
+    pub identity: String,
+    /// When it ends, as RFC 3339 has it.
+    pub not_after: String,
 }
 
 /// What is captured.

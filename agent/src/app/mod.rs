@@ -8,6 +8,7 @@ mod follow;
 mod following;
 mod gateways;
 mod hold;
+mod mesh;
 mod probes;
 mod settings;
 mod status;
@@ -29,6 +30,7 @@ use crate::admin::{self, Role, Source};
 use crate::capture::{
     CaptureListeners, CaptureSettings, Claim, Engine, EngineHandle, LocalAddresses, SpoofingConnector,
 };
+use crate::hbone::{Mesh, TunnelConnector};
 use crate::net::{Connector, PlainConnector, server_listener};
 use crate::proxy::http::Share;
 use crate::proxy::{Admission, Captured, Command, SharedBridges, WorkerHandle, WorkerSettings, start_worker};
@@ -37,6 +39,7 @@ use crate::telemetry::log::LogHandle;
 pub use cluster::ClusterOptions;
 use following::Following;
 pub use hold::wait_for_documents;
+pub use mesh::MeshOptions;
 pub use settings::{CaptureOptions, DocumentSource, Settings};
 use status::Observed;
 use tables::Tables;
@@ -102,6 +105,10 @@ pub async fn start(
     let observed = Observed::new(&settings, addresses, Arc::clone(&tables.current), drain.subscribe())?;
     let observed = Arc::new(observed);
     let listeners = capture_listeners(&settings)?;
+    let mesh = mesh::open(&settings, &tables)?;
+    if let Some(mesh) = &mesh {
+        observed.set_mesh(mesh);
+    }
     let local = LocalAddresses::default();
     let admission = Arc::new(Admission::new(&settings.proxy.admission));
     let workers = Workers {
@@ -111,6 +118,7 @@ pub async fn start(
         local: &local,
         admission: Arc::clone(&admission),
         bridges: SharedBridges::default(),
+        mesh: mesh.clone(),
     };
     let bridges = Arc::clone(&workers.bridges);
     let workers = workers.start(&listeners)?;
@@ -130,6 +138,9 @@ pub async fn start(
         probes.abort();
         following.stop().await;
         return Ok(None);
+    }
+    if let Some(mesh) = mesh {
+        tokio::spawn(mesh::keep(mesh, tables.subscribe()));
     }
     // The last that can fail, and it undoes itself: nothing stays in the kernel without an agent.
     let capture = match claim.zip(settings.capture.as_ref()) {
@@ -245,7 +256,8 @@ fn capture_listeners(settings: &Settings) -> anyhow::Result<Vec<CaptureListeners
     let bind = |worker| {
         let [outbound, inbound] = [capture.outbound_port, capture.inbound_port];
         let [outbound, inbound] = if worker == 0 { [outbound, inbound] } else { [0, 0] };
-        CaptureListeners::bind(outbound, inbound, capture.marks.own)
+        let tunnels = settings.mesh.as_ref().map(|mesh| if worker == 0 { mesh.tunnel_port } else { 0 });
+        CaptureListeners::bind([outbound, inbound], tunnels, capture.marks.own)
     };
     Ok((0..settings.workers).map(bind).collect::<Result<_, _>>()?)
 }
@@ -258,6 +270,7 @@ struct Workers<'a> {
     local: &'a LocalAddresses,
     admission: Arc<Admission>,
     bridges: SharedBridges,
+    mesh: Option<Arc<Mesh>>,
 }
 
 impl Workers<'_> {
@@ -273,6 +286,11 @@ impl Workers<'_> {
                     let command = Command::Capture(socket.into(), direction);
                     worker.commands.send(command).ok().context("a worker ended at its start")?;
                 }
+                for (socket, mesh) in pair.tunnels.iter().zip(self.mesh.iter().cycle()) {
+                    let socket = socket.try_clone().context("sharing a listener of tunnels")?;
+                    let command = Command::Tunnels(socket.into(), Arc::clone(mesh));
+                    worker.commands.send(command).ok().context("a worker ended at its start")?;
+                }
             }
             workers.push(worker);
         }
@@ -283,6 +301,7 @@ impl Workers<'_> {
         let seed = RandomState::new().hash_one(index);
         let own_mark = self.settings.capture.as_ref().map(|capture| capture.marks.own);
         let local = Arc::clone(self.local);
+        let mesh = self.mesh.clone();
         let spread = u32::try_from(seed & 0xffff).context("sixteen bits")?;
         let metrics = self.observed.metrics.clone();
         let access = self.observed.access.clone();
@@ -295,9 +314,15 @@ impl Workers<'_> {
             share: Share { workers: self.settings.workers, admission: Arc::clone(&self.admission) },
             open: Arc::clone(&self.observed.open[index]),
             bridges: Arc::clone(&self.bridges),
-            connector: Box::new(move || match own_mark {
-                Some(mark) => Rc::new(SpoofingConnector::new(mark, local, spread)) as Rc<dyn Connector>,
-                None => Rc::new(PlainConnector),
+            connector: Box::new(move || {
+                let direct: Rc<dyn Connector> = match own_mark {
+                    Some(mark) => Rc::new(SpoofingConnector::new(mark, local, spread)),
+                    None => Rc::new(PlainConnector),
+                };
+                match mesh {
+                    Some(mesh) => Rc::new(TunnelConnector::new(direct, mesh)),
+                    None => direct,
+                }
             }),
             recorder: Box::new(move || Rc::new(metrics.recorder(access, flows))),
             seed,
@@ -323,6 +348,7 @@ async fn start_capture(
         destinations_max: options.destinations_max,
         acceleration: options.acceleration,
         node: settings.node.clone(),
+        tunnels: settings.mesh.is_some(),
         guard: options.guard.clone(),
         socket_events: options.socket_events,
         flows,

@@ -8,6 +8,7 @@ use crate::capture::{AccelerationMode, Bpffs, CgroupChoice, Glob, GuardOptions, 
 use crate::proxy::ProxySettings;
 
 use super::cluster::ClusterOptions;
+use super::mesh::MeshOptions;
 
 /// Everything an agent is told at start.
 #[derive(Debug, Clone)]
@@ -20,6 +21,8 @@ pub struct Settings {
     pub documents: DocumentSource,
     /// Capture, or `None` for a plain reverse proxy.
     pub capture: Option<CaptureOptions>,
+    /// Mutual TLS with pods of other nodes; `None`: without certificates there is none.
+    pub mesh: Option<MeshOptions>,
     /// Limits and timeouts of the data path.
     pub proxy: ProxySettings,
     /// How many workers.

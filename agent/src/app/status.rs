@@ -15,14 +15,15 @@ use super::tables::Applied;
 use super::unmet::unmet;
 use super::{Addresses, Settings};
 use crate::admin::{
-    AccelerationStatus, CaptureStatus, ClusterDump, ConnectStatus, ConnectionsDump, DrainStatus,
-    EndpointsDump, ForeignProgram, GuardLimits, GuardMap, GuardStatus, GuardedInterface, InterfaceStatus,
-    ListenerStatus, PolicyStatus, Source, Status, TableStatus, TierStatus, WorkerStatus,
+    AccelerationStatus, CaptureStatus, CertificateStatus, ClusterDump, ConnectStatus, ConnectionsDump,
+    DrainStatus, EndpointsDump, ForeignProgram, GuardLimits, GuardMap, GuardStatus, GuardedInterface,
+    InterfaceStatus, ListenerStatus, PolicyStatus, Source, Status, TableStatus, TierStatus, WorkerStatus,
 };
 use crate::capture::{self, DropCause, EngineHandle};
 use crate::cluster::ClusterView;
 use crate::compile::RoutingTable;
 use crate::config::{Message, ObjectState, Report, Severity};
+use crate::hbone::Mesh;
 use crate::health::{PodHealth, ProbeCounts};
 use crate::proxy::OpenConnections;
 use crate::telemetry::log::LogHandle;
@@ -59,6 +60,8 @@ struct Changing {
     unmet: Vec<String>,
     capture: Option<watch::Receiver<capture::CaptureStatus>>,
     live: Option<capture::Live>,
+    /// Certificates of this node's workloads.
+    mesh: Option<Arc<Mesh>>,
     /// What is known of the cluster, and whether its tables are signed; `None`: the agent runs alone.
     cluster: Option<(Arc<Mutex<ClusterView>>, bool)>,
     /// The pods of this node.
@@ -177,6 +180,12 @@ impl Observed {
         }
     }
 
+    pub(super) fn set_mesh(&self, mesh: &Arc<Mesh>) {
+        let read = Arc::clone(mesh);
+        self.metrics.watch_tls(move || super::mesh::reading(&read));
+        self.changing().mesh = Some(Arc::clone(mesh));
+    }
+
     pub(super) fn set_capture(&self, handle: &EngineHandle) {
         let counters = handle.counters();
         self.metrics.watch_packets(move || counters.read());
@@ -231,7 +240,16 @@ impl Observed {
 
     fn unmet(&self, changing: &Changing) -> Vec<String> {
         let capture = changing.capture.as_ref().map(|status| status.borrow());
-        unmet(&self.tables.load(), &self.node, capture.as_deref())
+        let table = self.tables.load();
+        let mut unmet = unmet(&table, &self.node, capture.as_deref());
+        if changing.mesh.is_none() && table.workloads.values().any(|workload| workload.is_tunnelled()) {
+            unmet.push(
+                "pods are labelled networking.istio.io/tunnel=http, and this agent has no certificates (--ca): \
+                 they are reached without TLS, and what is sent to this node's pods by tunnel fails"
+                    .to_owned(),
+            );
+        }
+        unmet
     }
 
     /// The Gateway listeners that are open, and those that could not be opened.
@@ -282,6 +300,7 @@ impl Observed {
             unmet: self.unmet(&changing),
             cluster: self.cluster_of(&changing),
             unhealthy: changing.health.as_ref().map(|health| unhealthy(&health.borrow())).unwrap_or_default(),
+            certificates: changing.mesh.as_ref().map(|mesh| certificates(mesh)).unwrap_or_default(),
             workers: workers
                 .map(|(id, open)| WorkerStatus { id, connections: open.count() as u64 })
                 .collect(),
@@ -299,6 +318,12 @@ fn unhealthy(health: &PodHealth) -> Vec<String> {
         super::cluster::failing_text(&failing.pod.to_string(), &failing.why, failing.since)
     };
     health.failing.values().map(shown).collect()
+}
+
+fn certificates(mesh: &Mesh) -> Vec<CertificateStatus> {
+    let list = mesh.certificates().list().into_iter();
+    list.map(|(identity, until)| CertificateStatus { identity, not_after: rfc3339(until).to_string() })
+        .collect()
 }
 
 /// Labels of what policy refused.

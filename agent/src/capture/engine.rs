@@ -390,8 +390,8 @@ impl Engine {
         let protected = self.parts.protect(&table);
         self.guard_pods();
         // Without destinations everything goes direct.
-        let wanted = table.frontends.keys().copied().filter(|_| !self.paused);
-        self.captured = self.programs.set_destinations(wanted)?;
+        let wanted = super::tunnels::destinations(&table, &self.settings);
+        self.captured = self.programs.set_destinations(wanted.filter(|_| !self.paused))?;
         if self.captured.over_capacity > 0 {
             tracing::error!(
                 left_out = self.captured.over_capacity,

@@ -110,6 +110,7 @@ mod tests {
             cgroup: None,
             acceleration: crate::capture::AccelerationMode::Off,
             node: String::new(),
+            tunnels: false,
             guard: None,
             socket_events: true,
             flows: crate::telemetry::FlowLog::default(),

@@ -33,11 +33,17 @@ pub struct CaptureListeners {
     pub sockets: Vec<Socket>,
     /// For what is sent to pods, likewise.
     pub inbound: Vec<Socket>,
+    /// For tunnels to pods, likewise; none where there are no certificates.
+    pub tunnels: Vec<Socket>,
 }
 
 impl CaptureListeners {
     /// Binds those for one direction on the same port; 0 takes a free one.
-    pub fn bind(outbound_port: u16, inbound_port: u16, own_mark: u32) -> Result<Self, CaptureError> {
+    pub fn bind(
+        [outbound_port, inbound_port]: [u16; 2],
+        tunnel_port: Option<u16>,
+        own_mark: u32,
+    ) -> Result<Self, CaptureError> {
         let families = &LISTEN_ADDRESSES[..if has_ipv6() { 2 } else { 1 }];
         let bind = |port, flag| {
             let bind = |address: &IpAddr| listener(SocketAddr::new(*address, port), own_mark, flag);
@@ -46,6 +52,7 @@ impl CaptureListeners {
         Ok(Self {
             sockets: bind(outbound_port, "--outbound-port")?,
             inbound: bind(inbound_port, "--inbound-port")?,
+            tunnels: tunnel_port.map(|port| bind(port, "--tunnel-port")).transpose()?.unwrap_or_default(),
         })
     }
 

@@ -35,6 +35,7 @@ mod programs;
 mod self_check;
 mod sock_diag;
 mod socket_events;
+mod tunnels;
 mod upkeep;
 mod vanished;
 
@@ -88,6 +89,8 @@ pub struct CaptureSettings {
     pub acceleration: AccelerationMode,
     /// This node's name, as Pod documents call it.
     pub node: String,
+    /// Whether tunnels to this node's pods are taken.
+    pub tunnels: bool,
     /// The guard at the edge; `None`: nothing is guarded.
     pub guard: Option<GuardOptions>,
     /// Whether sockets below the cgroup are told of.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use agent_common::capture::{
     Action, AddressKey, CaptureConfig, DestinationKey, DestinationValue, INBOUND_LISTENERS, Reason,
+    TUNNEL_LISTENERS,
 };
 use aya::maps::{MapData, MapError, PerCpuArray, RingBuf, SockMap};
 use aya::programs::{ProgramError, SchedClassifier};
@@ -210,7 +211,9 @@ impl Programs {
     /// Gives the workers' listeners to the programs: from now on new connections are captured.
     pub fn set_listeners(&mut self, listeners: &[CaptureListeners]) -> Result<(), CaptureError> {
         for (worker, pair) in (0u32..).zip(listeners) {
-            for (first, sockets) in [(0, &pair.sockets), (INBOUND_LISTENERS, &pair.inbound)] {
+            let lists =
+                [(0, &pair.sockets), (INBOUND_LISTENERS, &pair.inbound), (TUNNEL_LISTENERS, &pair.tunnels)];
+            for (first, sockets) in lists {
                 for (family, socket) in (0u32..).zip(sockets) {
                     self.maps
                         .listeners
@@ -225,7 +228,8 @@ impl Programs {
     /// Takes the listeners away: new connections go direct, or are dropped where the agent would have to judge their requests;
     /// established ones stay with the agent.
     pub fn clear_listeners(&mut self, workers: u32) -> Result<(), CaptureError> {
-        for index in (0..workers * 2).flat_map(|index| [index, INBOUND_LISTENERS + index]) {
+        let lists = [0, INBOUND_LISTENERS, TUNNEL_LISTENERS];
+        for index in (0..workers * 2).flat_map(|index| lists.map(|first| first + index)) {
             match self.maps.listeners.clear_index(&index) {
                 Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EINVAL) => {
                 }
@@ -276,11 +280,10 @@ impl Programs {
     /// Makes the captured destinations these; what is already right is not touched.
     pub fn set_destinations(
         &mut self,
-        wanted: impl Iterator<Item = SocketAddr>,
+        wanted: impl Iterator<Item = (SocketAddr, Action)>,
     ) -> Result<Captured, CaptureError> {
-        let value = DestinationValue { action: Action::Agent as u32 };
-        let over_capacity =
-            self.maps.destinations.set(&wanted.map(|to| (destination_key(to), value)).collect())?;
+        let entry = |(to, action)| (destination_key(to), DestinationValue { action: action as u32 });
+        let over_capacity = self.maps.destinations.set(&wanted.map(entry).collect())?;
         Ok(Captured { destinations: self.maps.destinations.len(), over_capacity })
     }
 

@@ -11,7 +11,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::store::StoreArgs;
-use crate::app::{self, CaptureOptions, ClusterOptions, DocumentSource, Settings};
+use crate::app::{self, CaptureOptions, ClusterOptions, DocumentSource, MeshOptions, Settings};
 use crate::capture::{
     AccelerationMode, Bpffs, CgroupChoice, DESTINATIONS_DEFAULT, Glob, GuardOptions, Marks, OnStop,
 };
@@ -83,16 +83,32 @@ struct ClusterArgs {
     /// Where the last good table and the documents are kept, so that a start without Redis serves them. Default: nowhere.
     #[arg(long, env = "SLUICE_STATE", value_name = "DIR")]
     state: Option<PathBuf>,
-    /// This node's certificates, as `sluice ca node` makes them: tables are signed, and only tables of the cluster's nodes are
-    /// believed.
+    /// This node's certificates, as `sluice ca node` makes them: tables are signed, only tables of the cluster's nodes are
+    /// believed, and this node's pods get certificates, with which they speak TLS with pods of other nodes.
     #[arg(long, env = "SLUICE_CA", value_name = "DIR")]
     ca: Option<PathBuf>,
+    /// How long the certificate of a workload lives, which is renewed at 50 to 70 % of that: 10s to 90d.
+    #[arg(long, env = "SLUICE_CERT_LIFE", value_name = "TIME", value_parser = certificate_life, default_value = "24h")]
+    cert_life: Duration,
+    /// The port of the first worker's listener for tunnels (HBONE), on loopback; further workers take free ones. Tunnels are
+    /// dialled at 15008 of the pod whatever it is.
+    #[arg(long, env = "SLUICE_TUNNEL_PORT", default_value_t = 15008)]
+    tunnel_port: u16,
     /// Tables are neither signed nor checked: whoever can write to Redis moves traffic.
     #[arg(long, env = "SLUICE_INSECURE_UNSIGNED", conflicts_with = "ca")]
     insecure_unsigned: bool,
 }
 
 impl ClusterArgs {
+    /// How this node's pods take part in mutual TLS.
+    fn mesh(&self) -> Option<MeshOptions> {
+        Some(MeshOptions {
+            ca: self.ca.clone()?,
+            certificate_life: self.cert_life,
+            tunnel_port: self.tunnel_port,
+        })
+    }
+
     fn source(&self, cluster: &str, config: Option<PathBuf>) -> anyhow::Result<DocumentSource> {
         // A call must not outlast what its answer is for.
         let limit = (self.lease_ttl / 6).min(STORE_LIMIT);
@@ -282,11 +298,13 @@ pub(super) fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
     for assignment in &args.set {
         proxy.set(assignment).context("--set")?;
     }
+    let capture = args.capture.options()?;
     let settings = Settings {
+        mesh: args.cluster_args.mesh().filter(|_| capture.is_some()),
         documents: args.cluster_args.source(&args.cluster, args.config)?,
         node: args.node,
         cluster: args.cluster,
-        capture: args.capture.options()?,
+        capture,
         proxy,
         workers: usize::from(args.workers),
         admin: args.admin,
@@ -379,6 +397,23 @@ pub(super) fn table(text: &str) -> Result<u32, String> {
     }
 }
 
+/// The life of a certificate: `60s`, `90m`, `24h`, `30d`.
+fn certificate_life(text: &str) -> Result<Duration, String> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let number: u64 = number.parse().map_err(|_| "a number with a unit, such as 24h".to_owned())?;
+    let unit = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return Err("the units are s, m, h and d".to_owned()),
+    };
+    match number.checked_mul(unit).map(Duration::from_secs) {
+        Some(life) if (Duration::from_secs(10)..=Duration::from_hours(90 * 24)).contains(&life) => Ok(life),
+        _ => Err("it is 10s to 90d".to_owned()),
+    }
+}
+
 /// The life of a lease: `30s`, `1500ms`, `2m`.
 fn lease_ttl(text: &str) -> Result<Duration, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -428,6 +463,16 @@ mod tests {
         }
         for text in ["", "30", "s", "999ms", "11m", "1h", "-1s", "1.5s", "99999999999999999999s"] {
             assert!(lease_ttl(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_certificates_life_is_read_with_its_unit() {
+        for (text, seconds) in [("10s", 10), ("90m", 5400), ("24h", 86_400), ("90d", 7_776_000)] {
+            assert_eq!(certificate_life(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for text in ["", "24", "h", "9s", "91d", "1w", "-1h", "1.5h", "99999999999999999999d"] {
+            assert!(certificate_life(text).is_err(), "{text}");
         }
     }
 

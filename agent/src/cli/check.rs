@@ -36,6 +36,7 @@ pub(super) fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
         cgroup: options.cgroup,
         acceleration: options.acceleration,
         node: String::new(),
+        tunnels: false,
         guard: options.guard,
         socket_events: options.socket_events,
         flows: FlowLog::default(),

@@ -6,7 +6,9 @@ use std::process::ExitCode;
 use serde_json::Value;
 
 use super::{ClientArgs, Format, ask, output};
-use crate::admin::{ConnectStatus, ForeignProgram, GuardStatus, InterfaceStatus, PolicyStatus, Status};
+use crate::admin::{
+    CertificateStatus, ConnectStatus, ForeignProgram, GuardStatus, InterfaceStatus, PolicyStatus, Status,
+};
 
 pub(super) fn run(args: &ClientArgs) -> anyhow::Result<ExitCode> {
     let status: Status = ask(args, "/status")?;
@@ -46,6 +48,9 @@ fn render(status: &Status) -> String {
     lines.extend(super::leader::cluster_lines(&status.cluster));
     lines.extend(capture(status));
     lines.extend(status.guard.as_ref().map(guard).unwrap_or_default());
+    let certificate =
+        |held: &CertificateStatus| format!("certificate  {} until {}", held.identity, held.not_after);
+    lines.extend(status.certificates.iter().map(certificate));
     for listener in &status.listeners {
         let state =
             listener.error.as_ref().map_or(listener.address.clone(), |error| format!("NOT OPEN: {error}"));

@@ -51,7 +51,7 @@ pub struct Term {
 
 impl Term {
     /// The last second.
-    fn until(self) -> Result<i64, IdentityError> {
+    pub(super) fn until(self) -> Result<i64, IdentityError> {
         let until =
             i64::try_from(self.life.as_secs()).ok().and_then(|life| seconds(self.now).checked_add(life));
         let too_long = IdentityError::LifeTooLong { seconds: self.life.as_secs() };
@@ -59,7 +59,7 @@ impl Term {
     }
 
     /// A certificate of that term without a name.
-    fn params(self) -> Result<CertificateParams, IdentityError> {
+    pub(super) fn params(self) -> Result<CertificateParams, IdentityError> {
         let too_long = || IdentityError::LifeTooLong { seconds: self.life.as_secs() };
         let moment = |seconds| OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| too_long());
         let mut params = CertificateParams::default();
@@ -293,7 +293,7 @@ impl std::fmt::Debug for Authority {
     }
 }
 
-fn new_key() -> Result<Zeroizing<KeyPair>, IdentityError> {
+pub(super) fn new_key() -> Result<Zeroizing<KeyPair>, IdentityError> {
     Ok(Zeroizing::new(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?))
 }
 
@@ -305,7 +305,7 @@ fn authority_name(kind: &str, key_identifier: &[u8]) -> DistinguishedName {
     name
 }
 
-fn uri(id: &SpiffeId) -> Result<SanType, IdentityError> {
+pub(super) fn uri(id: &SpiffeId) -> Result<SanType, IdentityError> {
     Ok(SanType::URI(id.to_string().try_into()?))
 }
 

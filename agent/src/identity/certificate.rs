@@ -156,6 +156,67 @@ impl RootCertificate {
     }
 }
 
+/// What the certificate of a workload says. Whether somebody who may says so too is for [`super::peer`] to find out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct WorkloadLeaf {
+    pub(super) id: SpiffeId,
+    pub(super) validity: Validity,
+}
+
+impl WorkloadLeaf {
+    /// Reads a certificate that issues nothing and has exactly one URI, a SPIFFE id.
+    pub(super) fn read(der: &[u8]) -> Result<Self, Untrusted> {
+        let certificate = parse(der).ok_or(Untrusted::Malformed)?;
+        let constraints = certificate.basic_constraints().map_err(|_| Untrusted::Malformed)?;
+        if constraints.is_some_and(|constraints| constraints.value.ca) {
+            return Err(Untrusted::CaCertificate);
+        }
+        let usage =
+            certificate.key_usage().map_err(|_| Untrusted::Malformed)?.ok_or(Untrusted::WrongUsage)?;
+        if usage.value.key_cert_sign() || usage.value.crl_sign() || !usage.value.digital_signature() {
+            return Err(Untrusted::WrongUsage);
+        }
+        Ok(Self { id: id(&certificate)?, validity: Validity::of(&certificate) })
+    }
+}
+
+/// What the certificate of a node's intermediate says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct IntermediateCertificate {
+    /// Of its trust domain, without a path.
+    pub(super) id: SpiffeId,
+    /// The one DNS name: the node whose workloads it may make certificates of.
+    pub(super) node: Box<str>,
+    pub(super) public_key: PublicKey,
+    pub(super) validity: Validity,
+}
+
+impl IntermediateCertificate {
+    /// Reads the certificate of a CA that names its node.
+    pub(super) fn read(der: &[u8]) -> Result<Self, Untrusted> {
+        let certificate = parse(der).ok_or(Untrusted::Malformed)?;
+        let constraints = certificate.basic_constraints().map_err(|_| Untrusted::Malformed)?;
+        let usage = certificate.key_usage().map_err(|_| Untrusted::Malformed)?;
+        let is_ca = constraints.is_some_and(|constraints| constraints.value.ca);
+        if !is_ca || !usage.is_some_and(|usage| usage.value.key_cert_sign()) {
+            return Err(Untrusted::WrongUsage);
+        }
+        let id = id(&certificate)?;
+        if !id.path().is_empty() {
+            return Err(Untrusted::NoIdentity);
+        }
+        let names = certificate.subject_alternative_name().map_err(|_| Untrusted::Malformed)?;
+        let names = names.map(|names| &names.value.general_names[..]).unwrap_or_default();
+        let mut nodes = names.iter().filter_map(|name| match name {
+            GeneralName::DNSName(node) => Some(*node),
+            _ => None,
+        });
+        let (Some(node), None) = (nodes.next(), nodes.next()) else { return Err(Untrusted::NotANode) };
+        let public_key = public_key(&certificate).ok_or(Untrusted::UnsupportedKey)?;
+        Ok(Self { id, node: node.into(), public_key, validity: Validity::of(&certificate) })
+    }
+}
+
 /// The certificate, with nothing behind it.
 fn parse(der: &[u8]) -> Option<X509Certificate<'_>> {
     let (rest, certificate) = X509Certificate::from_der(der).ok()?;

@@ -83,7 +83,7 @@ impl NodeDirectory {
 
 /// What tells one content of a file from the next: files are replaced by others, or written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
+pub(super) struct Stamp {
     device: u64,
     inode: u64,
     bytes: u64,
@@ -92,6 +92,11 @@ struct Stamp {
 }
 
 fn stamps(directory: &Path) -> Result<[Stamp; 3], IdentityError> {
+    stamps_of(directory, [files::BUNDLE, files::NODE, files::NODE_KEY])
+}
+
+/// What three files are now.
+pub(super) fn stamps_of(directory: &Path, names: [&str; 3]) -> Result<[Stamp; 3], IdentityError> {
     let stamp = |name: &str| {
         let file = directory.join(name);
         let found = fs::metadata(&file).map_err(|source| IdentityError::Read { file, source })?;
@@ -103,5 +108,6 @@ fn stamps(directory: &Path) -> Result<[Stamp; 3], IdentityError> {
             changed: (found.ctime(), found.ctime_nsec()),
         })
     };
-    Ok([stamp(files::BUNDLE)?, stamp(files::NODE)?, stamp(files::NODE_KEY)?])
+    let [first, second, third] = names.map(stamp);
+    Ok([first?, second?, third?])
 }

@@ -57,6 +57,13 @@ pub enum IdentityError {
     #[error("{file} is not valid now ({from} to {until}): is the clock right? An expired root must be replaced",
         file = file.display(), from = rfc3339(*from), until = rfc3339(*until))]
     RootNotValid { file: PathBuf, from: SystemTime, until: SystemTime },
+    /// An issuer that is not valid now issues nothing.
+    #[error("{file} is not valid now ({from} to {until}): renew the node with `sluice ca node --renew`",
+        file = file.display(), from = rfc3339(*from), until = rfc3339(*until))]
+    IssuerNotValid { file: PathBuf, from: SystemTime, until: SystemTime },
+    /// What a node's workloads are issued by would be believed by nobody who trusts the bundle beside it.
+    #[error("{file} may issue no certificate of a workload: {reason}", file = file.display())]
+    NotAnIssuer { file: PathBuf, reason: Untrusted },
     /// The nodes would not believe what the root issues.
     #[error("{file} does not hold {root}: put it there, or nodes believe nothing that this CA issues",
         file = file.display(), root = root.display())]

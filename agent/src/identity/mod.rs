@@ -14,20 +14,31 @@ mod certificate;
 mod directory;
 mod error;
 mod files;
+mod keeper;
 mod name;
 mod node;
 mod operator;
+mod peer;
 mod pem;
+mod refusal;
+mod rotation;
 mod signature;
+mod source;
+pub mod tls;
 mod trust;
 
 pub use authority::{Authority, Replace, Term};
 pub use directory::{NodeDirectory, NodeTrust, Reload};
 pub use error::{Content, IdentityError, RootFault, Untrusted};
+pub use keeper::{Turned, WorkloadCertificates};
 pub use name::{NameError, NodeName, OperatorName, SpiffeId, TrustDomain};
 pub use node::NodeIdentity;
 pub use operator::OperatorIdentity;
+pub use peer::Expected;
+pub use refusal::PeerRefusal;
+pub use rotation::{Rotation, renewal};
 pub use signature::Signature;
+pub use source::{CaSource, DirectorySource, WorkloadCertificate};
 pub use trust::{SignedBy, TrustBundle};
 
 #[cfg(test)]

@@ -145,6 +145,17 @@ impl SpiffeId {
         Self { trust_domain, path: format!("{OPERATOR_PATH}{operator}").into() }
     }
 
+    /// The id of the pods of a service account, in the form that Istio gave it.
+    pub fn of_workload(
+        trust_domain: TrustDomain,
+        namespace: &str,
+        service_account: &str,
+    ) -> Result<Self, NameError> {
+        let id: Self = format!("{SCHEME}{trust_domain}/ns/{namespace}/sa/{service_account}").parse()?;
+        // A slash in a name would make it another one's id.
+        if id.path.split('/').count() == 5 { Ok(id) } else { Err(NameError::Segment) }
+    }
+
     /// Whose id it is.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
@@ -276,6 +287,20 @@ mod tests {
             says::<SpiffeId>(bad, Err("is not allowed at byte"));
         }
         says::<SpiffeId>(&format!("spiffe://td/{}", "a".repeat(2048)), Err("at most 2048"));
+    }
+
+    #[test]
+    fn workloads() {
+        let td = || "mesh.example".parse::<TrustDomain>().expect("a trust domain");
+        let of = |namespace, account| SpiffeId::of_workload(td(), namespace, account);
+        let id = of("shop", "cart.v2").expect("an id");
+        assert_eq!(id.to_string(), "spiffe://mesh.example/ns/shop/sa/cart.v2");
+        assert_eq!(id.node(), None);
+        for (namespace, account) in
+            [("a/b", "c"), ("a", "b/c"), ("", "b"), ("a", ""), ("..", "b"), ("a", "b c")]
+        {
+            assert!(of(namespace, account).is_err(), "{namespace:?} {account:?}");
+        }
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 mod directories;
 pub(super) mod forge;
+mod handshakes;
 mod operators;
 mod refusals;
 mod signatures;
+mod workloads;

@@ -113,6 +113,12 @@ impl TrustBundle {
         ends.max().unwrap_or(SystemTime::UNIX_EPOCH)
     }
 
+    /// The roots that hold at a time.
+    pub(super) fn anchors(&self, now: SystemTime) -> Vec<TrustAnchor<'static>> {
+        let valid = self.roots.iter().filter(|root| root.validity.check(now).is_ok());
+        valid.map(|root| root.anchor.clone()).collect()
+    }
+
     /// Says who signed `message`, or why nobody is believed to have. A certificate is checked once and then
     /// remembered: from there on a message costs one signature.
     pub fn verify(
@@ -230,7 +236,7 @@ impl Root {
 }
 
 /// Our name for why a chain is refused.
-fn reason(error: &webpki::Error) -> Untrusted {
+pub(super) fn reason(error: &webpki::Error) -> Untrusted {
     use webpki::Error;
     match error {
         Error::CertExpired { .. } => Untrusted::Expired,

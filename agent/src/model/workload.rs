@@ -6,6 +6,9 @@ use std::sync::Arc;
 
 use super::{ObjectName, Probe};
 
+/// The label by which a pod takes its connections through tunnels, as Istio has it, and the value that says so.
+const TUNNEL: (&str, &str) = ("networking.istio.io/tunnel", "http");
+
 /// Labels of a pod, a service or an endpoint.
 pub type Labels = BTreeMap<Arc<str>, Arc<str>>;
 
@@ -33,4 +36,11 @@ pub struct Workload {
     pub ready: bool,
     /// What the node that runs it asks it; it takes work only while it passes all of them.
     pub probes: Vec<Probe>,
+}
+
+impl Workload {
+    /// Whether other nodes' pods reach it through tunnels (HBONE).
+    pub fn is_tunnelled(&self) -> bool {
+        self.labels.get(TUNNEL.0).is_some_and(|value| **value == *TUNNEL.1)
+    }
 }

@@ -59,6 +59,13 @@ fn begin(
     Some((downstream, table, to))
 }
 
+/// Serves a connection to a pod whose bytes come from elsewhere than its client's socket.
+pub(super) async fn serve_inbound(context: Context, downstream: Downstream) {
+    let table = context.tables.load_full();
+    let to = (Dial::pod(downstream.original_destination), AppProtocol::Undeclared);
+    by_protocol(context, downstream, table, to).await;
+}
+
 async fn by_protocol(
     context: Context,
     mut downstream: Downstream,

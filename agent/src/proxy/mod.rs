@@ -13,6 +13,7 @@ pub(crate) mod random;
 mod refusals;
 mod settings;
 mod tcp;
+mod tunnels;
 mod worker;
 
 pub use admission::{Admission, AdmissionSettings};

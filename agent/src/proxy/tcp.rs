@@ -13,6 +13,7 @@ use super::access::{self, ACCESS_DENIED};
 use super::{Context, Downstream, Early, Protocol};
 use crate::balance::Pick;
 use crate::compile::{Cluster, Frontend, RoutingTable};
+use crate::identity::PeerRefusal;
 use crate::model::{Asked, Workload};
 use crate::net::{Bridging, ConnectSource, ConnectTarget, RelayFailure, Relayed, relay_bridged, tcp_info};
 use crate::telemetry::{ConnectionRecord, Flag, ResponseFlags};
@@ -86,6 +87,11 @@ pub(super) struct Undialled {
 }
 
 impl Undialled {
+    /// What exactly was wrong.
+    pub(super) fn details(&self) -> &'static str {
+        self.details
+    }
+
     /// The endpoint whose policy refuses the client, where that is why.
     pub(super) fn refused_by(&self) -> Option<SocketAddr> {
         self.last.filter(|_| self.flag == Flag::AccessDenied)
@@ -149,7 +155,8 @@ fn refused(address: SocketAddr) -> Undialled {
     Undialled { flag: Flag::AccessDenied, details: ACCESS_DENIED, last: Some(address) }
 }
 
-async fn connect(context: &Context, target: ConnectTarget) -> Result<TcpStream, Undialled> {
+/// Connects as somebody, within the time that an endpoint has.
+pub(super) async fn connect(context: &Context, target: ConnectTarget) -> Result<TcpStream, Undialled> {
     let address = target.address;
     let failed = |details| Undialled { flag: Flag::UpstreamConnectFailure, details, last: Some(address) };
     match tokio::time::timeout(CONNECT_TIMEOUT, context.connector.connect(target)).await {
@@ -163,6 +170,9 @@ async fn connect(context: &Context, target: ConnectTarget) -> Result<TcpStream, 
 }
 
 fn connect_details(error: &io::Error) -> &'static str {
+    if let Some(refusal) = error.get_ref().and_then(|inner| inner.downcast_ref::<PeerRefusal>()) {
+        return refusal.name();
+    }
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "connect_refused",
         io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => "connect_unreachable",

@@ -18,8 +18,10 @@ use super::admission::{Crowded, Source, Whose};
 use super::http::{HttpWorker, Share};
 use super::{
     Context, Downstream, OpenConnections, ProxySettings, Random, SharedBridges, captured, crowded, http,
+    tunnels,
 };
 use crate::compile::RoutingTable;
+use crate::hbone::Mesh;
 use crate::net::{Connector, keepalive};
 use crate::telemetry::{Origin, Recorder};
 
@@ -55,6 +57,8 @@ pub struct WorkerSettings {
 pub enum Command {
     /// Serve captured connections from this listener.
     Capture(StdListener, Captured),
+    /// Serve tunnels that come in by this listener.
+    Tunnels(StdListener, Arc<Mesh>),
     /// Serve a Gateway's listener until the receiver's sender is gone; records call it what the receiver says when a
     /// connection comes.
     Gateway(StdListener, watch::Receiver<Arc<str>>),
@@ -66,7 +70,7 @@ impl Command {
     /// The listener that it is about, for the log.
     fn listener(&self) -> Option<String> {
         match self {
-            Self::Capture(listener, _) | Self::Gateway(listener, _) => {
+            Self::Capture(listener, _) | Self::Tunnels(listener, _) | Self::Gateway(listener, _) => {
                 listener.local_addr().ok().map(|address| address.to_string())
             }
             Self::Table => None,
@@ -114,6 +118,12 @@ fn obey(context: &Context, command: Command) -> io::Result<()> {
             let serve =
                 move |context, io, peer, origin| captured::serve(context, (io, peer), address, origin);
             accept_on(context, listener, Entrance::Captured(direction), serve)
+        }
+        Command::Tunnels(listener, mesh) => {
+            let address = listener.local_addr()?;
+            let serve =
+                move |context, io, peer, _| tunnels::serve(context, (io, peer), address, Arc::clone(&mesh));
+            accept_on(context, listener, Entrance::Captured(Captured::Inbound), serve)
         }
         Command::Table => {
             context.http.forget_gone(&context.tables.load());

@@ -15,6 +15,7 @@ use super::guard::{GuardReading, GuardSeries};
 use super::limits::LIMITS;
 use super::recorder::WorkerRecorder;
 use super::series::TrafficSeries;
+use super::tls::{TlsReading, TlsSeries};
 use super::{AccessLog, FlowLog, LineWriter, Recorder};
 use crate::compile::RoutingTable;
 
@@ -97,6 +98,7 @@ pub(super) struct Shared {
     policy_counts: OnceLock<PolicyCounts>,
     acceleration: AccelerationSeries,
     cluster: ClusterSeries,
+    tls: TlsSeries,
     guard: GuardSeries,
     guard_reading: OnceLock<Box<dyn Fn() -> GuardReading + Send + Sync>>,
 }
@@ -172,6 +174,11 @@ impl Metrics {
     /// Shows what policy has refused in the kernel, by policy and rule; read whenever the metrics are.
     pub fn watch_policy(&self, read: impl Fn() -> Vec<(String, String, u64)> + Send + Sync + 'static) {
         let _ = self.shared.policy_counts.set(Box::new(read));
+    }
+
+    /// Shows handshakes and certificates of workloads; read whenever the metrics are.
+    pub fn watch_tls(&self, read: impl Fn() -> TlsReading + Send + Sync + 'static) {
+        self.shared.tls.watch(read);
     }
 
     /// Shows that same-node acceleration is on, and what it counts; read whenever the metrics are.
@@ -267,6 +274,7 @@ impl Metrics {
         }
         self.shared.acceleration.refresh();
         self.shared.cluster.refresh();
+        self.shared.tls.refresh();
         if let Some(read) = self.shared.guard_reading.get() {
             self.shared.guard.show(&read());
         }
@@ -352,6 +360,7 @@ impl Shared {
             policy_counts: OnceLock::new(),
             acceleration: AccelerationSeries::new(&registry)?,
             cluster: ClusterSeries::new(&registry)?,
+            tls: TlsSeries::new(&registry)?,
             guard: make.guard()?,
             guard_reading: OnceLock::new(),
             registry,

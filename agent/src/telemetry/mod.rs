@@ -16,6 +16,7 @@ mod record;
 mod recorder;
 mod series;
 mod time;
+mod tls;
 mod writer;
 
 pub use acceleration::AccelerationCounts;
@@ -27,6 +28,7 @@ pub use guard::{GuardReading, MapReading};
 pub use metrics::{BuildInfo, ConfigState, KernelGauges, Metrics, MetricsError};
 pub use record::{ConnectionRecord, Origin, Recorder, RequestRecord, ServedRecord};
 pub use time::rfc3339;
+pub use tls::TlsReading;
 pub use writer::LineWriter;
 
 #[cfg(test)]

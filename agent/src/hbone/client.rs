@@ -1,0 +1,274 @@
+//! The end of a tunnel that dials: a connector that goes through tunnels where both pods are in the mesh, and as ever where
+//! not. It never goes without a tunnel because one failed.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use h2::client::{Builder, Connection, SendRequest};
+use h2::{Reason, RecvStream, SendStream};
+use http::{Method, Request, StatusCode};
+use tokio::net::TcpStream;
+use tokio::sync::Mutex;
+use tokio::task::spawn_local;
+use tokio_rustls::client::TlsStream;
+
+use super::{
+    CONNECTION_WINDOW_BYTES, Ends, HANDSHAKE, HEAD_MAX_BYTES, Mesh, PORT, Role, STREAM_WINDOW_BYTES,
+    STREAMS_MAX, pair, relay,
+};
+use crate::identity::tls::{self, Terms};
+use crate::identity::{PeerRefusal, SpiffeId};
+use crate::net::{ConnectSource, ConnectTarget, Connector};
+
+/// A connection that had no stream for one to two of these is closed.
+const IDLE: Duration = Duration::from_secs(150);
+/// How often a stream is tried on another connection, where the first one went away before the peer knew of it.
+const TRIES: usize = 3;
+
+/// Connects through tunnels. One for each worker, which lives on its thread.
+#[derive(Debug)]
+pub struct TunnelConnector {
+    inner: Rc<dyn Connector>,
+    mesh: Arc<Mesh>,
+    shelves: RefCell<HashMap<Key, Rc<Shelf>>>,
+}
+
+/// What two streams must have in common to share a connection: a pod's address may become another's.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Key {
+    source: IpAddr,
+    source_uid: Arc<str>,
+    own: SpiffeId,
+    destination: IpAddr,
+    destination_uid: Arc<str>,
+    peer: SpiffeId,
+}
+
+/// The connections of one key.
+#[derive(Debug, Default)]
+struct Shelf {
+    /// Held while somebody dials, so that many at once share what comes of it.
+    dialling: Mutex<()>,
+    open: RefCell<Vec<Rc<Open>>>,
+}
+
+/// A connection.
+#[derive(Debug)]
+struct Open {
+    /// `None` once it takes no more streams.
+    requests: RefCell<Option<SendRequest<Bytes>>>,
+    streams: Cell<u32>,
+    used: Cell<bool>,
+    /// Certificates of both ends hold until then; after that new streams get a new connection.
+    until: SystemTime,
+}
+
+impl Open {
+    fn takes_more(&self, now: SystemTime) -> bool {
+        let room = self.streams.get() < STREAMS_MAX;
+        room && now <= self.until && self.requests.borrow().is_some()
+    }
+
+    fn close(&self) {
+        self.requests.take();
+    }
+}
+
+/// A place on a connection.
+struct Place(Rc<Open>);
+
+impl Place {
+    fn on(open: &Rc<Open>) -> Self {
+        open.streams.set(open.streams.get() + 1);
+        open.used.set(true);
+        Self(Rc::clone(open))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.streams.set(self.0.streams.get() - 1);
+    }
+}
+
+/// Why there is no stream.
+enum NoStream {
+    /// The connection is gone, and the peer has seen nothing of it.
+    Gone,
+    Failed(io::Error),
+}
+
+impl TunnelConnector {
+    /// `inner` opens the connections that are none of tunnels, and those that tunnels go through.
+    pub fn new(inner: Rc<dyn Connector>, mesh: Arc<Mesh>) -> Self {
+        Self { inner, mesh, shelves: RefCell::default() }
+    }
+
+    async fn tunnel(&self, source: IpAddr, to: SocketAddr, ends: &Ends) -> io::Result<TcpStream> {
+        let terms = self.mesh.terms(&ends.source, &ends.destination).map_err(|why| {
+            self.mesh.counts().refused(Role::Client, why);
+            io::Error::other(why)
+        })?;
+        let key = Key {
+            source,
+            source_uid: Arc::clone(&ends.source.uid),
+            own: terms.own.id().clone(),
+            destination: to.ip(),
+            destination_uid: Arc::clone(&ends.destination.uid),
+            peer: terms.peer.id.clone(),
+        };
+        for _ in 0..TRIES {
+            let place = self.place(&key, terms.clone()).await?;
+            match stream(&place, to).await {
+                Ok(stream) => return join(stream, place).await,
+                Err(NoStream::Gone) => place.0.close(),
+                Err(NoStream::Failed(error)) => return Err(error),
+            }
+        }
+        Err(io::ErrorKind::ConnectionReset.into())
+    }
+
+    /// A place on a connection that is there, or on a new one.
+    async fn place(&self, key: &Key, terms: Terms) -> io::Result<Place> {
+        let shelf = Rc::clone(self.shelves.borrow_mut().entry(key.clone()).or_default());
+        let _dialling = shelf.dialling.lock().await;
+        let now = self.mesh.now();
+        let found = shelf.open.borrow().iter().find(|open| open.takes_more(now)).map(Place::on);
+        if let Some(place) = found {
+            return Ok(place);
+        }
+        shelf.open.borrow_mut().retain(|open| open.requests.borrow().is_some());
+        self.forget_empty();
+        let open = self.dial(key, terms).await?;
+        let place = Place::on(&open);
+        shelf.open.borrow_mut().push(open);
+        Ok(place)
+    }
+
+    /// Forgets keys without a connection.
+    fn forget_empty(&self) {
+        self.shelves.borrow_mut().retain(|_, shelf| {
+            let open = shelf.open.borrow();
+            Rc::strong_count(shelf) > 1 || open.iter().any(|open| open.requests.borrow().is_some())
+        });
+    }
+
+    async fn dial(&self, key: &Key, terms: Terms) -> io::Result<Rc<Open>> {
+        let address = SocketAddr::new(key.destination, PORT);
+        let io =
+            self.inner.connect(ConnectTarget { address, source: ConnectSource::Pod(key.source) }).await?;
+        let own = terms.own.not_after();
+        let shaken = tokio::time::timeout(HANDSHAKE, shake(&self.mesh, io, terms)).await;
+        let (requests, connection) = shaken.unwrap_or(Err(PeerRefusal::Timeout)).map_err(|why| {
+            self.mesh.counts().refused(Role::Client, why);
+            tracing::debug!(%address, peer = %key.peer, reason = why.name(), "a tunnel was not made");
+            io::Error::other(why)
+        })?;
+        self.mesh.counts().done(Role::Client);
+        let peer = connection.1;
+        let open = Rc::new(Open {
+            requests: RefCell::new(Some(requests)),
+            streams: Cell::new(0),
+            used: Cell::new(true),
+            until: own.min(peer),
+        });
+        spawn_local(drive(connection.0, Rc::clone(&open)));
+        Ok(open)
+    }
+}
+
+impl Connector for TunnelConnector {
+    fn connect(&self, target: ConnectTarget) -> Pin<Box<dyn Future<Output = io::Result<TcpStream>> + '_>> {
+        let ends = match target.source {
+            ConnectSource::Pod(source) => {
+                self.mesh.ends(source, target.address.ip()).map(|ends| (source, ends))
+            }
+            ConnectSource::Node | ConnectSource::Translated => None,
+        };
+        match ends {
+            Some((source, ends)) => Box::pin(async move { self.tunnel(source, target.address, &ends).await }),
+            None => self.inner.connect(target),
+        }
+    }
+}
+
+type Dialled = Connection<TlsStream<TcpStream>, Bytes>;
+
+/// Answers the connection, and when the peer's certificate ends.
+async fn shake(
+    mesh: &Mesh,
+    io: TcpStream,
+    terms: Terms,
+) -> Result<(SendRequest<Bytes>, (Dialled, SystemTime)), PeerRefusal> {
+    let io = tls::connect(io, terms, mesh.clock()).await?;
+    let leaf = io.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let until = leaf.map_or(SystemTime::UNIX_EPOCH, tls::not_after);
+    let (requests, connection) = Builder::new()
+        .initial_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_header_list_size(HEAD_MAX_BYTES)
+        .enable_push(false)
+        .handshake(io)
+        .await
+        .map_err(|_| PeerRefusal::Closed)?;
+    Ok((requests, (connection, until)))
+}
+
+/// Runs a connection to its end. One that nobody uses takes no more streams, and ends by that.
+async fn drive(connection: Dialled, open: Rc<Open>) {
+    let mut connection = pin!(connection);
+    loop {
+        tokio::select! {
+            ended = &mut connection => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "a tunnel broke");
+                }
+                return open.close();
+            }
+            () = tokio::time::sleep(IDLE) => {
+                if open.streams.get() == 0 && !open.used.replace(false) {
+                    open.close();
+                }
+            }
+        }
+    }
+}
+
+/// Asks the peer for a stream to an address of its pod.
+async fn stream(place: &Place, to: SocketAddr) -> Result<(SendStream<Bytes>, RecvStream), NoStream> {
+    let Some(requests) = place.0.requests.borrow().clone() else { return Err(NoStream::Gone) };
+    let mut requests = requests.ready().await.map_err(|_| NoStream::Gone)?;
+    let request = Request::builder().method(Method::CONNECT).uri(to.to_string()).body(());
+    let request = request.map_err(|error| NoStream::Failed(io::Error::other(error)))?;
+    let (answer, send) = requests.send_request(request, false).map_err(|_| NoStream::Gone)?;
+    drop(requests);
+    let answer = answer.await.map_err(|error| {
+        let unseen =
+            error.reason() == Some(Reason::REFUSED_STREAM) || (error.is_go_away() && error.is_remote());
+        if unseen { NoStream::Gone } else { NoStream::Failed(io::Error::other(error)) }
+    })?;
+    let failed = |kind: io::ErrorKind| Err(NoStream::Failed(kind.into()));
+    match answer.status() {
+        StatusCode::OK => Ok((send, answer.into_body())),
+        StatusCode::UNAUTHORIZED => failed(io::ErrorKind::PermissionDenied),
+        StatusCode::SERVICE_UNAVAILABLE => failed(io::ErrorKind::ConnectionRefused),
+        _ => failed(io::ErrorKind::InvalidData),
+    }
+}
+
+/// Makes a connection of a stream.
+async fn join((send, receive): (SendStream<Bytes>, RecvStream), place: Place) -> io::Result<TcpStream> {
+    let (mut near, far) = pair().await?;
+    spawn_local(async move {
+        let _place = place;
+        relay(&mut near, (send, receive), std::future::pending()).await;
+    });
+    Ok(far)
+}

@@ -1,0 +1,140 @@
+//! HBONE: pods' connections between nodes as HTTP/2 CONNECT streams within mutual TLS, as Istio's ambient mesh has them.
+//!
+//! [`TunnelConnector`] dials, [`accept`] answers, [`relay`] moves bytes between a stream and a socket. Who speaks with whom is
+//! [`Mesh`]'s to say; who may, is for whoever serves the streams. `docs/hbone.md` has what goes over the wire.
+
+mod client;
+mod counts;
+mod pair;
+mod relay;
+mod server;
+
+use std::collections::HashSet;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use rustls::time_provider::TimeProvider;
+
+use crate::compile::RoutingTable;
+use crate::identity::tls::Terms;
+use crate::identity::{Expected, PeerRefusal, SpiffeId, WorkloadCertificates};
+use crate::model::Workload;
+
+pub use client::TunnelConnector;
+pub use counts::{HandshakeCounts, Role};
+pub use pair::pair;
+pub use relay::{Broken, StreamEnd, relay};
+pub use server::{Tunnel, accept, destination};
+
+/// The port that tunnels are dialled at, on the pod's own address.
+pub const PORT: u16 = agent_common::capture::HBONE_PORT;
+/// How long a TLS handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Streams of one connection; the next one gets a connection of its own.
+const STREAMS_MAX: u32 = 64;
+/// What a peer may send on a stream before it has been taken.
+const STREAM_WINDOW_BYTES: u32 = 512 * 1024;
+/// The same of a connection: the sum of its streams', so that streams that nobody reads from never stop the others.
+const CONNECTION_WINDOW_BYTES: u32 = STREAM_WINDOW_BYTES * STREAMS_MAX;
+/// The largest head of a request or an answer.
+const HEAD_MAX_BYTES: u32 = 16 * 1024;
+
+/// Who is in the mesh, and as whom this node's workloads speak; shared by all workers.
+pub struct Mesh {
+    node: Arc<str>,
+    tables: Arc<ArcSwap<RoutingTable>>,
+    certificates: Arc<WorkloadCertificates>,
+    clock: Arc<dyn TimeProvider>,
+    counts: HandshakeCounts,
+}
+
+/// Both ends of a connection that goes through a tunnel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Ends {
+    source: Arc<Workload>,
+    destination: Arc<Workload>,
+}
+
+impl Mesh {
+    /// The mesh as this node sees it.
+    pub fn new(
+        node: Arc<str>,
+        tables: Arc<ArcSwap<RoutingTable>>,
+        certificates: Arc<WorkloadCertificates>,
+        clock: Arc<dyn TimeProvider>,
+    ) -> Self {
+        Self { node, tables, certificates, clock, counts: HandshakeCounts::default() }
+    }
+
+    /// How handshakes went.
+    pub fn counts(&self) -> &HandshakeCounts {
+        &self.counts
+    }
+
+    /// The certificates of this node's workloads.
+    pub fn certificates(&self) -> &Arc<WorkloadCertificates> {
+        &self.certificates
+    }
+
+    /// The time by which certificates hold.
+    pub fn now(&self) -> SystemTime {
+        let since = self.clock.current_time().map_or(0, |time| time.as_secs());
+        SystemTime::UNIX_EPOCH + Duration::from_secs(since)
+    }
+
+    /// Whose certificates this node needs: those of its own pods.
+    pub fn wanted(&self) -> HashSet<SpiffeId> {
+        let table = self.tables.load();
+        let own = table.workloads.values().filter(|workload| self.runs(workload));
+        own.filter_map(|workload| self.identity(workload)).collect()
+    }
+
+    /// The ends of a tunnel, where a connection from one of this node's pods to this address shall go through one.
+    pub(crate) fn ends(&self, source: IpAddr, destination: IpAddr) -> Option<Ends> {
+        let table = self.tables.load();
+        let destination = table.workloads.get(&destination)?;
+        let source = table.workloads.get(&source)?;
+        let elsewhere = destination.node.as_ref().is_some_and(|node| *node != self.node);
+        let tunnelled = self.runs(source) && elsewhere && destination.is_tunnelled();
+        tunnelled.then(|| Ends { source: Arc::clone(source), destination: Arc::clone(destination) })
+    }
+
+    /// How the pod that was dialled speaks with the one that dialled.
+    pub fn arrival(&self, source: IpAddr, destination: IpAddr) -> Result<Terms, PeerRefusal> {
+        let table = self.tables.load();
+        let source = table.workloads.get(&source).ok_or(PeerRefusal::UnknownPeer)?;
+        let own = table.workloads.get(&destination).filter(|own| self.runs(own));
+        self.terms(own.ok_or(PeerRefusal::NoOwnCertificate)?, source)
+    }
+
+    /// How a workload of this node speaks with another one.
+    pub(crate) fn terms(&self, own: &Workload, peer: &Workload) -> Result<Terms, PeerRefusal> {
+        let expected = self.identity(peer).zip(peer.node.clone());
+        let (id, node) = expected.ok_or(PeerRefusal::UnknownPeer)?;
+        let own = self.identity(own).ok_or(PeerRefusal::NoOwnCertificate)?;
+        let own = self.certificates.obtain(&own, self.now()).ok_or(PeerRefusal::NoOwnCertificate)?;
+        Ok(Terms { own, bundle: self.certificates.bundle(), peer: Expected { id, node } })
+    }
+
+    fn identity(&self, workload: &Workload) -> Option<SpiffeId> {
+        let trust_domain = self.certificates.bundle().trust_domain().clone();
+        SpiffeId::of_workload(trust_domain, &workload.name.namespace, &workload.service_account).ok()
+    }
+
+    fn runs(&self, workload: &Workload) -> bool {
+        workload.node.as_ref() == Some(&self.node)
+    }
+
+    fn clock(&self) -> Arc<dyn TimeProvider> {
+        Arc::clone(&self.clock)
+    }
+}
+
+impl fmt::Debug for Mesh {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Mesh({})", self.node)
+    }
+}

@@ -1,0 +1,86 @@
+//! The end of a tunnel that is dialled.
+
+use std::net::{IpAddr, SocketAddr};
+
+use bytes::Bytes;
+use h2::server::{Builder, Connection};
+use http::{Method, Request, StatusCode};
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
+
+use super::{
+    CONNECTION_WINDOW_BYTES, HANDSHAKE, HEAD_MAX_BYTES, Mesh, Role, STREAM_WINDOW_BYTES, STREAMS_MAX,
+};
+use crate::identity::PeerRefusal;
+use crate::identity::tls::{self, Terms};
+
+/// A connection whose streams are tunnels.
+pub type Tunnel = Connection<TlsStream<TcpStream>, Bytes>;
+
+/// Answers a connection; counts how that went.
+pub async fn accept(mesh: &Mesh, io: TcpStream, terms: Terms) -> Result<Tunnel, PeerRefusal> {
+    let shaken = tokio::time::timeout(HANDSHAKE, shake(mesh, io, terms)).await;
+    let shaken = shaken.unwrap_or(Err(PeerRefusal::Timeout));
+    match &shaken {
+        Ok(_) => mesh.counts().done(Role::Server),
+        Err(why) => mesh.counts().refused(Role::Server, *why),
+    }
+    shaken
+}
+
+async fn shake(mesh: &Mesh, io: TcpStream, terms: Terms) -> Result<Tunnel, PeerRefusal> {
+    let io = tls::accept(io, terms, mesh.clock()).await?;
+    Builder::new()
+        .initial_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEAD_MAX_BYTES)
+        .handshake(io)
+        .await
+        .map_err(|_| PeerRefusal::Closed)
+}
+
+/// Where a stream leads, which must be the pod that the tunnel was dialled at; else the status that refuses it.
+pub fn destination<Body>(request: &Request<Body>, pod: IpAddr) -> Result<SocketAddr, StatusCode> {
+    let bad = StatusCode::BAD_REQUEST;
+    if request.method() != Method::CONNECT || request.uri().path_and_query().is_some() {
+        return Err(bad);
+    }
+    let authority = request.uri().authority().ok_or(bad)?;
+    let to: SocketAddr = authority.as_str().parse().map_err(|_| bad)?;
+    // A tunnel within a tunnel would lead back here.
+    if to.ip() == pod && to.port() != 0 && to.port() != super::PORT { Ok(to) } else { Err(bad) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_leads_to_the_pod_that_was_dialled_and_nowhere_else() {
+        let pod = "10.0.0.9".parse().expect("an address");
+        let cases = [
+            (Method::CONNECT, "10.0.0.9:80", Some("10.0.0.9:80")),
+            (Method::CONNECT, "10.0.0.9:65535", Some("10.0.0.9:65535")),
+            (Method::CONNECT, "10.0.0.8:80", None),
+            (Method::CONNECT, "10.0.0.9:0", None),
+            (Method::CONNECT, "10.0.0.9:15008", None),
+            (Method::CONNECT, "10.0.0.9", None),
+            (Method::CONNECT, "user@10.0.0.9:80", None),
+            (Method::CONNECT, "shop.test:80", None),
+            (Method::CONNECT, "[::ffff:10.0.0.9]:80", None),
+            (Method::CONNECT, "http://10.0.0.9:80/", None),
+            (Method::GET, "10.0.0.9:80", None),
+            (Method::GET, "http://10.0.0.9:80/", None),
+            (Method::GET, "/", None),
+        ];
+        for (method, uri, expected) in cases {
+            let request = Request::builder().method(&method).uri(uri).body(()).expect("a request");
+            let expected = expected.map(|to| to.parse().expect("an address"));
+            assert_eq!(destination(&request, pod).ok(), expected, "{method} {uri}");
+        }
+        let request = Request::builder().method(Method::CONNECT).uri("[fd00::1]:80").body(()).expect("one");
+        let pod = "fd00::1".parse().expect("an address");
+        assert_eq!(destination(&request, pod), Ok("[fd00::1]:80".parse().expect("an address")));
+    }
+}

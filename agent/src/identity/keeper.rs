@@ -1,0 +1,120 @@
+//! The certificates of this node's workloads as they are now: made, renewed, and kept while no newer one can be had.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+
+use super::{CaSource, IdentityError, Reload, Rotation, SpiffeId, TrustBundle, WorkloadCertificate};
+
+/// Certificates by identity; shared by all workers.
+#[derive(Debug)]
+pub struct WorkloadCertificates {
+    source: Box<dyn CaSource>,
+    life: Duration,
+    current: ArcSwap<HashMap<SpiffeId, Arc<WorkloadCertificate>>>,
+    rotation: Mutex<Rotation>,
+}
+
+/// What came of one turn.
+#[derive(Debug, Default)]
+pub struct Turned {
+    /// How many were made.
+    pub minted: usize,
+    /// Which could not be made, and why.
+    pub failed: Vec<(SpiffeId, IdentityError)>,
+    /// Why the source could not be read again; what was read before is used.
+    pub reload: Option<IdentityError>,
+    /// When the next turn is due; `None`: nothing is wanted.
+    pub next: Option<SystemTime>,
+}
+
+impl WorkloadCertificates {
+    /// Nobody's yet. Each will live for `life`, or until its issuer ends.
+    pub fn new(source: Box<dyn CaSource>, life: Duration) -> Self {
+        Self { source, life, current: ArcSwap::default(), rotation: Mutex::default() }
+    }
+
+    /// The certificate of a workload, where it holds.
+    pub fn get(&self, id: &SpiffeId, now: SystemTime) -> Option<Arc<WorkloadCertificate>> {
+        let current = self.current.load();
+        current.get(id).filter(|held| held.validity.check(now).is_ok()).map(Arc::clone)
+    }
+
+    /// The certificate of a workload that is new here, made now if it has to be. `None`: it can't be made, which the next turn
+    /// tells of.
+    pub fn obtain(&self, id: &SpiffeId, now: SystemTime) -> Option<Arc<WorkloadCertificate>> {
+        if let Some(held) = self.get(id, now) {
+            return Some(held);
+        }
+        let mut rotation = self.rotation.lock().unwrap_or_else(PoisonError::into_inner);
+        // Somebody else may have been faster.
+        if let Some(held) = self.get(id, now) {
+            return Some(held);
+        }
+        if !rotation.add(id, now) {
+            return None;
+        }
+        match self.source.mint(id, now, self.life) {
+            Ok(fresh) => {
+                rotation.minted(id, (now, fresh.not_after()), u8::MAX / 2);
+                let fresh = Arc::new(fresh);
+                let mut current = HashMap::clone(&self.current.load());
+                current.insert(id.clone(), Arc::clone(&fresh));
+                self.current.store(Arc::new(current));
+                Some(fresh)
+            }
+            Err(_) => {
+                rotation.failed(id, now, 0);
+                None
+            }
+        }
+    }
+
+    /// The roots that are trusted now.
+    pub fn bundle(&self) -> Arc<TrustBundle> {
+        self.source.bundle()
+    }
+
+    /// Whose there are and when they end, sorted.
+    pub fn list(&self) -> Vec<(String, SystemTime)> {
+        let current = self.current.load();
+        let mut list: Vec<_> = current.values().map(|held| (held.id.to_string(), held.not_after())).collect();
+        list.sort();
+        list
+    }
+
+    /// Makes what is due of what is wanted. `draw` gives chance.
+    pub fn turn(&self, wanted: &HashSet<SpiffeId>, now: SystemTime, mut draw: impl FnMut() -> u8) -> Turned {
+        let mut rotation = self.rotation.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut turned = Turned::default();
+        match self.source.reload(now) {
+            Ok(Reload::Unchanged) => {}
+            Ok(Reload::Changed) => rotation.issuer_changed(now),
+            Err(error) => turned.reload = Some(error),
+        }
+        let gone = rotation.want(wanted, now);
+        let due = rotation.due(now);
+        if !gone.is_empty() || !due.is_empty() {
+            let mut current = HashMap::clone(&self.current.load());
+            current.retain(|id, _| !gone.contains(id));
+            for id in due {
+                match self.source.mint(&id, now, self.life) {
+                    Ok(fresh) => {
+                        rotation.minted(&id, (now, fresh.not_after()), draw());
+                        current.insert(id, Arc::new(fresh));
+                        turned.minted += 1;
+                    }
+                    Err(error) => {
+                        rotation.failed(&id, now, draw());
+                        turned.failed.push((id, error));
+                    }
+                }
+            }
+            self.current.store(Arc::new(current));
+        }
+        turned.next = rotation.next();
+        turned
+    }
+}

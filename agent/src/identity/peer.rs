@@ -1,0 +1,97 @@
+//! Whether a TLS peer is the workload that it should be: its chain, its times, its one name, and the node on which that
+//! name was made. Pure but for the crypto: the time is passed in.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rustls_pki_types::{CertificateDer, UnixTime};
+use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
+
+use super::certificate::{IntermediateCertificate, WorkloadLeaf, seconds};
+use super::trust::reason;
+use super::{PeerRefusal, SpiffeId, TrustBundle, TrustDomain, Untrusted};
+
+/// Most certificates that a peer may send behind its own: two overlapping intermediates, and one that nobody needs.
+const INTERMEDIATES_MAX: usize = 3;
+/// Most bytes of all certificates of a peer; ours have less than 2 KiB together.
+const CHAIN_MAX_BYTES: usize = 16 * 1024;
+
+/// Who a peer has to be.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Expected {
+    /// The id of the workload at the peer's address.
+    pub id: SpiffeId,
+    /// The node that runs it.
+    pub node: Arc<str>,
+}
+
+/// Which end of a connection the peer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PeerRole {
+    /// It was dialled.
+    Server,
+    /// It dialled.
+    Client,
+}
+
+/// Checks a peer's certificate and what it sent along.
+pub(super) fn check(
+    bundle: &TrustBundle,
+    expected: &Expected,
+    (leaf, intermediates): (&CertificateDer<'_>, &[CertificateDer<'_>]),
+    role: PeerRole,
+    now: SystemTime,
+) -> Result<(), PeerRefusal> {
+    let bytes: usize = intermediates.iter().map(|der| der.len()).sum();
+    if intermediates.len() > INTERMEDIATES_MAX || leaf.len() + bytes > CHAIN_MAX_BYTES {
+        return Err(PeerRefusal::ChainTooLarge);
+    }
+    let said = WorkloadLeaf::read(leaf)?;
+    said.validity.check(now)?;
+    let parsed = EndEntityCert::try_from(leaf).map_err(|error| reason(&error))?;
+    let anchors = bundle.anchors(now);
+    if anchors.is_empty() {
+        return Err(PeerRefusal::IssuerNotValid);
+    }
+    let time = UnixTime::since_unix_epoch(Duration::from_secs(seconds(now).try_into().unwrap_or(0)));
+    let usage = match role {
+        PeerRole::Server => KeyUsage::server_auth(),
+        PeerRole::Client => KeyUsage::client_auth(),
+    };
+    let algorithms = webpki::ALL_VERIFICATION_ALGS;
+    let path = parsed
+        .verify_for_usage(algorithms, &anchors, intermediates, time, usage, None, None)
+        .map_err(|error| match PeerRefusal::from(reason(&error)) {
+            // Its own times were looked at before.
+            PeerRefusal::Expired | PeerRefusal::NotYetValid => PeerRefusal::IssuerNotValid,
+            other => other,
+        })?;
+    if said.id.trust_domain() != bundle.trust_domain() {
+        return Err(PeerRefusal::WrongTrustDomain);
+    }
+    if said.id != expected.id {
+        return Err(PeerRefusal::OtherIdentity);
+    }
+    check_issuer(&path, bundle.trust_domain(), expected)
+}
+
+/// What a root has issued itself may be anybody; what an intermediate has issued is of the node that it names.
+fn check_issuer(
+    path: &VerifiedPath<'_>,
+    trust_domain: &TrustDomain,
+    expected: &Expected,
+) -> Result<(), PeerRefusal> {
+    let mut intermediates = path.intermediate_certificates();
+    let Some(issuer) = intermediates.next() else { return Ok(()) };
+    if intermediates.next().is_some() {
+        return Err(PeerRefusal::ChainTooLarge);
+    }
+    let issuer = IntermediateCertificate::read(&issuer.der()).map_err(|why| match why {
+        Untrusted::NotANode | Untrusted::NoIdentity => PeerRefusal::WrongNode,
+        other => other.into(),
+    })?;
+    if issuer.id.trust_domain() != trust_domain {
+        return Err(PeerRefusal::WrongTrustDomain);
+    }
+    if *issuer.node == *expected.node { Ok(()) } else { Err(PeerRefusal::WrongNode) }
+}

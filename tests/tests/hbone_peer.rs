@@ -1,0 +1,216 @@
+//! A client of tunnels that shares no code with the agent: whoever speaks HBONE as it is written down can be a peer.
+
+mod common;
+
+use std::fs;
+use std::io::Write;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use common::{Mesh, TIMEOUT};
+use h2::client::SendRequest;
+use http::{Method, Request, StatusCode};
+use lab::agent::{AgentOptions, built_binary};
+use lab::{Lab, PodSpec, Topology, exec, unprivileged};
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, KeyUsagePurpose, SanType};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use tokio::task::JoinSet;
+
+const ECHO: u16 = 7000;
+const FLOWS: usize = 1000;
+const AT_ONCE: usize = 32;
+/// How long all flows may take.
+const ALL: Duration = Duration::from_secs(120);
+
+/// Takes every server: this is about what is said, not about who says it.
+#[derive(Debug)]
+struct Anybody;
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ECDSA_NISTP256_SHA256]
+    }
+}
+
+/// What the client's own workload shows, made with its node's intermediate.
+fn config(node: &Path) -> Result<ClientConfig> {
+    let read = |name: &str| fs::read_to_string(node.join(name)).with_context(|| name.to_owned());
+    let issuer = CertificateDer::from_pem_slice(read("intermediate.pem")?.as_bytes())?;
+    let issuer_key = KeyPair::from_pem(&read("intermediate.key")?)?;
+    let key = KeyPair::generate()?;
+    let mut params = CertificateParams::default();
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    params.subject_alt_names = vec![SanType::URI("spiffe://mesh.test/ns/default/sa/default".try_into()?)];
+    let leaf = params.signed_by(&key, &Issuer::from_ca_cert_der(&issuer, &issuer_key)?)?;
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anybody))
+        .with_client_auth_cert(vec![leaf.der().clone(), issuer], key)?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(config)
+}
+
+/// Opens a tunnel over a connection.
+async fn tunnel(io: TcpStream, config: ClientConfig) -> Result<SendRequest<Bytes>> {
+    io.set_nonblocking(true)?;
+    let io = tokio::net::TcpStream::from_std(io)?;
+    let name = ServerName::try_from("anybody")?;
+    let io = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, io).await?;
+    let (requests, connection) = h2::client::handshake(io).await?;
+    tokio::spawn(connection);
+    Ok(requests)
+}
+
+fn ask(method: Method, authority: &str) -> Request<()> {
+    let mut request = Request::new(());
+    *request.method_mut() = method;
+    *request.uri_mut() = authority.parse().expect("an authority");
+    request
+}
+
+/// Sends so many bytes through a stream of its own, ends, and takes them back.
+async fn flow(requests: SendRequest<Bytes>, authority: String, bytes: usize) -> Result<()> {
+    let mut requests = requests.ready().await?;
+    let (answer, mut send) = requests.send_request(ask(Method::CONNECT, &authority), false)?;
+    let answer = answer.await?;
+    ensure!(answer.status() == StatusCode::OK, "{authority} answered {}", answer.status());
+    let sent: Vec<u8> = (0..bytes).map(|at| u8::try_from(at % 251).expect("a byte")).collect();
+    let expected = sent.clone();
+    // The library keeps what the peer has no room for.
+    let writing = async move { send.send_data(Bytes::from(sent), true) };
+    let mut receive = answer.into_body();
+    let reading = async move {
+        let mut read = Vec::new();
+        while let Some(piece) = receive.data().await {
+            let piece = piece?;
+            receive.flow_control().release_capacity(piece.len())?;
+            read.extend_from_slice(&piece);
+        }
+        Ok::<_, h2::Error>(read)
+    };
+    let (written, read) = tokio::join!(writing, reading);
+    written?;
+    let read = read?;
+    ensure!(read == expected, "{} of {bytes} bytes came back", read.len());
+    Ok(())
+}
+
+/// Sends everything back, and ends when its client has.
+fn echo(listener: TcpListener) {
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            std::thread::spawn(move || {
+                let mut from = stream.try_clone()?;
+                std::io::copy(&mut from, &mut stream)?;
+                stream.flush()?;
+                stream.shutdown(Shutdown::Write)
+            });
+        }
+    });
+}
+
+async fn flows(io: TcpStream, config: ClientConfig, pod: std::net::IpAddr) -> Result<()> {
+    let requests = tunnel(io, config).await.context("opening the tunnel")?;
+    for (method, authority, expected) in [
+        (Method::CONNECT, SocketAddr::new(pod, 9), StatusCode::SERVICE_UNAVAILABLE),
+        (Method::CONNECT, "10.99.99.99:80".parse()?, StatusCode::BAD_REQUEST),
+        (Method::CONNECT, SocketAddr::new(pod, 15008), StatusCode::BAD_REQUEST),
+    ] {
+        let mut requests = requests.clone().ready().await?;
+        let (answer, _send) = requests.send_request(ask(method, &authority.to_string()), false)?;
+        let status = answer.await?.status();
+        ensure!(status == expected, "{authority} answered {status}");
+    }
+    let authority = SocketAddr::new(pod, ECHO).to_string();
+    let mut running = JoinSet::new();
+    for number in 0..FLOWS {
+        if running.len() == AT_ONCE {
+            running.join_next().await.context("one is running")???;
+        }
+        let bytes = [0, 1, 100, 16_384, 70_000, 700_000][if number % 50 == 0 { 5 } else { number % 5 }];
+        running.spawn(flow(requests.clone(), authority.clone(), bytes));
+    }
+    while let Some(ended) = running.join_next().await {
+        ended??;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_client_of_other_make_passes_a_thousand_flows() -> Result<()> {
+    if unprivileged("a_client_of_other_make_passes_a_thousand_flows") {
+        return Ok(());
+    }
+    let topology = Topology::with_nodes(2)
+        .pod(PodSpec::new("client", "node1"))
+        .pod(PodSpec::new("web", "node2").label("networking.istio.io/tunnel", "http"));
+    let lab = Lab::for_test("hbone_peer", topology)?;
+    let config_dir = lab.directory().join("config");
+    lab.write_documents(&config_dir)?;
+    let path = |name: &str| lab.directory().join(name).display().to_string();
+    let sluice = |words: &[&str]| exec::stdout(Command::new(built_binary()?).args(words));
+    let (ca, one, two) = (path("ca"), path("ca-node1"), path("ca-node2"));
+    sluice(&["ca", "init", "--dir", &ca, "--trust-domain", "mesh.test"])?;
+    sluice(&["ca", "node", "--dir", &ca, "--name", "node1", "--out", &one])?;
+    sluice(&["ca", "node", "--dir", &ca, "--name", "node2", "--out", &two])?;
+    let mut mesh = Mesh { agents: Vec::new(), lab, config: config_dir };
+    // The client's node has no agent: it speaks for itself.
+    let options = AgentOptions::new(&mesh.config)?.with(["--ca", &two]);
+    let agent = mesh.lab.node("node2")?.start_agent(&options)?;
+    mesh.agents.push(agent);
+    for family in 0..2 {
+        let pod = mesh.pod_ip("web", family)?;
+        echo(mesh.lab.pod("web")?.in_netns(|| TcpListener::bind(SocketAddr::new(pod, ECHO)))??);
+        let to = SocketAddr::new(pod, 15008);
+        let io = mesh.lab.pod("client")?.in_netns(|| TcpStream::connect_timeout(&to, TIMEOUT))??;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let run = flows(io, config(Path::new(&one))?, pod);
+        runtime
+            .block_on(async { tokio::time::timeout(ALL, run).await })
+            .with_context(|| format!("family {family}: the flows took too long"))?
+            .with_context(|| format!("family {family}"))?;
+    }
+    Ok(())
+}
