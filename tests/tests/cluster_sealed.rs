@@ -21,6 +21,9 @@ const LIMIT: Duration = Duration::from_secs(30);
 const ROUTE: &str = "HTTPRoute/default/web";
 const CLUSTER: &str = "shop";
 
+/// Texts by id, each with a revision.
+type Texts = BTreeMap<Arc<str>, (u64, Arc<str>)>;
+
 /// Writes as whoever has the password could, past all scripts, and tells everybody.
 struct Raw<'a>(&'a Site);
 
@@ -54,7 +57,7 @@ impl Raw<'_> {
     }
 
     /// All documents, by id.
-    fn all(&self) -> Result<BTreeMap<Arc<str>, (u64, Arc<str>)>> {
+    fn all(&self) -> Result<Texts> {
         let ids = String::from_utf8(self.0.redis_cli(&["HKEYS", &Site::key("config")])?)?;
         ids.lines().map(|id| Ok((id.into(), (0, self.get(id)?.into())))).collect()
     }
@@ -77,7 +80,7 @@ fn healed(site: &Site, route: &str) -> Result<()> {
         let route = there.get(ROUTE).is_some_and(|(_, text)| text.trim() == route.trim());
         let calm =
             |node: &&str| site.cluster(node).is_ok_and(|cluster| cluster["documents_refused"].is_null());
-        Ok(route && !there.contains_key("HTTPRoute/default/a-evil") && NODES.iter().all(|node| calm(&node)))
+        Ok(route && !there.contains_key("HTTPRoute/default/a-evil") && NODES.iter().all(calm))
     };
     wait_for("what was sealed to be back", LIMIT, || good().unwrap_or(false))
         .with_context(|| format!("{:?}", NODES.map(|node| site.cluster(node))))
