@@ -37,7 +37,7 @@ pub struct PodHealth {
 pub struct Failing {
     /// The pod.
     pub pod: ObjectName,
-    /// Why, as it was when it stopped taking any.
+    /// Why, as it was found last.
     pub why: String,
     /// Since when.
     pub since: SystemTime,

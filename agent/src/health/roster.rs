@@ -205,9 +205,8 @@ impl Roster {
         match (failing, &mut pod.out) {
             (None, out) => *out = None,
             (Some(failing), out @ None) => *out = Some((failing.why.clone(), clock)),
-            // What was not asked yet was asked now.
-            (Some(failing), Some((why, _))) if why == UNASKED => why.clone_from(&failing.why),
-            (Some(_), Some(_)) => {}
+            // Since when stays; why is what was found last.
+            (Some(failing), Some((why, _))) => why.clone_from(&failing.why),
         }
     }
 

@@ -91,7 +91,7 @@ fn a_pod_goes_and_comes_by_its_outcomes() {
     let since = run.clock();
     let job = run.next().remove(0);
     run.tell(&job, Err("refused"));
-    assert_eq!(run.failing(), out("a", "HTTP 503"), "it is told why it went");
+    assert_eq!(run.failing(), out("a", "refused"), "why is what was found last");
     let health = run.roster.health(3);
     assert_eq!((health.pods, health.failing["uid-a"].since), (3, since));
     let job = run.next().remove(0);
