@@ -23,7 +23,7 @@ use crate::compile::RoutingTable;
 use crate::telemetry::log::LogHandle;
 use crate::telemetry::{AccessLog, Metrics};
 
-pub use cluster::{ClusterDump, DocumentsDump, LeaderDump, NodeDump, RefusedDump};
+pub use cluster::{ClusterDump, DocumentsDump, InForceDump, LeaderDump, NodeDump, RefusedDump};
 pub use connections::{ConnectionDump, ConnectionsDump};
 pub use dump::{
     DestinationDump, EndpointDump, EndpointsDump, HostDump, RoutesDump, RuleDump, endpoints, routes,

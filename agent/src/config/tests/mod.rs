@@ -8,6 +8,7 @@ mod gateway;
 mod http_route;
 mod last_good;
 mod mangled;
+mod update;
 mod virtual_service;
 mod watching;
 

@@ -321,6 +321,7 @@ impl Agent {
             model: Arc::clone(&model),
             revision: self.disk.documents.revision,
             allow_shrink: false,
+            since: None,
         };
         let Some(draft) = publisher.draft(&contents, self.whole, |_| sample::sign(&self.name)) else {
             return;
