@@ -22,6 +22,9 @@ pub struct ClusterDump {
     /// The documents that the cluster is configured by.
     #[serde(default)]
     pub documents: DocumentsDump,
+    /// The table that this agent has in force; `None`: none of the cluster's.
+    #[serde(default)]
+    pub in_force: Option<InForceDump>,
     /// Whether tables are signed.
     #[serde(default)]
     pub signed: bool,
@@ -61,6 +64,17 @@ pub struct ClusterDump {
     /// What is wrong with the state directory; `None`: nothing.
     #[serde(default)]
     pub disk_error: Option<String>,
+}
+
+/// A table in force.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InForceDump {
+    /// The term in which it was published.
+    pub epoch: u64,
+    /// Its number in that term.
+    pub version: u64,
+    /// The revision of the documents that it was made of.
+    pub revision: u64,
 }
 
 /// Who leads.

@@ -24,7 +24,8 @@ use crate::telemetry::log::LogHandle;
 use crate::telemetry::{AccessLog, Metrics};
 
 pub use cluster::{
-    ClusterDump, DocumentsDump, LeaderDump, NodeDump, RefusedDocumentsDump, RefusedDump, SealDump,
+    ClusterDump, DocumentsDump, InForceDump, LeaderDump, NodeDump, RefusedDocumentsDump, RefusedDump,
+    SealDump,
 };
 pub use connections::{ConnectionDump, ConnectionsDump};
 pub use dump::{

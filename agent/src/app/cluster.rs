@@ -1,6 +1,6 @@
 //! An agent's part in a cluster: documents are read as files are, and what the cluster agrees on is applied as documents are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -11,7 +11,8 @@ use super::Settings;
 use super::follow::Follower;
 use super::status::Observed;
 use crate::admin::{
-    ClusterDump, DocumentsDump, LeaderDump, NodeDump, OutReasons, RefusedDocumentsDump, RefusedDump, SealDump,
+    ClusterDump, DocumentsDump, InForceDump, LeaderDump, NodeDump, OutReasons, RefusedDocumentsDump,
+    RefusedDump, SealDump,
 };
 use crate::cluster::disk::KeptDocuments;
 use crate::cluster::registry::{Node, NodeRecord, NodeState};
@@ -19,9 +20,10 @@ use crate::cluster::seal::Position;
 use crate::cluster::{self, Agent, ClusterSettings, ClusterView, RedisOptions, RedisStore, Trust};
 use crate::compile::wire::{Parts, Touched};
 use crate::compile::{TableVersion, compile_parts, recompile};
-use crate::config::{self, State, load, stored_files};
+use crate::config::{self, InputFile, State, load, stored_files};
 use crate::health::PodHealth;
 use crate::identity::NodeDirectory;
+use crate::model::ObjectName;
 use crate::telemetry::{ClusterReading, rfc3339};
 
 /// How an agent is part of a cluster.
@@ -42,15 +44,19 @@ struct Member {
     observed: Arc<Observed>,
     follower: Arc<Mutex<Follower>>,
     state: State,
+    /// What the state was made of.
+    read: Option<Arc<KeptDocuments>>,
 }
 
 impl Agent for Member {
-    fn read(&mut self, documents: &KeptDocuments) -> cluster::Read {
-        let texts = documents.texts.iter().filter(|(id, _)| !id.starts_with(cluster::documents::RESERVED));
-        let files = stored_files(texts.map(|(id, (_, text))| (id, text)));
-        self.state = load(&self.state, files);
-        self.observed.reported(&self.state.report);
-        cluster::Read { model: Arc::new(self.state.model.clone()) }
+    fn read(&mut self, documents: &Arc<KeptDocuments>) -> cluster::Read {
+        let touched = self.update(documents);
+        if touched.is_none() {
+            self.state = load(&self.state, files(documents.texts.iter()));
+            self.observed.reported(&self.state.report);
+        }
+        self.read = Some(Arc::clone(documents));
+        cluster::Read { model: Arc::clone(&self.state.model), touched }
     }
 
     fn apply(&mut self, parts: &Parts, touched: Option<&Touched>, at: Position) {
@@ -60,6 +66,24 @@ impl Agent for Member {
             None => compile_parts(parts, previous, at.version),
         });
     }
+}
+
+impl Member {
+    /// Takes in what changed, where no more follows from it than endpoints of these services.
+    fn update(&mut self, documents: &KeptDocuments) -> Option<BTreeSet<ObjectName>> {
+        let before = self.read.as_ref().filter(|before| before.store == documents.store)?;
+        let changed: Vec<_> =
+            documents.texts.iter().filter(|(_, (revision, _))| *revision > before.revision).collect();
+        // None is gone where as many are there and all that changed were there before.
+        let same_ids = before.texts.len() == documents.texts.len()
+            && changed.iter().all(|(id, _)| before.texts.contains_key(*id));
+        if same_ids { self.state.update(&files(changed.into_iter())) } else { None }
+    }
+}
+
+fn files<'a>(texts: impl Iterator<Item = (&'a Arc<str>, &'a (u64, Arc<str>))>) -> Vec<InputFile> {
+    let about_traffic = texts.filter(|(id, _)| !id.starts_with(cluster::documents::RESERVED));
+    stored_files(about_traffic.map(|(id, (_, text))| (id, text)))
 }
 
 /// Takes part in the cluster. What the disk holds is in force when this returns.
@@ -85,8 +109,12 @@ pub(super) fn join(
     };
     let signed = matches!(trust, Trust::Signed(_));
     let store = RedisStore::connect(options.redis.clone()).context("--redis")?;
-    let member =
-        Member { observed: Arc::clone(observed), follower: Arc::clone(follower), state: State::default() };
+    let member = Member {
+        observed: Arc::clone(observed),
+        follower: Arc::clone(follower),
+        state: State::default(),
+        read: None,
+    };
     let taking_part = ClusterSettings {
         node: settings.node.as_str().into(),
         cluster: settings.cluster.as_str().into(),
@@ -137,6 +165,11 @@ pub(super) fn dump(view: &Mutex<ClusterView>, (node, cluster, signed): (&str, &s
     let by_name = |counts: BTreeMap<&'static str, u64>| {
         counts.into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect()
     };
+    let in_force = view.in_force.map(|(at, _)| InForceDump {
+        epoch: at.version.token.epoch,
+        version: at.version.version,
+        revision: at.revision,
+    });
     let (_, revision, count) = view.documents;
     ClusterDump {
         role: if view.leads.is_some() { "leader" } else { "follower" }.to_owned(),
@@ -145,6 +178,7 @@ pub(super) fn dump(view: &Mutex<ClusterView>, (node, cluster, signed): (&str, &s
         leader,
         nodes: view.nodes.iter().map(member).collect(),
         documents: DocumentsDump { count, revision },
+        in_force,
         signed,
         refused,
         unpublished: view.unpublished,

@@ -13,7 +13,6 @@ use super::tables::Tables;
 use crate::compile::{RoutingTable, compile};
 use crate::config::State;
 use crate::health::{PodHealth, take_out};
-use crate::model::Model;
 use crate::proxy::{Command, WorkerHandle};
 
 /// How soon a listener that could not be opened is tried again.
@@ -102,13 +101,11 @@ impl Follower {
 
     /// Puts in force what was read last, without the pods that fail.
     fn compile(&self) {
-        let mut without: Option<Model> = None;
+        let mut model = Arc::clone(&self.state.model);
         if !self.health.failing.is_empty() {
-            let model = without.insert(self.state.model.clone());
-            take_out(model, |_, uid| self.health.failing.contains_key(uid));
+            take_out(Arc::make_mut(&mut model), |_, uid| self.health.failing.contains_key(uid));
         }
-        let model = without.as_ref().unwrap_or(&self.state.model);
-        self.put_in_force(|previous| compile(model, previous, previous.version.after_alone()));
+        self.put_in_force(|previous| compile(&model, previous, previous.version.after_alone()));
     }
 
     /// Applies a table of the cluster.

@@ -6,7 +6,7 @@ mod publish;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::stream::{Stream, StreamExt};
 use tokio::sync::{oneshot, watch};
@@ -37,6 +37,10 @@ const FOREIGN: Duration = Duration::from_secs(10);
 const SETTLE: Duration = Duration::from_millis(5);
 /// Changes that never end are answered all the same.
 const SETTLE_MAX: Duration = Duration::from_millis(100);
+
+/// As many times as it took to bring a table into the kernel pass before the next: a cluster that changes all the time takes a
+/// third of a core of it, and one change alone does not wait.
+const TABLE_REST: u32 = 2;
 
 /// Yields once for each change that netlink reports.
 type Changes = Pin<Box<dyn Stream<Item = ()> + Send>>;
@@ -70,6 +74,8 @@ pub struct Engine {
     pods: BTreeMap<u32, String>,
     /// Whether something of the last table is not in the kernel, for another reason than room.
     unapplied: bool,
+    /// When the next table may be brought into the kernel.
+    rested: Instant,
     /// Programs of others on our hooks.
     foreign: Vec<Foreign>,
     expeller: Expeller,
@@ -127,6 +133,7 @@ impl Engine {
             failed: BTreeMap::new(),
             pods: BTreeMap::new(),
             unapplied: false,
+            rested: Instant::now(),
             foreign: Vec::new(),
             expeller,
             status,
@@ -197,9 +204,11 @@ impl Engine {
                     self.follow_pods(true).await;
                 }
                 _ = foreign.tick() => self.look_for_others().await,
-                Ok(()) = self.tables.changed() => {
+                Ok(()) = next_table(&mut self.tables, self.rested) => {
+                    let begin = Instant::now();
                     self.apply_table_or_report();
                     self.follow_pods(false).await;
+                    self.rested = Instant::now() + begin.elapsed() * TABLE_REST;
                 }
                 stopped = &mut self.stop => {
                     if let Err(error) = self.programs.clear_listeners(self.settings.workers) {
@@ -400,6 +409,15 @@ impl Engine {
         }
         protected.and(self.parts.balance(&table))
     }
+}
+
+/// Waits for a table that is new, and until then.
+async fn next_table(
+    tables: &mut watch::Receiver<Arc<RoutingTable>>,
+    rested: Instant,
+) -> Result<(), watch::error::RecvError> {
+    tokio::time::sleep_until(rested.into()).await;
+    tables.changed().await
 }
 
 /// Whether the node is as the settings say; answers what is to be laid.

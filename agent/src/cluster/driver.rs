@@ -11,7 +11,7 @@ mod lease;
 mod life;
 mod mirror;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,7 +31,12 @@ use super::trust::Trust;
 use crate::compile::TableVersion;
 use crate::compile::wire::{Change, Counts, Parts, Touched};
 use crate::health::PodHealth;
-use crate::model::Model;
+use crate::model::{Model, ObjectName};
+
+/// Between two times at which what changed is kept on disk, at least.
+const KEEP_EVERY: Duration = Duration::from_secs(1);
+/// As many times as it took to keep the last one pass before the next.
+const KEEP_REST: u32 = 20;
 
 pub use life::Handle;
 
@@ -57,12 +62,14 @@ pub struct ClusterSettings {
 pub struct Read {
     /// The model.
     pub model: Arc<Model>,
+    /// Services whose endpoints alone differ from the model that was read before; `None`: more may differ.
+    pub touched: Option<BTreeSet<ObjectName>>,
 }
 
 /// What the agent does with what the cluster agrees on. It is called on a thread that may be kept busy.
 pub trait Agent: Send + 'static {
     /// Reads the documents of the cluster.
-    fn read(&mut self, documents: &KeptDocuments) -> Read;
+    fn read(&mut self, documents: &Arc<KeptDocuments>) -> Read;
     /// Puts a table in force. `touched`: what differs from the one before; `None`: everything may.
     fn apply(&mut self, parts: &Parts, touched: Option<&Touched>, at: Position);
 }

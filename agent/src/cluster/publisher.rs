@@ -2,13 +2,14 @@
 //! refused. It may have been taken although the answer was lost, and somebody may have applied it: so its number is never given
 //! out again, and the next table is written whole, for no delta that follows another one would ever reach whoever has it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::seal::{BODY_MAX, Digest, Form, Header, Sealed, first_digest, seal};
 use super::store::{Delta, Lease, Snapshot};
 use crate::compile::TableVersion;
 use crate::compile::wire::{Change, SCHEMA};
-use crate::model::Model;
+use crate::model::{Model, ObjectName};
 
 /// After so many deltas the table is written whole again: whoever comes later reads no more of them.
 const DELTAS_MAX: usize = 1024;
@@ -53,6 +54,23 @@ pub struct Contents {
     pub generation: u64,
     /// Most of the table before may go.
     pub allow_shrink: bool,
+    /// A model from which this one differs in nothing but endpoints of these services, where one is known.
+    pub since: Option<Since>,
+}
+
+/// A model, and the services whose endpoints differ from it.
+pub type Since = (Arc<Model>, BTreeSet<ObjectName>);
+
+impl Contents {
+    /// What makes this model out of another one: all of both is compared only where nothing is known of how they differ.
+    fn change_from(&self, before: &Arc<Model>) -> Change {
+        match &self.since {
+            Some((model, services)) if Arc::ptr_eq(model, before) => {
+                Change::between_endpoints(before, &self.model, services)
+            }
+            _ => Change::between(before, &self.model),
+        }
+    }
 }
 
 /// One term of one leader.
@@ -101,7 +119,7 @@ impl Publisher {
         let version = TableVersion { token: self.lease.token, version: self.drafted + 1 };
         // Of what was drafted after the last that came out nobody knows where it is.
         let last = self.last.as_ref().filter(|last| !whole && last.version.version == self.drafted);
-        let change = last.map(|last| (last, Change::between(&last.model, &contents.model)));
+        let change = last.map(|last| (last, contents.change_from(&last.model)));
         if change.as_ref().is_some_and(|(_, change)| change.is_empty()) {
             return None;
         }

@@ -6,50 +6,53 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use super::closing;
+use super::kinds::Spec;
 use super::link::{LinkedObject, link};
 use super::node;
 use super::object::{Header, Object, ObjectId, Rejected, read_objects};
 use super::read::{FileProblem, InputFile};
 use super::report::{Code, FileReport, Message, ObjectReport, ObjectState, Report, Severity};
-use crate::model::Model;
+use crate::model::{Model, ObjectName};
 
 /// What the documents say, and what became of each.
 #[derive(Debug, Clone, Default)]
 pub struct State {
     /// The model of all objects that are in force.
-    pub model: Model,
+    pub model: Arc<Model>,
     /// What became of each object.
     pub report: Report,
-    files: BTreeMap<Arc<str>, FileState>,
+    pub(super) files: BTreeMap<Arc<str>, FileState>,
     /// The objects in force, last good ones among them.
-    in_force: BTreeMap<ObjectId, Arc<Object>>,
+    pub(super) in_force: BTreeMap<ObjectId, Arc<Object>>,
     /// What stands in for policies of which no version could be read; `None`: nothing has been read yet.
     stand_ins: Option<BTreeMap<ObjectId, Arc<Object>>>,
+    /// The EndpointSlices in force, by their services.
+    pub(super) slices: BTreeMap<ObjectName, Vec<ObjectId>>,
 }
 
 /// One file, as it was last read.
 #[derive(Debug, Clone)]
-struct FileState {
-    content: Content,
+pub(super) struct FileState {
+    pub(super) content: Content,
     /// Why the file as a whole is not what it should be.
-    messages: Vec<Message>,
+    pub(super) messages: Vec<Message>,
     /// Valid objects.
-    objects: Vec<Arc<Object>>,
+    pub(super) objects: Vec<Arc<Object>>,
     /// Objects that the file has no valid version of: what is in force of them stays, unless another file has one.
-    kept: BTreeSet<ObjectId>,
+    pub(super) kept: BTreeSet<ObjectId>,
     /// Objects that are refused.
-    rejected: Vec<Rejected>,
+    pub(super) rejected: Vec<Rejected>,
 }
 
 /// What tells one reading of a file from another.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Content {
+pub(super) enum Content {
     Text { bytes: usize, digest: u64 },
     Problem(FileProblem),
 }
 
 impl Content {
-    fn of(text: &Result<String, FileProblem>) -> Self {
+    pub(super) fn of(text: &Result<String, FileProblem>) -> Self {
         match text {
             Ok(text) => {
                 let mut hasher = DefaultHasher::new();
@@ -154,7 +157,7 @@ fn load_file(
 }
 
 impl FileState {
-    fn empty(content: Content) -> Self {
+    pub(super) fn empty(content: Content) -> Self {
         let (messages, objects, kept, rejected) = Default::default();
         Self { content, messages, objects, kept, rejected }
     }
@@ -267,7 +270,20 @@ fn assemble(previous: &State, files: BTreeMap<Arc<str>, FileState>) -> State {
         messages: state.messages.clone(),
     });
     let report = Report { files: file_reports.collect(), objects: reports };
-    State { model, report, files, in_force, stand_ins: Some(stand_ins) }
+    let slices = slices_of(&in_force);
+    State { model: Arc::new(model), report, files, in_force, stand_ins: Some(stand_ins), slices }
+}
+
+fn slices_of(in_force: &BTreeMap<ObjectId, Arc<Object>>) -> BTreeMap<ObjectName, Vec<ObjectId>> {
+    let mut slices: BTreeMap<ObjectName, Vec<ObjectId>> = BTreeMap::new();
+    for (id, object) in in_force {
+        if let Spec::EndpointSlice(slice) = &object.spec
+            && let Some(service) = &slice.service
+        {
+            slices.entry(service.clone()).or_default().push(id.clone());
+        }
+    }
+    slices
 }
 
 fn duplicate_report(header: &Header, winner: &Header) -> ObjectReport {

@@ -11,6 +11,7 @@ mod object;
 mod read;
 mod report;
 mod stored;
+mod update;
 mod watch;
 
 #[cfg(test)]

@@ -1,11 +1,11 @@
 //! The table that is applied: reads what is published and puts it in force.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use tokio::sync::watch;
 
-use super::{Agent, Readiness, Shared, Woken, wait_for};
+use super::{Agent, KEEP_EVERY, KEEP_REST, Readiness, Shared, Woken, wait_for};
 use crate::cluster::disk::KeptTable;
 use crate::cluster::election;
 use crate::cluster::follower::{Follower, Refusal, Step};
@@ -16,10 +16,6 @@ use crate::compile::wire::Change;
 
 /// How often one look reads on: a leader that publishes all the time must not keep a follower from applying.
 const READS_MAX: usize = 16;
-/// Between two times at which a table that changed is kept on disk, at least.
-const KEEP_EVERY: Duration = Duration::from_secs(1);
-/// As many times as it took to keep the last one pass before the next.
-const KEEP_REST: u32 = 20;
 
 pub(super) async fn run<S: Store, A: Agent>(
     shared: Arc<Shared<S>>,

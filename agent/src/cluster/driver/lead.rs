@@ -2,17 +2,17 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::{Agent, Shared, ended, now};
+use super::{Agent, Read, Shared, ended, now};
 use crate::cluster::disk::KeptDocuments;
 use crate::cluster::documents::may_shrink;
 use crate::cluster::documents::sealed::generation;
 use crate::cluster::election::{self, Millis};
 use crate::cluster::follower::shrinks;
-use crate::cluster::publisher::{Contents, DraftForm, Publisher};
+use crate::cluster::publisher::{Contents, DraftForm, Publisher, Since};
 use crate::cluster::registry::Health;
 use crate::cluster::store::{Lease, Published, Store};
 use crate::compile::wire::Counts;
@@ -20,6 +20,9 @@ use crate::model::Model;
 
 /// Changes that come within this time are published as one.
 const COALESCE: Duration = Duration::from_millis(20);
+/// A leader rests as long as its last table took to make, and no longer than this: a cluster that changes all the time takes
+/// half a core of it, and one change alone does not wait.
+const REST_MAX: Duration = Duration::from_millis(200);
 /// After a publication that the store did not take.
 const RETRY: Duration = Duration::from_millis(500);
 /// Whoever spoils the table in the store again and again is not followed at every turn.
@@ -54,6 +57,28 @@ pub(super) async fn run<S: Store, A: Agent>(
 struct Known {
     documents: Arc<KeptDocuments>,
     model: Arc<Model>,
+    /// How the model differs from one that was published, as far as that is known.
+    since: Option<Since>,
+}
+
+impl Known {
+    /// What is known when these documents have been read. `published`: the model that was published last.
+    fn after(
+        before: Option<Self>,
+        read: Read,
+        documents: Arc<KeptDocuments>,
+        published: Option<&Arc<Model>>,
+    ) -> Self {
+        let since = before.zip(read.touched).and_then(|(before, touched)| {
+            if published.is_some_and(|published| Arc::ptr_eq(published, &before.model)) {
+                return Some((before.model, touched));
+            }
+            let (model, mut services) = before.since?;
+            services.extend(touched);
+            Some((model, services))
+        });
+        Self { documents, model: read.model, since }
+    }
 }
 
 /// One term, until somebody else leads.
@@ -68,6 +93,7 @@ async fn lead<S: Store, A: Agent>(shared: &Arc<Shared<S>>, agent: &Arc<Mutex<A>>
     let mut known: Option<Known> = None;
     let (mut whole, mut patience, mut health) = (false, RETRY, Health::default());
     loop {
+        let begin = Instant::now();
         let latest = Arc::clone(&documents.borrow_and_update());
         let seen = Arc::clone(&nodes.borrow_and_update());
         let calm = now().until(Millis(shared.calm_until.load(Ordering::Acquire)));
@@ -75,12 +101,12 @@ async fn lead<S: Store, A: Agent>(shared: &Arc<Shared<S>>, agent: &Arc<Mutex<A>>
             health = Health::of(&seen);
         }
         if known.as_ref().is_none_or(|known| !Arc::ptr_eq(&known.documents, &latest)) {
-            let Some(model) = reading(agent, &latest).await else {
+            let Some(read) = reading(agent, &latest).await else {
                 shared.unpublished(Some("the documents can't be read, by a fault of this agent".to_owned()));
                 let _ = shared.election.send(election::Event::Unfit).await;
                 return;
             };
-            known = Some(Known { documents: latest, model });
+            known = Some(Known::after(known, read, latest, publisher.model()));
         }
         let known = known.as_ref().expect("it was just read");
         let mut pause = (!calm.is_zero()).then_some(calm);
@@ -96,6 +122,7 @@ async fn lead<S: Store, A: Agent>(shared: &Arc<Shared<S>>, agent: &Arc<Mutex<A>>
             Outcome::Later => (pause, whole) = (Some(RETRY), true),
             Outcome::Deposed => return,
         }
+        let rested = Instant::now() + begin.elapsed().min(REST_MAX);
         let retry = async {
             match pause {
                 Some(pause) => tokio::time::sleep(pause).await,
@@ -112,14 +139,14 @@ async fn lead<S: Store, A: Agent>(shared: &Arc<Shared<S>>, agent: &Arc<Mutex<A>>
             }
             () = retry => {}
         }
-        tokio::time::sleep(COALESCE).await;
+        tokio::time::sleep(COALESCE.max(rested.saturating_duration_since(Instant::now()))).await;
     }
 }
 
 /// Reads documents on a thread that may be busy with it. `None`: the agent ends.
-async fn reading<A: Agent>(agent: &Arc<Mutex<A>>, documents: &Arc<KeptDocuments>) -> Option<Arc<Model>> {
+async fn reading<A: Agent>(agent: &Arc<Mutex<A>>, documents: &Arc<KeptDocuments>) -> Option<Read> {
     let (agent, documents) = (Arc::clone(agent), Arc::clone(documents));
-    let read = move || agent.lock().unwrap_or_else(PoisonError::into_inner).read(&documents).model;
+    let read = move || agent.lock().unwrap_or_else(PoisonError::into_inner).read(&documents);
     tokio::task::spawn_blocking(read).await.ok()
 }
 
@@ -177,9 +204,10 @@ impl<S: Store> Shared<S> {
 
     /// What the table shall be; `None`: nothing that may be published.
     fn contents(&self, known: &Known, health: &Health) -> Option<Contents> {
-        let mut model = Arc::clone(&known.model);
+        let (mut model, mut since) = (Arc::clone(&known.model), known.since.clone());
         if !health.is_quiet() {
             health.overlay(Arc::make_mut(&mut model));
+            since = None;
         }
         let (before, revision) = {
             let view = self.view();
@@ -197,7 +225,7 @@ impl<S: Store> Shared<S> {
         }
         let signed = self.trust.operators().is_some();
         let generation = if signed { generation(&known.documents.texts) } else { 0 };
-        Some(Contents { model, revision: known.documents.revision, generation, allow_shrink })
+        Some(Contents { model, revision: known.documents.revision, generation, allow_shrink, since })
     }
 
     fn unpublished(&self, why: Option<String>) {

@@ -15,8 +15,8 @@ struct Faulty {
 }
 
 impl Agent for Faulty {
-    fn read(&mut self, _documents: &KeptDocuments) -> Read {
-        Read { model: Arc::new(sample::model(3, 1)) }
+    fn read(&mut self, _documents: &Arc<KeptDocuments>) -> Read {
+        Read { model: Arc::new(sample::model(3, 1)), touched: None }
     }
 
     fn apply(&mut self, _parts: &Parts, _touched: Option<&Touched>, _at: Position) {

@@ -36,7 +36,8 @@ impl Leader {
 
     /// What it publishes, and the store has.
     fn publish(&mut self, model: Model, whole: bool, allow_shrink: bool) -> Vec<u8> {
-        let contents = Contents { model: Arc::new(model), revision: 1, generation: 0, allow_shrink };
+        let contents =
+            Contents { model: Arc::new(model), revision: 1, generation: 0, allow_shrink, since: None };
         let draft = self.0.draft(&contents, whole, |_| sample::sign("a")).expect("is another table");
         self.0.committed(draft.clone());
         match draft.form {

@@ -15,6 +15,7 @@ fn contents(endpoints: u8) -> Contents {
         revision: u64::from(endpoints),
         generation: 0,
         allow_shrink: false,
+        since: None,
     }
 }
 
@@ -121,7 +122,7 @@ fn a_change_of_nearly_everything_is_written_whole() {
             endpoint.ready = ready;
             model.endpoints.push(endpoint);
         }
-        Contents { model: Arc::new(model), revision: 1, generation: 0, allow_shrink: false }
+        Contents { model: Arc::new(model), revision: 1, generation: 0, allow_shrink: false, since: None }
     };
     let mut publisher = publisher();
     let first = publisher.draft(&many(true), false, unsigned).expect("is the first");

@@ -4,12 +4,13 @@
 //! value; the number of removals; of each, its key. Numbers are LEB128, keys and values come after their length. Puts and
 //! removals are each in the order of their keys' bytes, and no key is among both.
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 
 use super::WireError;
 use super::draft::Draft;
 use super::key::Key;
-use crate::model::Model;
+use crate::model::{Model, ObjectName};
 
 /// The form that is written, and the only one that is read.
 const FORM: u8 = 1;
@@ -56,6 +57,11 @@ impl Change {
     /// What makes `after` out of `before`.
     pub fn between(before: &Model, after: &Model) -> Self {
         Draft::between(before, after).finish()
+    }
+
+    /// As [`Change::between`], of models that are sorted and differ in nothing but endpoints of these services.
+    pub fn between_endpoints(before: &Model, after: &Model, services: &BTreeSet<ObjectName>) -> Self {
+        Draft::between_endpoints(before, after, services).finish()
     }
 
     /// Takes records in any order.

@@ -1,7 +1,7 @@
 //! Model -> the records that a change puts and removes.
 
 use std::cmp::Ordering;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;
 
 use super::change::Change;
@@ -58,6 +58,16 @@ impl Draft {
         );
         draft.routes(&before.mesh_routes, &after.mesh_routes, &Key::Route);
         draft.listeners(&before.listeners, &after.listeners);
+        draft
+    }
+
+    pub(super) fn between_endpoints(before: &Model, after: &Model, services: &BTreeSet<ObjectName>) -> Self {
+        let mut draft = Self::default();
+        for name in services {
+            let of = |endpoints| of_service(endpoints, name);
+            draft.endpoints(of(&before.endpoints), of(&after.endpoints), Key::Endpoint);
+            draft.endpoints(of(&before.datagram_endpoints), of(&after.datagram_endpoints), Key::Datagram);
+        }
         draft
     }
 
@@ -146,6 +156,12 @@ impl Draft {
             self.routes(&link.value.routes, &[], &|route| Key::Attached(link.key.clone(), route));
         }
     }
+}
+
+/// Those of a service, where they are sorted by service first.
+fn of_service<'m>(endpoints: &'m [Endpoint], service: &ObjectName) -> &'m [Endpoint] {
+    let from = &endpoints[endpoints.partition_point(|endpoint| endpoint.service < *service)..];
+    &from[..from.partition_point(|endpoint| endpoint.service == *service)]
 }
 
 fn same_apart_from_routes(a: &Listener, b: &Listener) -> bool {

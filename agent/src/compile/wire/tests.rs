@@ -43,6 +43,22 @@ proptest! {
         prop_assert!(Change::between(&b, &parts.model()).is_empty());
     }
 
+    /// Where endpoints alone differ, it is enough to look at those of the services whose endpoints do.
+    #[test]
+    fn a_change_of_endpoints_is_found_by_their_services(a in made::model(), b in made::model()) {
+        let mut after = Model { endpoints: b.endpoints, datagram_endpoints: b.datagram_endpoints, ..a.clone() };
+        after.endpoints.sort();
+        after.datagram_endpoints.sort();
+        let mut before = a;
+        before.endpoints.sort();
+        before.datagram_endpoints.sort();
+        let streams = before.endpoints.iter().chain(&after.endpoints);
+        let all = streams.chain(&before.datagram_endpoints).chain(&after.datagram_endpoints);
+        let services = all.map(|endpoint| endpoint.service.clone()).collect();
+        let by_services = Change::between_endpoints(&before, &after, &services);
+        prop_assert_eq!(by_services, Change::between(&before, &after));
+    }
+
     /// A change that does not fit, changes nothing.
     #[test]
     fn what_does_not_fit_changes_nothing(a in made::model(), b in made::model(), c in made::model()) {

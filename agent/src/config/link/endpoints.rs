@@ -107,6 +107,20 @@ pub(super) fn endpoints(
     endpoints
 }
 
+/// The endpoints of one service that has EndpointSlices, sorted.
+pub(super) fn of_service(
+    service: (&ObjectName, &Service),
+    slices: &[(usize, &EndpointSlice)],
+    workloads: &Workloads<'_>,
+) -> Endpoints {
+    let pods = Pods::new(workloads);
+    let of = |protocol| from_slices(service, protocol, slices, &pods);
+    let mut endpoints = Endpoints { streams: of(&STREAMS), datagrams: of(&DATAGRAMS) };
+    put_in_order(&mut endpoints.streams);
+    put_in_order(&mut endpoints.datagrams);
+    endpoints
+}
+
 fn put_in_order(endpoints: &mut Vec<Endpoint>) {
     // One address may be in two slices while it moves; the one that is ready counts.
     endpoints.sort_by(|a, b| {

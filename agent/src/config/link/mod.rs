@@ -16,10 +16,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::field::Field;
-use super::kinds::{ReferenceGrant, Service, Spec};
+use super::kinds::{EndpointSlice, ReferenceGrant, Service, Spec};
 use super::object::Object;
 use super::report::{Code, Message, Severity};
-use crate::model::{Labels, Model, ObjectName};
+use crate::model::{Endpoint, Labels, Model, ObjectName};
 
 /// What linking has to say on an object.
 #[derive(Debug, Default)]
@@ -62,6 +62,19 @@ pub(super) fn link(objects: &[Arc<Object>]) -> (Model, Vec<LinkedObject>) {
         guards,
     };
     (model, notes.linked)
+}
+
+/// The endpoints of TCP and of UDP ports of one service that has EndpointSlices, as [`link`] makes them; `pods` has all objects
+/// that the slices name.
+pub(super) fn endpoints_of(
+    service: (&ObjectName, &Service),
+    slices: &[&EndpointSlice],
+    pods: &[Arc<Object>],
+) -> [Vec<Endpoint>; 2] {
+    let workloads = endpoints::workloads(&World::new(pods));
+    let slices: Vec<_> = slices.iter().copied().enumerate().collect();
+    let endpoints::Endpoints { streams, datagrams } = endpoints::of_service(service, &slices, &workloads);
+    [streams, datagrams]
 }
 
 /// All objects, by what others refer to them with.

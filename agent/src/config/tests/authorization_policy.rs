@@ -14,9 +14,9 @@ fn document(namespace: &str, spec: &str) -> String {
 
 /// The one policy of a good document.
 fn policy(namespace: &str, spec: &str) -> AuthorizationPolicy {
-    let mut state = good(&document(namespace, spec));
+    let state = good(&document(namespace, spec));
     assert_eq!(state.model.authorization.len(), 1, "{spec}");
-    state.model.authorization.remove(0)
+    state.model.authorization[0].clone()
 }
 
 fn cidr(address: &str, prefix: u8) -> Cidr {

@@ -9,6 +9,7 @@ mod http_route;
 mod last_good;
 mod mangled;
 mod probes;
+mod update;
 mod virtual_service;
 mod watching;
 

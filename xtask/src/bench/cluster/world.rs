@@ -12,8 +12,13 @@ use agent::model::{
 /// Every tenth route is one of a Gateway, the others are of the mesh.
 const GATEWAY_EVERY: u32 = 10;
 
+/// The first ClusterIP.
+pub const CLUSTER_IPS: u32 = 0x0a70_0001;
+/// The first address of a pod.
+const PODS: u32 = 0x0a80_0000;
+
 /// How large it is.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct World {
     /// Services; each has a route.
     pub services: u32,
@@ -67,8 +72,14 @@ impl World {
         }
     }
 
-    fn address(&self, service: u32, nth: u32) -> IpAddr {
-        Ipv4Addr::from_bits(0x0a80_0000 + service * self.endpoints + nth).into()
+    /// The address of a service.
+    pub fn cluster_ip(&self, service: u32) -> IpAddr {
+        Ipv4Addr::from_bits(CLUSTER_IPS + service).into()
+    }
+
+    /// The address of an endpoint.
+    pub fn address(&self, service: u32, nth: u32) -> IpAddr {
+        Ipv4Addr::from_bits(PODS + service * self.endpoints + nth).into()
     }
 
     fn pod(&self, service: u32, nth: u32, labels: &Arc<Labels>) -> Workload {
@@ -117,7 +128,7 @@ fn labels(service: u32) -> Labels {
 fn service(index: u32) -> Service {
     Service {
         name: name(index),
-        cluster_ips: vec![Ipv4Addr::from_bits(0x0a60_0001 + index).into()],
+        cluster_ips: vec![Ipv4Addr::from_bits(CLUSTER_IPS + index).into()],
         headless: false,
         ports: vec![ServicePort { name: "http".into(), port: 80, protocol: AppProtocol::Http }],
         datagram_ports: Vec::new(),

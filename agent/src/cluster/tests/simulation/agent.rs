@@ -324,6 +324,7 @@ impl Agent {
             revision: self.disk.documents.revision,
             generation: 0,
             allow_shrink: false,
+            since: None,
         };
         let Some(draft) = publisher.draft(&contents, self.whole, |_| sample::sign(&self.name)) else {
             return;

@@ -1,0 +1,68 @@
+//! One endpoint changes, again and again, beside requests through one of the agents.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use super::followers::Followers;
+use super::row::Row;
+use super::site::{NODES, Plans, Site};
+
+/// Requests a second.
+const RATE: u32 = 200;
+/// How long requests are made while nothing changes.
+const QUIET: usize = 10 * RATE as usize;
+/// Between two changes at least.
+const EVERY: Duration = Duration::from_millis(150);
+/// What is asked: milliseconds, bytes for a follower, and the p99 of requests by that of quiet times.
+const APPLIED_MOST: f64 = 150.0;
+const BYTES_MOST: f64 = 4096.0;
+const SLOWER_MOST: f64 = 1.2;
+
+/// Measures it.
+pub fn run(plans: &Plans, changes: u32, followers: usize) -> Result<Vec<Row>> {
+    let site = Site::up(plans)?;
+    let (options, trust) = site.access()?;
+    let simulated = Followers::start(&site.runtime, followers, &options, &trust);
+    let load = site.load(NODES[0], RATE)?;
+    load.wait_requests(RATE as usize, Duration::from_secs(60))?;
+    let quiet = load.so_far().samples.len();
+    load.wait_requests(QUIET, Duration::from_secs(60))?;
+    let busy = load.so_far().samples.len();
+    let before = simulated.taken();
+    let mut times = Vec::new();
+    for number in 0..changes {
+        let service = number.wrapping_mul(97) % site.documents.0.services;
+        let write = site.documents.slice(service, |nth| nth != number % site.documents.0.endpoints);
+        let begin = Instant::now();
+        let revision = site.write(&[write])?;
+        times.push(site.wait_revision(begin, revision)? - begin);
+        std::thread::sleep(EVERY.saturating_sub(begin.elapsed()));
+    }
+    let after = simulated.taken();
+    let report = load.stop()?;
+    ensure!(report.failures().next().is_none(), "requests failed: {:?}", report.failure_kinds());
+    ensure!(simulated.refused() == 0, "simulated nodes refused tables");
+    let took = |samples: &[lab::load::Sample]| -> Vec<Duration> {
+        samples.iter().map(|sample| sample.done - sample.due).collect()
+    };
+    let quiet = Row::percentile("p99 of requests, quiet", &took(&report.samples[quiet..busy]), 99)?;
+    let busy =
+        Row::percentile("p99 of requests, while endpoints change", &took(&report.samples[busy..]), 99)?;
+    let slower = busy.value.median / quiet.value.median;
+    let mut rows = vec![
+        Row::percentile("one endpoint -> applied on all three, p50", &times, 50)?,
+        Row::percentile("one endpoint -> applied on all three, p99", &times, 99)?.at_most(APPLIED_MOST),
+        quiet,
+        busy,
+        Row::one("p99 of requests, busy by quiet", "x", slower).at_most(SLOWER_MOST),
+    ];
+    if followers > 0 {
+        let (bytes, tables) = (after.0 - before.0, after.1 - before.1);
+        ensure!(tables > 0, "simulated nodes followed nothing");
+        let each = u32::try_from(bytes / tables).context("a delta is small")?;
+        rows.push(Row::one("bytes of one change for a follower", "B", each.into()).at_most(BYTES_MOST));
+    }
+    site.check_order()?;
+    Ok(rows)
+}
