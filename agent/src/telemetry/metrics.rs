@@ -332,11 +332,7 @@ impl Shared {
             interfaces: make.gauges("sluice_captured_interfaces", "Pod interfaces.", &["state"])?,
             workers: make.gauge("sluice_workers", "Worker threads of the dataplane.")?,
             ready: make.gauge("sluice_ready", "Whether the agent is ready.")?,
-            lines_dropped: make.counters(
-                "sluice_log_lines_dropped_total",
-                "Log lines dropped because their sink did not keep up.",
-                &["log"],
-            )?,
+            lines_dropped: make.lines_dropped()?,
             writers: Mutex::default(),
             packets: make.counters(
                 "sluice_capture_packets_total",
@@ -399,6 +395,11 @@ impl Maker<'_> {
         let help = "Requests and connections that met a limit.";
         let counters = self.counters("sluice_limit_hits_total", help, &["limit"])?;
         Ok(LIMITS.map(|limit| (limit, counters.with_label_values(&[limit]))).into())
+    }
+
+    fn lines_dropped(&self) -> Result<IntCounterVec, Error> {
+        let help = "Log lines dropped because their sink did not keep up.";
+        self.counters("sluice_log_lines_dropped_total", help, &["log"])
     }
 
     fn build(&self, version: &str) -> Result<(), Error> {

@@ -1,3 +1,5 @@
+//! Questions to servers in this process, and what comes of them.
+
 use std::sync::Arc;
 
 use tokio::net::TcpListener;

@@ -1,3 +1,5 @@
+//! Rosters with a clock of their own.
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
