@@ -11,6 +11,7 @@ use rustls::time_provider::DefaultTimeProvider;
 use tokio::sync::watch;
 
 use super::Settings;
+use super::status::Observed;
 use super::tables::Tables;
 use crate::compile::RoutingTable;
 use crate::hbone::Mesh;
@@ -34,7 +35,11 @@ pub struct MeshOptions {
 }
 
 /// Reads the directory. From here on there are keys in memory, which shall not get into a core file.
-pub(super) fn open(settings: &Settings, tables: &Tables) -> anyhow::Result<Option<Arc<Mesh>>> {
+pub(super) fn open(
+    settings: &Settings,
+    tables: &Tables,
+    observed: &Observed,
+) -> anyhow::Result<Option<Arc<Mesh>>> {
     let Some(options) = &settings.mesh else { return Ok(None) };
     setrlimit(Resource::RLIMIT_CORE, 0, 0).context("forbidding core files")?;
     nix::sys::prctl::set_dumpable(false).context("making the process undumpable")?;
@@ -48,7 +53,9 @@ pub(super) fn open(settings: &Settings, tables: &Tables) -> anyhow::Result<Optio
     let source = DirectorySource::open(&options.ca).context("--ca")?;
     let certificates = WorkloadCertificates::new(Box::new(source), options.certificate_life);
     let clock = Arc::new(DefaultTimeProvider);
-    Ok(Some(Arc::new(Mesh::new(name, Arc::clone(&tables.current), Arc::new(certificates), clock))))
+    let mesh = Arc::new(Mesh::new(name, Arc::clone(&tables.current), Arc::new(certificates), clock));
+    observed.set_mesh(&mesh);
+    Ok(Some(mesh))
 }
 
 /// What the metrics show.

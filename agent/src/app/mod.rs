@@ -105,10 +105,7 @@ pub async fn start(
     let observed = Observed::new(&settings, addresses, Arc::clone(&tables.current), drain.subscribe())?;
     let observed = Arc::new(observed);
     let listeners = capture_listeners(&settings)?;
-    let mesh = mesh::open(&settings, &tables)?;
-    if let Some(mesh) = &mesh {
-        observed.set_mesh(mesh);
-    }
+    let mesh = mesh::open(&settings, &tables, &observed)?;
     let local = LocalAddresses::default();
     let admission = Arc::new(Admission::new(&settings.proxy.admission));
     let workers = Workers {
@@ -139,9 +136,7 @@ pub async fn start(
         following.stop().await;
         return Ok(None);
     }
-    if let Some(mesh) = mesh {
-        tokio::spawn(mesh::keep(mesh, tables.subscribe()));
-    }
+    mesh.map(|mesh| tokio::spawn(mesh::keep(mesh, tables.subscribe())));
     // The last that can fail, and it undoes itself: nothing stays in the kernel without an agent.
     let capture = match claim.zip(settings.capture.as_ref()) {
         Some(asked) => Some(

@@ -137,18 +137,18 @@ impl TunnelConnector {
 
     /// A place on a connection that is there, or on a new one.
     async fn place(&self, key: &Key, terms: Terms) -> io::Result<Place> {
-        let shelf = Rc::clone(self.shelves.borrow_mut().entry(key.clone()).or_default());
-        let _dialling = shelf.dialling.lock().await;
+        let kept = Rc::clone(self.shelves.borrow_mut().entry(key.clone()).or_default());
+        let _dialling = kept.dialling.lock().await;
         let now = self.mesh.now();
-        let found = shelf.open.borrow().iter().find(|open| open.takes_more(now)).map(Place::on);
+        let found = kept.open.borrow().iter().find(|open| open.takes_more(now)).map(Place::on);
         if let Some(place) = found {
             return Ok(place);
         }
-        shelf.open.borrow_mut().retain(|open| open.requests.borrow().is_some());
+        kept.open.borrow_mut().retain(|open| open.requests.borrow().is_some());
         self.forget_empty();
         let open = self.dial(key, terms).await?;
         let place = Place::on(&open);
-        shelf.open.borrow_mut().push(open);
+        kept.open.borrow_mut().push(open);
         Ok(place)
     }
 

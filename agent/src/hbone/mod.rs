@@ -120,8 +120,8 @@ impl Mesh {
     }
 
     fn identity(&self, workload: &Workload) -> Option<SpiffeId> {
-        let trust_domain = self.certificates.bundle().trust_domain().clone();
-        SpiffeId::of_workload(trust_domain, &workload.name.namespace, &workload.service_account).ok()
+        let bundle = self.certificates.bundle();
+        SpiffeId::of_workload(bundle.trust_domain(), &workload.name.namespace, &workload.service_account).ok()
     }
 
     fn runs(&self, workload: &Workload) -> bool {

@@ -56,20 +56,16 @@ impl WorkloadCertificates {
         if !rotation.add(id, now) {
             return None;
         }
-        match self.source.mint(id, now, self.life) {
-            Ok(fresh) => {
-                rotation.minted(id, (now, fresh.not_after()), u8::MAX / 2);
-                let fresh = Arc::new(fresh);
-                let mut current = HashMap::clone(&self.current.load());
-                current.insert(id.clone(), Arc::clone(&fresh));
-                self.current.store(Arc::new(current));
-                Some(fresh)
-            }
-            Err(_) => {
-                rotation.failed(id, now, 0);
-                None
-            }
-        }
+        let Ok(fresh) = self.source.mint(id, now, self.life) else {
+            rotation.failed(id, now, 0);
+            return None;
+        };
+        rotation.minted(id, (now, fresh.not_after()), u8::MAX / 2);
+        let fresh = Arc::new(fresh);
+        let mut current = HashMap::clone(&self.current.load());
+        current.insert(id.clone(), Arc::clone(&fresh));
+        self.current.store(Arc::new(current));
+        Some(fresh)
     }
 
     /// The roots that are trusted now.

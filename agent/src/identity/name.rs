@@ -147,7 +147,7 @@ impl SpiffeId {
 
     /// The id of the pods of a service account, in the form that Istio gave it.
     pub fn of_workload(
-        trust_domain: TrustDomain,
+        trust_domain: &TrustDomain,
         namespace: &str,
         service_account: &str,
     ) -> Result<Self, NameError> {
@@ -291,8 +291,8 @@ mod tests {
 
     #[test]
     fn workloads() {
-        let td = || "mesh.example".parse::<TrustDomain>().expect("a trust domain");
-        let of = |namespace, account| SpiffeId::of_workload(td(), namespace, account);
+        let td: TrustDomain = "mesh.example".parse().expect("a trust domain");
+        let of = |namespace, account| SpiffeId::of_workload(&td, namespace, account);
         let id = of("shop", "cart.v2").expect("an id");
         assert_eq!(id.to_string(), "spiffe://mesh.example/ns/shop/sa/cart.v2");
         assert_eq!(id.node(), None);

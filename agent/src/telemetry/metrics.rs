@@ -348,11 +348,7 @@ impl Shared {
                 &["reason"],
             )?,
             connect_counts: OnceLock::new(),
-            policy_drops: make.counters(
-                "sluice_policy_drops_total",
-                "What AuthorizationPolicies refused: packets in the kernel, requests and connections in the agent.",
-                &["tier", "policy", "rule"],
-            )?,
+            policy_drops: make.policy_drops()?,
             policy_counts: OnceLock::new(),
             acceleration: AccelerationSeries::new(&registry)?,
             cluster: ClusterSeries::new(&registry)?,
@@ -419,6 +415,14 @@ impl Maker<'_> {
                 &["map"],
             )?,
         })
+    }
+
+    fn policy_drops(&self) -> Result<IntCounterVec, Error> {
+        self.counters(
+            "sluice_policy_drops_total",
+            "What AuthorizationPolicies refused: packets in the kernel, requests and connections in the agent.",
+            &["tier", "policy", "rule"],
+        )
     }
 
     fn guard(&self) -> Result<GuardSeries, Error> {

@@ -21,6 +21,8 @@ use crate::identity::peer::Expected;
 use crate::identity::tls::{self, Terms};
 use crate::identity::{PeerRefusal, WorkloadCertificate};
 
+/// How far a time is within what it breaks.
+const MINUTE: Duration = Duration::from_mins(1);
 const SHOP: &str = "spiffe://mesh.test/ns/shop/sa/cart";
 
 #[derive(Debug)]
@@ -72,7 +74,7 @@ impl ServerCertVerifier for Credulous {
     }
 }
 
-/// A client that takes any server's signature scheme, and asks every client for a certificate without looking at it.
+/// Asks every client for a certificate, and believes it.
 #[derive(Debug)]
 struct Asking;
 
@@ -230,166 +232,110 @@ async fn both(mesh: &Mesh, shown: &Shown, manner: Manner) -> [Result<(), PeerRef
     [served, dialled]
 }
 
-#[tokio::test]
-async fn a_peer_is_who_it_should_be_or_refused_by_name() {
-    use PeerRefusal::*;
-    let mesh = Mesh::new();
-    let (stranger, foreign) = (Mesh::new(), Party::root("other.test"));
-    let foreign_node = foreign.issue(intermediate(Some("node1"), "other.test"));
-    let plain = || with_uris(&[SHOP]);
+type Case = (&'static str, Shown, Result<(), PeerRefusal>);
+
+fn dns(name: &str) -> SanType {
+    SanType::DnsName(name.try_into().expect("ASCII"))
+}
+
+/// Whose a certificate says that it is.
+fn identities(mesh: &Mesh) -> Vec<Case> {
+    use PeerRefusal::{NoIdentity, OtherIdentity, SeveralIdentities, WrongTrustDomain};
+    let other_ids = [
+        ("another workload", "spiffe://mesh.test/ns/shop/sa/pay"),
+        ("another namespace", "spiffe://mesh.test/ns/shop2/sa/cart"),
+        ("another spelling", "spiffe://mesh.test/ns/shop/sa/Cart"),
+        ("more path", "spiffe://mesh.test/ns/shop/sa/cart/x"),
+        ("a node", "spiffe://mesh.test/node/node1"),
+        ("the trust domain itself", "spiffe://mesh.test"),
+    ];
+    let of = |names: Vec<SanType>| mesh.leaf(|params| params.subject_alt_names = names);
+    let mut cases: Vec<Case> = vec![
+        ("a good one", of(vec![uri(SHOP)]), Ok(())),
+        ("a name of DNS beside it", of(vec![uri(SHOP), dns("a")]), Ok(())),
+        ("two URIs", of(vec![uri(SHOP), uri("spiffe://mesh.test/ns/a/sa/b")]), Err(SeveralIdentities)),
+        ("the same URI twice", of(vec![uri(SHOP), uri(SHOP)]), Err(SeveralIdentities)),
+        ("a name of DNS alone", of(vec![dns("cart")]), Err(NoIdentity)),
+        ("no SPIFFE id", of(vec![uri("https://mesh.test/ns/shop/sa/cart")]), Err(NoIdentity)),
+        ("a query in the id", of(vec![uri("spiffe://mesh.test/ns/shop/sa/cart?x")]), Err(NoIdentity)),
+        ("another trust domain", of(vec![uri("spiffe://other.test/ns/shop/sa/cart")]), Err(WrongTrustDomain)),
+    ];
+    cases.extend(other_ids.map(|(what, id)| (what, of(vec![uri(id)]), Err(OtherIdentity))));
+    let named = mesh.leaf(|params| {
+        params.subject_alt_names.clear();
+        params.distinguished_name.push(DnType::CommonName, SHOP);
+    });
+    cases.push(("a common name alone", named, Err(NoIdentity)));
+    cases
+}
+
+/// When and for what a certificate holds.
+fn uses(mesh: &Mesh) -> Vec<Case> {
+    use PeerRefusal::{BadSignature, CaCertificate, ChainTooLarge, Expired, NotYetValid, WrongUsage};
     let own = |change: fn(&mut CertificateParams)| mesh.leaf(change);
-    let lone = Party::root_with(TD, &rcgen::PKCS_ECDSA_P256_SHA256, |params| *params = with_uris(&[SHOP]));
-    let other_key = Shown { key: own(|_| {}).key, ..own(|_| {}) };
     let mut huge = own(|_| {});
     huge.chain.extend(std::iter::repeat_n(mesh.node.der.clone(), 40));
-    let mut heavy = own(|params| {
-        let long = |n: u16| SanType::DnsName(format!("{n}.{}", "a".repeat(60)).try_into().expect("ASCII"));
-        params.subject_alt_names.extend((0..400).map(long));
+    let heavy = own(|params| {
+        let name = |number: u16| dns(&format!("{number}.{}", "a".repeat(60)));
+        params.subject_alt_names.extend((0..400).map(name));
     });
-    heavy.chain.truncate(2);
-    let nested = mesh.node.issue(intermediate(Some("node1"), TD));
-    let issued_by_leaf = mesh.node.issue(plain());
-    let cases: Vec<(&str, Shown, Result<(), PeerRefusal>)> = vec![
-        ("a good one", own(|_| {}), Ok(())),
-        ("issued by the root itself", Shown::of(&mesh.root.issue(plain()), &[]), Ok(())),
-        ("its root sent along", Shown::of(&mesh.node.issue(plain()), &[&mesh.node, &mesh.root]), Ok(())),
-        (
-            "names of DNS beside it",
-            own(|p| p.subject_alt_names.push(SanType::DnsName("a".try_into().unwrap()))),
-            Ok(()),
-        ),
-        ("expired", own(|p| p.not_after = at(-1) + Duration::from_secs(60)), Err(Expired)),
-        ("not yet valid", own(|p| p.not_before = at(1) - Duration::from_secs(60)), Err(NotYetValid)),
-        (
-            "another workload",
-            own(|p| p.subject_alt_names = vec![uri("spiffe://mesh.test/ns/shop/sa/pay")]),
-            Err(OtherIdentity),
-        ),
-        (
-            "another namespace",
-            own(|p| p.subject_alt_names = vec![uri("spiffe://mesh.test/ns/shop2/sa/cart")]),
-            Err(OtherIdentity),
-        ),
-        (
-            "the id in another spelling",
-            own(|p| p.subject_alt_names = vec![uri("spiffe://mesh.test/ns/shop/sa/Cart")]),
-            Err(OtherIdentity),
-        ),
-        (
-            "more path",
-            own(|p| p.subject_alt_names = vec![uri("spiffe://mesh.test/ns/shop/sa/cart/x")]),
-            Err(OtherIdentity),
-        ),
-        (
-            "a node",
-            own(|p| p.subject_alt_names = vec![uri("spiffe://mesh.test/node/node1")]),
-            Err(OtherIdentity),
-        ),
-        (
-            "the trust domain itself",
-            own(|p| p.subject_alt_names = vec![uri("spiffe://mesh.test")]),
-            Err(OtherIdentity),
-        ),
-        (
-            "several URIs",
-            own(|p| p.subject_alt_names.push(uri("spiffe://mesh.test/ns/a/sa/b"))),
-            Err(SeveralIdentities),
-        ),
-        ("the same URI twice", own(|p| p.subject_alt_names.push(uri(SHOP))), Err(SeveralIdentities)),
-        (
-            "a common name alone",
-            own(|p| {
-                p.subject_alt_names.clear();
-                p.distinguished_name.push(DnType::CommonName, SHOP);
-            }),
-            Err(NoIdentity),
-        ),
-        (
-            "a name of DNS alone",
-            own(|p| p.subject_alt_names = vec![SanType::DnsName("cart".try_into().unwrap())]),
-            Err(NoIdentity),
-        ),
-        (
-            "no SPIFFE id",
-            own(|p| p.subject_alt_names = vec![uri("https://mesh.test/ns/shop/sa/cart")]),
-            Err(NoIdentity),
-        ),
-        (
-            "a query in the id",
-            own(|p| p.subject_alt_names = vec![uri("spiffe://mesh.test/ns/shop/sa/cart?x")]),
-            Err(NoIdentity),
-        ),
-        (
-            "another trust domain",
-            own(|p| p.subject_alt_names = vec![uri("spiffe://other.test/ns/shop/sa/cart")]),
-            Err(WrongTrustDomain),
-        ),
-        (
-            "a trust domain with a root of its own",
-            Shown::of(&foreign_node.issue(plain()), &[&foreign_node]),
-            Err(UnknownIssuer),
-        ),
-        ("a root of the same name", stranger.leaf(|_| {}), Err(UnknownIssuer)),
-        ("self-signed", Shown::of(&lone, &[]), Err(UnknownIssuer)),
-        ("its intermediate left out", Shown::of(&mesh.node.issue(plain()), &[]), Err(UnknownIssuer)),
-        (
-            "for e-mail",
-            own(|p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::EmailProtection]),
-            Err(WrongUsage),
-        ),
-        (
-            "for signing certificates",
-            own(|p| p.key_usages.push(KeyUsagePurpose::KeyCertSign)),
-            Err(WrongUsage),
-        ),
-        ("for no use", own(|p| p.key_usages.clear()), Err(WrongUsage)),
+    let other_key = Shown { key: own(|_| {}).key, ..own(|_| {}) };
+    let mail = own(|params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::EmailProtection]);
+    vec![
+        ("expired", own(|params| params.not_after = at(-1) + MINUTE), Err(Expired)),
+        ("not yet valid", own(|params| params.not_before = at(1) - MINUTE), Err(NotYetValid)),
+        ("for e-mail", mail, Err(WrongUsage)),
+        ("signs certificates", own(|p| p.key_usages.push(KeyUsagePurpose::KeyCertSign)), Err(WrongUsage)),
+        ("for no use", own(|params| params.key_usages.clear()), Err(WrongUsage)),
         ("a CA", own(|p| p.is_ca = rcgen::IsCa::Ca(BasicConstraints::Constrained(0))), Err(CaCertificate)),
-        ("the node's intermediate itself", Shown::of(&mesh.node, &[]), Err(CaCertificate)),
-        ("made on another node", mesh.below(intermediate(Some("node2"), TD)), Err(WrongNode)),
-        ("made by who names no node", mesh.below(intermediate(None, TD)), Err(WrongNode)),
-        (
-            "made by who names two nodes",
-            mesh.below({
-                let mut two = intermediate(Some("node1"), TD);
-                two.subject_alt_names.push(SanType::DnsName("node2".try_into().unwrap()));
-                two
-            }),
-            Err(WrongNode),
-        ),
-        (
-            "made in another trust domain",
-            mesh.below(intermediate(Some("node1"), "other.test")),
-            Err(WrongTrustDomain),
-        ),
-        (
-            "its issuer expired",
-            mesh.below({
-                let mut old = intermediate(Some("node1"), TD);
-                old.not_after = at(-1) + Duration::from_secs(60);
-                old
-            }),
-            Err(IssuerNotValid),
-        ),
-        (
-            "issued by a leaf",
-            Shown::of(&issued_by_leaf.issue(plain()), &[&issued_by_leaf, &mesh.node]),
-            Err(Malformed),
-        ),
-        (
-            "a path that is too long",
-            Shown::of(&nested.issue(plain()), &[&nested, &mesh.node]),
-            Err(UnknownIssuer),
-        ),
+        ("the intermediate itself", Shown::of(&mesh.node, &[]), Err(CaCertificate)),
         ("a key that is not the certificate's", other_key, Err(BadSignature)),
         ("forty certificates", huge, Err(ChainTooLarge)),
-        ("a certificate of 30 KiB", heavy, Err(ChainTooLarge)),
-    ];
-    for (what, shown, expected) in cases {
+        ("a certificate of 25 KiB", heavy, Err(ChainTooLarge)),
+    ]
+}
+
+/// Who has made it.
+fn issuers(mesh: &Mesh) -> Vec<Case> {
+    use PeerRefusal::{IssuerNotValid, Malformed, UnknownIssuer, WrongNode, WrongTrustDomain};
+    let plain = || with_uris(&[SHOP]);
+    let foreign = Party::root("other.test").issue(intermediate(Some("node1"), "other.test"));
+    let lone = Party::root_with(TD, &rcgen::PKCS_ECDSA_P256_SHA256, |params| *params = with_uris(&[SHOP]));
+    let nested = mesh.node.issue(intermediate(Some("node1"), TD));
+    let leaf = mesh.node.issue(plain());
+    let mut two = intermediate(Some("node1"), TD);
+    two.subject_alt_names.push(dns("node2"));
+    let mut old = intermediate(Some("node1"), TD);
+    old.not_after = at(-1) + MINUTE;
+    let elsewhere = intermediate(Some("node1"), "other.test");
+    vec![
+        ("the root itself", Shown::of(&mesh.root.issue(plain()), &[]), Ok(())),
+        ("its root sent along", Shown::of(&mesh.node.issue(plain()), &[&mesh.node, &mesh.root]), Ok(())),
+        ("another mesh", Shown::of(&foreign.issue(plain()), &[&foreign]), Err(UnknownIssuer)),
+        ("a root of the same name", Mesh::new().leaf(|_| {}), Err(UnknownIssuer)),
+        ("nobody", Shown::of(&lone, &[]), Err(UnknownIssuer)),
+        ("who was left out", Shown::of(&mesh.node.issue(plain()), &[]), Err(UnknownIssuer)),
+        ("another node", mesh.below(intermediate(Some("node2"), TD)), Err(WrongNode)),
+        ("who names no node", mesh.below(intermediate(None, TD)), Err(WrongNode)),
+        ("who names two nodes", mesh.below(two), Err(WrongNode)),
+        ("one of another trust domain", mesh.below(elsewhere), Err(WrongTrustDomain)),
+        ("one that has expired", mesh.below(old), Err(IssuerNotValid)),
+        ("a leaf", Shown::of(&leaf.issue(plain()), &[&leaf, &mesh.node]), Err(Malformed)),
+        ("a node's own node", Shown::of(&nested.issue(plain()), &[&nested, &mesh.node]), Err(UnknownIssuer)),
+    ]
+}
+
+#[tokio::test]
+async fn a_peer_is_who_it_should_be_or_refused_by_name() {
+    use PeerRefusal::WrongUsage;
+    let mesh = Mesh::new();
+    for (what, shown, expected) in identities(&mesh).into_iter().chain(uses(&mesh)).chain(issuers(&mesh)) {
         assert_eq!(both(&mesh, &shown, USUAL).await, [expected, expected], "{what}");
     }
-    let for_servers = own(|p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]);
+    let only = |usage| mesh.leaf(|params| params.extended_key_usages = vec![usage]);
+    let for_servers = only(ExtendedKeyUsagePurpose::ServerAuth);
     assert_eq!(both(&mesh, &for_servers, USUAL).await, [Err(WrongUsage), Ok(())]);
-    let for_clients = own(|p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth]);
+    let for_clients = only(ExtendedKeyUsagePurpose::ClientAuth);
     assert_eq!(both(&mesh, &for_clients, USUAL).await, [Ok(()), Err(WrongUsage)]);
 }
 

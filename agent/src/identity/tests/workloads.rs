@@ -33,7 +33,7 @@ fn node(authority: &Authority, name: &str, out: &Path, life: Duration) {
 
 fn id(account: &str) -> SpiffeId {
     let td = "mesh.test".parse().expect("a trust domain");
-    SpiffeId::of_workload(td, "shop", account).expect("an id")
+    SpiffeId::of_workload(&td, "shop", account).expect("an id")
 }
 
 fn keeper(directory: &Path, life: Duration) -> WorkloadCertificates {
