@@ -163,10 +163,10 @@ fn resets_and_silence_arrive_as_they_are() -> Result<()> {
         client.write_all(b"hello")?;
         let mut bytes = [0; 5];
         server.read_exact(&mut bytes)?;
-        let (breaks, mut sees) = if client_resets { (client, server) } else { (server, client) };
+        let (breaks, mut other) = if client_resets { (client, server) } else { (server, client) };
         setsockopt(&breaks, sockopt::Linger, &linger)?;
         drop(breaks);
-        let seen = sees.read(&mut bytes).map_err(|error| error.kind());
+        let seen = other.read(&mut bytes).map_err(|error| error.kind());
         ensure!(seen == Err(ErrorKind::ConnectionReset), "client resets: {client_resets}: {seen:?}");
     }
     // A port at which nobody listens.

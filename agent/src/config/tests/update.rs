@@ -46,7 +46,7 @@ impl Slice {
     fn file(&self) -> InputFile {
         let path = format!("EndpointSlice/{}", self.which);
         let name = self.which % (SLICES - 1);
-        let service = if name % 2 == 0 { "web" } else { "api" };
+        let service = if name.is_multiple_of(2) { "web" } else { "api" };
         let (service, port) = match self.form {
             7 => ("gone", "http"),
             8 => (service, "other"),
@@ -120,18 +120,15 @@ proptest! {
             let files: Vec<InputFile> = changed.iter().map(Slice::file).collect();
             whole = load(&whole, all(&slices));
             let before = state.model.clone();
-            match state.update(&files) {
-                Some(touched) => {
-                    let of_others = |model: &crate::model::Model| -> Vec<_> {
-                        let all = model.endpoints.iter().chain(&model.datagram_endpoints);
-                        all.filter(|one| !touched.contains(&one.service)).cloned().collect()
-                    };
-                    prop_assert_eq!(of_others(&before), of_others(&state.model));
-                }
-                None => {
-                    prop_assert_eq!(&before, &state.model);
-                    state = load(&state, all(&slices));
-                }
+            if let Some(touched) = state.update(&files) {
+                let of_others = |model: &crate::model::Model| -> Vec<_> {
+                    let all = model.endpoints.iter().chain(&model.datagram_endpoints);
+                    all.filter(|one| !touched.contains(&one.service)).cloned().collect()
+                };
+                prop_assert_eq!(of_others(&before), of_others(&state.model));
+            } else {
+                prop_assert_eq!(&before, &state.model);
+                state = load(&state, all(&slices));
             }
             prop_assert_eq!(&state.model, &whole.model);
             prop_assert_eq!(&state.report, &whole.report);
