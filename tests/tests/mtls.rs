@@ -199,8 +199,11 @@ fn the_end_of_a_tunnel_takes_only_the_workload_that_it_expects() -> Result<()> {
     wait_for("the refusal of plaintext", LIMIT, || {
         handshakes(&mesh, "node2", "server", "not_tls").is_ok_and(|count| count >= 1.0)
     })?;
-    // A node is no workload.
-    tell(mesh.lab.node("node1")?.in_netns(|| TcpStream::connect_timeout(&to, TIMEOUT))??)?;
+    // A node is no workload. It may be told so before it knows that it is connected.
+    match mesh.lab.node("node1")?.in_netns(|| TcpStream::connect_timeout(&to, TIMEOUT))? {
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+        connected => tell(connected?)?,
+    }
     wait_for("the refusal of a stranger", LIMIT, || {
         handshakes(&mesh, "node2", "server", "unknown_peer").is_ok_and(|count| count >= 1.0)
     })

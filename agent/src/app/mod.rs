@@ -102,8 +102,8 @@ pub async fn start(
     let addresses = Addresses::of(&admin, &metrics, &health)?;
     let tables = Arc::new(Tables::new());
     let drain = watch::Sender::new(false);
-    let observed = Observed::new(&settings, addresses, Arc::clone(&tables.current), drain.subscribe())?;
-    let observed = Arc::new(observed);
+    let current = Arc::clone(&tables.current);
+    let observed = Arc::new(Observed::new(&settings, addresses, current, drain.subscribe())?);
     let listeners = capture_listeners(&settings)?;
     let mesh = mesh::open(&settings, &tables, &observed)?;
     let local = LocalAddresses::default();
@@ -138,13 +138,11 @@ pub async fn start(
     }
     mesh.map(|mesh| tokio::spawn(mesh::keep(mesh, tables.subscribe())));
     // The last that can fail, and it undoes itself: nothing stays in the kernel without an agent.
-    let capture = match claim.zip(settings.capture.as_ref()) {
-        Some(asked) => Some(
-            Box::pin(start_capture(asked, &settings, &listeners, local, (&tables, observed.flows.clone())))
-                .await?,
-        ),
-        None => None,
-    };
+    let mut capture = None;
+    if let Some(asked) = claim.zip(settings.capture.as_ref()) {
+        let started = start_capture(asked, &settings, &listeners, local, (&tables, observed.flows.clone()));
+        capture = Some(Box::pin(started).await?);
+    }
     if let Some(capture) = &capture {
         observed.set_capture(&capture.handle);
         connect_kernel(&capture.handle, &bridges, &admission);

@@ -564,7 +564,8 @@ CASES = {
 
 def serve_one(s, greeting):
     with s:
-        s.sendall(greeting)
+        if greeting:
+            s.sendall(greeting)
         line = b""
         while not line.endswith(b"\n"):
             piece = s.recv(1)

@@ -25,9 +25,9 @@ pub fn run(plans: &Plans, changes: u32, followers: usize) -> Result<Vec<Row>> {
     let (options, trust) = site.access()?;
     let simulated = Followers::start(&site.runtime, followers, &options, &trust);
     let load = site.load(NODES[0], RATE)?;
-    load.wait_requests(RATE as usize, Duration::from_secs(60))?;
+    load.wait_requests(RATE as usize, Duration::from_mins(1))?;
     let quiet = load.so_far().samples.len();
-    load.wait_requests(QUIET, Duration::from_secs(60))?;
+    load.wait_requests(QUIET, Duration::from_mins(1))?;
     let busy = load.so_far().samples.len();
     let before = simulated.taken();
     let mut times = Vec::new();

@@ -18,11 +18,11 @@ impl Documents {
     }
 
     /// All of a service.
-    pub fn of(&self, service: u32) -> Vec<DocumentWrite> {
-        vec![self.service(service), self.slice(service, |_| true), self.route(service)]
+    pub fn of(self, service: u32) -> Vec<DocumentWrite> {
+        vec![self.service(service), self.slice(service, |_| true), route(service)]
     }
 
-    fn service(&self, service: u32) -> DocumentWrite {
+    fn service(self, service: u32) -> DocumentWrite {
         let (namespace, name, ip) = (namespace(service), name(service), self.0.cluster_ip(service));
         write(
             "Service",
@@ -36,7 +36,7 @@ impl Documents {
     }
 
     /// The endpoints of a service, those ready of which the number says so.
-    pub fn slice(&self, service: u32, ready: impl Fn(u32) -> bool) -> DocumentWrite {
+    pub fn slice(self, service: u32, ready: impl Fn(u32) -> bool) -> DocumentWrite {
         let (namespace, name) = (namespace(service), name(service));
         let mut text = format!(
             "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: {name}-x7k2p\n  namespace: {namespace}\n  \
@@ -55,22 +55,22 @@ impl Documents {
         }
         write("EndpointSlice", service, "-x7k2p", &text)
     }
+}
 
-    fn route(&self, service: u32) -> DocumentWrite {
-        let (namespace, name) = (namespace(service), name(service));
-        write(
-            "HTTPRoute",
-            service,
-            "",
-            &format!(
-                "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
-             spec:\n  parentRefs: [{{kind: Service, group: \"\", name: {name}}}]\n  rules:\n  - matches: [{{path: {{type: \
-             PathPrefix, value: /cart}}}}]\n    backendRefs: [{{name: {name}, port: 80}}]\n    filters: [{{type: \
-             RequestHeaderModifier, requestHeaderModifier: {{set: [{{name: x-shop, value: \"yes\"}}]}}}}]\n  \
-             - backendRefs: [{{name: {name}, port: 80}}]\n"
-            ),
-        )
-    }
+fn route(service: u32) -> DocumentWrite {
+    let (namespace, name) = (namespace(service), name(service));
+    write(
+        "HTTPRoute",
+        service,
+        "",
+        &format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
+         spec:\n  parentRefs: [{{kind: Service, group: \"\", name: {name}}}]\n  rules:\n  - matches: [{{path: {{type: \
+         PathPrefix, value: /cart}}}}]\n    backendRefs: [{{name: {name}, port: 80}}]\n    filters: [{{type: \
+         RequestHeaderModifier, requestHeaderModifier: {{set: [{{name: x-shop, value: \"yes\"}}]}}}}]\n  \
+         - backendRefs: [{{name: {name}, port: 80}}]\n"
+        ),
+    )
 }
 
 fn write(kind: &str, service: u32, suffix: &str, text: &str) -> DocumentWrite {

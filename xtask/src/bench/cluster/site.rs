@@ -28,7 +28,7 @@ const HOST: &str = "web";
 /// Documents that one write has while the table is made.
 const BATCH: usize = 600;
 /// Nothing takes longer.
-pub const LIMIT: Duration = Duration::from_secs(60);
+pub const LIMIT: Duration = Duration::from_mins(1);
 
 /// How a site is set up.
 #[derive(Debug, Clone)]
