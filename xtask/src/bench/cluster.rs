@@ -99,7 +99,7 @@ impl Section {
         let world = World { services: options.services, endpoints: options.endpoints };
         let plans = Plans { binary: options.binary.clone(), documents: Documents(world), ttl: "10s" };
         match self {
-            Self::Inside => inside::run(&world, options.rounds.unwrap_or(5)),
+            Self::Inside => inside::run(world, options.rounds.unwrap_or(5)),
             Self::Lookup => inside::lookups(options.endpoints),
             Self::Failover => failover::run(&plans, options.rounds.unwrap_or(20), End::Killed),
             Self::Handover => failover::run(&plans, options.rounds.unwrap_or(20), End::Asked),

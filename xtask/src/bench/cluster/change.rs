@@ -22,7 +22,7 @@ const SLOWER_MOST: f64 = 1.2;
 /// Measures it.
 pub fn run(plans: &Plans, changes: u32, followers: usize) -> Result<Vec<Row>> {
     let site = Site::up(plans)?;
-    let (options, trust) = site.access()?;
+    let (options, trust) = site.access();
     let simulated = Followers::start(&site.runtime, followers, &options, &trust);
     let load = site.load(NODES[0], RATE)?;
     load.wait_requests(RATE as usize, Duration::from_mins(1))?;

@@ -21,7 +21,7 @@ pub fn run(plans: &Plans, followers: usize) -> Result<Vec<Row>> {
     let small = memory_of(&empty)?;
     drop(empty);
     let site = Site::up(plans)?;
-    let (options, trust) = site.access()?;
+    let (options, trust) = site.access();
     let _simulated = Followers::start(&site.runtime, followers, &options, &trust);
     let cpu = |site: &Site| NODES.iter().map(|node| cpu_seconds(site.pid(node)?)).collect::<Result<Vec<_>>>();
     let (before, commands) = (cpu(&site)?, site.redis_info("stats", "total_commands_processed")?);

@@ -19,20 +19,7 @@ impl Documents {
 
     /// All of a service.
     pub fn of(self, service: u32) -> Vec<DocumentWrite> {
-        vec![self.service(service), self.slice(service, |_| true), route(service)]
-    }
-
-    fn service(self, service: u32) -> DocumentWrite {
-        let (namespace, name, ip) = (namespace(service), name(service), self.0.cluster_ip(service));
-        write(
-            "Service",
-            service,
-            "",
-            &format!(
-                "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec:\n  clusterIP: {ip}\n  \
-             ports: [{{name: http, port: 80, targetPort: 8080, appProtocol: http}}]\n"
-            ),
-        )
+        vec![service_of(service), self.slice(service, |_| true), route(service)]
     }
 
     /// The endpoints of a service, those ready of which the number says so.
@@ -55,6 +42,19 @@ impl Documents {
         }
         write("EndpointSlice", service, "-x7k2p", &text)
     }
+}
+
+fn service_of(service: u32) -> DocumentWrite {
+    let (namespace, name, ip) = (namespace(service), name(service), World::cluster_ip(service));
+    write(
+        "Service",
+        service,
+        "",
+        &format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec:\n  clusterIP: {ip}\n  \
+         ports: [{{name: http, port: 80, targetPort: 8080, appProtocol: http}}]\n"
+        ),
+    )
 }
 
 fn route(service: u32) -> DocumentWrite {

@@ -105,15 +105,14 @@ impl Simulated {
 
     async fn read(&mut self) -> Result<(), StoreError> {
         loop {
-            let position = match self.position.clone() {
-                Some(position) => position,
-                None => {
-                    let Some((sealed, position)) = self.store.snapshot().await? else { return Ok(()) };
-                    let snapshot = Sealed::open(&sealed).map(|sealed| sealed.position().chain.to_string());
-                    self.snapshot = snapshot.unwrap_or_default();
-                    self.take(&sealed);
-                    position
-                }
+            let position = if let Some(position) = self.position.clone() {
+                position
+            } else {
+                let Some((sealed, position)) = self.store.snapshot().await? else { return Ok(()) };
+                let snapshot = Sealed::open(&sealed).map(|sealed| sealed.position().chain.to_string());
+                self.snapshot = snapshot.unwrap_or_default();
+                self.take(&sealed);
+                position
             };
             let deltas = self.store.deltas(&position).await?;
             if deltas.snapshot != self.snapshot {

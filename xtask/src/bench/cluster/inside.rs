@@ -18,7 +18,7 @@ use super::row::Row;
 use super::world::{self, World};
 
 /// Measures all of it.
-pub fn run(world: &World, rounds: u32) -> Result<Vec<Row>> {
+pub fn run(world: World, rounds: u32) -> Result<Vec<Row>> {
     let mut rows = published(world, rounds)?;
     rows.extend(compiled(world, rounds)?);
     rows.extend(small_changes(world, rounds)?);
@@ -54,7 +54,7 @@ pub fn lookups(endpoints: u32) -> Result<Vec<Row>> {
 }
 
 /// The table as a whole, and a change of one endpoint, as they are published and read.
-fn published(world: &World, rounds: u32) -> Result<Vec<Row>> {
+fn published(world: World, rounds: u32) -> Result<Vec<Row>> {
     let model = world.model();
     let mut after = model.clone();
     world.flip(&mut after, 1, 0);
@@ -80,7 +80,7 @@ fn published(world: &World, rounds: u32) -> Result<Vec<Row>> {
 }
 
 /// Whole compilations.
-fn compiled(world: &World, rounds: u32) -> Result<Vec<Row>> {
+fn compiled(world: World, rounds: u32) -> Result<Vec<Row>> {
     let model = world.model();
     let nothing = RoutingTable::default();
     let mut parts = Parts::default();
@@ -95,7 +95,7 @@ fn compiled(world: &World, rounds: u32) -> Result<Vec<Row>> {
 }
 
 /// Changes as a follower takes them: decoded, applied, compiled, and the table before dropped.
-fn small_changes(world: &World, rounds: u32) -> Result<Vec<Row>> {
+fn small_changes(world: World, rounds: u32) -> Result<Vec<Row>> {
     let mut model = world.model();
     let mut parts = Parts::default();
     parts.apply(&Change::whole(&model)).context("the whole fits")?;
@@ -128,7 +128,7 @@ fn small_changes(world: &World, rounds: u32) -> Result<Vec<Row>> {
 }
 
 /// A model in which that many endpoints, each of another service, are other than before; with `pods`, so are their pods.
-fn changed(world: &World, model: &Model, (count, round): (u32, u32), pods: bool) -> Model {
+fn changed(world: World, model: &Model, (count, round): (u32, u32), pods: bool) -> Model {
     let mut after = model.clone();
     for index in 0..count {
         let service = (index * 97 + round * 13) % world.services;
@@ -141,7 +141,7 @@ fn changed(world: &World, model: &Model, (count, round): (u32, u32), pods: bool)
 }
 
 /// What a process that follows holds.
-fn memory(world: &World) -> Result<Vec<Row>> {
+fn memory(world: World) -> Result<Vec<Row>> {
     let directory = crate::workspace().join("target/tmp");
     fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
     let file = directory.join(format!("cluster-{}.table", std::process::id()));

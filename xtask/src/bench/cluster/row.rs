@@ -10,7 +10,8 @@ use crate::bench::figure::Spread;
 #[derive(Debug, serde::Serialize)]
 pub struct Row {
     /// What was measured.
-    pub row: String,
+    #[serde(rename = "row")]
+    pub what: String,
     /// Its unit.
     pub unit: &'static str,
     /// The values.
@@ -27,13 +28,13 @@ impl Row {
     pub fn new(row: &str, unit: &'static str, values: Vec<f64>) -> Result<Self> {
         let count = values.len();
         let value = Spread::of(values).with_context(|| format!("nothing was measured: {row}"))?;
-        Ok(Self { row: row.to_owned(), unit, value, count, most: None })
+        Ok(Self { what: row.to_owned(), unit, value, count, most: None })
     }
 
     /// Of one value.
     pub fn one(row: &str, unit: &'static str, value: f64) -> Self {
         let value = Spread { median: value, low: value, high: value };
-        Self { row: row.to_owned(), unit, value, count: 1, most: None }
+        Self { what: row.to_owned(), unit, value, count: 1, most: None }
     }
 
     /// Times, in milliseconds.
@@ -58,7 +59,7 @@ impl Row {
 
     /// The row as a line.
     pub fn line(&self) -> String {
-        let Self { row, unit, value, count, most } = self;
+        let Self { what: row, unit, value, count, most } = self;
         let verdict = most.map_or_else(String::new, |most| {
             let said = if value.high <= most { "held" } else { "MISSED" };
             format!("  line {most}: {said}")

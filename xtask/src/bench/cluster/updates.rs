@@ -19,7 +19,7 @@ const CORES_MOST: f64 = 1.0;
 /// Measures it.
 pub fn run(plans: &Plans, seconds: u32, followers: usize) -> Result<Vec<Row>> {
     let site = Site::up(plans)?;
-    let (options, trust) = site.access()?;
+    let (options, trust) = site.access();
     let simulated = Followers::start(&site.runtime, followers, &options, &trust);
     let world = site.documents.0;
     let slices = RATE / WRITES / world.endpoints;
@@ -34,8 +34,8 @@ pub fn run(plans: &Plans, seconds: u32, followers: usize) -> Result<Vec<Row>> {
         // Every endpoint of a slice changes each time that its turn comes.
         let slice = |index: u32| {
             let position = number * slices + index;
-            let flip = (position / world.services) % 2 == 0;
-            site.documents.slice(position % world.services, |nth| (nth % 2 == 0) == flip)
+            let flip = (position / world.services).is_multiple_of(2);
+            site.documents.slice(position % world.services, |nth| nth.is_multiple_of(2) == flip)
         };
         revision = site.write(&(0..slices).map(slice).collect::<Vec<_>>())?;
     }

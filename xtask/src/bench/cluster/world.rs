@@ -28,7 +28,7 @@ pub struct World {
 
 impl World {
     /// All of it.
-    pub fn model(&self) -> Model {
+    pub fn model(self) -> Model {
         let mut model = Model {
             services: (0..self.services).map(service).collect(),
             endpoints: Vec::new(),
@@ -63,7 +63,7 @@ impl World {
     }
 
     /// Makes an endpoint ready that is not, or the other way round.
-    pub fn flip(&self, model: &mut Model, service: u32, nth: u32) {
+    pub fn flip(self, model: &mut Model, service: u32, nth: u32) {
         let key = (name(service), SocketAddr::new(self.address(service, nth), 8080));
         let found =
             model.endpoints.binary_search_by(|one| (&one.service, &one.address).cmp(&(&key.0, &key.1)));
@@ -73,16 +73,16 @@ impl World {
     }
 
     /// The address of a service.
-    pub fn cluster_ip(&self, service: u32) -> IpAddr {
+    pub fn cluster_ip(service: u32) -> IpAddr {
         Ipv4Addr::from_bits(CLUSTER_IPS + service).into()
     }
 
     /// The address of an endpoint.
-    pub fn address(&self, service: u32, nth: u32) -> IpAddr {
+    pub fn address(self, service: u32, nth: u32) -> IpAddr {
         Ipv4Addr::from_bits(PODS + service * self.endpoints + nth).into()
     }
 
-    fn pod(&self, service: u32, nth: u32, labels: &Arc<Labels>) -> Workload {
+    fn pod(self, service: u32, nth: u32, labels: &Arc<Labels>) -> Workload {
         let name = pod_name(service, nth);
         Workload {
             uid: format!("00000000-0000-4000-8000-{service:06}{nth:06}").into(),
