@@ -81,6 +81,12 @@ def swap_server(s, size):
     s.sendall(seen.encode())
 
 
+def behind_server(s, size):
+    """Falls so far behind that it may be led back to TCP, as only programs that poll may."""
+    by_poll(s)
+    swap_server(s, size)
+
+
 def pause_client(s, size):
     """Reads half, waits for a line of standard input, reads the rest; sends half before, half after."""
     first = size // 2
@@ -553,6 +559,7 @@ CASES = {
     "drown": (drown_client, drown_server),
     "drowned": (drowned_client, drowned_server),
     "swap": (swap_client, swap_server),
+    "behind": (swap_client, behind_server),
     "pause": (pause_client, pause_server),
     "fionread": (fionread_client, fionread_server),
     "peek": (peek_client, fionread_server),
