@@ -30,6 +30,9 @@ pub trait Site: Sync {
     fn moment(&self) -> impl Future<Output = ()> + Send;
 }
 
+/// Bytes of something large.
+const LARGE: usize = 40 << 20;
+
 /// Runs all of it.
 pub async fn run(site: &impl Site) -> Result<()> {
     macro_rules! checks {
@@ -52,6 +55,7 @@ pub async fn run(site: &impl Site) -> Result<()> {
         deltas_follow_each_other,
         a_log_that_is_full_wants_a_snapshot,
         what_is_too_large_is_refused,
+        what_is_large_is_read_back,
         everybody_is_told,
     );
     Ok(())
@@ -399,6 +403,24 @@ async fn a_log_that_is_full_wants_a_snapshot(site: &impl Site) -> Result<()> {
     ensure!(store.append(&lease, &delta("0", "1", &most)).await? == Published::Yes);
     ensure!(store.append(&lease, &delta("1", "2", &[7; 11])).await? == Published::NeedsSnapshot);
     ensure!(store.append(&lease, &delta("1", "2", &[7; 10])).await? == Published::Yes);
+    Ok(())
+}
+
+/// More than Redis lets wait for whoever is subscribed to something.
+async fn what_is_large_is_read_back(site: &impl Site) -> Result<()> {
+    let store = site.client().await?;
+    let lease = taken(&store, &candidate("a", 1, 0), TTL).await?;
+    let large = vec![7; LARGE];
+    ensure!(store.publish(&lease, &snapshot("d", &large)).await? == Published::Yes);
+    let read = store.snapshot().await?.context("no table")?;
+    ensure!(read.0 == large, "another table of {} bytes", read.0.len());
+    let text = "x".repeat(LARGE / 8);
+    for number in 0..8 {
+        store.write(&[put(&format!("d{number}"), &text, None)]).await?;
+    }
+    let read = store.documents("", 0).await?.changed;
+    let bytes: usize = read.iter().filter_map(|one| one.text.as_ref()).map(|text| text.len()).sum();
+    ensure!(bytes == LARGE && read.len() == 8, "{} documents of {bytes} bytes", read.len());
     Ok(())
 }
 

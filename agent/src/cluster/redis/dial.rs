@@ -1,4 +1,4 @@
-//! One connection to the server that has our keys: found, opened, looked at, subscribed.
+//! A connection to the server that has our keys: found, opened, looked at, subscribed.
 
 use std::fs;
 use std::path::Path;
@@ -27,9 +27,18 @@ const OLDEST: u32 = 6;
 /// Where pushed messages go; called on the connection's task.
 pub(super) type OnPush = Arc<dyn Fn(PushInfo) + Send + Sync>;
 
-/// A connection that commands share.
+/// Two lines to the server: commands share one, events come by the other. Redis ends a subscriber's when more than 32 MiB wait
+/// to be sent by it (`client-output-buffer-limit pubsub`), which the documents of a large cluster exceed.
 #[derive(Clone)]
-pub(super) enum Connection {
+pub(super) struct Connection {
+    commands: Line,
+    /// Ends with the last clone.
+    _events: Line,
+}
+
+/// A line to one server, or to those of a Redis Cluster.
+#[derive(Clone)]
+enum Line {
     One(MultiplexedConnection),
     Many(ClusterConnection),
 }
@@ -37,14 +46,16 @@ pub(super) enum Connection {
 impl Connection {
     /// Runs a script, by name if the server knows it.
     pub async fn run(&mut self, script: &Script, keys: &[&str], arguments: &[&[u8]]) -> RedisResult<Value> {
-        match self.send(&script.call(true, keys, arguments)).await {
+        match self.commands.send(&script.call(true, keys, arguments)).await {
             Err(error) if error.code() == Some("NOSCRIPT") => {
-                self.send(&script.call(false, keys, arguments)).await
+                self.commands.send(&script.call(false, keys, arguments)).await
             }
             answer => answer,
         }
     }
+}
 
+impl Line {
     async fn send(&mut self, command: &Cmd) -> RedisResult<Value> {
         let answer = match self {
             Self::One(connection) => connection.req_packed_command(command).await,
@@ -77,17 +88,14 @@ pub(super) async fn dial(
         .set_connection_timeout(Some(options.limit))
         // Every call has a limit of its own around it.
         .set_response_timeout(None);
-    let mut connection = match &target.way {
+    let (commands, mut events) = match &target.way {
         Way::Single { database } => {
             let client = access.client(&target.hosts[0], *database)?;
-            let config = config.set_push_sender(push);
-            Connection::One(client.get_multiplexed_async_connection_with_config(&config).await?)
+            lines(&client, &config.set_push_sender(push)).await?
         }
         Way::Sentinel { master } => {
             let host = ask_sentinels(&access, &target.hosts, master, &config, options.limit).await?;
-            let config = config.set_push_sender(push);
-            let client = access.client(&host, 0)?;
-            Connection::One(client.get_multiplexed_async_connection_with_config(&config).await?)
+            lines(&access.client(&host, 0)?, &config.set_push_sender(push)).await?
         }
         Way::Cluster => {
             let nodes: Result<Vec<_>, _> = target.hosts.iter().map(|host| access.info(host, 0)).collect();
@@ -100,9 +108,12 @@ pub(super) async fn dial(
             if let Some(certificates) = &access.certificates {
                 builder = builder.certs(certificates.clone());
             }
-            Connection::Many(builder.build()?.get_async_connection().await?)
+            let client = builder.build()?;
+            let line = async || client.get_async_connection().await.map(Line::Many);
+            (line().await?, line().await?)
         }
     };
+    let mut connection = Connection { commands, _events: events.clone() };
     let info = connection.run(&scripts::FITNESS, &[&keys.leader], &[]).await?;
     let promoted = matches!(target.way, Way::Sentinel { .. } | Way::Cluster);
     let info = match info {
@@ -110,8 +121,14 @@ pub(super) async fn dial(
         other => reply::text(other)?.unwrap_or_default(),
     };
     fit(&info, promoted)?;
-    connection.subscribe(&keys.events).await?;
+    events.subscribe(&keys.events).await?;
     Ok(connection)
+}
+
+/// Two lines to one server; what is pushed tells of the end of either.
+async fn lines(client: &Client, config: &AsyncConnectionConfig) -> RedisResult<(Line, Line)> {
+    let line = async || client.get_multiplexed_async_connection_with_config(config).await.map(Line::One);
+    Ok((line().await?, line().await?))
 }
 
 /// Where the master is, from the first Sentinel that knows.
