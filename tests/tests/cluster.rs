@@ -37,9 +37,7 @@ fn what_is_applied_on_one_node_steers_traffic_on_all() -> Result<()> {
     let follower = NODES.into_iter().find(|node| *node != leader).context("there are three")?;
     let said = site.sluice_with(follower, &["apply", "-f", "-"], service_to("v2"))?;
     ensure!(said.contains("HTTPRoute/default/web created"), "{said}");
-    for node in NODES {
-        wait_for("the route to steer", LIMIT, || site.answer(node).is_ok_and(|answer| answer == "v2"))?;
-    }
+    site.wait_answers("the route to steer", "v2")?;
     let said = site.sluice_with(follower, &["apply", "-f", "-"], service_to("v2"))?;
     ensure!(said.contains("HTTPRoute/default/web unchanged"), "{said}");
     // What is there is shown, and what would change.
@@ -52,11 +50,7 @@ fn what_is_applied_on_one_node_steers_traffic_on_all() -> Result<()> {
     );
     let said = site.sluice(follower, &["delete", "HTTPRoute/default/web"])?;
     ensure!(said.contains("deleted"), "{said}");
-    for node in NODES {
-        wait_for("the service's own endpoints", LIMIT, || {
-            site.answer(node).is_ok_and(|answer| answer == "v1")
-        })?;
-    }
+    site.wait_answers("the service's own endpoints", "v1")?;
     Ok(())
 }
 
@@ -221,9 +215,7 @@ fn a_table_that_no_leader_made_is_refused_and_named() -> Result<()> {
     }
     // What a leader publishes then counts again.
     site.sluice_with("node1", &["apply", "-f", "-"], service_to("v2"))?;
-    for node in NODES {
-        wait_for("the leader's table", LIMIT, || site.answer(node).is_ok_and(|answer| answer == "v2"))?;
-    }
+    site.wait_answers("the leader's table", "v2")?;
     // And the one before it does not, although it is signed: it is older.
     site.store_table(&good)?;
     // Whoever leads sees that the store went back, and writes the newest one again.

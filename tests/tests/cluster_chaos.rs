@@ -20,9 +20,7 @@ fn at_v2(name: &str) -> Result<Site> {
     let mut site = Site::up(name)?;
     site.start_all()?;
     site.sluice_with("node1", &["apply", "-f", "-"], service_to("v2"))?;
-    for node in NODES {
-        wait_for("the route to steer", LIMIT, || site.answer(node).is_ok_and(|answer| answer == "v2"))?;
-    }
+    site.wait_answers("the route to steer", "v2")?;
     Ok(site)
 }
 
@@ -88,9 +86,7 @@ fn a_store_that_went_back_in_time_is_brought_forward() -> Result<()> {
     site.dump()?;
     let epoch = site.epoch("node1")?;
     site.sluice_with("node1", &["apply", "-f", "-"], service_to("v2"))?;
-    for node in NODES {
-        wait_for("the route to steer", LIMIT, || site.answer(node).is_ok_and(|answer| answer == "v2"))?;
-    }
+    site.wait_answers("the route to steer", "v2")?;
     site.restore_redis()?;
     // The restored store knows nothing of the route. Who leads may lead on, if its lease was in the dump and is still good.
     wait_for("the route to be back in the store", LIMIT, || {
@@ -151,9 +147,7 @@ fn a_store_that_takes_no_writes_costs_no_traffic() -> Result<()> {
     wait_for("writes to be taken", LIMIT, || {
         site.sluice_with("node1", &["apply", "-f", "-"], service_to("v1")).is_ok()
     })?;
-    for node in NODES {
-        wait_for("the route to steer", LIMIT, || site.answer(node).is_ok_and(|answer| answer == "v1"))?;
-    }
+    site.wait_answers("the route to steer", "v1")?;
     let failed = load.stop()?;
     ensure!(failed.is_empty(), "requests failed: {failed:?}");
     Ok(())

@@ -91,9 +91,7 @@ fn at_v2(name: &str) -> Result<Site> {
     let mut site = Site::up(name)?;
     site.start_all()?;
     site.sluice_with("node1", &["apply", "-f", "-"], service_to("v2"))?;
-    for node in NODES {
-        wait_for("the route to steer", LIMIT, || site.answer(node).is_ok_and(|answer| answer == "v2"))?;
-    }
+    site.wait_answers("the route to steer", "v2")?;
     Ok(site)
 }
 
@@ -127,9 +125,7 @@ fn who_can_only_write_to_redis_moves_no_traffic() -> Result<()> {
     site.start_all()?;
     let old = Raw(&site).get(SEAL)?;
     site.sluice_with("node1", &["apply", "-f", "-"], service_to("v2"))?;
-    for node in NODES {
-        wait_for("the route to steer", LIMIT, || site.answer(node).is_ok_and(|answer| answer == "v2"))?;
-    }
+    site.wait_answers("the route to steer", "v2")?;
     let load = site.load("node2")?;
     refused_everywhere(&site, ("a document is added", "altered"), |raw| {
         raw.put("HTTPRoute/default/a-evil", &evil())
@@ -145,9 +141,7 @@ fn who_can_only_write_to_redis_moves_no_traffic() -> Result<()> {
     ensure!(failed.is_empty(), "requests failed: {failed:?}");
     // The next proper one counts.
     site.sluice_with("node3", &["apply", "-f", "-"], service_to("v1"))?;
-    for node in NODES {
-        wait_for("the route to steer", LIMIT, || site.answer(node).is_ok_and(|answer| answer == "v1"))?;
-    }
+    site.wait_answers("the route to steer", "v1")?;
     Ok(())
 }
 

@@ -297,6 +297,14 @@ impl Site {
         Ok(response.header("x-version").unwrap_or_default().to_owned())
     }
 
+    /// Waits until pods of all nodes are answered so.
+    pub fn wait_answers(&self, what: &str, version: &str) -> Result<()> {
+        for node in NODES {
+            wait_for(what, LIMIT, || self.answer(node).is_ok_and(|answer| answer == version))?;
+        }
+        Ok(())
+    }
+
     /// Load from a pod of a node.
     pub fn load(&self, node: &str) -> Result<Running> {
         let address = (std::net::IpAddr::from(self.lab.cluster_ip(HOST)?.v4), 80).into();
