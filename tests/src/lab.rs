@@ -350,7 +350,7 @@ impl<'a> Pod<'a> {
     pub fn start(&self, program: &Program) -> Result<std::process::Child> {
         let directory = self.directory();
         let launch = program::prepare(program, self.spec, self.address(), &directory)?;
-        let log = directory.join(format!("{}.log", program.name()));
+        let log = self.log_path(program);
         let output = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
         let (name, arguments) = launch.argv.split_first().context("a program has a name")?;
         self.command(name)?
@@ -377,9 +377,15 @@ impl<'a> Pod<'a> {
                     self.node().in_netns(|| std::net::TcpStream::connect_timeout(&address, CONNECT_TIMEOUT));
                 matches!(connected, Ok(Ok(_)))
             })
-            .with_context(|| format!("see the logs in {}", self.directory().display()))?;
+            .with_context(|| {
+                format!("its log: {}", fs::read_to_string(self.log_path(program)).unwrap_or_default())
+            })?;
         }
         Ok(())
+    }
+
+    fn log_path(&self, program: &Program) -> PathBuf {
+        self.directory().join(format!("{}.log", program.name()))
     }
 
     fn start_programs(&self) -> Result<()> {

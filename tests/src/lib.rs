@@ -16,6 +16,7 @@ pub mod topology;
 pub mod wiring;
 
 pub mod cgroup;
+pub mod emulated;
 pub mod ethernet;
 pub mod exec;
 pub mod netns;

@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
+use crate::emulated::patience;
+
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// How long anything in the lab may take to become ready, on a loaded machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -15,6 +17,7 @@ pub fn wait_for(what: &str, limit: Duration, mut condition: impl FnMut() -> bool
 
 /// Waits until `look` finds something and returns it.
 pub fn wait_until<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Option<T>) -> Result<T> {
+    let limit = patience(limit);
     let end = Instant::now() + limit;
     loop {
         // The look comes before the clock, so that a machine that stalls for the whole limit still gets one.

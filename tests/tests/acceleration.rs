@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use common::{LIMIT, Mesh};
 use lab::agent::{Agent, AgentOptions};
 use lab::documents::replace_file;
+use lab::emulated::transfer;
 use lab::{Lab, PodSpec, Program, ServiceSpec, Topology, exec, unprivileged, wait_for};
 use serde_json::Value;
 
@@ -144,8 +145,10 @@ fn sockets_behave_as_with_tcp() -> Result<()> {
     }
     let lab = Accelerated::up("accel_sockets")?;
     let before = lab.count(REDIRECTED)?;
+    let large = transfer(64 << 20, 16 << 20);
+    let swapped = format!("{large} bytes each way");
     let cases = [
-        ("swap", 64 << 20, "67108864 bytes each way"),
+        ("swap", large, swapped.as_str()),
         ("fionread", 0, "[1000, 600, 0]"),
         ("peek", 0, "[600, 600, True, True]"),
         ("half", 3_000_000, "True"),
@@ -292,7 +295,7 @@ fn an_agent_that_is_killed_or_stopped_leaves_joined_connections_whole() -> Resul
         return Ok(());
     }
     let mut lab = Accelerated::up("accel_killed")?;
-    let size = 32 << 20;
+    let size = transfer(32 << 20, 16 << 20);
     for kill in [true, false] {
         let before = lab.count(JOINED)?;
         let mut paused = Vec::new();

@@ -9,6 +9,7 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 use common::{LIMIT, Mesh};
+use lab::emulated::transfer;
 use lab::{PodSpec, Program, ServiceSpec, Topology, exec, unprivileged, wait_for};
 use serde_json::Value;
 
@@ -182,10 +183,12 @@ fn large_transfers_half_closes_and_counts_of_unread_bytes() -> Result<()> {
         return Ok(());
     }
     let apps = Apps::up("apps_bytes", vec![python()])?;
+    let (swap, behind) = (transfer(32 << 20, 16 << 20), transfer(256 << 20, 16 << 20));
+    let [swapped, followed] = [swap, behind].map(|size| format!("{size} bytes each way"));
     let cases = [
         // Never so much that a slow reader is led back to TCP: it waits in `recv`.
-        ("swap", 32_usize << 20, "33554432 bytes each way"),
-        ("behind", 256 << 20, "268435456 bytes each way"),
+        ("swap", swap, swapped.as_str()),
+        ("behind", behind, followed.as_str()),
         ("half", 30_000_000, "True"),
         ("fionread", 0, "[1000, 600, 0]"),
         ("peek", 0, "[600, 600, True, True]"),
@@ -207,7 +210,7 @@ fn a_transfer_outlives_an_agent_that_is_killed_in_its_midst() -> Result<()> {
         return Ok(());
     }
     let mut apps = Apps::up("apps_killed", vec![python()])?;
-    let (host, size) = (apps.host(Way::Pod)?.to_string(), 256 << 20);
+    let (host, size) = (apps.host(Way::Pod)?.to_string(), transfer(256 << 20, 16 << 20));
     let mut command = apps.mesh.lab.pod("client")?.command("python3")?;
     command.args(["-c", PEER, "behind", &host, &PYTHON.to_string(), &size.to_string()]);
     let mut client = command.stdout(Stdio::piped()).spawn().context("a client")?;

@@ -8,6 +8,7 @@ use std::process::{Child, ChildStdout, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use common::{LIMIT, Mesh};
+use lab::emulated::transfer;
 use lab::{PodSpec, Program, ServiceSpec, Topology, exec, unprivileged, wait_for};
 
 const PEER: &str = include_str!("acceleration/peer.py");
@@ -24,6 +25,9 @@ const BRIDGED: &str = "sluice_acceleration_bridges_total{reason=\"bridged\"}";
 const NOW: &str = "sluice_acceleration_bridged ";
 const FLOODED: &str = "sluice_acceleration_faults_total{reason=\"flooded\"}";
 const SOCKETS: &str = "sluice_acceleration_sockets";
+
+/// What a flood has in a guest: more than receivers may hold.
+const FLOOD: usize = 256 << 20;
 
 fn up(name: &str) -> Result<Mesh> {
     let server = |how: &str, port: u16| {
@@ -133,7 +137,7 @@ fn every_byte_arrives_once_and_in_order() -> Result<()> {
             bridges(&mesh, ("first", &said), to, size)?;
         }
     }
-    let large = 64 << 20;
+    let large = transfer(64 << 20, 16 << 20);
     bridges(&mesh, ("chat", &format!("{large} bytes each way")), mesh.service("peer", 0, SERVICE)?, large)?;
     wait_over(&mesh)
 }
@@ -275,7 +279,7 @@ fn a_flooded_server_is_led_back_to_tcp_through_the_agent() -> Result<()> {
         return Ok(());
     }
     let mesh = up("splice_flood")?;
-    let size = 1 << 30;
+    let size = transfer(1 << 30, FLOOD);
     let to = mesh.service("peer", 0, SERVICE)?;
     let mut client = Client::start(&mesh, "floods", to, size)?;
     let line = client.line()?;
@@ -297,7 +301,7 @@ fn a_flooded_server_that_splices_misses_nothing_unknowingly() -> Result<()> {
         return Ok(());
     }
     let mesh = up("splice_drowned")?;
-    let said = case(&mesh, "drowns", mesh.service("peer", 0, SERVICE)?, 1 << 30)?;
+    let said = case(&mesh, "drowns", mesh.service("peer", 0, SERVICE)?, transfer(1 << 30, FLOOD))?;
     ensure!(said == "told", "the sender was {said}");
     let said = case(&mesh, "drowned", SocketAddr::new(mesh.pod_ip("server", 0)?, PORT), 0)?;
     ensure!(said == "0 and ECONNABORTED", "the receiver got {said}");

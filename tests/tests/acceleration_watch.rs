@@ -10,6 +10,7 @@ use std::process::{Child, Stdio};
 use anyhow::{Context, Result, ensure};
 use common::{LIMIT, Mesh};
 use lab::documents::replace_file;
+use lab::emulated::transfer;
 use lab::{PodSpec, Program, ServiceSpec, Topology, exec, unprivileged, wait_for};
 
 const PEER: &str = include_str!("acceleration/peer.py");
@@ -20,6 +21,9 @@ const OPTED_OUT: &str = "sluice_acceleration_connections_total{reason=\"opted_ou
 const STALLED: &str = "sluice_acceleration_faults_total{reason=\"stalled\"}";
 const FLOODED: &str = "sluice_acceleration_faults_total{reason=\"flooded\"}";
 const SOCKETS: &str = "sluice_acceleration_sockets";
+
+/// What a flood has in a guest: more than receivers may hold.
+const FLOOD: usize = 256 << 20;
 
 fn accelerated(name: &str) -> Result<Mesh> {
     let argv = ["python3", "-c", PEER, "serve", &PORT.to_string()].map(str::to_owned).to_vec();
@@ -105,7 +109,7 @@ fn a_receiver_that_does_not_keep_up_stops_its_sender() -> Result<()> {
         return Ok(());
     }
     let mesh = accelerated("watch_flooded")?;
-    let size = 1 << 30;
+    let size = transfer(1 << 30, FLOOD);
     let (mut client, mut output) = start(&mesh, "flood", size)?;
     let mut line = String::new();
     output.read_line(&mut line).context("the client's first line")?;
@@ -132,7 +136,7 @@ fn a_flooded_receiver_that_splices_is_told_and_misses_nothing_unknowingly() -> R
         return Ok(());
     }
     let mesh = accelerated("watch_drowned")?;
-    let said = case(&mesh, "client", "drown", 1 << 30)?;
+    let said = case(&mesh, "client", "drown", transfer(1 << 30, FLOOD))?;
     ensure!(said == "told", "the sender was {said}");
     let said = case(&mesh, "other", "drowned", 0)?;
     ensure!(said == "0 and ECONNABORTED", "the receiver got {said}");
@@ -159,7 +163,7 @@ fn a_slow_server_behind_the_agent_withdraws_nobody() -> Result<()> {
     let status = || Ok::<_, anyhow::Error>(mesh.verb(NODE, "status")?["capture"]["acceleration"].clone());
     wait_for("the server to opt out", LIMIT, || status().is_ok_and(|status| status["opted_out"] == 2))?;
 
-    let size = 1 << 30;
+    let size = transfer(1 << 30, FLOOD);
     let service = mesh.lab.cluster_ip("peer")?.v4.into();
     let (mut client, mut output) = start_with(&mesh, &arguments_to(service, "flood", size))?;
     let mut line = String::new();

@@ -6,7 +6,9 @@ A connection begins with a line that says what is done on it. The client prints 
 import array, errno, fcntl, hashlib, os, queue, random, select, socket, sys, termios, threading, time
 
 BLOCK = random.Random(7).randbytes(1 << 20)
-PATIENCE = 20
+# Emulated guests of `xtask vm` take longer.
+SLOWER = 6 if "SLUICE_EMULATED" in os.environ else 1
+PATIENCE = 20 * SLOWER
 
 
 def pattern(size):
@@ -214,7 +216,7 @@ def flood_client(s, size):
         start = sent % len(BLOCK)
         sent += s.send(BLOCK[start : min(len(BLOCK), start + 8192, start + size - sent)])
     print(f"stopped at {sent}", flush=True)
-    s.settimeout(60)
+    s.settimeout(3 * PATIENCE)
     while sent < size:
         start = sent % len(BLOCK)
         end = min(len(BLOCK), start + size - sent)
@@ -230,7 +232,7 @@ def flood_server(s, size):
     send_pattern(s, BACK)
     sum = hashlib.sha256()
     receive(s, len(BLOCK), sum=sum)
-    assert GO.wait(60), "nobody said go"
+    assert GO.wait(3 * PATIENCE), "nobody said go"
     s.sendall(receive(s, size - len(BLOCK), sum=sum).encode())
 
 
@@ -344,7 +346,7 @@ def chats_client(s, size):
 
     def one():
         with socket.socket(s.family) as other:
-            other.settimeout(60)
+            other.settimeout(3 * PATIENCE)
             other.connect(s.getpeername())
             other.sendall(f"chat {size}\n".encode())
             found.put(chat_client(other, size))

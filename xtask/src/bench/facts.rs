@@ -24,11 +24,17 @@ pub fn gather(contenders: &[Contender], binaries: &Binaries) -> Vec<(&'static st
 /// The machine alone.
 pub fn machine() -> Vec<(&'static str, String)> {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let cpuinfo = read("/proc/cpuinfo");
     vec![
-        ("processor", processor(&read("/proc/cpuinfo"))),
-        ("cores", cores().to_string()),
+        ("processor", processor(&cpuinfo)),
+        // All of them: whoever asks may be pinned to one by now.
+        ("cores", online(&cpuinfo).to_string()),
         ("kernel", read("/proc/sys/kernel/osrelease").trim().to_owned()),
     ]
+}
+
+fn online(cpuinfo: &str) -> usize {
+    cpuinfo.lines().filter(|line| line.starts_with("processor")).count()
 }
 
 fn processor(cpuinfo: &str) -> String {
@@ -55,5 +61,6 @@ mod tests {
     fn the_processor_is_named() {
         assert_eq!(processor("processor\t: 0\nmodel name\t: Fast One\n"), "Fast One");
         assert_eq!(processor(""), "unknown");
+        assert_eq!(online("processor\t: 0\nmodel name\t: A\n\nprocessor\t: 1\n"), 2);
     }
 }

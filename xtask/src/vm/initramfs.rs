@@ -19,7 +19,11 @@ const TOOLS: &[&str] = &[
     "nginx",
     "redis-server",
     "redis-cli",
+    "redis-benchmark",
     "nats-server",
+    "wrk",
+    "iperf3",
+    "setpriv",
     "ls",
     "cat",
 ];
@@ -78,6 +82,7 @@ pub fn build(guest: &Guest<'_>, arguments: &[String]) -> Result<PathBuf> {
         install_with_libraries(&root, program, &Path::new("test").join(name))?;
     }
     install_python(&root)?;
+    install_postgresql(&root)?;
     let modules = install_modules(guest.directory, &root)?;
     write_texts(&root, guest, arguments, &modules)?;
     archive(&root, &guest.directory.join("initramfs.cpio"))
@@ -87,8 +92,12 @@ fn write_texts(root: &Path, guest: &Guest<'_>, arguments: &[String], modules: &[
     let init = init_script(guest.binaries, arguments, modules);
     let texts = [
         ("init", init.as_str()),
-        ("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n"),
-        ("etc/group", "root:x:0:\nnogroup:x:65534:\n"),
+        (
+            "etc/passwd",
+            "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n\
+             postgres:x:70:70:postgres:/:/bin/sh\n",
+        ),
+        ("etc/group", "root:x:0:\nnogroup:x:65534:\npostgres:x:70:\n"),
         ("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files\n"),
         // Without it glibc takes the first line of a name and hides its address of the other family.
         ("etc/host.conf", "multi on\n"),
@@ -114,13 +123,16 @@ fn init_script(binaries: &[PathBuf], arguments: &[String], modules: &[String]) -
     format!(
         "#!/bin/sh\n\
          /bin/busybox --install -s /bin 2>/dev/null\n\
-         export PATH=/bin HOME=/root CI=true SLUICE_BIN=/test/sluice\n\
+         export PATH=/bin HOME=/root CI=true SLUICE_BIN=/test/sluice {}=1\n\
          mount -t proc proc /proc\nmount -t sysfs sys /sys\nmount -t devtmpfs dev /dev\n\
          mount -t tmpfs run /run\nmount -t tmpfs tmp /tmp\n\
          mount -t cgroup2 cgroup /sys/fs/cgroup\nmount -t bpf bpf /sys/fs/bpf\n\
          ip link set lo up\n{}\n\
+         # Room for TCP as on a machine of 16 GiB: what a test floods is seen to before the kernel has no more.\n\
+         echo 190000 253000 380000 > /proc/sys/net/ipv4/tcp_mem\n\
          ulimit -n 20000\ncd /test\ncode=0\n{}\n\
          echo \"{}$code\"\npoweroff -f\n",
+        lab::emulated::VARIABLE,
         modules.join("\n"),
         tests.join("\n"),
         super::qemu::EXIT_MARK,
@@ -187,11 +199,6 @@ fn install_python(root: &Path) -> Result<()> {
     let inside = program.strip_prefix('/').unwrap_or(program);
     install_with_libraries(root, Path::new(program), Path::new(inside))?;
     symlink(program, root.join("bin/python3")).context("linking the guest's Python")?;
-    copy_python(root, Path::new(library))
-}
-
-/// Copies a directory of Python's without what no test imports.
-fn copy_python(root: &Path, directory: &Path) -> Result<()> {
     const UNUSED: &[&str] = &[
         "__pycache__",
         "dist-packages",
@@ -202,17 +209,46 @@ fn copy_python(root: &Path, directory: &Path) -> Result<()> {
         "test",
         "tkinter",
     ];
+    copy_tree(root, Path::new(library), &|path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if path.is_dir() {
+            return !UNUSED.contains(&&*name) && !name.starts_with("config-");
+        }
+        name.ends_with(".py") || name.ends_with(".so")
+    })
+}
+
+/// Copies PostgreSQL's server and client, which find each other and their files by where they are.
+fn install_postgresql(root: &Path) -> Result<()> {
+    let versions = fs::read_dir("/usr/lib/postgresql").context("no PostgreSQL: run 'scripts/setup'")?;
+    let versions = versions.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    let newest = versions.iter().max().context("/usr/lib/postgresql is empty")?;
+    for program in ["initdb", "postgres", "psql"] {
+        let path = newest.join("bin").join(program);
+        install_with_libraries(root, &path, path.strip_prefix("/").unwrap_or(&path))?;
+        symlink(&path, root.join("bin").join(program)).context("linking a program of PostgreSQL's")?;
+    }
+    let has = |path: &Path, what: &str| path.to_string_lossy().contains(what);
+    // Compiled queries need LLVM, which is larger than everything else together.
+    copy_tree(root, &newest.join("lib"), &|path| !has(path, "llvm") && !has(path, "bitcode"))?;
+    let share = Path::new("/usr/share/postgresql").join(newest.file_name().unwrap_or_default());
+    copy_tree(root, &share, &|path| !has(path, "/man"))
+}
+
+/// Copies what `wanted` keeps of a directory to the same place in the guest.
+fn copy_tree(root: &Path, directory: &Path, wanted: &dyn Fn(&Path) -> bool) -> Result<()> {
     for entry in fs::read_dir(directory).with_context(|| format!("reading {}", directory.display()))? {
         let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if !wanted(&path) {
+            continue;
+        }
         let target = path.strip_prefix("/").unwrap_or(&path);
-        match path.extension().and_then(|ending| ending.to_str()) {
-            _ if path.is_dir() && !UNUSED.contains(&&*name) && !name.starts_with("config-") => {
-                copy_python(root, &path)?;
-            }
-            Some("py") => install(root, &path, target)?,
-            Some("so") => install_with_libraries(root, &path, target)?,
-            _ => {}
+        if path.is_dir() {
+            copy_tree(root, &path, wanted)?;
+        } else if path.extension().is_some_and(|ending| ending == "so") {
+            install_with_libraries(root, &path, target)?;
+        } else {
+            install(root, &path, target)?;
         }
     }
     Ok(())
