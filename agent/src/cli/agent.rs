@@ -191,8 +191,9 @@ pub(super) struct CaptureArgs {
           value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
     destinations_max: u32,
     /// Whether connections between two sockets on this node skip TCP: `auto` does where `--cgroup` is given and the kernel
-    /// passes a self-test; `on` takes two faults: `splice` from such a socket finds nothing, and a receiver that does not read
-    /// does not stop its sender. Pods with the annotation `sluice.dev/acceleration: "off"` take no part.
+    /// passes a self-test; `on` takes three faults: `splice` from such a socket finds nothing, a receiver that does not read
+    /// does not stop its sender, and who waits in `recv` on a blocking socket may be told EAGAIN where the connection is half
+    /// closed or reset. Pods with the annotation `sluice.dev/acceleration: "off"` take no part.
     #[arg(long, env = "SLUICE_ACCELERATION", value_enum, default_value_t = Acceleration::Auto)]
     acceleration: Acceleration,
     /// Whether `sluice observe` is told when connections of sockets below `--cgroup` stand and end, with bytes and round-trip

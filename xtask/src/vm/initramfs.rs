@@ -23,7 +23,6 @@ const TOOLS: &[&str] = &[
     "nats-server",
     "wrk",
     "iperf3",
-    "setpriv",
     "ls",
     "cat",
 ];
@@ -228,6 +227,7 @@ fn install_postgresql(root: &Path) -> Result<()> {
         install_with_libraries(root, &path, path.strip_prefix("/").unwrap_or(&path))?;
         symlink(&path, root.join("bin").join(program)).context("linking a program of PostgreSQL's")?;
     }
+    install_with_libraries(root, &which("setpriv")?, Path::new("usr/bin/setpriv"))?;
     let has = |path: &Path, what: &str| path.to_string_lossy().contains(what);
     // Compiled queries need LLVM, which is larger than everything else together.
     copy_tree(root, &newest.join("lib"), &|path| !has(path, "llvm") && !has(path, "bitcode"))?;
