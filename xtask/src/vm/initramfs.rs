@@ -191,13 +191,6 @@ fn install_module(path: &Path, root: &Path) -> Result<String> {
 /// Copies Python, in which some of the tests' peers are written. The program of that name on PATH may be a script that
 /// starts another one.
 fn install_python(root: &Path) -> Result<()> {
-    const WHERE: &str = "import os, sys, sysconfig\n\
-                         print(os.path.realpath(sys.executable))\nprint(sysconfig.get_path('stdlib'))";
-    let said = stdout(&mut command("python3", ["-c", WHERE]))?;
-    let (program, library) = said.trim().split_once('\n').context("python3 says where it is")?;
-    let inside = program.strip_prefix('/').unwrap_or(program);
-    install_with_libraries(root, Path::new(program), Path::new(inside))?;
-    symlink(program, root.join("bin/python3")).context("linking the guest's Python")?;
     const UNUSED: &[&str] = &[
         "__pycache__",
         "dist-packages",
@@ -208,6 +201,13 @@ fn install_python(root: &Path) -> Result<()> {
         "test",
         "tkinter",
     ];
+    const WHERE: &str = "import os, sys, sysconfig\n\
+                         print(os.path.realpath(sys.executable))\nprint(sysconfig.get_path('stdlib'))";
+    let said = stdout(&mut command("python3", ["-c", WHERE]))?;
+    let (program, library) = said.trim().split_once('\n').context("python3 says where it is")?;
+    let inside = program.strip_prefix('/').unwrap_or(program);
+    install_with_libraries(root, Path::new(program), Path::new(inside))?;
+    symlink(program, root.join("bin/python3")).context("linking the guest's Python")?;
     copy_tree(root, Path::new(library), &|path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if path.is_dir() {
