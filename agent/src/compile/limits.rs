@@ -4,7 +4,6 @@
 //! quota. What is answered, and whether it only counts, may change under it.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -64,13 +63,10 @@ enum Keys {
 }
 
 /// What a request holds while it is in flight.
-pub struct InFlight(#[expect(dead_code, reason = "dropping it gives back what was taken")] Permit<Concurrency>);
-
-impl fmt::Debug for InFlight {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("InFlight")
-    }
-}
+#[derive(Debug)]
+pub struct InFlight(
+    #[expect(dead_code, reason = "dropping it gives back what was taken")] Permit<Concurrency>,
+);
 
 /// What is known of a limit's use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,7 +148,9 @@ impl LimitCounter {
                 let rate = rate.or_else(|_| Rate::new(1, window_ns.max(1), 1));
                 match rate {
                     Ok(rate) => Keys::Rate(Store::new(rate, size)),
-                    Err(_) => Keys::Window(Store::new(Window { requests: 1, window: window_ns.max(1) }, size)),
+                    Err(_) => {
+                        Keys::Window(Store::new(Window { requests: 1, window: window_ns.max(1) }, size))
+                    }
                 }
             }
             Quota::Window { requests, window_ns } => {
@@ -229,7 +227,9 @@ pub(super) fn compile<'m>(
     let known: HashMap<(&ObjectName, &str), &Arc<LimitCounter>> = previous
         .all
         .iter()
-        .flat_map(|policy| policy.limits.iter().map(|counter| ((&policy.name, &*counter.limit.name), counter)))
+        .flat_map(|policy| {
+            policy.limits.iter().map(|counter| ((&policy.name, &*counter.limit.name), counter))
+        })
         .collect();
     let mut table = LimitTable::default();
     for document in documents {

@@ -4,6 +4,7 @@
 //! spread over sets of [`WAYS`], each with a lock of its own that is held for some nanoseconds; memory is taken as sets
 //! fill. A full set forgets the key that says least: an idle one, else the one that was used longest ago.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -13,7 +14,6 @@ use super::{Counter, Verdict};
 const WAYS: usize = 8;
 
 /// A counter for each key.
-#[derive(Debug)]
 pub struct Store<C: Counter> {
     counter: C,
     sets: Box<[Mutex<Vec<Way<C::State>>>]>,
@@ -21,7 +21,6 @@ pub struct Store<C: Counter> {
     uncounted: AtomicU64,
 }
 
-#[derive(Debug)]
 struct Way<S> {
     key: u64,
     used: u64,
@@ -29,7 +28,6 @@ struct Way<S> {
 }
 
 /// What was taken, until it is given back.
-#[derive(Debug)]
 pub struct Permit<C: Counter> {
     store: Arc<Store<C>>,
     key: u64,
@@ -46,6 +44,18 @@ impl<C: Counter> Permit<C> {
 impl<C: Counter> Drop for Permit<C> {
     fn drop(&mut self) {
         self.store.give_back(self.key, self.taken);
+    }
+}
+
+impl<C: Counter> fmt::Debug for Store<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("sets", &self.sets.len()).finish_non_exhaustive()
+    }
+}
+
+impl<C: Counter> fmt::Debug for Permit<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Permit").finish_non_exhaustive()
     }
 }
 
@@ -120,12 +130,7 @@ impl<C: Counter> Store<C> {
     }
 
     /// The key's place in its set, made where it has none; `None` where no other may be forgotten for it.
-    fn find<'s>(
-        &self,
-        set: &'s mut Vec<Way<C::State>>,
-        key: u64,
-        now: u64,
-    ) -> Option<&'s mut Way<C::State>> {
+    fn find<'s>(&self, set: &'s mut Vec<Way<C::State>>, key: u64, now: u64) -> Option<&'s mut Way<C::State>> {
         let fresh = || Way { key, used: now, state: C::State::default() };
         let position = match set.iter().position(|way| way.key == key) {
             Some(position) => position,

@@ -8,7 +8,7 @@ use super::http::caller::Caller;
 use super::http::plan::{Plan, Planned};
 use crate::compile::{InFlight, LimitCounter, LimitPolicy, RoutingTable, limit_time};
 use crate::http::FieldSink;
-use crate::http::h1::{Known, RequestHead};
+use crate::http::h1::RequestHead;
 use crate::limit::Verdict;
 use crate::model::{HostPattern, KeyPart, Missing, ObjectName, Quota, Workload};
 use crate::route::{RequestView, query_parameter};
@@ -93,7 +93,7 @@ impl Caller<'_> {
         }
         match admit(&enforced, &asking, held) {
             Ok(()) => planned,
-            Err(limited) => Planned { plan: Plan::Limited(limited), ..planned },
+            Err(limited) => planned.limited(limited),
         }
     }
 
@@ -123,7 +123,9 @@ impl Caller<'_> {
             }
             _ => None,
         };
-        found.extend(service.into_iter().flat_map(|service| limits.of_service(service)).map(|policy| &**policy));
+        found.extend(
+            service.into_iter().flat_map(|service| limits.of_service(service)).map(|policy| &**policy),
+        );
         // A document that is about it in two ways counts it once.
         let mut seen = 0;
         while seen < found.len() {
@@ -140,15 +142,10 @@ impl Caller<'_> {
 }
 
 /// Takes from all limits, or from none: what was taken before one refused is given back.
-fn admit<'t>(
-    policies: &[&'t LimitPolicy],
-    asking: &Asking<'_>,
-    held: &mut Held,
-) -> Result<(), Limited<'t>> {
+fn admit<'t>(policies: &[&'t LimitPolicy], asking: &Asking<'_>, held: &mut Held) -> Result<(), Limited<'t>> {
     let before = held.len();
     let mut taken: Vec<(&LimitCounter, u64)> = Vec::new();
-    let mut limits =
-        policies.iter().flat_map(|policy| policy.limits.iter().map(|limit| (*policy, &**limit)));
+    let mut limits = policies.iter().flat_map(|policy| policy.limits.iter().map(|limit| (*policy, &**limit)));
     let mut refused: Option<Limited<'t>> = None;
     while let Some((policy, limit)) = limits.next() {
         let wait = match asking.key(limit) {
@@ -242,8 +239,10 @@ impl Asking<'_> {
             }
             KeyPart::Header(name) => return self.write_header(name, hasher),
             KeyPart::Cookie(name) => {
-                let fields = self.head.fields().all(Known::Cookie);
-                let Some(value) = fields.flat_map(|field| cookies(field, name.as_bytes())).next() else {
+                let fields =
+                    self.head.fields().iter().filter(|field| field.name.eq_ignore_ascii_case(b"cookie"));
+                let Some(value) = fields.flat_map(|field| cookies(field.value, name.as_bytes())).next()
+                else {
                     return false;
                 };
                 text(value);
@@ -270,7 +269,9 @@ impl Asking<'_> {
     /// All values count, so that nobody gets a key of its own by putting another value beside the one that the server heeds.
     fn write_header(&self, name: &str, hasher: &mut impl Hasher) -> bool {
         let mut found = false;
-        for field in self.head.fields().iter().filter(|field| field.name.eq_ignore_ascii_case(name.as_bytes())) {
+        for field in
+            self.head.fields().iter().filter(|field| field.name.eq_ignore_ascii_case(name.as_bytes()))
+        {
             found = true;
             hasher.write_usize(field.value.len());
             hasher.write(field.value);

@@ -15,8 +15,8 @@ use crate::model::Workload;
 
 pub use hosts::HostTable;
 pub use path::{EscapedSlashes, InvalidPath, Normalisation, PathPolicy, canonical_escapes, normalise};
-pub use rewrite::{redirect_location, rewrite_climbs, rewrite_path};
 pub use query::query_parameter;
+pub use rewrite::{redirect_location, rewrite_climbs, rewrite_path};
 pub use rules::{Rule, RuleSet};
 
 /// A request as the matchers see it. Implemented by the HTTP codecs over their own buffers.

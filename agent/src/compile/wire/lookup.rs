@@ -7,7 +7,9 @@ use super::index::PlannedGateway;
 use super::key::{NameKey, Place};
 use super::parts::{Endpoints, Parts};
 use crate::compile::source::{ServiceRoutes, Source};
-use crate::model::{AuthorizationPolicy, EdgeGuard, Endpoint, ObjectName, RateLimit, Service, TrafficPolicy, Workload};
+use crate::model::{
+    AuthorizationPolicy, EdgeGuard, Endpoint, ObjectName, RateLimit, Service, TrafficPolicy, Workload,
+};
 
 impl Source for Parts {
     fn service(&self, name: &ObjectName) -> Option<&Service> {

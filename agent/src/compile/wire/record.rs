@@ -13,9 +13,8 @@ use super::key::{EndpointKey, ListenerKey, RouteKey};
 use crate::model::serial::nanoseconds;
 use crate::model::{
     AuthorizationPolicy, DirectResponse, EdgeGuard, Endpoint, HostPattern, HttpRule, Labels, LbPolicy, Limit,
-    LimitTarget, Listener, ListenerProtocol, ObjectName, PolicyAction, PolicyRule, PolicyScope, Probe, RateLimit,
-    RouteTable, Service,
-    ServicePort, SourceRate, Subset, TrafficPolicy, Workload,
+    LimitTarget, Listener, ListenerProtocol, ObjectName, PolicyAction, PolicyRule, PolicyScope, Probe,
+    RateLimit, RouteTable, Service, ServicePort, SourceRate, Subset, TrafficPolicy, Workload,
 };
 
 #[derive(Serialize, Deserialize)]

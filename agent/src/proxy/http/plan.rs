@@ -97,6 +97,11 @@ impl<'t> Planned<'t> {
         }
     }
 
+    /// The same, but that a limit refuses it.
+    pub fn limited(self, limited: Limited<'t>) -> Self {
+        Self { plan: Plan::Limited(limited), ..self }
+    }
+
     /// What is done without a route.
     pub fn unrouted(plan: Plan<'t>) -> Self {
         Self { route: None, plan, share: None }
