@@ -13,10 +13,12 @@ use super::{Counter, Verdict};
 /// Keys of a set.
 const WAYS: usize = 8;
 
+type Set<S> = Mutex<Vec<Way<S>>>;
+
 /// A counter for each key.
 pub struct Store<C: Counter> {
     counter: C,
-    sets: Box<[Mutex<Vec<Way<C::State>>>]>,
+    sets: Box<[Set<C::State>]>,
     evicted: AtomicU64,
     uncounted: AtomicU64,
 }
@@ -95,16 +97,12 @@ impl<C: Counter> Store<C> {
     /// Takes one request of a key.
     pub fn take(&self, key: u64, now: u64) -> Verdict {
         let mut set = self.set(key);
-        match self.find(&mut set, key, now) {
-            Some(way) => {
-                way.used = now;
-                self.counter.take(&mut way.state, now)
-            }
-            None => {
-                self.uncounted.fetch_add(1, Ordering::Relaxed);
-                Verdict::Admitted { remaining: 0 }
-            }
-        }
+        let Some(way) = self.find(&mut set, key, now) else {
+            self.uncounted.fetch_add(1, Ordering::Relaxed);
+            return Verdict::Admitted { remaining: 0 };
+        };
+        way.used = now;
+        self.counter.take(&mut way.state, now)
     }
 
     /// What [`Self::take`] would say.

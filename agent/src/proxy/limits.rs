@@ -67,13 +67,13 @@ struct Asking<'a> {
 }
 
 impl Caller<'_> {
-    /// Holds a request to the limits that are about it. `held`: what it then holds until it is over.
+    /// Holds a request to the limits that are about it. `kept`: what it then holds until it is over.
     pub(super) fn limit<'t>(
         &self,
         planned: Planned<'t>,
         (table, head): (&'t RoutingTable, &RequestHead),
         (source, now): (Option<&Arc<Workload>>, tokio::time::Instant),
-        held: &mut Held,
+        kept: &mut Held,
     ) -> Planned<'t> {
         if table.limits.is_empty() || matches!(planned.plan, Plan::Fail(_)) {
             return planned;
@@ -89,9 +89,9 @@ impl Caller<'_> {
         let (shadows, enforced): (Vec<_>, Vec<_>) = policies.into_iter().partition(|policy| policy.shadow);
         for policy in shadows {
             // What it would hold is held too, so that it counts what it would count.
-            let _ = admit(&[policy], &asking, held);
+            let _ = admit(&[policy], &asking, kept);
         }
-        match admit(&enforced, &asking, held) {
+        match admit(&enforced, &asking, kept) {
             Ok(()) => planned,
             Err(limited) => planned.limited(limited),
         }
@@ -147,7 +147,7 @@ fn admit<'t>(policies: &[&'t LimitPolicy], asking: &Asking<'_>, held: &mut Held)
     let mut taken: Vec<(&LimitCounter, u64)> = Vec::new();
     let mut limits = policies.iter().flat_map(|policy| policy.limits.iter().map(|limit| (*policy, &**limit)));
     let mut refused: Option<Limited<'t>> = None;
-    while let Some((policy, limit)) = limits.next() {
+    for (policy, limit) in limits.by_ref() {
         let wait = match asking.key(limit) {
             Key::Exempt => continue,
             Key::Of(key) => match limit.take(key, asking.now) {
@@ -165,11 +165,15 @@ fn admit<'t>(policies: &[&'t LimitPolicy], asking: &Asking<'_>, held: &mut Held)
         break;
     }
     let Some(mut refused) = refused else {
-        taken.iter().for_each(|(limit, _)| limit.count(true));
+        for (limit, _) in taken {
+            limit.count(true);
+        }
         return Ok(());
     };
     held.truncate(before);
-    taken.iter().for_each(|(limit, key)| limit.give_back(*key, asking.now));
+    for (limit, key) in taken {
+        limit.give_back(key, asking.now);
+    }
     // The one that holds longest is told.
     for (policy, limit) in limits {
         if let Key::Of(key) = asking.key(limit)

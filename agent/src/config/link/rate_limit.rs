@@ -31,7 +31,7 @@ fn problem(world: &World<'_>, target: &LimitTarget) -> Option<(Severity, String)
                 Spec::Gateway(gateway) => Some(gateway),
                 _ => None,
             });
-            let Some(gateway) = gateway else { return missing("Gateway", name) };
+            let Some(gateway) = gateway else { return Some(missing("Gateway", name)) };
             let section = section.as_deref()?;
             let known = gateway.listeners.iter().any(|listener| *listener.name == *section);
             (!known).then(|| (Severity::Error, format!("the Gateway {name} has no listener {section}")))
@@ -41,7 +41,7 @@ fn problem(world: &World<'_>, target: &LimitTarget) -> Option<(Severity, String)
                 Spec::HttpRoute(route) => Some(route),
                 _ => None,
             });
-            let Some(route) = route else { return missing("HTTPRoute", name) };
+            let Some(route) = route else { return Some(missing("HTTPRoute", name)) };
             no_rule("HTTPRoute", name, rule.as_deref(), route.rules.iter().map(|rule| &*rule.name))
         }
         LimitTarget::Route(LimitedRoute::VirtualService, name, rule) => {
@@ -49,7 +49,7 @@ fn problem(world: &World<'_>, target: &LimitTarget) -> Option<(Severity, String)
                 Spec::VirtualService(route) => Some(route),
                 _ => None,
             });
-            let Some(route) = route else { return missing("VirtualService", name) };
+            let Some(route) = route else { return Some(missing("VirtualService", name)) };
             no_rule("VirtualService", name, rule.as_deref(), route.rules.iter().map(|(_, rule)| &*rule.name))
         }
     }
@@ -63,8 +63,8 @@ fn find<'a, T>(
     world.objects.iter().filter(|object| object.name() == name).find_map(|object| of(&object.spec))
 }
 
-fn missing(kind: &str, name: &ObjectName) -> Option<(Severity, String)> {
-    Some((Severity::Error, format!("there is no {kind} {name}")))
+fn missing(kind: &str, name: &ObjectName) -> (Severity, String) {
+    (Severity::Error, format!("there is no {kind} {name}"))
 }
 
 fn no_rule<'a>(
