@@ -5,6 +5,7 @@
 pub mod model;
 
 pub mod compile;
+pub mod limit;
 
 pub mod balance;
 pub mod route;

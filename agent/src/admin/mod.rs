@@ -8,6 +8,7 @@ mod config_dump;
 mod connections;
 mod dump;
 mod flows;
+mod limits;
 mod server;
 mod stats;
 mod status;
@@ -33,6 +34,7 @@ pub use dump::{
     routes,
 };
 pub use flows::{FlowDump, FlowsDump};
+pub use limits::{LimitDump, LimitsDump, read_limits};
 pub use server::{Role, serve};
 pub use status::{
     AccelerationStatus, CaptureStatus, CertificateStatus, ConnectStatus, DrainStatus, ForeignProgram,

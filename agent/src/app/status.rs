@@ -104,6 +104,8 @@ impl Observed {
     /// What the admin servers read.
     pub(super) fn source(self: &Arc<Self>, log: LogHandle) -> Source {
         self.metrics.watch_writer("agent", log.writer());
+        let limited = Arc::clone(&self.tables);
+        self.metrics.watch_rate_limits(move || crate::admin::read_limits(&limited.load()));
         let observed = Arc::clone(self);
         let flows = self.flows.clone();
         let opened = Arc::clone(self);

@@ -10,6 +10,7 @@ mod frontends;
 mod gateways;
 mod guard;
 mod hosts;
+mod limits;
 mod policies;
 mod recompile;
 mod routes;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 use crate::model::{Listener, Model, RouteTable};
 
 pub use guard::{GuardPolicy, GuardRule};
+pub use limits::{InFlight, LimitCounter, LimitPolicy, LimitTable, LimitUse, limit_time};
 pub use policies::{Denied, Foreseen, PodPolicy, PolicyTable};
 pub use recompile::{compile_parts, recompile};
 pub use table::{
@@ -62,6 +64,7 @@ pub fn compile(model: &Model, previous: &RoutingTable, version: TableVersion) ->
         policies: policies::compile(model.authorization.iter(), model.workloads.iter(), previous),
         gateways: gateways::compile(gateways::plan(&listeners).iter(), previous, &scope),
         guard: guard::compile(&model.guards.iter(), &previous.guard),
+        limits: limits::compile(model.limits.iter(), &previous.limits),
         workloads: Arc::new(by_address),
         clusters,
     }

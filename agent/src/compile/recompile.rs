@@ -19,7 +19,7 @@ use super::source::{Pods, Source};
 use super::wire::{Parts, Touched, Whole};
 use super::{
     ClusterKey, DatagramFrontend, Frontend, GatewayListener, PolicyTable, RoutingTable, TableVersion,
-    compile, datagrams, frontends, gateways, guard, policies,
+    compile, datagrams, frontends, gateways, guard, limits, policies,
 };
 use crate::model::{ObjectName, Workload};
 
@@ -71,6 +71,11 @@ impl Work<'_> {
                 guard::compile(&self.parts.guards(), &self.previous.guard)
             } else {
                 Arc::clone(&self.base.guard)
+            },
+            limits: if self.touched.wholes.contains(&Whole::Limits) {
+                limits::compile(self.parts.limits(), &self.previous.limits)
+            } else {
+                Arc::clone(&self.base.limits)
             },
             workloads,
             clusters,

@@ -13,7 +13,7 @@ use crate::model::{
 };
 use crate::route::{HostTable, RequestOrigin, RequestView, RouteMatch, RuleSet};
 
-use super::{GuardPolicy, PolicyTable, TableVersion, Weights};
+use super::{GuardPolicy, LimitTable, PolicyTable, TableVersion, Weights};
 
 /// Everything that the proxies look up. Immutable; a request keeps the one it started with.
 #[derive(Debug, Default)]
@@ -34,6 +34,8 @@ pub struct RoutingTable {
     pub clusters: BTreeMap<ClusterKey, Arc<Cluster>>,
     /// What the guard at the edge holds sources to.
     pub guard: Arc<GuardPolicy>,
+    /// How many requests are let through.
+    pub limits: Arc<LimitTable>,
 }
 
 /// One port of one service, as a captured connection meets it.

@@ -3,6 +3,7 @@
 mod authorization;
 pub(crate) mod expression;
 mod guard;
+mod limit;
 mod name;
 mod probe;
 mod route;
@@ -18,6 +19,7 @@ pub use authorization::{
     TextPattern,
 };
 pub use guard::{EdgeGuard, SourceRate};
+pub use limit::{KeyPart, Limit, LimitTarget, LimitedRoute, Missing, Quota, RateLimit};
 pub use name::ObjectName;
 pub use probe::{Probe, ProbeCheck};
 pub use route::{
@@ -51,4 +53,6 @@ pub struct Model {
     pub listeners: Vec<Listener>,
     /// What the guard at the edge shall keep out, sorted by name.
     pub guards: Vec<EdgeGuard>,
+    /// How many requests are let through, sorted by name.
+    pub limits: Vec<RateLimit>,
 }

@@ -13,6 +13,7 @@ use super::acceleration::{AccelerationCounts, AccelerationSeries};
 use super::cluster::{ClusterReading, ClusterSeries, ProbeReading};
 use super::guard::{GuardReading, GuardSeries};
 use super::limits::LIMITS;
+use super::rate_limits::{RateLimitReading, RateLimitSeries};
 use super::recorder::WorkerRecorder;
 use super::series::TrafficSeries;
 use super::tls::{TlsReading, TlsSeries};
@@ -101,6 +102,7 @@ pub(super) struct Shared {
     tls: TlsSeries,
     guard: GuardSeries,
     guard_reading: OnceLock<Box<dyn Fn() -> GuardReading + Send + Sync>>,
+    rate_limits: RateLimitSeries,
 }
 
 /// What is seen in the kernel at one time.
@@ -196,6 +198,11 @@ impl Metrics {
         self.shared.cluster.watch_probes(read);
     }
 
+    /// Shows what rate limits let through; read whenever the metrics are. Only the first reader is taken.
+    pub fn watch_rate_limits(&self, read: impl Fn() -> Vec<RateLimitReading> + Send + Sync + 'static) {
+        self.shared.rate_limits.watch(read);
+    }
+
     /// Shows what the guard says; read whenever the metrics are. Only the first reader is taken.
     pub fn watch_guard(&self, read: impl Fn() -> GuardReading + Send + Sync + 'static) {
         let _ = self.shared.guard_reading.set(Box::new(read));
@@ -275,6 +282,7 @@ impl Metrics {
         self.shared.acceleration.refresh();
         self.shared.cluster.refresh();
         self.shared.tls.refresh();
+        self.shared.rate_limits.refresh();
         if let Some(read) = self.shared.guard_reading.get() {
             self.shared.guard.show(&read());
         }
@@ -355,6 +363,7 @@ impl Shared {
             tls: TlsSeries::new(&registry)?,
             guard: make.guard()?,
             guard_reading: OnceLock::new(),
+            rate_limits: RateLimitSeries::new(&registry)?,
             registry,
         })
     }

@@ -13,22 +13,23 @@ use proptest::sample::select;
 
 use crate::model::{
     AppProtocol, AuthorizationPolicy, Cidr, Destination, DirectResponse, EdgeGuard, Endpoint, FieldTerm,
-    HeaderChange, HeaderOp, HostPattern, HttpRule, Labels, LbPolicy, Listener, ListenerProtocol, MatchPath,
-    MatchValue, Model, NamespacePattern, ObjectName, PathPart, PathPattern, PathRewrite, PolicyAction,
-    PolicyMatch, PolicyRule, PolicyScope, Probe, ProbeCheck, Redirect, RedirectPath, RedirectPort,
-    RequestMatch, RequestTerms, RewriteRegex, RouteAction, RouteKind, RouteTable, Service, ServicePort,
-    SourceRate, Subset, TextPattern, TrafficPolicy, WeightedDestination, Workload, expression,
+    HeaderChange, HeaderOp, HostPattern, HttpRule, KeyPart, Labels, LbPolicy, Limit, LimitTarget,
+    LimitedRoute, Listener, ListenerProtocol, MatchPath, MatchValue, Missing, Model, NamespacePattern,
+    ObjectName, PathPart, PathPattern, PathRewrite, PolicyAction, PolicyMatch, PolicyRule, PolicyScope,
+    Probe, ProbeCheck, Quota, RateLimit, Redirect, RedirectPath, RedirectPort, RequestMatch, RequestTerms,
+    RewriteRegex, RouteAction, RouteKind, RouteTable, Service, ServicePort, SourceRate, Subset, TextPattern,
+    TrafficPolicy, WeightedDestination, Workload, expression,
 };
 
 /// A model, sorted as [`Model`] says. Some endpoints, routes and listeners have the names of others.
 pub(in crate::compile) fn model() -> impl Strategy<Value = Model> {
     let traffic =
         (vec(service(), 0..6), vec(endpoint(), 0..16), vec(endpoint(), 0..4), vec(workload(), 0..6));
-    let rules = (vec(policy(), 0..4), vec(authorization(), 0..4), vec(guard(), 0..3));
+    let rules = (vec(policy(), 0..4), vec(authorization(), 0..4), vec(guard(), 0..3), vec(limit(), 0..3));
     (traffic, rules, vec(route(), 0..6), vec(listener(), 0..4)).prop_map(
         |(
             (services, endpoints, datagrams, workloads),
-            (policies, authorization, guards),
+            (policies, authorization, guards, limits),
             routes,
             listeners,
         )| {
@@ -42,6 +43,7 @@ pub(in crate::compile) fn model() -> impl Strategy<Value = Model> {
                 mesh_routes: routes,
                 listeners,
                 guards: by_name(guards, |guard| &guard.name),
+                limits: by_name(limits, |limit| &limit.name),
             }
         },
     )
@@ -252,6 +254,38 @@ fn authorization() -> impl Strategy<Value = AuthorizationPolicy> {
     (name(), scope, labels(), action, vec(rule, 0..3)).prop_map(|(name, scope, selector, action, rules)| {
         AuthorizationPolicy { name, scope, selector, action, rules }
     })
+}
+
+fn limit() -> impl Strategy<Value = RateLimit> {
+    let target = (name(), option::of("[a-z]{1,3}")).prop_map(|(name, part)| match part {
+        None => LimitTarget::Service(name),
+        Some(part) if part.len() == 1 => LimitTarget::Gateway(name, Some(part.into())),
+        Some(part) => LimitTarget::Route(LimitedRoute::HttpRoute, name, Some(part.into())),
+    });
+    let quota = (1_u32..9, 1_u64..1_000_000, 0..3).prop_map(|(requests, window_ns, kind)| match kind {
+        0 => Quota::Rate { requests, window_ns, burst: requests },
+        1 => Quota::Window { requests, window_ns },
+        _ => Quota::InFlight { requests },
+    });
+    (name(), vec(target, 1..3), any::<bool>(), vec(quota, 1..3)).prop_map(
+        |(name, targets, shadow, quotas)| {
+            let limit = |(index, quota)| Limit {
+                name: format!("limit-{index}").into(),
+                key: vec![KeyPart::SourceAddress { v4: 24, v6: 64 }, KeyPart::Header("x-user".into())],
+                missing: Missing::Shared,
+                quota,
+                exempt: vec!["10.0.0.0/8".parse().expect("a network")],
+                max_keys: 8,
+            };
+            RateLimit {
+                name,
+                targets,
+                shadow,
+                limits: quotas.into_iter().enumerate().map(limit).collect(),
+                answer: DirectResponse { status: 429, body: b"no".as_slice().into() },
+            }
+        },
+    )
 }
 
 fn guard() -> impl Strategy<Value = EdgeGuard> {

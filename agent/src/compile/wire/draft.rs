@@ -7,7 +7,7 @@ use std::hash::Hash;
 use super::change::Change;
 use super::key::{EndpointKey, Key, ListenerKey, NameKey, Place, RouteKey};
 use super::record::{
-    AuthorizationRecord, EndpointRecord, GuardRecord, ListenerRecord, PolicyRecord, RouteRecord,
+    AuthorizationRecord, EndpointRecord, GuardRecord, LimitRecord, ListenerRecord, PolicyRecord, RouteRecord,
     ServiceRecord, WorkloadRecord, write,
 };
 use crate::model::{Endpoint, Listener, Model, ObjectName, RouteTable};
@@ -55,6 +55,11 @@ impl Draft {
             (&before.guards, &after.guards),
             |guard| &guard.name,
             (Key::Guard, |guard| write(&GuardRecord::from(guard))),
+        );
+        draft.named(
+            (&before.limits, &after.limits),
+            |limit| &limit.name,
+            (Key::Limit, |limit| write(&LimitRecord::from(limit))),
         );
         draft.routes(&before.mesh_routes, &after.mesh_routes, &Key::Route);
         draft.listeners(&before.listeners, &after.listeners);

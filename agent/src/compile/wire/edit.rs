@@ -10,11 +10,11 @@ use super::chain::{ChainChange, Put, predecessor};
 use super::change::Change;
 use super::key::{EndpointKey, Key, ListenerKey, NameKey, RouteKey};
 use super::record::{
-    AuthorizationRecord, EndpointRecord, GuardRecord, ListenerRecord, PolicyRecord, RouteRecord,
+    AuthorizationRecord, EndpointRecord, GuardRecord, LimitRecord, ListenerRecord, PolicyRecord, RouteRecord,
     ServiceRecord, WorkloadRecord, read,
 };
 use crate::model::{
-    AuthorizationPolicy, EdgeGuard, Endpoint, HttpRule, Listener, ObjectName, RouteTable, Service,
+    AuthorizationPolicy, EdgeGuard, Endpoint, HttpRule, Listener, ObjectName, RateLimit, RouteTable, Service,
     TrafficPolicy, Workload,
 };
 
@@ -34,6 +34,7 @@ pub(super) struct Edit {
     pub(super) policies: Edits<NameKey, TrafficPolicy>,
     pub(super) authorization: Edits<NameKey, AuthorizationPolicy>,
     pub(super) guards: Edits<NameKey, EdgeGuard>,
+    pub(super) limits: Edits<NameKey, RateLimit>,
     pub(super) routes: RouteEdits,
     pub(super) listeners: ChainChange<ListenerKey, Listener>,
     pub(super) attached: BTreeMap<ListenerKey, RouteEdits>,
@@ -75,6 +76,7 @@ impl Edit {
                 named(&mut self.authorization, key, source, AuthorizationRecord::named)?;
             }
             Key::Guard(key) => named(&mut self.guards, key, source, GuardRecord::named)?,
+            Key::Limit(key) => named(&mut self.limits, key, source, LimitRecord::named)?,
             Key::Route(key) => self.routes.puts.push(source.route(key)?),
             Key::Listener(key) => {
                 let (after, listener) = source.read::<ListenerRecord>()?.keyed(&key);
@@ -98,6 +100,7 @@ impl Edit {
             Key::Policy(key) => self.policies.push((key, None)),
             Key::Authorization(key) => self.authorization.push((key, None)),
             Key::Guard(key) => self.guards.push((key, None)),
+            Key::Limit(key) => self.limits.push((key, None)),
             Key::Route(key) => self.routes.removals.push(key),
             Key::Listener(key) => self.listeners.removals.push(key),
             Key::Attached(listener, key) => self.attached.entry(listener).or_default().removals.push(key),

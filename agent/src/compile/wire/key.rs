@@ -22,6 +22,8 @@ pub(crate) enum Key {
     Endpoint(EndpointKey),
     /// `guard/NAMESPACE/NAME`.
     Guard(NameKey),
+    /// `limit/NAMESPACE/NAME`.
+    Limit(NameKey),
     /// `listener/NAMESPACE/GATEWAY/NAME`.
     Listener(ListenerKey),
     /// `listener/NAMESPACE/GATEWAY/NAME/KIND/NAMESPACE/NAME`: a route on a listener.
@@ -88,6 +90,7 @@ impl Key {
             "datagram" => |parts| Some(Self::Datagram(parts.endpoint()?)),
             "endpoint" => |parts| Some(Self::Endpoint(parts.endpoint()?)),
             "guard" => |parts| Some(Self::Guard(parts.name()?)),
+            "limit" => |parts| Some(Self::Limit(parts.name()?)),
             "listener" => |parts| {
                 let listener = parts.listener()?;
                 Some(match parts.0.next() {
@@ -114,6 +117,7 @@ impl fmt::Display for Key {
             Self::Datagram(key) => write!(f, "datagram/{key}"),
             Self::Endpoint(key) => write!(f, "endpoint/{key}"),
             Self::Guard(key) => write!(f, "guard/{key}"),
+            Self::Limit(key) => write!(f, "limit/{key}"),
             Self::Listener(key) => write!(f, "listener/{key}"),
             Self::Attached(listener, key) => write!(f, "listener/{listener}/{key}"),
             Self::Policy(key) => write!(f, "policy/{key}"),
@@ -280,6 +284,7 @@ mod tests {
                 "endpoint/shop/order/80/[fd00::1]:8080~2",
             ),
             (Key::Guard(name("", "edge", 0)), "guard//edge"),
+            (Key::Limit(name("a", "b", 0)), "limit/a/b"),
             (Key::Listener(listener("http", 0)), "listener/edge/gw/http"),
             (
                 Key::Attached(listener("http", 1), route(RouteKind::HttpRoute, "all", 0)),

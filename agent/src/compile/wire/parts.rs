@@ -17,7 +17,7 @@ use super::touched::{Touched, Whole};
 use crate::compile::gateways::{Plan, plan};
 use crate::compile::source::Source;
 use crate::model::{
-    AuthorizationPolicy, EdgeGuard, Endpoint, Listener, Model, ObjectName, RouteTable, Service,
+    AuthorizationPolicy, EdgeGuard, Endpoint, Listener, Model, ObjectName, RateLimit, RouteTable, Service,
     TrafficPolicy, Workload,
 };
 
@@ -37,6 +37,7 @@ pub struct Parts {
     pub(super) policies: BTreeMap<NameKey, TrafficPolicy>,
     pub(super) authorization: BTreeMap<NameKey, AuthorizationPolicy>,
     pub(super) guards: BTreeMap<NameKey, EdgeGuard>,
+    pub(super) limits: BTreeMap<NameKey, RateLimit>,
     routes: Routes,
     /// Without their routes.
     listeners: Chain<ListenerKey, Listener>,
@@ -106,6 +107,7 @@ impl Parts {
         set(&mut self.policies, edit.policies);
         set(&mut self.authorization, edit.authorization);
         set(&mut self.guards, edit.guards);
+        set(&mut self.limits, edit.limits);
         self.reclaim(before, &mut touched);
         let pods = pods.iter().map(pod_named).chain(touched.pods.iter().map(|address| pod_at(*address)));
         let behind: Vec<ObjectName> = pods.flat_map(|pod| self.index.behind.of(pod)).cloned().collect();
@@ -127,7 +129,7 @@ impl Parts {
         Touched {
             services: self.services.keys().map(|key| key.name.clone()).collect(),
             pods: self.index.pods.keys().collect(),
-            wholes: [Whole::Listeners, Whole::Authorization, Whole::Guards].into(),
+            wholes: [Whole::Listeners, Whole::Authorization, Whole::Guards, Whole::Limits].into(),
             ..Touched::default()
         }
     }
@@ -226,6 +228,7 @@ impl Parts {
             mesh_routes: tables(&self.routes),
             listeners: self.listeners.iter().map(with_routes).collect(),
             guards: self.guards.values().cloned().collect(),
+            limits: self.limits.values().cloned().collect(),
         }
     }
 
@@ -247,7 +250,8 @@ impl Parts {
         removable(&edit.workloads, |key| self.workloads.contains_key(key), Key::Workload)?;
         removable(&edit.policies, |key| self.policies.contains_key(key), Key::Policy)?;
         removable(&edit.authorization, |key| self.authorization.contains_key(key), Key::Authorization)?;
-        removable(&edit.guards, |key| self.guards.contains_key(key), Key::Guard)
+        removable(&edit.guards, |key| self.guards.contains_key(key), Key::Guard)?;
+        removable(&edit.limits, |key| self.limits.contains_key(key), Key::Limit)
     }
 
     /// What has an order of precedence, as it is after a change.
@@ -305,9 +309,10 @@ fn edited(edit: &Edit) -> Touched {
     let policies = edit.policies.iter().map(|(key, _)| key.name.clone());
     let authorization = (!edit.authorization.is_empty()).then_some(Whole::Authorization);
     let guards = (!edit.guards.is_empty()).then_some(Whole::Guards);
+    let limits = (!edit.limits.is_empty()).then_some(Whole::Limits);
     Touched {
         services: services.chain(policies).chain(endpoints).collect(),
-        wholes: authorization.into_iter().chain(guards).collect(),
+        wholes: authorization.into_iter().chain(guards).chain(limits).collect(),
         ..Touched::default()
     }
 }

@@ -12,9 +12,9 @@ use super::WireError;
 use super::key::{EndpointKey, ListenerKey, RouteKey};
 use crate::model::serial::nanoseconds;
 use crate::model::{
-    AuthorizationPolicy, EdgeGuard, Endpoint, HostPattern, HttpRule, Labels, LbPolicy, Listener,
-    ListenerProtocol, ObjectName, PolicyAction, PolicyRule, PolicyScope, Probe, RouteTable, Service,
-    ServicePort, SourceRate, Subset, TrafficPolicy, Workload,
+    AuthorizationPolicy, DirectResponse, EdgeGuard, Endpoint, HostPattern, HttpRule, Labels, LbPolicy, Limit,
+    LimitTarget, Listener, ListenerProtocol, ObjectName, PolicyAction, PolicyRule, PolicyScope, Probe,
+    RateLimit, RouteTable, Service, ServicePort, SourceRate, Subset, TrafficPolicy, Workload,
 };
 
 #[derive(Serialize, Deserialize)]
@@ -210,6 +210,33 @@ impl From<&EdgeGuard> for GuardRecord {
             packets: guard.packets,
             syns: guard.syns,
         }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct LimitRecord {
+    targets: Vec<LimitTarget>,
+    #[serde(default)]
+    shadow: bool,
+    limits: Vec<Limit>,
+    answer: DirectResponse,
+}
+
+impl From<&RateLimit> for LimitRecord {
+    fn from(limit: &RateLimit) -> Self {
+        Self {
+            targets: limit.targets.clone(),
+            shadow: limit.shadow,
+            limits: limit.limits.clone(),
+            answer: limit.answer.clone(),
+        }
+    }
+}
+
+impl LimitRecord {
+    pub(super) fn named(self, name: ObjectName) -> RateLimit {
+        let Self { targets, shadow, limits, answer } = self;
+        RateLimit { name, targets, shadow, limits, answer }
     }
 }
 

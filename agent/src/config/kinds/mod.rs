@@ -14,6 +14,7 @@ mod meta;
 mod name;
 mod pod;
 mod probe;
+mod rate_limit;
 mod reference_grant;
 mod service;
 mod virtual_service;
@@ -33,7 +34,7 @@ pub(crate) use virtual_service::VirtualService;
 use super::node::{DecodeError, Decoded, Extra, Known, Node, decode as decode_node};
 use super::object::Notes;
 use super::report::Code;
-use crate::model::{EdgeGuard, Labels, ObjectName, expression as regex};
+use crate::model::{EdgeGuard, Labels, ObjectName, RateLimit, expression as regex};
 
 /// The checked content of an object.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,6 +51,7 @@ pub(crate) enum Spec {
     ReferenceGrant(ReferenceGrant),
     AuthorizationPolicy(AuthorizationPolicy),
     EdgeGuard(EdgeGuard),
+    RateLimit(RateLimit),
     /// A kind that is accepted and not enforced yet.
     Later,
 }
@@ -69,6 +71,7 @@ pub(crate) enum Kind {
     ReferenceGrant,
     AuthorizationPolicy,
     EdgeGuard,
+    RateLimit,
     Later,
 }
 
@@ -103,7 +106,7 @@ const KINDS: &[(&str, &[&str], &str, Kind)] = &[
     (GATEWAY_API, &["v1", "v1alpha2"], "TCPRoute", Kind::Later),
     (GATEWAY_API, &["v1", "v1alpha3"], "BackendTLSPolicy", Kind::Later),
     ("sluice.dev", &["v1alpha1"], "EdgeGuard", Kind::EdgeGuard),
-    ("sluice.dev", &["v1alpha1"], "RateLimit", Kind::Later),
+    ("sluice.dev", &["v1alpha1"], "RateLimit", Kind::RateLimit),
     ("sluice.dev", &["v1alpha1"], "Migration", Kind::Later),
     ("sluice.dev", &["v1alpha1"], "Aggregate", Kind::Later),
     ("sluice.dev", &["v1alpha1"], "Cache", Kind::Later),
@@ -213,6 +216,7 @@ pub(crate) fn decode(kind: Kind, source: &Source<'_>, notes: &mut Notes<'_>) -> 
         Kind::ReferenceGrant => Spec::ReferenceGrant(reference_grant::decode(source, notes)?),
         Kind::AuthorizationPolicy => Spec::AuthorizationPolicy(authorization_policy::decode(source, notes)?),
         Kind::EdgeGuard => Spec::EdgeGuard(edge_guard::decode(source, notes)?),
+        Kind::RateLimit => Spec::RateLimit(rate_limit::decode(source, notes)?),
         Kind::Later => {
             later::check(source)?;
             Spec::Later

@@ -11,6 +11,7 @@ mod http_route;
 mod mesh;
 mod opaque;
 mod policy;
+mod rate_limit;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -46,6 +47,7 @@ pub(super) fn link(objects: &[Arc<Object>]) -> (Model, Vec<LinkedObject>) {
     mesh_routes.extend(http_route::mesh_routes(&world, &mut notes));
     let listeners = gateway::listeners(&world, &mut notes);
     let guards = edge_guard::guards(&world);
+    let limits = rate_limit::limits(&world, &mut notes);
     addresses::report_shared(&world, &mut notes);
     let services = endpoints::services(&world);
     let mut workloads: Vec<_> = workloads.into_values().map(|(workload, _)| workload).collect();
@@ -60,6 +62,7 @@ pub(super) fn link(objects: &[Arc<Object>]) -> (Model, Vec<LinkedObject>) {
         mesh_routes,
         listeners,
         guards,
+        limits,
     };
     (model, notes.linked)
 }

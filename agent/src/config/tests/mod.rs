@@ -9,6 +9,7 @@ mod http_route;
 mod last_good;
 mod mangled;
 mod probes;
+mod rate_limit;
 mod update;
 mod virtual_service;
 mod watching;
@@ -122,7 +123,7 @@ metadata: {name: deny}
 spec: {}
 ---
 apiVersion: sluice.dev/v1alpha1
-kind: RateLimit
+kind: Migration
 metadata: {name: limit}
 spec: {anything: 1}
 ---
