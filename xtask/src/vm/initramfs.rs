@@ -23,12 +23,15 @@ const TOOLS: &[&str] = &[
     "nats-server",
     "wrk",
     "iperf3",
+    "ss",
     "ls",
     "cat",
 ];
 /// The modules that the lab and the agent need, where the kernel has them as modules.
 const MODULES: &[&str] = &[
     "veth",
+    "tun",
+    "dummy",
     "bridge",
     "sch_ingress",
     "sch_netem",
@@ -45,6 +48,7 @@ const MODULES: &[&str] = &[
     "nft_masq",
     "nft_ct",
     "nft_numgen",
+    "nft_objref",
     "nft_reject_ipv4",
     "nft_reject_ipv6",
     "nft_reject_inet",
