@@ -10,7 +10,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ring::digest::{SHA256, digest};
 use serde::de::DeserializeOwned;
@@ -52,12 +52,13 @@ pub enum DiskError {
     },
 }
 
-/// A state directory.
+/// A state directory. Each of its files is written by one at a time; nobody waits for who writes another one.
 #[derive(Debug)]
 pub struct Disk {
     dir: PathBuf,
     highest: File,
-    writes: u64,
+    /// How often the highest token was written.
+    writes: Mutex<u64>,
 }
 
 /// A table with its place in the chain.
@@ -110,9 +111,9 @@ impl Disk {
             highest.write_all_at(&vec![0; 2 * usize::from(SLOT_APART)], 0).map_err(failed(&path))?;
             highest.sync_all().map_err(failed(&path))?;
         }
-        let mut disk = Self { dir: dir.to_owned(), highest, writes: 0 };
-        disk.writes = disk.slots().into_iter().flatten().map(|(writes, _)| writes).max().unwrap_or(0);
-        Ok(disk)
+        let disk = Self { dir: dir.to_owned(), highest, writes: Mutex::new(0) };
+        let written = disk.slots().into_iter().flatten().map(|(writes, _)| writes).max().unwrap_or(0);
+        Ok(Self { writes: Mutex::new(written), ..disk })
     }
 
     /// The highest table that was ever applied here; the lowest there is where nothing was.
@@ -121,14 +122,15 @@ impl Disk {
     }
 
     /// Remembers the highest table. `durable`: it must outlive the machine's crash, not only the process's.
-    pub fn keep_highest(&mut self, version: TableVersion, durable: bool) -> Result<(), DiskError> {
-        self.writes += 1;
-        let numbers = [version.token.epoch, version.token.nonce, version.version, self.writes];
+    pub fn keep_highest(&self, version: TableVersion, durable: bool) -> Result<(), DiskError> {
+        let mut writes = self.writes.lock().unwrap_or_else(PoisonError::into_inner);
+        *writes += 1;
+        let numbers = [version.token.epoch, version.token.nonce, version.version, *writes];
         let mut slot: Vec<u8> = numbers.into_iter().flat_map(u64::to_le_bytes).collect();
         let sum = digest(&SHA256, &slot);
         slot.extend_from_slice(sum.as_ref());
         self.highest
-            .write_all_at(&slot, self.writes % 2 * u64::from(SLOT_APART))
+            .write_all_at(&slot, *writes % 2 * u64::from(SLOT_APART))
             .and_then(|()| if durable { self.highest.sync_data() } else { Ok(()) })
             .map_err(|source| DiskError::Io { path: self.path(HIGHEST).display().to_string(), source })
     }
@@ -252,7 +254,7 @@ mod tests {
     #[test]
     fn what_is_kept_is_there_after_a_restart() {
         let dir = tempfile::tempdir().expect("a directory");
-        let mut disk = Disk::open(dir.path()).expect("opens");
+        let disk = Disk::open(dir.path()).expect("opens");
         assert_eq!(disk.highest(), TableVersion::default());
         assert_eq!((disk.table().expect("reads"), disk.documents().expect("reads")), (None, None));
         for number in 1..=5 {
@@ -292,11 +294,15 @@ mod tests {
     #[test]
     fn a_slot_that_was_cut_leaves_the_one_before() {
         let dir = tempfile::tempdir().expect("a directory");
-        let mut disk = Disk::open(dir.path()).expect("opens");
+        let disk = Disk::open(dir.path()).expect("opens");
         disk.keep_highest(version(2, 1), true).expect("writes");
         disk.keep_highest(version(3, 1), true).expect("writes");
         let file = OpenOptions::new().write(true).open(dir.path().join(HIGHEST)).expect("opens");
-        file.write_all_at(&[0xff; 20], disk.writes % 2 * u64::from(SLOT_APART)).expect("writes");
+        file.write_all_at(
+            &[0xff; 20],
+            *disk.writes.lock().expect("nobody panics with it") % 2 * u64::from(SLOT_APART),
+        )
+        .expect("writes");
         assert_eq!(Disk::open(dir.path()).expect("opens").highest(), version(2, 1));
     }
 }

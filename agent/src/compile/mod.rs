@@ -8,6 +8,7 @@ mod clusters;
 mod datagrams;
 mod frontends;
 mod gateways;
+mod gone;
 mod guard;
 mod hosts;
 mod policies;
@@ -25,6 +26,7 @@ use std::sync::Arc;
 
 use crate::model::{Listener, Model, RouteTable};
 
+pub use gone::gone;
 pub use guard::{GuardPolicy, GuardRule};
 pub use policies::{Denied, Foreseen, PodPolicy, PolicyTable};
 pub use recompile::{compile_parts, recompile};

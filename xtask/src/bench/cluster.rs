@@ -1,9 +1,11 @@
 //! `cargo xtask bench cluster`: what a large table costs those who publish it and those who follow.
 //!
 //! One section measures in this process, without any other part. The others run a real Redis, three agents in nodes of their
-//! own, and simulated nodes beside them, all on this machine: who has more of them has better figures.
+//! own, and simulated nodes beside them, all on this machine: the node that serves requests has a processor for itself, and the
+//! others share what is left. Who has more of them has better figures.
 
 mod change;
+mod cores;
 mod costs;
 mod documents;
 mod failover;
