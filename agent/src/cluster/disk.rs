@@ -5,6 +5,8 @@
 //! The highest token alone is written in place, in one of two slots that are there from the start: a full disk can't keep it
 //! from being known.
 
+mod changes;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -16,14 +18,18 @@ use ring::digest::{SHA256, digest};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use self::changes::Changes;
 use super::seal::{Digest, Position, Version};
 use crate::compile::{TableVersion, Token};
+
+pub use self::changes::KeptChange;
 
 const MAGIC: &[u8; 4] = b"SLD1";
 const SUM: usize = 32;
 /// The largest file that is read.
 const FILE_MAX: u64 = 512 << 20;
 const TABLE: &str = "table";
+const CHANGES: &str = "changes";
 const DOCUMENTS: &str = "documents";
 const HIGHEST: &str = "highest";
 /// Epoch, nonce, version, a counter of writes, and the sum of these.
@@ -59,6 +65,7 @@ pub struct Disk {
     highest: File,
     /// How often the highest token was written.
     writes: Mutex<u64>,
+    changes: Changes,
 }
 
 /// A table with its place in the chain.
@@ -111,7 +118,9 @@ impl Disk {
             highest.write_all_at(&vec![0; 2 * usize::from(SLOT_APART)], 0).map_err(failed(&path))?;
             highest.sync_all().map_err(failed(&path))?;
         }
-        let disk = Self { dir: dir.to_owned(), highest, writes: Mutex::new(0) };
+        let path = dir.join(CHANGES);
+        let changes = Changes::open(&path).map_err(failed(&path))?;
+        let disk = Self { dir: dir.to_owned(), highest, writes: Mutex::new(0), changes };
         let written = disk.slots().into_iter().flatten().map(|(writes, _)| writes).max().unwrap_or(0);
         Ok(Self { writes: Mutex::new(written), ..disk })
     }
@@ -148,6 +157,35 @@ impl Disk {
     pub fn keep_table(&self, table: &KeptTable) -> Result<(), DiskError> {
         let Position { version, chain, revision } = table.at;
         self.write(TABLE, &TableHead { version: version.into(), chain, revision }, &table.body)
+    }
+
+    /// The table that was kept, with the changes that follow it.
+    pub fn table_and_changes(&self) -> Result<Option<(KeptTable, Vec<KeptChange>)>, DiskError> {
+        // Whoever keeps the table lets go of changes after it.
+        let changes = self.changes.all().map_err(self.failed(CHANGES))?;
+        let Some(table) = self.table()? else { return Ok(None) };
+        let (mut at, mut follow) = (table.at, Vec::new());
+        for change in changes {
+            // One may be there twice, where tasks began anew.
+            if change.at.version > at.version {
+                if change.previous != at.chain {
+                    break;
+                }
+                at = change.at;
+                follow.push(change);
+            }
+        }
+        Ok(Some((table, follow)))
+    }
+
+    /// Adds a change of the table in force. It outlives the process, and not the machine's crash.
+    pub fn keep_change(&self, change: &KeptChange) -> Result<(), DiskError> {
+        self.changes.append(change).map_err(self.failed(CHANGES))
+    }
+
+    /// Lets go of the changes that the table on the disk has.
+    pub fn forget_changes(&self, until: TableVersion) -> Result<(), DiskError> {
+        self.changes.forget(until).map_err(self.failed(CHANGES))
     }
 
     /// The documents that were kept; `None`: none were.
@@ -222,6 +260,11 @@ impl Disk {
             let _ = fs::remove_file(&temporary);
             DiskError::Io { path: path.display().to_string(), source }
         })
+    }
+
+    fn failed(&self, name: &str) -> impl FnOnce(io::Error) -> DiskError {
+        let path = self.path(name).display().to_string();
+        move |source| DiskError::Io { path, source }
     }
 
     fn path(&self, name: &str) -> PathBuf {

@@ -22,7 +22,7 @@ use nix::time::{ClockId, clock_gettime};
 use tokio::sync::{Notify, broadcast, mpsc, watch};
 
 use self::keep::Keeper;
-use super::disk::{Disk, DiskError, KeptDocuments, KeptTable};
+use super::disk::{Disk, DiskError, KeptChange, KeptDocuments, KeptTable};
 use super::documents::sealed::{Seal, generation};
 use super::election::{self, Millis};
 use super::follower::{Follower, Refusal};
@@ -183,7 +183,7 @@ pub fn start<S: Store>(
     let kept = disk.as_ref().map(|disk| kept(disk, &view)).unwrap_or_default();
     follower.hold(trust.operators().map_or(0, |_| generation(&kept.texts)));
     let table = disk.as_ref().and_then(|disk| restore(disk, &mut follower, &view));
-    let restored = table.as_ref().map(|table| table.at);
+    let restored = table.as_ref().map(|(table, changes)| changes.last().map_or(table.at, |last| last.at));
     let ready = watch::Sender::new(restored.map_or(Readiness::Unknown, |_| Readiness::InForce));
     if let Some(at) = restored {
         let touched = follower.take_touched();
@@ -220,16 +220,25 @@ pub fn start<S: Store>(
     Ok(life::begin(shared, (told, follower), agent, ready))
 }
 
-/// The table that was in force when the last process of this node ended.
-fn restore(disk: &Disk, follower: &mut Follower, view: &Mutex<ClusterView>) -> Option<KeptTable> {
-    let table = disk.table().map_err(|error| disk_failed(view, "table", &error)).ok()??;
-    let whole = Change::decode(&table.body).and_then(|change| follower.restore(table.at, &change));
+/// The table that was in force when the last process of this node ended: one, and the changes that follow it.
+fn restore(
+    disk: &Disk,
+    follower: &mut Follower,
+    view: &Mutex<ClusterView>,
+) -> Option<(KeptTable, Vec<KeptChange>)> {
+    let kept = disk.table_and_changes().map_err(|error| disk_failed(view, "table", &error));
+    let (table, changes) = kept.ok()??;
+    let at = changes.last().map_or(table.at, |last| last.at);
+    let whole = Change::decode(&table.body).and_then(|records| {
+        let changes = changes.iter().map(|change| Change::decode(&change.body));
+        follower.restore(at, &records.followed_by(changes.collect::<Result<Vec<_>, _>>()?))
+    });
     if let Err(error) = whole {
         tracing::error!(%error, "the table that was kept can't be read");
         return None;
     }
-    tracing::info!(version = %table.at.version, "serving the table that was kept");
-    Some(table)
+    tracing::info!(version = %at.version, "serving the table that was kept");
+    Some((table, changes))
 }
 
 fn kept(disk: &Disk, view: &Mutex<ClusterView>) -> KeptDocuments {

@@ -7,9 +7,8 @@ use crate::compile::RoutingTable;
 /// The table that the kernel was told last, and how the one before it differed.
 #[derive(Default)]
 pub struct Told {
-    /// `None`: nothing is known of what the kernel has.
-    table: Option<Arc<RoutingTable>>,
-    paused: bool,
+    /// With whether nothing was captured; `None`: nothing is known of what the kernel has.
+    table: Option<(Arc<RoutingTable>, bool)>,
     policies: bool,
     destinations: bool,
     pods: bool,
@@ -18,18 +17,18 @@ pub struct Told {
 impl Told {
     /// What is to be told of the next table. `paused`: whether nothing is captured.
     pub fn next(self, table: &Arc<RoutingTable>, paused: bool) -> Self {
-        let before = self.table.as_deref();
+        let before = self.table.as_ref().map(|(table, _)| &**table);
         let same_pods = before.is_some_and(|before| Arc::ptr_eq(&before.workloads, &table.workloads));
         let same_policies = before.is_some_and(|before| before.policies.is_same(&table.policies));
         let same_guard = before.is_some_and(|before| Arc::ptr_eq(&before.guard, &table.guard));
+        let same_pause = self.table.as_ref().is_some_and(|(_, before)| *before == paused);
         let same_frontends = before.is_some_and(|before| has_same_addresses(before, table));
         Self {
-            paused,
             // Who is meant by a policy depends on which pods there are.
             policies: !(same_pods && same_policies && same_guard),
-            destinations: !(same_frontends && same_pods && paused == self.paused),
+            destinations: !(same_frontends && same_pods && same_pause),
             pods: !(same_pods && same_policies),
-            table: Some(Arc::clone(table)),
+            table: Some((Arc::clone(table), paused)),
         }
     }
 

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use self::table::Table;
 use super::{ClusterView, disk_failed, lock};
-use crate::cluster::disk::{Disk, DiskError, KeptDocuments, KeptTable};
+use crate::cluster::disk::{Disk, DiskError, KeptChange, KeptDocuments, KeptTable};
 use crate::cluster::seal::{Form, Position, Sealed};
 use crate::priority::Priority;
 
@@ -22,6 +22,8 @@ const KEEP_REST: u32 = 20;
 
 /// Where it is told what is to be kept. Without a disk nothing is.
 pub(super) struct Keeper {
+    disk: Option<Arc<Disk>>,
+    view: Arc<Mutex<ClusterView>>,
     jobs: Option<Sender<Job>>,
 }
 
@@ -37,13 +39,14 @@ enum Job {
 }
 
 impl Keeper {
-    /// Starts the thread. It ends with the value. `table`: what is on the disk.
+    /// Starts the thread. It ends with the value. `table`: what is on the disk, with the changes that follow.
     pub(super) fn start(
         disk: Option<&Arc<Disk>>,
         view: &Arc<Mutex<ClusterView>>,
-        table: Option<KeptTable>,
+        table: Option<(KeptTable, Vec<KeptChange>)>,
     ) -> Self {
-        let Some(disk) = disk else { return Self { jobs: None } };
+        let mut keeper = Self { disk: disk.cloned(), view: Arc::clone(view), jobs: None };
+        let Some(disk) = disk else { return keeper };
         let (jobs, told) = mpsc::channel();
         let keeping = Keeping {
             disk: Arc::clone(disk),
@@ -58,20 +61,21 @@ impl Keeper {
             keeping.run(&told);
         };
         match std::thread::Builder::new().name("keep".to_owned()).spawn(run) {
-            Ok(_) => Self { jobs: Some(jobs) },
-            Err(error) => {
-                tracing::error!(%error, "no thread for what is kept on disk: it stays as it is");
-                Self { jobs: None }
-            }
+            Ok(_) => keeper.jobs = Some(jobs),
+            Err(error) => tracing::error!(%error, "no thread for what is kept on disk: it stays as it is"),
         }
+        keeper
     }
 
-    /// A table was taken in.
+    /// A table was taken in. A change of it is on the disk when this returns.
     pub(super) fn table(&self, sealed: &Sealed<'_>) {
-        if self.jobs.is_some() {
-            let (at, form) = (sealed.position(), sealed.header.form);
-            self.tell(Job::Table { at, form, body: sealed.body.to_vec() });
+        let Some(disk) = &self.disk else { return };
+        let (at, form) = (sealed.position(), sealed.header.form);
+        if let Form::Delta { previous } = form {
+            let change = KeptChange { at, previous, body: sealed.body.to_vec() };
+            written(&self.view, "changes", disk.keep_change(&change));
         }
+        self.tell(Job::Table { at, form, body: sealed.body.to_vec() });
     }
 
     /// The documents are these.
@@ -185,6 +189,9 @@ impl Keeping {
             }
         };
         self.table.kept(kept);
+        if let Some(at) = self.table.on_disk().filter(|_| kept) {
+            written(&self.view, "changes", self.disk.forget_changes(at.version));
+        }
         self.tables.kept(begin, kept);
     }
 

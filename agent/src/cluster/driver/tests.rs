@@ -151,8 +151,20 @@ async fn what_was_published_piece_by_piece_is_on_the_disk_at_the_end() {
         until("the next", &handle.view(), |view| in_force(view) == (1, endpoints)).await;
     }
     let last = lock(&handle.view()).in_force.map(|(at, _)| at);
+    assert!(last.is_some());
+    let restarted = |disk: &Disk| {
+        let view = Mutex::default();
+        let mut follower = Follower::new("test".into(), disk.highest());
+        restore(disk, &mut follower, &view).expect("a table was kept");
+        (follower.in_force(), follower.parts().counts().endpoints)
+    };
+    // Whoever is killed now, before the table was kept again as a whole, begins where it ended; so does who is stopped.
+    assert_eq!(restarted(&Disk::open(dir.path()).expect("opens")), (last, 3));
     handle.stop(LIMIT).await;
-    // Without the store it begins where it ended.
+    let disk = Disk::open(dir.path()).expect("opens");
+    assert_eq!(restarted(&disk), (last, 3));
+    assert_eq!(disk.table().expect("is read").map(|table| table.at), last, "as a whole");
+    // Without the store nothing else is in force.
     let away = LocalStore::alone();
     away.fail(Some(StoreError::Unreachable("it is away".to_owned())));
     let handle = start(away, settings, Trust::Unsigned, Counting).expect("starts");

@@ -1,5 +1,5 @@
-//! Which processors what runs on: requests, their pods and the agent of their node have the first one to themselves, so that what
-//! a change costs them is that agent's doing; Redis, the other nodes and whoever measures share the others.
+//! Which processors what runs on, where requests are measured: they, their pods and the agent of their node have the first one to
+//! themselves, so that what a change costs them is that agent's doing; Redis, the other nodes and whoever measures share the others.
 
 use std::fs;
 

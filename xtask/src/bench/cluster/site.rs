@@ -38,6 +38,8 @@ pub struct Plans {
     pub documents: Documents,
     /// The life of the lease.
     pub ttl: &'static str,
+    /// Whether the node with the requests has a processor for itself.
+    pub apart: bool,
 }
 
 /// The cluster. Everything in it ends with it.
@@ -56,7 +58,8 @@ pub struct Site {
     pub documents: Documents,
     /// How long it took to write all documents, and until all agents had them.
     pub took: (Duration, Duration),
-    machine: Machine,
+    /// Where the node with the requests is apart from the others.
+    machine: Option<Machine>,
 }
 
 fn topology() -> Topology {
@@ -72,10 +75,11 @@ fn topology() -> Topology {
 impl Site {
     /// Everything running, and the table in force on all nodes.
     pub fn up(plans: &Plans) -> Result<Self> {
-        let machine = Machine::look()?;
-        machine.enter(Cores::First)?;
+        let machine = plans.apart.then(Machine::look).transpose()?;
+        let enter = |cores| machine.as_ref().map_or(Ok(()), |machine| machine.enter(cores));
+        enter(Cores::First)?;
         let lab = Lab::for_test("bench", topology())?;
-        machine.enter(Cores::Others)?;
+        enter(Cores::Others)?;
         let redis = ClusterStore::start(&lab, STORE)?;
         let runtime = runtime(&lab)?;
         let options = RedisOptions::new(redis.url(), CLUSTER);
@@ -139,8 +143,8 @@ impl Site {
     /// Starts the agent of a node and waits until it is ready.
     pub fn start_agent(&mut self, node: &'static str) -> Result<()> {
         let agent = self.lab.node(node)?.start_agent(&self.options[node])?;
-        if node == NODES[0] {
-            self.machine.give(agent.pid(), Cores::First)?;
+        if let Some(machine) = self.machine.as_ref().filter(|_| node == NODES[0]) {
+            machine.give(agent.pid(), Cores::First)?;
         }
         self.agents.insert(node, agent);
         Ok(())
@@ -209,9 +213,10 @@ impl Site {
     pub fn load(&self, node: &str, rate: u32) -> Result<Load> {
         let address = std::net::SocketAddr::new(self.lab.cluster_ip(HOST)?.v4.into(), 80);
         let plan = Plan { address, host: HOST.to_owned(), paths: vec!["/".to_owned()], rate };
-        self.machine.enter(Cores::First)?;
+        let enter = |cores| self.machine.as_ref().map_or(Ok(()), |machine| machine.enter(cores));
+        enter(Cores::First)?;
         let load = Load::start(&self.lab.pod(&format!("client-{node}"))?.netns(), &plan);
-        self.machine.enter(Cores::Others)?;
+        enter(Cores::Others)?;
         load
     }
 

@@ -1,6 +1,6 @@
 //! The table that is to be kept, as it was published: all records once, and the changes that follow. Pure.
 
-use crate::cluster::disk::KeptTable;
+use crate::cluster::disk::{KeptChange, KeptTable};
 use crate::cluster::seal::{Form, Position};
 use crate::compile::wire::{Change, WireError};
 
@@ -23,10 +23,20 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// What is on the disk.
-    pub(super) fn of(kept: Option<KeptTable>) -> Self {
-        let at = kept.as_ref().map(|table| table.at);
-        Self { whole: kept, at, kept: at, ..Self::default() }
+    /// What is on the disk, with the changes that follow.
+    pub(super) fn of(kept: Option<(KeptTable, Vec<KeptChange>)>) -> Self {
+        let Some((whole, changes)) = kept else { return Self::default() };
+        let at = Some(whole.at);
+        let mut table = Self { whole: Some(whole), at, kept: at, ..Self::default() };
+        for KeptChange { at, previous, body } in changes {
+            table.take(at, Form::Delta { previous }, body);
+        }
+        table
+    }
+
+    /// The table that is on the disk.
+    pub(super) fn on_disk(&self) -> Option<Position> {
+        self.kept
     }
 
     /// Takes in a published table. One that came before is passed over: whoever applies may have begun anew.
@@ -55,10 +65,9 @@ impl Table {
         self.whole.is_some() && self.at != self.kept
     }
 
-    /// Whether it should be there at once: it is of a new term, or there is much of it.
+    /// Whether it should be there at once: the changes on the disk do not follow the table there, or are many.
     pub(super) fn is_urgent(&self) -> bool {
-        let term = |at: Option<Position>| at.map(|at| at.version.token);
-        term(self.at) != term(self.kept) || self.bytes > CHANGES_MAX
+        self.whole.as_ref().map(|whole| whole.at) != self.kept || self.bytes > CHANGES_MAX
     }
 
     /// All records as they are now; `None`: the disk has them.
@@ -148,7 +157,7 @@ mod tests {
         let (mut table, mut leader) = (Table::default(), Leader::of_epoch(1));
         assert!(!table.differs() && table.put_together().is_none());
         take(&mut table, &leader.publish(3, false));
-        assert!(table.differs() && table.is_urgent(), "it is the first of a term");
+        assert!(table.differs() && table.is_urgent(), "no change leads there");
         assert_eq!(model(&keep(&mut table)), sample::model(3, 1));
         assert!(!table.differs() && !table.is_urgent() && table.put_together().is_none());
         for endpoints in [4, 9, 2] {
@@ -159,7 +168,7 @@ mod tests {
         let kept = keep(&mut table);
         assert_eq!((kept.at, model(&kept)), (last, sample::model(5, 1)));
         // What an agent reads at its start goes on likewise.
-        let mut table = Table::of(Some(kept));
+        let mut table = Table::of(Some((kept, Vec::new())));
         assert!(!table.differs());
         let last = take(&mut table, &leader.publish(6, false));
         let kept = keep(&mut table);
