@@ -15,6 +15,7 @@ pub mod health;
 pub mod http;
 pub mod identity;
 pub mod net;
+pub mod priority;
 pub mod telemetry;
 
 pub mod hbone;

@@ -32,6 +32,7 @@ use crate::capture::{
 };
 use crate::hbone::{Mesh, TunnelConnector};
 use crate::net::{Connector, PlainConnector, server_listener};
+use crate::priority::Priority;
 use crate::proxy::http::Share;
 use crate::proxy::{Admission, Captured, Command, SharedBridges, WorkerHandle, WorkerSettings, start_worker};
 use crate::telemetry::FlowLog;
@@ -182,6 +183,10 @@ fn serve_apart(listener: TcpListener, role: Role, source: Arc<Source>) -> anyhow
     let (never, stop) = watch::channel(false);
     let serve = move || {
         let _never = never;
+        // A dump takes as long as the table is large; a probe is awaited.
+        if !matches!(role, Role::Health) {
+            Priority::Control.take();
+        }
         if let Err(error) = runtime.block_on(admin::serve(listener, role, source, stop)) {
             tracing::error!(%error, ?role, "a server could not start");
         }

@@ -15,6 +15,7 @@ use crate::app::{self, CaptureOptions, ClusterOptions, DocumentSource, MeshOptio
 use crate::capture::{
     AccelerationMode, Bpffs, CgroupChoice, DESTINATIONS_DEFAULT, Glob, GuardOptions, Marks, OnStop,
 };
+use crate::priority::Priority;
 use crate::proxy::{InvalidSetting, ProxySettings};
 use crate::telemetry::log;
 
@@ -316,10 +317,11 @@ pub(super) fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
     };
     let connections = settings.proxy.admission.connections;
     let descriptors = raise_descriptors();
-    // Control work: documents, netlink, admin. Requests run on the workers' own threads.
+    // Control work: documents, tables, netlink. Requests run on the workers' own threads, which come first.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("control")
+        .on_thread_start(|| Priority::Control.take())
         .enable_all()
         .build()
         .context("starting the control runtime")?;

@@ -8,6 +8,7 @@ mod clusters;
 mod datagrams;
 mod frontends;
 mod gateways;
+mod gone;
 mod guard;
 mod hosts;
 mod limits;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 
 use crate::model::{Listener, Model, RouteTable};
 
+pub use gone::gone;
 pub use guard::{GuardPolicy, GuardRule};
 pub use limits::{InFlight, LimitCounter, LimitPolicy, LimitTable, LimitUse, limit_time};
 pub use policies::{Denied, Foreseen, PodPolicy, PolicyTable};

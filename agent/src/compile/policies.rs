@@ -101,6 +101,14 @@ impl PolicyTable {
         self.by_address.is_empty()
     }
 
+    /// Whether this is that table, in which nothing was compiled anew.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let same_documents = Arc::ptr_eq(&self.documents.policies, &other.documents.policies)
+            || (self.documents.policies.is_empty() && other.documents.policies.is_empty());
+        same_documents
+            && (Arc::ptr_eq(&self.by_address, &other.by_address) || (self.is_empty() && other.is_empty()))
+    }
+
     /// Pods with their policies, one entry for each address.
     pub fn iter(&self) -> impl Iterator<Item = (IpAddr, &Arc<PodPolicy>)> {
         self.by_address.iter().map(|(address, policy)| (*address, policy))

@@ -46,6 +46,8 @@ pub struct Parts {
     interned: Interned,
     /// Whether two services or two pods have one name.
     pub(super) doubled: bool,
+    /// Endpoints of TCP and UDP ports, and those that are ready.
+    held: (usize, usize),
 }
 
 /// What follows from the parts.
@@ -102,6 +104,7 @@ impl Parts {
         let before: Vec<Footprint> = touched.services.iter().map(|name| self.footprint(name)).collect();
         let pods = self.set_pods(edit.workloads, &mut touched);
         set(&mut self.services, edit.services);
+        self.held = self.held_after(&edit.endpoints, &edit.datagrams);
         set_endpoints(&mut self.endpoints, edit.endpoints, &mut self.interned);
         set_endpoints(&mut self.datagrams, edit.datagrams, &mut self.interned);
         set(&mut self.policies, edit.policies);
@@ -234,11 +237,11 @@ impl Parts {
 
     /// How much it holds.
     pub fn counts(&self) -> Counts {
-        let endpoints = || self.endpoints.values().chain(self.datagrams.values()).flat_map(BTreeMap::values);
+        let (endpoints, ready) = self.held;
         Counts {
             services: self.services.len(),
-            endpoints: endpoints().count(),
-            ready: endpoints().filter(|endpoint| endpoint.ready).count(),
+            endpoints,
+            ready,
             routes: self.routes.len() + self.attached.values().map(Chain::len).sum::<usize>(),
         }
     }

@@ -10,7 +10,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::BytesMut;
 
 use super::HttpSettings;
-use crate::compile::RoutingTable;
 use crate::http::h1::{RequestHead, ResponseHead};
 use crate::pool::{Http2Pool, Pool, PoolKey};
 use crate::proxy::admission::{Admission, AdmissionSettings, Load, Slot};
@@ -245,15 +244,13 @@ impl HttpWorker {
         }
     }
 
-    /// Closes the idle upstream connections whose endpoints the table no longer has.
-    pub fn forget_gone(&self, table: &RoutingTable) {
-        if self.pool.is_empty() && self.http2.is_empty() {
+    /// Closes the idle upstream connections to these endpoints, by uid. Those in use end with what uses them, or by the
+    /// pool's idle timeout.
+    pub fn forget(&self, gone: &HashSet<Arc<str>>) {
+        if gone.is_empty() || (self.pool.is_empty() && self.http2.is_empty()) {
             return;
         }
-        let endpoints = table.clusters.values().flat_map(|cluster| [&cluster.endpoints, &cluster.unready]);
-        let pods = table.workloads.values().map(|pod| &*pod.uid);
-        let known: HashSet<&str> = endpoints.flatten().map(|endpoint| &*endpoint.uid).chain(pods).collect();
-        let keep = |key: &PoolKey| key.uid.as_deref().is_none_or(|uid| known.contains(uid));
+        let keep = |key: &PoolKey| key.uid.as_ref().is_none_or(|uid| !gone.contains(uid));
         self.pool.retain(keep);
         self.http2.retain(keep);
     }
