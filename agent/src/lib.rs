@@ -18,6 +18,7 @@ pub mod telemetry;
 
 pub mod hbone;
 pub mod pool;
+pub mod spiffe;
 
 pub mod admin;
 pub mod capture;
