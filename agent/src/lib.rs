@@ -20,6 +20,7 @@ pub mod telemetry;
 
 pub mod hbone;
 pub mod pool;
+pub mod spiffe;
 
 pub mod admin;
 pub mod capture;

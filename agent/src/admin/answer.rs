@@ -21,7 +21,7 @@ const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const HELP: [(&str, &str); 19] = [
     ("/cluster", "who leads, the nodes with their tables, and the documents"),
     ("/clusters", "endpoints by cluster, in Envoy's text form"),
-    ("/config_dump", "workloads and services, in ztunnel's form"),
+    ("/config_dump", "workloads, services, policies and certificates, in ztunnel's form"),
     ("/connections", "the connections that are open, with their tier and why"),
     ("/endpoints", "endpoints of all clusters, with their load"),
     (
@@ -88,7 +88,7 @@ fn admin(question: Question<'_>, source: &Source) -> Option<Answer> {
         "/" | "/help" => Answer::text(200, help()),
         "/cluster" => Answer::json(&(source.cluster)()),
         "/clusters" => Answer::text(200, clusters(&table)),
-        "/config_dump" => Answer::json(&config_dump(&table)),
+        "/config_dump" => Answer::json(&config_dump(&table, &(source.certificates)())),
         "/connections" => Answer::json(&(source.connections)()),
         "/endpoints" => Answer::json(&(source.endpoints)()),
         "/limits" => Answer::json(&limits::limits(&table)),

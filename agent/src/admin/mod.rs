@@ -28,6 +28,7 @@ pub use cluster::{
     ClusterDump, DocumentsDump, InForceDump, LeaderDump, NodeDump, RefusedDocumentsDump, RefusedDump,
     SealDump,
 };
+pub use config_dump::{CertDump, CertificateDump};
 pub use connections::{ConnectionDump, ConnectionsDump};
 pub use dump::{
     DestinationDump, EndpointDump, EndpointsDump, HostDump, OutReasons, RoutesDump, RuleDump, endpoints,
@@ -66,6 +67,8 @@ pub struct Source {
     pub endpoints: Box<dyn Fn() -> EndpointsDump + Send + Sync>,
     /// The cluster.
     pub cluster: Box<dyn Fn() -> ClusterDump + Send + Sync>,
+    /// What this node's workloads show.
+    pub certificates: Box<dyn Fn() -> Vec<CertificateDump> + Send + Sync>,
 }
 
 impl fmt::Debug for Source {

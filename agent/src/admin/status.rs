@@ -41,6 +41,9 @@ pub struct Status {
     /// Certificates of this node's workloads.
     #[serde(default)]
     pub certificates: Vec<CertificateStatus>,
+    /// What somebody has to look at soon: certificates that end and were not renewed, and why.
+    #[serde(default)]
+    pub alerts: Vec<String>,
     /// The dataplane's threads.
     pub workers: Vec<WorkerStatus>,
     /// How far draining has come.

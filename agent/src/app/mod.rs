@@ -40,7 +40,7 @@ use crate::telemetry::log::LogHandle;
 pub use cluster::ClusterOptions;
 use following::Following;
 pub use hold::wait_for_documents;
-pub use mesh::MeshOptions;
+pub use mesh::{CertificateSource, MeshOptions};
 pub use settings::{CaptureOptions, DocumentSource, Settings};
 use status::Observed;
 use tables::Tables;

@@ -111,6 +111,7 @@ impl Observed {
         let opened = Arc::clone(self);
         let among = Arc::clone(self);
         let endpoints = Arc::clone(self);
+        let shown = Arc::clone(self);
         Source {
             tables: Arc::clone(&self.tables),
             metrics: self.metrics.clone(),
@@ -122,6 +123,9 @@ impl Observed {
             cluster: Box::new(move || among.cluster()),
             endpoints: Box::new(move || endpoints.endpoints()),
             flows: Box::new(move |since| super::flows::dump(&flows, since)),
+            certificates: Box::new(move || {
+                shown.changing().mesh.as_ref().map(|mesh| super::mesh::dump(mesh)).unwrap_or_default()
+            }),
         }
     }
 
@@ -303,6 +307,11 @@ impl Observed {
             cluster: self.cluster_of(&changing),
             unhealthy: changing.health.as_ref().map(|health| unhealthy(&health.borrow())).unwrap_or_default(),
             certificates: changing.mesh.as_ref().map(|mesh| certificates(mesh)).unwrap_or_default(),
+            alerts: changing
+                .mesh
+                .as_ref()
+                .map(|mesh| mesh.certificates().alerts(mesh.now()))
+                .unwrap_or_default(),
             workers: workers
                 .map(|(id, open)| WorkerStatus { id, connections: open.count() as u64 })
                 .collect(),

@@ -11,10 +11,13 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::store::StoreArgs;
-use crate::app::{self, CaptureOptions, ClusterOptions, DocumentSource, MeshOptions, Settings};
+use crate::app::{
+    self, CaptureOptions, CertificateSource, ClusterOptions, DocumentSource, MeshOptions, Settings,
+};
 use crate::capture::{
     AccelerationMode, Bpffs, CgroupChoice, DESTINATIONS_DEFAULT, Glob, GuardOptions, Marks, OnStop,
 };
+use crate::identity::TrustDomain;
 use crate::priority::Priority;
 use crate::proxy::{InvalidSetting, ProxySettings};
 use crate::telemetry::log;
@@ -88,7 +91,13 @@ struct ClusterArgs {
     /// believed, and this node's pods get certificates, with which they speak TLS with pods of other nodes.
     #[arg(long, env = "SLUICE_CA", value_name = "DIR")]
     ca: Option<PathBuf>,
-    /// How long the certificate of a workload lives, which is renewed at 50 to 70 % of that: 10s to 90d.
+    /// The socket of a SPIFFE Workload API, as SPIRE's agent serves it: pods' certificates come from there, and not from --ca.
+    #[arg(long, env = "SLUICE_SPIFFE_SOCKET", value_name = "PATH", requires = "trust_domain")]
+    spiffe_socket: Option<PathBuf>,
+    /// The trust domain of the identities that are asked of --spiffe-socket; --ca names its own.
+    #[arg(long, env = "SLUICE_TRUST_DOMAIN", value_name = "TRUST-DOMAIN", requires = "spiffe_socket")]
+    trust_domain: Option<TrustDomain>,
+    /// How long the certificate of a workload lives that is made with --ca, which is renewed at 50 to 70 % of that: 10s to 90d.
     #[arg(long, env = "SLUICE_CERT_LIFE", value_name = "TIME", value_parser = certificate_life, default_value = "24h")]
     cert_life: Duration,
     /// The port of the first worker's listener for tunnels (HBONE), on loopback; further workers take free ones. Tunnels are
@@ -103,11 +112,16 @@ struct ClusterArgs {
 impl ClusterArgs {
     /// How this node's pods take part in mutual TLS.
     fn mesh(&self) -> Option<MeshOptions> {
-        Some(MeshOptions {
-            ca: self.ca.clone()?,
-            certificate_life: self.cert_life,
-            tunnel_port: self.tunnel_port,
-        })
+        let certificates = match (&self.spiffe_socket, &self.trust_domain) {
+            (Some(socket), Some(trust_domain)) => CertificateSource::WorkloadApi {
+                // As others write it in SPIFFE_ENDPOINT_SOCKET.
+                socket: socket.strip_prefix("unix:").unwrap_or(socket).to_owned(),
+                trust_domain: trust_domain.clone(),
+            },
+            _ => CertificateSource::Directory(self.ca.clone()?),
+        };
+        let (certificate_life, tunnel_port) = (self.cert_life, self.tunnel_port);
+        Some(MeshOptions { certificates, certificate_life, tunnel_port })
     }
 
     fn source(&self, cluster: &str, config: Option<PathBuf>) -> anyhow::Result<DocumentSource> {

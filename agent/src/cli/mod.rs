@@ -6,6 +6,7 @@ mod agent;
 mod analyze;
 mod apply;
 mod ca;
+mod ca_upkeep;
 mod check;
 mod cleanup;
 mod connections;

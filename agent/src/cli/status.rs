@@ -51,6 +51,7 @@ fn render(status: &Status) -> String {
     let certificate =
         |held: &CertificateStatus| format!("certificate  {} until {}", held.identity, held.not_after);
     lines.extend(status.certificates.iter().map(certificate));
+    lines.extend(status.alerts.iter().map(|text| format!("ALERT        {text}")));
     for listener in &status.listeners {
         let state =
             listener.error.as_ref().map_or(listener.address.clone(), |error| format!("NOT OPEN: {error}"));

@@ -88,19 +88,16 @@ pub(super) fn values(traffic: &Traffic<'_>, cluster: &str) -> Vec<String> {
 /// Workload, namespace, principal, app, version, cluster, canonical service and revision.
 fn side(workload: Option<&Arc<Workload>>, cluster: &str) -> [String; 8] {
     let Some(workload) = workload else { return std::array::from_fn(|_| UNKNOWN.to_owned()) };
-    let label =
-        |names: &[&str]| names.iter().find_map(|name| workload.labels.get(*name)).map(|value| &**value);
-    let service = label(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]);
-    let revision = label(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);
+    let label = |name: &str| workload.labels.get(name).map(|value| &**value);
     [
         &*workload.workload,
         &*workload.name.namespace,
         UNKNOWN,
-        label(&["app"]).unwrap_or(UNKNOWN),
-        label(&["version"]).unwrap_or(UNKNOWN),
+        label("app").unwrap_or(UNKNOWN),
+        label("version").unwrap_or(UNKNOWN),
         cluster,
-        service.unwrap_or(&workload.workload),
-        revision.unwrap_or("latest"),
+        workload.canonical_name(),
+        workload.canonical_revision(),
     ]
     .map(str::to_owned)
 }
