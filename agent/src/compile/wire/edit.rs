@@ -10,12 +10,12 @@ use super::chain::{ChainChange, Put, predecessor};
 use super::change::Change;
 use super::key::{EndpointKey, Key, ListenerKey, NameKey, RouteKey};
 use super::record::{
-    AuthorizationRecord, EndpointRecord, GuardRecord, ListenerRecord, PolicyRecord, RouteRecord,
+    AuthorizationRecord, EndpointRecord, GuardRecord, ListenerRecord, PeerRecord, PolicyRecord, RouteRecord,
     ServiceRecord, WorkloadRecord, read,
 };
 use crate::model::{
-    AuthorizationPolicy, EdgeGuard, Endpoint, HttpRule, Listener, ObjectName, RouteTable, Service,
-    TrafficPolicy, Workload,
+    AuthorizationPolicy, EdgeGuard, Endpoint, HttpRule, Listener, ObjectName, PeerAuthentication, RouteTable,
+    Service, TrafficPolicy, Workload,
 };
 
 /// What becomes of values; `None`: they are removed.
@@ -33,6 +33,7 @@ pub(super) struct Edit {
     pub(super) workloads: Edits<NameKey, Workload>,
     pub(super) policies: Edits<NameKey, TrafficPolicy>,
     pub(super) authorization: Edits<NameKey, AuthorizationPolicy>,
+    pub(super) peers: Edits<NameKey, PeerAuthentication>,
     pub(super) guards: Edits<NameKey, EdgeGuard>,
     pub(super) routes: RouteEdits,
     pub(super) listeners: ChainChange<ListenerKey, Listener>,
@@ -74,6 +75,7 @@ impl Edit {
             Key::Authorization(key) => {
                 named(&mut self.authorization, key, source, AuthorizationRecord::named)?;
             }
+            Key::Peer(key) => named(&mut self.peers, key, source, PeerRecord::named)?,
             Key::Guard(key) => named(&mut self.guards, key, source, GuardRecord::named)?,
             Key::Route(key) => self.routes.puts.push(source.route(key)?),
             Key::Listener(key) => {
@@ -97,6 +99,7 @@ impl Edit {
             Key::Workload(key) => self.workloads.push((key, None)),
             Key::Policy(key) => self.policies.push((key, None)),
             Key::Authorization(key) => self.authorization.push((key, None)),
+            Key::Peer(key) => self.peers.push((key, None)),
             Key::Guard(key) => self.guards.push((key, None)),
             Key::Route(key) => self.routes.removals.push(key),
             Key::Listener(key) => self.listeners.removals.push(key),

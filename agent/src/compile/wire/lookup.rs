@@ -7,7 +7,10 @@ use super::index::PlannedGateway;
 use super::key::{NameKey, Place};
 use super::parts::{Endpoints, Parts};
 use crate::compile::source::{ServiceRoutes, Source};
-use crate::model::{AuthorizationPolicy, EdgeGuard, Endpoint, ObjectName, Service, TrafficPolicy, Workload};
+use crate::model::{
+    AuthorizationPolicy, EdgeGuard, Endpoint, ObjectName, PeerAuthentication, Service, TrafficPolicy,
+    Workload,
+};
 
 impl Source for Parts {
     fn service(&self, name: &ObjectName) -> Option<&Service> {
@@ -84,6 +87,11 @@ impl Parts {
     /// All authorization policies, sorted by name.
     pub(in crate::compile) fn authorization(&self) -> impl Iterator<Item = &AuthorizationPolicy> {
         self.authorization.values()
+    }
+
+    /// All peer authentications, sorted by name.
+    pub(in crate::compile) fn peers(&self) -> impl Iterator<Item = &PeerAuthentication> {
+        self.peers.values()
     }
 
     /// All pods, sorted by name.
