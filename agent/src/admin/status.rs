@@ -171,6 +171,12 @@ pub struct PolicyStatus {
     pub closed: usize,
     /// Left to the agent alone, because they found no room themselves.
     pub left_out: usize,
+    /// Those at which plaintext is refused, at some port.
+    #[serde(default)]
+    pub strict: usize,
+    /// Packets of plaintext that the kernel has refused there since the agent's start.
+    #[serde(default)]
+    pub plaintext_refused: u64,
     /// Whether what the kernel refuses stays refused when the agent is gone.
     pub outlives_agent: bool,
 }

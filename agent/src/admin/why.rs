@@ -6,9 +6,10 @@
 mod asked;
 mod edge;
 mod inbound;
+mod policies;
 mod seen;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use agent_common::balance::{ConnectReason, Tier};
@@ -20,7 +21,7 @@ use super::connections::ConnectionDump;
 use super::dump::{EndpointDump, RuleDump, cluster_name, of_cluster, rule};
 use super::flows::FlowDump;
 use super::status::Status;
-use crate::compile::{Cluster, Denied, Foreseen, Frontend, RoutingTable};
+use crate::compile::{Cluster, Frontend, PolicyClient, RoutingTable};
 use crate::model::{AppProtocol, Workload};
 use crate::route::RequestOrigin;
 
@@ -74,9 +75,6 @@ pub struct Step {
     pub found: String,
 }
 
-/// The reason where policy refuses, as access logs have it.
-const REFUSED: &str = "rbac_access_denied";
-
 /// Decides as the kernel and the agent would.
 pub fn why(asked: Asked, table: &RoutingTable, status: &Status) -> Explanation {
     let mut steps = Vec::new();
@@ -90,7 +88,7 @@ pub fn why(asked: Asked, table: &RoutingTable, status: &Status) -> Explanation {
         None => vec![asked.destination],
     };
     let dropped = edge::guard(asked.source, source, (table, status), &mut step);
-    let refused = policies(asked.source, &endpoints, table, &mut step);
+    let refused = policies::judge(PolicyClient::direct(asked.source), &endpoints, table, &mut step);
     let led = balancing(frontend, asked, (source, status), &mut step);
     edge::acceleration(asked, (table, status), &mut step);
     let reason = kernel((asked, source, frontend), table, status, &mut step);
@@ -126,8 +124,7 @@ pub fn why(asked: Asked, table: &RoutingTable, status: &Status) -> Explanation {
     }
     if let Some(denied) = refused {
         let tier = explanation.tier.clone();
-        let rule = format!("policy {} rule {}", denied.policy, denied.rule_label());
-        explanation.judged(("refused", &tier, REFUSED), Some(rule));
+        explanation.judged(("refused", &tier, denied.reason()), Some(policies::named(&denied)));
     }
     if let Some(guard) = dropped {
         explanation.judged(("dropped", "guard", GuardReason::Denied.as_str()), Some(guard));
@@ -143,39 +140,6 @@ impl Explanation {
         reason.clone_into(&mut self.reason);
         self.rule = rule;
     }
-}
-
-/// What the AuthorizationPolicies of the pods behind the destination say of the source; the first refusal where all of them
-/// refuse it.
-fn policies(
-    source: IpAddr,
-    endpoints: &[SocketAddr],
-    table: &RoutingTable,
-    step: &mut impl FnMut(&str, String),
-) -> Option<Denied> {
-    let (mut refusing, mut by_request) = (Vec::new(), false);
-    for endpoint in endpoints {
-        let denied = match table.foresee_access(source, *endpoint) {
-            Foreseen::Denied(denied) => denied,
-            Foreseen::Allowed => continue,
-            Foreseen::ByRequest(_) => {
-                by_request = true;
-                let rules = inbound::rules(source, *endpoint, table).unwrap_or_default();
-                step("policies", format!("{endpoint} judges each request of the source: {rules}"));
-                continue;
-            }
-        };
-        let by = match denied.rule {
-            Some(rule) => format!("rule {rule} of {}", denied.policy),
-            None => format!("no rule of any ALLOW policy agrees, {} among them", denied.policy),
-        };
-        step("policies", format!("{endpoint} refuses the source: {by}"));
-        refusing.push(denied);
-    }
-    if refusing.is_empty() && !by_request {
-        step("policies", "none refuses the source".to_owned());
-    }
-    if refusing.len() == endpoints.len() { refusing.into_iter().next() } else { None }
 }
 
 /// Where sockets are led to an endpoint before there is a packet; the reason where the source's are.
@@ -340,10 +304,10 @@ mod tests {
     use super::*;
     use crate::admin::tests::{model, table};
     use crate::admin::{CaptureStatus, DrainStatus, WorkerStatus};
-    use crate::compile::{TableVersion, compile};
+    use crate::compile::{ACCESS_DENIED, MTLS_REQUIRED, Realm, TableVersion, compile};
     use crate::model::{
-        AuthorizationPolicy, Labels, Model, ObjectName, PolicyAction, PolicyMatch, PolicyRule, PolicyScope,
-        RequestTerms, TextPattern,
+        AuthorizationPolicy, Labels, Model, MtlsMode, ObjectName, PeerAuthentication, PolicyAction,
+        PolicyMatch, PolicyRule, PolicyScope, RequestTerms, TextPattern,
     };
 
     fn capturing() -> Status {
@@ -459,6 +423,7 @@ mod tests {
             scope: PolicyScope::Namespace,
             selector: Labels::default(),
             action: PolicyAction::Deny,
+            dry_run: false,
             rules: vec![PolicyRule { index: 0, clauses: Vec::new() }],
         };
         let model = Model { authorization: vec![nobody], ..model() };
@@ -470,10 +435,44 @@ mod tests {
             (said.verdict, said.reason, policies.found)
         };
         let refused = "10.0.0.1:8080 refuses the source: rule 0 of default/nobody";
-        let direct = ("refused".to_owned(), REFUSED.to_owned(), refused.to_owned());
+        let direct = ("refused".to_owned(), ACCESS_DENIED.to_owned(), refused.to_owned());
         assert_eq!(said("10.0.0.1:8080"), direct);
         // Its only ready endpoint is that pod.
         assert_eq!(said("10.96.0.1:80"), direct);
+    }
+
+    #[test]
+    fn plaintext_that_is_refused_names_the_peer_authentication() {
+        let strict = PeerAuthentication {
+            name: ObjectName::new("istio-system", "default"),
+            created: "".into(),
+            scope: PolicyScope::Mesh,
+            selector: Labels::default(),
+            mode: Some(MtlsMode::Strict),
+            ports: [(8080, None)].into(),
+        };
+        let mut model = Model { peers: vec![strict], ..model() };
+        for pod in &mut model.workloads {
+            let tunnel = ("networking.istio.io/tunnel".into(), "http".into());
+            pod.labels = Arc::new([tunnel].into());
+        }
+        let said = |source: &str, node: &str| {
+            let realm = Arc::new(Realm { node: node.into(), tunnels: true, ..Realm::default() });
+            let before = RoutingTable { realm, ..RoutingTable::default() };
+            let table = compile(&model, &before, TableVersion::default());
+            let asked = Asked::read(source, "10.0.0.1:8080", &table).unwrap();
+            let said = why(asked, &table, &capturing());
+            let takes =
+                "10.0.0.1:8080 takes mutual TLS alone: PeerAuthentication istio-system/default is STRICT";
+            assert!(said.steps.iter().any(|step| step.at == "mtls" && step.found == takes), "{said:?}");
+            let by_tunnel = said.steps.iter().any(|step| step.found.contains("that come by tunnel"));
+            (said.verdict == "refused", said.reason == MTLS_REQUIRED, said.rule, by_tunnel)
+        };
+        let rule = Some("PeerAuthentication istio-system/default".to_owned());
+        assert_eq!(said("10.9.9.9", "node-a"), (true, true, rule, false));
+        // A pod of this node, and one of another, which its agent may bring by tunnel.
+        assert_eq!(said("order-1", "node-a"), (false, false, None, false));
+        assert_eq!(said("order-1", "node-b"), (false, false, None, true));
     }
 
     #[test]
@@ -484,6 +483,7 @@ mod tests {
             scope: PolicyScope::Namespace,
             selector: Labels::default(),
             action: PolicyAction::Allow,
+            dry_run: false,
             rules: vec![PolicyRule {
                 index: 0,
                 clauses: vec![vec![PolicyMatch { request: get, ..PolicyMatch::default() }]],

@@ -16,7 +16,7 @@ use super::Settings;
 use super::status::Observed;
 use super::tables::Tables;
 use crate::admin::{CertDump, CertificateDump};
-use crate::compile::RoutingTable;
+use crate::compile::{Realm, RoutingTable};
 use crate::hbone::Mesh;
 use crate::identity::{
     CaSource, DirectorySource, NodeDirectory, ShownCertificate, TrustDomain, Turned, WorkloadCertificates,
@@ -86,6 +86,18 @@ pub(super) fn open(
     let mesh = Arc::new(Mesh::new(names, Arc::clone(&tables.current), Arc::new(certificates), clock));
     observed.set_mesh(&mesh);
     Ok(Some(mesh))
+}
+
+/// Where this node's tables are in force.
+pub(super) fn realm(node: &str, mesh: Option<&Mesh>) -> Realm {
+    let alone = Realm { node: node.into(), ..Realm::default() };
+    match mesh {
+        Some(mesh) => {
+            let trust_domain = mesh.certificates().bundle().trust_domain().to_string().into();
+            Realm { trust_domain, tunnels: true, ..alone }
+        }
+        None => alone,
+    }
 }
 
 /// What the metrics show.

@@ -107,6 +107,7 @@ pub async fn start(
     let observed = Arc::new(Observed::new(&settings, addresses, current, drain.subscribe())?);
     let listeners = capture_listeners(&settings)?;
     let mesh = mesh::open(&settings, &tables, &observed)?;
+    tables.settle(mesh::realm(&settings.node, mesh.as_deref()));
     let local = LocalAddresses::default();
     let admission = Arc::new(Admission::new(&settings.proxy.admission));
     let workers = Workers {

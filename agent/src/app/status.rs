@@ -1,7 +1,7 @@
 //! What is known of the running agent, gathered from its parts for those who ask.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,9 +19,9 @@ use crate::admin::{
     DrainStatus, EndpointsDump, ForeignProgram, GuardLimits, GuardMap, GuardStatus, GuardedInterface,
     InterfaceStatus, ListenerStatus, PolicyStatus, Source, Status, TableStatus, TierStatus, WorkerStatus,
 };
-use crate::capture::{self, DropCause, EngineHandle};
+use crate::capture::{self, DropCause, EngineHandle, PolicyDrops};
 use crate::cluster::ClusterView;
-use crate::compile::RoutingTable;
+use crate::compile::{DeniedBy, RoutingTable};
 use crate::config::{Message, ObjectState, Report, Severity};
 use crate::hbone::Mesh;
 use crate::health::{PodHealth, ProbeCounts};
@@ -60,6 +60,8 @@ struct Changing {
     unmet: Vec<String>,
     capture: Option<watch::Receiver<capture::CaptureStatus>>,
     live: Option<capture::Live>,
+    /// What policy has refused in the kernel.
+    drops: Option<PolicyDrops>,
     /// Certificates of this node's workloads.
     mesh: Option<Arc<Mesh>>,
     /// What is known of the cluster, and whether its tables are signed; `None`: the agent runs alone.
@@ -202,6 +204,7 @@ impl Observed {
             self.metrics.watch_connects(move || connects.read());
         }
         let drops = readings.drops;
+        self.changing().drops = Some(drops.clone());
         self.metrics.watch_policy(move || drops.read().into_iter().map(refused).collect());
         if let Some(counters) = readings.acceleration {
             self.metrics.watch_acceleration(move || counters.read());
@@ -255,6 +258,16 @@ impl Observed {
                     .to_owned(),
             );
         }
+        let strict = |pod: IpAddr| {
+            let here = table.workloads.get(&pod).is_some_and(|pod| table.realm.runs(pod));
+            here && table.policies.of(pod).is_some_and(|policy| policy.mtls().is_strict())
+        };
+        if changing.mesh.is_none() && table.policies.iter().any(|(pod, _)| strict(pod)) {
+            unmet.push(
+                "pods of this node are STRICT, and this agent has no certificates (--ca): nobody of another node gets in"
+                    .to_owned(),
+            );
+        }
         unmet
     }
 
@@ -292,7 +305,7 @@ impl Observed {
             uptime_seconds: self.started.elapsed().as_secs(),
             ready: *self.ready.borrow(),
             guard: capture.as_ref().and_then(|capture| capture.guard.as_ref()).map(guarding),
-            capture: capture.map_or_else(not_capturing, capturing),
+            capture: capture.map_or_else(not_capturing, |status| capturing(status, changing.drops.as_ref())),
             table: TableStatus::new(
                 &self.tables.load(),
                 changing.applied.map(|applied| rfc3339(applied.at).to_string()),
@@ -354,7 +367,14 @@ fn not_capturing() -> CaptureStatus {
     CaptureStatus { mode: "off".to_owned(), ..CaptureStatus::default() }
 }
 
-fn capturing(status: capture::CaptureStatus) -> CaptureStatus {
+/// Packets of plaintext that were refused where mutual TLS is asked for.
+fn plaintext(drops: &PolicyDrops) -> u64 {
+    let plaintext =
+        |cause: &DropCause| matches!(cause, DropCause::Rule(denied) if denied.by == DeniedBy::Plaintext);
+    drops.read().into_iter().filter(|(cause, _)| plaintext(cause)).map(|(_, packets)| packets).sum()
+}
+
+fn capturing(status: capture::CaptureStatus, drops: Option<&PolicyDrops>) -> CaptureStatus {
     let hooked = |name: String| InterfaceStatus { name, not_captured: None };
     let failed =
         status.failed.into_iter().map(|(name, reason)| InterfaceStatus { name, not_captured: Some(reason) });
@@ -374,6 +394,8 @@ fn capturing(status: capture::CaptureStatus) -> CaptureStatus {
             pods: status.policy.pods,
             closed: status.policy.closed,
             left_out: status.policy.left_out,
+            strict: status.policy.strict,
+            plaintext_refused: drops.map(plaintext).unwrap_or_default(),
             outlives_agent: status.policy.outlives,
         },
         inbound: status.inbound,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
-use crate::compile::{RoutingTable, gone};
+use crate::compile::{Realm, RoutingTable, gone};
 
 /// The table in force and those who follow it.
 pub(super) struct Tables {
@@ -28,6 +28,13 @@ impl Tables {
     pub(super) fn new() -> Self {
         let table = Arc::new(RoutingTable::default());
         Self { current: Arc::new(ArcSwap::new(Arc::clone(&table))), follow: watch::Sender::new(table) }
+    }
+
+    /// Says where tables are in force; before the first one is.
+    pub(super) fn settle(&self, realm: Realm) {
+        let table = Arc::new(RoutingTable { realm: Arc::new(realm), ..RoutingTable::default() });
+        self.current.store(Arc::clone(&table));
+        self.follow.send_replace(table);
     }
 
     /// Compiles a table after the one in force and puts it there: for new requests first, for the kernel after it, so that what the

@@ -66,6 +66,7 @@ impl Work<'_> {
             frontends: self.frontends(&scope),
             datagrams: self.datagrams(),
             policies: self.policies(),
+            realm: Arc::clone(&self.previous.realm),
             gateways: self.gateways(&scope),
             guard: if self.touched.wholes.contains(&Whole::Guards) {
                 guard::compile(&self.parts.guards(), &self.previous.guard)
@@ -225,7 +226,8 @@ impl Work<'_> {
 
     fn policies(&self) -> PolicyTable {
         if self.touched.wholes.contains(&Whole::Authorization) {
-            return policies::compile(self.parts.authorization(), self.parts.workloads(), self.previous);
+            let (policies, peers) = (self.parts.authorization(), self.parts.peers());
+            return policies::compile(policies, peers, self.parts.workloads(), self.previous);
         }
         let claimants = |address| self.parts.pods_at(address);
         policies::recompile(&self.touched.pods, claimants, self.previous)

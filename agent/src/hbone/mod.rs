@@ -117,6 +117,13 @@ impl Mesh {
         self.terms(own.ok_or(PeerRefusal::NoOwnCertificate)?, source)
     }
 
+    /// Who the pod at an address is, by the table in force.
+    pub fn expected(&self, pod: IpAddr) -> Option<Expected> {
+        let table = self.tables.load();
+        let pod = table.workloads.get(&pod)?;
+        Some(Expected { id: self.identity(pod)?, node: pod.node.clone()? })
+    }
+
     /// How a workload of this node speaks with another one.
     pub(crate) fn terms(&self, own: &Workload, peer: &Workload) -> Result<Terms, PeerRefusal> {
         let expected = self.identity(peer).zip(peer.node.clone());

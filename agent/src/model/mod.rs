@@ -5,6 +5,7 @@ pub(crate) mod expression;
 mod guard;
 mod limit;
 mod name;
+mod peer_authentication;
 mod probe;
 mod route;
 pub(crate) mod serial;
@@ -14,13 +15,14 @@ mod workload;
 #[cfg(test)]
 pub(crate) use authorization::tests as authorization_tests;
 pub use authorization::{
-    Asked, AuthorizationPolicy, Cidr, Doubt, FieldTerm, NamespacePattern, PathPart, PathPattern,
-    PolicyAction, PolicyMatch, PolicyRequest, PolicyRule, PolicyScope, PolicySource, RequestTerms,
-    TextPattern,
+    Account, Asked, AuthorizationPolicy, Cidr, Doubt, FieldTerm, Identity, NamespacePattern, PathPart,
+    PathPattern, PolicyAction, PolicyMatch, PolicyRequest, PolicyRule, PolicyScope, PolicySource,
+    RequestTerms, TextPattern,
 };
 pub use guard::{EdgeGuard, SourceRate};
 pub use limit::{KeyPart, Limit, LimitTarget, LimitedRoute, Missing, Quota, RateLimit};
 pub use name::ObjectName;
+pub use peer_authentication::{MtlsMode, PeerAuthentication, PeerLevel};
 pub use probe::{Probe, ProbeCheck};
 pub use route::{
     Destination, DirectResponse, HeaderChange, HeaderOp, HostPattern, HttpRule, Listener, ListenerProtocol,
@@ -47,6 +49,8 @@ pub struct Model {
     pub policies: Vec<TrafficPolicy>,
     /// Who may reach which pods, sorted by name.
     pub authorization: Vec<AuthorizationPolicy>,
+    /// Which pods take plaintext, sorted by name.
+    pub peers: Vec<PeerAuthentication>,
     /// Mesh routes (VirtualService, HTTPRoute with a Service parent) in order of precedence within one host.
     pub mesh_routes: Vec<RouteTable>,
     /// Gateway listeners with their own routes (HTTPRoute with a Gateway parent).

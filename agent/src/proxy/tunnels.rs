@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::spawn_local;
 
-use super::access::{self, ACCESS_DENIED};
+use super::access::{self, ACCESS_DENIED, Client};
 use super::tcp;
 use super::{Context, Downstream, Protocol, captured};
 use crate::hbone::{self, Mesh, Role, StreamEnd};
@@ -47,6 +47,7 @@ pub(super) async fn serve(
             return refused(peer, pod, why);
         }
     };
+    let proven = terms.peer.clone();
     let (mut tunnel, standing) = match Box::pin(hbone::accept(&mesh, io, terms)).await {
         Ok((tunnel, standing)) => (tunnel, Rc::new(standing)),
         Err(why) => return refused(peer, pod, why),
@@ -71,6 +72,11 @@ pub(super) async fn serve(
             }
         };
         match next {
+            // Its address may have become another's since; that one has proven nothing here.
+            Some(Ok((_, mut respond))) if mesh.expected(peer.ip()).as_ref() != Some(&proven) => {
+                mesh.counts().refused(Role::Server, PeerRefusal::OtherIdentity);
+                answer_only(&mut respond, StatusCode::UNAUTHORIZED);
+            }
             Some(Ok((request, respond))) if hbone::is_proof(&request) => {
                 let (standing, mesh) = (Rc::clone(&standing), Arc::clone(&mesh));
                 spawn_local(async move { standing.answer(&mesh, request, respond).await });
@@ -117,7 +123,8 @@ async fn stream(
         Err(status) => return answer_only(&mut respond, status),
     };
     let receive = request.into_body();
-    if access::depends_on_request(&context, peer.ip(), to) {
+    let client = Client { peer, origin: &Origin::Tunnel };
+    if access::depends_on_request(&context, client, to) {
         by_request(context, (peer, to), (receive, respond), stop).await;
     } else {
         Box::pin(opaque(&context, (peer, to), (receive, respond), stop)).await;
@@ -149,8 +156,8 @@ async fn by_request(
     spawn_local(async move {
         hbone::relay(&mut near, (send, receive), stop).await;
     });
-    let shown = context.open.show(peer, to, (&Origin::Inbound, SystemTime::now()));
-    let (read, origin) = (BytesMut::new(), Origin::Inbound);
+    let shown = context.open.show(peer, to, (&Origin::Tunnel, SystemTime::now()));
+    let (read, origin) = (BytesMut::new(), Origin::Tunnel);
     let downstream = Downstream { io, read, peer, original_destination: to, origin, early: None, shown };
     captured::serve_inbound(context, downstream).await;
 }
@@ -163,15 +170,16 @@ async fn opaque(
     stop: impl Future<Output = &'static str> + 'static,
 ) {
     let start = (SystemTime::now(), Instant::now());
-    let shown = context.open.show(peer, to, (&Origin::Inbound, start.0));
+    let shown = context.open.show(peer, to, (&Origin::Tunnel, start.0));
     shown.is(Protocol::Opaque, Some(to));
     let source = ConnectSource::Pod(peer.ip());
+    let client = Client { peer, origin: &Origin::Tunnel };
     let record = |ended: &Ended| {
         let table = context.tables.load();
         context.recorder.connection(&ConnectionRecord {
             start: start.0,
             duration: start.1.elapsed(),
-            origin: &Origin::Inbound,
+            origin: &Origin::Tunnel,
             peer,
             original_destination: to,
             source: table.workloads.get(&peer.ip()),
@@ -186,9 +194,9 @@ async fn opaque(
         });
     };
     let failed = |flag: Flag, details| Ended { flags: flag.into(), details, ..Ended::default() };
-    let ended = if access::check(context, peer, to, Asked::Opaque).is_err() {
+    let ended = if let Err(refused) = access::check(context, client, to, Asked::Opaque) {
         answer_only(&mut respond, StatusCode::UNAUTHORIZED);
-        failed(Flag::AccessDenied, ACCESS_DENIED)
+        failed(Flag::AccessDenied, refused.details())
     } else {
         match tcp::connect(context, ConnectTarget { address: to, source }).await {
             Err(undialled) => {
@@ -198,7 +206,7 @@ async fn opaque(
             Ok(mut io) => match respond.send_response(answer(StatusCode::OK), false) {
                 Err(_) => failed(Flag::DownstreamClosed, "downstream_reset"),
                 Ok(send) => {
-                    let refused = access::until_refused(context, peer, (to, source), Asked::Opaque);
+                    let refused = access::until_refused(context, client, (to, source), Asked::Opaque);
                     let stop = async {
                         tokio::select! {
                             () = refused => ACCESS_DENIED,

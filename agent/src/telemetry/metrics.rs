@@ -96,6 +96,7 @@ pub(super) struct Shared {
     connects: IntCounterVec,
     connect_counts: OnceLock<PacketCounts>,
     pub(super) policy_drops: IntCounterVec,
+    pub(super) policy_audits: IntCounterVec,
     policy_counts: OnceLock<PolicyCounts>,
     acceleration: AccelerationSeries,
     cluster: ClusterSeries,
@@ -357,6 +358,7 @@ impl Shared {
             )?,
             connect_counts: OnceLock::new(),
             policy_drops: make.policy_drops()?,
+            policy_audits: make.policy_audits()?,
             policy_counts: OnceLock::new(),
             acceleration: AccelerationSeries::new(&registry)?,
             cluster: ClusterSeries::new(&registry)?,
@@ -429,8 +431,16 @@ impl Maker<'_> {
     fn policy_drops(&self) -> Result<IntCounterVec, Error> {
         self.counters(
             "sluice_policy_drops_total",
-            "What AuthorizationPolicies refused: packets in the kernel, requests and connections in the agent.",
+            "What policies refused: packets in the kernel, requests and connections in the agent.",
             &["tier", "policy", "rule"],
+        )
+    }
+
+    fn policy_audits(&self) -> Result<IntCounterVec, Error> {
+        self.counters(
+            "sluice_policy_audits_total",
+            "What AuthorizationPolicies say that refuse nobody (AUDIT and dry runs) of requests and connections.",
+            &["policy", "rule", "outcome"],
         )
     }
 

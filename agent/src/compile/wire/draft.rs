@@ -7,8 +7,8 @@ use std::hash::Hash;
 use super::change::Change;
 use super::key::{EndpointKey, Key, ListenerKey, NameKey, Place, RouteKey};
 use super::record::{
-    AuthorizationRecord, EndpointRecord, GuardRecord, LimitRecord, ListenerRecord, PolicyRecord, RouteRecord,
-    ServiceRecord, WorkloadRecord, write,
+    AuthorizationRecord, EndpointRecord, GuardRecord, LimitRecord, ListenerRecord, PeerRecord, PolicyRecord,
+    RouteRecord, ServiceRecord, WorkloadRecord, write,
 };
 use crate::model::{Endpoint, Listener, Model, ObjectName, RouteTable};
 
@@ -50,6 +50,11 @@ impl Draft {
             (&before.authorization, &after.authorization),
             |policy| &policy.name,
             (Key::Authorization, |policy| write(&AuthorizationRecord::from(policy))),
+        );
+        draft.named(
+            (&before.peers, &after.peers),
+            |peer| &peer.name,
+            (Key::Peer, |peer| write(&PeerRecord::from(peer))),
         );
         draft.named(
             (&before.guards, &after.guards),

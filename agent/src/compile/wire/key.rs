@@ -28,6 +28,8 @@ pub(crate) enum Key {
     Listener(ListenerKey),
     /// `listener/NAMESPACE/GATEWAY/NAME/KIND/NAMESPACE/NAME`: a route on a listener.
     Attached(ListenerKey, RouteKey),
+    /// `peer/NAMESPACE/NAME`.
+    Peer(NameKey),
     /// `policy/NAMESPACE/SERVICE`.
     Policy(NameKey),
     /// `route/KIND/NAMESPACE/NAME`: a route of the mesh.
@@ -98,6 +100,7 @@ impl Key {
                     None => Self::Listener(listener),
                 })
             },
+            "peer" => |parts| Some(Self::Peer(parts.name()?)),
             "policy" => |parts| Some(Self::Policy(parts.name()?)),
             "route" => |parts| Some(Self::Route(parts.route()?)),
             "service" => |parts| Some(Self::Service(parts.name()?)),
@@ -120,6 +123,7 @@ impl fmt::Display for Key {
             Self::Limit(key) => write!(f, "limit/{key}"),
             Self::Listener(key) => write!(f, "listener/{key}"),
             Self::Attached(listener, key) => write!(f, "listener/{listener}/{key}"),
+            Self::Peer(key) => write!(f, "peer/{key}"),
             Self::Policy(key) => write!(f, "policy/{key}"),
             Self::Route(key) => write!(f, "route/{key}"),
             Self::Service(key) => write!(f, "service/{key}"),
@@ -290,6 +294,7 @@ mod tests {
                 Key::Attached(listener("http", 1), route(RouteKind::HttpRoute, "all", 0)),
                 "listener/edge/gw/http~1/HTTPRoute/shop/all",
             ),
+            (Key::Peer(name("shop", "strict", 0)), "peer/shop/strict"),
             (Key::Policy(name("a/b", "c%d~e", 0)), "policy/a%2Fb/c%25d%7Ee"),
             (Key::Route(route(RouteKind::VirtualService, "canary", 1)), "route/VirtualService/shop/canary~1"),
             (Key::Service(name("ü", "", 0)), "service/ü/"),

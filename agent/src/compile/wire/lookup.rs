@@ -8,7 +8,8 @@ use super::key::{NameKey, Place};
 use super::parts::{Endpoints, Parts};
 use crate::compile::source::{ServiceRoutes, Source};
 use crate::model::{
-    AuthorizationPolicy, EdgeGuard, Endpoint, ObjectName, RateLimit, Service, TrafficPolicy, Workload,
+    AuthorizationPolicy, EdgeGuard, Endpoint, ObjectName, PeerAuthentication, RateLimit, Service,
+    TrafficPolicy, Workload,
 };
 
 impl Source for Parts {
@@ -86,6 +87,11 @@ impl Parts {
     /// All authorization policies, sorted by name.
     pub(in crate::compile) fn authorization(&self) -> impl Iterator<Item = &AuthorizationPolicy> {
         self.authorization.values()
+    }
+
+    /// All peer authentications, sorted by name.
+    pub(in crate::compile) fn peers(&self) -> impl Iterator<Item = &PeerAuthentication> {
+        self.peers.values()
     }
 
     /// All pods, sorted by name.

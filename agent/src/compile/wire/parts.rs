@@ -17,8 +17,8 @@ use super::touched::{Touched, Whole};
 use crate::compile::gateways::{Plan, plan};
 use crate::compile::source::Source;
 use crate::model::{
-    AuthorizationPolicy, EdgeGuard, Endpoint, Listener, Model, ObjectName, RateLimit, RouteTable, Service,
-    TrafficPolicy, Workload,
+    AuthorizationPolicy, EdgeGuard, Endpoint, Listener, Model, ObjectName, PeerAuthentication, RateLimit,
+    RouteTable, Service, TrafficPolicy, Workload,
 };
 
 /// Endpoints by service.
@@ -36,6 +36,7 @@ pub struct Parts {
     pub(super) workloads: BTreeMap<NameKey, Arc<Workload>>,
     pub(super) policies: BTreeMap<NameKey, TrafficPolicy>,
     pub(super) authorization: BTreeMap<NameKey, AuthorizationPolicy>,
+    pub(super) peers: BTreeMap<NameKey, PeerAuthentication>,
     pub(super) guards: BTreeMap<NameKey, EdgeGuard>,
     pub(super) limits: BTreeMap<NameKey, RateLimit>,
     routes: Routes,
@@ -109,6 +110,7 @@ impl Parts {
         set_endpoints(&mut self.datagrams, edit.datagrams, &mut self.interned);
         set(&mut self.policies, edit.policies);
         set(&mut self.authorization, edit.authorization);
+        set(&mut self.peers, edit.peers);
         set(&mut self.guards, edit.guards);
         set(&mut self.limits, edit.limits);
         self.reclaim(before, &mut touched);
@@ -228,6 +230,7 @@ impl Parts {
             workloads: self.workloads.values().map(|workload| Workload::clone(workload)).collect(),
             policies: self.policies.values().cloned().collect(),
             authorization: self.authorization.values().cloned().collect(),
+            peers: self.peers.values().cloned().collect(),
             mesh_routes: tables(&self.routes),
             listeners: self.listeners.iter().map(with_routes).collect(),
             guards: self.guards.values().cloned().collect(),
@@ -253,6 +256,7 @@ impl Parts {
         removable(&edit.workloads, |key| self.workloads.contains_key(key), Key::Workload)?;
         removable(&edit.policies, |key| self.policies.contains_key(key), Key::Policy)?;
         removable(&edit.authorization, |key| self.authorization.contains_key(key), Key::Authorization)?;
+        removable(&edit.peers, |key| self.peers.contains_key(key), Key::Peer)?;
         removable(&edit.guards, |key| self.guards.contains_key(key), Key::Guard)?;
         removable(&edit.limits, |key| self.limits.contains_key(key), Key::Limit)
     }
@@ -310,7 +314,8 @@ fn edited(edit: &Edit) -> Touched {
     let endpoints = edit.endpoints.iter().chain(&edit.datagrams).map(|(key, _)| key.service.clone());
     let services = edit.services.iter().map(|(key, _)| key.name.clone());
     let policies = edit.policies.iter().map(|(key, _)| key.name.clone());
-    let authorization = (!edit.authorization.is_empty()).then_some(Whole::Authorization);
+    let judged = !edit.authorization.is_empty() || !edit.peers.is_empty();
+    let authorization = judged.then_some(Whole::Authorization);
     let guards = (!edit.guards.is_empty()).then_some(Whole::Guards);
     let limits = (!edit.limits.is_empty()).then_some(Whole::Limits);
     Touched {

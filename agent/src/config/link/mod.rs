@@ -10,6 +10,7 @@ mod host;
 mod http_route;
 mod mesh;
 mod opaque;
+mod peers;
 mod policy;
 mod rate_limit;
 
@@ -42,6 +43,7 @@ pub(super) fn link(objects: &[Arc<Object>]) -> (Model, Vec<LinkedObject>) {
     let endpoints::Endpoints { streams: endpoints, datagrams } =
         endpoints::endpoints(&world, &workloads, &mut notes);
     let authorization = authorization::policies(&world);
+    let peers = peers::peers(&world, workloads.values().map(|(workload, _)| workload), &mut notes);
     let policies = policy::policies(&world, &endpoints, &mut notes);
     let mut mesh_routes = mesh::routes(&world, &policies, &mut notes);
     mesh_routes.extend(http_route::mesh_routes(&world, &mut notes));
@@ -59,6 +61,7 @@ pub(super) fn link(objects: &[Arc<Object>]) -> (Model, Vec<LinkedObject>) {
         workloads,
         policies,
         authorization,
+        peers,
         mesh_routes,
         listeners,
         guards,

@@ -6,8 +6,10 @@ mod destination_rule;
 mod edge_guard;
 mod gateway;
 mod http_route;
+mod istio;
 mod last_good;
 mod mangled;
+mod peer_authentication;
 mod probes;
 mod rate_limit;
 mod update;
@@ -97,7 +99,7 @@ fn the_examples_load_unchanged() {
         ("VirtualService default/order-service", "applied"),
         ("DestinationRule default/order-service", "partly enforced"),
         ("VirtualService default/payment-service", "partly enforced"),
-        ("PeerAuthentication default/default", "not yet enforced"),
+        ("PeerAuthentication default/default", "applied"),
     ];
     for (title, text) in expected {
         assert!(states.contains(&(title.to_owned(), text)), "{title}: {states:?}");

@@ -141,7 +141,7 @@ pub(in crate::proxy) fn plan<'t>(
             None => return Planned::unrouted(Plan::Original { protocol }),
         },
         // Whoever sent it has routed it; it is for the pod that it is on its way into.
-        Origin::Inbound => return Planned::unrouted(Plan::Original { protocol }),
+        Origin::Inbound | Origin::Tunnel => return Planned::unrouted(Plan::Original { protocol }),
         Origin::Gateway(name) => match gateway(table, name, entry.original_destination) {
             Some(gateway) => match gateway.hosts.find(head.host()) {
                 Some(host) => host,
