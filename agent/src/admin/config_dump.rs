@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::compile::{Cluster, RoutingTable};
 use crate::model::{
     AuthorizationPolicy, NamespacePattern, ObjectName, PolicyAction, PolicyMatch, PolicyRule, PolicyScope,
-    Workload,
+    TextPattern, Workload,
 };
 
 /// A certificate that a workload of this node shows, as it is dumped.
@@ -80,9 +80,19 @@ fn workload(table: &RoutingTable, workload: &Workload) -> Value {
 /// A policy in the form that has only connections, as ztunnel's: `None` where its rules ask of requests, which that form can't
 /// say, so that a tool would show another policy than there is.
 fn policy(policy: &AuthorizationPolicy) -> Option<Value> {
-    if policy.rules.iter().any(PolicyRule::asks_of_requests) {
+    if policy.dry_run {
         return None;
     }
+    let said = |rule: &PolicyRule| rule.clauses.iter().flatten().all(is_sayable);
+    if policy.rules.iter().any(PolicyRule::asks_of_requests) || !policy.rules.iter().all(said) {
+        return None;
+    }
+    let action = match policy.action {
+        PolicyAction::Allow => "Allow",
+        PolicyAction::Deny => "Deny",
+        // ztunnel has none of these.
+        PolicyAction::Audit => return None,
+    };
     let scope = match policy.scope {
         _ if !policy.selector.is_empty() => "WorkloadSelector",
         PolicyScope::Mesh => "Global",
@@ -95,24 +105,42 @@ fn policy(policy: &AuthorizationPolicy) -> Option<Value> {
         "name": &*policy.name.name,
         "namespace": &*policy.name.namespace,
         "scope": scope,
-        "action": match policy.action {
-            PolicyAction::Allow => "Allow",
-            PolicyAction::Deny => "Deny",
-        },
+        "action": action,
         "rules": policy.rules.iter().map(rule).collect::<Vec<_>>(),
     }))
 }
 
 fn alternative(alternative: &PolicyMatch) -> Value {
     let names = |patterns: &[NamespacePattern]| patterns.iter().map(pattern).collect::<Vec<_>>();
+    let identities = |patterns: &[TextPattern]| patterns.iter().map(text_pattern).collect::<Vec<_>>();
     json!({
         "namespaces": names(&alternative.namespaces),
         "notNamespaces": names(&alternative.not_namespaces),
+        "principals": identities(&alternative.principals),
+        "notPrincipals": identities(&alternative.not_principals),
         "sourceIps": alternative.cidrs,
         "notSourceIps": alternative.not_cidrs,
         "destinationPorts": alternative.ports,
         "notDestinationPorts": alternative.not_ports,
     })
+}
+
+/// Whether the form has words for all of it.
+fn is_sayable(alternative: &PolicyMatch) -> bool {
+    alternative.accounts.is_empty()
+        && alternative.not_accounts.is_empty()
+        && alternative.remote_cidrs.is_empty()
+        && alternative.destinations.is_empty()
+        && alternative.not_destinations.is_empty()
+}
+
+fn text_pattern(pattern: &TextPattern) -> Value {
+    match pattern {
+        TextPattern::Present => json!({ "Presence": null }),
+        TextPattern::Exact(text) => json!({ "Exact": &**text }),
+        TextPattern::Prefix(start) => json!({ "Prefix": &**start }),
+        TextPattern::Suffix(end) => json!({ "Suffix": &**end }),
+    }
 }
 
 fn pattern(pattern: &NamespacePattern) -> Value {

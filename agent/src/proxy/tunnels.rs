@@ -74,7 +74,7 @@ pub(super) async fn serve(
         match next {
             // Its address may have become another's since; that one has proven nothing here.
             Some(Ok((_, mut respond))) if mesh.expected(peer.ip()).as_ref() != Some(&proven) => {
-                mesh.counts().refused(Role::Server, PeerRefusal::OtherIdentity);
+                mesh.counts().handshakes.refused(Role::Server, PeerRefusal::OtherIdentity);
                 answer_only(&mut respond, StatusCode::UNAUTHORIZED);
             }
             Some(Ok((request, respond))) if hbone::is_proof(&request) => {
