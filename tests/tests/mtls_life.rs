@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -24,6 +24,7 @@ const EXPIRY: &str = "sluice_certificate_expiry_timestamp_seconds";
 const LONG_CONNECTIONS: usize = 50;
 const RATE: u32 = 300;
 const ROTATIONS: usize = 10;
+const ROUND: Duration = Duration::from_millis(100);
 /// How long a step may take that needs a certificate of ten seconds to be renewed.
 const RENEWAL: Duration = Duration::from_secs(30);
 
@@ -109,6 +110,10 @@ impl Secured {
         self.mesh.metric(node, &series)
     }
 
+    fn alerts(&self, node: &str) -> Result<String> {
+        Ok(self.mesh.verb(node, "status")?["alerts"].to_string())
+    }
+
     /// Waits until a node has newer certificates than now.
     fn wait_renewed(&self, node: &str) -> Result<()> {
         let held = self.mesh.metric(node, EXPIRY)?;
@@ -189,18 +194,17 @@ fn a_root_that_leaves_the_bundle_takes_open_tunnels_along() -> Result<()> {
     Ok(())
 }
 
-/// Sends on every connection in turn until told to stop; answers how many rounds all of them passed.
-fn keep_pinging(open: &mut [[TcpStream; 2]], stop: &AtomicBool, rounds: &AtomicUsize) -> Result<()> {
-    while !stop.load(Ordering::Relaxed) {
+/// Sends on every connection in turn until told to stop, ten times in a second at most; answers how many rounds all of them
+/// passed.
+fn keep_pinging(open: &mut [[TcpStream; 2]], stop: &Receiver<()>) -> Result<usize> {
+    let mut rounds = 0;
+    while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(ROUND) {
         for (number, ends) in open.iter_mut().enumerate() {
-            let round = rounds.load(Ordering::Relaxed);
-            ping(ends).with_context(|| format!("connection {number}, round {round}"))?;
+            ping(ends).with_context(|| format!("connection {number}, round {rounds}"))?;
         }
-        rounds.fetch_add(1, Ordering::Relaxed);
-        // So that pings are few among the requests; nothing waits for this.
-        std::thread::sleep(Duration::from_millis(100));
+        rounds += 1;
     }
-    Ok(())
+    Ok(rounds)
 }
 
 /// A root follows another while everything goes on, step by step as `docs/identity.md` says.
@@ -241,9 +245,10 @@ fn ten_renewals_and_a_new_root_break_nothing_under_load() -> Result<()> {
         rate: RATE,
     };
     let load = Load::start(&site.mesh.lab.pod("client")?.netns(), &plan)?;
-    let (stop, rounds) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let (stopping, stop) = mpsc::channel();
     let pinged = std::thread::scope(|scope| {
-        let pinging = scope.spawn(|| keep_pinging(&mut open, &stop, &rounds));
+        let open = &mut open;
+        let pinging = scope.spawn(move || keep_pinging(open, &stop));
         let passed = (|| {
             replace_root(&site)?;
             // The CA's files are away for longer than half a life: what was read goes on.
@@ -252,20 +257,21 @@ fn ten_renewals_and_a_new_root_break_nothing_under_load() -> Result<()> {
             for _ in 0..2 {
                 site.wait_renewed("node1").context("while the directory is away")?;
             }
+            let told = site.alerts("node1")?;
+            ensure!(told.contains("bundle.pem: No such file"), "nobody is told that it is away: {told}");
             fs::rename(&away, &there)?;
             for _ in 0..ROTATIONS - 5 {
                 site.wait_renewed("node1")?;
             }
             anyhow::Ok(())
         })();
-        stop.store(true, Ordering::Relaxed);
+        drop(stopping);
         let pinged = pinging.join().expect("it does not panic");
         passed.and(pinged)
     });
     let report = load.stop()?;
-    pinged?;
+    let rounds = pinged?;
     let failed = report.failure_kinds();
-    let rounds = rounds.load(Ordering::Relaxed);
     ensure!(failed.is_empty(), "of {} requests: {failed:?}", report.samples.len());
     for node in ["node1", "node2"] {
         let ended = site.mesh.metrics(node, "sluice_tunnels_ended_total{")?;
@@ -275,5 +281,29 @@ fn ten_renewals_and_a_new_root_break_nothing_under_load() -> Result<()> {
     }
     ensure!(rounds >= 10, "{rounds} rounds of pings");
     eprintln!("{} requests, {rounds} rounds of {LONG_CONNECTIONS} connections", report.samples.len());
+    Ok(())
+}
+
+#[test]
+fn what_ends_soon_is_told_of() -> Result<()> {
+    if unprivileged("what_ends_soon_is_told_of") {
+        return Ok(());
+    }
+    let site = Secured::up("mtls_alert", &[])?;
+    ensure!(site.alerts("node1")? == "[]", "{}", site.alerts("node1")?);
+    let ends = |file: &str| {
+        site.mesh.metric("node1", &format!("sluice_ca_file_expiry_timestamp_seconds{{file=\"{file}\"}}"))
+    };
+    let before = ends("intermediate.pem")?;
+    site.ca(&["node", "--dir", "ca", "--name", "node1", "--out", "node1", "--renew", "--life", "90s"])?;
+    wait_for("the alert", LIMIT, || {
+        let told = site.alerts("node1").unwrap_or_default();
+        ["intermediate.pem ends at ", "node.pem ends at "].iter().all(|text| told.contains(text))
+    })?;
+    let after = ends("intermediate.pem")?;
+    ensure!(after > 0.0 && after < before, "it ends at {after}, and ended at {before}");
+    ensure!(ends("bundle.pem")? > before, "the root ends before what it has issued");
+    let text = exec::stdout(site.mesh.lab.node("node1")?.command(built_binary()?)?.arg("status"))?;
+    ensure!(text.contains("\nALERT        intermediate.pem ends at "), "{text}");
     Ok(())
 }

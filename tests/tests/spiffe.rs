@@ -84,6 +84,7 @@ impl Authority {
     fn svid(&self, id: &str, life: Duration) -> Result<(Vec<u8>, Vec<u8>)> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::default();
+        params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
@@ -191,6 +192,66 @@ fn answers(mesh: &Mesh) -> Result<()> {
     Ok(())
 }
 
+/// What is handed out, as the test's own workloads get it.
+fn default_svid(authority: &Authority, life: Duration) -> Result<(&'static str, Vec<u8>, Vec<u8>)> {
+    authority.svid(ID, life).map(|(chain, key)| (ID, chain, key))
+}
+
+fn wait_alerts(mesh: &Mesh, what: &str, holds: impl Fn(&str) -> bool) -> Result<()> {
+    for node in ["node1", "node2"] {
+        wait_for(&format!("{what} on {node}"), LIMIT, || alerts(mesh, node).is_ok_and(|told| holds(&told)))?;
+    }
+    Ok(())
+}
+
+/// Who is registered for nothing is told so and asks again, until there is something.
+fn up_after_a_denial(api: &Api, authority: &Authority) -> Result<Mesh> {
+    api.hand_out(authority, &[])?;
+    let mesh = up(api, "spiffe")?;
+    wait_alerts(&mesh, "the denial", |told| told.contains("PermissionDenied (7): no identity issued"))?;
+    api.hand_out(authority, &[default_svid(authority, HOUR)?])?;
+    for node in ["node1", "node2"] {
+        wait_held(&mesh, node, 1)?;
+        ensure!(held(&mesh, node)?[0]["identity"] == ID);
+    }
+    wait_alerts(&mesh, "the end of the alert", |told| told == "[]")?;
+    answers(&mesh)?;
+    let done = mesh.metric("node2", "sluice_tls_handshakes_total{outcome=\"ok\",role=\"server\"}")?;
+    ensure!(done >= 1.0, "no tunnel was made");
+    Ok(mesh)
+}
+
+/// Open connections outlive what they were made with.
+fn renewed(mesh: &Mesh, api: &Api, authority: &Authority) -> Result<()> {
+    let address = SocketAddr::new(mesh.pod_ip("web", 0)?, RAW_TARGET);
+    let listener = mesh.lab.pod("web")?.in_netns(|| TcpListener::bind(address))??;
+    let to = mesh.service("web", 0, OPAQUE)?;
+    let mut client = mesh.lab.pod("client")?.in_netns(|| TcpStream::connect_timeout(&to, TIMEOUT))??;
+    let (mut server, _) = listener.accept()?;
+    let before = held(mesh, "node1")?;
+    let stranger = ("spiffe://other.test/a", vec![1], vec![2]);
+    api.hand_out(authority, &[default_svid(authority, 2 * HOUR)?, stranger])?;
+    for node in ["node1", "node2"] {
+        let what = format!("the next certificate on {node}");
+        wait_for(&what, LIMIT, || held(mesh, node).is_ok_and(|now| now != before))?;
+    }
+    wait_for("new certificates on the open tunnel", LIMIT, || {
+        mesh.metric("node2", "sluice_tunnel_proofs_total{outcome=\"ok\",role=\"server\"}")
+            .is_ok_and(|count| count >= 1.0)
+    })?;
+    client.write_all(b"ping")?;
+    Ok(server.read_exact(&mut [0; 4])?)
+}
+
+/// What was handed out goes on, and somebody is told.
+fn away(mesh: &Mesh, api: &mut Api) -> Result<()> {
+    api.stop()?;
+    wait_alerts(mesh, "an alert", |told| told.contains("the Workload API at"))?;
+    answers(mesh)?;
+    api.start()?;
+    wait_alerts(mesh, "the end of the alert", |told| told == "[]")
+}
+
 #[test]
 fn pods_speak_with_what_a_workload_api_hands_out() -> Result<()> {
     let test = "pods_speak_with_what_a_workload_api_hands_out";
@@ -201,75 +262,31 @@ fn pods_speak_with_what_a_workload_api_hands_out() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let mut api = Api { python, directory: directory.path().to_owned(), process: None };
     let authority = Authority::new()?;
-    let svid = |life| authority.svid(ID, life).map(|(chain, key)| (ID, chain, key));
-    api.hand_out(&authority, &[svid(HOUR)?])?;
+    api.hand_out(&authority, &[default_svid(&authority, HOUR)?])?;
     api.start()?;
     // Somebody else's client takes what the server says, so the agent reads the right thing.
     let fetched = exec::stdout(Command::new(&api.python).args([PEER, "fetch", &api.socket()]))?;
     let fetched: Value = serde_json::from_str(&fetched).with_context(|| fetched.clone())?;
     ensure!(fetched == json!({ "id": ID, "chain": 2 }), "{fetched}");
 
-    let mesh = up(&api, "spiffe")?;
-    for node in ["node1", "node2"] {
-        wait_held(&mesh, node, 1)?;
-        ensure!(held(&mesh, node)?[0]["identity"] == ID);
-        ensure!(alerts(&mesh, node)? == "[]", "{}", alerts(&mesh, node)?);
-    }
-    answers(&mesh)?;
-    let done = mesh.metric("node2", "sluice_tls_handshakes_total{outcome=\"ok\",role=\"server\"}")?;
-    ensure!(done >= 1.0, "no tunnel was made");
-
-    // Open connections outlive what they were made with.
-    let address = SocketAddr::new(mesh.pod_ip("web", 0)?, RAW_TARGET);
-    let listener = mesh.lab.pod("web")?.in_netns(|| TcpListener::bind(address))??;
-    let to = mesh.service("web", 0, OPAQUE)?;
-    let mut client = mesh.lab.pod("client")?.in_netns(|| TcpStream::connect_timeout(&to, TIMEOUT))??;
-    let (mut server, _) = listener.accept()?;
-    let before = held(&mesh, "node1")?;
-    api.hand_out(&authority, &[svid(2 * HOUR)?, ("spiffe://other.test/a", vec![1], vec![2])])?;
-    for node in ["node1", "node2"] {
-        let what = format!("the next certificate on {node}");
-        wait_for(&what, LIMIT, || held(&mesh, node).is_ok_and(|now| now != before))?;
-    }
-    wait_for("new certificates on the open tunnel", LIMIT, || {
-        mesh.metric("node2", "sluice_tunnel_proofs_total{outcome=\"ok\",role=\"server\"}")
-            .is_ok_and(|count| count >= 1.0)
-    })?;
-    client.write_all(b"ping")?;
-    server.read_exact(&mut [0; 4])?;
-
-    // Away: what was handed out goes on, and somebody is told.
-    api.stop()?;
-    for node in ["node1", "node2"] {
-        wait_for("an alert", LIMIT, || {
-            alerts(&mesh, node).is_ok_and(|told| told.contains("the Workload API at"))
-        })?;
-    }
-    answers(&mesh)?;
-    api.start()?;
-    for node in ["node1", "node2"] {
-        wait_for("the end of the alert", LIMIT, || alerts(&mesh, node).is_ok_and(|told| told == "[]"))?;
-    }
+    let mesh = up_after_a_denial(&api, &authority)?;
+    renewed(&mesh, &api, &authority)?;
+    away(&mesh, &mut api)?;
     // A key that is another's is named, and the identity before it goes on.
-    let (chain, _) = authority.svid(ID, HOUR)?;
-    let (_, key) = authority.svid(ID, HOUR)?;
+    let ((_, chain, _), (_, _, key)) = (default_svid(&authority, HOUR)?, default_svid(&authority, HOUR)?);
     api.hand_out(&authority, &[(ID, chain, key)])?;
-    wait_for("the fault's name", LIMIT, || {
-        alerts(&mesh, "node1").is_ok_and(|told| told.contains("the key is not that of the certificate"))
-    })?;
+    wait_alerts(&mesh, "the fault", |told| told.contains("the key is not that of the certificate"))?;
     answers(&mesh)?;
-
     // Another authority, all at once: requests go on when both nodes know of it.
     let other = Authority::new()?;
-    let (chain, key) = other.svid(ID, HOUR)?;
-    api.hand_out(&other, &[(ID, chain, key)])?;
+    api.hand_out(&other, &[default_svid(&other, HOUR)?])?;
     wait_for("requests with the other authority", LIMIT, || answers(&mesh).is_ok())?;
-    // An identity that is no longer handed out is gone.
-    let (chain, key) = other.svid("spiffe://mesh.test/ns/default/sa/other", HOUR)?;
-    api.hand_out(&other, &[("spiffe://mesh.test/ns/default/sa/other", chain, key)])?;
+    // An identity that is no longer handed out is gone, and so are the tunnels that were made with it.
+    let foreign = "spiffe://mesh.test/ns/default/sa/other";
+    let (chain, key) = other.svid(foreign, HOUR)?;
+    api.hand_out(&other, &[(foreign, chain, key)])?;
     for node in ["node1", "node2"] {
         wait_held(&mesh, node, 0)?;
     }
-    ensure!(answers(&mesh).is_err(), "pods without an identity were answered");
-    Ok(())
+    wait_for("the end of what was open", LIMIT, || answers(&mesh).is_err())
 }

@@ -198,3 +198,43 @@ fn endpoints(service: &ObjectName, clusters: &[&Arc<Cluster>]) -> BTreeMap<Strin
     };
     ports.into_iter().map(endpoint).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Cidr, Labels};
+
+    fn made(selector: &[(&str, &str)], alternative: PolicyMatch) -> AuthorizationPolicy {
+        AuthorizationPolicy {
+            name: ObjectName::new("shop", "p"),
+            scope: PolicyScope::Namespace,
+            selector: selector
+                .iter()
+                .map(|(key, value)| ((*key).into(), (*value).into()))
+                .collect::<Labels>(),
+            action: PolicyAction::Deny,
+            rules: vec![PolicyRule { index: 0, clauses: vec![vec![alternative]] }],
+        }
+    }
+
+    #[test]
+    fn policies_are_shown_as_ztunnel_has_them() {
+        let address = "10.0.0.9".parse().expect("an address");
+        let alternative = PolicyMatch {
+            namespaces: vec![NamespacePattern::Prefix("a".into()), NamespacePattern::Exact("b".into())],
+            cidrs: vec![Cidr::host(address)],
+            ports: vec![80],
+            ..PolicyMatch::default()
+        };
+        let made = made(&[("app", "cart")], alternative);
+        let expected = json!({
+            "name": "p", "namespace": "shop", "scope": "WorkloadSelector", "action": "Deny",
+            "rules": [[[{
+                "namespaces": [{ "Prefix": "a" }, { "Exact": "b" }], "notNamespaces": [],
+                "sourceIps": ["10.0.0.9/32"], "notSourceIps": [],
+                "destinationPorts": [80], "notDestinationPorts": [],
+            }]]],
+        });
+        assert_eq!(policy(&made), Some(expected));
+    }
+}

@@ -98,7 +98,10 @@ struct ClusterArgs {
     #[arg(long, env = "SLUICE_TRUST_DOMAIN", value_name = "TRUST-DOMAIN", requires = "spiffe_socket")]
     trust_domain: Option<TrustDomain>,
     /// How long the certificate of a workload lives that is made with --ca, which is renewed at 50 to 70 % of that: 10s to 90d.
-    #[arg(long, env = "SLUICE_CERT_LIFE", value_name = "TIME", value_parser = certificate_life, default_value = "24h")]
+    #[arg(
+        long, env = "SLUICE_CERT_LIFE", value_name = "TIME", value_parser = certificate_life, default_value = "24h",
+        conflicts_with = "spiffe_socket"
+    )]
     cert_life: Duration,
     /// The port of the first worker's listener for tunnels (HBONE), on loopback; further workers take free ones. Tunnels are
     /// dialled at 15008 of the pod whatever it is.

@@ -10,7 +10,7 @@
 //! A proof is one request on the tunnel itself ([`is_proof`]). A peer that knows nothing of proofs answers 400, like to
 //! anything that is no CONNECT; its tunnels end with its certificates.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -28,8 +28,10 @@ const PROOF_URI: &str = "https://tunnel.sluice.invalid/proof";
 const PROOF_PATH: &str = "/proof";
 /// How long an exchange of proofs may take.
 const PROOF_WAIT: Duration = Duration::from_secs(2);
-/// After an exchange that came to nothing the next one is tried so much later at the earliest.
+/// The least time between two exchanges; also what the last second of a certificate takes.
 const RETRY: Duration = Duration::from_secs(1);
+/// After an exchange that came to nothing the next one is tried so much later.
+const LATER: Duration = Duration::from_secs(5);
 /// The shortest wait.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Clocks may be set: a wait for a moment is looked at again after so long.
@@ -43,6 +45,8 @@ pub struct Standing {
     peer: Expected,
     own: RefCell<Arc<WorkloadCertificate>>,
     shown: RefCell<Chain>,
+    /// Whether a proof is being looked at: one at a time.
+    answering: Cell<bool>,
 }
 
 impl Standing {
@@ -53,7 +57,8 @@ impl Standing {
         (own, peer): (Arc<WorkloadCertificate>, Expected),
         shown: Chain,
     ) -> Self {
-        Self { role, binding, peer, own: RefCell::new(own), shown: RefCell::new(shown) }
+        let (own, shown, answering) = (RefCell::new(own), RefCell::new(shown), Cell::new(false));
+        Self { role, binding, peer, own, shown, answering }
     }
 
     /// Whom it leads to, or comes from.
@@ -64,13 +69,11 @@ impl Standing {
     /// Whether the tunnel may go on; until when, if nothing changes.
     pub(super) fn check(&self, mesh: &Mesh) -> Result<SystemTime, PeerRefusal> {
         let (now, certificates) = (mesh.now(), mesh.certificates());
-        let bundle = certificates.bundle();
-        let own = self.own.borrow();
-        // With a new certificate the peer is shown that one in time.
-        if certificates.get(own.id(), now).is_none() && own.is_revoked(&bundle) {
+        // One that was revoked or withdrawn is not held any more; a newer one is shown to the peer in time.
+        if certificates.get(self.own.borrow().id(), now).is_none() {
             return Err(PeerRefusal::NoOwnCertificate);
         }
-        tls::check(&bundle, &self.peer, &self.shown.borrow(), self.role.peer(), now)
+        tls::check(&certificates.bundle(), &self.peer, &self.shown.borrow(), self.role.peer(), now)
     }
 
     /// Until when new streams are given to it: each end's certificate then holds for another quarter of its time, or is shown
@@ -84,7 +87,7 @@ impl Standing {
     pub async fn lost(&self, mesh: &Mesh) -> PeerRefusal {
         let mut changes = mesh.certificates().changes();
         loop {
-            changes.borrow_and_update();
+            let seen = changes.borrow_and_update().source;
             let until = match self.check(mesh) {
                 Ok(until) => until,
                 Err(why) => return why,
@@ -92,7 +95,7 @@ impl Standing {
             tokio::select! {
                 // The last second counts as a whole.
                 () = sleep_to(mesh, until + RETRY) => {}
-                _ = changes.changed() => {}
+                _ = changes.wait_for(|changes| changes.source != seen) => {}
             }
         }
     }
@@ -104,31 +107,48 @@ impl Standing {
         requests: impl Fn() -> Option<SendRequest<Bytes>>,
     ) -> PeerRefusal {
         let mut changes = mesh.certificates().changes();
-        let mut due = self.check(mesh).map_or(mesh.now(), |until| three_quarters(mesh.now(), until));
+        let mut seen = changes.borrow_and_update().source;
+        let mut until = match self.check(mesh) {
+            Ok(until) => until,
+            Err(why) => return why,
+        };
+        let mut due = three_quarters(mesh.now(), until);
         loop {
-            changes.borrow_and_update();
-            let (checked, now) = (self.check(mesh), mesh.now());
-            if checked.is_err() || now >= due || self.has_newer(mesh) {
-                let proven = match requests() {
-                    Some(requests) => self.exchange(mesh, requests).await,
-                    None => Err(PeerRefusal::Closed),
-                };
-                let until = match self.check(mesh) {
-                    Ok(until) => until,
-                    Err(why) => return why,
-                };
-                due = match proven {
-                    Ok(()) => three_quarters(mesh.now(), until).max(now + RETRY),
-                    Err(why) => {
-                        tracing::debug!(peer = %self.peer.id, reason = why.name(), "a tunnel's certificates stay");
-                        // Its peer may know no proofs: it is asked again when something has changed, and looked at in the end.
-                        until + RETRY
-                    }
-                };
-            }
             tokio::select! {
-                () = sleep_to(mesh, due) => {}
+                () = sleep_to(mesh, due.min(until + RETRY)) => {}
                 _ = changes.changed() => {}
+            }
+            let newest = changes.borrow_and_update().source;
+            let now = mesh.now();
+            // Chains are only looked at when they may have become bad: certificates of others change all the time.
+            let doubtful = newest != seen || now > until;
+            seen = newest;
+            let believed = !doubtful || self.check(mesh).is_ok();
+            if believed && now < due && !self.has_newer(mesh) {
+                continue;
+            }
+            let proven = match requests() {
+                Some(requests) => self.exchange(mesh, requests).await,
+                None => Err(PeerRefusal::Closed),
+            };
+            until = match self.check(mesh) {
+                Ok(until) => until,
+                Err(why) => return why,
+            };
+            due = self.next_try(mesh, proven, until);
+        }
+    }
+
+    /// When both ends shall show new certificates after that.
+    fn next_try(&self, mesh: &Mesh, proven: Result<(), PeerRefusal>, until: SystemTime) -> SystemTime {
+        let now = mesh.now();
+        match proven {
+            Ok(()) => three_quarters(now, until).max(now + RETRY),
+            // It knows no proofs; the tunnel ends with what it has shown.
+            Err(PeerRefusal::Incompatible) => until + RETRY,
+            Err(why) => {
+                tracing::debug!(peer = %self.peer.id, reason = why.name(), "a tunnel's certificates stay");
+                now + LATER
             }
         }
     }
@@ -171,13 +191,19 @@ impl Standing {
 
     /// Answers a request for a proof.
     pub async fn answer(&self, mesh: &Mesh, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+        let mut response = Response::new(());
+        if self.answering.replace(true) {
+            *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
+            let _ = respond.send_response(response, true);
+            return;
+        }
         let read = tokio::time::timeout(PROOF_WAIT, read(request.into_body())).await;
+        self.answering.set(false);
         let taken = read.unwrap_or(Err(PeerRefusal::Timeout)).and_then(|proof| {
             self.take(mesh, &proof)?;
             self.prove(mesh)
         });
         mesh.counts().proofs.count(self.role, taken.as_ref().map_err(|why| *why));
-        let mut response = Response::new(());
         match taken {
             Ok((held, proof)) => {
                 if let Ok(mut send) = respond.send_response(response, false)
@@ -224,7 +250,7 @@ async fn ask(requests: SendRequest<Bytes>, proof: Vec<u8>) -> Result<Vec<u8>, Pe
     let answer = answer.await.map_err(closed)?;
     match answer.status() {
         StatusCode::OK => read(answer.into_body()).await,
-        StatusCode::FORBIDDEN => Err(PeerRefusal::Refused),
+        StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS => Err(PeerRefusal::Refused),
         _ => Err(PeerRefusal::Incompatible),
     }
 }

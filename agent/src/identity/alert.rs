@@ -36,7 +36,7 @@ impl Ending {
         let Ok(left) = left else { return Some(format!("{what} has ended at {until}")) };
         let life = u64::try_from(self.validity.until.saturating_sub(self.validity.from)).unwrap_or(0);
         let early = LONG.min(Duration::from_secs(life) / LAST_PART);
-        (Duration::from_secs(left) < early).then(|| format!("{what} ends at {until}, and was not renewed"))
+        (Duration::from_secs(left) < early).then(|| format!("{what} ends at {until}"))
     }
 }
 

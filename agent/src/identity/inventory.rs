@@ -172,8 +172,8 @@ fn given(
     let validity = Validity { from: issued.not_before, until: issued.not_after };
     let state = match root {
         None => "of a root that is gone",
-        Some(issuer) => {
-            let serial = Serial { issuer, number };
+        Some(by) => {
+            let serial = Serial { issuer: by, number };
             state(validity, now, bundle.is_some_and(|bundle| bundle.has_revoked(&serial)))
         }
     };

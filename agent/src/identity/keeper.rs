@@ -19,10 +19,19 @@ pub struct WorkloadCertificates {
     life: Duration,
     current: ArcSwap<HashMap<SpiffeId, Arc<WorkloadCertificate>>>,
     rotation: Mutex<Rotation>,
-    /// Counts what live connections may have to look at: another bundle, other certificates.
-    changes: watch::Sender<u64>,
+    /// What live connections may have to look at.
+    changes: watch::Sender<Changes>,
     /// Why the last turn did not do all that it should.
     trouble: Mutex<Option<String>>,
+}
+
+/// How often something has changed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Whom to believe, or what makes certificates.
+    pub source: u64,
+    /// Certificates.
+    pub certificates: u64,
 }
 
 /// What came of one turn.
@@ -50,12 +59,12 @@ impl WorkloadCertificates {
     /// Nobody's yet. Each will live for `life`, or until its issuer ends.
     pub fn new(source: Box<dyn CaSource>, life: Duration) -> Self {
         let (current, rotation) = (ArcSwap::default(), Mutex::default());
-        let (changes, trouble) = (watch::Sender::new(0), Mutex::default());
+        let (changes, trouble) = (watch::Sender::new(Changes::default()), Mutex::default());
         Self { source, life, current, rotation, changes, trouble }
     }
 
-    /// Tells of every change of bundle and certificates.
-    pub fn changes(&self) -> watch::Receiver<u64> {
+    /// Tells of every change.
+    pub fn changes(&self) -> watch::Receiver<Changes> {
         self.changes.subscribe()
     }
 
@@ -164,7 +173,10 @@ impl WorkloadCertificates {
             self.current.store(Arc::new(current));
         }
         if changed || turned.minted > 0 {
-            self.changes.send_modify(|count| *count += 1);
+            self.changes.send_modify(|changes| {
+                changes.source += u64::from(changed);
+                changes.certificates += u64::from(turned.minted > 0);
+            });
         }
         turned.next = rotation.next();
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = turned.trouble();

@@ -113,7 +113,8 @@ pub(super) fn hex(number: &[u8]) -> String {
 pub(super) fn unhex(text: &str) -> Option<Box<[u8]>> {
     let digits: Vec<u8> = text.bytes().filter(|byte| *byte != b':').collect();
     let pair = |pair: &[u8]| u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok();
-    let even = !digits.is_empty() && digits.len() % 2 == 0 && digits.iter().all(u8::is_ascii_hexdigit);
+    let even =
+        !digits.is_empty() && digits.len().is_multiple_of(2) && digits.iter().all(u8::is_ascii_hexdigit);
     let bytes: Vec<u8> = even.then(|| digits.chunks(2).map(pair).collect::<Option<_>>())??;
     Some(trimmed(&bytes).into())
 }

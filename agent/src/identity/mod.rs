@@ -41,7 +41,7 @@ pub use directory::{NodeDirectory, NodeTrust, Reload};
 pub use error::{Content, IdentityError, ListFault, RootFault, Untrusted};
 pub use handed::HandedFault;
 pub use inventory::{Holding, inventory, next_step};
-pub use keeper::{Turned, WorkloadCertificates};
+pub use keeper::{Changes, Turned, WorkloadCertificates};
 pub use name::{NameError, NodeName, OperatorName, SpiffeId, TrustDomain};
 pub use node::NodeIdentity;
 pub use operator::OperatorIdentity;

@@ -67,9 +67,10 @@ impl Binding {
         let leaf = chain.first().ok_or(PeerRefusal::NoCertificate)?;
         let leaf = EndEntityCert::try_from(leaf).map_err(|_| PeerRefusal::Malformed)?;
         let signed = self.signed(role, certificates);
-        leaf.verify_signature(ECDSA_P256_SHA256, &signed, signature)
-            .map_err(|_| PeerRefusal::BadSignature)?;
-        Ok(chain)
+        let fits = |algorithm| leaf.verify_signature(algorithm, &signed, signature).is_ok();
+        // The key is of one curve, so the other one fits nothing.
+        let fits = [ECDSA_P256_SHA256, ECDSA_P384_SHA384].into_iter().any(fits);
+        if fits { Ok(chain) } else { Err(PeerRefusal::BadSignature) }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Taking back what a root has issued: the lists that `sluice ca revoke` makes. A root in rotation goes on signing lists until
 //! it has left the bundle.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -52,10 +52,12 @@ impl Authority {
         if added.is_empty() {
             return Ok(Listed { added, count: before.len() });
         }
+        let over = self.over(now)?;
         let (mut text, mut count) = (String::new(), 0);
         for (index, root) in signers.iter().enumerate() {
             let list = before.of(&root.subject);
             let mut serials = list.map(|list| list.serials.clone()).unwrap_or_default();
+            serials.retain(|number, _| !over.contains(&ledger::hex(number)));
             for (_, number) in wanted.iter().filter(|(root, _)| *root == index) {
                 serials.entry(number.clone()).or_insert(seconds(now));
             }
@@ -108,6 +110,12 @@ impl Authority {
                 Ok((0..signers.len()).map(|root| (root, number.clone())).collect())
             }
         }
+    }
+
+    /// The numbers of certificates whose time is over: nobody believes them, on a list or not.
+    fn over(&self, now: SystemTime) -> Result<BTreeSet<String>, IdentityError> {
+        let issued = ledger::read(&self.directory)?.into_iter();
+        Ok(issued.filter(|issued| !issued.counts(now)).map(|issued| issued.serial).collect())
     }
 
     fn given_to(

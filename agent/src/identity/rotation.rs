@@ -30,7 +30,7 @@ pub fn renewal(from: SystemTime, until: SystemTime, draw: u8) -> SystemTime {
 /// half by chance.
 pub fn backoff(failures: u32, draw: u8) -> Duration {
     let wait = RETRY.saturating_mul(1 << failures.min(6)).min(RETRY_MAX);
-    wait - wait / 510 * u32::from(draw)
+    wait.saturating_sub(wait / 510 * u32::from(draw))
 }
 
 /// What is known of each certificate that is wanted.

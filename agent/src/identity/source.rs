@@ -13,7 +13,7 @@ use webpki::{EndEntityCert, KeyUsage};
 use zeroize::Zeroizing;
 
 use super::authority::{Term, new_key, uri};
-use super::certificate::{IntermediateCertificate, Serial, Summary, Validity, seconds};
+use super::certificate::{IntermediateCertificate, Summary, Validity, seconds};
 use super::directory::{Stamps, stamps_of};
 use super::error::Content;
 use super::{Ending, IdentityError, Reload, SpiffeId, TrustBundle, Untrusted, files, pem};
@@ -90,12 +90,6 @@ impl WorkloadCertificate {
             })
         });
         shown.collect()
-    }
-
-    /// Whether a root has taken back what it rests on.
-    pub fn is_revoked(&self, bundle: &TrustBundle) -> bool {
-        let mut serials = self.key.cert.iter().filter_map(|der| Serial::read(der).ok());
-        serials.any(|serial| bundle.has_revoked(&serial))
     }
 
     /// The last second in which others believe it.

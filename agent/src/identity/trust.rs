@@ -218,7 +218,7 @@ impl TrustBundle {
         });
         // A root that was renewed with the same key is one root.
         let root = behind.max_by_key(|root| root.validity.until).ok_or(Untrusted::UnknownIssuer)?;
-        let next = path.intermediate_certificates().last();
+        let next = path.intermediate_certificates().next_back();
         let serial = next.map_or_else(|| path.end_entity().serial(), |issuer| issuer.serial());
         if self.revocations.names(&root.subject, serial) {
             Err(Untrusted::Revoked)

@@ -78,12 +78,12 @@ impl TlsSeries {
     pub fn refresh(&self) {
         let Some(read) = self.read.get() else { return };
         let reading = read();
-        let counted = [
+        let tallies = [
             (&self.handshakes, reading.handshakes),
             (&self.proofs, reading.proofs),
             (&self.tunnels_ended, reading.tunnels_ended),
         ];
-        for (series, read) in counted {
+        for (series, read) in tallies {
             for (role, outcome, count) in read {
                 let counter = series.with_label_values(&[role, outcome]);
                 counter.inc_by(count.saturating_sub(counter.get()));
