@@ -47,4 +47,4 @@ pub use footprint::Footprint;
 pub use lab::{Lab, Node, Pod};
 pub use privilege::{is_root, unprivileged};
 pub use topology::{Pod as PodSpec, Program, Service as ServiceSpec, Topology};
-pub use wait::wait_for;
+pub use wait::{wait_for, wait_until};

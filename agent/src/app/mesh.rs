@@ -41,8 +41,7 @@ pub(super) fn open(
     observed: &Observed,
 ) -> anyhow::Result<Option<Arc<Mesh>>> {
     let Some(options) = &settings.mesh else { return Ok(None) };
-    setrlimit(Resource::RLIMIT_CORE, 0, 0).context("forbidding core files")?;
-    nix::sys::prctl::set_dumpable(false).context("making the process undumpable")?;
+    keep_memory_private()?;
     let name = NodeDirectory::open(&options.ca).context("--ca")?.current().identity.name().shared();
     anyhow::ensure!(
         *name == *settings.node,
@@ -58,6 +57,12 @@ pub(super) fn open(
     Ok(Some(mesh))
 }
 
+/// Nothing of the process's memory gets into a core file or to another process of its user: there are keys in it.
+pub(super) fn keep_memory_private() -> anyhow::Result<()> {
+    setrlimit(Resource::RLIMIT_CORE, 0, 0).context("forbidding core files")?;
+    nix::sys::prctl::set_dumpable(false).context("making the process undumpable")
+}
+
 /// What the metrics show.
 pub(super) fn reading(mesh: &Mesh) -> TlsReading {
     let since =
@@ -66,6 +71,7 @@ pub(super) fn reading(mesh: &Mesh) -> TlsReading {
     TlsReading {
         handshakes: mesh.counts().read(),
         certificates: certificates.into_iter().map(|(id, until)| (id, since(until))).collect(),
+        versions: Vec::new(),
     }
 }
 

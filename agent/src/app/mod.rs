@@ -3,6 +3,7 @@
 
 mod cluster;
 mod connections;
+mod edge_tls;
 mod flows;
 mod follow;
 mod following;
@@ -108,6 +109,7 @@ pub async fn start(
     let mesh = mesh::open(&settings, &tables, &observed)?;
     let local = LocalAddresses::default();
     let admission = Arc::new(Admission::new(&settings.proxy.admission));
+    edge_tls::watch(&observed.metrics, &admission, &tables.current);
     let workers = Workers {
         settings: &settings,
         observed: &observed,

@@ -6,6 +6,7 @@
 
 mod clusters;
 mod datagrams;
+mod edge_tls;
 mod frontends;
 mod gateways;
 mod guard;
@@ -25,6 +26,7 @@ use std::sync::Arc;
 
 use crate::model::{Listener, Model, RouteTable};
 
+pub use edge_tls::{TlsPort, TlsServer};
 pub use guard::{GuardPolicy, GuardRule};
 pub use policies::{Denied, Foreseen, PodPolicy, PolicyTable};
 pub use recompile::{compile_parts, recompile};

@@ -12,6 +12,7 @@
 mod authority;
 mod certificate;
 mod directory;
+pub mod edge;
 mod error;
 mod files;
 mod keeper;

@@ -1,4 +1,4 @@
-//! The series of mutual TLS between workloads: how handshakes went, and when certificates end.
+//! The series of TLS, between workloads and at Gateways: how handshakes went, and when certificates end.
 
 use std::sync::OnceLock;
 
@@ -9,8 +9,10 @@ use prometheus::{Error, IntCounterVec, IntGaugeVec, Opts, Registry};
 pub struct TlsReading {
     /// Handshakes by this end's role and outcome.
     pub handshakes: Vec<(&'static str, &'static str, u64)>,
-    /// Certificates of this node's workloads: identity, and the second since 1970 in which they end.
+    /// Certificates in use: identity, or the Secret that one is of, and the second since 1970 in which they end.
     pub certificates: Vec<(String, u64)>,
+    /// Handshakes with clients of Gateways that came to their end, by version.
+    pub versions: Vec<(&'static str, u64)>,
 }
 
 type Read = Box<dyn Fn() -> TlsReading + Send + Sync>;
@@ -19,26 +21,35 @@ type Read = Box<dyn Fn() -> TlsReading + Send + Sync>;
 pub(super) struct TlsSeries {
     handshakes: IntCounterVec,
     certificates: IntGaugeVec,
+    versions: IntCounterVec,
     read: OnceLock<Read>,
+    edge: OnceLock<Read>,
 }
 
 impl TlsSeries {
     pub fn new(registry: &Registry) -> Result<Self, Error> {
         let handshakes = Opts::new(
             "sluice_tls_handshakes_total",
-            "Handshakes of mutual TLS between workloads, by this end's role and what came of them.",
+            "TLS handshakes, by this end's role and what came of them: client and server between workloads, gateway with clients of Gateways.",
         );
         let certificates = Opts::new(
             "sluice_certificate_expiry_timestamp_seconds",
-            "When the certificates of this node's workloads end.",
+            "When certificates end: those of this node's workloads, by identity, and those that Gateways show, by Secret.",
+        );
+        let versions = Opts::new(
+            "sluice_gateway_tls_versions_total",
+            "TLS handshakes with clients of Gateways that came to their end, by the version that is spoken.",
         );
         let series = Self {
             handshakes: IntCounterVec::new(handshakes, &["role", "outcome"])?,
             certificates: IntGaugeVec::new(certificates, &["identity"])?,
+            versions: IntCounterVec::new(versions, &["version"])?,
             read: OnceLock::new(),
+            edge: OnceLock::new(),
         };
         registry.register(Box::new(series.handshakes.clone()))?;
         registry.register(Box::new(series.certificates.clone()))?;
+        registry.register(Box::new(series.versions.clone()))?;
         Ok(series)
     }
 
@@ -47,16 +58,29 @@ impl TlsSeries {
         let _ = self.read.set(Box::new(read));
     }
 
+    /// The same for Gateways.
+    pub fn watch_edge(&self, read: impl Fn() -> TlsReading + Send + Sync + 'static) {
+        let _ = self.edge.set(Box::new(read));
+    }
+
     /// Asks for the counts anew.
     pub fn refresh(&self) {
-        let Some(read) = self.read.get() else { return };
-        let reading = read();
+        // Identities come and go with their pods, Secrets with their documents.
+        self.certificates.reset();
+        for read in [&self.read, &self.edge].into_iter().filter_map(OnceLock::get) {
+            self.take(read());
+        }
+    }
+
+    fn take(&self, reading: TlsReading) {
         for (role, outcome, count) in reading.handshakes {
             let counter = self.handshakes.with_label_values(&[role, outcome]);
             counter.inc_by(count.saturating_sub(counter.get()));
         }
-        // Identities come and go with their pods.
-        self.certificates.reset();
+        for (version, count) in reading.versions {
+            let counter = self.versions.with_label_values(&[version]);
+            counter.inc_by(count.saturating_sub(counter.get()));
+        }
         for (identity, until) in reading.certificates {
             let gauge = self.certificates.with_label_values(&[&identity]);
             gauge.set(i64::try_from(until).unwrap_or(i64::MAX));

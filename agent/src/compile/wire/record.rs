@@ -13,8 +13,8 @@ use super::key::{EndpointKey, ListenerKey, RouteKey};
 use crate::model::serial::nanoseconds;
 use crate::model::{
     AuthorizationPolicy, EdgeGuard, Endpoint, HostPattern, HttpRule, Labels, LbPolicy, Listener,
-    ListenerProtocol, ObjectName, PolicyAction, PolicyRule, PolicyScope, Probe, RouteTable, Service,
-    ServicePort, SourceRate, Subset, TrafficPolicy, Workload,
+    ListenerProtocol, ListenerTls, ObjectName, PolicyAction, PolicyRule, PolicyScope, Probe, RouteTable,
+    Service, ServicePort, SourceRate, Subset, TrafficPolicy, Workload,
 };
 
 #[derive(Serialize, Deserialize)]
@@ -261,6 +261,8 @@ pub(super) struct ListenerRecord {
     port: u16,
     protocol: ListenerProtocol,
     hostname: HostPattern,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tls: Option<ListenerTls>,
 }
 
 impl ListenerRecord {
@@ -271,12 +273,13 @@ impl ListenerRecord {
             port: listener.port,
             protocol: listener.protocol,
             hostname: listener.hostname.clone(),
+            tls: listener.tls.clone(),
         }
     }
 
     /// Without its routes, which have records of their own.
     pub(super) fn keyed(self, key: &ListenerKey) -> (Option<String>, Listener) {
-        let Self { after, addresses, port, protocol, hostname } = self;
+        let Self { after, addresses, port, protocol, hostname, tls } = self;
         let listener = Listener {
             gateway: key.gateway.clone(),
             name: Arc::clone(&key.name),
@@ -284,6 +287,7 @@ impl ListenerRecord {
             port,
             protocol,
             hostname,
+            tls,
             routes: Vec::new(),
         };
         (after, listener)
