@@ -48,4 +48,4 @@ pub use footprint::Footprint;
 pub use lab::{Lab, Node, Pod};
 pub use privilege::{accelerates_nothing, is_root, kernel_version, unaccelerated, unprivileged};
 pub use topology::{Pod as PodSpec, Program, Service as ServiceSpec, Topology};
-pub use wait::wait_for;
+pub use wait::{wait_for, wait_until};

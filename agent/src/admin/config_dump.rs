@@ -213,6 +213,7 @@ mod tests {
                 .map(|(key, value)| ((*key).into(), (*value).into()))
                 .collect::<Labels>(),
             action: PolicyAction::Deny,
+            dry_run: false,
             rules: vec![PolicyRule { index: 0, clauses: vec![vec![alternative]] }],
         }
     }

@@ -55,6 +55,7 @@ pub(super) fn model() -> Model {
         port: 8080,
         protocol: ListenerProtocol::Http,
         hostname: HostPattern::Suffix(".example.com".into()),
+        tls: None,
         routes: Vec::new(),
     };
     Model {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::bail;
 use tokio::sync::{mpsc, watch};
 
+use super::edge_tls;
 use super::gateways::{Gateways, ListenerError};
 use super::status::Observed;
 use super::tables::Tables;
@@ -87,6 +88,7 @@ impl Follower {
 
     /// Opens what the table in force asks for and is not open.
     fn listen(&mut self) -> Vec<ListenerError> {
+        edge_tls::keep_private(&self.tables.current.load());
         let errors = self.gateways.reconcile(&self.tables.current.load(), &self.workers);
         self.observed.listening(self.gateways.addresses(), &errors);
         errors

@@ -61,8 +61,7 @@ pub(super) fn open(
     observed: &Observed,
 ) -> anyhow::Result<Option<Arc<Mesh>>> {
     let Some(options) = &settings.mesh else { return Ok(None) };
-    setrlimit(Resource::RLIMIT_CORE, 0, 0).context("forbidding core files")?;
-    nix::sys::prctl::set_dumpable(false).context("making the process undumpable")?;
+    keep_memory_private()?;
     let (name, source): (Arc<str>, Box<dyn CaSource>) = match &options.certificates {
         CertificateSource::Directory(ca) => {
             let name = NodeDirectory::open(ca).context("--ca")?.current().identity.name().shared();
@@ -100,6 +99,12 @@ pub(super) fn realm(node: &str, mesh: Option<&Mesh>) -> Realm {
     }
 }
 
+/// Nothing of the process's memory gets into a core file or to another process of its user: there are keys in it.
+pub(super) fn keep_memory_private() -> anyhow::Result<()> {
+    setrlimit(Resource::RLIMIT_CORE, 0, 0).context("forbidding core files")?;
+    nix::sys::prctl::set_dumpable(false).context("making the process undumpable")
+}
+
 /// What the metrics show.
 pub(super) fn reading(mesh: &Mesh) -> TlsReading {
     let since =
@@ -112,6 +117,7 @@ pub(super) fn reading(mesh: &Mesh) -> TlsReading {
         tunnels_ended: counts.ended.read_refused(),
         certificates: certificates.into_iter().map(|(id, until)| (id, since(until))).collect(),
         files: endings.into_iter().map(|ending| (ending.what.clone(), since(ending.not_after()))).collect(),
+        versions: Vec::new(),
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod cluster;
 mod connections;
+mod edge_tls;
 mod flows;
 mod follow;
 mod following;
@@ -110,6 +111,7 @@ pub async fn start(
     tables.settle(mesh::realm(&settings.node, mesh.as_deref()));
     let local = LocalAddresses::default();
     let admission = Arc::new(Admission::new(&settings.proxy.admission));
+    edge_tls::watch(&observed.metrics, &admission, &tables.current);
     let workers = Workers {
         settings: &settings,
         observed: &observed,

@@ -14,7 +14,7 @@ use super::store::{StoreClientArgs, all};
 use crate::cluster::documents::sealed::SEAL;
 use crate::cluster::documents::{ALLOW_SHRINK, RESERVED, RESTORED};
 use crate::cluster::{Document, DocumentWrite, Documents, RedisStore, Store as _, Written};
-use crate::config::{InputFile, StoredDocument, check, documents, read_inputs, stored_files};
+use crate::config::{InputFile, StoredDocument, check, documents, is_secret, read_inputs, stored_files};
 
 #[derive(Debug, Args)]
 pub(super) struct ApplyArgs {
@@ -142,6 +142,10 @@ pub(super) fn diff(args: &FilesArgs) -> anyhow::Result<ExitCode> {
         let mut differs = false;
         for one in compared.iter().filter(|one| one.change() != Change::Unchanged) {
             differs = true;
+            if is_secret(&one.wanted.id) {
+                output::text(&format!("{} differs; what it holds is not shown", one.wanted.id))?;
+                continue;
+            }
             let before = one.there.as_ref().and_then(|there| there.text.as_deref()).unwrap_or_default();
             let diff = similar::TextDiff::from_lines(before, &one.wanted.text);
             let (from, to) =

@@ -11,6 +11,7 @@ use super::store::{StoreClientArgs, all};
 use super::{Format, OutputArgs, output};
 use crate::cluster::Document;
 use crate::cluster::documents::RESERVED;
+use crate::config::shown;
 
 #[derive(Debug, Args)]
 pub(super) struct GetArgs {
@@ -19,6 +20,9 @@ pub(super) struct GetArgs {
     /// One document, as `KIND/NAMESPACE/NAME` or `KIND/NAME` (in the namespace `default`): its text is printed. A kind alone
     /// lists those of it. Default: all are listed.
     document: Option<String>,
+    /// Shows what Secrets hold, which is left out else.
+    #[arg(long)]
+    show_secrets: bool,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -26,7 +30,11 @@ pub(super) struct GetArgs {
 pub(super) fn run(args: &GetArgs) -> anyhow::Result<ExitCode> {
     let found = args.store.with(async |store| all(store).await)?;
     let there = found.changed.into_iter().filter(|document| !document.id.starts_with(RESERVED));
-    let mut there: Vec<_> = there.filter_map(|document| Some((document.text.clone()?, document))).collect();
+    let text = |document: &Document| {
+        let text = document.text.as_ref()?;
+        Some(if args.show_secrets { Arc::clone(text) } else { shown(&document.id, text) })
+    };
+    let mut there: Vec<_> = there.filter_map(|document| Some((text(&document)?, document))).collect();
     there.sort_by(|(_, a), (_, b)| a.id.cmp(&b.id));
     match args.document.as_deref() {
         Some(name) if name.contains('/') => one(&there, name, args.output.output)?,

@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use super::hosts::{HostCompiler, sort_by_precedence};
 use super::routes::{Dialled, Scope};
-use super::{GatewayListener, RoutingTable, VirtualHost};
+use super::{GatewayListener, RoutingTable, VirtualHost, edge_tls};
 use crate::model::{
-    Destination, HostPattern, Listener, ListenerProtocol, ObjectName, RouteAction, RouteKind, RouteTable,
+    Destination, HostPattern, Listener, ListenerProtocol, ListenerTls, ObjectName, RouteAction, RouteKind,
+    RouteTable,
 };
 use crate::route::{HostTable, Rule, RuleSet};
 
@@ -32,6 +33,7 @@ pub(super) struct Plan<T> {
     listeners: Vec<(Arc<str>, HostPattern)>,
     binding: Binding,
     hosts: Vec<(HostPattern, Vec<Vec<T>>)>,
+    tls: Vec<(Arc<str>, HostPattern, ListenerTls)>,
 }
 
 /// A listener with the routes on it.
@@ -67,10 +69,16 @@ pub(super) fn compile<'p, T: Borrow<RouteTable> + 'p>(
 impl<T: Borrow<RouteTable> + Clone> Plan<T> {
     fn new(binding: Binding, listeners: &[&WithRoutes<'_, T>]) -> Option<Self> {
         let (first, _) = listeners.first()?;
-        let name_of = |listener: &Listener| format!("{}/{}", listener.gateway, listener.name).into();
+        let name_of =
+            |listener: &Listener| -> Arc<str> { format!("{}/{}", listener.gateway, listener.name).into() };
         let names =
             listeners.iter().map(|(listener, _)| (name_of(listener), listener.hostname.clone())).collect();
-        Some(Self { name: name_of(first), listeners: names, binding, hosts: hosts(listeners) })
+        let ends = |listener: &Listener| {
+            let tls = listener.tls.clone()?;
+            Some((name_of(listener), listener.hostname.clone(), tls))
+        };
+        let tls = listeners.iter().filter_map(|(listener, _)| ends(listener)).collect();
+        Some(Self { name: name_of(first), listeners: names, binding, hosts: hosts(listeners), tls })
     }
 }
 
@@ -99,6 +107,7 @@ impl<T: Borrow<RouteTable>> Plan<T> {
             addresses,
             port,
             protocol,
+            tls: edge_tls::compile(&self.tls, before.map(|gateway| &**gateway)),
             hosts: HostTable::new(hosts),
         };
         match before {
@@ -216,6 +225,7 @@ fn same(before: &GatewayListener, after: &GatewayListener) -> bool {
         && before.addresses == after.addresses
         && before.port == after.port
         && before.protocol == after.protocol
+        && edge_tls::is_same(before.tls.as_ref(), after.tls.as_ref())
         && before.hosts.iter().count() == after.hosts.iter().count()
         && before.hosts.iter().zip(after.hosts.iter()).all(|(a, b)| a.0 == b.0 && Arc::ptr_eq(a.1, b.1))
 }

@@ -6,6 +6,7 @@
 
 mod clusters;
 mod datagrams;
+mod edge_tls;
 mod frontends;
 mod gateways;
 mod gone;
@@ -30,6 +31,7 @@ use std::sync::Arc;
 
 use crate::model::{Listener, Model, RouteTable};
 
+pub use edge_tls::{TlsPort, TlsServer};
 pub use gone::gone;
 pub use guard::{GuardPolicy, GuardRule};
 pub use limits::{InFlight, LimitCounter, LimitPolicy, LimitTable, LimitUse, limit_time};

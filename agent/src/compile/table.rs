@@ -13,7 +13,7 @@ use crate::model::{
 };
 use crate::route::{HostTable, RequestOrigin, RequestView, RouteMatch, RuleSet};
 
-use super::{GuardPolicy, LimitTable, PolicyTable, Realm, TableVersion, Weights};
+use super::{GuardPolicy, LimitTable, PolicyTable, Realm, TableVersion, TlsPort, Weights};
 
 /// Everything that the proxies look up. Immutable; a request keeps the one it started with.
 #[derive(Debug, Default)]
@@ -89,6 +89,8 @@ pub struct GatewayListener {
     pub port: u16,
     /// What is spoken.
     pub protocol: ListenerProtocol,
+    /// How TLS ends there, where it does.
+    pub tls: Option<Arc<TlsPort>>,
     /// Virtual hosts by the request's host: exact name first, then the longest wildcard, then any.
     pub hosts: HostTable<Arc<VirtualHost>>,
 }

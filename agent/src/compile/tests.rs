@@ -509,6 +509,7 @@ fn listener(name: &str, hostname: &str, attached: &[(&str, &[&str])]) -> Listene
         port: 8080,
         protocol: ListenerProtocol::Http,
         hostname: host(hostname),
+        tls: None,
         routes: attached.iter().map(table).collect(),
     }
 }

@@ -63,6 +63,8 @@ pub enum Code {
     RefNotPermitted,
     /// Gateway API `BackendNotFound`: a backend that is not there.
     BackendNotFound,
+    /// Gateway API `InvalidCertificateRef`: a certificate that is not there, or can't be used.
+    InvalidCertificateRef,
     /// Gateway API `InvalidKind`: a reference to a kind that can't be referred to.
     InvalidKind,
     /// Gateway API `NoMatchingParent`: no listener of the parent takes the route.
@@ -94,6 +96,7 @@ impl Code {
             Self::Ignored => "Ignored",
             Self::RefNotPermitted => "RefNotPermitted",
             Self::BackendNotFound => "BackendNotFound",
+            Self::InvalidCertificateRef => "InvalidCertificateRef",
             Self::InvalidKind => "InvalidKind",
             Self::NoMatchingParent => "NoMatchingParent",
             Self::NotAllowedByListeners => "NotAllowedByListeners",

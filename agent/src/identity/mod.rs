@@ -13,6 +13,7 @@ mod alert;
 mod authority;
 mod certificate;
 mod directory;
+pub mod edge;
 mod error;
 mod files;
 mod handed;

@@ -10,6 +10,7 @@ mod probe;
 mod route;
 pub(crate) mod serial;
 mod service;
+mod tls;
 mod workload;
 
 #[cfg(test)]
@@ -30,6 +31,7 @@ pub use route::{
     RouteAction, RouteKind, RouteTable, Specificity, WeightedDestination,
 };
 pub use service::{AppProtocol, Endpoint, LbPolicy, Service, ServicePort, Subset, TrafficPolicy};
+pub use tls::{ListenerTls, PrivateKey, ServerCertificate, TlsVersion};
 pub use workload::{Labels, Workload};
 
 /// Everything the documents say, checked; the input of [`crate::compile`].

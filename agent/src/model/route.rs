@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub use specificity::Specificity;
 
 use super::serial::{body, redirect_status, status, whole_regex};
-use super::{Labels, ObjectName, expression};
+use super::{Labels, ListenerTls, ObjectName, expression};
 
 /// Which kind of document a route table came from; it decides precedence and how a miss is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -392,6 +392,8 @@ pub enum HeaderChange {
 pub enum ListenerProtocol {
     /// Plain HTTP.
     Http,
+    /// HTTP in TLS that ends here.
+    Https,
 }
 
 /// One listener of a Gateway.
@@ -409,6 +411,8 @@ pub struct Listener {
     pub protocol: ListenerProtocol,
     /// The host that the listener is for.
     pub hostname: HostPattern,
+    /// How TLS ends here, where it does.
+    pub tls: Option<ListenerTls>,
     /// The routes that are attached, each with hosts already intersected with `hostname`.
     pub routes: Vec<RouteTable>,
 }

@@ -1,5 +1,9 @@
 //! Moving opaque bytes both ways, with half-close kept and resets passed on.
 
+mod sessions;
+
+pub use sessions::relay_stream;
+
 use std::cell::RefCell;
 use std::io;
 

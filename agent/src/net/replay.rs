@@ -6,18 +6,19 @@ use std::task::{Context, Poll};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+
+use super::Stream;
 
 /// Gives the bytes that were read already, then those of the socket.
 #[derive(Debug)]
 pub struct Replay {
     read: BytesMut,
-    io: TcpStream,
+    io: Stream,
 }
 
 impl Replay {
     /// A connection of which `read` has been read.
-    pub fn new(read: BytesMut, io: TcpStream) -> Self {
+    pub fn new(read: BytesMut, io: Stream) -> Self {
         Self { read, io }
     }
 }

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use super::handshakes::{HandshakeSettings, Handshakes};
 use super::refusals::{PushDownSettings, Refusals};
 use crate::telemetry::Origin;
 
@@ -25,6 +26,8 @@ pub struct AdmissionSettings {
     pub buffered: usize,
     /// When sources that keep being refused are kept out by the guard.
     pub push_down: PushDownSettings,
+    /// Of TLS handshakes with clients of Gateways.
+    pub handshakes: HandshakeSettings,
 }
 
 impl Default for AdmissionSettings {
@@ -35,6 +38,7 @@ impl Default for AdmissionSettings {
             requests: 32_768,
             buffered: 2 << 30,
             push_down: PushDownSettings::default(),
+            handshakes: HandshakeSettings::default(),
         }
     }
 }
@@ -67,6 +71,7 @@ pub struct Admission {
     /// Holds sources with open connections only, so that it is bounded as these are.
     sources: Mutex<HashMap<Source, u32, foldhash::fast::RandomState>>,
     refusals: Refusals,
+    handshakes: Handshakes,
 }
 
 /// Who counts as one client: an IPv4 address, or the /64 that an IPv6 host usually has to itself.
@@ -103,7 +108,13 @@ impl Admission {
             strangers: AtomicU32::new(0),
             sources: Mutex::default(),
             refusals: Refusals::new(settings.push_down),
+            handshakes: Handshakes::new(settings.handshakes),
         }
+    }
+
+    /// TLS handshakes with clients of Gateways.
+    pub fn handshakes(&self) -> &Handshakes {
+        &self.handshakes
     }
 
     /// Who keeps being refused.

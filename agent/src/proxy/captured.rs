@@ -45,8 +45,16 @@ fn begin(
     }
     let table = context.tables.load_full();
     let shown = context.open.show(peer, original_destination, (&origin, SystemTime::now()));
-    let downstream =
-        Downstream { io, read: BytesMut::new(), peer, original_destination, origin, early: None, shown };
+    let downstream = Downstream {
+        io,
+        read: BytesMut::new(),
+        peer,
+        original_destination,
+        origin,
+        early: None,
+        shown,
+        tls: None,
+    };
     let to = match table.frontends.get(&original_destination) {
         // Only the first bytes tell whether there are requests to judge.
         _ if downstream.origin.is_inbound() => (Dial::pod(original_destination), AppProtocol::Undeclared),

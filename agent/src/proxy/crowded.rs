@@ -14,6 +14,7 @@ use super::answer::{AnswerTo, Problem};
 use super::http::caller::Caller;
 use super::http::heads::Fate;
 use super::http::record::Trail;
+use super::tls;
 use crate::http::h1::Version;
 use crate::telemetry::Origin;
 
@@ -27,10 +28,13 @@ pub(super) fn refuse(context: &Context, io: &TcpStream, peer: SocketAddr, (origi
     let problem = Problem::Crowded(why);
     let table = context.tables.load_full();
     let settings = context.http.settings(&origin);
-    let caller = Caller { ctx: context, settings: &settings, origin: &origin, peer, original_destination };
+    let caller =
+        Caller { ctx: context, settings: &settings, origin: &origin, peer, original_destination, tls: None };
     let mut trail = Trail::new(Instant::now(), caller.ends(&table));
     trail.fail(problem);
+    // A client that awaits TLS could not read it.
     if matches!(origin, Origin::Gateway(_))
+        && tls::wanted(context, &origin, original_destination).is_none()
         && let Some(answer) = problem.answer()
     {
         let to = AnswerTo { client: Version::Http11, to_head: false, fate: Fate::Close };

@@ -32,12 +32,17 @@ use connection::{Connection, Ending, HeadRead};
 
 use super::answer::Problem;
 use super::{Context, Downstream};
+use crate::net::Stream;
 
 /// Serves one client connection until it is closed. Runs within a local runtime.
 ///
 /// Most connections are idle at any time, and their future is most of what each costs: what only a request needs is
 /// boxed, and there for as long as the request. The allocator hands the same warm memory to one request after another.
-pub async fn serve(ctx: Context, downstream: Downstream) {
+pub fn serve(ctx: Context, downstream: Downstream<impl Into<Stream>>) -> impl Future<Output = ()> {
+    serve_stream(ctx, downstream.into_stream())
+}
+
+async fn serve_stream(ctx: Context, downstream: Downstream<Stream>) {
     let mut drain = ctx.drain.clone();
     let grace = ctx.http.settings(&downstream.origin).drain_grace;
     let mut drained = pin!(async move {

@@ -6,6 +6,7 @@ mod answer;
 mod captured;
 mod crowded;
 mod detect;
+mod handshakes;
 pub mod http;
 mod http2;
 mod limits;
@@ -14,14 +15,17 @@ pub(crate) mod random;
 mod refusals;
 mod settings;
 mod tcp;
+mod tls;
 mod tunnels;
 mod worker;
 
 pub use admission::{Admission, AdmissionSettings};
+pub use handshakes::{HandshakeSettings, Handshakes};
 pub use open::{OpenConnection, OpenConnections, Protocol, Shown};
 pub use random::Random;
 pub use refusals::{PushDownSettings, Refusals};
 pub use settings::{InvalidSetting, ProxySettings, Setting};
+pub use tls::Handshaken;
 pub use worker::{Captured, Command, WorkerHandle, WorkerSettings, start_worker};
 
 use std::net::SocketAddr;
@@ -35,7 +39,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::balance::Pick;
 use crate::compile::RoutingTable;
-use crate::net::{Bridges, Connector};
+use crate::net::{Bridges, Connector, Stream};
 use crate::telemetry::{Origin, Recorder};
 
 use http::HttpWorker;
@@ -68,9 +72,9 @@ pub struct Context {
 
 /// An accepted client connection.
 #[derive(Debug)]
-pub struct Downstream {
-    /// The socket; `TCP_NODELAY` is set.
-    pub io: TcpStream,
+pub struct Downstream<Io = TcpStream> {
+    /// The socket, with what is spoken on it; `TCP_NODELAY` is set.
+    pub io: Io,
     /// Bytes already read from it while its protocol was being told.
     pub read: BytesMut,
     /// The client.
@@ -84,6 +88,16 @@ pub struct Downstream {
     pub early: Option<Early>,
     /// Shows it to those who ask what is open.
     pub shown: Shown,
+    /// What its TLS handshake told, where it had one.
+    pub tls: Option<Rc<Handshaken>>,
+}
+
+impl<Io: Into<Stream>> Downstream<Io> {
+    /// The same, whatever it is on.
+    fn into_stream(self) -> Downstream<Stream> {
+        let Self { io, read, peer, original_destination, origin, early, shown, tls } = self;
+        Downstream { io: io.into(), read, peer, original_destination, origin, early, shown, tls }
+    }
 }
 
 /// A connection to an endpoint that was opened before there was a request for it.

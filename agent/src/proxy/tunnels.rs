@@ -158,7 +158,8 @@ async fn by_request(
     });
     let shown = context.open.show(peer, to, (&Origin::Tunnel, SystemTime::now()));
     let (read, origin) = (BytesMut::new(), Origin::Tunnel);
-    let downstream = Downstream { io, read, peer, original_destination: to, origin, early: None, shown };
+    let (early, tls) = (None, None);
+    let downstream = Downstream { io, read, peer, original_destination: to, origin, early, shown, tls };
     captured::serve_inbound(context, downstream).await;
 }
 

@@ -18,12 +18,12 @@ use tokio::task::spawn_local;
 use super::admission::{Crowded, Source, Whose};
 use super::http::{HttpWorker, Share};
 use super::{
-    Context, Downstream, OpenConnections, ProxySettings, Random, SharedBridges, captured, crowded, http,
+    Context, Downstream, OpenConnections, ProxySettings, Random, SharedBridges, captured, crowded, http, tls,
     tunnels,
 };
 use crate::compile::RoutingTable;
 use crate::hbone::Mesh;
-use crate::net::{Connector, keepalive};
+use crate::net::{Connector, Stream, keepalive};
 use crate::telemetry::{Origin, Recorder};
 
 /// A pause after `accept` fails for want of file descriptors or memory; accepting again at once would only spin.
@@ -179,8 +179,18 @@ impl Entrance {
 async fn gateway(context: Context, io: TcpStream, peer: SocketAddr, origin: Origin) {
     let Ok(original_destination) = io.local_addr() else { return };
     let shown = context.open.show(peer, original_destination, (&origin, SystemTime::now()));
+    let (io, tls) = match tls::wanted(&context, &origin, original_destination) {
+        None => (Stream::Plain(io), None),
+        Some(port) => {
+            let ends = (peer, original_destination);
+            match Box::pin(tls::accept(&context, io, ends, &origin, &port)).await {
+                Some((io, told)) => (io, Some(told)),
+                None => return,
+            }
+        }
+    };
     let read = BytesMut::new();
-    let downstream = Downstream { io, read, peer, original_destination, origin, early: None, shown };
+    let downstream = Downstream { io, read, peer, original_destination, origin, early: None, shown, tls };
     http::serve(context, downstream).await;
 }
 

@@ -100,6 +100,9 @@ pub(super) fn request(buffer: &mut Vec<u8>, record: &RequestRecord<'_>) {
         destination: record.destination,
     }
     .write(&mut line);
+    if let Some(tls) = record.tls {
+        line.text("downstream_tls_version", tls.version).optional("requested_server_name", tls.server_name);
+    }
     line.finish();
 }
 

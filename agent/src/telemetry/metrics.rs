@@ -184,6 +184,11 @@ impl Metrics {
         self.shared.tls.watch(read);
     }
 
+    /// Whom to ask about TLS at Gateways.
+    pub fn watch_edge_tls(&self, read: impl Fn() -> TlsReading + Send + Sync + 'static) {
+        self.shared.tls.watch_edge(read);
+    }
+
     /// Shows that same-node acceleration is on, and what it counts; read whenever the metrics are.
     pub fn watch_acceleration(&self, read: impl Fn() -> AccelerationCounts + Send + Sync + 'static) {
         self.shared.acceleration.watch(read);

@@ -29,6 +29,15 @@ impl Origin {
     }
 }
 
+/// TLS with a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TlsRecord<'a> {
+    /// `TLSv1.2`, `TLSv1.3`.
+    pub version: &'static str,
+    /// The server name that the client asked for.
+    pub server_name: Option<&'a str>,
+}
+
 /// One request, at its end.
 #[derive(Debug)]
 pub struct RequestRecord<'a> {
@@ -40,6 +49,8 @@ pub struct RequestRecord<'a> {
     pub peer: SocketAddr,
     /// What the client dialled.
     pub original_destination: SocketAddr,
+    /// TLS with the client, where it is spoken.
+    pub tls: Option<TlsRecord<'a>>,
     /// The client's pod, where known.
     pub source: Option<&'a Arc<Workload>>,
     /// The cluster it was sent to, where a route named one.

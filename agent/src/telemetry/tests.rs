@@ -94,6 +94,7 @@ impl Ends {
             origin: &self.origin,
             peer: address("10.0.0.9:1234"),
             original_destination: address("10.96.0.1:80"),
+            tls: None,
             source: self.source.as_ref(),
             cluster: self.cluster.as_ref(),
             upstream: self.cluster.as_ref().map(|_| address("[fd00::1]:8080")),

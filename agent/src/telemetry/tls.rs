@@ -1,4 +1,4 @@
-//! The series of mutual TLS between workloads: how handshakes went, and when certificates end.
+//! The series of TLS, between workloads and at Gateways: how handshakes went, and when certificates end.
 
 use std::sync::OnceLock;
 
@@ -13,10 +13,12 @@ pub struct TlsReading {
     pub proofs: Vec<(&'static str, &'static str, u64)>,
     /// Open tunnels that were ended, by this end's role and reason.
     pub tunnels_ended: Vec<(&'static str, &'static str, u64)>,
-    /// Certificates of this node's workloads: identity, and the second since 1970 in which they end.
-    pub certificates: Vec<(String, u64)>,
     /// Likewise what they are made with and believed by: file, and second.
     pub files: Vec<(String, u64)>,
+    /// Certificates in use: identity, or the Secret that one is of, and the second since 1970 in which they end.
+    pub certificates: Vec<(String, u64)>,
+    /// Handshakes with clients of Gateways that came to their end, by version.
+    pub versions: Vec<(&'static str, u64)>,
 }
 
 type Read = Box<dyn Fn() -> TlsReading + Send + Sync>;
@@ -28,14 +30,16 @@ pub(super) struct TlsSeries {
     tunnels_ended: IntCounterVec,
     certificates: IntGaugeVec,
     files: IntGaugeVec,
+    versions: IntCounterVec,
     read: OnceLock<Read>,
+    edge: OnceLock<Read>,
 }
 
 impl TlsSeries {
     pub fn new(registry: &Registry) -> Result<Self, Error> {
         let handshakes = Opts::new(
             "sluice_tls_handshakes_total",
-            "Handshakes of mutual TLS between workloads, by this end's role and what came of them.",
+            "TLS handshakes, by this end's role and what came of them: client and server between workloads, gateway with clients of Gateways.",
         );
         let proofs = Opts::new(
             "sluice_tunnel_proofs_total",
@@ -47,7 +51,11 @@ impl TlsSeries {
         );
         let certificates = Opts::new(
             "sluice_certificate_expiry_timestamp_seconds",
-            "When the certificates of this node's workloads end.",
+            "When certificates end: those of this node's workloads, by identity, and those that Gateways show, by Secret.",
+        );
+        let versions = Opts::new(
+            "sluice_gateway_tls_versions_total",
+            "TLS handshakes with clients of Gateways that came to their end, by the version that is spoken.",
         );
         let files = Opts::new(
             "sluice_ca_file_expiry_timestamp_seconds",
@@ -59,13 +67,16 @@ impl TlsSeries {
             tunnels_ended: IntCounterVec::new(tunnels_ended, &["role", "reason"])?,
             certificates: IntGaugeVec::new(certificates, &["identity"])?,
             files: IntGaugeVec::new(files, &["file"])?,
+            versions: IntCounterVec::new(versions, &["version"])?,
             read: OnceLock::new(),
+            edge: OnceLock::new(),
         };
         registry.register(Box::new(series.handshakes.clone()))?;
         registry.register(Box::new(series.proofs.clone()))?;
         registry.register(Box::new(series.tunnels_ended.clone()))?;
         registry.register(Box::new(series.certificates.clone()))?;
         registry.register(Box::new(series.files.clone()))?;
+        registry.register(Box::new(series.versions.clone()))?;
         Ok(series)
     }
 
@@ -74,10 +85,22 @@ impl TlsSeries {
         let _ = self.read.set(Box::new(read));
     }
 
+    /// The same for Gateways.
+    pub fn watch_edge(&self, read: impl Fn() -> TlsReading + Send + Sync + 'static) {
+        let _ = self.edge.set(Box::new(read));
+    }
+
     /// Asks for the counts anew.
     pub fn refresh(&self) {
-        let Some(read) = self.read.get() else { return };
-        let reading = read();
+        // Identities come and go with their pods, Secrets with their documents.
+        self.certificates.reset();
+        self.files.reset();
+        for read in [&self.read, &self.edge].into_iter().filter_map(OnceLock::get) {
+            self.take(read());
+        }
+    }
+
+    fn take(&self, reading: TlsReading) {
         let tallies = [
             (&self.handshakes, reading.handshakes),
             (&self.proofs, reading.proofs),
@@ -89,9 +112,11 @@ impl TlsSeries {
                 counter.inc_by(count.saturating_sub(counter.get()));
             }
         }
+        for (version, count) in reading.versions {
+            let counter = self.versions.with_label_values(&[version]);
+            counter.inc_by(count.saturating_sub(counter.get()));
+        }
         for (series, read) in [(&self.certificates, reading.certificates), (&self.files, reading.files)] {
-            // Identities come and go with their pods.
-            series.reset();
             for (what, until) in read {
                 series.with_label_values(&[&what]).set(i64::try_from(until).unwrap_or(i64::MAX));
             }

@@ -14,11 +14,12 @@ use proptest::sample::select;
 use crate::model::{
     Account, AppProtocol, AuthorizationPolicy, Cidr, Destination, DirectResponse, EdgeGuard, Endpoint,
     FieldTerm, HeaderChange, HeaderOp, HostPattern, HttpRule, KeyPart, Labels, LbPolicy, Limit, LimitTarget,
-    LimitedRoute, Listener, ListenerProtocol, MatchPath, MatchValue, Missing, Model, MtlsMode,
+    LimitedRoute, Listener, ListenerProtocol, ListenerTls, MatchPath, MatchValue, Missing, Model, MtlsMode,
     NamespacePattern, ObjectName, PathPart, PathPattern, PathRewrite, PeerAuthentication, PolicyAction,
-    PolicyMatch, PolicyRule, PolicyScope, Probe, ProbeCheck, Quota, RateLimit, Redirect, RedirectPath,
-    RedirectPort, RequestMatch, RequestTerms, RewriteRegex, RouteAction, RouteKind, RouteTable, Service,
-    ServicePort, SourceRate, Subset, TextPattern, TrafficPolicy, WeightedDestination, Workload, expression,
+    PolicyMatch, PolicyRule, PolicyScope, PrivateKey, Probe, ProbeCheck, Quota, RateLimit, Redirect,
+    RedirectPath, RedirectPort, RequestMatch, RequestTerms, RewriteRegex, RouteAction, RouteKind, RouteTable,
+    ServerCertificate, Service, ServicePort, SourceRate, Subset, TextPattern, TlsVersion, TrafficPolicy,
+    WeightedDestination, Workload, expression,
 };
 
 /// A model, sorted as [`Model`] says. Some endpoints, routes and listeners have the names of others.
@@ -469,16 +470,34 @@ fn route() -> impl Strategy<Value = RouteTable> {
     )
 }
 
+fn tls() -> impl Strategy<Value = ListenerTls> {
+    let certificate =
+        (name(), text(&["chain", "other"]), text(&["key", "another"])).prop_map(|(secret, chain, key)| {
+            let key = PrivateKey::new(zeroize::Zeroizing::new(key.to_string()));
+            Arc::new(ServerCertificate { secret, chain, key })
+        });
+    let version = one_of(&[TlsVersion::Tls12, TlsVersion::Tls13]);
+    (vec(certificate, 0..2), version)
+        .prop_map(|(certificates, min_version)| ListenerTls { certificates, min_version })
+}
+
 fn listener() -> impl Strategy<Value = Listener> {
-    (name(), text(&["http", "alt/1"]), vec(ip(), 0..2), port(), host(), vec(route(), 0..4)).prop_map(
-        |(gateway, name, addresses, port, hostname, routes)| Listener {
+    (
+        name(),
+        text(&["http", "alt/1"]),
+        vec(ip(), 0..2),
+        port(),
+        host(),
+        (option::of(tls()), vec(route(), 0..4)),
+    )
+        .prop_map(|(gateway, name, addresses, port, hostname, (tls, routes))| Listener {
             gateway,
             name,
             addresses,
             port,
-            protocol: ListenerProtocol::Http,
+            protocol: if tls.is_some() { ListenerProtocol::Https } else { ListenerProtocol::Http },
             hostname,
+            tls,
             routes,
-        },
-    )
+        })
 }

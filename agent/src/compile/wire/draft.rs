@@ -181,6 +181,7 @@ fn same_apart_from_routes(a: &Listener, b: &Listener) -> bool {
         && a.port == b.port
         && a.protocol == b.protocol
         && a.hostname == b.hostname
+        && a.tls == b.tls
 }
 
 fn routes_of<'m>(links: &[Link<'m, ListenerKey, Listener>], key: &ListenerKey) -> &'m [RouteTable] {

@@ -14,9 +14,9 @@ use super::key::{EndpointKey, ListenerKey, RouteKey};
 use crate::model::serial::nanoseconds;
 use crate::model::{
     AuthorizationPolicy, DirectResponse, EdgeGuard, Endpoint, HostPattern, HttpRule, Labels, LbPolicy, Limit,
-    LimitTarget, Listener, ListenerProtocol, MtlsMode, ObjectName, PeerAuthentication, PolicyAction,
-    PolicyRule, PolicyScope, Probe, RateLimit, RouteTable, Service, ServicePort, SourceRate, Subset,
-    TrafficPolicy, Workload,
+    LimitTarget, Listener, ListenerProtocol, ListenerTls, MtlsMode, ObjectName, PeerAuthentication,
+    PolicyAction, PolicyRule, PolicyScope, Probe, RateLimit, RouteTable, Service, ServicePort, SourceRate,
+    Subset, TrafficPolicy, Workload,
 };
 
 #[derive(Serialize, Deserialize)]
@@ -325,6 +325,8 @@ pub(super) struct ListenerRecord {
     port: u16,
     protocol: ListenerProtocol,
     hostname: HostPattern,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tls: Option<ListenerTls>,
 }
 
 impl ListenerRecord {
@@ -335,12 +337,13 @@ impl ListenerRecord {
             port: listener.port,
             protocol: listener.protocol,
             hostname: listener.hostname.clone(),
+            tls: listener.tls.clone(),
         }
     }
 
     /// Without its routes, which have records of their own.
     pub(super) fn keyed(self, key: &ListenerKey) -> (Option<String>, Listener) {
-        let Self { after, addresses, port, protocol, hostname } = self;
+        let Self { after, addresses, port, protocol, hostname, tls } = self;
         let listener = Listener {
             gateway: key.gateway.clone(),
             name: Arc::clone(&key.name),
@@ -348,6 +351,7 @@ impl ListenerRecord {
             port,
             protocol,
             hostname,
+            tls,
             routes: Vec::new(),
         };
         (after, listener)

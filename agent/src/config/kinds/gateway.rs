@@ -9,8 +9,9 @@ use serde::Deserialize;
 use super::super::field::Field;
 use super::super::node::{DecodeError, Extra, Known};
 use super::super::object::Notes;
+use super::gateway_tls::{self, GatewayTls, TlsSpec};
 use super::{DOCUMENT, GATEWAY_API, Source, decode_spec, host_pattern, meta};
-use crate::model::{HostPattern, Labels};
+use crate::model::{HostPattern, Labels, ObjectName};
 
 /// The controller name of the GatewayClasses that are ours.
 const CONTROLLER_NAME: &str = "sluice.dev/gateway-controller";
@@ -29,10 +30,7 @@ const EXTRAS: &[&[Extra]] = &[
                 Known::Later("tls", &["backend", "frontend"]),
             ],
         },
-        Extra {
-            of: "Listener",
-            fields: &[Known::Later("tls", &["certificateRefs", "frontendValidation", "mode", "options"])],
-        },
+        Extra { of: "TlsSpec", fields: &[Known::Later("frontendValidation", &["caCertificateRefs"])] },
     ],
 ];
 
@@ -54,7 +52,7 @@ pub(crate) struct Gateway {
     pub listeners: Vec<GatewayListenerSpec>,
 }
 
-/// A checked listener for plain HTTP.
+/// A checked listener for HTTP, in TLS or not.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct GatewayListenerSpec {
     /// Its name.
@@ -67,6 +65,10 @@ pub(crate) struct GatewayListenerSpec {
     pub namespaces: AllowedNamespaces,
     /// Whether it takes HTTPRoutes.
     pub takes_http_routes: bool,
+    /// How it ends TLS; `None`: it speaks plain HTTP.
+    pub tls: Option<GatewayTls>,
+    /// Where it stands among all that are written.
+    pub index: usize,
 }
 
 /// Namespaces whose routes a listener takes.
@@ -156,6 +158,7 @@ struct Listener {
     protocol: String,
     #[serde(default)]
     allowed_routes: AllowedRoutes,
+    tls: Option<TlsSpec>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -209,7 +212,7 @@ pub(super) fn decode(source: &Source<'_>, notes: &mut Notes<'_>) -> Result<Gatew
         if spec.listeners[..index].iter().any(same) {
             notes.error(&field, "another listener has the same port, protocol and hostname");
         }
-        listeners.extend(listener(written, &field, notes));
+        listeners.extend(listener((index, written), source.name, &field, notes));
     }
     Ok(Gateway { class: spec.gateway_class_name, addresses, listeners })
 }
@@ -232,7 +235,12 @@ fn addresses(written: &[Address], field: &Field, notes: &mut Notes<'_>) -> Vec<I
 }
 
 /// A listener that is served; `None` for one that is not, or not yet.
-fn listener(written: &Listener, field: &Field, notes: &mut Notes<'_>) -> Option<GatewayListenerSpec> {
+fn listener(
+    (index, written): (usize, &Listener),
+    gateway: &ObjectName,
+    field: &Field,
+    notes: &mut Notes<'_>,
+) -> Option<GatewayListenerSpec> {
     if written.name.is_empty() {
         notes.error(&field.key("name"), "a listener needs a name");
     }
@@ -254,8 +262,11 @@ fn listener(written: &Listener, field: &Field, notes: &mut Notes<'_>) -> Option<
         kind.kind == "HTTPRoute" && kind.group.as_deref().is_none_or(|group| group == GATEWAY_API)
     };
     match written.protocol.as_str() {
-        "HTTP" => {}
-        "HTTPS" | "TLS" | "TCP" | "UDP" => {
+        "HTTP" if written.tls.is_some() => {
+            notes.error(&field.key("tls"), "a listener of the protocol HTTP has no tls");
+        }
+        "HTTP" | "HTTPS" => {}
+        "TLS" | "TCP" | "UDP" => {
             notes.later(&field.key("protocol"));
             return None;
         }
@@ -271,12 +282,18 @@ fn listener(written: &Listener, field: &Field, notes: &mut Notes<'_>) -> Option<
             return None;
         }
     }
+    let tls = match written.protocol.as_str() {
+        "HTTPS" => Some(gateway_tls::decode(written.tls.as_ref(), &gateway.namespace, field, notes)?),
+        _ => None,
+    };
     Some(GatewayListenerSpec {
         name: written.name.as_str().into(),
         port: written.port,
         hostname,
         namespaces,
         takes_http_routes: kinds.is_empty() || kinds.iter().any(is_http_route),
+        tls,
+        index,
     })
 }
 

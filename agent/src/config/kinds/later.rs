@@ -10,8 +10,6 @@ const ROOT: &[Extra] = &[Extra {
     of: "Unread",
     fields: &[Known::Ignored(&["apiVersion", "kind", "metadata", "spec", "status"])],
 }];
-const SECRET: &[Extra] =
-    &[Extra { of: "Unread", fields: &[Known::Ignored(&["data", "immutable", "stringData", "type"])] }];
 
 #[derive(Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -44,8 +42,7 @@ fn spec_fields(kind: &str) -> Option<&'static [&'static str]> {
 /// Checks an object of a kind that is not enforced yet.
 pub(super) fn check(source: &Source<'_>) -> Result<(), DecodeError> {
     let kind = source.node.get("kind").and_then(|node| node.as_str()).unwrap_or_default();
-    let extras: &'static [&'static [Extra]] = if kind == "Secret" { &[ROOT, SECRET] } else { &[ROOT] };
-    decode::<Unread>(source.node, extras)?;
+    decode::<Unread>(source.node, &[ROOT])?;
     check_spec(source, kind)
 }
 

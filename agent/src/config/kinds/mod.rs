@@ -7,6 +7,7 @@ mod duration;
 mod edge_guard;
 mod endpoint_slice;
 mod gateway;
+mod gateway_tls;
 mod header;
 mod http_route;
 mod later;
@@ -17,6 +18,7 @@ mod pod;
 mod probe;
 mod rate_limit;
 mod reference_grant;
+mod secret;
 mod service;
 mod virtual_service;
 
@@ -25,12 +27,14 @@ pub(in crate::config) use authorization_policy::DRY_RUN;
 pub(crate) use destination_rule::DestinationRule;
 pub(crate) use endpoint_slice::{EndpointSlice, SliceEndpoint};
 pub(crate) use gateway::{AllowedNamespaces, Gateway, GatewayClass, GatewayListenerSpec};
+pub(crate) use gateway_tls::{CertificateRef, GatewayTls};
 pub(crate) use http_route::{BackendRef, HttpRoute, Parent, ParentKind, RouteRule, RuleAction};
 pub(crate) use meta::{ObjectMeta, object_name, read_meta, written_name};
 pub(crate) use name::{host_pattern, service_of_host};
 pub(crate) use peer_authentication::PeerAuthentication;
 pub(crate) use pod::Pod;
 pub(crate) use reference_grant::ReferenceGrant;
+pub(crate) use secret::Secret;
 pub(crate) use service::{Service, TargetPort};
 pub(crate) use virtual_service::VirtualService;
 
@@ -52,6 +56,7 @@ pub(crate) enum Spec {
     Gateway(Gateway),
     HttpRoute(HttpRoute),
     ReferenceGrant(ReferenceGrant),
+    Secret(Secret),
     AuthorizationPolicy(AuthorizationPolicy),
     PeerAuthentication(PeerAuthentication),
     EdgeGuard(EdgeGuard),
@@ -73,6 +78,7 @@ pub(crate) enum Kind {
     Gateway,
     HttpRoute,
     ReferenceGrant,
+    Secret,
     AuthorizationPolicy,
     PeerAuthentication,
     EdgeGuard,
@@ -91,7 +97,7 @@ const KINDS: &[(&str, &[&str], &str, Kind)] = &[
     ("", &["v1"], "Service", Kind::Service),
     ("", &["v1"], "Pod", Kind::Pod),
     ("", &["v1"], "Namespace", Kind::Namespace),
-    ("", &["v1"], "Secret", Kind::Later),
+    ("", &["v1"], "Secret", Kind::Secret),
     ("networking.k8s.io", &["v1"], "Ingress", Kind::Later),
     ("networking.k8s.io", &["v1"], "NetworkPolicy", Kind::Later),
     ("discovery.k8s.io", &["v1", "v1beta1"], "EndpointSlice", Kind::EndpointSlice),
@@ -154,7 +160,10 @@ impl Kind {
     /// Whether messages on single fields can arise after the object is read. Pods and endpoints come by the thousand
     /// and are named by their first line alone.
     pub fn keeps_lines(self) -> bool {
-        !matches!(self, Self::Pod | Self::EndpointSlice | Self::Namespace | Self::EdgeGuard | Self::Later)
+        !matches!(
+            self,
+            Self::Pod | Self::EndpointSlice | Self::Namespace | Self::EdgeGuard | Self::Secret | Self::Later
+        )
     }
 }
 
@@ -219,6 +228,7 @@ pub(crate) fn decode(kind: Kind, source: &Source<'_>, notes: &mut Notes<'_>) -> 
         Kind::Gateway => Spec::Gateway(gateway::decode(source, notes)?),
         Kind::HttpRoute => Spec::HttpRoute(http_route::decode(source, notes)?),
         Kind::ReferenceGrant => Spec::ReferenceGrant(reference_grant::decode(source, notes)?),
+        Kind::Secret => Spec::Secret(secret::decode(source, notes)?),
         Kind::AuthorizationPolicy => Spec::AuthorizationPolicy(authorization_policy::decode(source, notes)?),
         Kind::PeerAuthentication => Spec::PeerAuthentication(peer_authentication::decode(source, notes)?),
         Kind::EdgeGuard => Spec::EdgeGuard(edge_guard::decode(source, notes)?),

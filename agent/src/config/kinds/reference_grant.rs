@@ -35,14 +35,21 @@ struct GrantTo {
 impl ReferenceGrant {
     /// Whether HTTPRoutes of a namespace may refer to a Service of this name in the grant's own namespace.
     pub fn allows_service(&self, from_namespace: &str, service: &str) -> bool {
-        let from = self.from.iter().any(|from| {
-            from.group == super::GATEWAY_API && from.kind == "HTTPRoute" && from.namespace == from_namespace
-        });
+        self.allows(("HTTPRoute", from_namespace), ("Service", service))
+    }
+
+    /// Whether objects of a kind of the Gateway API, in a namespace, may refer to a core object of this kind and name in the
+    /// grant's own namespace.
+    pub fn allows(&self, (kind, namespace): (&str, &str), (to_kind, name): (&str, &str)) -> bool {
+        let from = self
+            .from
+            .iter()
+            .any(|from| from.group == super::GATEWAY_API && from.kind == kind && from.namespace == namespace);
         let to = self.to.iter().any(|to| {
             let named = to.name.as_deref().filter(|name| !name.is_empty());
             matches!(to.group.as_str(), "" | "core")
-                && to.kind == "Service"
-                && named.is_none_or(|name| name == service)
+                && to.kind == to_kind
+                && named.is_none_or(|named| named == name)
         });
         from && to
     }

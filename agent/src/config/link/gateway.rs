@@ -8,7 +8,7 @@ use super::super::kinds::{AllowedNamespaces, Gateway, GatewayListenerSpec, Paren
 use super::super::object::Object;
 use super::super::report::{Code, Severity};
 use super::http_route::{self, Route};
-use super::{LinkNotes, World};
+use super::{LinkNotes, World, certificate};
 use crate::model::{HostPattern, Labels, Listener, ListenerProtocol, ObjectName, RouteKind, RouteTable};
 
 /// The label that every namespace has in a cluster, whether or not a Namespace document says so.
@@ -52,44 +52,54 @@ fn our_gateways<'a>(world: &World<'a>, notes: &mut LinkNotes<'_>) -> Gateways<'a
             notes.not_enforced(position);
             continue;
         }
-        let served = serve((position, object, gateway), &gateways, notes);
+        let served = serve(world, (position, object, gateway), &gateways, notes);
         gateways.insert(object.name(), served);
     }
     gateways
 }
 
 fn serve<'a>(
+    world: &World<'a>,
     (position, object, gateway): (usize, &'a Object, &'a Gateway),
     before: &Gateways<'a>,
     notes: &mut LinkNotes<'_>,
 ) -> Vec<Served<'a>> {
-    let mut served = Vec::with_capacity(gateway.listeners.len());
+    let mut served: Vec<Served<'a>> = Vec::with_capacity(gateway.listeners.len());
     for spec in &gateway.listeners {
-        let other = before.values().flatten().find(|other| {
-            other.spec.port == spec.port
-                && other.spec.hostname == spec.hostname
-                && share_address(&other.listener.addresses, &gateway.addresses)
-        });
-        if let Some(other) = other {
+        let field = Field::spec().key("listeners");
+        let shares = |other: &&Served<'_>| {
+            other.spec.port == spec.port && share_address(&other.listener.addresses, &gateway.addresses)
+        };
+        let mut others = before.values().flatten().filter(shares);
+        if let Some(other) = others.find(|other| other.spec.hostname == spec.hostname) {
             let text = format!(
                 "listener {}: port {} for the same hosts belongs to the Gateway {}",
                 spec.name, spec.port, other.listener.gateway
             );
-            notes.say(
-                position,
-                (Severity::Error, Code::ListenerConflict),
-                &Field::spec().key("listeners"),
-                text,
-            );
+            notes.say(position, (Severity::Error, Code::ListenerConflict), &field, text);
             continue;
         }
+        let field = field.index(spec.index);
+        let mut others = before.values().flatten().chain(&served).filter(shares);
+        if let Some(other) = others.find(|other| other.spec.tls.is_some() != spec.tls.is_some()) {
+            let Listener { gateway, name, .. } = &other.listener;
+            let text = format!(
+                "listener {}: port {} speaks another protocol for {gateway}/{name}",
+                spec.name, spec.port
+            );
+            notes.say(position, (Severity::Error, Code::ListenerConflict), &field, text);
+            continue;
+        }
+        let of = (position, object.name());
+        let tls = spec.tls.as_ref().map(|tls| certificate::listener_tls(world, of, tls, &field, notes));
         let listener = Listener {
             gateway: object.name().clone(),
             name: Arc::clone(&spec.name),
             addresses: gateway.addresses.clone(),
             port: spec.port,
-            protocol: ListenerProtocol::Http,
+            protocol: if tls.is_some() { ListenerProtocol::Https } else { ListenerProtocol::Http },
             hostname: spec.hostname.clone(),
+            tls,
             routes: Vec::new(),
         };
         served.push(Served { spec, listener });

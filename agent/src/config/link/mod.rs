@@ -3,6 +3,7 @@
 
 mod addresses;
 mod authorization;
+mod certificate;
 mod edge_guard;
 mod endpoints;
 mod gateway;
@@ -18,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::field::Field;
-use super::kinds::{EndpointSlice, ReferenceGrant, Service, Spec};
+use super::kinds::{EndpointSlice, ReferenceGrant, Secret, Service, Spec};
 use super::object::Object;
 use super::report::{Code, Message, Severity};
 use crate::model::{Endpoint, Labels, Model, ObjectName};
@@ -92,6 +93,7 @@ struct World<'a> {
     external: BTreeSet<&'a ObjectName>,
     namespaces: BTreeMap<&'a str, &'a Labels>,
     grants: Vec<(&'a str, &'a ReferenceGrant)>,
+    secrets: BTreeMap<&'a ObjectName, &'a Secret>,
 }
 
 impl<'a> World<'a> {
@@ -102,6 +104,7 @@ impl<'a> World<'a> {
             external: BTreeSet::new(),
             namespaces: BTreeMap::new(),
             grants: Vec::new(),
+            secrets: BTreeMap::new(),
         };
         for object in objects {
             match &object.spec {
@@ -113,6 +116,9 @@ impl<'a> World<'a> {
                 }
                 Spec::Namespace(labels) => {
                     world.namespaces.insert(&object.name().name, labels);
+                }
+                Spec::Secret(secret) => {
+                    world.secrets.insert(object.name(), secret);
                 }
                 Spec::ReferenceGrant(grant) => world.grants.push((&object.name().namespace, grant)),
                 _ => {}
@@ -191,6 +197,7 @@ impl LinkNotes<'_> {
             linked.as_whole = match &object.spec {
                 Spec::Later => true,
                 Spec::Service(service) => service.external,
+                Spec::Secret(secret) => secret.certificate.is_none(),
                 Spec::AuthorizationPolicy(policy) => policy.action.is_none(),
                 Spec::VirtualService(route) => !route.mesh || route.hosts.is_empty(),
                 _ => false,

@@ -5,6 +5,7 @@ mod core_kinds;
 mod destination_rule;
 mod edge_guard;
 mod gateway;
+mod gateway_tls;
 mod http_route;
 mod istio;
 mod last_good;
@@ -132,7 +133,7 @@ spec: {anything: 1}
 apiVersion: v1
 kind: Secret
 metadata: {name: secret}
-type: kubernetes.io/tls
+type: Opaque
 data: {tls.crt: aGk=}
 "]);
     assert_eq!(messages(&state.report, Severity::Warning), [""; 0]);

@@ -26,6 +26,8 @@ pub struct RequestHead {
     framing: Framing,
     connection: ConnectionOptions,
     expects_continue: bool,
+    /// Whether it came in TLS.
+    in_tls: bool,
     /// Lower case, no port, no trailing dot; the buffer is reused.
     host: String,
     /// As the client wrote it; the buffer is reused.
@@ -273,14 +275,16 @@ impl RequestHead {
         !target.of(self.fields.bytes()).eq_ignore_ascii_case(host)
     }
 
-    /// Whether an absolute-form target is one of `https`.
-    pub fn is_for_https(&self) -> bool {
-        self.target.authority.is_some()
-            && self
-                .raw_target()
-                .as_bytes()
-                .get(..5)
-                .is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"https"))
+    /// Whether an absolute-form target is one of `https`; `None`: it is in another form, and names no scheme.
+    pub fn names_https(&self) -> Option<bool> {
+        self.target.authority?;
+        let scheme = self.raw_target().as_bytes().get(..5);
+        Some(scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"https")))
+    }
+
+    /// Says whether it came in TLS, which its bytes do not.
+    pub fn came_in_tls(&mut self, in_tls: bool) {
+        self.in_tls = in_tls;
     }
 
     /// How many proxies that call themselves `pseudonym` say that they have passed the request on (RFC 9110 section 7.6.3).
@@ -337,7 +341,7 @@ impl RequestView for RequestHead {
     }
 
     fn scheme(&self) -> &'static str {
-        "http"
+        if self.in_tls { "https" } else { "http" }
     }
 
     fn header(&self, name: &str) -> Option<&[u8]> {

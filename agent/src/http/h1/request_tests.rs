@@ -78,7 +78,7 @@ fn authorities_schemes_and_hops() {
     let check = |head: &str, two: bool, https: bool, hops: usize| {
         let head = parse(format!("{}\r\n\r\n", head.replace('\n', "\r\n")).as_bytes()).expect(head);
         assert_eq!(
-            (head.has_two_authorities(), head.is_for_https(), head.passed_by("us")),
+            (head.has_two_authorities(), head.names_https() == Some(true), head.passed_by("us")),
             (two, https, hops)
         );
     };

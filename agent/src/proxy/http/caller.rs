@@ -19,11 +19,11 @@ use crate::http::grpc;
 use crate::http::h1::{Known, RequestHead, Version};
 use crate::model::{AppProtocol, Workload};
 use crate::net::{ConnectSource, tcp_info};
-use crate::proxy::Context;
 use crate::proxy::access::Client;
 use crate::proxy::admission::Slot;
 use crate::proxy::answer::Problem;
 use crate::proxy::open::Shown;
+use crate::proxy::{Context, Handshaken};
 use crate::route::{Normalisation, RequestView, rewrite_path};
 use crate::telemetry::{Origin, ServedRecord};
 
@@ -43,6 +43,8 @@ pub(in crate::proxy) struct Caller<'a> {
     pub peer: SocketAddr,
     /// What the client dialled.
     pub original_destination: SocketAddr,
+    /// What the connection's TLS handshake told, where it had one.
+    pub tls: Option<&'a Handshaken>,
 }
 
 /// The version spoken with an upstream.
@@ -107,7 +109,8 @@ impl Caller<'_> {
             return Planned::unrouted(Plan::Fail(BODY_TOO_LONG));
         }
         let source = source.map(|source| &**source);
-        let entry = Entry { origin: self.origin, original_destination: self.original_destination, source };
+        let original_destination = self.original_destination;
+        let entry = Entry { origin: self.origin, original_destination, source, tls: self.tls };
         let planned = plan(table, head, entry);
         let as_it_came = self.settings.path.normalisation == Normalisation::None;
         if as_it_came { planned } else { planned.unless_it_climbs(head.path()) }

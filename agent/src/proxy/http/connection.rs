@@ -2,7 +2,6 @@
 
 use std::future::{Future, poll_fn};
 use std::io;
-use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::pin::{Pin, pin};
@@ -11,7 +10,6 @@ use std::task::{self, Poll, ready};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::HttpSettings;
@@ -20,8 +18,9 @@ use super::silence::{Timer, sleep_until};
 use super::worker::{Buffers, Held, HttpWorker, make_room};
 use crate::http::Refusal;
 use crate::http::h1::HeadScan;
+use crate::net::Stream;
 use crate::proxy::open::Shown;
-use crate::proxy::{Context, Downstream, Early, Protocol};
+use crate::proxy::{Context, Downstream, Early, Handshaken, Protocol};
 use crate::telemetry::Origin;
 
 /// Empty lines that are passed over before a request line (RFC 9112 section 2.2).
@@ -35,7 +34,7 @@ const HTTP2_PREFACE_LINE: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
 pub(in crate::proxy) struct Connection {
     pub(in crate::proxy) ctx: Context,
     pub(in crate::proxy) settings: Rc<HttpSettings>,
-    pub(in crate::proxy) io: TcpStream,
+    pub(in crate::proxy) io: Stream,
     pub(in crate::proxy) buffers: Held,
     pub(in crate::proxy) peer: SocketAddr,
     pub(in crate::proxy) original_destination: SocketAddr,
@@ -52,6 +51,8 @@ pub(in crate::proxy) struct Connection {
     pub(super) quiet_since: Option<Instant>,
     /// Shows it to those who ask what is open.
     pub(super) shown: Shown,
+    /// What its TLS handshake told, where it had one.
+    pub(in crate::proxy) tls: Option<Rc<Handshaken>>,
 }
 
 /// What reading a head came to.
@@ -82,8 +83,8 @@ pub(in crate::proxy) enum Ending {
 
 impl Connection {
     /// Takes over an accepted connection.
-    pub fn new(ctx: Context, downstream: Downstream) -> Self {
-        let Downstream { io, read, peer, original_destination, origin, early, shown } = downstream;
+    pub fn new(ctx: Context, downstream: Downstream<Stream>) -> Self {
+        let Downstream { io, read, peer, original_destination, origin, early, shown, tls } = downstream;
         shown.is(Protocol::Http1, None);
         let settings = ctx.http.settings(&origin);
         let mut buffers = ctx.http.take_buffers();
@@ -102,6 +103,7 @@ impl Connection {
             idle: None,
             quiet_since: None,
             shown,
+            tls,
         }
     }
 
@@ -113,15 +115,16 @@ impl Connection {
             origin: &self.origin,
             peer: self.peer,
             original_destination: self.original_destination,
+            tls: self.tls.as_deref(),
         }
     }
 
     /// Gives the connection back, with what has been read of it, to be served in another version.
-    pub fn into_downstream(self) -> (Context, Downstream) {
-        let Self { ctx, io, mut buffers, peer, original_destination, origin, early, shown, .. } = self;
+    pub fn into_downstream(self) -> (Context, Downstream<Stream>) {
+        let Self { ctx, io, mut buffers, peer, original_destination, origin, early, shown, tls, .. } = self;
         let read = buffers.client_in.split();
         ctx.http.keep_buffers(buffers);
-        (ctx, Downstream { io, read, peer, original_destination, origin, early, shown })
+        (ctx, Downstream { io, read, peer, original_destination, origin, early, shown, tls })
     }
 
     /// Whether the agent drains.
@@ -243,8 +246,7 @@ impl Connection {
 
     /// What the client has sent by the time of a drain is still answered.
     fn has_unread_request(&self) -> bool {
-        let peeked = socket2::SockRef::from(&self.io).peek(&mut [MaybeUninit::uninit()]);
-        self.draining() && matches!(peeked, Ok(1..))
+        self.draining() && self.io.has_unread()
     }
 
     /// Ends the connection.
@@ -252,11 +254,16 @@ impl Connection {
         self.caller().record_end(&self.shown, self.io.as_raw_fd(), self.served > 0);
         let Self { ctx, settings, mut io, buffers, .. } = self;
         match ending {
-            Ending::Now => {}
+            // A TLS client is told that nothing more comes, or it could not tell it from a cut.
+            Ending::Now => {
+                if let Stream::Tls(_) = io {
+                    let _ = tokio::time::timeout(settings.discard_time, io.shutdown()).await;
+                }
+            }
             Ending::Abort => {
                 // Without a linger time the kernel would send FIN, which ends a close-delimited body. The socket is
                 // closed either way.
-                let _ = socket2::SockRef::from(&io).set_linger(Some(std::time::Duration::ZERO));
+                let _ = io.set_zero_linger();
             }
             Ending::Linger => {
                 // What follows is only for the client to read its answer before unread bytes make the kernel reset.
@@ -278,11 +285,11 @@ fn double_when_full(input: &mut BytesMut) {
 /// Reads into buffers that are taken only once there is something to read. Readiness alone is a hint.
 fn poll_first_bytes(
     cx: &mut task::Context<'_>,
-    io: &mut TcpStream,
+    io: &mut Stream,
     worker: &HttpWorker,
     buffers: &mut Held,
 ) -> Poll<io::Result<usize>> {
-    ready!(io.poll_read_ready(cx))?;
+    ready!(io.poll_input(cx))?;
     *buffers = worker.take_buffers();
     make_room(&mut buffers.client_in);
     let read = pin!(io.read_buf(&mut buffers.client_in)).poll(cx);
@@ -300,7 +307,7 @@ async fn idle_until(timer: &mut Timer, until: Option<Instant>) {
     }
 }
 
-async fn linger(io: &mut TcpStream, limit: u64) {
+async fn linger(io: &mut Stream, limit: u64) {
     if io.shutdown().await.is_err() {
         return;
     }
@@ -314,7 +321,7 @@ async fn linger(io: &mut TcpStream, limit: u64) {
     }
 }
 
-async fn read_until(io: &mut TcpStream, into: &mut BytesMut, deadline: Option<Instant>) -> io::Result<usize> {
+async fn read_until(io: &mut Stream, into: &mut BytesMut, deadline: Option<Instant>) -> io::Result<usize> {
     match deadline {
         None => io.read_buf(into).await,
         Some(at) => match tokio::time::timeout_at(at, io.read_buf(into)).await {

@@ -4,10 +4,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::changes::Changes;
-use crate::compile::{Action, Backend, Cluster, GatewayListener, RoutingTable, WeightedBackend};
+use crate::compile::{Action, Backend, Cluster, GatewayListener, RoutingTable, VirtualHost, WeightedBackend};
 use crate::http::Refusal;
 use crate::http::h1::RequestHead;
 use crate::model::{AppProtocol, DirectResponse, PathRewrite, Redirect, Workload};
+use crate::proxy::Handshaken;
 use crate::proxy::answer::Problem;
 use crate::proxy::limits::Limited;
 use crate::route::{RequestOrigin, RequestView, RouteMatch, rewrite_climbs};
@@ -122,6 +123,8 @@ pub(in crate::proxy) struct Entry<'a> {
     pub original_destination: SocketAddr,
     /// The client's pod, where known.
     pub source: Option<&'a Workload>,
+    /// What the connection's TLS handshake told, where it had one.
+    pub tls: Option<&'a Handshaken>,
 }
 
 /// Finds what `table` asks for.
@@ -142,19 +145,38 @@ pub(in crate::proxy) fn plan<'t>(
         },
         // Whoever sent it has routed it; it is for the pod that it is on its way into.
         Origin::Inbound | Origin::Tunnel => return Planned::unrouted(Plan::Original { protocol }),
-        Origin::Gateway(name) => match gateway(table, name, entry.original_destination) {
-            Some(gateway) => match gateway.hosts.find(head.host()) {
-                Some(host) => host,
-                None => return Planned::unrouted(Plan::Fail(Problem::NoHost)),
-            },
-            None => return Planned::unrouted(Plan::Fail(Problem::NoListener)),
-        },
+        Origin::Gateway(name) => {
+            let gateway = gateway(table, name, entry.original_destination);
+            match gateway
+                .ok_or(Problem::NoListener)
+                .and_then(|gateway| host_of(gateway, head.host(), entry.tls))
+            {
+                Ok(host) => host,
+                Err(problem) => return Planned::unrouted(Plan::Fail(problem)),
+            }
+        }
     };
     let origin = RequestOrigin { source: entry.source, port: entry.original_destination.port() };
     match host.find(head, &origin) {
         Some(route) => Planned::routed(route, protocol),
         None => Planned::unrouted(Plan::Fail(Problem::NoRoute)),
     }
+}
+
+/// The rules for a host on a Gateway's port. A connection that was made before the port's protocol changed has no listener any
+/// more: what is to be sent in TLS alone is not sent by it.
+fn host_of<'t>(
+    gateway: &'t GatewayListener,
+    host: &str,
+    tls: Option<&Handshaken>,
+) -> Result<&'t Arc<VirtualHost>, Problem> {
+    if gateway.tls.is_some() != tls.is_some() {
+        return Err(Problem::NoListener);
+    }
+    if tls.is_some_and(|tls| !tls.takes(gateway, host)) {
+        return Err(Problem::Refused(Refusal::with(421, "host_of_another_listener")));
+    }
+    gateway.hosts.find(host).ok_or(Problem::NoHost)
 }
 
 /// The Gateway's listener that a connection came in by: by its name, or by its address where the listener has been given

@@ -11,6 +11,7 @@ use crate::compile::{Cluster, Denied, Route, Upstream};
 use crate::http::grpc::GrpcStatus;
 use crate::http::h1::{Known, RequestHead, Version};
 use crate::model::Workload;
+use crate::proxy::Handshaken;
 use crate::proxy::admission::Slot;
 use crate::proxy::answer::Problem;
 use crate::proxy::limits::Held;
@@ -111,6 +112,7 @@ impl Caller<'_> {
             origin: self.origin,
             peer: self.peer,
             original_destination: self.original_destination,
+            tls: self.tls.map(Handshaken::record),
             source: trail.source,
             cluster: trail.cluster.map(|cluster| &cluster.key),
             upstream: trail.upstream,

@@ -49,7 +49,7 @@ impl Connection {
         self.buffers.request_id = request_id;
         let mut trail = Trail::new(start, self.caller().ends(&table));
         let slot = self.ctx.http.admit(&self.origin);
-        let planned = match vet(&mut self.buffers.head, &self.settings) {
+        let planned = match vet(&mut self.buffers.head, &self.settings, self.tls.is_some()) {
             Ok(()) => self.caller().plan(&table, &self.buffers.head, &slot, trail.source),
             Err(refusal) => Planned::refused(refusal),
         };

@@ -1,7 +1,6 @@
 //! A connection that has switched protocols: bytes both ways until both sides have closed theirs or one breaks off.
 
 use std::cell::Cell;
-use std::io;
 use std::net::SocketAddr;
 
 use tokio::net::TcpStream;
@@ -15,7 +14,7 @@ use super::upstream::UpstreamConnection;
 use super::wire::write_parts;
 use super::worker::{Buffers, Held};
 use crate::model::Asked;
-use crate::net::{ConnectSource, RelayFailure, Relayed, relay};
+use crate::net::{ConnectSource, RelayFailure, Relayed, relay_stream};
 use crate::proxy::Protocol;
 use crate::proxy::access::{self, ACCESS_DENIED};
 use crate::telemetry::Flag;
@@ -67,12 +66,12 @@ impl Connection {
         planned: &Planned<'_>,
         endpoint: (SocketAddr, ConnectSource),
     ) -> Relayed {
-        let Self { ctx, settings, io, buffers, peer, origin, original_destination, .. } = self;
+        let Self { ctx, settings, io, buffers, peer, origin, original_destination, tls, .. } = self;
         let (peer, original_destination) = (*peer, *original_destination);
-        let caller = Caller { ctx, settings, origin, peer, original_destination };
+        let caller = Caller { ctx, settings, origin, peer, original_destination, tls: tls.as_deref() };
         let passed = Passed::new(caller, planned, &buffers.head, &buffers.request_id);
         let refused = access::until_refused(ctx, caller.client(), endpoint, Asked::Request(&passed));
-        relay(io, upstream, refused).await
+        relay_stream(io, upstream, refused).await
     }
 
     /// Passes on what either side sent before it could know of the switch, or right behind it.
@@ -83,12 +82,16 @@ impl Connection {
         received: &Cell<u64>,
     ) -> Result<(), RelayFailure> {
         let Buffers { client_in, upstream_in, .. } = &*self.buffers;
-        let write = async |io: &mut TcpStream, bytes: &[u8], count: &Cell<u64>| -> io::Result<()> {
-            write_parts(io, [bytes, &[], &[]], None, count).await
-        };
         tokio::try_join!(
-            async { write(upstream, client_in, sent).await.map_err(RelayFailure::Upstream) },
-            async { write(&mut self.io, upstream_in, received).await.map_err(RelayFailure::Downstream) },
+            async {
+                write_parts(upstream, [client_in, &[], &[]], None, sent).await.map_err(RelayFailure::Upstream)
+            },
+            async {
+                let io = &mut self.io;
+                write_parts(io, [upstream_in, &[], &[]], None, received)
+                    .await
+                    .map_err(RelayFailure::Downstream)
+            },
         )?;
         Ok(())
     }

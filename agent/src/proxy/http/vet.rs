@@ -7,12 +7,17 @@ use crate::http::Refusal;
 use crate::http::h1::RequestHead;
 use crate::route::RequestView;
 
-/// Checks a request and gives its path the form in which it is matched and forwarded.
-pub(in crate::proxy) fn vet(head: &mut RequestHead, settings: &HttpSettings) -> Result<(), Refusal> {
+/// Checks a request, which came in TLS or not, and gives its path the form in which it is matched and forwarded.
+pub(in crate::proxy) fn vet(
+    head: &mut RequestHead,
+    settings: &HttpSettings,
+    in_tls: bool,
+) -> Result<(), Refusal> {
+    head.came_in_tls(in_tls);
     if !settings.trace && is_trace(head.method()) {
         return Err(Refusal::with(405, "method_trace"));
     }
-    if settings.strict_target && head.is_for_https() {
+    if settings.strict_target && head.names_https().is_some_and(|https| https != in_tls) {
         return Err(Refusal::with(421, "target_scheme_mismatch"));
     }
     if settings.strict_target && head.has_two_authorities() {

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
-/// Writes all `parts`, in one call where the socket takes them; `written` counts along. Waits at most `patience` for
-/// each call.
+/// Writes all `parts`, in one call where the socket takes them, and sees them to the socket; `written` counts along. Waits
+/// at most `patience` for each call.
 pub(in crate::proxy) async fn write_parts(
     io: &mut (impl AsyncWrite + Unpin),
     parts: [&[u8]; 3],
@@ -32,7 +32,7 @@ pub(in crate::proxy) async fn write_parts(
         done += wrote;
         written.set(written.get() + wrote as u64);
     }
-    Ok(())
+    patient(patience, io.flush()).await
 }
 
 /// What is left of `parts` after `done` bytes, and in how many slices.

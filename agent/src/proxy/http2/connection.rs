@@ -22,7 +22,7 @@ use super::frames::{FrameGuard, Watched};
 use super::respond::{StreamEnd, respond};
 use crate::http::Refusal;
 use crate::http::h1::{Limits, Version};
-use crate::net::Replay;
+use crate::net::{Replay, Stream};
 use crate::pool::Keepalive;
 use crate::proxy::answer::Problem;
 use crate::proxy::http::HttpSettings;
@@ -32,7 +32,7 @@ use crate::proxy::http::plan::Planned;
 use crate::proxy::http::record::Trail;
 use crate::proxy::http::worker::Buffers;
 use crate::proxy::open::Shown;
-use crate::proxy::{Context, Downstream, Early, Protocol};
+use crate::proxy::{Context, Downstream, Early, Handshaken, Protocol};
 use crate::telemetry::Origin;
 
 /// Streams that a client opened and reset before we looked at them.
@@ -53,6 +53,8 @@ pub(super) struct Session {
     /// For the first stream.
     pub early: RefCell<Option<Early>>,
     pub timers: SpareTimers,
+    /// What the connection's TLS handshake told, where it had one.
+    pub tls: Option<Rc<Handshaken>>,
     /// Shows it to those who ask what is open.
     shown: Shown,
     /// The client's socket; only of use while the connection is there.
@@ -68,6 +70,7 @@ impl Session {
             origin: &self.origin,
             peer: self.peer,
             original_destination: self.original_destination,
+            tls: self.tls.as_deref(),
         }
     }
 
@@ -92,8 +95,8 @@ impl Session {
 }
 
 /// Serves one client connection, of which the preface has been seen, until it is closed. Runs within a `LocalSet`.
-pub async fn serve(ctx: Context, downstream: Downstream) {
-    let Downstream { io, read, peer, original_destination, origin, early, shown } = downstream;
+pub async fn serve(ctx: Context, downstream: Downstream<Stream>) {
+    let Downstream { io, read, peer, original_destination, origin, early, shown, tls } = downstream;
     shown.is(Protocol::Http2, None);
     let socket = io.as_raw_fd();
     let settings = ctx.http.settings(&origin);
@@ -106,6 +109,7 @@ pub async fn serve(ctx: Context, downstream: Downstream) {
         original_destination,
         early,
         timers: SpareTimers::default(),
+        tls,
         shown,
         socket,
     });

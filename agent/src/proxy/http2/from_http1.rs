@@ -81,11 +81,17 @@ impl Connection {
         turn: Turn<'_>,
     ) -> Result<(), Failed> {
         let may_keep = self.may_serve_more();
-        let Self { ctx, settings, io, buffers, origin, peer, original_destination, idle, .. } = self;
+        let Self { ctx, settings, io, buffers, origin, peer, original_destination, idle, tls, .. } = self;
         let Buffers { head, response, client_in, client_out, upstream_out, request_id, .. } = &mut **buffers;
         let head = &*head;
-        let caller =
-            Caller { ctx, settings, origin, peer: *peer, original_destination: *original_destination };
+        let caller = Caller {
+            ctx,
+            settings,
+            origin,
+            peer: *peer,
+            original_destination: *original_destination,
+            tls: tls.as_deref(),
+        };
         let request = caller.http2_request(turn.planned, head, request_id).map_err(Problem::Refused)?;
         let ends = head.framing().is_empty();
         let sent = stream.lease.sender().send_request(request, ends);

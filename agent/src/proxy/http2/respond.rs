@@ -137,7 +137,7 @@ impl Stream<'_> {
         let Buffers { head, request_id, .. } = &mut *self.buffers;
         caller.choose_request_id(head, request_id);
         let slot = self.session.ctx.http.admit(&self.session.origin);
-        let planned = match vet(&mut self.buffers.head, &self.session.settings) {
+        let planned = match vet(&mut self.buffers.head, &self.session.settings, self.session.tls.is_some()) {
             Ok(()) => caller.plan(table, &self.buffers.head, &slot, trail.source),
             Err(refusal) => Planned::refused(refusal),
         };

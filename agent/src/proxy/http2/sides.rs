@@ -12,7 +12,6 @@ use h2::server::SendResponse;
 use http::{HeaderMap, Response, StatusCode};
 use tokio::io::AsyncRead;
 use tokio::net::TcpStream;
-use tokio::net::tcp::WriteHalf;
 use tokio::sync::watch;
 
 use super::body::{BodySink, Http1Sink, Http1Source, Http2Sink, Http2Source};
@@ -21,6 +20,7 @@ use super::fault::{Failed, Side, before_answer};
 use crate::http::body::{BodyTransfer, Framing};
 use crate::http::h1::{Limits, RequestHead, ResponseHead, Version};
 use crate::http::h2::read_response;
+use crate::net::WriteHalf;
 use crate::proxy::answer::Problem;
 use crate::proxy::http::HttpSettings;
 use crate::proxy::http::changes::Changes;

@@ -79,6 +79,17 @@ pub(super) const AGENT: &[Row<ProxySettings>] = &[
         |s| &mut s.admission.push_down.lasts,
         "How long the guard keeps such a client out.",
     ),
+    time(
+        "gateway.tls.handshake-timeout",
+        |s| &mut s.admission.handshakes.timeout,
+        "How long a TLS handshake with a client of a Gateway may take, from the connection on.",
+    ),
+    count(
+        "gateway.tls.max-handshakes",
+        1,
+        |s| &mut s.admission.handshakes.max,
+        "TLS handshakes with clients of Gateways that may be under way at once; more are reset.",
+    ),
     time("pool.idle-timeout", |s| &mut s.pool.idle, "How long an upstream connection may stay unused."),
     count(
         "pool.max-idle-per-endpoint",

@@ -155,6 +155,7 @@ impl Setup {
             port: 8080,
             protocol: ListenerProtocol::Http,
             hostname: HostPattern::Any,
+            tls: None,
             routes: vec![routes(vec![], vec![host], vec![rule])],
         });
         setup.origin = Origin::Gateway("default/edge/http".into());
@@ -197,7 +198,8 @@ impl Setup {
                 let early = if early { Some(connect_early(&ctx, original_destination).await) } else { None };
                 let shown =
                     ctx.open.show(peer, original_destination, (&origin, std::time::SystemTime::now()));
-                let downstream = Downstream { io, read, peer, original_destination, origin, early, shown };
+                let downstream =
+                    Downstream { io, read, peer, original_destination, origin, early, shown, tls: None };
                 tokio::task::spawn_local(serve(ctx.clone(), downstream));
             }
         });

@@ -1,0 +1,78 @@
+//! TLS of a Gateway's port: which listener a client's server name leads to, and what that one shows.
+
+use std::sync::{Arc, OnceLock};
+
+use rustls::ServerConfig;
+
+use super::GatewayListener;
+use crate::model::{HostPattern, ListenerTls};
+use crate::route::HostTable;
+
+/// The listeners that share a port, by the server name that leads to each: exact before wildcard, the longest wildcard first,
+/// then the listener for any host, which also takes clients that name none.
+#[derive(Debug)]
+pub struct TlsPort {
+    /// The listeners.
+    pub servers: HostTable<Arc<TlsServer>>,
+}
+
+/// What one listener shows.
+#[derive(Debug)]
+pub struct TlsServer {
+    /// The listener, `namespace/gateway/listener`.
+    pub listener: Arc<str>,
+    /// What its documents say.
+    pub terms: ListenerTls,
+    /// The same for the TLS library: made when the first client comes, and kept for as long as the terms stay, with the keys
+    /// of the session tickets that were given out. `None`: nothing can be shown.
+    made: OnceLock<Option<Arc<ServerConfig>>>,
+}
+
+impl TlsServer {
+    /// For the TLS library; `make` makes it where that has not been done.
+    pub fn config(
+        &self,
+        make: impl FnOnce(&ListenerTls) -> Option<Arc<ServerConfig>>,
+    ) -> Option<&Arc<ServerConfig>> {
+        self.made.get_or_init(|| make(&self.terms)).as_ref()
+    }
+}
+
+/// Compiles the listeners of a port that end TLS; those whose terms stay what they were are kept.
+pub(super) fn compile(
+    listeners: &[(Arc<str>, HostPattern, ListenerTls)],
+    before: Option<&GatewayListener>,
+) -> Option<Arc<TlsPort>> {
+    if listeners.is_empty() {
+        return None;
+    }
+    let before = before.and_then(|gateway| gateway.tls.as_ref());
+    let servers = listeners.iter().map(|(name, hostname, terms)| {
+        let kept = before.and_then(|port| port.servers.get(hostname));
+        let kept = kept.filter(|server| server.listener == *name && server.terms == *terms);
+        let server = kept.cloned().unwrap_or_else(|| {
+            let (listener, terms, made) = (Arc::clone(name), terms.clone(), OnceLock::new());
+            Arc::new(TlsServer { listener, terms, made })
+        });
+        (hostname.clone(), server)
+    });
+    let port = TlsPort { servers: HostTable::new(servers) };
+    match before {
+        Some(before) if same(before, &port) => Some(Arc::clone(before)),
+        _ => Some(Arc::new(port)),
+    }
+}
+
+fn same(before: &TlsPort, after: &TlsPort) -> bool {
+    before.servers.iter().count() == after.servers.iter().count()
+        && before.servers.iter().zip(after.servers.iter()).all(|(a, b)| a.0 == b.0 && Arc::ptr_eq(a.1, b.1))
+}
+
+/// Whether two ports end TLS in the same way.
+pub(super) fn is_same(before: Option<&Arc<TlsPort>>, after: Option<&Arc<TlsPort>>) -> bool {
+    match (before, after) {
+        (None, None) => true,
+        (Some(before), Some(after)) => Arc::ptr_eq(before, after),
+        _ => false,
+    }
+}

@@ -1,0 +1,108 @@
+//! Core Secret: of type `kubernetes.io/tls`, a certificate with its key. No message quotes what one holds.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::alphabet::STANDARD;
+use base64::engine::{GeneralPurpose, GeneralPurposeConfig};
+use serde::Deserialize;
+use zeroize::Zeroizing;
+
+use super::super::field::Field;
+use super::super::node::{DecodeError, Decoded, Extra, Known, decode as decode_node};
+use super::super::object::Notes;
+use super::Source;
+use crate::identity::edge::{self, Part};
+use crate::model::{ObjectName, PrivateKey, ServerCertificate};
+
+const EXTRAS: &[&[Extra]] = &[&[Extra {
+    of: "SecretDocument",
+    fields: &[Known::Ignored(&["apiVersion", "kind", "metadata", "immutable"])],
+}]];
+/// The type of Secrets that hold a certificate.
+const TLS_TYPE: &str = "kubernetes.io/tls";
+const BASE64: GeneralPurpose = GeneralPurpose::new(&STANDARD, GeneralPurposeConfig::new());
+
+/// A checked Secret.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Secret {
+    /// Its certificate; `None`: it is of another type, and not looked at.
+    pub certificate: Option<Arc<ServerCertificate>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct SecretDocument {
+    #[serde(rename = "type")]
+    secret_type: Option<String>,
+    #[serde(default)]
+    data: BTreeMap<String, Text>,
+    #[serde(default)]
+    string_data: BTreeMap<String, Text>,
+}
+
+/// A text that is wiped.
+#[derive(Deserialize)]
+#[serde(from = "String")]
+struct Text(Zeroizing<String>);
+
+impl From<String> for Text {
+    fn from(text: String) -> Self {
+        Self(Zeroizing::new(text))
+    }
+}
+
+/// Decodes a Secret.
+pub(super) fn decode(source: &Source<'_>, notes: &mut Notes<'_>) -> Result<Secret, DecodeError> {
+    let Decoded { value: document, .. } = decode_node::<SecretDocument>(source.node, EXTRAS)?;
+    if document.secret_type.as_deref() != Some(TLS_TYPE) {
+        return Ok(Secret { certificate: None });
+    }
+    let certificate = certificate(&document, source.name, notes).map(Arc::new);
+    Ok(Secret { certificate })
+}
+
+fn certificate(
+    document: &SecretDocument,
+    name: &ObjectName,
+    notes: &mut Notes<'_>,
+) -> Option<ServerCertificate> {
+    let (chain, key) = (entry(document, "tls.crt", notes), entry(document, "tls.key", notes));
+    let ((chain, chain_field), (key, key_field)) = (chain?, key?);
+    let key = PrivateKey::new(key);
+    if let Err((part, problem)) = edge::check(&chain, &key) {
+        let (field, name) = match part {
+            Part::Certificate => (chain_field, "tls.crt"),
+            Part::Key => (key_field, "tls.key"),
+        };
+        notes.error(&field, format!("{name}: {problem}"));
+        return None;
+    }
+    Some(ServerCertificate { secret: name.clone(), chain: chain.as_str().into(), key })
+}
+
+/// An entry with its field; `stringData` wins, as the API server has it.
+fn entry(document: &SecretDocument, key: &str, notes: &mut Notes<'_>) -> Option<(Zeroizing<String>, Field)> {
+    if let Some(Text(text)) = document.string_data.get(key) {
+        return Some((text.clone(), Field::root().key("stringData").key(key)));
+    }
+    let field = Field::root().key("data").key(key);
+    let Some(Text(encoded)) = document.data.get(key) else {
+        notes.error(&field, format!("a Secret of the type {TLS_TYPE} needs {key}"));
+        return None;
+    };
+    let packed: Zeroizing<Vec<u8>> =
+        Zeroizing::new(encoded.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect());
+    let mut decoded = Zeroizing::new(vec![0; packed.len()]);
+    // The decoder's own words would quote a byte.
+    let Ok(length) = BASE64.decode_slice(&packed[..], &mut decoded) else {
+        notes.error(&field, format!("{key}: no base64"));
+        return None;
+    };
+    let Ok(text) = std::str::from_utf8(&decoded[..length]) else {
+        notes.error(&field, format!("{key}: no PEM, which is text"));
+        return None;
+    };
+    Some((Zeroizing::new(text.to_owned()), field))
+}

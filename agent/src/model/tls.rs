@@ -1,0 +1,117 @@
+//! TLS at Gateways: what a listener shows its clients.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use zeroize::Zeroizing;
+
+use super::ObjectName;
+
+/// How a listener ends TLS.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerTls {
+    /// What it may show, in order of preference. Empty: what is referred to can't be used, and handshakes are refused.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub certificates: Vec<Arc<ServerCertificate>>,
+    /// The oldest version that is spoken.
+    #[serde(default, skip_serializing_if = "TlsVersion::is_default")]
+    pub min_version: TlsVersion,
+}
+
+/// A version of TLS.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum TlsVersion {
+    /// 1.2, with forward secrecy and authenticated ciphers alone.
+    #[default]
+    #[serde(rename = "1.2")]
+    Tls12,
+    /// 1.3
+    #[serde(rename = "1.3")]
+    Tls13,
+}
+
+impl TlsVersion {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over references")]
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A certificate with its key, as a Secret holds them; both were read once, and fit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerCertificate {
+    /// The Secret.
+    pub secret: ObjectName,
+    /// The certificate and those behind it, in PEM.
+    pub chain: Arc<str>,
+    /// The key, in PEM.
+    pub key: PrivateKey,
+}
+
+/// A private key in PEM. It is shown nowhere but on the wire to other agents, and wiped when nobody has it any more.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PrivateKey(Arc<Zeroizing<String>>);
+
+impl PrivateKey {
+    /// Takes over a key.
+    pub fn new(pem: Zeroizing<String>) -> Self {
+        Self(Arc::new(pem))
+    }
+
+    /// The key itself.
+    pub fn pem(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for PrivateKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PrivateKey(not shown)")
+    }
+}
+
+impl Serialize for PrivateKey {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for PrivateKey {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(|pem| Self::new(Zeroizing::new(pem)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tls() -> ListenerTls {
+        let key = PrivateKey::new(Zeroizing::new("the key itself".to_owned()));
+        let secret = ObjectName::new("infra", "shop");
+        ListenerTls {
+            certificates: vec![Arc::new(ServerCertificate { secret, chain: "a chain".into(), key })],
+            min_version: TlsVersion::Tls13,
+        }
+    }
+
+    #[test]
+    fn a_key_is_never_shown() {
+        let shown = format!("{:?} {:#?}", tls(), tls());
+        assert!(shown.contains("a chain") && !shown.contains("the key itself"), "{shown}");
+    }
+
+    #[test]
+    fn what_other_agents_get_reads_back() {
+        let written = serde_json::to_string(&tls()).expect("writes");
+        assert!(
+            written.contains("the key itself") && written.contains(r#""min_version":"1.3""#),
+            "{written}"
+        );
+        assert_eq!(serde_json::from_str::<ListenerTls>(&written).expect("reads"), tls());
+        let plain = ListenerTls { certificates: vec![], min_version: TlsVersion::Tls12 };
+        assert_eq!(serde_json::to_string(&plain).expect("writes"), "{}");
+        assert!(serde_json::from_str::<ListenerTls>(r#"{"min_version":"1.1"}"#).is_err());
+    }
+}

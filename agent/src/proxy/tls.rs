@@ -1,0 +1,172 @@
+//! TLS of clients of Gateways: the handshake, before which nothing of a request is read.
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use rustls::server::Accepted;
+use rustls::{HandshakeKind, ProtocolVersion, ServerConnection};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+
+use super::Context;
+use super::handshakes::{Shaken, Unshaken};
+use super::http::caller::Caller;
+use super::http::plan;
+use super::http::record::Trail;
+use crate::compile::{GatewayListener, TlsPort};
+use crate::identity::{PeerRefusal, edge};
+use crate::net::{Stream, TlsIo, read_hello};
+use crate::telemetry::{Flag, Origin, TlsRecord};
+
+/// What a handshake told of a client's connection.
+#[derive(Debug)]
+pub struct Handshaken {
+    /// The listener that it led to, `namespace/gateway/listener`.
+    pub listener: Arc<str>,
+    /// The server name that the client asked for, in lower case.
+    pub server_name: Option<Box<str>>,
+    /// The version that is spoken, as Envoy writes it.
+    pub version: &'static str,
+}
+
+impl Handshaken {
+    /// What records say of it.
+    pub(super) fn record(&self) -> TlsRecord<'_> {
+        TlsRecord { version: self.version, server_name: self.server_name.as_deref() }
+    }
+
+    /// Whether a request for a host may come by this connection. Clients keep to the names of the certificate that they were
+    /// shown; one listener's policies hold for requests that come by it, and not by another.
+    pub fn takes(&self, gateway: &GatewayListener, host: &str) -> bool {
+        // Nearly all ask for what they named.
+        if self.server_name.as_deref() == Some(host) {
+            return true;
+        }
+        let owner = gateway.tls.as_ref().and_then(|port| port.servers.find(host));
+        // A host that no listener has is for routing to refuse.
+        owner.is_none_or(|owner| owner.listener == self.listener)
+    }
+}
+
+/// The alert that no name here is the one asked for, as a record: fatal, `unrecognized_name` (RFC 6066 section 3).
+const UNRECOGNISED_NAME: [u8; 7] = [0x15, 3, 3, 0, 2, 2, 112];
+/// The alert that this end can't go on: fatal, `internal_error`.
+const INTERNAL_ERROR: [u8; 7] = [0x15, 3, 3, 0, 2, 2, 80];
+
+/// How TLS ends where a connection came in; `None`: plain HTTP is spoken there.
+pub(super) fn wanted(context: &Context, origin: &Origin, dialled: SocketAddr) -> Option<Arc<TlsPort>> {
+    let Origin::Gateway(name) = origin else { return None };
+    let table = context.tables.load();
+    plan::gateway(&table, name, dialled)?.tls.clone()
+}
+
+/// Ends TLS on a connection; `None`: it did not come to that, which has been counted and recorded, and the connection is
+/// closed.
+pub(super) async fn accept(
+    context: &Context,
+    io: TcpStream,
+    (peer, dialled): (SocketAddr, SocketAddr),
+    origin: &Origin,
+    port: &TlsPort,
+) -> Option<(Stream, Rc<Handshaken>)> {
+    let start = Instant::now();
+    let handshakes = context.http.admission().handshakes();
+    let shaken = match handshakes.begin() {
+        Err(why) => {
+            let _ = io.set_zero_linger();
+            Err(why)
+        }
+        Ok(_under_way) => timeout(handshakes.timeout(), shake(io, port))
+            .await
+            .unwrap_or(Err(Unshaken::Peer(PeerRefusal::Timeout))),
+    };
+    match shaken {
+        Ok((io, told, how)) => {
+            handshakes.done(how);
+            Some((Stream::Tls(Box::new(io)), Rc::new(told)))
+        }
+        Err(why) => {
+            handshakes.refused(why);
+            tracing::debug!(%peer, reason = why.name(), "no TLS with a client");
+            record(context, (peer, dialled), origin, (why, start));
+            None
+        }
+    }
+}
+
+/// One who only looks whether somebody listens leaves no record.
+fn record(
+    context: &Context,
+    (peer, original_destination): (SocketAddr, SocketAddr),
+    origin: &Origin,
+    (why, start): (Unshaken, Instant),
+) {
+    let (details, flag) = match why {
+        Unshaken::Peer(PeerRefusal::Closed) => return,
+        Unshaken::Peer(PeerRefusal::Timeout) => ("tls_timeout", Flag::IdleTimeout),
+        Unshaken::TooMany => ("tls_handshakes", Flag::Overload),
+        Unshaken::UnknownServerName => ("tls_unknown_server_name", Flag::DownstreamProtocol),
+        Unshaken::Peer(PeerRefusal::NotTls) => ("tls_not_tls", Flag::DownstreamProtocol),
+        Unshaken::Peer(PeerRefusal::NoAlpn) => ("tls_no_alpn", Flag::DownstreamProtocol),
+        Unshaken::Peer(PeerRefusal::Incompatible) => ("tls_incompatible", Flag::DownstreamProtocol),
+        Unshaken::Peer(PeerRefusal::Refused) => ("tls_refused", Flag::DownstreamProtocol),
+        Unshaken::Peer(PeerRefusal::NoOwnCertificate) => ("tls_no_own_certificate", Flag::DownstreamProtocol),
+        Unshaken::Peer(_) => ("tls_failed", Flag::DownstreamProtocol),
+    };
+    let settings = context.http.settings(origin);
+    let caller = Caller { ctx: context, settings: &settings, origin, peer, original_destination, tls: None };
+    let table = context.tables.load_full();
+    let mut trail = Trail::new(start, caller.ends(&table));
+    trail.details = details;
+    trail.flags.insert(flag);
+    caller.record(&trail, None, "");
+}
+
+async fn shake(io: TcpStream, port: &TlsPort) -> Result<(TlsIo, Handshaken, Shaken), Unshaken> {
+    let peer = |error: &io::Error| Unshaken::Peer(PeerRefusal::of(error));
+    let hello = read_hello(&io).await.map_err(|error| peer(&error))?;
+    let server_name = server_name(&hello);
+    let Some(server) = port.servers.find(server_name.as_deref().unwrap_or_default()) else {
+        say(&io, &UNRECOGNISED_NAME);
+        return Err(Unshaken::UnknownServerName);
+    };
+    let Some(config) = server.config(edge::server_config) else {
+        say(&io, &INTERNAL_ERROR);
+        return Err(Unshaken::Peer(PeerRefusal::NoOwnCertificate));
+    };
+    let session = begin(hello, config, &io).map_err(|error| peer(&error))?;
+    let io = TlsIo::new(io, session);
+    io.shake().await.map_err(|error| peer(&error))?;
+    let (version, resumed) = io.session(|session| (session.protocol_version(), session.handshake_kind()));
+    let is_13 = version == Some(ProtocolVersion::TLSv1_3);
+    let how = Shaken { is_13, resumed: resumed == Some(HandshakeKind::Resumed) };
+    let version = if is_13 { "TLSv1.3" } else { "TLSv1.2" };
+    Ok((io, Handshaken { listener: Arc::clone(&server.listener), server_name, version }, how))
+}
+
+/// The name in the form in which hosts are matched.
+fn server_name(hello: &Accepted) -> Option<Box<str>> {
+    let hello = hello.client_hello();
+    hello.server_name().map(|name| name.trim_end_matches('.').to_ascii_lowercase().into())
+}
+
+fn begin(
+    hello: Accepted,
+    config: &Arc<rustls::ServerConfig>,
+    io: &TcpStream,
+) -> io::Result<ServerConnection> {
+    hello.into_connection(Arc::clone(config)).map_err(|(error, mut alert)| {
+        let mut said = Vec::new();
+        if alert.write(&mut said).is_ok() {
+            say(io, &said);
+        }
+        io::Error::new(io::ErrorKind::InvalidData, error)
+    })
+}
+
+/// An alert, to a peer whose socket has taken nothing yet. One that misses it learns from the end of the connection.
+fn say(io: &TcpStream, alert: &[u8]) {
+    let _ = io.try_write(alert);
+}
