@@ -68,8 +68,8 @@ fn report<'w>(
     }
     let mut told = BTreeSet::new();
     for pod in pods {
-        let selecting = with_labels.iter().filter(|(_, peer)| peer.selects(&pod.name.namespace, &pod.labels));
-        let mut selecting = selecting.peekable();
+        let mut selecting =
+            with_labels.iter().filter(|(_, peer)| peer.selects(&pod.name.namespace, &pod.labels));
         let Some((_, winner)) = selecting.next() else { continue };
         for (position, _) in selecting {
             if told.insert(*position) {
