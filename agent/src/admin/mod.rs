@@ -14,6 +14,7 @@ mod status;
 mod why;
 
 use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -40,7 +41,7 @@ pub use status::{
     Status, TableCounts, TableStatus, TierStatus, WorkerStatus,
 };
 
-pub use why::{Asked, Explanation, Step, Unreadable, why};
+pub use why::{Asked, Explanation, Held, Step, Transport, Unreadable, why};
 
 /// What the servers read.
 pub struct Source {
@@ -64,6 +65,8 @@ pub struct Source {
     pub endpoints: Box<dyn Fn() -> EndpointsDump + Send + Sync>,
     /// The cluster.
     pub cluster: Box<dyn Fn() -> ClusterDump + Send + Sync>,
+    /// What the kernel's maps hold of a source and of what it dials.
+    pub held: Box<dyn Fn(IpAddr, SocketAddr) -> Held + Send + Sync>,
 }
 
 impl fmt::Debug for Source {

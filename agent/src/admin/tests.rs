@@ -169,6 +169,7 @@ fn fixture() -> Fixture {
         },
         connections: Box::new(super::ConnectionsDump::default),
         cluster: Box::new(super::ClusterDump::default),
+        held: Box::new(|_, _| super::Held::default()),
         flows: Box::new(|since| super::FlowsDump { next: since + 1, ..super::FlowsDump::default() }),
     };
     Fixture { _subscriber: Box::new(subscriber), source: Arc::new(source), ready }
