@@ -102,11 +102,13 @@ pub enum TierReason {
     DetectsProtocol = 5,
     /// The kernel's maps have no room for its endpoints.
     NoRoom = 6,
+    /// An endpoint is reached through a tunnel, which the agent makes.
+    Tunnelled = 7,
 }
 
 impl TierReason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Opaque,
         Self::Datagrams,
         Self::NoEndpoint,
@@ -114,6 +116,7 @@ impl TierReason {
         Self::DeclaredHttp,
         Self::DetectsProtocol,
         Self::NoRoom,
+        Self::Tunnelled,
     ];
 
     /// The name that dumps show.
@@ -126,6 +129,7 @@ impl TierReason {
             Self::DeclaredHttp => "declared_http",
             Self::DetectsProtocol => "detects_protocol",
             Self::NoRoom => "no_room",
+            Self::Tunnelled => "tunnelled",
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Inbound capture: which connections to pods the agent takes, because only the request tells who may have what.
 
 use crate::packet::{Family, Segment};
-use crate::policy::{Access, CLOSED, PolicyAddress, PolicyMaps, PolicySourceKey, verdict};
+use crate::policy::{Access, CLOSED, PolicyAddress, PolicyMaps, class_of, verdict};
 
 /// Whether the agent takes a new connection to a pod. What it does not take meets the pod's guard, which lets nothing by
 /// that has to be asked for its request.
@@ -11,12 +11,13 @@ pub fn takes(segment: &Segment, maps: &impl PolicyMaps) -> bool {
         Family::V4 => 4,
         Family::V6 => 6,
     };
-    let Some(pod) = maps.pod(&PolicyAddress { family, address: segment.destination }) else { return false };
+    let destination = PolicyAddress { family, address: segment.destination };
+    let Some(pod) = maps.pod(&destination) else { return false };
     if pod.captured == 0 || pod.set == CLOSED {
         return false;
     }
     let source = PolicyAddress { family, address: segment.source };
-    let class = maps.class(&PolicySourceKey { side: pod.side, source });
+    let class = class_of(&pod, (&source, &destination), maps);
     match verdict(pod.set, class, segment.destination_port, maps) {
         Some(value) => value.access == Access::ByRequest as u32,
         None => false,
@@ -26,13 +27,14 @@ pub fn takes(segment: &Segment, maps: &impl PolicyMaps) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::{PolicyFlow, PolicyPod, PolicyRuleKey, PolicyRuleValue};
+    use crate::policy::{PROVEN, PolicyFlow, PolicyPod, PolicyRuleKey, PolicyRuleValue, PolicySourceKey};
 
     /// Class 1 is 10.0.0.1; port 80 of the pod has a verdict of its own.
     struct Maps {
         pod: Option<PolicyPod>,
         on_80: Access,
         others: Access,
+        proven: bool,
     }
 
     impl PolicyMaps for Maps {
@@ -40,7 +42,12 @@ mod tests {
             self.pod.filter(|_| address.address[..4] == [10, 0, 0, 9])
         }
         fn class(&self, key: &PolicySourceKey) -> u32 {
-            u32::from(key.side == 1 && key.source.address[..4] == [10, 0, 0, 1])
+            match (key.side, key.source.family, key.source.address[3]) {
+                (1, 4, 1) => 1,
+                // The same where it is proven.
+                (1, family, 3) if family == 4 | PROVEN => 1,
+                _ => 0,
+            }
         }
         fn rule(&self, key: &PolicyRuleKey) -> Option<PolicyRuleValue> {
             let access = match (key.set, key.class, key.port) {
@@ -52,6 +59,9 @@ mod tests {
         }
         fn began(&self, _: &PolicyFlow) -> bool {
             false
+        }
+        fn proves(&self, _: &PolicyAddress, _: &PolicyAddress) -> bool {
+            self.proven
         }
     }
 
@@ -74,7 +84,7 @@ mod tests {
     #[test]
     fn only_what_the_request_decides_is_taken() {
         use Access::{Allowed, ByRequest, Denied, DeniedEverywhere};
-        let pod = |captured, set| Some(PolicyPod { set, side: 1, captured, padding: [0; 2] });
+        let pod = |captured, set| Some(PolicyPod { set, side: 1, captured, proofs: 1, padding: 0 });
         let here = pod(1, 7);
         // (pod, verdicts on port 80 of 10.0.0.1 and on the rest), (source, destination, port) -> taken
         let cases = [
@@ -91,8 +101,13 @@ mod tests {
             ((pod(1, 8), ByRequest, ByRequest), (1, 9, 80), false),
         ];
         for ((pod, on_80, others), (source, destination, port), expected) in cases {
-            let taken = takes(&segment(source, destination, port), &Maps { pod, on_80, others });
+            let taken =
+                takes(&segment(source, destination, port), &Maps { pod, on_80, others, proven: false });
             assert_eq!(taken, expected, "{pod:?} {on_80:?} {others:?}: {source} to {destination}:{port}");
+        }
+        for proven in [false, true] {
+            let maps = Maps { pod: here, on_80: ByRequest, others: Denied, proven };
+            assert_eq!(takes(&segment(3, 9, 80), &maps), proven, "by its own interface: {proven}");
         }
     }
 }

@@ -25,11 +25,15 @@ pub const CLOSED: u32 = u32::MAX;
 /// The first port of those that a pod's kernel chooses for connections of its own (`net.ipv4.ip_local_port_range`).
 const EPHEMERAL_FIRST: u16 = 32_768;
 
+/// Set in the family of a source's address: it came by the interface that leads to it, and its class is that of the pod behind
+/// that, whom the node itself has started.
+pub const PROVEN: u8 = 0x80;
+
 /// An address of either family.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PolicyAddress {
-    /// 4 or 6.
+    /// 4 or 6; of proven sources with [`PROVEN`].
     pub family: u8,
     /// Network byte order; IPv4 in the first four bytes, the rest zero.
     pub address: [u8; 16],
@@ -64,8 +68,10 @@ pub struct PolicyPod {
     pub side: u8,
     /// Whether connections to it may be handed to the agent here; 0: they go on, to the node that has the pod.
     pub captured: u8,
+    /// Whether sources have classes of their own once they are proven; 0: nobody asks for that.
+    pub proofs: u8,
     /// Spelled out.
-    pub padding: [u8; 2],
+    pub padding: u8,
 }
 
 const _: () = assert!(size_of::<PolicyPod>() == 8);
@@ -215,6 +221,12 @@ pub trait PolicyMaps {
     fn rule(&self, key: &PolicyRuleKey) -> Option<PolicyRuleValue>;
     /// Whether the pod began this conversation.
     fn began(&self, flow: &PolicyFlow) -> bool;
+    /// Whether [`Self::proves`] could say yes to anything; asked first.
+    fn may_prove(&self) -> bool {
+        true
+    }
+    /// Whether the packet came by the interface that leads to its source.
+    fn proves(&self, source: &PolicyAddress, destination: &PolicyAddress) -> bool;
 }
 
 /// Whether a packet may enter, by this interface, the pod that it is sent to; `Some`: it may not, counted in this slot.
@@ -242,7 +254,7 @@ pub fn refuses(packet: &PolicyPacket, interface: u32, maps: &impl PolicyMaps) ->
     if pod.set == CLOSED {
         return Some(0);
     }
-    let class = maps.class(&PolicySourceKey { side: pod.side, source: packet.source });
+    let class = class_of(&pod, (&packet.source, &packet.destination), maps);
     // Every set has a verdict on everybody else; without one, nothing is known.
     let Some(value) = verdict(pod.set, class, packet.destination_port, maps) else { return Some(0) };
     let refused = match packet.kind {
@@ -251,6 +263,25 @@ pub fn refuses(packet: &PolicyPacket, interface: u32, maps: &impl PolicyMaps) ->
         _ => value.access != Access::Allowed as u32,
     };
     if refused { Some(value.slot) } else { None }
+}
+
+/// The class of what a source sends to a pod.
+#[inline(always)]
+pub(crate) fn class_of(
+    pod: &PolicyPod,
+    (source, destination): (&PolicyAddress, &PolicyAddress),
+    maps: &impl PolicyMaps,
+) -> u32 {
+    let mut key = PolicySourceKey { side: pod.side, source: *source };
+    if pod.proofs != 0 && maps.may_prove() {
+        key.source.family |= PROVEN;
+        let class = maps.class(&key);
+        if class != 0 && maps.proves(source, destination) {
+            return class;
+        }
+        key.source.family &= !PROVEN;
+    }
+    maps.class(&key)
 }
 
 /// The most exact verdict on a class and port. What is not kept for a class is as for class 0.

@@ -7,20 +7,31 @@ use core::mem::{size_of, zeroed};
 
 use agent_common::capture::{Owner, WORKER_TRIES};
 use agent_common::packet::{Family, Frame, Segment};
+use agent_common::policy::PolicyAddress;
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, bpf_sock, bpf_sock_tuple};
+use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, bpf_fib_lookup, bpf_sock, bpf_sock_tuple};
+use aya_ebpf::helpers::generated as helpers;
 use aya_ebpf::helpers::generated::{
     bpf_get_hash_recalc, bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_fullsock, bpf_sk_release,
     bpf_skb_load_bytes, bpf_skc_lookup_tcp,
 };
 use aya_ebpf::programs::TcContext;
 
-use crate::maps::LISTENERS;
+use crate::maps::{LISTENERS, ROUTE_QUESTION};
 
 /// Socket states of the kernel's `enum`.
 const TCP_TIME_WAIT: u32 = 6;
 const TCP_LISTEN: u32 = 10;
 const TCP_NEW_SYN_RECV: u32 = 12;
+
+/// Address families of the kernel's.
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+/// Answers of the kernel's look-up of routes: `BPF_FIB_LKUP_RET_SUCCESS`, `_NO_NEIGH`, `_FRAG_NEEDED`. With all three the
+/// interface is that of the route (since 5.12).
+const FIB_FOUND: i64 = 0;
+const FIB_NO_NEIGHBOUR: i64 = 7;
+const FIB_TOO_LONG: i64 = 8;
 
 /// A packet at a TC hook.
 pub struct Packet<'a>(pub &'a TcContext);
@@ -77,6 +88,38 @@ impl Packet<'_> {
     pub fn interface(&self) -> u32 {
         // SAFETY: a field of the context that the verifier checks.
         unsafe { (*self.0.skb.skb).ifindex }
+    }
+
+    /// Whether it came by the interface that leads to its source, as the node's routes have it. Fail-closed: what no route or
+    /// more than a plain one says did not.
+    #[inline(always)]
+    pub fn came_from(&self, source: &PolicyAddress, destination: &PolicyAddress) -> bool {
+        // SAFETY: a field of the context that the verifier checks.
+        let interface = unsafe { (*self.0.skb.skb).ingress_ifindex };
+        let Some(place) = ROUTE_QUESTION.get_ptr_mut(0) else { return false };
+        let ask = place.cast::<bpf_fib_lookup>();
+        // SAFETY: this CPU's own slot, as long as the question and aligned for more; programs at TC hooks are not interrupted by
+        // one another.
+        let found = unsafe {
+            place.write([0; 8]);
+            (*ask).ifindex = interface;
+            // The way back: from the receiver to the sender.
+            if source.family == 4 {
+                (*ask).family = AF_INET;
+                (*ask).__bindgen_anon_4.ipv4_dst = word(&source.address);
+                (*ask).__bindgen_anon_3.ipv4_src = word(&destination.address);
+            } else {
+                (*ask).family = AF_INET6;
+                (*ask).__bindgen_anon_4.ipv6_dst = words(&source.address);
+                (*ask).__bindgen_anon_3.ipv6_src = words(&destination.address);
+            }
+            let len = size_of::<bpf_fib_lookup>() as i32;
+            helpers::bpf_fib_lookup(self.0.as_ptr().cast::<c_void>(), ask, len, 0)
+        };
+        // Whether the neighbour has been heard of, or the packet would fit, says nothing about the way.
+        let routed = found == FIB_FOUND || found == FIB_NO_NEIGHBOUR || found == FIB_TOO_LONG;
+        // SAFETY: as above.
+        interface != 0 && routed && unsafe { (*ask).ifindex } == interface
     }
 
     /// Whose connection the segment belongs to.
@@ -206,6 +249,12 @@ fn tuple(segment: &Segment) -> (bpf_sock_tuple, u32) {
     }
 }
 
+/// An IPv4 address as the kernel keeps it.
+#[inline(always)]
+fn word(a: &[u8; 16]) -> u32 {
+    u32::from_ne_bytes([a[0], a[1], a[2], a[3]])
+}
+
 /// An address as the kernel keeps it: four words in network byte order.
 #[inline(always)]
 fn words(a: &[u8; 16]) -> [u32; 4] {
@@ -218,3 +267,4 @@ fn words(a: &[u8; 16]) -> [u32; 4] {
 }
 
 const _: () = assert!(size_of::<bpf_sock_tuple>() == 36);
+const _: () = assert!(size_of::<bpf_fib_lookup>() == 64);

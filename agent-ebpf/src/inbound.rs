@@ -9,17 +9,40 @@ use agent_common::capture::{
 };
 use agent_common::inbound::takes;
 use agent_common::packet::{Family, Segment};
+use agent_common::policy::PolicyAddress;
 
 use crate::ctx::{Assigned, Packet};
 use crate::maps::DESTINATIONS;
-use crate::tc_policy::KernelMaps;
+use crate::tc_policy::{KernelMaps, Proof};
+
+/// Whether the hook is that of a pod's interface: what comes by it is the pod's, as far as it matters whether the agent takes it.
+/// Whoever only says so is found out by the agent's answer, which goes to the pod that has the address.
+#[derive(Clone, Copy)]
+pub struct FromPod(pub bool);
+
+impl Proof for FromPod {
+    #[inline(always)]
+    fn is_possible(&self) -> bool {
+        self.0
+    }
+
+    #[inline(always)]
+    fn holds(&self, _: &PolicyAddress, _: &PolicyAddress) -> bool {
+        self.0
+    }
+}
 
 /// What becomes of a segment that asks for a new connection; `None`: it is nothing for the agent.
 #[inline(always)]
-pub fn open(packet: &Packet<'_>, segment: &Segment, config: &CaptureConfig) -> Option<Reason> {
+pub fn open(
+    packet: &Packet<'_>,
+    segment: &Segment,
+    config: &CaptureConfig,
+    from_pod: FromPod,
+) -> Option<Reason> {
     let first = if segment.destination_port == HBONE_PORT.to_be_bytes() && is(segment, Action::Tunnel) {
         TUNNEL_LISTENERS
-    } else if takes(segment, &KernelMaps) {
+    } else if takes(segment, &KernelMaps(from_pod)) {
         INBOUND_LISTENERS
     } else {
         return None;

@@ -152,6 +152,10 @@ pub static POLICY_FLOWS: LruHashMap<PolicyFlow, u32> = LruHashMap::with_max_entr
 #[map]
 static POLICY_DROPS: PerCpuArray<u64> = PerCpuArray::with_max_entries(POLICY_SLOTS, 0);
 
+/// A question about a route, kept here as a program's stack is short. Written by the programs.
+#[map]
+pub static ROUTE_QUESTION: PerCpuArray<[u64; 8]> = PerCpuArray::with_max_entries(1, 0);
+
 /// Counts a packet that a rule refused.
 #[inline(always)]
 pub fn count_refused(slot: u32) {

@@ -9,7 +9,7 @@ use aya_ebpf::programs::TcContext;
 use crate::ctx::{Assigned, Packet};
 use crate::deliver::{self, Begins};
 use crate::events;
-use crate::inbound;
+use crate::inbound::{self, FromPod};
 
 /// Entry point.
 #[classifier]
@@ -28,7 +28,7 @@ fn open(packet: &Packet<'_>, segment: &Segment, config: &CaptureConfig) -> Reaso
 fn judge(packet: &Packet<'_>, segment: &Segment, config: &CaptureConfig) -> Reason {
     // What the agent takes on its way out it judges on the way in as well: it is taken once.
     if !inbound::is(segment, Action::Agent) {
-        return inbound::open(packet, segment, config).unwrap_or(Reason::NoRoute);
+        return inbound::open(packet, segment, config, FromPod(true)).unwrap_or(Reason::NoRoute);
     }
     match packet.assign(segment, config.workers, 0) {
         Assigned::Yes => Reason::Captured,

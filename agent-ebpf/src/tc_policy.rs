@@ -30,7 +30,7 @@ pub fn guard_pod(context: TcContext) -> i32 {
         return NEXT;
     }
     let Some(read) = read(&packet) else { return NEXT };
-    if let Some(slot) = refuses(&read, packet.interface(), &KernelMaps) {
+    if let Some(slot) = refuses(&read, packet.interface(), &KernelMaps(&packet)) {
         count_refused(slot);
         events::tell_refused(&packet, &read, slot);
         return DROP;
@@ -65,10 +65,30 @@ fn note(pod: &PolicyAddress, flow: &PolicyFlow, who: u32) {
     }
 }
 
-/// The maps of the running programs.
-pub struct KernelMaps;
+/// Says whether a packet is its source's.
+pub trait Proof {
+    /// Whether it could ever be.
+    fn is_possible(&self) -> bool;
+    /// Whether it is, of one with these ends.
+    fn holds(&self, source: &PolicyAddress, destination: &PolicyAddress) -> bool;
+}
 
-impl PolicyMaps for KernelMaps {
+impl Proof for &Packet<'_> {
+    #[inline(always)]
+    fn is_possible(&self) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    fn holds(&self, source: &PolicyAddress, destination: &PolicyAddress) -> bool {
+        self.came_from(source, destination)
+    }
+}
+
+/// The maps of the running programs, and what is known of the packet that they are asked about.
+pub struct KernelMaps<P>(pub P);
+
+impl<P: Proof> PolicyMaps for KernelMaps<P> {
     #[inline(always)]
     fn pod(&self, address: &PolicyAddress) -> Option<PolicyPod> {
         // SAFETY: the kernel keeps a map value's memory valid for the run of the program.
@@ -90,5 +110,15 @@ impl PolicyMaps for KernelMaps {
     fn began(&self, flow: &PolicyFlow) -> bool {
         // SAFETY: as above.
         POLICY_FLOWS.get_ptr(flow).is_some_and(|who| unsafe { *who } == BEGUN_BY_POD)
+    }
+
+    #[inline(always)]
+    fn may_prove(&self) -> bool {
+        self.0.is_possible()
+    }
+
+    #[inline(always)]
+    fn proves(&self, source: &PolicyAddress, destination: &PolicyAddress) -> bool {
+        self.0.holds(source, destination)
     }
 }

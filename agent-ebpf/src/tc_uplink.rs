@@ -10,7 +10,7 @@ use aya_ebpf::programs::TcContext;
 use crate::ctx::Packet;
 use crate::deliver::{self, Begins};
 use crate::events;
-use crate::inbound;
+use crate::inbound::{self, FromPod};
 
 /// Entry point for interfaces with Ethernet headers.
 #[classifier]
@@ -27,7 +27,7 @@ pub fn from_uplink_l3(context: TcContext) -> i32 {
 /// What passes through the node without concerning its pods is nobody's flow, and not told of.
 #[inline(always)]
 fn open(packet: &Packet<'_>, segment: &Segment, config: &CaptureConfig) -> Reason {
-    match inbound::open(packet, segment, config) {
+    match inbound::open(packet, segment, config, FromPod(false)) {
         Some(reason) => {
             events::tell_verdict(packet, segment, reason);
             reason

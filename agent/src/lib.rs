@@ -5,6 +5,7 @@
 pub mod model;
 
 pub mod compile;
+pub mod limit;
 
 pub mod balance;
 pub mod route;
@@ -14,10 +15,12 @@ pub mod health;
 pub mod http;
 pub mod identity;
 pub mod net;
+pub mod priority;
 pub mod telemetry;
 
 pub mod hbone;
 pub mod pool;
+pub mod spiffe;
 
 pub mod admin;
 pub mod capture;

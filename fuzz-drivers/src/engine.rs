@@ -174,6 +174,7 @@ impl Recorder for Unrecorded {
     fn request(&self, _record: &RequestRecord<'_>) {}
     fn connection_opened(&self, _record: &ConnectionRecord<'_>) {}
     fn served(&self, _: &ServedRecord) {}
+    fn observed(&self, _: &agent::compile::Observed, _: SocketAddr, _: SocketAddr) {}
     fn denied(&self, _: &agent::compile::Denied, _: SocketAddr, _: SocketAddr) {}
     fn connection(&self, _record: &ConnectionRecord<'_>) {}
     fn downstream(&self, _origin: &Origin, _opened: bool) {}

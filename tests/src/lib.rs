@@ -46,6 +46,6 @@ mod teardown;
 pub use agent::{Agent, AgentOptions, built_binary};
 pub use footprint::Footprint;
 pub use lab::{Lab, Node, Pod};
-pub use privilege::{is_root, unprivileged};
+pub use privilege::{accelerates_nothing, is_root, kernel_version, unaccelerated, unprivileged};
 pub use topology::{Pod as PodSpec, Program, Service as ServiceSpec, Topology};
 pub use wait::wait_for;

@@ -10,7 +10,7 @@ use std::process::Stdio;
 use anyhow::{Context, Result, ensure};
 use common::{LIMIT, Mesh};
 use lab::emulated::transfer;
-use lab::{PodSpec, Program, ServiceSpec, Topology, exec, unprivileged, wait_for};
+use lab::{PodSpec, Program, ServiceSpec, Topology, exec, unaccelerated, unprivileged, wait_for};
 use serde_json::Value;
 
 const PEER: &str = include_str!("acceleration/peer.py");
@@ -99,7 +99,7 @@ fn lines(count: u32) -> String {
 
 #[test]
 fn nginx_and_redis() -> Result<()> {
-    if unprivileged("nginx_and_redis") {
+    if unprivileged("nginx_and_redis") || unaccelerated("nginx_and_redis") {
         return Ok(());
     }
     let apps = Apps::up("apps_web", vec![Program::Http { port: HTTP }, Program::Redis { port: REDIS }])?;
@@ -130,7 +130,7 @@ fn nginx_and_redis() -> Result<()> {
 
 #[test]
 fn postgresql() -> Result<()> {
-    if unprivileged("postgresql") {
+    if unprivileged("postgresql") || unaccelerated("postgresql") {
         return Ok(());
     }
     let argv = ["sh", "-c", POSTGRES, "sh", &SQL.to_string()].map(str::to_owned).to_vec();
@@ -158,7 +158,7 @@ fn postgresql() -> Result<()> {
 
 #[test]
 fn iperf3() -> Result<()> {
-    if unprivileged("iperf3") {
+    if unprivileged("iperf3") || unaccelerated("iperf3") {
         return Ok(());
     }
     let argv = ["iperf3", "-s", "-p", &IPERF.to_string()].map(str::to_owned).to_vec();
@@ -179,7 +179,9 @@ fn iperf3() -> Result<()> {
 
 #[test]
 fn large_transfers_half_closes_and_counts_of_unread_bytes() -> Result<()> {
-    if unprivileged("large_transfers_half_closes_and_counts_of_unread_bytes") {
+    if unprivileged("large_transfers_half_closes_and_counts_of_unread_bytes")
+        || unaccelerated("large_transfers_half_closes_and_counts_of_unread_bytes")
+    {
         return Ok(());
     }
     let apps = Apps::up("apps_bytes", vec![python()])?;
@@ -206,7 +208,9 @@ fn large_transfers_half_closes_and_counts_of_unread_bytes() -> Result<()> {
 
 #[test]
 fn a_transfer_outlives_an_agent_that_is_killed_in_its_midst() -> Result<()> {
-    if unprivileged("a_transfer_outlives_an_agent_that_is_killed_in_its_midst") {
+    if unprivileged("a_transfer_outlives_an_agent_that_is_killed_in_its_midst")
+        || unaccelerated("a_transfer_outlives_an_agent_that_is_killed_in_its_midst")
+    {
         return Ok(());
     }
     let mut apps = Apps::up("apps_killed", vec![python()])?;

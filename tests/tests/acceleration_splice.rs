@@ -9,7 +9,7 @@ use std::process::{Child, ChildStdout, Stdio};
 use anyhow::{Context, Result, ensure};
 use common::{LIMIT, Mesh};
 use lab::emulated::transfer;
-use lab::{PodSpec, Program, ServiceSpec, Topology, exec, unprivileged, wait_for};
+use lab::{PodSpec, Program, ServiceSpec, Topology, exec, unaccelerated, unprivileged, wait_for};
 
 const PEER: &str = include_str!("acceleration/peer.py");
 const NODE: &str = "node1";
@@ -125,7 +125,9 @@ impl Client {
 
 #[test]
 fn every_byte_arrives_once_and_in_order() -> Result<()> {
-    if unprivileged("every_byte_arrives_once_and_in_order") {
+    if unprivileged("every_byte_arrives_once_and_in_order")
+        || unaccelerated("every_byte_arrives_once_and_in_order")
+    {
         return Ok(());
     }
     let mesh = up("splice_bytes")?;
@@ -144,7 +146,9 @@ fn every_byte_arrives_once_and_in_order() -> Result<()> {
 
 #[test]
 fn a_server_that_speaks_first_is_spliced_too() -> Result<()> {
-    if unprivileged("a_server_that_speaks_first_is_spliced_too") {
+    if unprivileged("a_server_that_speaks_first_is_spliced_too")
+        || unaccelerated("a_server_that_speaks_first_is_spliced_too")
+    {
         return Ok(());
     }
     let mesh = up("splice_greets")?;
@@ -158,7 +162,9 @@ fn a_server_that_speaks_first_is_spliced_too() -> Result<()> {
 
 #[test]
 fn many_connections_keep_their_bytes_apart() -> Result<()> {
-    if unprivileged("many_connections_keep_their_bytes_apart") {
+    if unprivileged("many_connections_keep_their_bytes_apart")
+        || unaccelerated("many_connections_keep_their_bytes_apart")
+    {
         return Ok(());
     }
     let mesh = up("splice_many")?;
@@ -172,7 +178,7 @@ fn many_connections_keep_their_bytes_apart() -> Result<()> {
 
 #[test]
 fn ends_are_as_with_tcp() -> Result<()> {
-    if unprivileged("ends_are_as_with_tcp") {
+    if unprivileged("ends_are_as_with_tcp") || unaccelerated("ends_are_as_with_tcp") {
         return Ok(());
     }
     let mesh = up("splice_ends")?;
@@ -191,7 +197,9 @@ fn ends_are_as_with_tcp() -> Result<()> {
 
 #[test]
 fn payload_does_not_wake_the_agent_and_is_counted() -> Result<()> {
-    if unprivileged("payload_does_not_wake_the_agent_and_is_counted") {
+    if unprivileged("payload_does_not_wake_the_agent_and_is_counted")
+        || unaccelerated("payload_does_not_wake_the_agent_and_is_counted")
+    {
         return Ok(());
     }
     let mesh = up("splice_asleep")?;
@@ -249,7 +257,9 @@ fn worker_switches(mesh: &Mesh) -> Result<u64> {
 
 #[test]
 fn ends_are_told_when_the_agent_is_killed() -> Result<()> {
-    if unprivileged("ends_are_told_when_the_agent_is_killed") {
+    if unprivileged("ends_are_told_when_the_agent_is_killed")
+        || unaccelerated("ends_are_told_when_the_agent_is_killed")
+    {
         return Ok(());
     }
     let mut mesh = up("splice_killed")?;
@@ -275,7 +285,9 @@ fn ends_are_told_when_the_agent_is_killed() -> Result<()> {
 
 #[test]
 fn a_flooded_server_is_led_back_to_tcp_through_the_agent() -> Result<()> {
-    if unprivileged("a_flooded_server_is_led_back_to_tcp_through_the_agent") {
+    if unprivileged("a_flooded_server_is_led_back_to_tcp_through_the_agent")
+        || unaccelerated("a_flooded_server_is_led_back_to_tcp_through_the_agent")
+    {
         return Ok(());
     }
     let mesh = up("splice_flood")?;
@@ -297,7 +309,9 @@ fn a_flooded_server_is_led_back_to_tcp_through_the_agent() -> Result<()> {
 
 #[test]
 fn a_flooded_server_that_splices_misses_nothing_unknowingly() -> Result<()> {
-    if unprivileged("a_flooded_server_that_splices_misses_nothing_unknowingly") {
+    if unprivileged("a_flooded_server_that_splices_misses_nothing_unknowingly")
+        || unaccelerated("a_flooded_server_that_splices_misses_nothing_unknowingly")
+    {
         return Ok(());
     }
     let mesh = up("splice_drowned")?;

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use common::{LIMIT, Mesh};
 use lab::documents::replace_file;
 use lab::emulated::transfer;
-use lab::{PodSpec, Program, ServiceSpec, Topology, exec, unprivileged, wait_for};
+use lab::{PodSpec, Program, ServiceSpec, Topology, exec, unaccelerated, unprivileged, wait_for};
 
 const PEER: &str = include_str!("acceleration/peer.py");
 const NODE: &str = "node1";
@@ -74,7 +74,9 @@ fn wait_withdrawn(mesh: &Mesh) -> Result<()> {
 
 #[test]
 fn a_pod_whose_connection_stalls_goes_back_to_tcp() -> Result<()> {
-    if unprivileged("a_pod_whose_connection_stalls_goes_back_to_tcp") {
+    if unprivileged("a_pod_whose_connection_stalls_goes_back_to_tcp")
+        || unaccelerated("a_pod_whose_connection_stalls_goes_back_to_tcp")
+    {
         return Ok(());
     }
     let mesh = accelerated("watch_stalled")?;
@@ -105,7 +107,9 @@ fn a_pod_whose_connection_stalls_goes_back_to_tcp() -> Result<()> {
 
 #[test]
 fn a_receiver_that_does_not_keep_up_stops_its_sender() -> Result<()> {
-    if unprivileged("a_receiver_that_does_not_keep_up_stops_its_sender") {
+    if unprivileged("a_receiver_that_does_not_keep_up_stops_its_sender")
+        || unaccelerated("a_receiver_that_does_not_keep_up_stops_its_sender")
+    {
         return Ok(());
     }
     let mesh = accelerated("watch_flooded")?;
@@ -132,7 +136,9 @@ fn a_receiver_that_does_not_keep_up_stops_its_sender() -> Result<()> {
 
 #[test]
 fn a_flooded_receiver_that_splices_is_told_and_misses_nothing_unknowingly() -> Result<()> {
-    if unprivileged("a_flooded_receiver_that_splices_is_told_and_misses_nothing_unknowingly") {
+    if unprivileged("a_flooded_receiver_that_splices_is_told_and_misses_nothing_unknowingly")
+        || unaccelerated("a_flooded_receiver_that_splices_is_told_and_misses_nothing_unknowingly")
+    {
         return Ok(());
     }
     let mesh = accelerated("watch_drowned")?;
@@ -149,7 +155,9 @@ fn a_flooded_receiver_that_splices_is_told_and_misses_nothing_unknowingly() -> R
 
 #[test]
 fn a_slow_server_behind_the_agent_withdraws_nobody() -> Result<()> {
-    if unprivileged("a_slow_server_behind_the_agent_withdraws_nobody") {
+    if unprivileged("a_slow_server_behind_the_agent_withdraws_nobody")
+        || unaccelerated("a_slow_server_behind_the_agent_withdraws_nobody")
+    {
         return Ok(());
     }
     let mesh = accelerated("watch_agent")?;

@@ -121,6 +121,7 @@ fn modes_do_not_depend_on_the_umask() -> Result<()> {
             ("a", 0o700),
             ("a/ca", 0o700),
             ("a/ca/bundle.pem", public),
+            ("a/ca/issued.jsonl", public),
             ("a/ca/root.key", 0o600),
             ("a/ca/root.pem", public),
             ("b", 0o700),

@@ -14,7 +14,8 @@ use aya::programs::tc::{SchedClassifier, TcAttachType};
 use common::{LIMIT, Mesh, leftovers};
 use lab::pingpong::{Keeps, PingPong, echo};
 use lab::{
-    Agent, AgentOptions, Footprint, Lab, PodSpec, ServiceSpec, Topology, exec, unprivileged, wait_for,
+    Agent, AgentOptions, Footprint, Lab, PodSpec, ServiceSpec, Topology, exec, kernel_version, unprivileged,
+    wait_for,
 };
 use serde_json::Value;
 
@@ -106,10 +107,8 @@ fn names(directory: &Path) -> Vec<String> {
 }
 
 /// tcx, and with it links that can be pinned, came with 6.6.
-fn has_tcx() -> Result<bool> {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").context("the kernel's release")?;
-    let mut numbers = release.split(['.', '-']).map_while(|word| word.parse::<u32>().ok());
-    Ok((numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (6, 6))
+fn has_tcx() -> bool {
+    kernel_version() >= (6, 6)
 }
 
 #[test]
@@ -141,7 +140,7 @@ fn a_killed_agents_place_is_taken_in_one_step() -> Result<()> {
     client.wait_answers(50, LIMIT)?;
     ensure!(site.mesh.metric(NODE, CAPTURED)? > counted, "the second agent counts anew, or captures nothing");
     ensure!(names(&pins.join("links")) == links, "links {:?}, before {links:?}", names(&pins.join("links")));
-    if has_tcx()? {
+    if has_tcx() {
         let after = site.programs()?;
         for (interface, programs) in &before {
             let now = after.get(interface).cloned().unwrap_or_default();
@@ -257,12 +256,12 @@ fn links_of_interfaces_that_are_gone_are_let_go() -> Result<()> {
     netns.ip_batch("link add pod-late type veth peer name pod-peer\nlink set pod-late up\n")?;
     let first = site.start(&[])?;
     let hooks = names(&site.pins()?.join("links")).len();
-    ensure!(!has_tcx()? || hooks >= 4, "{hooks} links are pinned");
+    ensure!(!has_tcx() || hooks >= 4, "{hooks} links are pinned");
     first.kill9()?;
     netns.ip_batch("link del pod-late\n")?;
     let second = site.start(&[])?;
     let now = names(&site.pins()?.join("links")).len();
-    ensure!(!has_tcx()? || now == hooks - 2, "{now} links are pinned, {hooks} before two interfaces went");
+    ensure!(!has_tcx() || now == hooks - 2, "{now} links are pinned, {hooks} before two interfaces went");
     drop(second);
     Ok(())
 }
@@ -353,7 +352,7 @@ fn pins_that_cannot_be_are_refused_at_the_start() -> Result<()> {
         rows.filter(|row| row["name"] == name).map(|row| row["outcome"].clone()).next()
     };
     ensure!(outcome("bpffs").is_some_and(|outcome| outcome == "failed"), "{checks}");
-    let tcx = if has_tcx()? { "ok" } else { "warning" };
+    let tcx = if has_tcx() { "ok" } else { "warning" };
     ensure!(outcome("tcx").is_some_and(|outcome| outcome == tcx), "{checks}");
     for name in ["IP_LOCAL_PORT_RANGE", "cgroup v2", "XDP", "sock_ops", "sk_msg", "ring buffer", "BTF", "nft"]
     {
@@ -400,7 +399,7 @@ fn programs_of_others_are_told() -> Result<()> {
         return Ok(());
     }
     // Before tcx our own filters have one place on an interface, and those of others need a compiler here.
-    if !has_tcx()? {
+    if !has_tcx() {
         return Ok(());
     }
     let site = Site::up("foreign")?;

@@ -140,6 +140,7 @@ struct Maps {
     classes: HashMap<PolicySourceKey, u32>,
     rules: HashMap<PolicyRuleKey, PolicyRuleValue>,
     flows: HashSet<PolicyFlow>,
+    proven: bool,
 }
 
 impl PolicyMaps for Maps {
@@ -155,6 +156,9 @@ impl PolicyMaps for Maps {
     fn began(&self, flow: &PolicyFlow) -> bool {
         self.flows.contains(flow)
     }
+    fn proves(&self, _: &PolicyAddress, _: &PolicyAddress) -> bool {
+        self.proven
+    }
 }
 
 /// Maps that hold the pod, the client as class 1 of side 1 and these verdicts (class, port, access); slots are port + 1.
@@ -163,7 +167,7 @@ fn maps(rules: &[Rule]) -> Maps {
     for (family, pod, client) in [(4, widen(POD), widen(CLIENT)), (6, POD6, CLIENT6)] {
         maps.pods.insert(
             PolicyAddress { family, address: pod },
-            PolicyPod { set: 7, side: 1, captured: 0, padding: [0; 2] },
+            PolicyPod { set: 7, side: 1, captured: 0, proofs: 0, padding: 0 },
         );
         let source = PolicyAddress { family, address: client };
         maps.classes.insert(PolicySourceKey { side: 1, source }, 1);
@@ -259,9 +263,30 @@ fn conversations_that_the_pod_began_go_on() {
 fn a_closed_pod_takes_nothing_new_and_others_are_left_alone() {
     let mut maps = maps(&[]);
     let pod = PolicyAddress { family: 4, address: widen(POD) };
-    maps.pods.insert(pod, PolicyPod { set: CLOSED, side: 0, captured: 0, padding: [0; 2] });
+    maps.pods.insert(pod, PolicyPod { set: CLOSED, side: 0, captured: 0, proofs: 0, padding: 0 });
     let syn = read(ipv4(6, 0, 0, &tcp(4000, 80, SYN)).as_slice()).expect("a packet");
     assert_eq!(refuses(&syn, VETH, &maps), Some(0));
     maps.pods.clear();
     assert_eq!(refuses(&syn, VETH, &maps), None);
+}
+
+#[test]
+fn a_proven_source_has_a_class_of_its_own_where_somebody_asks_for_proof() {
+    use Access::{Allowed, DeniedEverywhere};
+    let syn = read(ipv4(6, 0, 0, &tcp(4000, 80, SYN)).as_slice()).expect("a packet");
+    let pod = PolicyAddress { family: 4, address: widen(POD) };
+    let itself = PolicyAddress { family: 4 | PROVEN, address: widen(CLIENT) };
+    // (whether proof is asked for, given, and known of) -> let in
+    for (asked, given, known) in
+        [(1, true, true), (1, true, false), (1, false, true), (0, true, true), (0, false, false)]
+    {
+        let mut maps = maps(&[(0, 0, DeniedEverywhere), (1, 0, DeniedEverywhere), (2, 0, Allowed)]);
+        maps.pods.insert(pod, PolicyPod { set: 7, side: 1, captured: 0, proofs: asked, padding: 0 });
+        maps.proven = given;
+        if known {
+            maps.classes.insert(PolicySourceKey { side: 1, source: itself }, 2);
+        }
+        let expected = asked == 1 && given && known;
+        assert_eq!(refuses(&syn, VETH, &maps).is_none(), expected, "{asked} {given} {known}");
+    }
 }

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::config_dump::config_dump;
 use super::stats::{StatsFilter, clusters, stats};
 use super::why::{Asked, Transport, add_seen, why};
-use super::{Role, Source, dump};
+use super::{Role, Source, dump, limits};
 use crate::compile::RoutingTable;
 use crate::telemetry::log::LogError;
 
@@ -18,10 +18,10 @@ const JSON: &str = "application/json";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// What each admin path is for, as `/help` shows it.
-const HELP: [(&str, &str); 18] = [
+const HELP: [(&str, &str); 19] = [
     ("/cluster", "who leads, the nodes with their tables, and the documents"),
     ("/clusters", "endpoints by cluster, in Envoy's text form"),
-    ("/config_dump", "workloads and services, in ztunnel's form"),
+    ("/config_dump", "workloads, services, policies and certificates, in ztunnel's form"),
     ("/connections", "the connections that are open, with their tier and why"),
     ("/endpoints", "endpoints of all clusters, with their load"),
     (
@@ -29,6 +29,7 @@ const HELP: [(&str, &str); 18] = [
         "the last flow events: verdicts, drops, opened and closed connections; ?since=NUMBER gives later ones",
     ),
     ("/help", "this list"),
+    ("/limits", "the rate limits, with what they let through and refused"),
     ("/logging", "the log filter; POST ?level=LEVEL, ?MODULE:LEVEL or ?access=on|off changes it"),
     ("/metrics", "metrics in Prometheus' text format"),
     ("/ready", "200 when ready, else 503"),
@@ -90,9 +91,10 @@ fn admin(question: Question<'_>, source: &Source) -> Option<Answer> {
         "/" | "/help" => Answer::text(200, help()),
         "/cluster" => Answer::json(&(source.cluster)()),
         "/clusters" => Answer::text(200, clusters(&table)),
-        "/config_dump" => Answer::json(&config_dump(&table)),
+        "/config_dump" => Answer::json(&config_dump(&table, &(source.certificates)())),
         "/connections" => Answer::json(&(source.connections)()),
         "/endpoints" => Answer::json(&(source.endpoints)()),
+        "/limits" => Answer::json(&limits::limits(&table)),
         "/routes" => Answer::json(&dump::routes(&table)),
         "/status" => Answer::json(&(source.status)()),
         "/server_info" => server_info(source),

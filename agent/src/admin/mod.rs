@@ -8,6 +8,7 @@ mod config_dump;
 mod connections;
 mod dump;
 mod flows;
+mod limits;
 mod server;
 mod stats;
 mod status;
@@ -28,12 +29,14 @@ pub use cluster::{
     ClusterDump, DocumentsDump, InForceDump, LeaderDump, NodeDump, RefusedDocumentsDump, RefusedDump,
     SealDump,
 };
+pub use config_dump::{CertDump, CertificateDump};
 pub use connections::{ConnectionDump, ConnectionsDump};
 pub use dump::{
     DestinationDump, EndpointDump, EndpointsDump, HostDump, OutReasons, RoutesDump, RuleDump, endpoints,
     routes,
 };
 pub use flows::{FlowDump, FlowsDump};
+pub use limits::{LimitDump, LimitsDump, read_limits};
 pub use server::{Role, serve};
 pub use status::{
     AccelerationStatus, CaptureStatus, CertificateStatus, ConnectStatus, DrainStatus, ForeignProgram,
@@ -67,6 +70,8 @@ pub struct Source {
     pub cluster: Box<dyn Fn() -> ClusterDump + Send + Sync>,
     /// What the kernel's maps hold of a source and of what it dials.
     pub held: Box<dyn Fn(IpAddr, SocketAddr) -> Held + Send + Sync>,
+    /// What this node's workloads show.
+    pub certificates: Box<dyn Fn() -> Vec<CertificateDump> + Send + Sync>,
 }
 
 impl fmt::Debug for Source {

@@ -41,6 +41,9 @@ pub struct Status {
     /// Certificates of this node's workloads.
     #[serde(default)]
     pub certificates: Vec<CertificateStatus>,
+    /// What somebody has to look at soon: certificates that end and were not renewed, and why.
+    #[serde(default)]
+    pub alerts: Vec<String>,
     /// The dataplane's threads.
     pub workers: Vec<WorkerStatus>,
     /// How far draining has come.
@@ -168,6 +171,12 @@ pub struct PolicyStatus {
     pub closed: usize,
     /// Left to the agent alone, because they found no room themselves.
     pub left_out: usize,
+    /// Those at which plaintext is refused, at some port.
+    #[serde(default)]
+    pub strict: usize,
+    /// Packets of plaintext that the kernel has refused there since the agent's start.
+    #[serde(default)]
+    pub plaintext_refused: u64,
     /// Whether what the kernel refuses stays refused when the agent is gone.
     pub outlives_agent: bool,
 }

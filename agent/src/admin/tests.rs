@@ -144,6 +144,19 @@ struct Fixture {
     ready: watch::Sender<bool>,
 }
 
+fn certificate() -> super::CertificateDump {
+    super::CertificateDump {
+        identity: "spiffe://mesh.test/ns/default/sa/order".to_owned(),
+        state: "Available".to_owned(),
+        cert_chain: vec![super::CertDump {
+            pem: "LS0t".to_owned(),
+            serial_number: "1208925819614629174706176".to_owned(),
+            valid_from: "2026-01-01T00:00:00.000Z".to_owned(),
+            expiration_time: "2026-01-02T00:00:00.000Z".to_owned(),
+        }],
+    }
+}
+
 fn fixture() -> Fixture {
     let (subscriber, log) = build("info", LogFormat::Text, io::sink()).expect("is a filter");
     let (ready, of_source) = watch::channel(false);
@@ -170,6 +183,7 @@ fn fixture() -> Fixture {
         connections: Box::new(super::ConnectionsDump::default),
         cluster: Box::new(super::ClusterDump::default),
         held: Box::new(|_, _| super::Held::default()),
+        certificates: Box::new(|| vec![certificate()]),
         flows: Box::new(|since| super::FlowsDump { next: since + 1, ..super::FlowsDump::default() }),
     };
     Fixture { _subscriber: Box::new(subscriber), source: Arc::new(source), ready }
@@ -282,6 +296,14 @@ fn the_config_dump_has_ztunnels_shape() {
     let service = &dump["services"][0];
     assert_eq!((&service["vips"], &service["ports"]), (&json!(["/10.96.0.1"]), &json!({ "80": 8080 })));
     assert_eq!(service["endpoints"]["10.0.0.1:8080"]["port"], json!({ "80": 8080 }));
+    let expected = json!([{
+        "identity": "spiffe://mesh.test/ns/default/sa/order", "state": "Available",
+        "certChain": [{
+            "pem": "LS0t", "serialNumber": "1208925819614629174706176",
+            "validFrom": "2026-01-01T00:00:00.000Z", "expirationTime": "2026-01-02T00:00:00.000Z",
+        }],
+    }]);
+    assert_eq!(dump["certificates"], expected);
 }
 
 #[test]

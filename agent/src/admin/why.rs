@@ -12,6 +12,7 @@ mod edge;
 mod gateway;
 mod held;
 mod inbound;
+mod policies;
 mod seen;
 
 use std::net::SocketAddr;
@@ -24,7 +25,7 @@ use super::connections::ConnectionDump;
 use super::dump::{EndpointDump, RuleDump, cluster_name, of_cluster, rule};
 use super::flows::FlowDump;
 use super::status::Status;
-use crate::compile::{Cluster, Denied, Foreseen, Frontend, RoutingTable};
+use crate::compile::{Cluster, Denied, Frontend, RoutingTable};
 use crate::model::{AppProtocol, Workload};
 use crate::route::RequestOrigin;
 
@@ -83,9 +84,6 @@ pub struct Step {
     /// What is found there.
     pub found: String,
 }
-
-/// The reason where policy refuses, as access logs have it.
-const REFUSED: &str = "rbac_access_denied";
 
 /// What a question is answered from.
 #[derive(Clone, Copy)]
@@ -159,7 +157,7 @@ fn stream(view: &View<'_>, said: &mut Explanation, step: &mut impl FnMut(&str, S
             Some(frontend) => frontend.tcp.endpoints.iter().map(|one| one.address).collect(),
             None => vec![asked.destination],
         };
-        let refused = policies(view, &endpoints, step);
+        let refused = policies::judge(view, &endpoints, step);
         match balancing::led(view, frontend, step) {
             Some(reason) => {
                 edge::acceleration(view, Some(&endpoints), step);
@@ -218,49 +216,8 @@ impl Explanation {
     /// By a policy of the pods behind the destination.
     fn refused(&mut self, denied: &Denied) {
         let tier = self.tier.clone();
-        let rule = format!("policy {} rule {}", denied.policy, denied.rule_label());
-        self.judged(("refused", &tier, REFUSED), Some(rule));
+        self.judged(("refused", &tier, denied.reason()), Some(policies::named(denied)));
     }
-}
-
-/// What the AuthorizationPolicies of the pods behind the destination say of the source; the first refusal where all of them
-/// refuse it.
-fn policies(
-    view: &View<'_>,
-    endpoints: &[SocketAddr],
-    step: &mut impl FnMut(&str, String),
-) -> Option<Denied> {
-    let View { asked: Asked { source, protocol, .. }, table, status, .. } = *view;
-    let own = status.capture.local_addresses.contains(&source);
-    let (mut refusing, mut silent) = (Vec::new(), true);
-    for endpoint in endpoints {
-        let denied = match table.foresee_access(source, *endpoint) {
-            Foreseen::Allowed => continue,
-            _ if own && view.is_here(table.workloads.get(&endpoint.ip())) => {
-                silent = false;
-                step("guard_pod", format!("{endpoint} is open to the node's own sockets, as for probes"));
-                continue;
-            }
-            Foreseen::Denied(denied) => denied,
-            Foreseen::ByRequest(denied) if protocol == Transport::Udp => denied,
-            Foreseen::ByRequest(_) => {
-                silent = false;
-                let rules = inbound::rules(source, *endpoint, table).unwrap_or_default();
-                step("policies", format!("{endpoint} judges each request of the source: {rules}"));
-                continue;
-            }
-        };
-        let by = match denied.rule {
-            Some(rule) => format!("rule {rule} of {}", denied.policy),
-            None => format!("no rule of any ALLOW policy agrees, {} among them", denied.policy),
-        };
-        step("policies", format!("{endpoint} refuses the source: {by}"));
-        refusing.push(denied);
-    }
-    if refusing.is_empty() && silent {
-        step("policies", "none refuses the source".to_owned());
-    }
-    if refusing.len() == endpoints.len() { refusing.into_iter().next() } else { None }
 }
 
 fn describe_source(source: Option<&Arc<Workload>>, status: &Status) -> String {
@@ -402,10 +359,10 @@ mod tests {
     use super::*;
     use crate::admin::tests::{model, table};
     use crate::admin::{CaptureStatus, DrainStatus, WorkerStatus};
-    use crate::compile::{TableVersion, compile};
+    use crate::compile::{ACCESS_DENIED, MTLS_REQUIRED, Realm, TableVersion, compile};
     use crate::model::{
-        AuthorizationPolicy, Labels, Model, ObjectName, PolicyAction, PolicyMatch, PolicyRule, PolicyScope,
-        RequestTerms, TextPattern,
+        AuthorizationPolicy, Labels, Model, MtlsMode, ObjectName, PeerAuthentication, PolicyAction,
+        PolicyMatch, PolicyRule, PolicyScope, RequestTerms, TextPattern,
     };
 
     fn capturing() -> Status {
@@ -521,6 +478,7 @@ mod tests {
             scope: PolicyScope::Namespace,
             selector: Labels::default(),
             action: PolicyAction::Deny,
+            dry_run: false,
             rules: vec![PolicyRule { index: 0, clauses: Vec::new() }],
         };
         let model = Model { authorization: vec![nobody], ..model() };
@@ -532,10 +490,47 @@ mod tests {
             (said.verdict, said.reason, policies.found)
         };
         let refused = "10.0.0.1:8080 refuses the source: rule 0 of default/nobody";
-        let direct = ("refused".to_owned(), REFUSED.to_owned(), refused.to_owned());
+        let direct = ("refused".to_owned(), ACCESS_DENIED.to_owned(), refused.to_owned());
         assert_eq!(said("10.0.0.1:8080"), direct);
         // Its only ready endpoint is that pod.
         assert_eq!(said("10.96.0.1:80"), direct);
+    }
+
+    #[test]
+    fn plaintext_that_is_refused_names_the_peer_authentication() {
+        let strict = PeerAuthentication {
+            name: ObjectName::new("istio-system", "default"),
+            created: "".into(),
+            scope: PolicyScope::Mesh,
+            selector: Labels::default(),
+            mode: Some(MtlsMode::Strict),
+            ports: [(8080, None)].into(),
+        };
+        let mut model = Model { peers: vec![strict], ..model() };
+        let name = ObjectName::new("default", "order-2");
+        let addresses = vec!["10.0.0.2".parse().unwrap()];
+        model.workloads.push(Workload { name, addresses, ..model.workloads[0].clone() });
+        for pod in &mut model.workloads {
+            let tunnel = ("networking.istio.io/tunnel".into(), "http".into());
+            pod.labels = Arc::new([tunnel].into());
+        }
+        let said = |source: &str, node: &str| {
+            let realm = Arc::new(Realm { node: node.into(), tunnels: true, ..Realm::default() });
+            let before = RoutingTable { realm, ..RoutingTable::default() };
+            let table = compile(&model, &before, TableVersion::default());
+            let asked = Asked::read(source, "10.0.0.1:8080", None, &table).unwrap();
+            let said = why(asked, &table, &capturing(), Held::default());
+            let takes =
+                "10.0.0.1:8080 takes mutual TLS alone: PeerAuthentication istio-system/default is STRICT";
+            assert!(said.steps.iter().any(|step| step.at == "mtls" && step.found == takes), "{said:?}");
+            let by_tunnel = said.steps.iter().any(|step| step.found.contains("that come by tunnel"));
+            (said.verdict == "refused", said.reason == MTLS_REQUIRED, said.rule, by_tunnel)
+        };
+        let rule = Some("PeerAuthentication istio-system/default".to_owned());
+        assert_eq!(said("10.9.9.9", "node-a"), (true, true, rule, false));
+        // A pod of this node, and one of another, which its agent may bring by tunnel.
+        assert_eq!(said("order-2", "node-a"), (false, false, None, false));
+        assert_eq!(said("order-2", "node-b"), (false, false, None, true));
     }
 
     #[test]
@@ -546,6 +541,7 @@ mod tests {
             scope: PolicyScope::Namespace,
             selector: Labels::default(),
             action: PolicyAction::Allow,
+            dry_run: false,
             rules: vec![PolicyRule {
                 index: 0,
                 clauses: vec![vec![PolicyMatch { request: get, ..PolicyMatch::default() }]],

@@ -116,10 +116,11 @@ impl Follower {
     }
 
     fn put_in_force(&self, compile: impl FnOnce(&RoutingTable) -> RoutingTable) {
-        let applied = self.tables.apply(compile);
+        let (applied, gone) = self.tables.apply(compile);
+        let gone = Arc::new(gone);
         for worker in &self.workers {
             // Fails for a worker that has ended, which holds nothing.
-            let _ = worker.commands.send(Command::Table);
+            let _ = worker.commands.send(Command::Table(Arc::clone(&gone)));
         }
         self.observed.applied(applied);
     }

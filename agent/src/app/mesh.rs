@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use nix::sys::resource::{Resource, setrlimit};
 use ring::rand::{SecureRandom, SystemRandom};
 use rustls::time_provider::DefaultTimeProvider;
@@ -13,10 +15,14 @@ use tokio::sync::watch;
 use super::Settings;
 use super::status::Observed;
 use super::tables::Tables;
-use crate::compile::RoutingTable;
+use crate::admin::{CertDump, CertificateDump};
+use crate::compile::{Realm, RoutingTable};
 use crate::hbone::Mesh;
-use crate::identity::{DirectorySource, NodeDirectory, Turned, WorkloadCertificates};
-use crate::telemetry::TlsReading;
+use crate::identity::{
+    CaSource, DirectorySource, NodeDirectory, ShownCertificate, TrustDomain, Turned, WorkloadCertificates,
+};
+use crate::spiffe::{self, WorkloadApi};
+use crate::telemetry::{TlsReading, rfc3339};
 
 /// How often the files are looked at, at least.
 const LOOK: Duration = Duration::from_secs(5);
@@ -26,15 +32,29 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// How this node's pods take part in mutual TLS.
 #[derive(Debug, Clone)]
 pub struct MeshOptions {
-    /// The node's directory, as `sluice ca node` makes it.
-    pub ca: PathBuf,
+    /// Where certificates of workloads come from.
+    pub certificates: CertificateSource,
     /// How long a workload's certificate lives.
     pub certificate_life: Duration,
     /// The port of the first worker's listener for tunnels; further workers take free ones.
     pub tunnel_port: u16,
 }
 
-/// Reads the directory. From here on there are keys in memory, which shall not get into a core file.
+/// Where certificates of workloads come from.
+#[derive(Debug, Clone)]
+pub enum CertificateSource {
+    /// The node's directory, as `sluice ca node` makes it.
+    Directory(PathBuf),
+    /// A SPIFFE Workload API.
+    WorkloadApi {
+        /// Its socket.
+        socket: PathBuf,
+        /// Whose identities are asked of it.
+        trust_domain: TrustDomain,
+    },
+}
+
+/// Opens the source. From here on there are keys in memory, which shall not get into a core file.
 pub(super) fn open(
     settings: &Settings,
     tables: &Tables,
@@ -43,30 +63,72 @@ pub(super) fn open(
     let Some(options) = &settings.mesh else { return Ok(None) };
     setrlimit(Resource::RLIMIT_CORE, 0, 0).context("forbidding core files")?;
     nix::sys::prctl::set_dumpable(false).context("making the process undumpable")?;
-    let name = NodeDirectory::open(&options.ca).context("--ca")?.current().identity.name().shared();
-    anyhow::ensure!(
-        *name == *settings.node,
-        "--ca {}: the certificate is that of the node '{name}', and this one is '{}'",
-        options.ca.display(),
-        settings.node
-    );
-    let source = DirectorySource::open(&options.ca).context("--ca")?;
-    let certificates = WorkloadCertificates::new(Box::new(source), options.certificate_life);
+    let (name, source): (Arc<str>, Box<dyn CaSource>) = match &options.certificates {
+        CertificateSource::Directory(ca) => {
+            let name = NodeDirectory::open(ca).context("--ca")?.current().identity.name().shared();
+            anyhow::ensure!(
+                *name == *settings.node,
+                "--ca {}: the certificate is that of the node '{name}', and this one is '{}'",
+                ca.display(),
+                settings.node
+            );
+            (name, Box::new(DirectorySource::open(ca).context("--ca")?))
+        }
+        CertificateSource::WorkloadApi { socket, trust_domain } => {
+            let api = Arc::new(WorkloadApi::new(socket, trust_domain.clone()));
+            tokio::spawn(spiffe::follow(Arc::clone(&api), SystemTime::now, draw));
+            (settings.node.as_str().into(), Box::new(api))
+        }
+    };
+    let certificates = WorkloadCertificates::new(source, options.certificate_life);
     let clock = Arc::new(DefaultTimeProvider);
-    let mesh = Arc::new(Mesh::new(name, Arc::clone(&tables.current), Arc::new(certificates), clock));
+    let names = (name, settings.cluster.as_str().into());
+    let mesh = Arc::new(Mesh::new(names, Arc::clone(&tables.current), Arc::new(certificates), clock));
     observed.set_mesh(&mesh);
     Ok(Some(mesh))
+}
+
+/// Where this node's tables are in force.
+pub(super) fn realm(node: &str, mesh: Option<&Mesh>) -> Realm {
+    let alone = Realm { node: node.into(), ..Realm::default() };
+    match mesh {
+        Some(mesh) => {
+            let trust_domain = mesh.certificates().bundle().trust_domain().to_string().into();
+            Realm { trust_domain, tunnels: true, ..alone }
+        }
+        None => alone,
+    }
 }
 
 /// What the metrics show.
 pub(super) fn reading(mesh: &Mesh) -> TlsReading {
     let since =
         |until: SystemTime| until.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |age| age.as_secs());
-    let certificates = mesh.certificates().list();
+    let (counts, certificates) = (mesh.counts(), mesh.certificates().list());
+    let endings = mesh.certificates().endings();
     TlsReading {
-        handshakes: mesh.counts().read(),
+        handshakes: counts.handshakes.read(),
+        proofs: counts.proofs.read(),
+        tunnels_ended: counts.ended.read_refused(),
         certificates: certificates.into_iter().map(|(id, until)| (id, since(until))).collect(),
+        files: endings.into_iter().map(|ending| (ending.what.clone(), since(ending.not_after()))).collect(),
     }
+}
+
+/// What this node's workloads show, as it is dumped.
+pub(super) fn dump(mesh: &Mesh) -> Vec<CertificateDump> {
+    let link = |link: ShownCertificate| CertDump {
+        pem: STANDARD.encode(link.pem),
+        serial_number: link.serial,
+        valid_from: rfc3339(link.not_before).to_string(),
+        expiration_time: rfc3339(link.not_after).to_string(),
+    };
+    let shown = mesh.certificates().shown().into_iter().map(|(identity, chain)| CertificateDump {
+        identity,
+        state: "Available".to_owned(),
+        cert_chain: chain.into_iter().map(link).collect(),
+    });
+    shown.collect()
 }
 
 /// Keeps certificates for as long as there are tables.
@@ -76,7 +138,7 @@ pub(super) async fn keep(mesh: Arc<Mesh>, mut tables: watch::Receiver<Arc<Routin
         let now = mesh.now();
         let turned = mesh.certificates().turn(&mesh.wanted(), now, draw);
         let next = turned.next.and_then(|next| next.duration_since(now).ok());
-        tell(turned, &mut said);
+        tell(&turned, &mut said);
         tokio::time::sleep(PAUSE).await;
         let wait = next.unwrap_or(LOOK).min(LOOK);
         tokio::select! {
@@ -87,12 +149,11 @@ pub(super) async fn keep(mesh: Arc<Mesh>, mut tables: watch::Receiver<Arc<Routin
 }
 
 /// Logs what is new of it.
-fn tell(turned: Turned, said: &mut Option<String>) {
+fn tell(turned: &Turned, said: &mut Option<String>) {
     if turned.minted > 0 {
         tracing::info!(count = turned.minted, "certificates of workloads were made");
     }
-    let failed = turned.failed.into_iter().next().map(|(id, error)| format!("{id}: {error}"));
-    let now = failed.or_else(|| turned.reload.map(|error| error.to_string()));
+    let now = turned.trouble();
     if let Some(error) = now.as_ref().filter(|_| now != *said) {
         tracing::warn!(error, "certificates of workloads stay what they were");
     }

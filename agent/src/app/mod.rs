@@ -32,6 +32,7 @@ use crate::capture::{
 };
 use crate::hbone::{Mesh, TunnelConnector};
 use crate::net::{Connector, PlainConnector, server_listener};
+use crate::priority::Priority;
 use crate::proxy::http::Share;
 use crate::proxy::{Admission, Captured, Command, SharedBridges, WorkerHandle, WorkerSettings, start_worker};
 use crate::telemetry::FlowLog;
@@ -39,7 +40,7 @@ use crate::telemetry::log::LogHandle;
 pub use cluster::ClusterOptions;
 use following::Following;
 pub use hold::wait_for_documents;
-pub use mesh::MeshOptions;
+pub use mesh::{CertificateSource, MeshOptions};
 pub use settings::{CaptureOptions, DocumentSource, Settings};
 use status::Observed;
 use tables::Tables;
@@ -106,6 +107,7 @@ pub async fn start(
     let observed = Arc::new(Observed::new(&settings, addresses, current, drain.subscribe())?);
     let listeners = capture_listeners(&settings)?;
     let mesh = mesh::open(&settings, &tables, &observed)?;
+    tables.settle(mesh::realm(&settings.node, mesh.as_deref()));
     let local = LocalAddresses::default();
     let admission = Arc::new(Admission::new(&settings.proxy.admission));
     let workers = Workers {
@@ -182,6 +184,10 @@ fn serve_apart(listener: TcpListener, role: Role, source: Arc<Source>) -> anyhow
     let (never, stop) = watch::channel(false);
     let serve = move || {
         let _never = never;
+        // A dump takes as long as the table is large; a probe is awaited.
+        if !matches!(role, Role::Health) {
+            Priority::Control.take();
+        }
         if let Err(error) = runtime.block_on(admin::serve(listener, role, source, stop)) {
             tracing::error!(%error, ?role, "a server could not start");
         }

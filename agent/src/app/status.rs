@@ -19,9 +19,9 @@ use crate::admin::{
     DrainStatus, EndpointsDump, ForeignProgram, GuardLimits, GuardMap, GuardStatus, GuardedInterface, Held,
     InterfaceStatus, ListenerStatus, PolicyStatus, Source, Status, TableStatus, TierStatus, WorkerStatus,
 };
-use crate::capture::{self, DropCause, EngineHandle};
+use crate::capture::{self, DropCause, EngineHandle, PolicyDrops};
 use crate::cluster::ClusterView;
-use crate::compile::RoutingTable;
+use crate::compile::{DeniedBy, RoutingTable};
 use crate::config::{Message, ObjectState, Report, Severity};
 use crate::hbone::Mesh;
 use crate::health::{PodHealth, ProbeCounts};
@@ -61,6 +61,8 @@ struct Changing {
     capture: Option<watch::Receiver<capture::CaptureStatus>>,
     live: Option<capture::Live>,
     held: Option<capture::Held>,
+    /// What policy has refused in the kernel.
+    drops: Option<PolicyDrops>,
     /// Certificates of this node's workloads.
     mesh: Option<Arc<Mesh>>,
     /// What is known of the cluster, and whether its tables are signed; `None`: the agent runs alone.
@@ -107,12 +109,15 @@ impl Observed {
     /// What the admin servers read.
     pub(super) fn source(self: &Arc<Self>, log: LogHandle) -> Source {
         self.metrics.watch_writer("agent", log.writer());
+        let limited = Arc::clone(&self.tables);
+        self.metrics.watch_rate_limits(move || crate::admin::read_limits(&limited.load()));
         let observed = Arc::clone(self);
         let flows = self.flows.clone();
         let opened = Arc::clone(self);
         let among = Arc::clone(self);
         let endpoints = Arc::clone(self);
         let asked = Arc::clone(self);
+        let shown = Arc::clone(self);
         Source {
             tables: Arc::clone(&self.tables),
             metrics: self.metrics.clone(),
@@ -125,6 +130,9 @@ impl Observed {
             endpoints: Box::new(move || endpoints.endpoints()),
             flows: Box::new(move |since| super::flows::dump(&flows, since)),
             held: Box::new(move |source, destination| asked.held(source, destination)),
+            certificates: Box::new(move || {
+                shown.changing().mesh.as_ref().map(|mesh| super::mesh::dump(mesh)).unwrap_or_default()
+            }),
         }
     }
 
@@ -207,6 +215,7 @@ impl Observed {
             self.metrics.watch_connects(move || connects.read());
         }
         let drops = readings.drops;
+        self.changing().drops = Some(drops.clone());
         self.metrics.watch_policy(move || drops.read().into_iter().map(refused).collect());
         if let Some(counters) = readings.acceleration {
             self.metrics.watch_acceleration(move || counters.read());
@@ -261,6 +270,16 @@ impl Observed {
                     .to_owned(),
             );
         }
+        let strict = |pod: IpAddr| {
+            let here = table.workloads.get(&pod).is_some_and(|pod| table.realm.runs(pod));
+            here && table.policies.of(pod).is_some_and(|policy| policy.mtls().is_strict())
+        };
+        if changing.mesh.is_none() && table.policies.iter().any(|(pod, _)| strict(pod)) {
+            unmet.push(
+                "pods of this node are STRICT, and this agent has no certificates (--ca): nobody of another node gets in"
+                    .to_owned(),
+            );
+        }
         unmet
     }
 
@@ -298,7 +317,7 @@ impl Observed {
             uptime_seconds: self.started.elapsed().as_secs(),
             ready: *self.ready.borrow(),
             guard: capture.as_ref().and_then(|capture| capture.guard.as_ref()).map(guarding),
-            capture: capture.map_or_else(not_capturing, capturing),
+            capture: capture.map_or_else(not_capturing, |status| capturing(status, changing.drops.as_ref())),
             table: TableStatus::new(
                 &self.tables.load(),
                 changing.applied.map(|applied| rfc3339(applied.at).to_string()),
@@ -313,6 +332,11 @@ impl Observed {
             cluster: self.cluster_of(&changing),
             unhealthy: changing.health.as_ref().map(|health| unhealthy(&health.borrow())).unwrap_or_default(),
             certificates: changing.mesh.as_ref().map(|mesh| certificates(mesh)).unwrap_or_default(),
+            alerts: changing
+                .mesh
+                .as_ref()
+                .map(|mesh| mesh.certificates().alerts(mesh.now()))
+                .unwrap_or_default(),
             workers: workers
                 .map(|(id, open)| WorkerStatus { id, connections: open.count() as u64 })
                 .collect(),
@@ -355,7 +379,14 @@ fn not_capturing() -> CaptureStatus {
     CaptureStatus { mode: "off".to_owned(), ..CaptureStatus::default() }
 }
 
-fn capturing(status: capture::CaptureStatus) -> CaptureStatus {
+/// Packets of plaintext that were refused where mutual TLS is asked for.
+fn plaintext(drops: &PolicyDrops) -> u64 {
+    let plaintext =
+        |cause: &DropCause| matches!(cause, DropCause::Rule(denied) if denied.by == DeniedBy::Plaintext);
+    drops.read().into_iter().filter(|(cause, _)| plaintext(cause)).map(|(_, packets)| packets).sum()
+}
+
+fn capturing(status: capture::CaptureStatus, drops: Option<&PolicyDrops>) -> CaptureStatus {
     let hooked = |name: String| InterfaceStatus { name, not_captured: None };
     let failed =
         status.failed.into_iter().map(|(name, reason)| InterfaceStatus { name, not_captured: Some(reason) });
@@ -375,6 +406,8 @@ fn capturing(status: capture::CaptureStatus) -> CaptureStatus {
             pods: status.policy.pods,
             closed: status.policy.closed,
             left_out: status.policy.left_out,
+            strict: status.policy.strict,
+            plaintext_refused: drops.map(plaintext).unwrap_or_default(),
             outlives_agent: status.policy.outlives,
         },
         inbound: status.inbound,

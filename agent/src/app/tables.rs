@@ -1,12 +1,13 @@
 //! Documents become the table in force.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
-use crate::compile::RoutingTable;
+use crate::compile::{Realm, RoutingTable, gone};
 
 /// The table in force and those who follow it.
 pub(super) struct Tables {
@@ -29,15 +30,26 @@ impl Tables {
         Self { current: Arc::new(ArcSwap::new(Arc::clone(&table))), follow: watch::Sender::new(table) }
     }
 
+    /// Says where tables are in force; before the first one is.
+    pub(super) fn settle(&self, realm: Realm) {
+        let table = Arc::new(RoutingTable { realm: Arc::new(realm), ..RoutingTable::default() });
+        self.current.store(Arc::clone(&table));
+        self.follow.send_replace(table);
+    }
+
     /// Compiles a table after the one in force and puts it there: for new requests first, for the kernel after it, so that what the
-    /// kernel captures is always known here.
-    pub(super) fn apply(&self, compile: impl FnOnce(&RoutingTable) -> RoutingTable) -> Applied {
+    /// kernel captures is always known here. Answers which endpoints are gone, too, by uid.
+    pub(super) fn apply(
+        &self,
+        compile: impl FnOnce(&RoutingTable) -> RoutingTable,
+    ) -> (Applied, HashSet<Arc<str>>) {
         let since = Instant::now();
         let previous = self.current.load();
         let table = Arc::new(compile(&previous));
         self.current.store(Arc::clone(&table));
-        self.follow.send_replace(table);
-        Applied { at: SystemTime::now(), took: since.elapsed() }
+        self.follow.send_replace(Arc::clone(&table));
+        let applied = Applied { at: SystemTime::now(), took: since.elapsed() };
+        (applied, gone(&previous, &table))
     }
 
     /// Hears of every new table.

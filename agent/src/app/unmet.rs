@@ -11,8 +11,7 @@ pub(super) fn unmet(table: &RoutingTable, node: &str, capture: Option<&CaptureSt
     }
     let Some(capture) = capture else {
         if !table.policies.is_empty() {
-            unmet
-                .push("AuthorizationPolicies for what does not come by a Gateway: capture is off".to_owned());
+            unmet.push("policies for what does not come by a Gateway: capture is off".to_owned());
         }
         return unmet;
     };

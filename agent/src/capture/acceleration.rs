@@ -197,7 +197,8 @@ impl Acceleration {
         for (address, pod) in here {
             let cookie = self.namespaces.get(address).copied();
             // What is handed over passes no hook that could refuse it: pods under policy take no part.
-            let wants_part = pod.accelerated && table.policies.of(*address).is_none();
+            let wants_part =
+                pod.accelerated && !table.policies.of(*address).is_some_and(|policy| policy.refuses());
             let withdrawn = cookie.is_some_and(|cookie| self.counters.withdrawn.contains(cookie));
             let takes_part = wants_part && !withdrawn;
             match (takes_part, cookie) {

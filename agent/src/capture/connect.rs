@@ -4,7 +4,7 @@
 //! them; only `getpeername()` tells of the backend then. Nothing of it is needed for traffic to flow: where it is off, or
 //! refused by the kernel, the packet programs see the services' addresses.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,10 +19,11 @@ use aya::programs::cgroup_sock_addr::CgroupSockAddrLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr};
 
 use super::CaptureError;
-use super::lower::{Lowered, Pool, PoolName};
+use super::lower::{Changes, Decision, Follower, Pool, PoolName};
 use super::mirror::Mirror;
 use super::programs::{load_error, map, mirror};
 use super::vanished::{Sought, Vanished};
+use crate::compile::RoutingTable;
 
 /// Slots of all tables together, as in the kernel's map.
 const SLOTS_MAX: usize = 262_144;
@@ -114,8 +115,12 @@ pub struct ConnectBalancer {
     next_pool: u32,
     next_table: u32,
     seed: u32,
-    known: BTreeSet<End>,
+    follower: Follower,
+    /// Whether the kernel has all of what it was told last.
+    complete: bool,
     vanished: Vanished,
+    /// What is done with each frontend, and how many there are of each kind.
+    decided: HashMap<End, (Tier, TierReason)>,
     counts: BTreeMap<(Tier, TierReason), usize>,
     counters: ConnectCounters,
 }
@@ -149,8 +154,10 @@ impl ConnectBalancer {
             next_pool: 0,
             next_table: 0,
             seed: seed(),
-            known: BTreeSet::new(),
+            follower: Follower::default(),
+            complete: false,
             vanished,
+            decided: HashMap::new(),
             counts: BTreeMap::new(),
             counters,
         };
@@ -174,29 +181,86 @@ impl ConnectBalancer {
     }
 
     /// Makes the kernel decide as a table says. Sockets whose backend is gone are closed.
-    pub fn apply(&mut self, lowered: Lowered) -> Result<(), CaptureError> {
+    pub fn apply(&mut self, table: &Arc<RoutingTable>) -> Result<(), CaptureError> {
+        // What found no room may find it now, and what failed halfway is told again.
+        let whole = !std::mem::take(&mut self.complete);
+        let changes = self.follower.follow(table, whole);
+        let gone = changes.gone.clone();
+        let told = self.tell(changes);
+        // They are gone whatever became of the rest.
+        self.vanished.seek(gone);
+        told
+    }
+
+    fn tell(&mut self, changes: Changes) -> Result<(), CaptureError> {
+        let Changes { whole, frontends, pools, gone: _ } = changes;
         self.drop_retired();
-        let mut held = BTreeMap::new();
-        for (name, pool) in lowered.pools {
-            let before = self.pools.remove(&name);
-            if let Some(now) = self.hold(before, pool) {
-                held.insert(name, now);
-            }
-        }
-        for gone in std::mem::replace(&mut self.pools, held).into_values() {
-            self.retired.push((gone.table, gone.slots));
-        }
+        let has_room = self.hold_all(pools, whole);
         self.members.set(&self.wanted_members())?;
-        let (frontends, counts) = self.wanted_frontends(&lowered.frontends);
-        let left_out = self.frontends.set(&frontends)?;
+        let left_out = self.decide(frontends, whole)?;
         if left_out > 0 {
             tracing::error!(left_out, "more frontends than the kernel's map holds; those are not balanced");
         }
-        self.counts = counts;
-        let gone: BTreeSet<End> = self.known.difference(&lowered.known).copied().collect();
-        self.known = lowered.known;
-        self.vanished.seek(gone);
+        self.complete = has_room && left_out == 0;
         Ok(())
+    }
+
+    /// Brings pools into the kernel. `whole`: all others go. Whether there was room for all.
+    fn hold_all(&mut self, pools: BTreeMap<PoolName, Option<Pool>>, whole: bool) -> bool {
+        let (mut held, mut has_room) = (Vec::new(), true);
+        for (name, pool) in pools {
+            let before = self.pools.remove(&name);
+            match pool {
+                Some(pool) => match self.hold(before, pool) {
+                    Some(now) => held.push((name, now)),
+                    None => has_room = false,
+                },
+                None => self.retired.extend(before.map(|gone| (gone.table, gone.slots))),
+            }
+        }
+        if whole {
+            let gone = std::mem::take(&mut self.pools).into_values();
+            self.retired.extend(gone.map(|gone| (gone.table, gone.slots)));
+        }
+        self.pools.extend(held);
+        has_room
+    }
+
+    /// Brings frontends into the kernel. `whole`: all others go. Answers how many found no room.
+    fn decide(
+        &mut self,
+        frontends: BTreeMap<End, Option<Decision>>,
+        whole: bool,
+    ) -> Result<usize, CaptureError> {
+        if whole {
+            (self.decided, self.counts) = Default::default();
+        }
+        let mut values = HashMap::with_capacity(frontends.len());
+        for (address, decision) in frontends {
+            let (decided, value) = decision.map(|decision| self.decided(address, &decision)).unzip();
+            self.count(address, decided);
+            values.insert(address, value);
+        }
+        if whole {
+            let all = values.into_iter().filter_map(|(address, value)| Some((address, value?)));
+            return self.frontends.set(&all.collect());
+        }
+        self.frontends.change(&values)
+    }
+
+    /// Counts a frontend by what is done with it now.
+    fn count(&mut self, address: End, now: Option<(Tier, TierReason)>) {
+        let before = match now {
+            Some(now) => self.decided.insert(address, now),
+            None => self.decided.remove(&address),
+        };
+        if let Some(count) = before.and_then(|before| self.counts.get_mut(&before)) {
+            *count -= 1;
+        }
+        if let Some(now) = now {
+            *self.counts.entry(now).or_default() += 1;
+        }
+        self.counts.retain(|_, count| *count > 0);
     }
 
     /// Looks once more for sockets of backends that have gone: one may have been led there in the last moment.
@@ -255,23 +319,15 @@ impl ConnectBalancer {
         members.map(|(pool, backend)| (MemberKey { pool, backend }, 1)).collect()
     }
 
-    fn wanted_frontends(
-        &self,
-        decisions: &BTreeMap<End, super::lower::Decision>,
-    ) -> (HashMap<End, FrontendValue>, BTreeMap<(Tier, TierReason), usize>) {
-        let mut wanted = HashMap::new();
-        let mut counts = BTreeMap::new();
-        for (address, decision) in decisions {
-            let held = decision.pool.as_ref().map(|name| self.pools.get(name));
-            let (tier, why) = match held {
-                Some(None) if address.protocol == TCP => (Tier::AgentL4, TierReason::NoRoom),
-                Some(None) => (Tier::Direct, TierReason::NoRoom),
-                _ => (decision.tier, decision.why),
-            };
-            *counts.entry((tier, why)).or_default() += 1;
-            wanted.insert(*address, self.value((tier, why), held.flatten()));
-        }
-        (wanted, counts)
+    /// What is done with a frontend, and how the kernel is told so.
+    fn decided(&self, address: End, decision: &Decision) -> ((Tier, TierReason), FrontendValue) {
+        let held = decision.pool.as_ref().map(|name| self.pools.get(name));
+        let decided = match held {
+            Some(None) if address.protocol == TCP => (Tier::AgentL4, TierReason::NoRoom),
+            Some(None) => (Tier::Direct, TierReason::NoRoom),
+            _ => (decision.tier, decision.why),
+        };
+        (decided, self.value(decided, held.flatten()))
     }
 
     fn value(&self, (tier, why): (Tier, TierReason), held: Option<&Held>) -> FrontendValue {

@@ -2,6 +2,7 @@
 
 mod handle;
 mod publish;
+mod told;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::pin::Pin;
@@ -26,6 +27,7 @@ use super::programs::{Attach, Captured, Programs};
 use super::upkeep::Upkeep;
 use super::{CaptureError, CaptureSettings, CaptureStatus, LocalAddresses, OnStop};
 use crate::compile::RoutingTable;
+use told::Told;
 
 pub use handle::EngineHandle;
 
@@ -74,6 +76,8 @@ pub struct Engine {
     pods: BTreeMap<u32, String>,
     /// Whether something of the last table is not in the kernel, for another reason than room.
     unapplied: bool,
+    /// The table that the kernel was told last, and what of it need not be told again.
+    told: Told,
     /// When the next table may be brought into the kernel.
     rested: Instant,
     /// Programs of others on our hooks.
@@ -133,6 +137,7 @@ impl Engine {
             failed: BTreeMap::new(),
             pods: BTreeMap::new(),
             unapplied: false,
+            told: Told::default(),
             rested: Instant::now(),
             foreign: Vec::new(),
             expeller,
@@ -207,7 +212,9 @@ impl Engine {
                 Ok(()) = next_table(&mut self.tables, self.rested) => {
                     let begin = Instant::now();
                     self.apply_table_or_report();
-                    self.follow_pods(false).await;
+                    if self.told.pods_changed() {
+                        self.follow_pods(false).await;
+                    }
                     self.rested = Instant::now() + begin.elapsed() * TABLE_REST;
                 }
                 stopped = &mut self.stop => {
@@ -396,19 +403,28 @@ impl Engine {
 
     fn apply_table(&mut self) -> Result<(), CaptureError> {
         let table = self.tables.borrow_and_update().clone();
+        // Where something of it fails, all of the next one is told.
+        let told = std::mem::take(&mut self.told).next(&table, self.paused);
         // Policy comes before what it is about, and whether or not anything is captured.
-        let protected = self.parts.protect(&table);
-        self.guard_pods();
+        let mut protected = Ok(());
+        if told.policies_changed() {
+            protected = self.parts.protect(&table);
+            self.guard_pods();
+        }
         // Without destinations everything goes direct.
-        let wanted = super::tunnels::destinations(&table, &self.settings);
-        self.captured = self.programs.set_destinations(wanted.filter(|_| !self.paused))?;
+        if told.destinations_changed() {
+            let wanted = super::tunnels::destinations(&table, &self.settings);
+            self.captured = self.programs.set_destinations(wanted.filter(|_| !self.paused))?;
+        }
         if self.captured.over_capacity > 0 {
             tracing::error!(
                 left_out = self.captured.over_capacity,
                 "more destinations than the kernel map holds; those go direct"
             );
         }
-        protected.and(self.parts.balance(&table))
+        protected.and(self.parts.balance(&table))?;
+        self.told = told;
+        Ok(())
     }
 }
 

@@ -58,10 +58,13 @@ impl KernelEvents {
     }
 
     /// With the rule's name instead of its number.
-    fn named(&self, (kind, rule, event): (EventKind, u32, FlowEvent)) -> FlowEvent {
+    fn named(&self, (kind, rule, mut event): (EventKind, u32, FlowEvent)) -> FlowEvent {
         let rule = match kind {
             EventKind::Refused => Some(match self.drops.cause(rule) {
-                DropCause::Rule(denied) => FlowRule::Policy(denied),
+                DropCause::Rule(denied) => {
+                    event.reason = denied.reason();
+                    FlowRule::Policy(denied)
+                }
                 DropCause::NoRoom => FlowRule::NoRoom,
                 DropCause::HiddenPorts => FlowRule::HiddenPorts,
             }),

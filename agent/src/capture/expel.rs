@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::acceleration::namespaces;
 use super::sock_diag::{self, Kind, SocketId};
 use super::vanished::{self, exchange};
-use crate::compile::RoutingTable;
+use crate::compile::{PolicyClient, RoutingTable};
 use crate::model::Asked;
 
 const KINDS: [Kind; 2] = [Kind { family: 2, protocol: TCP }, Kind { family: 10, protocol: TCP }];
@@ -154,7 +154,7 @@ fn expel_in(pod: &File, table: &RoutingTable, node: &Socket) -> io::Result<usize
 /// Whether a pod's policies refuse what came to it over a connection with these ends, its own first. What the agent does not
 /// carry shows nobody its requests.
 fn refuses(table: &RoutingTable, (own, peer): Ends) -> bool {
-    table.check_access(peer.ip(), own, Asked::Opaque).is_err()
+    table.check_access(PolicyClient::direct(peer.ip()), own, Asked::Opaque).is_err()
 }
 
 fn ends(kind: Kind, socket: &SocketId) -> Ends {

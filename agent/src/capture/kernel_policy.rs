@@ -14,7 +14,7 @@ use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap as KernelMap, MapData, MapError, PerCpuArray};
 
-use super::lowering::{Lowered, Room, captured, ip_address, lower, policy_address};
+use super::lowering::{Lowered, Room, captured, ip_address, lower, policy_address, proven_address};
 use super::programs::map;
 use super::{CaptureError, kernel_call};
 use crate::compile::{Denied, RoutingTable};
@@ -81,6 +81,8 @@ pub struct PolicyStatus {
     pub closed: usize,
     /// Those that found no room themselves: the kernel lets everything through to them.
     pub left_out: usize,
+    /// Those at which plaintext is refused, at some port.
+    pub strict: usize,
     /// Whether what is refused stays refused when the agent is gone.
     pub outlives: bool,
 }
@@ -167,7 +169,7 @@ impl KernelPolicy {
         let pods = self.written.pods.len();
         let closed = self.written.pods.values().filter(|set| **set == CLOSED).count();
         let left_out = pods.saturating_sub(self.held.len());
-        PolicyStatus { pods, closed, left_out, outlives: false }
+        PolicyStatus { pods, closed, left_out, strict: self.written.strict, outlives: false }
     }
 
     /// A number above all sets in use; after billions of them it begins anew, long after the first have gone.
@@ -179,8 +181,8 @@ impl KernelPolicy {
 
     /// Writes what no pod leads to yet.
     fn write(&mut self, lowered: &Lowered, at: Generation) -> Result<(), CaptureError> {
-        for (cidr, class) in &lowered.sources {
-            let inserted = self.sources.insert(&source_key(at.side, *cidr), class, 0);
+        for (key, class) in source_keys(at.side, lowered) {
+            let inserted = self.sources.insert(&key, class, 0);
             inserted.map_err(|source| CaptureError::Map { map: "POLICY_SOURCES", source })?;
         }
         for (key, verdict) in &lowered.rules {
@@ -206,7 +208,8 @@ impl KernelPolicy {
         for (pod, set) in &lowered.pods {
             let set = if *set == CLOSED { CLOSED } else { at.first_set + set };
             let captured = u8::from(self.captured.contains(pod));
-            let value = PolicyPod { set, side: at.side, captured, padding: [0; 2] };
+            let proofs = u8::from(!lowered.proven.is_empty());
+            let value = PolicyPod { set, side: at.side, captured, proofs, padding: 0 };
             match self.pods.insert(policy_address(*pod), value, 0) {
                 Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::E2BIG) => {}
                 Ok(()) => drop(self.held.insert(*pod)),
@@ -219,7 +222,7 @@ impl KernelPolicy {
     /// Takes away what no pod leads to any more. Entries that are not there were never written.
     fn clear(&mut self, lowered: &Lowered, at: Generation) {
         let Inherited { mut sources, mut rules } = std::mem::take(&mut self.inherited);
-        sources.extend(lowered.sources.keys().map(|cidr| source_key(at.side, *cidr)));
+        sources.extend(source_keys(at.side, lowered).map(|(key, _)| key));
         rules.extend(lowered.rules.keys().map(|key| rule_key(at, *key)));
         if sources.is_empty() && rules.is_empty() {
             return;
@@ -249,9 +252,17 @@ fn unread(map: &'static str) -> impl Fn(MapError) -> CaptureError {
     move |source| CaptureError::Map { map, source }
 }
 
-fn source_key(side: u8, cidr: Cidr) -> Key<PolicySourceKey> {
-    let source = policy_address(cidr.network());
-    Key::new(SOURCE_HEAD_BITS + u32::from(cidr.prefix()), PolicySourceKey { side, source })
+/// The classes of sources, as the map has them.
+fn source_keys(side: u8, lowered: &Lowered) -> impl Iterator<Item = (Key<PolicySourceKey>, u32)> {
+    let key = move |source, prefix| {
+        Key::new(SOURCE_HEAD_BITS + u32::from(prefix), PolicySourceKey { side, source })
+    };
+    let ranges = lowered.sources.iter();
+    let ranges =
+        ranges.map(move |(cidr, class)| (key(policy_address(cidr.network()), cidr.prefix()), *class));
+    let proven = lowered.proven.iter();
+    ranges
+        .chain(proven.map(move |(pod, class)| (key(proven_address(*pod), Cidr::host(*pod).prefix()), *class)))
 }
 
 fn rule_key(at: Generation, key: PolicyRuleKey) -> PolicyRuleKey {
@@ -367,6 +378,7 @@ impl PolicyDrops {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compile::DeniedBy;
     use crate::model::ObjectName;
 
     #[test]
@@ -415,7 +427,7 @@ mod tests {
 
     #[test]
     fn rules_keep_their_slots_and_the_last_share_one() {
-        let denied = |index| Denied { policy: ObjectName::new("a", "b"), rule: Some(index) };
+        let denied = |index| Denied { policy: ObjectName::new("a", "b"), by: DeniedBy::Rule(index) };
         let mut slots = Slots::default();
         for index in 0..POLICY_SLOTS as usize + 10 {
             let next = u32::try_from(index + 1).expect("few");
@@ -427,7 +439,7 @@ mod tests {
 
     #[test]
     fn slots_of_rules_that_are_gone_serve_others_and_no_count_goes_back() {
-        let denied = |index| Denied { policy: ObjectName::new("a", "b"), rule: Some(index) };
+        let denied = |index| Denied { policy: ObjectName::new("a", "b"), by: DeniedBy::Rule(index) };
         let mut slots = Slots::default();
         slots.slot(&denied(0));
         slots.free_unused(&HashSet::new(), |_| 5);

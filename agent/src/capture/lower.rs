@@ -1,6 +1,10 @@
 //! Routing table -> what the kernel is told of services: for each frontend its tier, for each balanced one its backends.
 //! Pure.
 
+mod follow;
+
+pub use follow::{Changes, Follower};
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -68,79 +72,96 @@ pub struct Lowered {
     pub known: BTreeSet<End>,
 }
 
+/// What follows from one frontend at one address.
+struct Told {
+    at: End,
+    decision: Decision,
+    /// What [`Decision::pool`] names.
+    pool: Option<Pool>,
+    /// Its backends, whether they may be given new work or not.
+    backends: Vec<End>,
+}
+
 /// Lowers a table.
 pub fn lower(table: &RoutingTable) -> Lowered {
     let mut lowered = Lowered::default();
-    for (address, frontend) in &table.frontends {
-        lowered.stream(*address, frontend);
-    }
-    for (address, frontend) in &table.datagrams {
-        lowered.datagram(*address, frontend);
+    for Told { at, decision, pool, backends } in everything(table) {
+        lowered.known.extend(backends);
+        if let Some((name, pool)) = decision.pool.as_ref().zip(pool) {
+            lowered.pools.entry(name.clone()).or_insert(pool);
+        }
+        lowered.frontends.insert(at, decision);
     }
     lowered
 }
 
-impl Lowered {
-    fn stream(&mut self, address: SocketAddr, frontend: &Frontend) {
-        let decided = frontend.tier(address.is_ipv4());
-        let cluster = &frontend.tcp;
-        let addresses = |upstreams: &[std::sync::Arc<crate::compile::Upstream>]| {
-            upstreams.iter().map(|upstream| upstream.address).collect::<Vec<_>>()
-        };
-        let name = PoolName {
-            service: frontend.service.clone(),
-            port: frontend.port,
-            protocol: TCP,
-            ipv4: address.is_ipv4(),
-        };
-        let choice = match cluster.policy {
-            LbPolicy::SourceIp => Choice::Client,
-            // Who has fewer connections is not known here. Over many, chance is as even as turns are.
-            LbPolicy::RoundRobin | LbPolicy::Random | LbPolicy::LeastRequest => Choice::Random,
-        };
-        let ready = addresses(&cluster.endpoints);
-        self.known.extend(ready.iter().chain(&addresses(&cluster.unready)).map(|one| end(*one, TCP)));
-        self.add(address, decided, name, pool(choice, frontend.affinity, &ready));
-    }
+fn everything(table: &RoutingTable) -> impl Iterator<Item = Told> {
+    let streams = table.frontends.iter().map(|(address, frontend)| of_stream(*address, frontend));
+    streams.chain(table.datagrams.iter().map(|(address, frontend)| of_datagrams(*address, frontend)))
+}
 
-    fn datagram(&mut self, address: SocketAddr, frontend: &DatagramFrontend) {
-        let name = PoolName {
-            service: frontend.service.clone(),
-            port: frontend.port,
-            protocol: UDP,
-            ipv4: address.is_ipv4(),
-        };
-        self.known.extend(frontend.ready.iter().chain(&frontend.unready).map(|one| end(*one, UDP)));
-        // One socket's datagrams may belong together.
-        let pool = pool(Choice::Socket, frontend.affinity, &frontend.ready);
-        self.add(address, frontend.tier(address.is_ipv4()), name, pool);
-    }
+fn of_stream(address: SocketAddr, frontend: &Frontend) -> Told {
+    let cluster = &frontend.tcp;
+    let choice = match cluster.policy {
+        LbPolicy::SourceIp => Choice::Client,
+        // Who has fewer connections is not known here. Over many, chance is as even as turns are.
+        LbPolicy::RoundRobin | LbPolicy::Random | LbPolicy::LeastRequest => Choice::Random,
+    };
+    let ready = cluster.endpoints.iter().map(|upstream| upstream.address);
+    let unready = cluster.unready.iter().map(|upstream| upstream.address);
+    let name = PoolName {
+        service: frontend.service.clone(),
+        port: frontend.port,
+        protocol: TCP,
+        ipv4: address.is_ipv4(),
+    };
+    let decided = frontend.tier(address.is_ipv4());
+    told(address, decided, name, ((choice, frontend.affinity), ready, unready))
+}
 
-    fn add(
-        &mut self,
-        address: SocketAddr,
-        (tier, why): (Tier, TierReason),
-        name: PoolName,
-        pool: impl FnOnce(&PoolName) -> Pool,
-    ) {
-        let balanced = tier == Tier::Balance;
-        if balanced && !self.pools.contains_key(&name) {
-            let pool = pool(&name);
-            self.pools.insert(name.clone(), pool);
-        }
-        let key = end(address, name.protocol);
-        self.frontends.insert(key, Decision { tier, why, pool: balanced.then_some(name) });
+fn of_datagrams(address: SocketAddr, frontend: &DatagramFrontend) -> Told {
+    let name = PoolName {
+        service: frontend.service.clone(),
+        port: frontend.port,
+        protocol: UDP,
+        ipv4: address.is_ipv4(),
+    };
+    let (ready, unready) = (frontend.ready.iter().copied(), frontend.unready.iter().copied());
+    // One socket's datagrams may belong together.
+    let how = (Choice::Socket, frontend.affinity);
+    told(address, frontend.tier(address.is_ipv4()), name, (how, ready, unready))
+}
+
+fn told(
+    address: SocketAddr,
+    (tier, why): (Tier, TierReason),
+    name: PoolName,
+    (how, ready, unready): (
+        (Choice, Option<Duration>),
+        impl Iterator<Item = SocketAddr> + Clone,
+        impl Iterator<Item = SocketAddr>,
+    ),
+) -> Told {
+    let protocol = name.protocol;
+    let pool = (tier == Tier::Balance).then(|| pool(how, &name, ready.clone()));
+    Told {
+        at: end(address, protocol),
+        backends: ready.chain(unready).map(|one| end(one, protocol)).collect(),
+        decision: Decision { tier, why, pool: pool.is_some().then_some(name) },
+        pool,
     }
 }
 
-fn pool(choice: Choice, affinity: Option<Duration>, ready: &[SocketAddr]) -> impl FnOnce(&PoolName) -> Pool {
-    move |name| {
-        let family = ready.iter().filter(|address| address.is_ipv4() == name.ipv4);
-        let mut backends: Vec<End> = family.map(|address| end(*address, name.protocol)).collect();
-        backends.sort_unstable();
-        let seconds = affinity.map_or(0, |time| time.as_secs().max(1));
-        Pool { choice, affinity_seconds: u32::try_from(seconds).unwrap_or(u32::MAX), backends }
-    }
+fn pool(
+    (choice, affinity): (Choice, Option<Duration>),
+    name: &PoolName,
+    ready: impl Iterator<Item = SocketAddr>,
+) -> Pool {
+    let family = ready.filter(|address| address.is_ipv4() == name.ipv4);
+    let mut backends: Vec<End> = family.map(|address| end(address, name.protocol)).collect();
+    backends.sort_unstable();
+    let seconds = affinity.map_or(0, |time| time.as_secs().max(1));
+    Pool { choice, affinity_seconds: u32::try_from(seconds).unwrap_or(u32::MAX), backends }
 }
 
 /// An address as the kernel programs have it.

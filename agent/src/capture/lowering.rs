@@ -8,11 +8,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use agent_common::policy::{
-    Access, CLOSED, POLICY_RULES_MAX, POLICY_SOURCES_MAX, PolicyAddress, PolicyRuleKey,
+    Access, CLOSED, POLICY_RULES_MAX, POLICY_SOURCES_MAX, PROVEN, PolicyAddress, PolicyRuleKey,
 };
 
 use crate::compile::{Denied, Foreseen, PodPolicy, RoutingTable};
-use crate::model::{Cidr, NamespacePattern, PolicyMatch, PolicySource};
+use crate::model::{Account, Cidr, NamespacePattern, PolicyMatch, PolicySource, TextPattern};
 
 /// How much of the kernel's maps one generation may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +37,10 @@ pub struct Lowered {
     pub pods: BTreeMap<IpAddr, u32>,
     /// The class of each range; what is in none is of class 0.
     pub sources: BTreeMap<Cidr, u32>,
+    /// The class of each pod of this node, where that is another once it is known to be the sender.
+    pub proven: BTreeMap<IpAddr, u32>,
+    /// How many of the pods refuse plaintext at some port.
+    pub strict: usize,
     /// Verdicts; as the programs look them up.
     pub rules: HashMap<PolicyRuleKey, Verdict>,
 }
@@ -50,14 +54,21 @@ pub struct Verdict {
     pub denied: Option<Denied>,
 }
 
-/// Which of the ranges and namespaces that policies name hold a source.
-type Signature = (BTreeSet<usize>, BTreeSet<usize>);
+/// What of all that policies name holds of a source: ranges, namespaces, principals, accounts, and whether it is proven, where
+/// they ask for that.
+type Signature = ([BTreeSet<usize>; 4], bool);
 
 /// All that policies name.
 #[derive(Default)]
 struct Named<'t> {
     cidrs: BTreeSet<Cidr>,
     patterns: BTreeSet<&'t NamespacePattern>,
+    principals: BTreeSet<&'t TextPattern>,
+    accounts: BTreeSet<&'t Account>,
+    /// Whether plaintext is refused somewhere.
+    strict: bool,
+    /// Whether somebody asks for proof.
+    proof: bool,
 }
 
 /// Classes with one member each, by number.
@@ -76,21 +87,23 @@ pub fn lower(table: &RoutingTable, node: &str, room: Room) -> Lowered {
     let known = table.workloads.iter().any(|(_, pod)| pod.node.as_deref() == Some(node));
     let policies = table.policies.iter();
     // By address, so that the same table gives the same numbers.
-    let pods: BTreeMap<IpAddr, &Arc<PodPolicy>> =
-        policies.filter(|(address, _)| !known || is_here(table, address, node)).collect();
+    let pods: BTreeMap<IpAddr, &Arc<PodPolicy>> = policies
+        .filter(|(address, policy)| policy.refuses() && (!known || is_here(table, address, node)))
+        .collect();
     for (address, policy) in pods {
         let set = *numbers.entry(Arc::as_ptr(policy)).or_insert_with(|| {
             sets.push(policy);
             u32::try_from(sets.len() - 1).expect("there are fewer sets than addresses of pods")
         });
         lowered.pods.insert(address, set);
+        lowered.strict += usize::from(policy.mtls().is_strict());
     }
-    let (sources, classes) = classify(table, &sets);
-    if sources.len() > room.sources {
+    let Classified { sources, proven, classes } = classify(table, &sets);
+    if sources.len() + proven.len() > room.sources {
         lowered.pods.values_mut().for_each(|set| *set = CLOSED);
         return lowered;
     }
-    lowered.sources = sources;
+    (lowered.sources, lowered.proven) = (sources, proven);
     for (number, policy) in (0u32..).zip(sets) {
         let rules = verdicts(number, policy, &classes);
         if lowered.rules.len() + rules.len() <= room.rules {
@@ -117,14 +130,22 @@ fn is_here(table: &RoutingTable, address: &IpAddr, node: &str) -> bool {
     table.workloads.get(address).is_some_and(|pod| pod.node.as_deref().is_none_or(|on| on == node))
 }
 
+/// Sources in classes.
+struct Classified<'t> {
+    sources: BTreeMap<Cidr, u32>,
+    proven: BTreeMap<IpAddr, u32>,
+    classes: Classes<'t>,
+}
+
 /// The class of every range and pod that is not treated like everybody else around it.
-fn classify<'t>(table: &'t RoutingTable, sets: &[&'t Arc<PodPolicy>]) -> (BTreeMap<Cidr, u32>, Classes<'t>) {
+fn classify<'t>(table: &'t RoutingTable, sets: &[&'t Arc<PodPolicy>]) -> Classified<'t> {
     let named = Named::of(sets);
     // All of a family is in no narrower range. Where policies name all of both, nobody is left to be of class 0.
     let [v4, v6] = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)]
         .map(|first| Cidr::new(first, 0).expect("no prefix is longer than an address"));
     let rest = if named.cidrs.contains(&v6) { v4 } else { v6 };
-    let mut classes = vec![PolicySource { addresses: rest, namespace: None }];
+    let nobody = |addresses| PolicySource { addresses, namespace: None, identity: None };
+    let mut classes = vec![nobody(rest)];
     let mut numbers: HashMap<Signature, u32> = HashMap::from([(Signature::default(), 0)]);
     let mut number = |source: PolicySource<'t>| {
         let next = u32::try_from(classes.len()).expect("there are fewer classes than sources");
@@ -135,17 +156,25 @@ fn classify<'t>(table: &'t RoutingTable, sets: &[&'t Arc<PodPolicy>]) -> (BTreeM
     };
     let mut sources = BTreeMap::new();
     for cidr in &named.cidrs {
-        sources.insert(*cidr, number(PolicySource { addresses: *cidr, namespace: None }));
+        sources.insert(*cidr, number(nobody(*cidr)));
     }
     let ranges: Vec<Cidr> = named.cidrs.iter().copied().collect();
+    let mut proven = BTreeMap::new();
     for (address, workload) in table.workloads.iter() {
         let addresses = Cidr::host(*address);
-        let class = number(PolicySource { addresses, namespace: Some(&workload.name.namespace) });
+        let pod = PolicySource { namespace: Some(&workload.name.namespace), ..nobody(addresses) };
+        let class = number(pod);
         if class != class_around(&sources, &ranges, addresses) {
             sources.insert(addresses, class);
         }
+        if named.proof && table.realm.runs(workload) {
+            let itself = number(PolicySource { identity: Some(table.realm.identity(workload)), ..pod });
+            if itself != class {
+                proven.insert(*address, itself);
+            }
+        }
     }
-    (sources, classes)
+    Classified { sources, proven, classes }
 }
 
 /// The class that an address has by the ranges alone.
@@ -156,23 +185,35 @@ fn class_around(sources: &BTreeMap<Cidr, u32>, ranges: &[Cidr], address: Cidr) -
 
 impl<'t> Named<'t> {
     fn of(sets: &[&'t Arc<PodPolicy>]) -> Self {
-        let mut named = Self::default();
+        let strict = sets.iter().any(|set| set.mtls().is_strict());
+        let mut named = Self { strict, proof: strict, ..Self::default() };
         for alternative in sets.iter().flat_map(|set| alternatives(set)) {
             named.cidrs.extend(alternative.cidrs.iter().chain(&alternative.not_cidrs));
+            named.cidrs.extend(&alternative.remote_cidrs);
             named.patterns.extend(alternative.namespaces.iter().chain(&alternative.not_namespaces));
+            named.principals.extend(alternative.principals.iter().chain(&alternative.not_principals));
+            named.accounts.extend(alternative.accounts.iter().chain(&alternative.not_accounts));
         }
+        named.proof |= !named.principals.is_empty() || !named.accounts.is_empty();
         named
     }
 
     fn signature(&self, source: PolicySource<'_>) -> Signature {
-        let holding = self.cidrs.iter().enumerate().filter(|(_, cidr)| cidr.contains(&source.addresses));
-        let matching = self
-            .patterns
-            .iter()
-            .enumerate()
-            .filter(|(_, pattern)| source.namespace.is_some_and(|namespace| pattern.matches(namespace)));
-        (holding.map(|(index, _)| index).collect(), matching.map(|(index, _)| index).collect())
+        let (within, namespace) = (source.addresses, source.namespace);
+        let identity = source.identity.filter(|_| self.proof);
+        let holding = [
+            holding(&self.cidrs, |cidr| cidr.contains(&within)),
+            holding(&self.patterns, |pattern| namespace.is_some_and(|name| pattern.matches(name))),
+            holding(&self.principals, |principal| identity.is_some_and(|identity| identity.is(principal))),
+            holding(&self.accounts, |account| identity.is_some_and(|identity| account.has(&identity))),
+        ];
+        (holding, self.strict && identity.is_some())
     }
+}
+
+/// The positions of those that hold.
+fn holding<T>(named: &BTreeSet<T>, holds: impl Fn(&T) -> bool) -> BTreeSet<usize> {
+    named.iter().enumerate().filter(|(_, one)| holds(one)).map(|(index, _)| index).collect()
 }
 
 fn alternatives(policy: &Arc<PodPolicy>) -> impl Iterator<Item = &PolicyMatch> {
@@ -186,7 +227,7 @@ fn verdicts(
     classes: &[PolicySource<'_>],
 ) -> HashMap<PolicyRuleKey, Verdict> {
     let named = alternatives(policy).flat_map(|one| one.ports.iter().chain(&one.not_ports));
-    let ports: BTreeSet<u16> = named.copied().collect();
+    let ports: BTreeSet<u16> = named.copied().chain(policy.mtls().ports()).collect();
     let ask = |source: PolicySource<'_>| {
         let mut answers: BTreeMap<u16, Foreseen> =
             ports.iter().map(|port| (*port, policy.foresee(source, Some(*port)))).collect();
@@ -235,6 +276,12 @@ pub fn policy_address(address: IpAddr) -> PolicyAddress {
         }
         IpAddr::V6(v6) => PolicyAddress { family: 6, address: v6.octets() },
     }
+}
+
+/// A pod's address as the maps keep it where it is known to be the sender.
+pub fn proven_address(address: IpAddr) -> PolicyAddress {
+    let PolicyAddress { family, address } = policy_address(address);
+    PolicyAddress { family: family | PROVEN, address }
 }
 
 /// The address that the maps keep so.

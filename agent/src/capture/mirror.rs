@@ -30,11 +30,34 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Mirror<K, V> {
 
     /// Makes the map hold what is wanted; what is already right is not touched. Answers how many entries found no room.
     pub fn set(&mut self, wanted: &HashMap<K, V>) -> Result<usize, CaptureError> {
-        let error = |source| CaptureError::Map { map: self.name, source };
-        for gone in self.held.keys().filter(|key| !wanted.contains_key(key)).copied().collect::<Vec<_>>() {
-            self.kernel.remove(&gone).map_err(error)?;
-            self.held.remove(&gone);
+        let gone = self.held.keys().filter(|key| !wanted.contains_key(key)).copied().collect::<Vec<_>>();
+        self.remove(&gone)?;
+        self.insert(wanted.iter())
+    }
+
+    /// Makes the map hold these entries, or not, where there is a `None`; all others stay as they are. Answers as
+    /// [`Mirror::set`].
+    pub fn change(&mut self, changes: &HashMap<K, Option<V>>) -> Result<usize, CaptureError> {
+        let is_gone = |(key, value): &(&K, &Option<V>)| value.is_none() && self.held.contains_key(key);
+        let gone = changes.iter().filter(is_gone).map(|(key, _)| *key).collect::<Vec<_>>();
+        self.remove(&gone)?;
+        self.insert(changes.iter().filter_map(|(key, value)| Some((key, value.as_ref()?))))
+    }
+
+    fn remove(&mut self, keys: &[K]) -> Result<(), CaptureError> {
+        for key in keys {
+            self.kernel.remove(key).map_err(|source| CaptureError::Map { map: self.name, source })?;
+            self.held.remove(key);
         }
+        Ok(())
+    }
+
+    fn insert<'a>(&mut self, wanted: impl Iterator<Item = (&'a K, &'a V)>) -> Result<usize, CaptureError>
+    where
+        K: 'a,
+        V: 'a,
+    {
+        let error = |source| CaptureError::Map { map: self.name, source };
         let mut over_capacity = 0;
         for (key, value) in wanted {
             if self.held.get(key) == Some(value) {

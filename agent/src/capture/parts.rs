@@ -13,7 +13,6 @@ use super::connect::{CgroupChoice, ConnectBalancer, ConnectCounters, ConnectStat
 use super::guard::{Guard, GuardCounters, GuardHandle, Push};
 use super::held::Held;
 use super::live::Live;
-use super::lower::lower;
 use super::pins::{Left, Pins};
 use super::pod_guard::PodGuard;
 use super::programs::Programs;
@@ -105,8 +104,8 @@ impl Parts {
     }
 
     /// Balances as a table says. What the packet programs cannot deliver now does not matter to sockets that need them not.
-    pub fn balance(&mut self, table: &RoutingTable) -> Result<(), CaptureError> {
-        self.connect.as_mut().map_or(Ok(()), |balancer| balancer.apply(lower(table)))
+    pub fn balance(&mut self, table: &Arc<RoutingTable>) -> Result<(), CaptureError> {
+        self.connect.as_mut().map_or(Ok(()), |balancer| balancer.apply(table))
     }
 
     /// Does what is due from time to time.

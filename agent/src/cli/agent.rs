@@ -11,10 +11,14 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::store::StoreArgs;
-use crate::app::{self, CaptureOptions, ClusterOptions, DocumentSource, MeshOptions, Settings};
+use crate::app::{
+    self, CaptureOptions, CertificateSource, ClusterOptions, DocumentSource, MeshOptions, Settings,
+};
 use crate::capture::{
     AccelerationMode, Bpffs, CgroupChoice, DESTINATIONS_DEFAULT, Glob, GuardOptions, Marks, OnStop,
 };
+use crate::identity::TrustDomain;
+use crate::priority::Priority;
 use crate::proxy::{InvalidSetting, ProxySettings};
 use crate::telemetry::log;
 
@@ -87,8 +91,17 @@ struct ClusterArgs {
     /// believed, and this node's pods get certificates, with which they speak TLS with pods of other nodes.
     #[arg(long, env = "SLUICE_CA", value_name = "DIR")]
     ca: Option<PathBuf>,
-    /// How long the certificate of a workload lives, which is renewed at 50 to 70 % of that: 10s to 90d.
-    #[arg(long, env = "SLUICE_CERT_LIFE", value_name = "TIME", value_parser = certificate_life, default_value = "24h")]
+    /// The socket of a SPIFFE Workload API, as SPIRE's agent serves it: pods' certificates come from there, and not from --ca.
+    #[arg(long, env = "SLUICE_SPIFFE_SOCKET", value_name = "PATH", requires = "trust_domain")]
+    spiffe_socket: Option<PathBuf>,
+    /// The trust domain of the identities that are asked of --spiffe-socket; --ca names its own.
+    #[arg(long, env = "SLUICE_TRUST_DOMAIN", value_name = "TRUST-DOMAIN", requires = "spiffe_socket")]
+    trust_domain: Option<TrustDomain>,
+    /// How long the certificate of a workload lives that is made with --ca, which is renewed at 50 to 70 % of that: 10s to 90d.
+    #[arg(
+        long, env = "SLUICE_CERT_LIFE", value_name = "TIME", value_parser = certificate_life, default_value = "24h",
+        conflicts_with = "spiffe_socket"
+    )]
     cert_life: Duration,
     /// The port of the first worker's listener for tunnels (HBONE), on loopback; further workers take free ones. Tunnels are
     /// dialled at 15008 of the pod whatever it is.
@@ -102,11 +115,16 @@ struct ClusterArgs {
 impl ClusterArgs {
     /// How this node's pods take part in mutual TLS.
     fn mesh(&self) -> Option<MeshOptions> {
-        Some(MeshOptions {
-            ca: self.ca.clone()?,
-            certificate_life: self.cert_life,
-            tunnel_port: self.tunnel_port,
-        })
+        let certificates = match (&self.spiffe_socket, &self.trust_domain) {
+            (Some(socket), Some(trust_domain)) => CertificateSource::WorkloadApi {
+                // As others write it in SPIFFE_ENDPOINT_SOCKET.
+                socket: socket.strip_prefix("unix:").unwrap_or(socket).to_owned(),
+                trust_domain: trust_domain.clone(),
+            },
+            _ => CertificateSource::Directory(self.ca.clone()?),
+        };
+        let (certificate_life, tunnel_port) = (self.cert_life, self.tunnel_port);
+        Some(MeshOptions { certificates, certificate_life, tunnel_port })
     }
 
     fn source(&self, cluster: &str, config: Option<PathBuf>) -> anyhow::Result<DocumentSource> {
@@ -191,8 +209,9 @@ pub(super) struct CaptureArgs {
           value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
     destinations_max: u32,
     /// Whether connections between two sockets on this node skip TCP: `auto` does where `--cgroup` is given and the kernel
-    /// passes a self-test; `on` takes two faults: `splice` from such a socket finds nothing, and a receiver that does not read
-    /// does not stop its sender. Pods with the annotation `sluice.dev/acceleration: "off"` take no part.
+    /// passes a self-test; `on` takes three faults: `splice` from such a socket finds nothing, a receiver that does not read
+    /// does not stop its sender, and who waits in `recv` on a blocking socket may be told EAGAIN where the connection is half
+    /// closed or reset. Pods with the annotation `sluice.dev/acceleration: "off"` take no part.
     #[arg(long, env = "SLUICE_ACCELERATION", value_enum, default_value_t = Acceleration::Auto)]
     acceleration: Acceleration,
     /// Whether `sluice observe` is told when connections of sockets below `--cgroup` stand and end, with bytes and round-trip
@@ -315,10 +334,11 @@ pub(super) fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
     };
     let connections = settings.proxy.admission.connections;
     let descriptors = raise_descriptors();
-    // Control work: documents, netlink, admin. Requests run on the workers' own threads.
+    // Control work: documents, tables, netlink. Requests run on the workers' own threads, which come first.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("control")
+        .on_thread_start(|| Priority::Control.take())
         .enable_all()
         .build()
         .context("starting the control runtime")?;

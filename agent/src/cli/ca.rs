@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
+use super::ca_upkeep::{self, RevokeArgs, RotateArgs, ShowArgs};
 use super::{Format, OutputArgs, output};
 use crate::identity::{
     Authority, NodeIdentity, NodeName, OperatorIdentity, OperatorName, Replace, Term, TrustDomain,
@@ -28,6 +29,12 @@ enum CaVerb {
     Node(NodeArgs),
     /// Makes what somebody needs who applies documents: the bundle, a certificate that seals documents, and its key.
     Operator(OperatorArgs),
+    /// Takes back what was issued: writes the list of revoked certificates, which then goes to every node.
+    Revoke(RevokeArgs),
+    /// Lets a new root follow the one that there is, in three steps with the files of nodes renewed between them.
+    Rotate(RotateArgs),
+    /// Shows what a directory of a CA, a node or an operator holds, and what a CA has issued.
+    Show(ShowArgs),
 }
 
 #[derive(Debug, Args)]
@@ -105,6 +112,9 @@ pub(super) fn run(args: &CaArgs) -> anyhow::Result<ExitCode> {
         CaVerb::Init(args) => (init(args)?, args.output.output),
         CaVerb::Node(args) => (node(args)?, args.output.output),
         CaVerb::Operator(args) => (operator(args)?, args.output.output),
+        CaVerb::Rotate(args) => (rotate(args)?, args.output.output),
+        CaVerb::Revoke(args) => return ca_upkeep::revoke(args),
+        CaVerb::Show(args) => return ca_upkeep::show(args),
     };
     match format {
         Format::Json => output::json(&made)?,
@@ -124,7 +134,13 @@ fn init(args: &InitArgs) -> anyhow::Result<Made> {
     Ok(Made { id, directory: args.dir.clone(), not_after: rfc3339(ca.not_after()).to_string() })
 }
 
-fn authority(dir: &Path) -> anyhow::Result<Authority> {
+fn rotate(args: &RotateArgs) -> anyhow::Result<Made> {
+    let not_after = ca_upkeep::rotate(args)?;
+    let id = format!("spiffe://{}", authority(&args.dir)?.trust_domain());
+    Ok(Made { id, directory: args.dir.clone(), not_after: rfc3339(not_after).to_string() })
+}
+
+pub(super) fn authority(dir: &Path) -> anyhow::Result<Authority> {
     Authority::load(dir).with_context(|| format!("{} is no CA that `sluice ca init` made", dir.display()))
 }
 
@@ -156,7 +172,7 @@ fn node(args: &NodeArgs) -> anyhow::Result<Made> {
 }
 
 /// A life: whole seconds, minutes, hours or days.
-fn life(text: &str) -> Result<Duration, String> {
+pub(super) fn life(text: &str) -> Result<Duration, String> {
     const UNITS: [(char, u64); 4] = [('s', 1), ('m', 60), ('h', 3600), ('d', 24 * 3600)];
     let unit = UNITS.iter().find(|(unit, _)| text.ends_with(*unit));
     let seconds = unit.and_then(|(unit, seconds)| {

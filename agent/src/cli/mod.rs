@@ -6,6 +6,7 @@ mod agent;
 mod analyze;
 mod apply;
 mod ca;
+mod ca_upkeep;
 mod check;
 mod cleanup;
 mod connections;
@@ -13,6 +14,7 @@ mod end;
 mod endpoints;
 mod get;
 mod leader;
+mod limits;
 mod observe;
 mod output;
 mod routes;
@@ -55,6 +57,8 @@ enum Verb {
     Routes(ClientArgs),
     /// Shows the endpoints that a running agent balances over.
     Endpoints(ClientArgs),
+    /// Shows the rate limits of a running agent: what they are about, what they let through and refused.
+    Limits(ClientArgs),
     /// Shows the connections that are open: who serves them, why, and where their bytes go.
     Connections(connections::ConnectionsArgs),
     /// Shows what becomes of connections: verdicts, drops with the rule that decided, balancing, and how they ended.
@@ -116,6 +120,7 @@ pub fn run() -> ExitCode {
         Verb::Status(args) => status::run(&args),
         Verb::Routes(args) => routes::run(&args),
         Verb::Endpoints(args) => endpoints::run(&args),
+        Verb::Limits(args) => limits::run(&args),
         Verb::Connections(args) => connections::run(&args),
         Verb::Observe(args) => observe::run(&args),
         Verb::Why(args) => why::run(&args),

@@ -51,6 +51,7 @@ fn render(status: &Status) -> String {
     let certificate =
         |held: &CertificateStatus| format!("certificate  {} until {}", held.identity, held.not_after);
     lines.extend(status.certificates.iter().map(certificate));
+    lines.extend(status.alerts.iter().map(|text| format!("ALERT        {text}")));
     for listener in &status.listeners {
         let state =
             listener.error.as_ref().map_or(listener.address.clone(), |error| format!("NOT OPEN: {error}"));
@@ -112,26 +113,38 @@ fn capture(status: &Status) -> Vec<String> {
         lines.push(format!("             others' program on {hook} {place}: {name} (id {id})"));
     }
     lines.extend(balancing(&capture.connect));
-    let policy = &capture.policy;
-    if policy.pods > 0 {
-        let PolicyStatus { pods, closed, left_out, outlives_agent } = policy;
-        let then = if *outlives_agent {
-            "stays in force when the agent is gone"
-        } else {
-            "ENDS WITH THE AGENT, as nothing is pinned"
-        };
-        lines.push(format!("             {pods} addresses of pods under policy, which {then}"));
-        if closed + left_out > 0 {
-            lines.push(format!(
-                "             {closed} CLOSED and {left_out} NOT ENFORCED in the kernel for lack of room"
-            ));
-        }
-    }
+    lines.extend(policy(&capture.policy));
     lines.extend(inbound(&capture.inbound));
     if capture.destinations_over_capacity > 0 {
         lines.push(format!(
             "             {} destinations over capacity go direct",
             capture.destinations_over_capacity
+        ));
+    }
+    lines
+}
+
+/// The pods under policy.
+fn policy(policy: &PolicyStatus) -> Vec<String> {
+    let PolicyStatus { pods, closed, left_out, strict, plaintext_refused, outlives_agent } = policy;
+    let mut lines = Vec::new();
+    if *pods == 0 {
+        return lines;
+    }
+    let then = if *outlives_agent {
+        "stays in force when the agent is gone"
+    } else {
+        "ENDS WITH THE AGENT, as nothing is pinned"
+    };
+    lines.push(format!("             {pods} addresses of pods under policy, which {then}"));
+    if *strict > 0 {
+        lines.push(format!(
+            "             {strict} of them STRICT (mutual TLS): {plaintext_refused} packets of plaintext refused"
+        ));
+    }
+    if closed + left_out > 0 {
+        lines.push(format!(
+            "             {closed} CLOSED and {left_out} NOT ENFORCED in the kernel for lack of room"
         ));
     }
     lines

@@ -6,7 +6,7 @@ use agent_common::{capture, guard};
 const VERDICTS: [&str; 7] = ["accelerated", "agent", "balanced", "direct", "dropped", "plain", "refused"];
 
 /// Reasons beside those of the kernel's verdicts.
-const OTHERS: [&str; 14] = [
+const OTHERS: [&str; 15] = [
     "closed",
     "connect_failed",
     "connect_no_source_port",
@@ -17,6 +17,7 @@ const OTHERS: [&str; 14] = [
     "established",
     "gateway",
     "joined",
+    "mtls_required",
     "no_healthy_upstream",
     "rbac_access_denied",
     "reset",

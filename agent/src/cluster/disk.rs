@@ -5,25 +5,31 @@
 //! The highest token alone is written in place, in one of two slots that are there from the start: a full disk can't keep it
 //! from being known.
 
+mod changes;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ring::digest::{SHA256, digest};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use self::changes::Changes;
 use super::seal::{Digest, Position, Version};
 use crate::compile::{TableVersion, Token};
+
+pub use self::changes::KeptChange;
 
 const MAGIC: &[u8; 4] = b"SLD1";
 const SUM: usize = 32;
 /// The largest file that is read.
 const FILE_MAX: u64 = 512 << 20;
 const TABLE: &str = "table";
+const CHANGES: &str = "changes";
 const DOCUMENTS: &str = "documents";
 const HIGHEST: &str = "highest";
 /// Epoch, nonce, version, a counter of writes, and the sum of these.
@@ -52,12 +58,14 @@ pub enum DiskError {
     },
 }
 
-/// A state directory.
+/// A state directory. Each of its files is written by one at a time; nobody waits for who writes another one.
 #[derive(Debug)]
 pub struct Disk {
     dir: PathBuf,
     highest: File,
-    writes: u64,
+    /// How often the highest token was written.
+    writes: Mutex<u64>,
+    changes: Changes,
 }
 
 /// A table with its place in the chain.
@@ -110,9 +118,11 @@ impl Disk {
             highest.write_all_at(&vec![0; 2 * usize::from(SLOT_APART)], 0).map_err(failed(&path))?;
             highest.sync_all().map_err(failed(&path))?;
         }
-        let mut disk = Self { dir: dir.to_owned(), highest, writes: 0 };
-        disk.writes = disk.slots().into_iter().flatten().map(|(writes, _)| writes).max().unwrap_or(0);
-        Ok(disk)
+        let path = dir.join(CHANGES);
+        let changes = Changes::open(&path).map_err(failed(&path))?;
+        let disk = Self { dir: dir.to_owned(), highest, writes: Mutex::new(0), changes };
+        let written = disk.slots().into_iter().flatten().map(|(writes, _)| writes).max().unwrap_or(0);
+        Ok(Self { writes: Mutex::new(written), ..disk })
     }
 
     /// The highest table that was ever applied here; the lowest there is where nothing was.
@@ -121,14 +131,15 @@ impl Disk {
     }
 
     /// Remembers the highest table. `durable`: it must outlive the machine's crash, not only the process's.
-    pub fn keep_highest(&mut self, version: TableVersion, durable: bool) -> Result<(), DiskError> {
-        self.writes += 1;
-        let numbers = [version.token.epoch, version.token.nonce, version.version, self.writes];
+    pub fn keep_highest(&self, version: TableVersion, durable: bool) -> Result<(), DiskError> {
+        let mut writes = self.writes.lock().unwrap_or_else(PoisonError::into_inner);
+        *writes += 1;
+        let numbers = [version.token.epoch, version.token.nonce, version.version, *writes];
         let mut slot: Vec<u8> = numbers.into_iter().flat_map(u64::to_le_bytes).collect();
         let sum = digest(&SHA256, &slot);
         slot.extend_from_slice(sum.as_ref());
         self.highest
-            .write_all_at(&slot, self.writes % 2 * u64::from(SLOT_APART))
+            .write_all_at(&slot, *writes % 2 * u64::from(SLOT_APART))
             .and_then(|()| if durable { self.highest.sync_data() } else { Ok(()) })
             .map_err(|source| DiskError::Io { path: self.path(HIGHEST).display().to_string(), source })
     }
@@ -146,6 +157,35 @@ impl Disk {
     pub fn keep_table(&self, table: &KeptTable) -> Result<(), DiskError> {
         let Position { version, chain, revision } = table.at;
         self.write(TABLE, &TableHead { version: version.into(), chain, revision }, &table.body)
+    }
+
+    /// The table that was kept, with the changes that follow it.
+    pub fn table_and_changes(&self) -> Result<Option<(KeptTable, Vec<KeptChange>)>, DiskError> {
+        // Whoever keeps the table lets go of changes after it.
+        let changes = self.changes.all().map_err(self.failed(CHANGES))?;
+        let Some(table) = self.table()? else { return Ok(None) };
+        let (mut at, mut follow) = (table.at, Vec::new());
+        for change in changes {
+            // One may be there twice, where tasks began anew.
+            if change.at.version > at.version {
+                if change.previous != at.chain {
+                    break;
+                }
+                at = change.at;
+                follow.push(change);
+            }
+        }
+        Ok(Some((table, follow)))
+    }
+
+    /// Adds a change of the table in force. It outlives the process, and not the machine's crash.
+    pub fn keep_change(&self, change: &KeptChange) -> Result<(), DiskError> {
+        self.changes.append(change).map_err(self.failed(CHANGES))
+    }
+
+    /// Lets go of the changes that the table on the disk has.
+    pub fn forget_changes(&self, until: TableVersion) -> Result<(), DiskError> {
+        self.changes.forget(until).map_err(self.failed(CHANGES))
     }
 
     /// The documents that were kept; `None`: none were.
@@ -222,6 +262,11 @@ impl Disk {
         })
     }
 
+    fn failed(&self, name: &str) -> impl FnOnce(io::Error) -> DiskError {
+        let path = self.path(name).display().to_string();
+        move |source| DiskError::Io { path, source }
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
@@ -252,7 +297,7 @@ mod tests {
     #[test]
     fn what_is_kept_is_there_after_a_restart() {
         let dir = tempfile::tempdir().expect("a directory");
-        let mut disk = Disk::open(dir.path()).expect("opens");
+        let disk = Disk::open(dir.path()).expect("opens");
         assert_eq!(disk.highest(), TableVersion::default());
         assert_eq!((disk.table().expect("reads"), disk.documents().expect("reads")), (None, None));
         for number in 1..=5 {
@@ -292,11 +337,15 @@ mod tests {
     #[test]
     fn a_slot_that_was_cut_leaves_the_one_before() {
         let dir = tempfile::tempdir().expect("a directory");
-        let mut disk = Disk::open(dir.path()).expect("opens");
+        let disk = Disk::open(dir.path()).expect("opens");
         disk.keep_highest(version(2, 1), true).expect("writes");
         disk.keep_highest(version(3, 1), true).expect("writes");
         let file = OpenOptions::new().write(true).open(dir.path().join(HIGHEST)).expect("opens");
-        file.write_all_at(&[0xff; 20], disk.writes % 2 * u64::from(SLOT_APART)).expect("writes");
+        file.write_all_at(
+            &[0xff; 20],
+            *disk.writes.lock().expect("nobody panics with it") % 2 * u64::from(SLOT_APART),
+        )
+        .expect("writes");
         assert_eq!(Disk::open(dir.path()).expect("opens").highest(), version(2, 1));
     }
 }

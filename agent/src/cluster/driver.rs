@@ -6,6 +6,7 @@
 
 mod beat;
 mod follow;
+mod keep;
 mod lead;
 mod lease;
 mod life;
@@ -20,23 +21,20 @@ use std::time::{Duration, Instant, SystemTime};
 use nix::time::{ClockId, clock_gettime};
 use tokio::sync::{Notify, broadcast, mpsc, watch};
 
-use super::disk::{Disk, DiskError, KeptDocuments};
+use self::keep::Keeper;
+use super::disk::{Disk, DiskError, KeptChange, KeptDocuments, KeptTable};
 use super::documents::sealed::{Seal, generation};
 use super::election::{self, Millis};
 use super::follower::{Follower, Refusal};
+use super::publisher::Continued;
 use super::registry::{Node, NodeState};
-use super::seal::Position;
+use super::seal::{Digest, Position};
 use super::store::{Event, Lease, Store, StoreError};
 use super::trust::Trust;
 use crate::compile::TableVersion;
 use crate::compile::wire::{Change, Counts, Parts, Touched};
 use crate::health::PodHealth;
 use crate::model::{Model, ObjectName};
-
-/// Between two times at which what changed is kept on disk, at least.
-const KEEP_EVERY: Duration = Duration::from_secs(1);
-/// As many times as it took to keep the last one pass before the next.
-const KEEP_REST: u32 = 20;
 
 pub use life::Handle;
 
@@ -140,7 +138,8 @@ pub(super) struct Shared<S> {
     settings: ClusterSettings,
     nonce: u64,
     trust: Arc<Trust>,
-    disk: Arc<Mutex<Option<Disk>>>,
+    disk: Option<Arc<Disk>>,
+    keeper: Arc<Keeper>,
     view: Arc<Mutex<ClusterView>>,
     /// The term in which this agent leads.
     term: watch::Sender<Option<Lease>>,
@@ -158,6 +157,12 @@ pub(super) struct Shared<S> {
     told: watch::Sender<Option<NodeState>>,
     /// The pods of this node.
     health: watch::Sender<Arc<PodHealth>>,
+    /// The table in force, where a term can go on with it.
+    continued: watch::Sender<Option<Continued>>,
+    /// The table of which a leader wants to know what it holds, by its place in the chain.
+    wanted: watch::Sender<Option<Digest>>,
+    /// What that holds.
+    found: watch::Sender<Option<(Digest, Arc<Model>)>>,
     /// What the store holds is no table that anybody would apply: who leads writes it anew.
     spoilt: Notify,
     /// What the election shall hear.
@@ -171,13 +176,14 @@ pub fn start<S: Store>(
     trust: Trust,
     mut agent: impl Agent,
 ) -> Result<Handle, DiskError> {
-    let disk = settings.state.as_deref().map(Disk::open).transpose()?;
+    let disk = settings.state.as_deref().map(Disk::open).transpose()?.map(Arc::new);
     let view = Arc::new(Mutex::new(ClusterView::default()));
-    let mut follower =
-        Follower::new(Arc::clone(&settings.cluster), disk.as_ref().map(Disk::highest).unwrap_or_default());
+    let highest = disk.as_ref().map(|disk| disk.highest()).unwrap_or_default();
+    let mut follower = Follower::new(Arc::clone(&settings.cluster), highest);
     let kept = disk.as_ref().map(|disk| kept(disk, &view)).unwrap_or_default();
     follower.hold(trust.operators().map_or(0, |_| generation(&kept.texts)));
-    let restored = disk.as_ref().and_then(|disk| restore(disk, &mut follower, &view));
+    let table = disk.as_ref().and_then(|disk| restore(disk, &mut follower, &view));
+    let restored = table.as_ref().map(|(table, changes)| changes.last().map_or(table.at, |last| last.at));
     let ready = watch::Sender::new(restored.map_or(Readiness::Unknown, |_| Readiness::InForce));
     if let Some(at) = restored {
         let touched = follower.take_touched();
@@ -193,7 +199,8 @@ pub fn start<S: Store>(
         settings,
         nonce: random(),
         trust: Arc::new(trust),
-        disk: Arc::new(Mutex::new(disk)),
+        keeper: Arc::new(Keeper::start(disk.as_ref(), &view, table)),
+        disk,
         view,
         term: watch::Sender::new(None),
         until: AtomicU64::new(0),
@@ -204,22 +211,34 @@ pub fn start<S: Store>(
         state: watch::Sender::new(NodeState::Serving),
         told: watch::Sender::new(None),
         health: watch::Sender::default(),
+        continued: watch::Sender::default(),
+        wanted: watch::Sender::default(),
+        found: watch::Sender::default(),
         spoilt: Notify::new(),
         election,
     };
     Ok(life::begin(shared, (told, follower), agent, ready))
 }
 
-/// The table that was in force when the last process of this node ended.
-fn restore(disk: &Disk, follower: &mut Follower, view: &Mutex<ClusterView>) -> Option<Position> {
-    let table = disk.table().map_err(|error| disk_failed(view, "table", &error)).ok()??;
-    let whole = Change::decode(&table.body).and_then(|change| follower.restore(table.at, &change));
+/// The table that was in force when the last process of this node ended: one, and the changes that follow it.
+fn restore(
+    disk: &Disk,
+    follower: &mut Follower,
+    view: &Mutex<ClusterView>,
+) -> Option<(KeptTable, Vec<KeptChange>)> {
+    let kept = disk.table_and_changes().map_err(|error| disk_failed(view, "table", &error));
+    let (table, changes) = kept.ok()??;
+    let at = changes.last().map_or(table.at, |last| last.at);
+    let whole = Change::decode(&table.body).and_then(|records| {
+        let changes = changes.iter().map(|change| Change::decode(&change.body));
+        follower.restore(at, &records.followed_by(changes.collect::<Result<Vec<_>, _>>()?))
+    });
     if let Err(error) = whole {
         tracing::error!(%error, "the table that was kept can't be read");
         return None;
     }
-    tracing::info!(version = %table.at.version, "serving the table that was kept");
-    Some(table.at)
+    tracing::info!(version = %at.version, "serving the table that was kept");
+    Some((table, changes))
 }
 
 fn kept(disk: &Disk, view: &Mutex<ClusterView>) -> KeptDocuments {
@@ -289,19 +308,10 @@ impl<S: Store> Shared<S> {
         mended
     }
 
-    /// Writes to the state directory, if there is one; whether it is there now. What fails is shown, and costs no traffic.
-    fn keep(&self, what: &'static str, write: impl FnOnce(&mut Disk) -> Result<(), DiskError>) -> bool {
-        let mut disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(disk) = disk.as_mut() else { return true };
-        match write(disk) {
-            Ok(()) => {
-                self.view().disk_errors.remove(what);
-                true
-            }
-            Err(error) => {
-                disk_failed(&self.view, what, &error);
-                false
-            }
+    /// Remembers that a table was in force, before it is. What fails is shown, and costs no traffic.
+    fn keep_highest(&self, version: TableVersion, durable: bool) {
+        if let Some(disk) = &self.disk {
+            keep::written(&self.view, "highest", disk.keep_highest(version, durable));
         }
     }
 

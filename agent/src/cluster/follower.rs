@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::publisher::Continued;
 use super::seal::{Form, Malformed, Position, Sealed};
 use super::standing::{Place, Standing};
 use crate::compile::TableVersion;
@@ -114,6 +115,8 @@ pub struct Follower {
     standing: Standing,
     /// The highest generation of documents of which a table was in force.
     generation: u64,
+    /// The generation of the documents of the table that is here, where it is known.
+    here: Option<u64>,
     parts: Parts,
     /// What changed since it was last asked for; `None`: everything may have.
     touched: Option<Touched>,
@@ -123,7 +126,7 @@ impl Follower {
     /// Nothing is here yet; `highest` is what was in force before this process began.
     pub fn new(cluster: Arc<str>, highest: TableVersion) -> Self {
         let standing = Standing::new(highest);
-        Self { cluster, standing, generation: 0, parts: Parts::default(), touched: None }
+        Self { cluster, standing, generation: 0, here: None, parts: Parts::default(), touched: None }
     }
 
     /// Takes no table of documents that were sealed before those of this generation.
@@ -141,6 +144,12 @@ impl Follower {
     /// The table in force.
     pub fn in_force(&self) -> Option<Position> {
         self.standing.in_force()
+    }
+
+    /// The table in force, where a term can go on with it: nobody would refuse it for its documents.
+    pub fn continued(&self) -> Option<Continued> {
+        let (at, generation) = (self.in_force()?, self.here?);
+        (generation == self.generation).then_some(Continued { at, generation })
     }
 
     /// The highest table that was ever in force.
@@ -180,7 +189,12 @@ impl Follower {
         let next = sealed.position();
         match self.standing.judge(&next, sealed.header.form)? {
             Place::Next => {}
-            Place::Known => return Ok(Step::Known),
+            Place::Known => {
+                if self.standing.at().is_some_and(|at| at.version == next.version) {
+                    self.here = Some(sealed.header.generation);
+                }
+                return Ok(Step::Known);
+            }
             Place::Gap => return Ok(Step::Gap),
         }
         if sealed.header.generation < self.generation {
@@ -207,6 +221,7 @@ impl Follower {
             }
         }
         self.hold(sealed.header.generation);
+        self.here = Some(sealed.header.generation);
         Ok(self.standing.take(next))
     }
 

@@ -1,11 +1,15 @@
 //! What a leader publishes: pure. A draft becomes the table only when the store has taken it, so that nothing follows what was
 //! refused. It may have been taken although the answer was lost, and somebody may have applied it: so its number is never given
 //! out again, and the next table is written whole, for no delta that follows another one would ever reach whoever has it.
+//!
+//! A term begins with the table in force, where there is one: a delta that changes nothing says that it goes on under the new
+//! token. Whoever has that table needs no more; where the store ends with another one, the delta does not fit and nothing
+//! comes of it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::seal::{BODY_MAX, Digest, Form, Header, Sealed, first_digest, seal};
+use super::seal::{BODY_MAX, Digest, Form, Header, Position, Sealed, first_digest, seal};
 use super::store::{Delta, Lease, Snapshot};
 use crate::compile::TableVersion;
 use crate::compile::wire::{Change, SCHEMA};
@@ -39,8 +43,18 @@ pub enum DraftForm {
 struct Published {
     version: TableVersion,
     chain: Digest,
-    model: Arc<Model>,
+    /// `None`: it is what the term before left, and nobody has said yet what that is.
+    model: Option<Arc<Model>>,
     deltas: usize,
+}
+
+/// A table in force with which a term can begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Continued {
+    /// Which it is.
+    pub at: Position,
+    /// The generation of its documents' seal; 0: they have none.
+    pub generation: u64,
 }
 
 /// What a table is made of.
@@ -106,7 +120,44 @@ impl Publisher {
 
     /// The model that was published last.
     pub fn model(&self) -> Option<&Arc<Model>> {
-        self.last.as_ref().map(|last| &last.model)
+        self.last.as_ref()?.model.as_ref()
+    }
+
+    /// Where in the chain the table is that the term went on with, if it is out and nobody has said what it holds.
+    pub fn lacks_model(&self) -> Option<Digest> {
+        self.last.as_ref().filter(|last| last.model.is_none()).map(|last| last.chain)
+    }
+
+    /// What the table that is out holds.
+    pub fn knows(&mut self, model: Arc<Model>) {
+        if let Some(last) = &mut self.last {
+            last.model = Some(model);
+        }
+    }
+
+    /// The table in force, as the first one of this term. `None`: another one is out.
+    pub fn go_on(&mut self, with: Continued, sign: impl FnOnce(&[u8]) -> Vec<u8>) -> Option<Draft> {
+        if self.last.is_some() {
+            return None;
+        }
+        let Continued { at, generation } = with;
+        let version = TableVersion { token: self.lease.token, version: self.drafted + 1 };
+        let header = Header {
+            schema: SCHEMA,
+            cluster: Arc::clone(&self.cluster),
+            leader: Arc::clone(&self.lease.node),
+            version: version.into(),
+            form: Form::Delta { previous: at.chain },
+            allow_shrink: false,
+            revision: at.revision,
+            generation,
+        };
+        let (delta, chain) = sealed_delta(&header, at.chain, &Change::default(), sign);
+        self.drafted = version.version;
+        Some(Draft {
+            form: DraftForm::Change(delta),
+            after: Published { version, chain, model: None, deltas: 1 },
+        })
     }
 
     /// The next table. `None`: it would be the one that is out. `whole`: the store has not got what a delta would follow.
@@ -119,7 +170,7 @@ impl Publisher {
         let version = TableVersion { token: self.lease.token, version: self.drafted + 1 };
         // Of what was drafted after the last that came out nobody knows where it is.
         let last = self.last.as_ref().filter(|last| !whole && last.version.version == self.drafted);
-        let change = last.map(|last| (last, contents.change_from(&last.model)));
+        let change = last.and_then(|last| Some((last, contents.change_from(last.model.as_ref()?))));
         if change.as_ref().is_some_and(|(_, change)| change.is_empty()) {
             return None;
         }
@@ -127,9 +178,8 @@ impl Publisher {
             change.filter(|(last, change)| last.deltas < DELTAS_MAX && change.len() <= DELTA_RECORDS_MAX);
         let (form, chain, deltas) = if let Some((last, change)) = delta {
             let form = Form::Delta { previous: last.chain };
-            let sealed = seal(&self.header(version, form, contents), &change.encode(), sign);
-            let digest = Sealed::open(&sealed).expect("it was just sealed").digest();
-            let delta = Delta { previous: last.chain.to_string(), digest: digest.to_string(), sealed };
+            let header = self.header(version, form, contents);
+            let (delta, digest) = sealed_delta(&header, last.chain, &change, sign);
             (DraftForm::Change(delta), digest, last.deltas + 1)
         } else {
             let body = Change::whole(&contents.model).encode();
@@ -137,7 +187,7 @@ impl Publisher {
             let sealed = seal(&self.header(version, Form::Snapshot { chain }, contents), &body, sign);
             (DraftForm::Whole(Snapshot { digest: chain.to_string(), sealed }), chain, 0)
         };
-        let after = Published { version, chain, model: Arc::clone(&contents.model), deltas };
+        let after = Published { version, chain, model: Some(Arc::clone(&contents.model)), deltas };
         self.drafted = version.version;
         Some(Draft { form, after })
     }
@@ -159,6 +209,18 @@ impl Publisher {
             generation: contents.generation,
         }
     }
+}
+
+/// A delta, and where in the chain whoever takes it in is.
+fn sealed_delta(
+    header: &Header,
+    previous: Digest,
+    change: &Change,
+    sign: impl FnOnce(&[u8]) -> Vec<u8>,
+) -> (Delta, Digest) {
+    let sealed = seal(header, &change.encode(), sign);
+    let digest = Sealed::open(&sealed).expect("it was just sealed").digest();
+    (Delta { previous: previous.to_string(), digest: digest.to_string(), sealed }, digest)
 }
 
 impl Draft {

@@ -27,7 +27,7 @@ impl Trust {
     /// Why nobody would believe this node's signature now; `None`: they do.
     pub(super) fn cannot_sign(&self) -> Option<String> {
         let Self::Signed(directory) = self else { return None };
-        let checked = directory.current().identity.check(SystemTime::now());
+        let checked = directory.current().check(SystemTime::now());
         checked.err().map(|why| format!("this node's certificate is not good: {why}"))
     }
 

@@ -8,15 +8,20 @@ mod clusters;
 mod datagrams;
 mod frontends;
 mod gateways;
+mod gone;
 mod guard;
 mod hosts;
+mod limits;
+mod peers;
 mod policies;
+mod realm;
 mod recompile;
 mod routes;
 mod source;
 mod table;
 mod tier;
 mod version;
+mod watched;
 mod weights;
 pub mod wire;
 mod workloads;
@@ -25,14 +30,19 @@ use std::sync::Arc;
 
 use crate::model::{Listener, Model, RouteTable};
 
+pub use gone::gone;
 pub use guard::{GuardPolicy, GuardRule};
-pub use policies::{Denied, Foreseen, PodPolicy, PolicyTable};
+pub use limits::{InFlight, LimitCounter, LimitPolicy, LimitTable, LimitUse, limit_time};
+pub use peers::{PeerMode, PodMtls};
+pub use policies::{ACCESS_DENIED, Denied, DeniedBy, Foreseen, MTLS_REQUIRED, PodPolicy, PolicyTable};
+pub use realm::{DEFAULT_TRUST_DOMAIN, PolicyClient, Realm, Way};
 pub use recompile::{compile_parts, recompile};
 pub use table::{
     Action, Backend, Cluster, ClusterKey, DatagramFrontend, Forward, Frontend, GatewayListener, HeaderOps,
     Route, RouteName, RoutingTable, Upstream, VirtualHost, WeightedBackend,
 };
 pub use version::{TableVersion, Token};
+pub use watched::{Observed, Outcome};
 pub use weights::Weights;
 
 /// Compiles what the documents say. Pure: the same model after the same table gives the same table.
@@ -59,9 +69,16 @@ pub fn compile(model: &Model, previous: &RoutingTable, version: TableVersion) ->
         version,
         frontends: frontends::compile(&model.services, previous, &scope),
         datagrams: datagrams::compile(&model.services, &source, previous),
-        policies: policies::compile(model.authorization.iter(), model.workloads.iter(), previous),
+        policies: policies::compile(
+            model.authorization.iter(),
+            model.peers.iter(),
+            model.workloads.iter(),
+            previous,
+        ),
+        realm: Arc::clone(&previous.realm),
         gateways: gateways::compile(gateways::plan(&listeners).iter(), previous, &scope),
         guard: guard::compile(&model.guards.iter(), &previous.guard),
+        limits: limits::compile(model.limits.iter(), &previous.limits),
         workloads: Arc::new(by_address),
         clusters,
     }

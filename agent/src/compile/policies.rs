@@ -1,19 +1,26 @@
 //! Who may reach which pods: the policies that select each pod, and what they say of a connection to it.
 //!
-//! The order is Istio's: a DENY rule that matches refuses; else, where any ALLOW policy selects the pod, one of their
-//! rules must match; else everything is let through.
+//! The order is Istio's: plaintext is refused where a PeerAuthentication says so; else a DENY rule that matches refuses; else,
+//! where any ALLOW policy selects the pod, one of their rules must match; else everything is let through.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::RoutingTable;
-use crate::model::{Asked, AuthorizationPolicy, Cidr, ObjectName, PolicyAction, PolicySource, Workload};
+use super::peers::{self, PodMtls};
+use super::realm::PolicyClient;
+use super::watched::{Observed, Watched};
+use crate::model::{
+    Asked, AuthorizationPolicy, ObjectName, PeerAuthentication, PolicyAction, PolicySource, Workload,
+};
 
 /// The policies of every pod that has any, by the pod's addresses.
 #[derive(Debug, Default)]
 pub struct PolicyTable {
     by_address: Arc<HashMap<IpAddr, Arc<PodPolicy>>>,
+    /// Whether one of them could refuse somebody.
+    refuses: bool,
     documents: Documents,
 }
 
@@ -21,7 +28,27 @@ pub struct PolicyTable {
 #[derive(Debug, Clone, Default)]
 struct Documents {
     policies: Arc<[Arc<AuthorizationPolicy>]>,
-    groups: Arc<HashMap<Vec<usize>, Arc<PodPolicy>>>,
+    /// The oldest first.
+    peers: Arc<[Arc<PeerAuthentication>]>,
+    groups: Arc<Groups>,
+}
+
+/// What pods have by the documents that select them.
+type Groups = HashMap<Selected, Arc<PodPolicy>>;
+
+/// The documents that select a pod, by their positions.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Selected {
+    policies: Vec<usize>,
+    peers: Vec<usize>,
+    /// The pod's, where one of them asks for that.
+    address: Option<IpAddr>,
+}
+
+impl Documents {
+    fn is_empty(&self) -> bool {
+        self.policies.is_empty() && self.peers.is_empty()
+    }
 }
 
 /// The policies that select a pod; pods that the same ones select share one value.
@@ -31,23 +58,55 @@ pub struct PodPolicy {
     deny: Vec<Arc<AuthorizationPolicy>>,
     /// Where there are any, one of them must agree.
     allow: Vec<Arc<AuthorizationPolicy>>,
+    /// Whether plaintext is taken.
+    mtls: PodMtls,
+    /// They are asked beside.
+    watched: Watched,
 }
 
 /// Why a connection is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Denied {
-    /// The DENY policy whose rule matches; without one, the first ALLOW policy that selects the pod.
+    /// The document that says so.
     pub policy: ObjectName,
-    /// The position of the DENY rule; `None`: no rule of any ALLOW policy matches.
-    pub rule: Option<usize>,
+    /// How it does.
+    pub by: DeniedBy,
+}
+
+/// How a document refuses a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum DeniedBy {
+    /// A DENY policy's rule at this position matches.
+    Rule(usize),
+    /// No rule of any ALLOW policy matches; the document is the first of them.
+    NoRule,
+    /// A PeerAuthentication lets nobody in who has not proven who it is.
+    Plaintext,
 }
 
 impl Denied {
-    /// The rule as metrics show it: its position, or `none` where no rule of any ALLOW policy matches.
+    /// The rule as metrics show it: its position, `none` where no rule of any ALLOW policy matches, or `plaintext`.
     pub fn rule_label(&self) -> String {
-        self.rule.map_or_else(|| "none".to_owned(), |rule| rule.to_string())
+        match self.by {
+            DeniedBy::Rule(rule) => rule.to_string(),
+            DeniedBy::NoRule => "none".to_owned(),
+            DeniedBy::Plaintext => "plaintext".to_owned(),
+        }
+    }
+
+    /// The reason as logs and events have it.
+    pub fn reason(&self) -> &'static str {
+        match self.by {
+            DeniedBy::Rule(_) | DeniedBy::NoRule => ACCESS_DENIED,
+            DeniedBy::Plaintext => MTLS_REQUIRED,
+        }
     }
 }
+
+/// What it is called that an AuthorizationPolicy refuses.
+pub const ACCESS_DENIED: &str = "rbac_access_denied";
+/// What it is called that a PeerAuthentication refuses plaintext.
+pub const MTLS_REQUIRED: &str = "mtls_required";
 
 /// What can be said of a connection before there is a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,16 +124,21 @@ impl PodPolicy {
     ///
     /// [`PolicyMatch::matches`]: crate::model::PolicyMatch::matches
     pub fn check(&self, source: PolicySource<'_>, port: Option<u16>, asked: Asked<'_>) -> Result<(), Denied> {
+        if source.identity.is_none()
+            && let Some(peer) = self.mtls.strict_on(port)
+        {
+            return Err(Denied { policy: peer.clone(), by: DeniedBy::Plaintext });
+        }
         for policy in &self.deny {
             if let Some(rule) = policy.rule_of(source, port, asked) {
-                return Err(Denied { policy: policy.name.clone(), rule: Some(rule) });
+                return Err(Denied { policy: policy.name.clone(), by: DeniedBy::Rule(rule) });
             }
         }
         let Some(first) = self.allow.first() else { return Ok(()) };
         if self.allow.iter().any(|policy| policy.rule_of(source, port, asked).is_some()) {
             return Ok(());
         }
-        Err(Denied { policy: first.name.clone(), rule: None })
+        Err(Denied { policy: first.name.clone(), by: DeniedBy::NoRule })
     }
 
     /// What can be said of a source and a port before there is a request.
@@ -89,21 +153,49 @@ impl PodPolicy {
         }
     }
 
-    /// Both kinds, those that are asked first before the others.
+    /// What policies that refuse nobody say.
+    pub fn observe(&self, source: PolicySource<'_>, port: Option<u16>, asked: Asked<'_>) -> Vec<Observed> {
+        self.watched.observe(source, port, asked)
+    }
+
+    /// Whether somebody could be refused.
+    pub fn refuses(&self) -> bool {
+        !self.deny.is_empty() || !self.allow.is_empty() || self.mtls.is_strict()
+    }
+
+    /// Whether plaintext is taken.
+    pub fn mtls(&self) -> &PodMtls {
+        &self.mtls
+    }
+
+    /// Both kinds of those that refuse, those that are asked first before the others.
     pub fn policies(&self) -> impl Iterator<Item = &Arc<AuthorizationPolicy>> {
         self.deny.iter().chain(&self.allow)
     }
 }
 
 impl PolicyTable {
-    /// Whether no pod has a policy.
+    /// Whether no pod refuses anybody.
     pub fn is_empty(&self) -> bool {
-        self.by_address.is_empty()
+        !self.refuses
+    }
+
+    /// Whether this is that table, in which nothing was compiled anew.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let same_documents = Arc::ptr_eq(&self.documents.policies, &other.documents.policies)
+            || (self.documents.policies.is_empty() && other.documents.policies.is_empty());
+        same_documents
+            && (Arc::ptr_eq(&self.by_address, &other.by_address) || (self.is_empty() && other.is_empty()))
     }
 
     /// Pods with their policies, one entry for each address.
     pub fn iter(&self) -> impl Iterator<Item = (IpAddr, &Arc<PodPolicy>)> {
         self.by_address.iter().map(|(address, policy)| (*address, policy))
+    }
+
+    fn new(by_address: HashMap<IpAddr, Arc<PodPolicy>>, documents: Documents) -> Self {
+        let refuses = by_address.values().any(|policy| policy.refuses());
+        Self { by_address: Arc::new(by_address), refuses, documents }
     }
 
     /// The policies of the pod with this address.
@@ -114,62 +206,65 @@ impl PolicyTable {
 
 impl RoutingTable {
     /// Whether `client` may have what it asks for of an endpoint. Endpoints that are no pods have no policies.
-    pub fn check_access(&self, client: IpAddr, endpoint: SocketAddr, asked: Asked<'_>) -> Result<(), Denied> {
-        let Some(policy) = self.policies.of(endpoint.ip().to_canonical()) else { return Ok(()) };
-        policy.check(self.policy_source(client), Some(endpoint.port()), asked)
+    pub fn check_access(
+        &self,
+        client: PolicyClient,
+        endpoint: SocketAddr,
+        asked: Asked<'_>,
+    ) -> Result<(), Denied> {
+        let pod = endpoint.ip().to_canonical();
+        let Some(policy) = self.policies.of(pod) else { return Ok(()) };
+        policy.check(self.policy_source(client, pod), Some(endpoint.port()), asked)
     }
 
     /// What can be said of a connection of `client` to an endpoint before there is a request.
-    pub fn foresee_access(&self, client: IpAddr, endpoint: SocketAddr) -> Foreseen {
-        let policy = self.policies.of(endpoint.ip().to_canonical());
-        policy.map_or(Foreseen::Allowed, |policy| {
-            policy.foresee(self.policy_source(client), Some(endpoint.port()))
+    pub fn foresee_access(&self, client: PolicyClient, endpoint: SocketAddr) -> Foreseen {
+        let pod = endpoint.ip().to_canonical();
+        self.policies.of(pod).map_or(Foreseen::Allowed, |policy| {
+            policy.foresee(self.policy_source(client, pod), Some(endpoint.port()))
         })
     }
 
     /// The rules that ask of requests and are about a connection of `client` to an endpoint, those that refuse first.
     pub fn rules_of_requests(
         &self,
-        client: IpAddr,
+        client: PolicyClient,
         endpoint: SocketAddr,
     ) -> Vec<(&AuthorizationPolicy, usize)> {
-        let source = self.policy_source(client);
-        let policies =
-            self.policies.of(endpoint.ip().to_canonical()).into_iter().flat_map(|pod| pod.policies());
+        let pod = endpoint.ip().to_canonical();
+        let source = self.policy_source(client, pod);
+        let policies = self.policies.of(pod).into_iter().flat_map(|pod| pod.policies());
         let rules = |policy: &Arc<AuthorizationPolicy>| policy.rules_of_requests(source, endpoint.port());
         policies.flat_map(|policy| rules(policy).into_iter().map(|rule| (&**policy, rule))).collect()
-    }
-
-    fn policy_source(&self, client: IpAddr) -> PolicySource<'_> {
-        let client = client.to_canonical();
-        let namespace = self.workloads.get(&client).map(|workload| &*workload.name.namespace);
-        PolicySource { addresses: Cidr::host(client), namespace }
     }
 }
 
 /// Finds the policies of each pod; equal ones of the table before are kept.
 pub(super) fn compile<'m>(
     policies: impl Iterator<Item = &'m AuthorizationPolicy>,
+    peers: impl Iterator<Item = &'m PeerAuthentication>,
     workloads: impl Iterator<Item = &'m Workload>,
     previous: &RoutingTable,
 ) -> PolicyTable {
-    let policies: Arc<[_]> = policies.cloned().map(Arc::new).collect();
-    if policies.is_empty() {
+    let policies = policies.cloned().map(Arc::new).collect();
+    let documents = Documents { policies, peers: peers::by_age(peers), groups: Arc::default() };
+    if documents.is_empty() {
         return PolicyTable::default();
     }
-    let mut groups = HashMap::new();
+    let mut groups = Groups::new();
     let mut by_address = HashMap::new();
     for workload in workloads.filter(|workload| !workload.addresses.is_empty()) {
-        let Some(group) = group_of(workload, &policies, &mut groups, previous) else { continue };
+        let selected = Selected::of(workload, &documents);
         for address in &workload.addresses {
+            let Some(group) = group_of((workload, *address), &selected, &documents, (&mut groups, previous))
+            else {
+                continue;
+            };
             // As with workloads, the first by name has an address that two claim.
-            by_address.entry(*address).or_insert_with(|| Arc::clone(&group));
+            by_address.entry(*address).or_insert(group);
         }
     }
-    PolicyTable {
-        by_address: Arc::new(by_address),
-        documents: Documents { policies, groups: Arc::new(groups) },
-    }
+    PolicyTable::new(by_address, Documents { groups: Arc::new(groups), ..documents })
 }
 
 /// The table before, but for these addresses: their pods changed, the policies did not. `claimants`: the pods that have an
@@ -180,17 +275,21 @@ pub(super) fn recompile<'m, P: Iterator<Item = &'m Arc<Workload>>>(
     previous: &RoutingTable,
 ) -> PolicyTable {
     let before = &previous.policies;
-    let Documents { policies, groups } = &before.documents;
-    if policies.is_empty() || addresses.is_empty() {
+    let documents = &before.documents;
+    if documents.is_empty() || addresses.is_empty() {
         return PolicyTable {
             by_address: Arc::clone(&before.by_address),
-            documents: before.documents.clone(),
+            refuses: before.refuses,
+            documents: documents.clone(),
         };
     }
     let mut by_address = HashMap::clone(&before.by_address);
-    let mut groups = HashMap::clone(groups);
+    let mut groups = Groups::clone(&documents.groups);
     for address in addresses {
-        let group = claimants(*address).find_map(|pod| group_of(pod, policies, &mut groups, previous));
+        let group = claimants(*address).find_map(|pod| {
+            let selected = Selected::of(pod, documents);
+            group_of((pod, *address), &selected, documents, (&mut groups, previous))
+        });
         match group {
             Some(group) => by_address.insert(*address, group),
             None => by_address.remove(address),
@@ -201,23 +300,46 @@ pub(super) fn recompile<'m, P: Iterator<Item = &'m Arc<Workload>>>(
         let used: HashSet<*const PodPolicy> = by_address.values().map(Arc::as_ptr).collect();
         groups.retain(|_, group| used.contains(&Arc::as_ptr(group)));
     }
-    let documents = Documents { policies: Arc::clone(policies), groups: Arc::new(groups) };
-    PolicyTable { by_address: Arc::new(by_address), documents }
+    let documents = Documents { groups: Arc::new(groups), ..documents.clone() };
+    PolicyTable::new(by_address, documents)
+}
+
+impl Selected {
+    fn of(workload: &Workload, documents: &Documents) -> Self {
+        let Documents { policies, peers, .. } = documents;
+        Self {
+            policies: selecting(policies, workload),
+            peers: peers::counting(peers, workload),
+            address: None,
+        }
+    }
+
+    /// The same for one address of the pod, where that makes a difference.
+    fn at(&self, address: IpAddr, policies: &[Arc<AuthorizationPolicy>]) -> Self {
+        let asked = self.policies.iter().any(|index| policies[*index].asks_of_destinations());
+        Self { address: asked.then_some(address), ..self.clone() }
+    }
 }
 
 fn group_of(
-    workload: &Workload,
-    policies: &[Arc<AuthorizationPolicy>],
-    groups: &mut HashMap<Vec<usize>, Arc<PodPolicy>>,
-    previous: &RoutingTable,
+    (workload, address): (&Workload, IpAddr),
+    selected: &Selected,
+    documents: &Documents,
+    (groups, previous): (&mut Groups, &RoutingTable),
 ) -> Option<Arc<PodPolicy>> {
-    let selected = selecting(policies, workload);
-    if selected.is_empty() {
+    let Documents { policies, peers, .. } = documents;
+    let selected = selected.at(address, policies);
+    if selected.policies.is_empty() && selected.peers.is_empty() {
         return None;
     }
     let before = workload.addresses.iter().find_map(|address| previous.policies.of(*address));
     let group = groups.entry(selected).or_insert_with_key(|selected| {
-        let made = group(selected.iter().map(|index| &policies[*index]));
+        let counting: Vec<_> = selected.peers.iter().map(|index| &peers[*index]).collect();
+        let policies = selected.policies.iter().map(|index| match selected.address {
+            Some(address) => Arc::new(policies[*index].at(address)),
+            None => Arc::clone(&policies[*index]),
+        });
+        let made = group(policies, PodMtls::of(&counting));
         before.filter(|before| ***before == made).map_or_else(|| Arc::new(made), Arc::clone)
     });
     Some(Arc::clone(group))
@@ -228,9 +350,10 @@ fn selecting(policies: &[Arc<AuthorizationPolicy>], workload: &Workload) -> Vec<
     (0..policies.len()).filter(|index| selects(&policies[*index])).collect()
 }
 
-fn group<'a>(policies: impl Iterator<Item = &'a Arc<AuthorizationPolicy>>) -> PodPolicy {
-    let (deny, allow) = policies.cloned().partition(|policy| policy.action == PolicyAction::Deny);
-    PodPolicy { deny, allow }
+fn group(policies: impl Iterator<Item = Arc<AuthorizationPolicy>>, mtls: PodMtls) -> PodPolicy {
+    let (enforced, watched): (Vec<_>, Vec<_>) = policies.partition(|policy| policy.is_enforced());
+    let (deny, allow) = enforced.into_iter().partition(|policy| policy.action == PolicyAction::Deny);
+    PodPolicy { deny, allow, mtls, watched: Watched::new(watched) }
 }
 
 #[cfg(test)]
@@ -269,6 +392,7 @@ mod tests {
             scope: if namespace == "istio-system" { PolicyScope::Mesh } else { PolicyScope::Namespace },
             selector: [("app".into(), "web".into())].into(),
             action,
+            dry_run: false,
             rules: rules.iter().enumerate().map(rule).collect(),
         }
     }
@@ -285,12 +409,11 @@ mod tests {
     }
 
     fn check(table: &RoutingTable, client: &str, endpoint: &str) -> String {
-        let (client, endpoint) =
+        let (client, endpoint): (IpAddr, SocketAddr) =
             (client.parse().expect("an address"), endpoint.parse().expect("an endpoint"));
-        match table.check_access(client, endpoint, Asked::Opaque) {
+        match table.check_access(PolicyClient::direct(client), endpoint, Asked::Opaque) {
             Ok(()) => "ok".to_owned(),
-            Err(Denied { policy, rule: Some(rule) }) => format!("{policy} {rule}"),
-            Err(Denied { policy, rule: None }) => format!("{policy} none"),
+            Err(denied) => format!("{} {}", denied.policy, denied.rule_label()),
         }
     }
 

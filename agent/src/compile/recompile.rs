@@ -19,7 +19,7 @@ use super::source::{Pods, Source};
 use super::wire::{Parts, Touched, Whole};
 use super::{
     ClusterKey, DatagramFrontend, Frontend, GatewayListener, PolicyTable, RoutingTable, TableVersion,
-    compile, datagrams, frontends, gateways, guard, policies,
+    compile, datagrams, frontends, gateways, guard, limits, policies,
 };
 use crate::model::{ObjectName, Workload};
 
@@ -66,11 +66,17 @@ impl Work<'_> {
             frontends: self.frontends(&scope),
             datagrams: self.datagrams(),
             policies: self.policies(),
+            realm: Arc::clone(&self.previous.realm),
             gateways: self.gateways(&scope),
             guard: if self.touched.wholes.contains(&Whole::Guards) {
                 guard::compile(&self.parts.guards(), &self.previous.guard)
             } else {
                 Arc::clone(&self.base.guard)
+            },
+            limits: if self.touched.wholes.contains(&Whole::Limits) {
+                limits::compile(self.parts.limits(), &self.previous.limits)
+            } else {
+                Arc::clone(&self.base.limits)
             },
             workloads,
             clusters,
@@ -220,7 +226,8 @@ impl Work<'_> {
 
     fn policies(&self) -> PolicyTable {
         if self.touched.wholes.contains(&Whole::Authorization) {
-            return policies::compile(self.parts.authorization(), self.parts.workloads(), self.previous);
+            let (policies, peers) = (self.parts.authorization(), self.parts.peers());
+            return policies::compile(policies, peers, self.parts.workloads(), self.previous);
         }
         let claimants = |address| self.parts.pods_at(address);
         policies::recompile(&self.touched.pods, claimants, self.previous)

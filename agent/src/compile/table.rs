@@ -13,7 +13,7 @@ use crate::model::{
 };
 use crate::route::{HostTable, RequestOrigin, RequestView, RouteMatch, RuleSet};
 
-use super::{GuardPolicy, PolicyTable, TableVersion, Weights};
+use super::{GuardPolicy, LimitTable, PolicyTable, Realm, TableVersion, Weights};
 
 /// Everything that the proxies look up. Immutable; a request keeps the one it started with.
 #[derive(Debug, Default)]
@@ -28,12 +28,16 @@ pub struct RoutingTable {
     pub workloads: Arc<HashMap<IpAddr, Arc<Workload>>>,
     /// Who may reach which pods.
     pub policies: PolicyTable,
+    /// Where it is in force; each table has it of the one before.
+    pub realm: Arc<Realm>,
     /// Gateway listeners, one entry for each port that is bound.
     pub gateways: Vec<Arc<GatewayListener>>,
     /// Every destination that a route can name.
     pub clusters: BTreeMap<ClusterKey, Arc<Cluster>>,
     /// What the guard at the edge holds sources to.
     pub guard: Arc<GuardPolicy>,
+    /// How many requests are let through.
+    pub limits: Arc<LimitTable>,
 }
 
 /// One port of one service, as a captured connection meets it.
@@ -266,6 +270,11 @@ impl Upstream {
     /// An endpoint without load.
     pub fn new(address: SocketAddr, uid: Arc<str>, workload: Option<Arc<Workload>>) -> Self {
         Self { address, uid, workload, active: AtomicU32::new(0) }
+    }
+
+    /// Whether other nodes' pods reach it through tunnels.
+    pub fn is_tunnelled(&self) -> bool {
+        self.workload.as_ref().is_some_and(|pod| pod.is_tunnelled())
     }
 
     /// Requests and connections in flight, over all workers.

@@ -15,6 +15,7 @@ use crate::route::{RequestOrigin, RequestView};
 mod incremental;
 pub(super) mod made;
 mod origins;
+mod peers;
 mod sharing;
 
 struct Get<'a>(&'a str, &'a str);
@@ -158,6 +159,7 @@ fn canary() -> Model {
         ],
         workloads: vec![pod("order-1", "10.0.0.1"), pod("user-1", "10.0.1.1")],
         authorization: Vec::new(),
+        peers: Vec::new(),
         policies: vec![TrafficPolicy {
             source: name("order"),
             service: name("order"),

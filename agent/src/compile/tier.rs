@@ -18,6 +18,10 @@ impl Frontend {
             AppProtocol::Tcp if !self.tcp.endpoints.iter().any(|one| one.address.is_ipv4() == ipv4) => {
                 (Tier::AgentL4, TierReason::NoEndpoint)
             }
+            // What the kernel would send in plaintext a pod may well refuse that takes tunnels.
+            AppProtocol::Tcp if self.tcp.endpoints.iter().any(|one| one.is_tunnelled()) => {
+                (Tier::AgentL4, TierReason::Tunnelled)
+            }
             AppProtocol::Tcp => (Tier::Balance, TierReason::Opaque),
         }
     }
@@ -40,7 +44,7 @@ mod tests {
 
     use super::*;
     use crate::compile::{Cluster, ClusterKey, Upstream, VirtualHost};
-    use crate::model::{LbPolicy, ObjectName};
+    use crate::model::{LbPolicy, ObjectName, Workload};
 
     fn frontend(protocol: AppProtocol, headless: bool, endpoints: &[&str]) -> Frontend {
         let service = ObjectName::new("default", "db");
@@ -79,6 +83,34 @@ mod tests {
         for ((protocol, headless, endpoints, ipv4), expected) in cases {
             let found = frontend(protocol, headless, endpoints).tier(ipv4);
             assert_eq!(found, expected, "{protocol:?} {headless} {endpoints:?} {ipv4}");
+        }
+    }
+
+    #[test]
+    fn what_goes_through_tunnels_is_the_agents() {
+        let pod = |label: &str| Workload {
+            name: ObjectName::new("default", "db-0"),
+            uid: "1".into(),
+            workload: "db".into(),
+            node: Some("there".into()),
+            service_account: "default".into(),
+            addresses: vec!["10.0.0.2".parse().expect("is an address")],
+            labels: Arc::new([(label.into(), "http".into())].into()),
+            ready: true,
+            probes: Vec::new(),
+            accelerated: true,
+        };
+        for (label, expected) in [
+            ("networking.istio.io/tunnel", (Tier::AgentL4, TierReason::Tunnelled)),
+            ("app", (Tier::Balance, TierReason::Opaque)),
+        ] {
+            let mut frontend = frontend(AppProtocol::Tcp, false, &["10.0.0.1:1"]);
+            let address = "10.0.0.2:1".parse().expect("is an address");
+            let second = Upstream::new(address, "1".into(), Some(Arc::new(pod(label))));
+            let (key, mut endpoints) = (frontend.tcp.key.clone(), frontend.tcp.endpoints.clone());
+            endpoints.push(Arc::new(second));
+            frontend.tcp = Arc::new(Cluster::new(key, AppProtocol::Tcp, LbPolicy::default(), endpoints));
+            assert_eq!(frontend.tier(true), expected, "{label}");
         }
     }
 

@@ -13,18 +13,20 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use h2::client::{Builder, Connection, SendRequest};
 use h2::{Reason, RecvStream, SendStream};
-use http::{Method, Request, StatusCode};
+use http::{HeaderMap, Method, Request, StatusCode};
+use ring::rand::{SecureRandom, SystemRandom};
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 use tokio::task::spawn_local;
 use tokio_rustls::client::TlsStream;
 
+use super::fields::{self, TraceIds};
 use super::{
     CONNECTION_WINDOW_BYTES, Ends, HANDSHAKE, HEAD_MAX_BYTES, Mesh, PORT, Role, STREAM_WINDOW_BYTES,
-    STREAMS_MAX, pair, relay,
+    STREAMS_MAX, Standing, pair, relay,
 };
 use crate::identity::tls::{self, Terms};
-use crate::identity::{PeerRefusal, SpiffeId};
+use crate::identity::{Binding, PeerRefusal, SpiffeId};
 use crate::net::{ConnectSource, ConnectTarget, Connector};
 
 /// A connection that had no stream for one to two of these is closed.
@@ -64,9 +66,11 @@ struct Shelf {
 struct Open {
     /// `None` once it takes no more streams.
     requests: RefCell<Option<SendRequest<Bytes>>>,
+    /// The same for what is asked beside streams; `None` once there are none and there will be none.
+    asking: RefCell<Option<SendRequest<Bytes>>>,
     streams: Cell<u32>,
     used: Cell<bool>,
-    /// Certificates of both ends hold until then; after that new streams get a new connection.
+    /// Certificates of both ends hold for some time after that; new streams get a new connection from then on.
     until: SystemTime,
 }
 
@@ -78,6 +82,9 @@ impl Open {
 
     fn close(&self) {
         self.requests.take();
+        if self.streams.get() == 0 {
+            self.asking.take();
+        }
     }
 }
 
@@ -94,7 +101,11 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.streams.set(self.0.streams.get() - 1);
+        let streams = self.0.streams.get() - 1;
+        self.0.streams.set(streams);
+        if streams == 0 && self.0.requests.borrow().is_none() {
+            self.0.asking.take();
+        }
     }
 }
 
@@ -113,7 +124,7 @@ impl TunnelConnector {
 
     async fn tunnel(&self, source: IpAddr, to: SocketAddr, ends: &Ends) -> io::Result<TcpStream> {
         let terms = self.mesh.terms(&ends.source, &ends.destination).map_err(|why| {
-            self.mesh.counts().refused(Role::Client, why);
+            self.mesh.counts().handshakes.refused(Role::Client, why);
             io::Error::other(why)
         })?;
         let key = Key {
@@ -126,7 +137,8 @@ impl TunnelConnector {
         };
         for _ in 0..TRIES {
             let place = self.place(&key, terms.clone()).await?;
-            match stream(&place, to).await {
+            let said = fields::fields(&ends.source, source, &self.mesh.cluster, &trace_ids());
+            match stream(&place, to, said).await {
                 Ok(stream) => return join(stream, place).await,
                 Err(NoStream::Gone) => place.0.close(),
                 Err(NoStream::Failed(error)) => return Err(error),
@@ -164,22 +176,22 @@ impl TunnelConnector {
         let address = SocketAddr::new(key.destination, PORT);
         let io =
             self.inner.connect(ConnectTarget { address, source: ConnectSource::Pod(key.source) }).await?;
-        let own = terms.own.not_after();
         let shaken = tokio::time::timeout(HANDSHAKE, shake(&self.mesh, io, terms)).await;
-        let (requests, connection) = shaken.unwrap_or(Err(PeerRefusal::Timeout)).map_err(|why| {
-            self.mesh.counts().refused(Role::Client, why);
-            tracing::debug!(%address, peer = %key.peer, reason = why.name(), "a tunnel was not made");
-            io::Error::other(why)
-        })?;
-        self.mesh.counts().done(Role::Client);
-        let peer = connection.1;
+        let (requests, connection, standing) =
+            shaken.unwrap_or(Err(PeerRefusal::Timeout)).map_err(|why| {
+                self.mesh.counts().handshakes.refused(Role::Client, why);
+                tracing::debug!(%address, peer = %key.peer, reason = why.name(), "a tunnel was not made");
+                io::Error::other(why)
+            })?;
+        self.mesh.counts().handshakes.done(Role::Client);
         let open = Rc::new(Open {
-            requests: RefCell::new(Some(requests)),
+            requests: RefCell::new(Some(requests.clone())),
+            asking: RefCell::new(Some(requests)),
             streams: Cell::new(0),
             used: Cell::new(true),
-            until: own.min(peer),
+            until: standing.takes_streams_until(&self.mesh),
         });
-        spawn_local(drive(connection.0, Rc::clone(&open)));
+        spawn_local(drive(Arc::clone(&self.mesh), (connection, standing), Rc::clone(&open)));
         Ok(open)
     }
 }
@@ -201,15 +213,18 @@ impl Connector for TunnelConnector {
 
 type Dialled = Connection<TlsStream<TcpStream>, Bytes>;
 
-/// Answers the connection, and when the peer's certificate ends.
+/// Answers the connection, and what it rests on.
 async fn shake(
     mesh: &Mesh,
     io: TcpStream,
     terms: Terms,
-) -> Result<(SendRequest<Bytes>, (Dialled, SystemTime)), PeerRefusal> {
+) -> Result<(SendRequest<Bytes>, Dialled, Standing), PeerRefusal> {
+    let ends = (Arc::clone(&terms.own), terms.peer.clone());
     let io = tls::connect(io, terms, mesh.clock()).await?;
-    let leaf = io.get_ref().1.peer_certificates().and_then(<[_]>::first);
-    let until = leaf.map_or(SystemTime::UNIX_EPOCH, tls::not_after);
+    let connection = io.get_ref().1;
+    let binding = Binding::of(connection).ok_or(PeerRefusal::Incompatible)?;
+    let shown = connection.peer_certificates().ok_or(PeerRefusal::NoCertificate)?.to_vec();
+    let standing = Standing::new(Role::Client, binding, ends, shown);
     let (requests, connection) = Builder::new()
         .initial_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -218,17 +233,26 @@ async fn shake(
         .handshake(io)
         .await
         .map_err(|_| PeerRefusal::Closed)?;
-    Ok((requests, (connection, until)))
+    Ok((requests, connection, standing))
 }
 
-/// Runs a connection to its end. One that nobody uses takes no more streams, and ends by that.
-async fn drive(connection: Dialled, open: Rc<Open>) {
+/// Runs a connection to its end. One that nobody uses takes no more streams, and ends by that; one whose certificates no
+/// longer hold is dropped, which resets what goes through it.
+async fn drive(mesh: Arc<Mesh>, (connection, standing): (Dialled, Standing), open: Rc<Open>) {
     let mut connection = pin!(connection);
+    let mut lost = pin!(standing.kept(&mesh, || open.asking.borrow().clone()));
     loop {
         tokio::select! {
             ended = &mut connection => {
                 if let Err(error) = ended {
                     tracing::debug!(%error, "a tunnel broke");
+                }
+                return open.close();
+            }
+            why = &mut lost => {
+                if open.streams.get() > 0 {
+                    mesh.counts().ended.refused(Role::Client, why);
+                    tracing::warn!(peer = %standing.peer().id, reason = why.name(), "an open tunnel was ended");
                 }
                 return open.close();
             }
@@ -242,11 +266,16 @@ async fn drive(connection: Dialled, open: Rc<Open>) {
 }
 
 /// Asks the peer for a stream to an address of its pod.
-async fn stream(place: &Place, to: SocketAddr) -> Result<(SendStream<Bytes>, RecvStream), NoStream> {
+async fn stream(
+    place: &Place,
+    to: SocketAddr,
+    said: HeaderMap,
+) -> Result<(SendStream<Bytes>, RecvStream), NoStream> {
     let Some(requests) = place.0.requests.borrow().clone() else { return Err(NoStream::Gone) };
     let mut requests = requests.ready().await.map_err(|_| NoStream::Gone)?;
     let request = Request::builder().method(Method::CONNECT).uri(to.to_string()).body(());
-    let request = request.map_err(|error| NoStream::Failed(io::Error::other(error)))?;
+    let mut request = request.map_err(|error| NoStream::Failed(io::Error::other(error)))?;
+    *request.headers_mut() = said;
     let (answer, send) = requests.send_request(request, false).map_err(|_| NoStream::Gone)?;
     drop(requests);
     let answer = answer.await.map_err(|error| {
@@ -261,6 +290,13 @@ async fn stream(place: &Place, to: SocketAddr) -> Result<(SendStream<Bytes>, Rec
         StatusCode::SERVICE_UNAVAILABLE => failed(io::ErrorKind::ConnectionRefused),
         _ => failed(io::ErrorKind::InvalidData),
     }
+}
+
+/// A new trace. Without chance it is one that tells nothing.
+fn trace_ids() -> TraceIds {
+    let mut ids = [0; size_of::<TraceIds>()];
+    let _ = SystemRandom::new().fill(&mut ids);
+    ids
 }
 
 /// Makes a connection of a stream.

@@ -5,9 +5,11 @@
 
 mod client;
 mod counts;
+mod fields;
 mod pair;
 mod relay;
 mod server;
+mod standing;
 
 use std::collections::HashSet;
 use std::fmt;
@@ -24,10 +26,11 @@ use crate::identity::{Expected, PeerRefusal, SpiffeId, WorkloadCertificates};
 use crate::model::Workload;
 
 pub use client::TunnelConnector;
-pub use counts::{HandshakeCounts, Role};
+pub use counts::{Role, Tally, TunnelCounts};
 pub use pair::pair;
 pub use relay::{Broken, StreamEnd, relay};
 pub use server::{Tunnel, accept, destination};
+pub use standing::{LOST, Standing, is_proof};
 
 /// The port that tunnels are dialled at, on the pod's own address.
 pub const PORT: u16 = agent_common::capture::HBONE_PORT;
@@ -35,6 +38,8 @@ pub const PORT: u16 = agent_common::capture::HBONE_PORT;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Streams of one connection; the next one gets a connection of its own.
 const STREAMS_MAX: u32 = 64;
+/// What a peer may have open beside them: a request for a proof.
+const STREAMS_SPARE: u32 = 1;
 /// What a peer may send on a stream before it has been taken.
 const STREAM_WINDOW_BYTES: u32 = 512 * 1024;
 /// The same of a connection: the sum of its streams', so that streams that nobody reads from never stop the others.
@@ -45,10 +50,12 @@ const HEAD_MAX_BYTES: u32 = 16 * 1024;
 /// Who is in the mesh, and as whom this node's workloads speak; shared by all workers.
 pub struct Mesh {
     node: Arc<str>,
+    /// The cluster's name, for what peers are told of pods.
+    cluster: Arc<str>,
     tables: Arc<ArcSwap<RoutingTable>>,
     certificates: Arc<WorkloadCertificates>,
     clock: Arc<dyn TimeProvider>,
-    counts: HandshakeCounts,
+    counts: TunnelCounts,
 }
 
 /// Both ends of a connection that goes through a tunnel.
@@ -59,18 +66,18 @@ pub(crate) struct Ends {
 }
 
 impl Mesh {
-    /// The mesh as this node sees it.
+    /// The mesh as this node of a cluster sees it.
     pub fn new(
-        node: Arc<str>,
+        (node, cluster): (Arc<str>, Arc<str>),
         tables: Arc<ArcSwap<RoutingTable>>,
         certificates: Arc<WorkloadCertificates>,
         clock: Arc<dyn TimeProvider>,
     ) -> Self {
-        Self { node, tables, certificates, clock, counts: HandshakeCounts::default() }
+        Self { node, cluster, tables, certificates, clock, counts: TunnelCounts::default() }
     }
 
-    /// How handshakes went.
-    pub fn counts(&self) -> &HandshakeCounts {
+    /// What happened to tunnels.
+    pub fn counts(&self) -> &TunnelCounts {
         &self.counts
     }
 
@@ -108,6 +115,13 @@ impl Mesh {
         let source = table.workloads.get(&source).ok_or(PeerRefusal::UnknownPeer)?;
         let own = table.workloads.get(&destination).filter(|own| self.runs(own));
         self.terms(own.ok_or(PeerRefusal::NoOwnCertificate)?, source)
+    }
+
+    /// Who the pod at an address is, by the table in force.
+    pub fn expected(&self, pod: IpAddr) -> Option<Expected> {
+        let table = self.tables.load();
+        let pod = table.workloads.get(&pod)?;
+        Some(Expected { id: self.identity(pod)?, node: pod.node.clone()? })
     }
 
     /// How a workload of this node speaks with another one.

@@ -33,15 +33,15 @@ pub enum Broken {
     Tunnel,
     /// The socket was reset.
     Socket,
-    /// It was told to stop.
-    Stopped,
+    /// It was told to stop, for this reason.
+    Stopped(&'static str),
 }
 
-/// Copies until both directions have ended, one fails, or `stop` does. The other side of a failure is reset.
+/// Copies until both directions have ended, one fails, or `stop` says why not to go on. The other side of a failure is reset.
 pub async fn relay(
     io: &mut TcpStream,
     (mut send, mut receive): (SendStream<Bytes>, RecvStream),
-    stop: impl Future<Output = ()>,
+    stop: impl Future<Output = &'static str>,
 ) -> StreamEnd {
     let mut end = StreamEnd::default();
     let result = {
@@ -51,7 +51,7 @@ pub async fn relay(
         let both = async { tokio::try_join!(up, down).map(|_| ()) };
         tokio::select! {
             biased;
-            () = stop => Err(Broken::Stopped),
+            why = stop => Err(Broken::Stopped(why)),
             ended = both => ended,
         }
     };

@@ -1,6 +1,7 @@
 //! The end of a tunnel that is dialled.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use h2::server::{Builder, Connection};
@@ -10,34 +11,38 @@ use tokio_rustls::server::TlsStream;
 
 use super::{
     CONNECTION_WINDOW_BYTES, HANDSHAKE, HEAD_MAX_BYTES, Mesh, Role, STREAM_WINDOW_BYTES, STREAMS_MAX,
+    STREAMS_SPARE, Standing,
 };
-use crate::identity::PeerRefusal;
 use crate::identity::tls::{self, Terms};
+use crate::identity::{Binding, PeerRefusal};
 
 /// A connection whose streams are tunnels.
 pub type Tunnel = Connection<TlsStream<TcpStream>, Bytes>;
 
-/// Answers a connection; counts how that went.
-pub async fn accept(mesh: &Mesh, io: TcpStream, terms: Terms) -> Result<Tunnel, PeerRefusal> {
+/// Answers a connection; counts how that went. Answers what the tunnel rests on as well.
+pub async fn accept(mesh: &Mesh, io: TcpStream, terms: Terms) -> Result<(Tunnel, Standing), PeerRefusal> {
     let shaken = tokio::time::timeout(HANDSHAKE, shake(mesh, io, terms)).await;
     let shaken = shaken.unwrap_or(Err(PeerRefusal::Timeout));
-    match &shaken {
-        Ok(_) => mesh.counts().done(Role::Server),
-        Err(why) => mesh.counts().refused(Role::Server, *why),
-    }
+    mesh.counts().handshakes.count(Role::Server, shaken.as_ref().map_err(|why| *why));
     shaken
 }
 
-async fn shake(mesh: &Mesh, io: TcpStream, terms: Terms) -> Result<Tunnel, PeerRefusal> {
+async fn shake(mesh: &Mesh, io: TcpStream, terms: Terms) -> Result<(Tunnel, Standing), PeerRefusal> {
+    let ends = (Arc::clone(&terms.own), terms.peer.clone());
     let io = tls::accept(io, terms, mesh.clock()).await?;
-    Builder::new()
+    let connection = io.get_ref().1;
+    let binding = Binding::of(connection).ok_or(PeerRefusal::Incompatible)?;
+    let shown = connection.peer_certificates().ok_or(PeerRefusal::NoCertificate)?.to_vec();
+    let standing = Standing::new(Role::Server, binding, ends, shown);
+    let tunnel = Builder::new()
         .initial_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_concurrent_streams(STREAMS_MAX)
+        .max_concurrent_streams(STREAMS_MAX + STREAMS_SPARE)
         .max_header_list_size(HEAD_MAX_BYTES)
         .handshake(io)
         .await
-        .map_err(|_| PeerRefusal::Closed)
+        .map_err(|_| PeerRefusal::Closed)?;
+    Ok((tunnel, standing))
 }
 
 /// Where a stream leads, which must be the pod that the tunnel was dialled at; else the status that refuses it.

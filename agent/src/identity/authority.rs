@@ -11,9 +11,12 @@ use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
-use super::certificate::{NodeCertificate, OperatorCertificate, RootCertificate, Validity, seconds};
+use super::certificate::{
+    NodeCertificate, OperatorCertificate, PublicKey, RootCertificate, Validity, seconds,
+};
 use super::error::Content;
 use super::files::{self, Existing, Writing};
+use super::ledger::{self, Issued, IssuedKind};
 use super::{IdentityError, NodeName, OperatorName, SpiffeId, TrustBundle, TrustDomain, pem};
 
 /// How far clocks of nodes may be behind that of the CA: certificates begin to hold that much earlier.
@@ -31,13 +34,18 @@ const NOT_AN_OPERATOR: &str =
 const DOCUMENT_SIGNING: [u64; 9] = [1, 3, 6, 1, 5, 5, 7, 3, 36];
 const NOT_A_CA: &str = "that is of a node: give the CA a directory of its own";
 
+const ROTATING: &str = "a rotation of the root is under way: `sluice ca rotate` finishes it";
+
 /// A root and its key.
 pub struct Authority {
-    directory: PathBuf,
+    pub(super) directory: PathBuf,
     trust_domain: TrustDomain,
     validity: Validity,
-    certificate: CertificateDer<'static>,
-    key: Zeroizing<KeyPair>,
+    /// Its name as DER has it.
+    pub(super) subject: Box<[u8]>,
+    pub(super) public_key: PublicKey,
+    pub(super) certificate: CertificateDer<'static>,
+    pub(super) key: Zeroizing<KeyPair>,
 }
 
 /// How long a certificate holds.
@@ -98,16 +106,10 @@ impl Authority {
         replace: Replace,
     ) -> Result<Self, IdentityError> {
         files::refuse_existing(directory, &[files::NODE, files::NODE_KEY], NOT_A_CA)?;
-        let key = new_key()?;
-        let mut params = term.params()?;
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.distinguished_name = authority_name("sluice root", &params.key_identifier(&*key));
-        params.subject_alt_names = vec![uri(&SpiffeId::of_trust_domain(trust_domain.clone()))?];
-        let certificate = params.self_signed(&*key)?;
-        let text = certificate.pem();
+        files::refuse_existing(directory, &[files::NEXT_ROOT_KEY, files::OLD_ROOT_KEY], ROTATING)?;
+        let (key, text) = new_root(trust_domain, term)?;
         let contents = [
-            Writing::secret(files::ROOT_KEY, pem::private_key_text(key.serialized_der())),
+            Writing::secret(files::ROOT_KEY, key),
             Writing::public(files::ROOT, text.clone()),
             Writing::public(files::BUNDLE, text),
         ];
@@ -117,7 +119,12 @@ impl Authority {
 
     /// Reads `root.pem` and `root.key` of a CA's directory.
     pub fn load(directory: &Path) -> Result<Self, IdentityError> {
-        let (certificate_file, key_file) = (directory.join(files::ROOT), directory.join(files::ROOT_KEY));
+        Self::load_named(directory, (files::ROOT, files::ROOT_KEY))
+    }
+
+    /// Reads a root and its key from files of these names.
+    pub(super) fn load_named(directory: &Path, (root, key): (&str, &str)) -> Result<Self, IdentityError> {
+        let (certificate_file, key_file) = (directory.join(root), directory.join(key));
         let content = |file: &Path, what| IdentityError::Content { file: file.to_owned(), what };
         let certificate = pem::certificate(&files::read(&certificate_file)?)
             .map_err(|what| content(&certificate_file, what))?;
@@ -131,8 +138,9 @@ impl Authority {
         if key.public_key_raw() != said.public_key {
             return Err(IdentityError::KeyMismatch { key: key_file, certificate: certificate_file });
         }
-        let (trust_domain, validity) = (said.id.trust_domain().clone(), said.validity);
-        Ok(Self { directory: directory.to_owned(), trust_domain, validity, certificate, key })
+        let RootCertificate { id, subject, public_key, validity } = said;
+        let (directory, trust_domain) = (directory.to_owned(), id.trust_domain().clone());
+        Ok(Self { directory, trust_domain, validity, subject, public_key, certificate, key })
     }
 
     /// The trust domain whose root this is.
@@ -143,6 +151,16 @@ impl Authority {
     /// The last second in which the root holds.
     pub fn not_after(&self) -> SystemTime {
         self.validity.end()
+    }
+
+    /// Its certificate in PEM.
+    pub(super) fn own_text(&self) -> String {
+        pem::certificate_text(&self.certificate)
+    }
+
+    /// Its key in PEM.
+    pub(super) fn key_text(&self) -> Zeroizing<String> {
+        pem::private_key_text(self.key.serialized_der())
     }
 
     /// Makes what a node needs and writes it into the node's directory `out`: the bundle, the node's certificate, the
@@ -161,7 +179,7 @@ impl Authority {
         let (leaf_key, leaf) = self.node_certificate(node, term)?;
         let (intermediate_key, intermediate) = self.intermediate(node, term)?;
         // A certificate is written before its key: until both are there, the agent keeps those that it has.
-        let contents = [
+        let mut contents = vec![
             Writing::public(files::BUNDLE, bundle),
             Writing::public(files::INTERMEDIATE, intermediate.pem()),
             Writing::secret(
@@ -171,7 +189,11 @@ impl Authority {
             Writing::public(files::NODE, leaf.pem()),
             Writing::secret(files::NODE_KEY, pem::private_key_text(leaf_key.serialized_der())),
         ];
-        files::write_all(out, &contents, replace.existing(RENEW_NODE))?;
+        contents.extend(self.list()?);
+        let issued = [(IssuedKind::Node, leaf.der()), (IssuedKind::Intermediate, intermediate.der())];
+        let issued = issued.map(|(kind, der)| Issued::of(kind, &node.shared(), (&self.certificate, der)));
+        let record = || ledger::append(&self.directory, &issued);
+        files::write_after(out, &contents, replace.existing(RENEW_NODE), record)?;
         Ok(Validity { from: 0, until: term.until()? }.end())
     }
 
@@ -189,12 +211,16 @@ impl Authority {
         same_operator(out, operator)?;
         let bundle = self.bundle()?;
         let (key, certificate) = self.operator_certificate(operator, term)?;
-        let contents = [
+        let mut contents = vec![
             Writing::public(files::BUNDLE, bundle),
             Writing::public(files::OPERATOR, certificate.pem()),
             Writing::secret(files::OPERATOR_KEY, pem::private_key_text(key.serialized_der())),
         ];
-        files::write_all(out, &contents, replace.existing(RENEW_OPERATOR))?;
+        contents.extend(self.list()?);
+        let issued =
+            Issued::of(IssuedKind::Operator, &operator.shared(), (&self.certificate, certificate.der()));
+        let record = || ledger::append(&self.directory, &[issued]);
+        files::write_after(out, &contents, replace.existing(RENEW_OPERATOR), record)?;
         Ok(Validity { from: 0, until: term.until()? }.end())
     }
 
@@ -291,6 +317,21 @@ impl std::fmt::Debug for Authority {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(formatter, "Authority({})", self.trust_domain)
     }
+}
+
+/// Makes a root: its key and its certificate in PEM.
+pub(super) fn new_root(
+    trust_domain: &TrustDomain,
+    term: Term,
+) -> Result<(Zeroizing<String>, String), IdentityError> {
+    let key = new_key()?;
+    let mut params = term.params()?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.distinguished_name = authority_name("sluice root", &params.key_identifier(&*key));
+    params.subject_alt_names = vec![uri(&SpiffeId::of_trust_domain(trust_domain.clone()))?];
+    let certificate = params.self_signed(&*key)?;
+    Ok((pem::private_key_text(key.serialized_der()), certificate.pem()))
 }
 
 pub(super) fn new_key() -> Result<Zeroizing<KeyPair>, IdentityError> {

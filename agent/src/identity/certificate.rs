@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
+use x509_parser::num_bigint::BigUint;
 use x509_parser::prelude::FromDer;
 
 use super::error::RootFault;
@@ -54,6 +55,29 @@ impl Validity {
     }
 }
 
+/// Which certificate it is among all: its issuer's name as DER has it, and the number that the issuer gave it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Serial {
+    pub(super) issuer: Box<[u8]>,
+    pub(super) number: Box<[u8]>,
+}
+
+impl Serial {
+    fn of(certificate: &X509Certificate<'_>) -> Self {
+        Self { issuer: certificate.issuer().as_raw().into(), number: certificate.raw_serial().into() }
+    }
+
+    /// Reads it of any certificate.
+    pub(super) fn read(der: &[u8]) -> Result<Self, Untrusted> {
+        parse(der).map(|certificate| Self::of(&certificate)).ok_or(Untrusted::Malformed)
+    }
+
+    /// The number in decimal digits.
+    pub(super) fn decimal(&self) -> String {
+        BigUint::from_bytes_be(&self.number).to_string()
+    }
+}
+
 /// Seconds since 1970, rounded down.
 pub(super) fn seconds(time: SystemTime) -> i64 {
     let whole = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
@@ -63,7 +87,8 @@ pub(super) fn seconds(time: SystemTime) -> i64 {
     }
 }
 
-fn moment(seconds: i64) -> SystemTime {
+/// The moment so many seconds from 1970.
+pub(super) fn moment(seconds: i64) -> SystemTime {
     let distance = Duration::from_secs(seconds.unsigned_abs());
     if seconds < 0 { UNIX_EPOCH - distance } else { UNIX_EPOCH + distance }
 }
@@ -133,6 +158,8 @@ impl NodeCertificate {
 pub(super) struct RootCertificate {
     /// Has no path.
     pub(super) id: SpiffeId,
+    /// Its name as DER has it, by which what it issued names it.
+    pub(super) subject: Box<[u8]>,
     pub(super) public_key: PublicKey,
     pub(super) validity: Validity,
 }
@@ -152,7 +179,8 @@ impl RootCertificate {
         if !id.path().is_empty() {
             return Err(RootFault::NoTrustDomain);
         }
-        Ok(Self { id, public_key, validity: Validity::of(&certificate) })
+        let subject = certificate.subject().as_raw().into();
+        Ok(Self { id, subject, public_key, validity: Validity::of(&certificate) })
     }
 }
 
@@ -187,6 +215,7 @@ pub(super) struct IntermediateCertificate {
     pub(super) id: SpiffeId,
     /// The one DNS name: the node whose workloads it may make certificates of.
     pub(super) node: Box<str>,
+    pub(super) serial: Serial,
     pub(super) public_key: PublicKey,
     pub(super) validity: Validity,
 }
@@ -213,7 +242,45 @@ impl IntermediateCertificate {
         });
         let (Some(node), None) = (nodes.next(), nodes.next()) else { return Err(Untrusted::NotANode) };
         let public_key = public_key(&certificate).ok_or(Untrusted::UnsupportedKey)?;
-        Ok(Self { id, node: node.into(), public_key, validity: Validity::of(&certificate) })
+        let (node, serial) = (node.into(), Serial::of(&certificate));
+        Ok(Self { id, node, serial, public_key, validity: Validity::of(&certificate) })
+    }
+}
+
+/// What any certificate says of itself, for people to read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Summary {
+    /// Its URIs and DNS names.
+    pub(super) names: Vec<String>,
+    pub(super) serial: Serial,
+    /// Its own name as DER has it.
+    pub(super) subject: Box<[u8]>,
+    /// Whether it may issue others.
+    pub(super) is_ca: bool,
+    /// Where it is one of P-256.
+    pub(super) public_key: Option<PublicKey>,
+    pub(super) validity: Validity,
+}
+
+impl Summary {
+    /// Reads it of any certificate.
+    pub(super) fn read(der: &[u8]) -> Result<Self, Untrusted> {
+        let certificate = parse(der).ok_or(Untrusted::Malformed)?;
+        let names = certificate.subject_alternative_name().map_err(|_| Untrusted::Malformed)?;
+        let names = names.map(|names| &names.value.general_names[..]).unwrap_or_default();
+        let names = names.iter().filter_map(|name| match name {
+            GeneralName::URI(name) | GeneralName::DNSName(name) => Some((*name).to_owned()),
+            _ => None,
+        });
+        let constraints = certificate.basic_constraints().map_err(|_| Untrusted::Malformed)?;
+        Ok(Self {
+            names: names.collect(),
+            serial: Serial::of(&certificate),
+            subject: certificate.subject().as_raw().into(),
+            is_ca: constraints.is_some_and(|constraints| constraints.value.ca),
+            public_key: public_key(&certificate),
+            validity: Validity::of(&certificate),
+        })
     }
 }
 

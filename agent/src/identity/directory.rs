@@ -1,6 +1,7 @@
 //! A node's directory as it is on disk now: read again when its files change, kept when what they hold is wrong.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,6 +21,12 @@ pub struct NodeTrust {
 }
 
 impl NodeTrust {
+    /// Why nobody would believe this node's signature now.
+    pub fn check(&self, now: SystemTime) -> Result<(), Untrusted> {
+        self.identity.check(now)?;
+        if self.identity.is_revoked(&self.bundle) { Err(Untrusted::Revoked) } else { Ok(()) }
+    }
+
     fn read(directory: &Path) -> Result<Self, IdentityError> {
         let bundle = TrustBundle::load(&directory.join(files::BUNDLE))?;
         Ok(Self { identity: NodeIdentity::read(directory)?, bundle })
@@ -41,7 +48,7 @@ pub struct NodeDirectory {
     directory: PathBuf,
     current: ArcSwap<NodeTrust>,
     /// What the files were when they were last read and good; held while they are read, so that one thread does.
-    seen: Mutex<[Stamp; 3]>,
+    seen: Mutex<Stamps>,
 }
 
 impl NodeDirectory {
@@ -51,8 +58,12 @@ impl NodeDirectory {
         // What changes after the look is seen at the next one.
         let seen = stamps(directory)?;
         let trust = NodeTrust::read(directory)?;
-        match trust.identity.prove(directory, &trust.bundle, trust.identity.not_after()) {
-            Err(IdentityError::NotTrusted { reason: Untrusted::RootNotValid, .. }) => {}
+        let (identity, bundle) = (&trust.identity, &trust.bundle);
+        match identity.prove(directory, bundle, identity.not_after()) {
+            // Nobody believes such a node, and it believes others as ever.
+            Err(IdentityError::NotTrusted {
+                reason: Untrusted::RootNotValid | Untrusted::Revoked, ..
+            }) => {}
             proven => proven?,
         }
         let current = ArcSwap::from_pointee(trust);
@@ -64,7 +75,7 @@ impl NodeDirectory {
         self.current.load_full()
     }
 
-    /// Reads the files again if they are not those that were read: three calls of `stat` where they are. What they
+    /// Reads the files again if they are not those that were read: four calls of `stat` where they are. What they
     /// hold must be believed at `now`. On an error everything stays as it was, and the next call tries again; so a key that is replaced a moment before its
     /// certificate does no harm.
     pub fn reload(&self, now: SystemTime) -> Result<Reload, IdentityError> {
@@ -74,7 +85,14 @@ impl NodeDirectory {
             return Ok(Reload::Unchanged);
         }
         let fresh = NodeTrust::read(&self.directory)?;
-        fresh.identity.prove(&self.directory, &fresh.bundle, now)?;
+        match fresh.identity.prove(&self.directory, &fresh.bundle, now) {
+            // What else was revoked with it has to be known here all the more.
+            Err(IdentityError::NotTrusted { reason: Untrusted::Revoked, .. }) => {}
+            proven => proven?,
+        }
+        if !fresh.bundle.remembers(&self.current.load().bundle) {
+            return Err(IdentityError::ListWentBack { file: self.directory.join(files::REVOKED) });
+        }
         self.current.store(Arc::new(fresh));
         *seen = found;
         Ok(Reload::Changed)
@@ -91,12 +109,19 @@ pub(super) struct Stamp {
     changed: (i64, i64),
 }
 
-fn stamps(directory: &Path) -> Result<[Stamp; 3], IdentityError> {
+/// What the files of a directory are: three that have to be there, and the list of revoked certificates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stamps {
+    files: [Stamp; 3],
+    revoked: Option<Stamp>,
+}
+
+fn stamps(directory: &Path) -> Result<Stamps, IdentityError> {
     stamps_of(directory, [files::BUNDLE, files::NODE, files::NODE_KEY])
 }
 
-/// What three files are now.
-pub(super) fn stamps_of(directory: &Path, names: [&str; 3]) -> Result<[Stamp; 3], IdentityError> {
+/// What three files are now, and the list beside them.
+pub(super) fn stamps_of(directory: &Path, names: [&str; 3]) -> Result<Stamps, IdentityError> {
     let stamp = |name: &str| {
         let file = directory.join(name);
         let found = fs::metadata(&file).map_err(|source| IdentityError::Read { file, source })?;
@@ -108,6 +133,10 @@ pub(super) fn stamps_of(directory: &Path, names: [&str; 3]) -> Result<[Stamp; 3]
             changed: (found.ctime(), found.ctime_nsec()),
         })
     };
+    let revoked = match stamp(files::REVOKED) {
+        Err(IdentityError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
+        found => Some(found?),
+    };
     let [first, second, third] = names.map(stamp);
-    Ok([first?, second?, third?])
+    Ok(Stamps { files: [first?, second?, third?], revoked })
 }

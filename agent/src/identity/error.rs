@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use thiserror::Error;
@@ -64,6 +65,29 @@ pub enum IdentityError {
     /// What a node's workloads are issued by would be believed by nobody who trusts the bundle beside it.
     #[error("{file} may issue no certificate of a workload: {reason}", file = file.display())]
     NotAnIssuer { file: PathBuf, reason: Untrusted },
+    /// The root has taken back what this node's workloads are issued by.
+    #[error("{file} was revoked: renew the node with `sluice ca node --renew`, if it may still be one", file = file.display())]
+    IssuerRevoked { file: PathBuf },
+    /// A list says less than the one in force.
+    #[error("{file} is older than what was read before, or gone: put the newest one of the CA there", file = file.display())]
+    ListWentBack { file: PathBuf },
+    /// Nothing is known that could be taken back.
+    #[error("{file} names no certificate of {what} {name} whose time is not over: give its file with --certificate",
+        file = file.display())]
+    NothingIssued { file: PathBuf, what: &'static str, name: String },
+    /// What shall be taken back is another CA's.
+    #[error("{file} holds a certificate that no root of this directory has issued: only who issues takes back; a workload's ends \
+             with its node's", file = file.display())]
+    NotIssuedHere { file: PathBuf },
+    /// That is no number of a certificate.
+    #[error("{text:?} is no serial number: pairs of hexadecimal digits, with or without colons")]
+    NotASerial { text: String },
+    /// The step before was not done.
+    #[error("{file} is not there: {advice}", file = file.display())]
+    NoRotation { file: PathBuf, advice: &'static str },
+    /// Somebody would be believed by nobody.
+    #[error("{file} has issued the only certificates of {names}: renew them, or let them go with --force", file = file.display())]
+    LeftBehind { file: PathBuf, names: String },
     /// The nodes would not believe what the root issues.
     #[error("{file} does not hold {root}: put it there, or nodes believe nothing that this CA issues",
         file = file.display(), root = root.display())]
@@ -71,9 +95,23 @@ pub enum IdentityError {
     /// The life that was asked for is none that a certificate can have.
     #[error("a life of {seconds} s ends after the year 9999, the last that a certificate can name")]
     LifeTooLong { seconds: u64 },
+    /// A Workload API has no such identity for this agent.
+    #[error("the Workload API at {socket} hands out no certificate of {id} that holds now: it has to be registered for this agent",
+        socket = socket.display())]
+    NotHandedOut { socket: PathBuf, id: String },
+    /// A Workload API does not answer as it should.
+    #[error("the Workload API at {socket}: {what}", socket = socket.display())]
+    WorkloadApi { socket: PathBuf, what: Arc<str> },
     /// The system's random numbers or the crypto library failed.
     #[error("making a key or certificate: {0}")]
     Issue(#[from] rcgen::Error),
+}
+
+impl IdentityError {
+    /// Whether it says that a certificate that is held should be held no more.
+    pub(super) fn takes_back(&self) -> bool {
+        matches!(self, Self::IssuerRevoked { .. } | Self::NotHandedOut { .. })
+    }
 }
 
 /// What is wrong with the content of a file.
@@ -102,6 +140,28 @@ pub enum Content {
     NotNode(Untrusted),
     #[error("its certificate is not that of an operator: {0}")]
     NotOperator(Untrusted),
+    #[error("its line {line} is not what `sluice ca` writes there")]
+    Ledger { line: usize },
+    #[error("it holds more than {max} lists")]
+    TooManyLists { max: usize },
+    #[error("its list number {0} {1}")]
+    List(usize, ListFault),
+}
+
+/// Why a list of revoked certificates is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[expect(missing_docs, reason = "the messages say what each variant is")]
+pub enum ListFault {
+    #[error("is not DER of an X.509 v2 CRL")]
+    Der,
+    #[error("is not signed by the root that it names (ECDSA P-256 with SHA-256)")]
+    Signature,
+    #[error("has a critical extension: lists in parts, or of other issuers' certificates, are not taken")]
+    Critical,
+    #[error("has no CRL number, or one above 2^64")]
+    Number,
+    #[error("is of the same root as another one")]
+    Second,
 }
 
 /// Why a certificate is none of a root.
@@ -127,6 +187,9 @@ pub enum Untrusted {
     /// No root of the bundle has issued the certificate. That of a node's intermediate is none.
     #[error("no root of the bundle has issued the certificate")]
     UnknownIssuer,
+    /// The root that issued the certificate has taken it back.
+    #[error("the certificate was revoked")]
+    Revoked,
     /// The certificate has expired.
     #[error("the certificate has expired")]
     Expired,
@@ -175,9 +238,10 @@ pub enum Untrusted {
 
 impl Untrusted {
     /// Every reason, for tables of counters.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Malformed,
         Self::UnknownIssuer,
+        Self::Revoked,
         Self::Expired,
         Self::NotYetValid,
         Self::RootNotValid,
@@ -199,6 +263,7 @@ impl Untrusted {
         match self {
             Self::Malformed => "malformed",
             Self::UnknownIssuer => "unknown_issuer",
+            Self::Revoked => "revoked",
             Self::Expired => "expired",
             Self::NotYetValid => "not_yet_valid",
             Self::RootNotValid => "root_not_valid",

@@ -13,8 +13,18 @@ use super::IdentityError;
 pub(super) const ROOT_KEY: &str = "root.key";
 /// The certificate of a CA's root.
 pub(super) const ROOT: &str = "root.pem";
+/// The root that will follow, while one is prepared; as `root.key` and `root.pem`.
+pub(super) const NEXT_ROOT: &str = "next-root.pem";
+pub(super) const NEXT_ROOT_KEY: &str = "next-root.key";
+/// The root that went before, while it is still in bundles.
+pub(super) const OLD_ROOT: &str = "old-root.pem";
+pub(super) const OLD_ROOT_KEY: &str = "old-root.key";
+/// What the CA has issued, a line each.
+pub(super) const ISSUED: &str = "issued.jsonl";
 /// The roots that are trusted: in a CA's directory what nodes get, in a node's what it goes by.
 pub(super) const BUNDLE: &str = "bundle.pem";
+/// What the roots have taken back. It may be missing: nothing then.
+pub(super) const REVOKED: &str = "revoked.crl";
 /// The certificate of a node.
 pub(super) const NODE: &str = "node.pem";
 /// The key of a node.
@@ -73,6 +83,22 @@ pub(super) fn read(file: &Path) -> Result<Zeroizing<Vec<u8>>, IdentityError> {
     read_opened(file, opened)
 }
 
+/// Reads a file of certificates that may be missing.
+pub(super) fn read_optional(file: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, IdentityError> {
+    match read(file) {
+        Err(IdentityError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        read => read.map(Some),
+    }
+}
+
+/// Reads a file of lines that grows with the years and may be missing.
+pub(super) fn read_lines(file: &Path) -> Result<Option<String>, IdentityError> {
+    match fs::read_to_string(file) {
+        Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        read => read.map(Some).map_err(|source| read_error(file, source)),
+    }
+}
+
 /// Reads a file of a key, unless everybody can. The owner's group may, for what mounts secrets gives them to one.
 pub(super) fn read_secret(file: &Path) -> Result<Zeroizing<Vec<u8>>, IdentityError> {
     let opened = File::open(file).map_err(|source| read_error(file, source))?;
@@ -127,6 +153,16 @@ pub(super) fn write_all(
     contents: &[Writing],
     existing: Existing,
 ) -> Result<(), IdentityError> {
+    write_after(directory, contents, existing, || Ok(()))
+}
+
+/// The same, with something to be done when all files are complete and none has its name yet.
+pub(super) fn write_after(
+    directory: &Path,
+    contents: &[Writing],
+    existing: Existing,
+    before: impl FnOnce() -> Result<(), IdentityError>,
+) -> Result<(), IdentityError> {
     make_directory(directory)?;
     if let Existing::Refuse(advice) = existing {
         let names: Vec<&str> = contents.iter().map(|content| content.name).collect();
@@ -134,12 +170,35 @@ pub(super) fn write_all(
     }
     let staged: Vec<Staged> =
         contents.iter().map(|content| Staged::write(directory, content)).collect::<Result<_, _>>()?;
+    before()?;
     for file in &staged {
         file.publish(existing)?;
     }
     File::open(directory)
         .and_then(|opened| opened.sync_all())
         .map_err(|source| write_error(directory, source))
+}
+
+/// Adds lines to a file that is no secret, which is made where it is missing.
+pub(super) fn append(file: &Path, lines: &str) -> Result<(), IdentityError> {
+    let mut options = OpenOptions::new();
+    let opened = options.append(true).create(true).mode(PUBLIC_MODE).open(file);
+    let write = |mut opened: File| {
+        opened.write_all(lines.as_bytes())?;
+        opened.sync_all()
+    };
+    opened.and_then(write).map_err(|source| write_error(file, source))
+}
+
+/// Removes files; those that are not there are no matter.
+pub(super) fn remove(directory: &Path, names: &[&str]) -> Result<(), IdentityError> {
+    for file in names.iter().map(|name| directory.join(name)) {
+        match fs::remove_file(&file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(write_error(&file, error)),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn make_directory(directory: &Path) -> Result<(), IdentityError> {

@@ -5,8 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
+use tokio::sync::watch;
 
-use super::{CaSource, IdentityError, Reload, Rotation, SpiffeId, TrustBundle, WorkloadCertificate};
+use super::{
+    CaSource, Ending, IdentityError, Reload, Rotation, ShownCertificate, SpiffeId, TrustBundle,
+    WorkloadCertificate,
+};
 
 /// Certificates by identity; shared by all workers.
 #[derive(Debug)]
@@ -15,6 +19,19 @@ pub struct WorkloadCertificates {
     life: Duration,
     current: ArcSwap<HashMap<SpiffeId, Arc<WorkloadCertificate>>>,
     rotation: Mutex<Rotation>,
+    /// What live connections may have to look at.
+    changes: watch::Sender<Changes>,
+    /// Why the last turn did not do all that it should.
+    trouble: Mutex<Option<String>>,
+}
+
+/// How often something has changed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Whom to believe, or what makes certificates.
+    pub source: u64,
+    /// Certificates.
+    pub certificates: u64,
 }
 
 /// What came of one turn.
@@ -30,10 +47,25 @@ pub struct Turned {
     pub next: Option<SystemTime>,
 }
 
+impl Turned {
+    /// What went wrong, in one line.
+    pub fn trouble(&self) -> Option<String> {
+        let failed = self.failed.first().map(|(id, error)| format!("{id}: {error}"));
+        failed.or_else(|| self.reload.as_ref().map(ToString::to_string))
+    }
+}
+
 impl WorkloadCertificates {
     /// Nobody's yet. Each will live for `life`, or until its issuer ends.
     pub fn new(source: Box<dyn CaSource>, life: Duration) -> Self {
-        Self { source, life, current: ArcSwap::default(), rotation: Mutex::default() }
+        let (current, rotation) = (ArcSwap::default(), Mutex::default());
+        let (changes, trouble) = (watch::Sender::new(Changes::default()), Mutex::default());
+        Self { source, life, current, rotation, changes, trouble }
+    }
+
+    /// Tells of every change.
+    pub fn changes(&self) -> watch::Receiver<Changes> {
+        self.changes.subscribe()
     }
 
     /// The certificate of a workload, where it holds.
@@ -81,13 +113,40 @@ impl WorkloadCertificates {
         list
     }
 
+    /// What each shows, by its identity, sorted.
+    pub fn shown(&self) -> Vec<(String, Vec<ShownCertificate>)> {
+        let current = self.current.load();
+        let mut shown: Vec<_> = current.values().map(|held| (held.id.to_string(), held.shown())).collect();
+        shown.sort_by(|one, other| one.0.cmp(&other.0));
+        shown
+    }
+
+    /// What else ends: what certificates are made with, and whom they are believed by.
+    pub fn endings(&self) -> Vec<Ending> {
+        self.source.endings()
+    }
+
+    /// What somebody has to look at: what ends soon, and why it was not renewed.
+    pub fn alerts(&self, now: SystemTime) -> Vec<String> {
+        let current = self.current.load();
+        let held = current.values().map(|held| Ending::new(held.id.to_string(), held.validity));
+        let mut alerts: Vec<_> = held.chain(self.endings()).filter_map(|ending| ending.alert(now)).collect();
+        alerts.sort();
+        alerts.extend(self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        alerts
+    }
+
     /// Makes what is due of what is wanted. `draw` gives chance.
     pub fn turn(&self, wanted: &HashSet<SpiffeId>, now: SystemTime, mut draw: impl FnMut() -> u8) -> Turned {
         let mut rotation = self.rotation.lock().unwrap_or_else(PoisonError::into_inner);
         let mut turned = Turned::default();
+        let mut changed = false;
         match self.source.reload(now) {
             Ok(Reload::Unchanged) => {}
-            Ok(Reload::Changed) => rotation.issuer_changed(now),
+            Ok(Reload::Changed) => {
+                rotation.issuer_changed(now);
+                changed = true;
+            }
             Err(error) => turned.reload = Some(error),
         }
         let gone = rotation.want(wanted, now);
@@ -104,13 +163,23 @@ impl WorkloadCertificates {
                     }
                     Err(error) => {
                         rotation.failed(&id, now, draw());
+                        if error.takes_back() {
+                            current.remove(&id);
+                        }
                         turned.failed.push((id, error));
                     }
                 }
             }
             self.current.store(Arc::new(current));
         }
+        if changed || turned.minted > 0 {
+            self.changes.send_modify(|changes| {
+                changes.source += u64::from(changed);
+                changes.certificates += u64::from(turned.minted > 0);
+            });
+        }
         turned.next = rotation.next();
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = turned.trouble();
         turned
     }
 }

@@ -9,36 +9,50 @@
 //! signature carries that certificate alone. A node's intermediate, which is on the node to make certificates of its
 //! workloads, can therefore make no node identity at all: neither another node's nor its own.
 
+mod alert;
 mod authority;
 mod certificate;
 mod directory;
 mod error;
 mod files;
+mod handed;
+mod inventory;
 mod keeper;
+mod ledger;
 mod name;
 mod node;
 mod operator;
 mod peer;
 mod pem;
+mod proof;
 mod refusal;
+mod revocation;
+mod revoke;
 mod rotation;
 mod signature;
 mod source;
+mod succession;
 pub mod tls;
 mod trust;
 
+pub use alert::Ending;
 pub use authority::{Authority, Replace, Term};
 pub use directory::{NodeDirectory, NodeTrust, Reload};
-pub use error::{Content, IdentityError, RootFault, Untrusted};
-pub use keeper::{Turned, WorkloadCertificates};
+pub use error::{Content, IdentityError, ListFault, RootFault, Untrusted};
+pub use handed::HandedFault;
+pub use inventory::{Holding, inventory, next_step};
+pub use keeper::{Changes, Turned, WorkloadCertificates};
 pub use name::{NameError, NodeName, OperatorName, SpiffeId, TrustDomain};
 pub use node::NodeIdentity;
 pub use operator::OperatorIdentity;
-pub use peer::Expected;
+pub use peer::{Expected, PeerRole};
+pub use proof::{Binding, Chain, PROOF_MAX_BYTES};
 pub use refusal::PeerRefusal;
-pub use rotation::{Rotation, renewal};
+pub use revoke::{Listed, Target};
+pub use rotation::{Rotation, backoff, renewal};
 pub use signature::Signature;
-pub use source::{CaSource, DirectorySource, WorkloadCertificate};
+pub use source::{CaSource, DirectorySource, ShownCertificate, WorkloadCertificate};
+pub use succession::LeftBehind;
 pub use trust::{SignedBy, TrustBundle};
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
 
-use super::certificate::{NodeCertificate, Validity};
+use super::certificate::{NodeCertificate, Serial, Validity};
 use super::error::Content;
 use super::signature::{CERTIFICATE_MAX_BYTES, signed_form};
 use super::{IdentityError, NodeName, Signature, SpiffeId, TrustBundle, TrustDomain, Untrusted, files, pem};
@@ -67,6 +67,11 @@ impl NodeIdentity {
     /// is signed all the same is believed by nobody.
     pub fn check(&self, now: SystemTime) -> Result<(), Untrusted> {
         self.validity.check(now)
+    }
+
+    /// Whether a root has taken the certificate back.
+    pub(super) fn is_revoked(&self, bundle: &TrustBundle) -> bool {
+        Serial::read(&self.certificate).is_ok_and(|serial| bundle.has_revoked(&serial))
     }
 
     /// Signs a message. The message may be of any length; only its hash goes through the key.

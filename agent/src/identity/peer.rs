@@ -7,14 +7,15 @@ use std::time::{Duration, SystemTime};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 
-use super::certificate::{IntermediateCertificate, WorkloadLeaf, seconds};
-use super::trust::reason;
+use super::certificate::{IntermediateCertificate, Validity, WorkloadLeaf, seconds};
+use super::handed;
+use super::trust::{Issuers, reason};
 use super::{PeerRefusal, SpiffeId, TrustBundle, TrustDomain, Untrusted};
 
 /// Most certificates that a peer may send behind its own: two overlapping intermediates, and one that nobody needs.
-const INTERMEDIATES_MAX: usize = 3;
+pub(super) const INTERMEDIATES_MAX: usize = 3;
 /// Most bytes of all certificates of a peer; ours have less than 2 KiB together.
-const CHAIN_MAX_BYTES: usize = 16 * 1024;
+pub(super) const CHAIN_MAX_BYTES: usize = 16 * 1024;
 
 /// Who a peer has to be.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -27,21 +28,21 @@ pub struct Expected {
 
 /// Which end of a connection the peer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum PeerRole {
+pub enum PeerRole {
     /// It was dialled.
     Server,
     /// It dialled.
     Client,
 }
 
-/// Checks a peer's certificate and what it sent along.
+/// Checks a peer's certificate and what it sent along. Answers the last second in which all of it holds.
 pub(super) fn check(
     bundle: &TrustBundle,
     expected: &Expected,
     (leaf, intermediates): (&CertificateDer<'_>, &[CertificateDer<'_>]),
     role: PeerRole,
     now: SystemTime,
-) -> Result<(), PeerRefusal> {
+) -> Result<SystemTime, PeerRefusal> {
     let bytes: usize = intermediates.iter().map(|der| der.len()).sum();
     if intermediates.len() > INTERMEDIATES_MAX || leaf.len() + bytes > CHAIN_MAX_BYTES {
         return Err(PeerRefusal::ChainTooLarge);
@@ -72,17 +73,27 @@ pub(super) fn check(
     if said.id != expected.id {
         return Err(PeerRefusal::OtherIdentity);
     }
-    check_issuer(&path, bundle.trust_domain(), expected)
+    let root = bundle.root_of(&path)?;
+    let issuer = match bundle.issuers() {
+        Issuers::Nodes => check_issuer(&path, bundle.trust_domain(), expected)?,
+        Issuers::Attesting => {
+            let between: Vec<_> = path.intermediate_certificates().map(webpki::Cert::der).collect();
+            handed::common_validity(&between)
+        }
+    };
+    let until = said.validity.end().min(root.end());
+    Ok(issuer.map_or(until, |issuer| until.min(issuer.end())))
 }
 
-/// What a root has issued itself may be anybody; what an intermediate has issued is of the node that it names.
+/// What a root has issued itself may be anybody; what an intermediate has issued is of the node that it names. Answers when
+/// the intermediate holds.
 fn check_issuer(
     path: &VerifiedPath<'_>,
     trust_domain: &TrustDomain,
     expected: &Expected,
-) -> Result<(), PeerRefusal> {
+) -> Result<Option<Validity>, PeerRefusal> {
     let mut intermediates = path.intermediate_certificates();
-    let Some(issuer) = intermediates.next() else { return Ok(()) };
+    let Some(issuer) = intermediates.next() else { return Ok(None) };
     if intermediates.next().is_some() {
         return Err(PeerRefusal::ChainTooLarge);
     }
@@ -93,5 +104,5 @@ fn check_issuer(
     if issuer.id.trust_domain() != trust_domain {
         return Err(PeerRefusal::WrongTrustDomain);
     }
-    if *issuer.node == *expected.node { Ok(()) } else { Err(PeerRefusal::WrongNode) }
+    if *issuer.node == *expected.node { Ok(Some(issuer.validity)) } else { Err(PeerRefusal::WrongNode) }
 }

@@ -12,6 +12,8 @@ use super::error::Content;
 
 const KEY_BEGIN: &str = "-----BEGIN PRIVATE KEY-----";
 const KEY_END: &str = "-----END PRIVATE KEY-----";
+const CERTIFICATE_BEGIN: &str = "-----BEGIN CERTIFICATE-----";
+const CERTIFICATE_END: &str = "-----END CERTIFICATE-----";
 /// What an encoder puts on a line (RFC 7468, section 2).
 const LINE_BYTES: usize = 64;
 
@@ -51,20 +53,29 @@ pub(super) fn private_key(text: &[u8]) -> Result<Zeroizing<Vec<u8>>, Content> {
     Ok(der)
 }
 
+/// A certificate as text.
+pub(super) fn certificate_text(der: &[u8]) -> String {
+    text(der, (CERTIFICATE_BEGIN, CERTIFICATE_END)).to_string()
+}
+
 /// A PKCS #8 key as text.
 pub(super) fn private_key_text(der: &[u8]) -> Zeroizing<String> {
+    text(der, (KEY_BEGIN, KEY_END))
+}
+
+fn text(der: &[u8], (begin, end): (&str, &str)) -> Zeroizing<String> {
     let encoded_bytes = der.len().div_ceil(3) * 4;
     let mut encoded = Zeroizing::new(vec![0; encoded_bytes]);
     let length = STANDARD.encode_slice(der, &mut encoded).expect("the buffer has the size of the encoding");
     // Growing would leave a copy in the memory that is given back.
-    let capacity = encoded_bytes + encoded_bytes / LINE_BYTES + KEY_BEGIN.len() + KEY_END.len() + 8;
+    let capacity = encoded_bytes + encoded_bytes / LINE_BYTES + begin.len() + end.len() + 8;
     let mut text = Zeroizing::new(String::with_capacity(capacity));
-    let _ = writeln!(text, "{KEY_BEGIN}");
+    let _ = writeln!(text, "{begin}");
     for line in encoded[..length].chunks(LINE_BYTES) {
         text.push_str(str::from_utf8(line).expect("base64 is ASCII"));
         text.push('\n');
     }
-    let _ = writeln!(text, "{KEY_END}");
+    let _ = writeln!(text, "{end}");
     text
 }
 

@@ -31,6 +31,8 @@ pub enum PeerRefusal {
     IssuerNotValid,
     #[error("no root of the bundle stands behind the peer's certificate")]
     UnknownIssuer,
+    #[error("the peer's certificate, or what issued it, was revoked")]
+    Revoked,
     #[error("the peer's certificate is one of a CA")]
     CaCertificate,
     #[error("the peer's certificate is not made for this use")]
@@ -65,7 +67,7 @@ pub enum PeerRefusal {
 
 impl PeerRefusal {
     /// Every reason, for tables of counters.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::NotTls,
         Self::Incompatible,
         Self::NoAlpn,
@@ -76,6 +78,7 @@ impl PeerRefusal {
         Self::NotYetValid,
         Self::IssuerNotValid,
         Self::UnknownIssuer,
+        Self::Revoked,
         Self::CaCertificate,
         Self::WrongUsage,
         Self::UnsupportedAlgorithm,
@@ -106,6 +109,7 @@ impl PeerRefusal {
             Self::NotYetValid => "not_yet_valid",
             Self::IssuerNotValid => "issuer_not_valid",
             Self::UnknownIssuer => "unknown_issuer",
+            Self::Revoked => "revoked",
             Self::CaCertificate => "ca_certificate",
             Self::WrongUsage => "wrong_usage",
             Self::UnsupportedAlgorithm => "unsupported_algorithm",
@@ -156,6 +160,7 @@ impl From<Untrusted> for PeerRefusal {
         match reason {
             Untrusted::Malformed | Untrusted::UnsupportedKey => Self::Malformed,
             Untrusted::UnknownIssuer => Self::UnknownIssuer,
+            Untrusted::Revoked => Self::Revoked,
             Untrusted::Expired => Self::Expired,
             Untrusted::NotYetValid => Self::NotYetValid,
             Untrusted::RootNotValid => Self::IssuerNotValid,

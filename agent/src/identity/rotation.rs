@@ -26,6 +26,13 @@ pub fn renewal(from: SystemTime, until: SystemTime, draw: u8) -> SystemTime {
     from + life / 100 * EARLIEST_PERCENT + life / 100 * SPREAD_PERCENT / 255 * u32::from(draw)
 }
 
+/// How long the next try waits after so many that failed: a second, then twice as long each time up to a minute, less up to a
+/// half by chance.
+pub fn backoff(failures: u32, draw: u8) -> Duration {
+    let wait = RETRY.saturating_mul(1 << failures.min(6)).min(RETRY_MAX);
+    wait.saturating_sub(wait / 510 * u32::from(draw))
+}
+
 /// What is known of each certificate that is wanted.
 #[derive(Debug, Default)]
 pub struct Rotation {
@@ -68,12 +75,10 @@ impl Rotation {
         }
     }
 
-    /// One could not be made. The next try comes after a second, then after twice as long each time, up to a minute, less up
-    /// to a half by chance.
+    /// One could not be made; the next try comes after [`backoff`].
     pub fn failed(&mut self, id: &SpiffeId, now: SystemTime, draw: u8) {
         if let Some(entry) = self.entries.get_mut(id) {
-            let wait = RETRY.saturating_mul(1 << entry.failures.min(6)).min(RETRY_MAX);
-            entry.due = now + wait - wait / 510 * u32::from(draw);
+            entry.due = now + backoff(entry.failures, draw);
             entry.failures = entry.failures.saturating_add(1);
         }
     }

@@ -13,10 +13,10 @@ use webpki::{EndEntityCert, KeyUsage};
 use zeroize::Zeroizing;
 
 use super::authority::{Term, new_key, uri};
-use super::certificate::{IntermediateCertificate, Validity, seconds};
-use super::directory::{Stamp, stamps_of};
+use super::certificate::{IntermediateCertificate, Summary, Validity, seconds};
+use super::directory::{Stamps, stamps_of};
 use super::error::Content;
-use super::{IdentityError, Reload, SpiffeId, TrustBundle, Untrusted, files, pem};
+use super::{Ending, IdentityError, Reload, SpiffeId, TrustBundle, Untrusted, files, pem};
 
 /// What the source is read from.
 const FILES: [&str; 3] = [files::BUNDLE, files::INTERMEDIATE, files::INTERMEDIATE_KEY];
@@ -34,11 +34,38 @@ pub trait CaSource: fmt::Debug + Send + Sync {
         life: Duration,
     ) -> Result<WorkloadCertificate, IdentityError>;
 
+    /// What else ends than the certificates that it makes.
+    fn endings(&self) -> Vec<Ending>;
+
     /// Looks whether there is something new. After [`Reload::Changed`] all certificates are to be made anew.
     fn reload(&self, now: SystemTime) -> Result<Reload, IdentityError>;
 }
 
+impl<Source: CaSource + ?Sized> CaSource for Arc<Source> {
+    fn bundle(&self) -> Arc<TrustBundle> {
+        (**self).bundle()
+    }
+
+    fn mint(
+        &self,
+        id: &SpiffeId,
+        now: SystemTime,
+        life: Duration,
+    ) -> Result<WorkloadCertificate, IdentityError> {
+        (**self).mint(id, now, life)
+    }
+
+    fn endings(&self) -> Vec<Ending> {
+        (**self).endings()
+    }
+
+    fn reload(&self, now: SystemTime) -> Result<Reload, IdentityError> {
+        (**self).reload(now)
+    }
+}
+
 /// What a workload shows and proves.
+#[derive(Clone)]
 pub struct WorkloadCertificate {
     pub(super) id: SpiffeId,
     pub(super) validity: Validity,
@@ -51,10 +78,37 @@ impl WorkloadCertificate {
         &self.id
     }
 
+    /// Its certificates, its own first.
+    pub(super) fn shown(&self) -> Vec<ShownCertificate> {
+        let shown = self.key.cert.iter().filter_map(|der| {
+            let said = Summary::read(der).ok()?;
+            Some(ShownCertificate {
+                pem: pem::certificate_text(der),
+                serial: said.serial.decimal(),
+                not_before: said.validity.begin(),
+                not_after: said.validity.end(),
+            })
+        });
+        shown.collect()
+    }
+
     /// The last second in which others believe it.
     pub fn not_after(&self) -> SystemTime {
         self.validity.end()
     }
+}
+
+/// A certificate for people to see.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShownCertificate {
+    /// As PEM.
+    pub pem: String,
+    /// Its number in decimal digits.
+    pub serial: String,
+    /// From when it holds.
+    pub not_before: SystemTime,
+    /// Its last second.
+    pub not_after: SystemTime,
 }
 
 /// Without the key.
@@ -69,7 +123,7 @@ pub struct DirectorySource {
     directory: PathBuf,
     current: ArcSwap<Loaded>,
     /// What the files were when they were last read and good.
-    seen: Mutex<[Stamp; 3]>,
+    seen: Mutex<Stamps>,
 }
 
 struct Loaded {
@@ -77,6 +131,8 @@ struct Loaded {
     issuer: IntermediateCertificate,
     certificate: CertificateDer<'static>,
     key: Zeroizing<KeyPair>,
+    /// When the node's own certificate holds, which is beside them.
+    node: Option<Validity>,
 }
 
 impl DirectorySource {
@@ -109,7 +165,10 @@ impl Loaded {
         if key.der_bytes() != issuer.public_key {
             return Err(IdentityError::KeyMismatch { key: key_file, certificate: file });
         }
-        let loaded = Self { bundle: Arc::new(bundle), issuer, certificate, key };
+        let node = files::read_optional(&directory.join(files::NODE))?;
+        let node = node.and_then(|text| Summary::read(&pem::certificate(&text).ok()?).ok());
+        let node = node.map(|said| said.validity);
+        let loaded = Self { bundle: Arc::new(bundle), issuer, certificate, key, node };
         // Its own end is a moment at which nothing but a wrong root can be wrong.
         loaded.prove(loaded.issuer.validity.end()).map_err(refused)?;
         Ok(loaded)
@@ -169,6 +228,9 @@ impl CaSource for DirectorySource {
             let file = self.directory.join(files::INTERMEDIATE);
             return Err(IdentityError::IssuerNotValid { file, from: issuer.begin(), until: issuer.end() });
         }
+        if loaded.bundle.has_revoked(&loaded.issuer.serial) {
+            return Err(IdentityError::IssuerRevoked { file: self.directory.join(files::INTERMEDIATE) });
+        }
         // What outlives its issuer is worth nothing for the rest of its life.
         let life = life.min(issuer.end().duration_since(now).unwrap_or_default());
         let term = Term { now, life };
@@ -181,6 +243,16 @@ impl CaSource for DirectorySource {
         Ok(WorkloadCertificate { id: id.clone(), validity, key: Arc::new(CertifiedKey::new(chain, signing)) })
     }
 
+    fn endings(&self) -> Vec<Ending> {
+        let loaded = self.current.load();
+        let mut endings = vec![
+            Ending::new(files::BUNDLE, loaded.bundle.validity()),
+            Ending::new(files::INTERMEDIATE, loaded.issuer.validity),
+        ];
+        endings.extend(loaded.node.map(|validity| Ending::new(files::NODE, validity)));
+        endings
+    }
+
     fn reload(&self, now: SystemTime) -> Result<Reload, IdentityError> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let found = stamps_of(&self.directory, FILES)?;
@@ -188,8 +260,13 @@ impl CaSource for DirectorySource {
             return Ok(Reload::Unchanged);
         }
         let fresh = Loaded::read(&self.directory)?;
+        let current = self.current.load();
+        if !fresh.bundle.remembers(&current.bundle) {
+            return Err(IdentityError::ListWentBack { file: self.directory.join(files::REVOKED) });
+        }
         let validity = fresh.issuer.validity;
-        if validity.check(now).is_err() {
+        // Where only whom to believe has changed, that does not wait for what this node makes itself.
+        if validity.check(now).is_err() && fresh.certificate != current.certificate {
             let file = self.directory.join(files::INTERMEDIATE);
             return Err(IdentityError::IssuerNotValid {
                 file,

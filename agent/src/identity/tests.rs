@@ -3,7 +3,10 @@
 mod directories;
 pub(super) mod forge;
 mod handshakes;
+mod hostile;
 mod operators;
+mod proofs;
 mod refusals;
+mod revocations;
 mod signatures;
 mod workloads;

@@ -20,7 +20,6 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
-use super::certificate::WorkloadLeaf;
 use super::peer::{self, PeerRole};
 use super::{Expected, PeerRefusal, TrustBundle, WorkloadCertificate};
 
@@ -101,9 +100,16 @@ pub async fn accept<Io: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-/// When a peer's certificate ends; it was checked before.
-pub fn not_after(leaf: &CertificateDer<'_>) -> SystemTime {
-    WorkloadLeaf::read(leaf).map_or(SystemTime::UNIX_EPOCH, |leaf| leaf.validity.end())
+/// Whether a chain that a peer of that role has shown would be taken now; until when, if nothing else changes.
+pub fn check(
+    bundle: &TrustBundle,
+    expected: &Expected,
+    chain: &[CertificateDer<'_>],
+    role: PeerRole,
+    now: SystemTime,
+) -> Result<SystemTime, PeerRefusal> {
+    let (leaf, intermediates) = chain.split_first().ok_or(PeerRefusal::NoCertificate)?;
+    peer::check(bundle, expected, (leaf, intermediates), role, now)
 }
 
 /// Asks [`peer::check`] for the TLS library.
@@ -130,7 +136,8 @@ impl Verifier {
         (role, now): (PeerRole, UnixTime),
     ) -> Result<(), Error> {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(now.as_secs());
-        peer::check(&self.bundle, &self.expected, (leaf, intermediates), role, now).map_err(refused)
+        let checked = peer::check(&self.bundle, &self.expected, (leaf, intermediates), role, now);
+        checked.map(|_| ()).map_err(refused)
     }
 
     fn signature(

@@ -9,14 +9,15 @@ use std::time::{Duration, SystemTime};
 use ring::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use webpki::ring::ECDSA_P256_SHA256;
-use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
+use webpki::{EndEntityCert, KeyUsage, VerifiedPath, anchor_from_trusted_cert};
 
 use super::certificate::{
-    NodeCertificate, OperatorCertificate, PublicKey, RootCertificate, Validity, seconds,
+    NodeCertificate, OperatorCertificate, PublicKey, RootCertificate, Serial, Summary, Validity, seconds,
 };
 use super::error::{Content, RootFault};
+use super::revocation::{Revocations, Signer};
 use super::signature::{sealed_form, signed_form};
-use super::{IdentityError, Signature, TrustDomain, Untrusted, files, pem};
+use super::{Ending, IdentityError, Signature, TrustDomain, Untrusted, files, handed, pem};
 
 /// Most roots of a bundle. Two overlap while one follows the other.
 const ROOTS_MAX: usize = 16;
@@ -42,16 +43,30 @@ pub struct SignedBy {
     pub trust_domain: TrustDomain,
 }
 
+/// Who says which workload a certificate may be of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Issuers {
+    /// Intermediates are nodes': each makes certificates of the workloads that run there.
+    Nodes,
+    /// Whoever issues has attested the workload itself.
+    Attesting,
+}
+
 /// The roots that are trusted, all of one trust domain.
 pub struct TrustBundle {
+    issuers: Issuers,
     trust_domain: TrustDomain,
     roots: Vec<Root>,
+    revocations: Revocations,
     /// What certificates said that a root has issued.
     remembered: Mutex<HashMap<Box<[u8]>, Verified>>,
 }
 
 struct Root {
     anchor: TrustAnchor<'static>,
+    subject: Box<[u8]>,
+    /// Where it is one of P-256: what lists are signed with.
+    public_key: Option<PublicKey>,
     validity: Validity,
 }
 
@@ -74,10 +89,61 @@ impl Verified {
 }
 
 impl TrustBundle {
-    /// Reads one or more roots in PEM.
+    /// Reads one or more roots in PEM, and what they have taken back, where `revoked.crl` is beside them.
     pub fn load(file: &Path) -> Result<Self, IdentityError> {
+        let content = |file: &Path, what| IdentityError::Content { file: file.to_owned(), what };
         let text = files::read(file)?;
-        Self::from_pem(&text).map_err(|what| IdentityError::Content { file: file.to_owned(), what })
+        let bundle = Self::from_pem(&text).map_err(|what| content(file, what))?;
+        let revoked = file.with_file_name(files::REVOKED);
+        match files::read_optional(&revoked)? {
+            None => Ok(bundle),
+            Some(text) => bundle.revoking(&text).map_err(|what| content(&revoked, what)),
+        }
+    }
+
+    /// The same roots, and the lists of a PEM text.
+    pub(super) fn revoking(mut self, text: &[u8]) -> Result<Self, Content> {
+        self.revocations = Revocations::from_pem(text, &self.signers())?;
+        Ok(self)
+    }
+
+    fn signers(&self) -> Vec<Signer<'_>> {
+        self.roots.iter().map(|root| (&*root.subject, root.public_key.as_ref())).collect()
+    }
+
+    /// A bundle that somebody vouches for who attests workloads himself: roots in DER one after the other, and lists of what
+    /// they have taken back. Unlike those of a directory they need not name the trust domain.
+    pub fn attested(trust_domain: TrustDomain, roots: &[u8], lists: &[Vec<u8>]) -> Result<Self, Content> {
+        let certificates = handed::certificates(roots).ok_or(Content::NoCertificate)?;
+        if certificates.is_empty() {
+            return Err(Content::NoCertificate);
+        }
+        if certificates.len() > ROOTS_MAX {
+            return Err(Content::TooManyRoots { count: certificates.len(), max: ROOTS_MAX });
+        }
+        let roots = certificates
+            .iter()
+            .enumerate()
+            .map(|(index, der)| Root::attested(der).map_err(|fault| Content::Root(index + 1, fault)));
+        let mut bundle = Self { roots: roots.collect::<Result<_, _>>()?, ..Self::nobody(trust_domain) };
+        bundle.revocations = Revocations::from_der(lists.iter().map(Vec::as_slice), &bundle.signers())?;
+        Ok(bundle)
+    }
+
+    /// Roots of nobody, until somebody hands some out.
+    pub fn nobody(trust_domain: TrustDomain) -> Self {
+        let (revocations, remembered) = (Revocations::default(), Mutex::default());
+        Self { issuers: Issuers::Attesting, trust_domain, roots: Vec::new(), revocations, remembered }
+    }
+
+    /// Who says which workload a certificate may be of.
+    pub(super) fn issuers(&self) -> Issuers {
+        self.issuers
+    }
+
+    /// When the last of its roots ends; `None`: it has none.
+    pub fn ending(&self, what: &str) -> Option<Ending> {
+        (!self.roots.is_empty()).then(|| Ending::new(what, self.validity()))
     }
 
     /// The bundle of a PEM text. Every certificate in it must be a root of the same trust domain.
@@ -99,7 +165,8 @@ impl TrustBundle {
             roots.push(root);
         }
         let trust_domain = trust_domain.ok_or(Content::NoCertificate)?;
-        Ok(Self { trust_domain, roots, remembered: Mutex::default() })
+        let (revocations, remembered) = (Revocations::default(), Mutex::default());
+        Ok(Self { issuers: Issuers::Nodes, trust_domain, roots, revocations, remembered })
     }
 
     /// The trust domain whose nodes are believed.
@@ -113,10 +180,51 @@ impl TrustBundle {
         ends.max().unwrap_or(SystemTime::UNIX_EPOCH)
     }
 
+    /// From when to when the root holds that ends last.
+    pub(super) fn validity(&self) -> Validity {
+        let last = self.roots.iter().map(|root| root.validity).max_by_key(|validity| validity.until);
+        last.unwrap_or(Validity { from: 0, until: 0 })
+    }
+
     /// The roots that hold at a time.
     pub(super) fn anchors(&self, now: SystemTime) -> Vec<TrustAnchor<'static>> {
         let valid = self.roots.iter().filter(|root| root.validity.check(now).is_ok());
         valid.map(|root| root.anchor.clone()).collect()
+    }
+
+    /// How many certificates the roots have taken back.
+    #[cfg(test)]
+    pub(super) fn revoked_count(&self) -> usize {
+        self.revocations.len()
+    }
+
+    /// Whether a root has taken a certificate back.
+    pub(super) fn has_revoked(&self, certificate: &Serial) -> bool {
+        self.revocations.names(&certificate.issuer, &certificate.number)
+    }
+
+    /// Whether nothing is forgotten that `earlier` says of roots that are still trusted.
+    pub(super) fn remembers(&self, earlier: &Self) -> bool {
+        self.revocations.follows(&earlier.revocations, self.roots.iter().map(|root| &*root.subject))
+    }
+
+    /// The root behind a chain that was verified; refuses what it has taken back. A root speaks of what it issued itself: the
+    /// certificate that is next to it in the chain.
+    pub(super) fn root_of(&self, path: &VerifiedPath<'_>) -> Result<Validity, Untrusted> {
+        let anchor = path.anchor();
+        let behind = self.roots.iter().filter(|root| {
+            root.anchor.subject == anchor.subject
+                && root.anchor.subject_public_key_info == anchor.subject_public_key_info
+        });
+        // A root that was renewed with the same key is one root.
+        let root = behind.max_by_key(|root| root.validity.until).ok_or(Untrusted::UnknownIssuer)?;
+        let next = path.intermediate_certificates().next_back();
+        let serial = next.map_or_else(|| path.end_entity().serial(), |issuer| issuer.serial());
+        if self.revocations.names(&root.subject, serial) {
+            Err(Untrusted::Revoked)
+        } else {
+            Ok(root.validity)
+        }
     }
 
     /// Says who signed `message`, or why nobody is believed to have. A certificate is checked once and then
@@ -212,7 +320,7 @@ impl TrustBundle {
                 Role::Operator => KeyUsage::required(DOCUMENT_SIGNING),
             };
             match leaf.verify_for_usage(&[ECDSA_P256_SHA256], anchors, &[], time, usage, None, None) {
-                Ok(_) => return Ok(root.validity),
+                Ok(path) => return self.root_of(&path),
                 Err(error) if refused == Untrusted::UnknownIssuer => refused = reason(&error),
                 Err(_) => {}
             }
@@ -229,9 +337,20 @@ impl fmt::Debug for TrustBundle {
 
 impl Root {
     fn read(der: &CertificateDer<'_>) -> Result<(Self, TrustDomain), RootFault> {
-        let RootCertificate { id, validity, .. } = RootCertificate::read(der)?;
+        let RootCertificate { id, subject, public_key, validity } = RootCertificate::read(der)?;
         let anchor = anchor_from_trusted_cert(der).map_err(|_| RootFault::Der)?.to_owned();
-        Ok((Self { anchor, validity }, id.trust_domain().clone()))
+        let public_key = Some(public_key);
+        Ok((Self { anchor, subject, public_key, validity }, id.trust_domain().clone()))
+    }
+
+    fn attested(der: &CertificateDer<'_>) -> Result<Self, RootFault> {
+        let said = Summary::read(der).map_err(|_| RootFault::Der)?;
+        if !said.is_ca {
+            return Err(RootFault::NotCa);
+        }
+        let anchor = anchor_from_trusted_cert(der).map_err(|_| RootFault::Der)?.to_owned();
+        let Summary { subject, public_key, validity, .. } = said;
+        Ok(Self { anchor, subject, public_key, validity })
     }
 }
 

@@ -1,5 +1,6 @@
-//! Who may reach which pods: AuthorizationPolicy as far as addresses, namespaces, ports and HTTP requests decide it.
+//! Who may reach which pods: AuthorizationPolicy as far as addresses, proven identities, ports and HTTP requests decide it.
 
+mod principal;
 mod request;
 
 use std::net::IpAddr;
@@ -8,6 +9,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+pub use principal::{Account, Identity};
 pub use request::{Asked, Doubt, FieldTerm, PathPart, PathPattern, PolicyRequest, RequestTerms, TextPattern};
 
 use super::{Labels, ObjectName};
@@ -109,6 +111,8 @@ pub struct PolicySource<'a> {
     pub addresses: Cidr,
     /// The namespace of the pod with the address; `None`: no pod of the cluster has it.
     pub namespace: Option<&'a str>,
+    /// As whom the sender is proven; `None`: nobody has proven anything.
+    pub identity: Option<Identity<'a>>,
 }
 
 /// Alternatives within a rule's clause; every field that is given must match, and one of its values is enough.
@@ -126,6 +130,27 @@ pub struct PolicyMatch {
     /// The sender is no pod of these namespaces.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_namespaces: Vec<NamespacePattern>,
+    /// The sender is proven to be one of these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub principals: Vec<TextPattern>,
+    /// The sender is proven to be none of these, or nobody.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_principals: Vec<TextPattern>,
+    /// The sender is proven to be of one of these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub accounts: Vec<Account>,
+    /// The sender is proven to be of none of these, or nobody.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_accounts: Vec<Account>,
+    /// The client, as a Gateway knows it, is in one of these ranges.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remote_cidrs: Vec<Cidr>,
+    /// The pod's own address is in one of these ranges. Settled before anything is asked: [`AuthorizationPolicy::at`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub destinations: Vec<Cidr>,
+    /// The pod's own address is in none of these ranges.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_destinations: Vec<Cidr>,
     /// The pod's port is one of these.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<u16>,
@@ -144,11 +169,22 @@ impl PolicyMatch {
         let named = |patterns: &[NamespacePattern]| {
             source.namespace.is_some_and(|name| patterns.iter().any(|pattern| pattern.matches(name)))
         };
+        let proven = |patterns: &[TextPattern]| {
+            source.identity.is_some_and(|identity| patterns.iter().any(|pattern| identity.is(pattern)))
+        };
+        let of = |accounts: &[Account]| {
+            source.identity.is_some_and(|identity| accounts.iter().any(|account| account.has(&identity)))
+        };
         let on = |ports: &[u16]| port.is_some_and(|port| ports.contains(&port));
         (self.cidrs.is_empty() || within(&self.cidrs))
             && !within(&self.not_cidrs)
             && (self.namespaces.is_empty() || named(&self.namespaces))
             && !named(&self.not_namespaces)
+            && (self.principals.is_empty() || proven(&self.principals))
+            && !proven(&self.not_principals)
+            && (self.accounts.is_empty() || of(&self.accounts))
+            && !of(&self.not_accounts)
+            && (self.remote_cidrs.is_empty() || within(&self.remote_cidrs))
             && (self.ports.is_empty() || on(&self.ports))
             && !on(&self.not_ports)
     }
@@ -200,6 +236,8 @@ pub enum PolicyAction {
     Allow,
     /// Refuses it, whatever other policies say.
     Deny,
+    /// Tells of it.
+    Audit,
 }
 
 /// Which pods a policy is about.
@@ -223,6 +261,8 @@ pub struct AuthorizationPolicy {
     pub selector: Labels,
     /// What it does.
     pub action: PolicyAction,
+    /// Whether it only says what it would do.
+    pub dry_run: bool,
     /// The rules that can be decided, in the document's order.
     pub rules: Vec<PolicyRule>,
 }
@@ -232,6 +272,38 @@ impl AuthorizationPolicy {
     pub fn selects(&self, namespace: &str, labels: &Labels) -> bool {
         (self.scope == PolicyScope::Mesh || *self.name.namespace == *namespace)
             && self.selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+    }
+
+    /// Whether it refuses anybody, or could.
+    pub fn is_enforced(&self) -> bool {
+        !self.dry_run && self.action != PolicyAction::Audit
+    }
+
+    /// Whether it asks for the pod's own address.
+    pub fn asks_of_destinations(&self) -> bool {
+        let asks = |one: &PolicyMatch| !one.destinations.is_empty() || !one.not_destinations.is_empty();
+        self.rules.iter().flat_map(|rule| rule.clauses.iter().flatten()).any(asks)
+    }
+
+    /// What it says to a pod with this address, in which nothing asks for that any more.
+    pub fn at(&self, pod: IpAddr) -> Self {
+        let pod = Cidr::host(pod);
+        let within = |cidrs: &[Cidr]| cidrs.iter().any(|cidr| cidr.contains(&pod));
+        let here = |one: &&PolicyMatch| {
+            (one.destinations.is_empty() || within(&one.destinations)) && !within(&one.not_destinations)
+        };
+        let settled = |one: &PolicyMatch| PolicyMatch {
+            destinations: Vec::new(),
+            not_destinations: Vec::new(),
+            ..one.clone()
+        };
+        let rule = |rule: &PolicyRule| {
+            let clause = |clause: &Vec<PolicyMatch>| clause.iter().filter(here).map(settled).collect();
+            let clauses: Vec<Vec<PolicyMatch>> = rule.clauses.iter().map(clause).collect();
+            // A clause of which nothing is left can't hold.
+            (!clauses.iter().any(Vec::is_empty)).then_some(PolicyRule { index: rule.index, clauses })
+        };
+        Self { rules: self.rules.iter().filter_map(rule).collect(), ..self.clone() }
     }
 
     /// The positions of the rules that ask of requests, and of those that this source may send to this port.
@@ -245,10 +317,13 @@ impl AuthorizationPolicy {
     /// The position of the first rule that takes it.
     pub fn rule_of(&self, source: PolicySource<'_>, port: Option<u16>, asked: Asked<'_>) -> Option<usize> {
         let reading = match (asked, self.action) {
-            (Asked::Request(request), PolicyAction::Deny) => Reading::Of(request, Doubt::Holds),
+            (Asked::Request(request), PolicyAction::Deny | PolicyAction::Audit) => {
+                Reading::Of(request, Doubt::Holds)
+            }
             (Asked::Request(request), PolicyAction::Allow) => Reading::Of(request, Doubt::Fails),
             (Asked::Opaque, PolicyAction::Deny) | (Asked::Unread, PolicyAction::Allow) => Reading::AsIfAbsent,
-            (Asked::Opaque, PolicyAction::Allow) | (Asked::Unread, PolicyAction::Deny) => Reading::Unmet,
+            (Asked::Opaque, PolicyAction::Allow | PolicyAction::Audit)
+            | (Asked::Unread, PolicyAction::Deny | PolicyAction::Audit) => Reading::Unmet,
         };
         self.rules.iter().find(|rule| rule.matches(source, port, reading)).map(|rule| rule.index)
     }
@@ -290,6 +365,7 @@ pub(crate) mod tests {
         let from = |address: &str, namespace: Option<&'static str>| PolicySource {
             addresses: Cidr::host(address.parse().expect("an address")),
             namespace,
+            identity: None,
         };
         let exact = |name: &str| NamespacePattern::Exact(name.into());
         let empty = PolicyMatch::default();
@@ -334,12 +410,16 @@ pub(crate) mod tests {
             scope: PolicyScope::Namespace,
             selector: Labels::default(),
             action,
+            dry_run: false,
             rules: vec![PolicyRule { index: 3, clauses }],
         };
         let made = |method: &str| Made { method: method.to_owned(), ..Made::default() };
         let (read, write) = (made("GET"), made("POST"));
-        let source =
-            PolicySource { addresses: Cidr::host("1.1.1.1".parse().expect("an address")), namespace: None };
+        let source = PolicySource {
+            addresses: Cidr::host("1.1.1.1".parse().expect("an address")),
+            namespace: None,
+            identity: None,
+        };
         // (action, clauses, port) -> whether the rule takes a GET, a POST, what is opaque, and what is not read yet.
         let cases = [
             (Allow, vec![vec![get.clone()]], 80, [true, false, false, true]),

@@ -3,7 +3,9 @@
 mod authorization;
 pub(crate) mod expression;
 mod guard;
+mod limit;
 mod name;
+mod peer_authentication;
 mod probe;
 mod route;
 pub(crate) mod serial;
@@ -13,12 +15,14 @@ mod workload;
 #[cfg(test)]
 pub(crate) use authorization::tests as authorization_tests;
 pub use authorization::{
-    Asked, AuthorizationPolicy, Cidr, Doubt, FieldTerm, NamespacePattern, PathPart, PathPattern,
-    PolicyAction, PolicyMatch, PolicyRequest, PolicyRule, PolicyScope, PolicySource, RequestTerms,
-    TextPattern,
+    Account, Asked, AuthorizationPolicy, Cidr, Doubt, FieldTerm, Identity, NamespacePattern, PathPart,
+    PathPattern, PolicyAction, PolicyMatch, PolicyRequest, PolicyRule, PolicyScope, PolicySource,
+    RequestTerms, TextPattern,
 };
 pub use guard::{EdgeGuard, SourceRate};
+pub use limit::{KeyPart, Limit, LimitTarget, LimitedRoute, Missing, Quota, RateLimit};
 pub use name::ObjectName;
+pub use peer_authentication::{MtlsMode, PeerAuthentication, PeerLevel};
 pub use probe::{Probe, ProbeCheck};
 pub use route::{
     Destination, DirectResponse, HeaderChange, HeaderOp, HostPattern, HttpRule, Listener, ListenerProtocol,
@@ -45,10 +49,14 @@ pub struct Model {
     pub policies: Vec<TrafficPolicy>,
     /// Who may reach which pods, sorted by name.
     pub authorization: Vec<AuthorizationPolicy>,
+    /// Which pods take plaintext, sorted by name.
+    pub peers: Vec<PeerAuthentication>,
     /// Mesh routes (VirtualService, HTTPRoute with a Service parent) in order of precedence within one host.
     pub mesh_routes: Vec<RouteTable>,
     /// Gateway listeners with their own routes (HTTPRoute with a Gateway parent).
     pub listeners: Vec<Listener>,
     /// What the guard at the edge shall keep out, sorted by name.
     pub guards: Vec<EdgeGuard>,
+    /// How many requests are let through, sorted by name.
+    pub limits: Vec<RateLimit>,
 }

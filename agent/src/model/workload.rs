@@ -43,4 +43,25 @@ impl Workload {
     pub fn is_tunnelled(&self) -> bool {
         self.labels.get(TUNNEL.0).is_some_and(|value| **value == *TUNNEL.1)
     }
+
+    /// The name of the service that it is an instance of, as Istio tells it by labels; its workload's where they do not say.
+    pub fn canonical_name(&self) -> &str {
+        let labels = ["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"];
+        self.first_label(&labels).unwrap_or(&self.workload)
+    }
+
+    /// The version of that service, likewise; `latest` where they do not say.
+    pub fn canonical_revision(&self) -> &str {
+        let labels = ["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"];
+        self.first_label(&labels).unwrap_or("latest")
+    }
+
+    /// What runs it, in Istio's words: `pod` where nothing does, else `deployment`, for the document does not tell more.
+    pub fn workload_type(&self) -> &'static str {
+        if self.workload == self.name.name { "pod" } else { "deployment" }
+    }
+
+    fn first_label(&self, names: &[&str]) -> Option<&str> {
+        names.iter().find_map(|name| self.labels.get(*name)).map(|value| &**value)
+    }
 }

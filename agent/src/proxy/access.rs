@@ -2,29 +2,75 @@
 //! lets everything through that the agent sends, so the agent asks what the kernel would have asked, and what only the
 //! request tells.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use super::Context;
-use crate::compile::{Denied, Foreseen};
+pub(super) use crate::compile::ACCESS_DENIED;
+use crate::compile::{Denied, Foreseen, PolicyClient, Way};
 use crate::model::Asked;
 use crate::net::ConnectSource;
+use crate::telemetry::Origin;
 
-/// What a refusal is called, in answers and in the access log.
-pub(super) const ACCESS_DENIED: &str = "rbac_access_denied";
+/// Who asks for something.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Client<'a> {
+    /// Its address.
+    pub(super) peer: SocketAddr,
+    /// Where its connection entered.
+    pub(super) origin: &'a Origin,
+}
+
+impl Client<'_> {
+    /// As policies see it.
+    fn of_policy(self) -> PolicyClient {
+        let way = match self.origin {
+            Origin::Outbound | Origin::Inbound => Way::Direct,
+            Origin::Tunnel => Way::Tunnel,
+            Origin::Gateway(_) => Way::Relayed,
+        };
+        PolicyClient { way, ..PolicyClient::direct(self.peer.ip()) }
+    }
+}
 
 /// A policy refuses, of which this is known; it has been counted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refused(pub(super) Option<Denied>);
 
-/// Asks the table in force, which may be newer than the one that a request goes by, and counts a refusal.
+impl Refused {
+    /// Its name, in the access log.
+    pub(super) fn details(&self) -> &'static str {
+        self.0.as_ref().map_or(ACCESS_DENIED, Denied::reason)
+    }
+}
+
+/// Asks the table in force, which may be newer than the one that a request goes by, and counts a refusal; tells of what policies
+/// say that refuse nobody.
 pub(super) fn check(
     context: &Context,
-    client: SocketAddr,
+    client: Client<'_>,
     endpoint: SocketAddr,
     asked: Asked<'_>,
 ) -> Result<(), Refused> {
-    context.tables.load().check_access(client.ip(), endpoint, asked).map_err(|denied| {
-        context.recorder.denied(&denied, client, endpoint);
+    observe(context, client, endpoint, asked);
+    judge(context, client, endpoint, asked)
+}
+
+/// Tells of what policies say that refuse nobody.
+pub(super) fn observe(context: &Context, client: Client<'_>, endpoint: SocketAddr, asked: Asked<'_>) {
+    for observed in context.tables.load().observe_access(client.of_policy(), endpoint, asked) {
+        context.recorder.observed(&observed, client.peer, endpoint);
+    }
+}
+
+/// Asks, and counts a refusal.
+fn judge(
+    context: &Context,
+    client: Client<'_>,
+    endpoint: SocketAddr,
+    asked: Asked<'_>,
+) -> Result<(), Refused> {
+    context.tables.load().check_access(client.of_policy(), endpoint, asked).map_err(|denied| {
+        context.recorder.denied(&denied, client.peer, endpoint);
         Refused(Some(denied))
     })
 }
@@ -35,28 +81,52 @@ pub(super) fn check_translated(context: &Context) -> Result<(), Refused> {
     if context.tables.load().policies.is_empty() { Ok(()) } else { Err(Refused(None)) }
 }
 
-/// Whether a client may have what it asks for; counts nothing.
-pub(super) fn may_reach(context: &Context, client: IpAddr, endpoint: SocketAddr, asked: Asked<'_>) -> bool {
-    context.tables.load().check_access(client, endpoint, asked).is_ok()
+/// Whether a client may have what it asks for; a refusal is not counted, as somebody will ask again.
+pub(super) fn may_reach(
+    context: &Context,
+    client: Client<'_>,
+    endpoint: SocketAddr,
+    asked: Asked<'_>,
+) -> bool {
+    let may = foresee(context, client, endpoint, asked).is_ok();
+    if may {
+        observe(context, client, endpoint, asked);
+    }
+    may
+}
+
+/// What would be said; counts nothing.
+pub(super) fn foresee(
+    context: &Context,
+    client: Client<'_>,
+    endpoint: SocketAddr,
+    asked: Asked<'_>,
+) -> Result<(), Refused> {
+    let checked = context.tables.load().check_access(client.of_policy(), endpoint, asked);
+    checked.map_err(|denied| Refused(Some(denied)))
 }
 
 /// As above for what shows no requests, of an endpoint that only the node's NAT may understand.
-pub(super) fn may_go_on(context: &Context, client: IpAddr, endpoint: (SocketAddr, ConnectSource)) -> bool {
+pub(super) fn may_go_on(
+    context: &Context,
+    client: Client<'_>,
+    endpoint: (SocketAddr, ConnectSource),
+) -> bool {
     let (address, source) = endpoint;
     let known = source != ConnectSource::Translated || check_translated(context).is_ok();
-    known && may_reach(context, client, address, Asked::Opaque)
+    known && foresee(context, client, address, Asked::Opaque).is_ok()
 }
 
 /// Whether it depends on the request what a client may have; counts nothing.
-pub(super) fn depends_on_request(context: &Context, client: IpAddr, endpoint: SocketAddr) -> bool {
-    matches!(context.tables.load().foresee_access(client, endpoint), Foreseen::ByRequest(_))
+pub(super) fn depends_on_request(context: &Context, client: Client<'_>, endpoint: SocketAddr) -> bool {
+    matches!(context.tables.load().foresee_access(client.of_policy(), endpoint), Foreseen::ByRequest(_))
 }
 
 /// Waits until a client may no longer have an endpoint's connection, of which the agent sees no requests. An endpoint that
 /// only the node's NAT understands is refused once there are policies, like a connection that would be made then.
 pub(super) async fn until_refused(
     context: &Context,
-    client: SocketAddr,
+    client: Client<'_>,
     endpoint: (SocketAddr, ConnectSource),
     asked: Asked<'_>,
 ) {
@@ -65,7 +135,7 @@ pub(super) async fn until_refused(
         // A change from here on is not missed.
         let changed = context.table_changed.notified();
         let known = if source == ConnectSource::Translated { check_translated(context) } else { Ok(()) };
-        if known.and_then(|()| check(context, client, address, asked)).is_err() {
+        if known.and_then(|()| judge(context, client, address, asked)).is_err() {
             return;
         }
         changed.await;

@@ -11,6 +11,7 @@ use super::access::ACCESS_DENIED;
 use super::admission::{Crowded, Overload};
 use super::http::HttpWorker;
 use super::http::heads::{Fate, write_date, write_fate, write_status_line};
+use super::limits::Limited;
 use crate::http::grpc::{self, GrpcStatus};
 use crate::http::h1::Version;
 use crate::http::{FieldSink, Refusal};
@@ -70,6 +71,8 @@ pub(super) enum Problem {
     TryTimeout,
     /// A policy of the endpoint's pod refuses the client.
     Denied,
+    /// A rate limit refuses the request.
+    RateLimited,
 }
 
 impl Problem {
@@ -83,6 +86,7 @@ impl Problem {
             Self::NoCluster { status } => status,
             Self::NoWeight => 500,
             Self::Denied => 403,
+            Self::RateLimited => 429,
             Self::NoEndpoint
             | Self::Crowded(_)
             | Self::Overload(_)
@@ -112,6 +116,7 @@ impl Problem {
             Self::UpstreamReset(_) => Flag::UpstreamReset,
             Self::UpstreamFull => Flag::UpstreamOverflow,
             Self::Denied => Flag::AccessDenied,
+            Self::RateLimited => Flag::RateLimited,
             Self::UpstreamSilent | Self::RequestTimeout | Self::TryTimeout => Flag::UpstreamTimeout,
         }
     }
@@ -143,6 +148,7 @@ impl Problem {
             Self::UpstreamSilent => "upstream_timeout",
             Self::UpstreamFull => "upstream_full",
             Self::Denied => ACCESS_DENIED,
+            Self::RateLimited => "rate_limited",
             Self::RequestTimeout => "request_timeout",
             Self::TryTimeout => "try_timeout",
         }
@@ -168,7 +174,7 @@ impl Problem {
             Self::ConnectTimeout => "connection_timeout",
             Self::UpstreamClosed | Self::UpstreamReset(_) => "connection_terminated",
             Self::UpstreamFull => "connection_limit_reached",
-            Self::Denied => "http_request_denied",
+            Self::Denied | Self::RateLimited => "http_request_denied",
             Self::UpstreamTruncated => "http_response_incomplete",
             Self::UpstreamProtocol(_) => "http_protocol_error",
             Self::UpstreamSilent | Self::RequestTimeout | Self::TryTimeout => "http_response_timeout",
@@ -179,6 +185,7 @@ impl Problem {
     pub fn grpc_status(self) -> GrpcStatus {
         match self {
             Self::UpstreamReset(code) => GrpcStatus::of_reset(code),
+            Self::RateLimited => GrpcStatus::RESOURCE_EXHAUSTED,
             other => GrpcStatus::of_http(other.status()),
         }
     }
@@ -245,6 +252,8 @@ pub(super) struct Answer<'a> {
     pub body: &'a [u8],
     /// What went wrong.
     pub problem: Option<Problem>,
+    /// The limit that the request was beyond; its body takes the place of the problem's.
+    pub limit: Option<Limited<'a>>,
 }
 
 /// What an answer depends on besides itself.
@@ -258,7 +267,12 @@ pub(super) struct AnswerTo {
     pub fate: Fate,
 }
 
-impl Answer<'_> {
+impl<'a> Answer<'a> {
+    /// The answer to a request that a limit refuses.
+    pub fn limited(limit: Limited<'a>) -> Self {
+        let problem = Some(Problem::RateLimited);
+        Self { status: limit.policy.answer.status, problem, limit: Some(limit), ..Self::default() }
+    }
     /// The same for a gRPC client: a head alone that holds the status (a response that consists of trailers only).
     pub fn write_grpc(&self, worker: &HttpWorker, out: &mut HeaderMap) -> GrpcStatus {
         let status = self.problem.map_or(GrpcStatus::of_http(self.status), Problem::grpc_status);
@@ -299,6 +313,9 @@ impl Answer<'_> {
                 out.field(b"retry-after", b"1");
             }
         }
+        if let Some(limit) = &self.limit {
+            limit.write_fields(out);
+        }
         let has_body = !matches!(self.status, 204 | 304);
         if has_body {
             let length = self.body_len().to_string();
@@ -320,23 +337,27 @@ impl Answer<'_> {
         if to_head || matches!(self.status, 204 | 304) {
             return 0;
         }
-        match self.problem {
+        match self.problem.filter(|_| self.limit.is_none()) {
             Some(problem) => {
                 out.extend_from_slice(reason_phrase(self.status).as_bytes());
                 out.extend_from_slice(b": ");
                 out.extend_from_slice(problem.details().as_bytes());
                 out.extend_from_slice(b"\n");
             }
-            None => out.extend_from_slice(self.body),
+            None => out.extend_from_slice(self.own_body()),
         }
         self.body_len() as u64
     }
 
     fn body_len(&self) -> usize {
-        match self.problem {
+        match self.problem.filter(|_| self.limit.is_none()) {
             Some(problem) => reason_phrase(self.status).len() + problem.details().len() + 3,
-            None => self.body.len(),
+            None => self.own_body().len(),
         }
+    }
+
+    fn own_body(&self) -> &[u8] {
+        self.limit.as_ref().map_or(self.body, Limited::body)
     }
 }
 

@@ -49,9 +49,7 @@ fn begin(
         Downstream { io, read: BytesMut::new(), peer, original_destination, origin, early: None, shown };
     let to = match table.frontends.get(&original_destination) {
         // Only the first bytes tell whether there are requests to judge.
-        _ if downstream.origin == Origin::Inbound => {
-            (Dial::pod(original_destination), AppProtocol::Undeclared)
-        }
+        _ if downstream.origin.is_inbound() => (Dial::pod(original_destination), AppProtocol::Undeclared),
         Some(frontend) => (Dial::frontend(frontend, original_destination), frontend.protocol),
         // The table changed between the kernel's decision and now.
         None => (Dial::unknown(original_destination), AppProtocol::Tcp),

@@ -11,8 +11,9 @@ use tokio::io::{Interest, Ready};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::access::{self, Client};
 use super::tcp::{self, Dial, Dialled, Undialled};
-use super::{Context, Downstream, access};
+use super::{Context, Downstream};
 use crate::net::{HTTP2_FRAME_HEAD, Spoken, classify, is_http2_settings};
 
 /// Bytes taken at once while the protocol is being told; a request line that is longer is HTTP anyway.
@@ -36,14 +37,16 @@ pub(super) enum Told {
 
 /// Waits for the first byte from either side. Bytes from the client are kept in `downstream.read`.
 pub(super) async fn detect(context: &Context, downstream: &mut Downstream, dial: &Dial) -> Told {
-    let mut dialling = Box::pin(tcp::dial_early(context, downstream.peer, dial));
+    let Downstream { io, read, peer, origin, .. } = &mut *downstream;
+    let client = Client { peer: *peer, origin };
+    let mut dialling = Box::pin(tcp::dial_early(context, client, dial));
     let dialled = tokio::select! {
         biased;
-        spoken = client_speaks(&downstream.io, &mut downstream.read) => {
+        spoken = client_speaks(io, read) => {
             return match spoken {
                 // The route says where HTTP goes; an endpoint that is silent must not hold it up.
                 Ok(Spoken::Http | Spoken::Http2) => Told::Http(timeout(EARLY_PATIENCE, dialling).await.ok().and_then(Result::ok)),
-                Ok(Spoken::Opaque | Spoken::Undecided) => opaque(context, downstream, dial, dialling.await).await,
+                Ok(Spoken::Opaque | Spoken::Undecided) => opaque(context, client, dial, dialling.await).await,
                 Err(error) => Told::Opaque(dialling.await.map(|dialled| dialled.without_client(error))),
             };
         }
@@ -52,7 +55,7 @@ pub(super) async fn detect(context: &Context, downstream: &mut Downstream, dial:
     match dialled {
         Ok(upstream) => tokio::select! {
             biased;
-            spoken = client_speaks(&downstream.io, &mut downstream.read) => match spoken {
+            spoken = client_speaks(io, read) => match spoken {
                 Ok(Spoken::Http | Spoken::Http2) => Told::Http(Some(upstream)),
                 Ok(Spoken::Opaque | Spoken::Undecided) => Told::Opaque(Ok(upstream)),
                 Err(error) => Told::Opaque(Ok(upstream.without_client(error))),
@@ -61,8 +64,7 @@ pub(super) async fn detect(context: &Context, downstream: &mut Downstream, dial:
             () = server_speaks(&upstream.io) => Told::Opaque(Ok(upstream)),
         },
         Err(undialled) => {
-            let speaking = client_speaks(&downstream.io, &mut downstream.read);
-            let client = downstream.peer.ip();
+            let speaking = client_speaks(io, read);
             let asks = undialled
                 .refused_by()
                 .is_some_and(|endpoint| access::depends_on_request(context, client, endpoint));
@@ -70,7 +72,7 @@ pub(super) async fn detect(context: &Context, downstream: &mut Downstream, dial:
             let patience = if asks { FIRST_REQUEST } else { SPEAK_AFTER_FAILURE };
             match timeout(patience, speaking).await {
                 Ok(Ok(Spoken::Http | Spoken::Http2)) => Told::Http(None),
-                _ => opaque(context, downstream, dial, Err(undialled)).await,
+                _ => opaque(context, client, dial, Err(undialled)).await,
             }
         }
     }
@@ -79,13 +81,13 @@ pub(super) async fn detect(context: &Context, downstream: &mut Downstream, dial:
 /// What came of dialling, for a connection that turned out to be opaque: only now a policy's refusal is one.
 async fn opaque(
     context: &Context,
-    downstream: &Downstream,
+    client: Client<'_>,
     dial: &Dial,
     dialled: Result<Dialled, Undialled>,
 ) -> Told {
     match dialled {
         Err(undialled) if undialled.refused_by().is_some() => {
-            Told::Opaque(tcp::dial(context, downstream.peer, dial).await)
+            Told::Opaque(tcp::dial(context, client, dial).await)
         }
         dialled => Told::Opaque(dialled),
     }

@@ -8,6 +8,7 @@ mod crowded;
 mod detect;
 pub mod http;
 mod http2;
+mod limits;
 mod open;
 pub(crate) mod random;
 mod refusals;

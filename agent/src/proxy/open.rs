@@ -88,13 +88,21 @@ struct Entry {
     /// Port 0: none.
     endpoint: Address,
     protocol: Protocol,
-    /// Whether it was captured on its way into a pod.
-    inbound: bool,
+    /// Where it was captured, unless a Gateway accepted it.
+    captured: Direction,
     since_ms: u64,
     gateway: Option<Arc<str>>,
 }
 
 const _: () = assert!(size_of::<Slot>() <= 88);
+
+/// An [`Origin`] without a name.
+#[derive(Debug, Clone, Copy)]
+enum Direction {
+    Outbound,
+    Inbound,
+    Tunnel,
+}
 
 /// An address without what only IPv6 sockets have beside it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,10 +158,14 @@ impl OpenConnections {
             destination: destination.into(),
             endpoint: Address::NONE,
             protocol: Protocol::Undecided,
-            inbound: *origin == Origin::Inbound,
+            captured: match origin {
+                Origin::Outbound | Origin::Gateway(_) => Direction::Outbound,
+                Origin::Inbound => Direction::Inbound,
+                Origin::Tunnel => Direction::Tunnel,
+            },
             since_ms: u64::try_from(since).unwrap_or(u64::MAX),
             gateway: match origin {
-                Origin::Outbound | Origin::Inbound => None,
+                Origin::Outbound | Origin::Inbound | Origin::Tunnel => None,
                 Origin::Gateway(name) => Some(Arc::clone(name)),
             },
         };
@@ -217,10 +229,11 @@ impl Entry {
             peer: self.peer.read(),
             original_destination: self.destination.read(),
             endpoint: (self.endpoint.port != 0).then(|| self.endpoint.read()),
-            origin: match &self.gateway {
-                Some(name) => Origin::Gateway(Arc::clone(name)),
-                None if self.inbound => Origin::Inbound,
-                None => Origin::Outbound,
+            origin: match (&self.gateway, self.captured) {
+                (Some(name), _) => Origin::Gateway(Arc::clone(name)),
+                (None, Direction::Outbound) => Origin::Outbound,
+                (None, Direction::Inbound) => Origin::Inbound,
+                (None, Direction::Tunnel) => Origin::Tunnel,
             },
             protocol: self.protocol,
             since: UNIX_EPOCH + Duration::from_millis(self.since_ms),
@@ -303,7 +316,8 @@ mod tests {
     #[test]
     fn it_is_known_where_each_entered() {
         let open = Arc::new(OpenConnections::default());
-        for origin in [Origin::Outbound, Origin::Inbound, Origin::Gateway("default/edge/http".into())] {
+        let gateway = Origin::Gateway("default/edge/http".into());
+        for origin in [Origin::Outbound, Origin::Inbound, Origin::Tunnel, gateway] {
             let ends = (address("10.0.0.1:1"), address("10.0.0.2:80"));
             let _shown = open.show(ends.0, ends.1, (&origin, UNIX_EPOCH));
             assert_eq!(open.copy()[0].origin, origin);

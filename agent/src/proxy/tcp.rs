@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use super::access::{self, ACCESS_DENIED};
+use super::access::{self, ACCESS_DENIED, Client, Refused};
 use super::{Context, Downstream, Early, Protocol};
 use crate::balance::Pick;
 use crate::compile::{Cluster, Frontend, RoutingTable};
@@ -99,34 +99,32 @@ impl Undialled {
 }
 
 /// Connects to an endpoint, and to another one where the first can't be reached. What a policy refuses is counted.
-pub(super) async fn dial(context: &Context, peer: SocketAddr, dial: &Dial) -> Result<Dialled, Undialled> {
-    let allowed = |endpoint| access::check(context, peer, endpoint, Asked::Opaque).is_ok();
-    dial_allowed(context, peer, dial, allowed).await
+pub(super) async fn dial(context: &Context, client: Client<'_>, dial: &Dial) -> Result<Dialled, Undialled> {
+    let allowed = |endpoint| access::check(context, client, endpoint, Asked::Opaque);
+    dial_allowed(context, client.peer, dial, allowed).await
 }
 
 /// The same before the client's protocol is told: what a policy refuses now it may allow once there is a request, and it
 /// is not counted.
 pub(super) async fn dial_early(
     context: &Context,
-    peer: SocketAddr,
+    client: Client<'_>,
     dial: &Dial,
 ) -> Result<Dialled, Undialled> {
-    let allowed = |endpoint| access::may_reach(context, peer.ip(), endpoint, Asked::Opaque);
-    dial_allowed(context, peer, dial, allowed).await
+    let allowed = |endpoint| access::foresee(context, client, endpoint, Asked::Opaque);
+    dial_allowed(context, client.peer, dial, allowed).await
 }
 
 async fn dial_allowed(
     context: &Context,
     peer: SocketAddr,
     dial: &Dial,
-    allowed: impl Fn(SocketAddr) -> bool,
+    allowed: impl Fn(SocketAddr) -> Result<(), Refused>,
 ) -> Result<Dialled, Undialled> {
     let Some(cluster) = &dial.cluster else {
         let source = dial.source(peer);
         let translated = if dial.unknown { access::check_translated(context) } else { Ok(()) };
-        if translated.is_err() || !allowed(dial.original) {
-            return Err(refused(dial.original));
-        }
+        translated.and_then(|()| allowed(dial.original)).map_err(|by| refused(dial.original, &by))?;
         let io = connect(context, ConnectTarget { address: dial.original, source }).await?;
         return Ok(Dialled { io, address: dial.original, pick: None, client_error: None });
     };
@@ -138,9 +136,7 @@ async fn dial_allowed(
         if tried.contains(&address) {
             break;
         }
-        if !allowed(address) {
-            return Err(refused(address));
-        }
+        allowed(address).map_err(|by| refused(address, &by))?;
         match connect(context, ConnectTarget { address, source: ConnectSource::Pod(peer.ip()) }).await {
             Ok(io) => return Ok(Dialled { io, address, pick: Some(pick), client_error: None }),
             Err(error) => failure = error,
@@ -151,8 +147,8 @@ async fn dial_allowed(
 }
 
 /// A policy of the endpoint's pod refuses the client.
-fn refused(address: SocketAddr) -> Undialled {
-    Undialled { flag: Flag::AccessDenied, details: ACCESS_DENIED, last: Some(address) }
+fn refused(address: SocketAddr, by: &Refused) -> Undialled {
+    Undialled { flag: Flag::AccessDenied, details: by.details(), last: Some(address) }
 }
 
 /// Connects as somebody, within the time that an endpoint has.
@@ -193,8 +189,14 @@ pub(super) async fn serve(
     let start = (SystemTime::now(), Instant::now());
     let peer = downstream.peer;
     let dialled = match dialled {
-        Some(dialled) => dialled,
-        None => dial(context, peer, &to).await,
+        Some(dialled) => {
+            if let Ok(early) = &dialled {
+                let client = Client { peer, origin: &downstream.origin };
+                access::observe(context, client, early.address, Asked::Opaque);
+            }
+            dialled
+        }
+        None => dial(context, Client { peer, origin: &downstream.origin }, &to).await,
     };
     let upstream = match &dialled {
         Ok(dialled) => Some(dialled.address),
@@ -244,14 +246,15 @@ async fn relay_with_prefix(
     source: ConnectSource,
 ) -> Relayed {
     // A connection that was dialled before the client spoke may have been allowed when it was.
-    let refused = access::until_refused(context, downstream.peer, (dialled.address, source), Asked::Opaque);
+    let client = Client { peer: downstream.peer, origin: &downstream.origin };
+    let refused = access::until_refused(context, client, (dialled.address, source), Asked::Opaque);
     let upstream = &mut dialled.io;
     if let Some(error) = dialled.client_error.take() {
         let _ = upstream.set_zero_linger();
         return Relayed { failure: Some(RelayFailure::Downstream(error)), ..Relayed::default() };
     }
     let prefix = std::mem::take(&mut downstream.read);
-    let allowed = access::may_go_on(context, downstream.peer.ip(), (dialled.address, source));
+    let allowed = access::may_go_on(context, client, (dialled.address, source));
     if allowed
         && !prefix.is_empty()
         && let Err(error) = upstream.write_all(&prefix).await

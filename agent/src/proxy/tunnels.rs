@@ -2,17 +2,20 @@
 //! pod's policies, and then each stream is a connection to the pod in its client's name.
 
 use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use h2::RecvStream;
 use h2::server::SendResponse;
 use http::{Request, Response, StatusCode};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::task::spawn_local;
 
-use super::access::{self, ACCESS_DENIED};
+use super::access::{self, ACCESS_DENIED, Client};
 use super::tcp;
 use super::{Context, Downstream, Protocol, captured};
 use crate::hbone::{self, Mesh, Role, StreamEnd};
@@ -20,6 +23,9 @@ use crate::identity::PeerRefusal;
 use crate::model::Asked;
 use crate::net::{ConnectSource, ConnectTarget};
 use crate::telemetry::{ConnectionRecord, Flag, Origin, ResponseFlags};
+
+/// How long a tunnel may take to say that it is over.
+const ENDING: Duration = Duration::from_secs(1);
 
 /// Serves one connection of tunnels to its end.
 pub(super) async fn serve(
@@ -36,20 +42,29 @@ pub(super) async fn serve(
     let terms = match mesh.arrival(peer.ip(), pod.ip()) {
         Ok(terms) => terms,
         Err(why) => {
-            mesh.counts().refused(Role::Server, why);
+            mesh.counts().handshakes.refused(Role::Server, why);
             let _ = io.set_zero_linger();
             return refused(peer, pod, why);
         }
     };
-    let mut tunnel = match Box::pin(hbone::accept(&mesh, io, terms)).await {
-        Ok(tunnel) => tunnel,
+    let proven = terms.peer.clone();
+    let (mut tunnel, standing) = match Box::pin(hbone::accept(&mesh, io, terms)).await {
+        Ok((tunnel, standing)) => (tunnel, Rc::new(standing)),
         Err(why) => return refused(peer, pod, why),
     };
+    let lost = watch::Sender::new(None);
+    let mut losing = pin!(standing.lost(&mesh));
     let mut drain = context.drain.clone();
     let mut draining = false;
     loop {
         let next = tokio::select! {
             next = tunnel.accept() => next,
+            why = &mut losing => {
+                mesh.counts().ended.refused(Role::Server, why);
+                tracing::warn!(%peer, %pod, id = %standing.peer().id, reason = why.name(), "an open tunnel was ended");
+                lost.send_replace(Some(why));
+                return end(tunnel).await;
+            }
             _ = drain.wait_for(|draining| *draining), if !draining => {
                 draining = true;
                 tunnel.graceful_shutdown();
@@ -57,8 +72,18 @@ pub(super) async fn serve(
             }
         };
         match next {
+            // Its address may have become another's since; that one has proven nothing here.
+            Some(Ok((_, mut respond))) if mesh.expected(peer.ip()).as_ref() != Some(&proven) => {
+                mesh.counts().handshakes.refused(Role::Server, PeerRefusal::OtherIdentity);
+                answer_only(&mut respond, StatusCode::UNAUTHORIZED);
+            }
+            Some(Ok((request, respond))) if hbone::is_proof(&request) => {
+                let (standing, mesh) = (Rc::clone(&standing), Arc::clone(&mesh));
+                spawn_local(async move { standing.answer(&mesh, request, respond).await });
+            }
             Some(Ok((request, respond))) => {
-                spawn_local(stream(context.clone(), (peer, pod), request, respond));
+                let stop = stopped(lost.subscribe());
+                spawn_local(stream(context.clone(), (peer, pod), (request, respond), stop));
             }
             Some(Err(error)) => return tracing::debug!(%peer, %error, "a tunnel broke"),
             None => return,
@@ -70,21 +95,39 @@ fn refused(peer: SocketAddr, pod: SocketAddr, why: PeerRefusal) {
     tracing::debug!(%peer, %pod, reason = why.name(), "a tunnel was refused");
 }
 
+/// Tells the peer that a tunnel is over, and why as far as HTTP/2 can. Streams have been reset; nobody waits for a peer that
+/// does not read.
+async fn end(mut tunnel: hbone::Tunnel) {
+    tunnel.abrupt_shutdown(hbone::LOST);
+    let closed = async { while let Some(Ok(_)) = tunnel.accept().await {} };
+    let _ = tokio::time::timeout(ENDING, closed).await;
+}
+
+/// Waits until the tunnel is lost; answers why.
+async fn stopped(mut lost: watch::Receiver<Option<PeerRefusal>>) -> &'static str {
+    match lost.wait_for(Option::is_some).await.map(|why| *why) {
+        Ok(Some(why)) => why.name(),
+        // The tunnel has ended by itself, which the stream learns from it.
+        _ => std::future::pending().await,
+    }
+}
+
 async fn stream(
     context: Context,
     (peer, pod): (SocketAddr, SocketAddr),
-    request: Request<RecvStream>,
-    mut respond: SendResponse<Bytes>,
+    (request, mut respond): (Request<RecvStream>, SendResponse<Bytes>),
+    stop: impl Future<Output = &'static str> + 'static,
 ) {
     let to = match hbone::destination(&request, pod.ip()) {
         Ok(to) => to,
         Err(status) => return answer_only(&mut respond, status),
     };
     let receive = request.into_body();
-    if access::depends_on_request(&context, peer.ip(), to) {
-        by_request(context, (peer, to), receive, respond).await;
+    let client = Client { peer, origin: &Origin::Tunnel };
+    if access::depends_on_request(&context, client, to) {
+        by_request(context, (peer, to), (receive, respond), stop).await;
     } else {
-        Box::pin(opaque(&context, (peer, to), receive, respond)).await;
+        Box::pin(opaque(&context, (peer, to), (receive, respond), stop)).await;
     }
 }
 
@@ -103,18 +146,18 @@ fn answer_only(respond: &mut SendResponse<Bytes>, status: StatusCode) {
 async fn by_request(
     context: Context,
     (peer, to): (SocketAddr, SocketAddr),
-    receive: RecvStream,
-    mut respond: SendResponse<Bytes>,
+    (receive, mut respond): (RecvStream, SendResponse<Bytes>),
+    stop: impl Future<Output = &'static str> + 'static,
 ) {
     let Ok((mut near, io)) = hbone::pair().await else {
         return answer_only(&mut respond, StatusCode::SERVICE_UNAVAILABLE);
     };
     let Ok(send) = respond.send_response(answer(StatusCode::OK), false) else { return };
     spawn_local(async move {
-        hbone::relay(&mut near, (send, receive), std::future::pending()).await;
+        hbone::relay(&mut near, (send, receive), stop).await;
     });
-    let shown = context.open.show(peer, to, (&Origin::Inbound, SystemTime::now()));
-    let (read, origin) = (BytesMut::new(), Origin::Inbound);
+    let shown = context.open.show(peer, to, (&Origin::Tunnel, SystemTime::now()));
+    let (read, origin) = (BytesMut::new(), Origin::Tunnel);
     let downstream = Downstream { io, read, peer, original_destination: to, origin, early: None, shown };
     captured::serve_inbound(context, downstream).await;
 }
@@ -123,19 +166,20 @@ async fn by_request(
 async fn opaque(
     context: &Context,
     (peer, to): (SocketAddr, SocketAddr),
-    receive: RecvStream,
-    mut respond: SendResponse<Bytes>,
+    (receive, mut respond): (RecvStream, SendResponse<Bytes>),
+    stop: impl Future<Output = &'static str> + 'static,
 ) {
     let start = (SystemTime::now(), Instant::now());
-    let shown = context.open.show(peer, to, (&Origin::Inbound, start.0));
+    let shown = context.open.show(peer, to, (&Origin::Tunnel, start.0));
     shown.is(Protocol::Opaque, Some(to));
     let source = ConnectSource::Pod(peer.ip());
+    let client = Client { peer, origin: &Origin::Tunnel };
     let record = |ended: &Ended| {
         let table = context.tables.load();
         context.recorder.connection(&ConnectionRecord {
             start: start.0,
             duration: start.1.elapsed(),
-            origin: &Origin::Inbound,
+            origin: &Origin::Tunnel,
             peer,
             original_destination: to,
             source: table.workloads.get(&peer.ip()),
@@ -150,9 +194,9 @@ async fn opaque(
         });
     };
     let failed = |flag: Flag, details| Ended { flags: flag.into(), details, ..Ended::default() };
-    let ended = if access::check(context, peer, to, Asked::Opaque).is_err() {
+    let ended = if let Err(refused) = access::check(context, client, to, Asked::Opaque) {
         answer_only(&mut respond, StatusCode::UNAUTHORIZED);
-        failed(Flag::AccessDenied, ACCESS_DENIED)
+        failed(Flag::AccessDenied, refused.details())
     } else {
         match tcp::connect(context, ConnectTarget { address: to, source }).await {
             Err(undialled) => {
@@ -162,7 +206,13 @@ async fn opaque(
             Ok(mut io) => match respond.send_response(answer(StatusCode::OK), false) {
                 Err(_) => failed(Flag::DownstreamClosed, "downstream_reset"),
                 Ok(send) => {
-                    let stop = access::until_refused(context, peer, (to, source), Asked::Opaque);
+                    let refused = access::until_refused(context, client, (to, source), Asked::Opaque);
+                    let stop = async {
+                        tokio::select! {
+                            () = refused => ACCESS_DENIED,
+                            why = stop => why,
+                        }
+                    };
                     Ended::of(hbone::relay(&mut io, (send, receive), stop).await)
                 }
             },
@@ -185,7 +235,7 @@ impl Ended {
             None => (ResponseFlags::default(), ""),
             Some(hbone::Broken::Tunnel) => (Flag::DownstreamClosed.into(), "downstream_reset"),
             Some(hbone::Broken::Socket) => (Flag::UpstreamClosed.into(), "upstream_reset"),
-            Some(hbone::Broken::Stopped) => (Flag::AccessDenied.into(), ACCESS_DENIED),
+            Some(hbone::Broken::Stopped(why)) => (Flag::AccessDenied.into(), why),
         };
         Self { moved, flags, details }
     }

@@ -1,5 +1,6 @@
 //! A worker: one thread, one single-threaded runtime, its own listeners, pool and random numbers.
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
@@ -62,8 +63,8 @@ pub enum Command {
     /// Serve a Gateway's listener until the receiver's sender is gone; records call it what the receiver says when a
     /// connection comes.
     Gateway(StdListener, watch::Receiver<Arc<str>>),
-    /// A new table is in force: let go of what it no longer has.
-    Table,
+    /// A new table is in force: let go of the endpoints that it no longer has, by uid.
+    Table(Arc<HashSet<Arc<str>>>),
 }
 
 impl Command {
@@ -73,7 +74,7 @@ impl Command {
             Self::Capture(listener, _) | Self::Tunnels(listener, _) | Self::Gateway(listener, _) => {
                 listener.local_addr().ok().map(|address| address.to_string())
             }
-            Self::Table => None,
+            Self::Table(_) => None,
         }
     }
 }
@@ -125,8 +126,8 @@ fn obey(context: &Context, command: Command) -> io::Result<()> {
                 move |context, io, peer, _| tunnels::serve(context, (io, peer), address, Arc::clone(&mesh));
             accept_on(context, listener, Entrance::Captured(Captured::Inbound), serve)
         }
-        Command::Table => {
-            context.http.forget_gone(&context.tables.load());
+        Command::Table(gone) => {
+            context.http.forget(&gone);
             context.table_changed.notify_waiters();
             Ok(())
         }

@@ -15,6 +15,7 @@ use crate::model::Workload;
 
 pub use hosts::HostTable;
 pub use path::{EscapedSlashes, InvalidPath, Normalisation, PathPolicy, canonical_escapes, normalise};
+pub use query::query_parameter;
 pub use rewrite::{redirect_location, rewrite_climbs, rewrite_path};
 pub use rules::{Rule, RuleSet};
 

@@ -12,6 +12,11 @@ pub(super) fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
         .map(|(_, value)| value)
 }
 
+/// The first value of a parameter, decoded.
+pub fn query_parameter<'a>(query: &'a str, name: &str) -> Option<Cow<'a, [u8]>> {
+    parameter(query, name).map(decode)
+}
+
 /// Decoded bytes; allocates only where something is encoded.
 pub(super) fn decode(encoded: &str) -> Cow<'_, [u8]> {
     if encoded.contains('%') {

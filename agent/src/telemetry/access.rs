@@ -9,9 +9,8 @@ use std::time::{Duration, SystemTime};
 use std::{fmt, io};
 
 use super::json::JsonLine;
-use super::recorder::ACCESS_DENIED;
 use super::{ConnectionRecord, LineWriter, Origin, RequestRecord, rfc3339};
-use crate::compile::{ClusterKey, Denied};
+use crate::compile::{ACCESS_DENIED, ClusterKey, Denied, DeniedBy, MTLS_REQUIRED, Observed};
 use crate::model::Workload;
 
 /// Where access log lines go, with a switch. Clones share both.
@@ -68,13 +67,12 @@ pub(super) fn request(buffer: &mut Vec<u8>, record: &RequestRecord<'_>) {
         .raw("response_code", record.status)
         .display("response_flags", record.flags);
     match record.denied.filter(|_| record.details == ACCESS_DENIED) {
-        Some(Denied { policy, rule: Some(rule) }) => line.display(
+        Some(Denied { policy, by: DeniedBy::Plaintext }) => {
+            line.display("response_code_details", format_args!("{MTLS_REQUIRED}_by[{policy}]"))
+        }
+        Some(denied) => line.display(
             "response_code_details",
-            format_args!("{ACCESS_DENIED}_matched_policy[{policy} rule {rule}]"),
-        ),
-        Some(Denied { policy, rule: None }) => line.display(
-            "response_code_details",
-            format_args!("{ACCESS_DENIED}_matched_policy[{policy} rule none]"),
+            format_args!("{ACCESS_DENIED}_matched_policy[{} rule {}]", denied.policy, denied.rule_label()),
         ),
         None => line.optional("response_code_details", non_empty(record.details)),
     };
@@ -131,6 +129,25 @@ pub(super) fn connection(buffer: &mut Vec<u8>, record: &ConnectionRecord<'_>) {
     line.finish();
 }
 
+/// What a policy says of a client's request or connection that it does not refuse.
+pub(super) fn observed(
+    buffer: &mut Vec<u8>,
+    observed: &Observed,
+    (client, endpoint): (SocketAddr, SocketAddr),
+) {
+    let mut line = JsonLine::new(buffer);
+    line.text("level", "info")
+        .display("time", rfc3339(SystemTime::now()))
+        .text("scope", "access")
+        .text("message", "policy")
+        .text("outcome", observed.outcome.as_str())
+        .display("policy", &observed.policy)
+        .display("rule", observed.rule_label())
+        .display("downstream_remote_address", client)
+        .display("upstream_host", endpoint);
+    line.finish();
+}
+
 /// Who spoke with whom.
 struct Ends<'a> {
     origin: &'a Origin,
@@ -146,7 +163,7 @@ impl Ends<'_> {
     fn write(&self, line: &mut JsonLine<'_>) {
         match self.origin {
             Origin::Outbound => line.text("direction", "outbound"),
-            Origin::Inbound => line.text("direction", "inbound"),
+            Origin::Inbound | Origin::Tunnel => line.text("direction", "inbound"),
             Origin::Gateway(listener) => line.text("direction", "gateway").text("listener", listener),
         };
         line.display("downstream_remote_address", self.peer)
@@ -157,7 +174,7 @@ impl Ends<'_> {
         };
         match (self.cluster, self.origin) {
             (Some(cluster), _) => line.display("upstream_cluster", ClusterName(cluster)),
-            (None, Origin::Inbound) => {
+            (None, Origin::Inbound | Origin::Tunnel) => {
                 let port = self.original_destination.port();
                 line.display("upstream_cluster", format_args!("inbound|{port}||"))
             }

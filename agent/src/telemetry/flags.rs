@@ -35,11 +35,13 @@ pub enum Flag {
     Draining,
     /// `UAEX`: a policy refuses the client.
     AccessDenied,
+    /// `RL`: a rate limit refuses the request.
+    RateLimited,
 }
 
 impl Flag {
     /// All flags, in the order in which they are printed.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::NoHealthyUpstream,
         Self::UpstreamConnectFailure,
         Self::UpstreamTimeout,
@@ -55,6 +57,7 @@ impl Flag {
         Self::Overload,
         Self::Draining,
         Self::AccessDenied,
+        Self::RateLimited,
     ];
 
     /// The letters.
@@ -75,6 +78,7 @@ impl Flag {
             Self::Overload => "OM",
             Self::Draining => "DO",
             Self::AccessDenied => "UAEX",
+            Self::RateLimited => "RL",
         }
     }
 }

@@ -61,12 +61,12 @@ pub(super) fn values(traffic: &Traffic<'_>, cluster: &str) -> Vec<String> {
     // A gateway is the client of what it forwards to.
     let reporter = match traffic.origin {
         Origin::Outbound | Origin::Gateway(_) => "source",
-        Origin::Inbound => "destination",
+        Origin::Inbound | Origin::Tunnel => "destination",
     };
     let mut values = vec![reporter.to_owned()];
     match (traffic.origin, traffic.source) {
         (Origin::Gateway(listener), _) => values.extend(gateway(listener, cluster)),
-        (Origin::Outbound | Origin::Inbound, source) => values.extend(side(source, cluster)),
+        (Origin::Outbound | Origin::Inbound | Origin::Tunnel, source) => values.extend(side(source, cluster)),
     }
     values.extend(side(traffic.destination, cluster));
     let service = traffic.service.map(|service| (service.fqdn(), &*service.name, &*service.namespace));
@@ -77,7 +77,8 @@ pub(super) fn values(traffic: &Traffic<'_>, cluster: &str) -> Vec<String> {
         (Some(_), false) => "http",
         (Some(_), true) => "grpc",
     };
-    values.extend([protocol.to_owned(), traffic.flags.to_string(), "none".to_owned()]);
+    let security = if *traffic.origin == Origin::Tunnel { "mutual_tls" } else { "none" };
+    values.extend([protocol.to_owned(), traffic.flags.to_string(), security.to_owned()]);
     if let Some(status) = traffic.status {
         let grpc_status = traffic.grpc_status.map(|status| status.0.to_string()).unwrap_or_default();
         values.extend([status.to_string(), grpc_status]);
@@ -88,19 +89,16 @@ pub(super) fn values(traffic: &Traffic<'_>, cluster: &str) -> Vec<String> {
 /// Workload, namespace, principal, app, version, cluster, canonical service and revision.
 fn side(workload: Option<&Arc<Workload>>, cluster: &str) -> [String; 8] {
     let Some(workload) = workload else { return std::array::from_fn(|_| UNKNOWN.to_owned()) };
-    let label =
-        |names: &[&str]| names.iter().find_map(|name| workload.labels.get(*name)).map(|value| &**value);
-    let service = label(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]);
-    let revision = label(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);
+    let label = |name: &str| workload.labels.get(name).map(|value| &**value);
     [
         &*workload.workload,
         &*workload.name.namespace,
         UNKNOWN,
-        label(&["app"]).unwrap_or(UNKNOWN),
-        label(&["version"]).unwrap_or(UNKNOWN),
+        label("app").unwrap_or(UNKNOWN),
+        label("version").unwrap_or(UNKNOWN),
         cluster,
-        service.unwrap_or(&workload.workload),
-        revision.unwrap_or("latest"),
+        workload.canonical_name(),
+        workload.canonical_revision(),
     ]
     .map(str::to_owned)
 }

@@ -13,6 +13,7 @@ use super::acceleration::{AccelerationCounts, AccelerationSeries};
 use super::cluster::{ClusterReading, ClusterSeries, ProbeReading};
 use super::guard::{GuardReading, GuardSeries};
 use super::limits::LIMITS;
+use super::rate_limits::{RateLimitReading, RateLimitSeries};
 use super::recorder::WorkerRecorder;
 use super::series::TrafficSeries;
 use super::tls::{TlsReading, TlsSeries};
@@ -97,12 +98,14 @@ pub(super) struct Shared {
     connects: IntCounterVec,
     connect_counts: OnceLock<PacketCounts>,
     pub(super) policy_drops: IntCounterVec,
+    pub(super) policy_audits: IntCounterVec,
     policy_counts: OnceLock<PolicyCounts>,
     acceleration: AccelerationSeries,
     cluster: ClusterSeries,
     tls: TlsSeries,
     guard: GuardSeries,
     guard_reading: OnceLock<Box<dyn Fn() -> GuardReading + Send + Sync>>,
+    rate_limits: RateLimitSeries,
 }
 
 /// What is seen in the kernel at one time.
@@ -203,6 +206,11 @@ impl Metrics {
         self.shared.cluster.watch_probes(read);
     }
 
+    /// Shows what rate limits let through; read whenever the metrics are. Only the first reader is taken.
+    pub fn watch_rate_limits(&self, read: impl Fn() -> Vec<RateLimitReading> + Send + Sync + 'static) {
+        self.shared.rate_limits.watch(read);
+    }
+
     /// Shows what the guard says; read whenever the metrics are. Only the first reader is taken.
     pub fn watch_guard(&self, read: impl Fn() -> GuardReading + Send + Sync + 'static) {
         let _ = self.shared.guard_reading.set(Box::new(read));
@@ -286,6 +294,7 @@ impl Metrics {
         self.shared.acceleration.refresh();
         self.shared.cluster.refresh();
         self.shared.tls.refresh();
+        self.shared.rate_limits.refresh();
         if let Some(read) = self.shared.guard_reading.get() {
             self.shared.guard.show(&read());
         }
@@ -365,12 +374,14 @@ impl Shared {
             )?,
             connect_counts: OnceLock::new(),
             policy_drops: make.policy_drops()?,
+            policy_audits: make.policy_audits()?,
             policy_counts: OnceLock::new(),
             acceleration: AccelerationSeries::new(&registry)?,
             cluster: ClusterSeries::new(&registry)?,
             tls: TlsSeries::new(&registry)?,
             guard: make.guard()?,
             guard_reading: OnceLock::new(),
+            rate_limits: RateLimitSeries::new(&registry)?,
             registry,
         })
     }
@@ -436,8 +447,16 @@ impl Maker<'_> {
     fn policy_drops(&self) -> Result<IntCounterVec, Error> {
         self.counters(
             "sluice_policy_drops_total",
-            "What AuthorizationPolicies refused: packets in the kernel, requests and connections in the agent.",
+            "What policies refused: packets in the kernel, requests and connections in the agent.",
             &["tier", "policy", "rule"],
+        )
+    }
+
+    fn policy_audits(&self) -> Result<IntCounterVec, Error> {
+        self.counters(
+            "sluice_policy_audits_total",
+            "What AuthorizationPolicies say that refuse nobody (AUDIT and dry runs) of requests and connections.",
+            &["policy", "rule", "outcome"],
         )
     }
 

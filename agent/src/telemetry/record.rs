@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::ResponseFlags;
-use crate::compile::{ClusterKey, Denied, RouteName};
+use crate::compile::{ClusterKey, Denied, Observed, RouteName};
 use crate::http::grpc::GrpcStatus;
 use crate::model::Workload;
 
@@ -16,8 +16,17 @@ pub enum Origin {
     Outbound,
     /// Captured on its way into a pod of this node.
     Inbound,
+    /// Come through a tunnel to a pod of this node, from the pod that certificates have proven.
+    Tunnel,
     /// Accepted on a Gateway listener, by `namespace/gateway/listener`.
     Gateway(Arc<str>),
+}
+
+impl Origin {
+    /// Whether it is on its way into a pod of this node.
+    pub fn is_inbound(&self) -> bool {
+        matches!(self, Self::Inbound | Self::Tunnel)
+    }
 }
 
 /// One request, at its end.
@@ -133,6 +142,8 @@ pub trait Recorder {
     fn served(&self, record: &ServedRecord);
     /// A policy refused a client's request or connection to an endpoint.
     fn denied(&self, denied: &Denied, client: SocketAddr, endpoint: SocketAddr);
+    /// A policy that refuses nobody says something of a client's request or connection to an endpoint.
+    fn observed(&self, observed: &Observed, client: SocketAddr, endpoint: SocketAddr);
     /// A client connection (of any protocol) was accepted or, with `opened` false, ended.
     fn downstream(&self, origin: &Origin, opened: bool);
 }

@@ -19,12 +19,10 @@ use super::{
     AccessLog, ConnectionRecord, Flag, FlowEvent, FlowKind, FlowLog, FlowRule, FlowTier, Metrics, Origin,
     Recorder, RequestRecord, ResponseFlags, ServedRecord,
 };
-use crate::compile::Denied;
+use crate::compile::{Denied, Observed};
 use crate::http::grpc::GrpcStatus;
 use crate::model::{ObjectName, Workload};
 
-/// What a refusal by policy is called, as in answers and in the access log.
-pub(super) const ACCESS_DENIED: &str = "rbac_access_denied";
 /// Label sets that one worker remembers; when there are more it starts anew, which also lets go of pods that are gone.
 const CACHE_MAX: usize = 4096;
 
@@ -174,9 +172,18 @@ impl Recorder for WorkerRecorder {
             rule: Some(FlowRule::Policy(denied.clone())),
             ..FlowEvent::new(
                 (FlowKind::Drop, FlowTier::Agent),
-                ("refused", ACCESS_DENIED),
+                ("refused", denied.reason()),
                 (client, endpoint),
             )
+        });
+    }
+
+    fn observed(&self, observed: &Observed, client: SocketAddr, endpoint: SocketAddr) {
+        let (policy, rule) = (observed.policy.to_string(), observed.rule_label());
+        let labels = [policy.as_str(), rule.as_str(), observed.outcome.as_str()];
+        self.metrics.shared.policy_audits.with_label_values(&labels).inc();
+        self.access.write(&mut self.line.borrow_mut(), |line| {
+            access::observed(line, observed, (client, endpoint));
         });
     }
 
@@ -186,7 +193,7 @@ impl Recorder for WorkerRecorder {
         let index = known.iter().position(|entry| entry.origin == *origin).unwrap_or_else(|| {
             let name = match origin {
                 Origin::Outbound => "outbound",
-                Origin::Inbound => "inbound",
+                Origin::Inbound | Origin::Tunnel => "inbound",
                 Origin::Gateway(listener) => listener,
             };
             known.push(Downstream {

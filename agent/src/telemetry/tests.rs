@@ -12,7 +12,7 @@ use super::{
     AccessLog, BuildInfo, ConfigState, ConnectionRecord, Flag, FlowLog, FlowRule, Metrics, Origin, Recorder,
     RequestRecord, ResponseFlags,
 };
-use crate::compile::{ClusterKey, Denied, RouteName, RoutingTable};
+use crate::compile::{ClusterKey, Denied, DeniedBy, RouteName, RoutingTable};
 use crate::model::{ObjectName, Workload};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -364,8 +364,9 @@ fn a_request_is_one_line() {
 
 #[test]
 fn a_refused_request_names_the_policy_and_the_rule() {
-    let denied = |rule| Denied { policy: ObjectName::new("shop", "readers"), rule };
-    let (by_rule, by_none) = (denied(Some(2)), denied(None));
+    let denied = |by| Denied { policy: ObjectName::new("shop", "readers"), by };
+    let [by_rule, by_none, plaintext] =
+        [DeniedBy::Rule(2), DeniedBy::NoRule, DeniedBy::Plaintext].map(denied);
     let sink = Sink::default();
     let access = AccessLog::new(sink.clone()).expect("starts");
     let recorder = metrics().recorder(access.clone(), FlowLog::default());
@@ -373,6 +374,7 @@ fn a_refused_request_names_the_policy_and_the_rule() {
     for (details, denied) in [
         ("rbac_access_denied", Some(&by_rule)),
         ("rbac_access_denied", Some(&by_none)),
+        ("rbac_access_denied", Some(&plaintext)),
         ("rbac_access_denied", None),
         // It failed for another reason first.
         ("connect_refused", Some(&by_rule)),
@@ -385,6 +387,7 @@ fn a_refused_request_names_the_policy_and_the_rule() {
     let expected = [
         "rbac_access_denied_matched_policy[shop/readers rule 2]",
         "rbac_access_denied_matched_policy[shop/readers rule none]",
+        "mtls_required_by[shop/readers]",
         "rbac_access_denied",
         "connect_refused",
     ];
@@ -495,7 +498,7 @@ fn refusals_beyond_their_budget_are_counted_and_not_told() {
     let (flows, metrics) = (FlowLog::default(), metrics());
     metrics.watch_flows(flows.clone());
     let recorder = metrics.recorder(AccessLog::disabled(), flows.clone());
-    let denied = Denied { policy: ObjectName::new("default", "p"), rule: Some(3) };
+    let denied = Denied { policy: ObjectName::new("default", "p"), by: DeniedBy::Rule(3) };
     for _ in 0..1000 {
         recorder.denied(&denied, address("10.0.0.1:40000"), address("10.0.0.2:80"));
     }

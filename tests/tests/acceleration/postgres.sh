@@ -5,8 +5,9 @@ export LC_ALL=C
 mkdir -p sql
 chown postgres sql
 cd sql
-run() { setpriv --reuid postgres --regid postgres --init-groups -- "$@"; }
+# By its path: busybox has another one of this name.
+run() { /usr/bin/setpriv --reuid postgres --regid postgres --init-groups -- "$@"; }
 run initdb -D . --no-sync -A trust -U postgres >/dev/null
 echo 'host all all all trust' >>pg_hba.conf
-exec setpriv --reuid postgres --regid postgres --init-groups -- \
+exec /usr/bin/setpriv --reuid postgres --regid postgres --init-groups -- \
     postgres -D . -p "$1" -c listen_addresses='*' -c unix_socket_directories= -c fsync=off -c max_wal_size=1GB

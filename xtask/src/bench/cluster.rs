@@ -1,9 +1,11 @@
 //! `cargo xtask bench cluster`: what a large table costs those who publish it and those who follow.
 //!
 //! One section measures in this process, without any other part. The others run a real Redis, three agents in nodes of their
-//! own, and simulated nodes beside them, all on this machine: who has more of them has better figures.
+//! own, and simulated nodes beside them, all on this machine: who has more of them has better figures. Where requests are measured
+//! their node has a processor for itself (`cores`).
 
 mod change;
+mod cores;
 mod costs;
 mod documents;
 mod failover;
@@ -97,7 +99,8 @@ impl Section {
 
     fn run(self, options: &Options) -> Result<Vec<Row>> {
         let world = World { services: options.services, endpoints: options.endpoints };
-        let plans = Plans { binary: options.binary.clone(), documents: Documents(world), ttl: "10s" };
+        let plans =
+            Plans { binary: options.binary.clone(), documents: Documents(world), ttl: "10s", apart: false };
         match self {
             Self::Inside => inside::run(world, options.rounds.unwrap_or(5)),
             Self::Lookup => inside::lookups(options.endpoints),

@@ -8,7 +8,7 @@ use super::rules::is_test_file;
 const LEVELS: &[&[&str]] = &[
     &["main", "lib", "app", "cli"],
     &["proxy", "capture", "cluster", "config", "admin"],
-    &["health", "pool", "http", "net", "identity", "hbone", "gateway", "telemetry"],
+    &["health", "pool", "http", "net", "identity", "hbone", "spiffe", "gateway", "priority", "telemetry"],
     &["compile", "route", "balance", "resilience", "limit", "migrate"],
     &["model"],
 ];

@@ -23,13 +23,15 @@ const TOOLS: &[&str] = &[
     "nats-server",
     "wrk",
     "iperf3",
-    "setpriv",
+    "ss",
     "ls",
     "cat",
 ];
 /// The modules that the lab and the agent need, where the kernel has them as modules.
 const MODULES: &[&str] = &[
     "veth",
+    "tun",
+    "dummy",
     "bridge",
     "sch_ingress",
     "sch_netem",
@@ -46,6 +48,7 @@ const MODULES: &[&str] = &[
     "nft_masq",
     "nft_ct",
     "nft_numgen",
+    "nft_objref",
     "nft_reject_ipv4",
     "nft_reject_ipv6",
     "nft_reject_inet",
@@ -192,13 +195,6 @@ fn install_module(path: &Path, root: &Path) -> Result<String> {
 /// Copies Python, in which some of the tests' peers are written. The program of that name on PATH may be a script that
 /// starts another one.
 fn install_python(root: &Path) -> Result<()> {
-    const WHERE: &str = "import os, sys, sysconfig\n\
-                         print(os.path.realpath(sys.executable))\nprint(sysconfig.get_path('stdlib'))";
-    let said = stdout(&mut command("python3", ["-c", WHERE]))?;
-    let (program, library) = said.trim().split_once('\n').context("python3 says where it is")?;
-    let inside = program.strip_prefix('/').unwrap_or(program);
-    install_with_libraries(root, Path::new(program), Path::new(inside))?;
-    symlink(program, root.join("bin/python3")).context("linking the guest's Python")?;
     const UNUSED: &[&str] = &[
         "__pycache__",
         "dist-packages",
@@ -209,6 +205,13 @@ fn install_python(root: &Path) -> Result<()> {
         "test",
         "tkinter",
     ];
+    const WHERE: &str = "import os, sys, sysconfig\n\
+                         print(os.path.realpath(sys.executable))\nprint(sysconfig.get_path('stdlib'))";
+    let said = stdout(&mut command("python3", ["-c", WHERE]))?;
+    let (program, library) = said.trim().split_once('\n').context("python3 says where it is")?;
+    let inside = program.strip_prefix('/').unwrap_or(program);
+    install_with_libraries(root, Path::new(program), Path::new(inside))?;
+    symlink(program, root.join("bin/python3")).context("linking the guest's Python")?;
     copy_tree(root, Path::new(library), &|path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if path.is_dir() {
@@ -228,6 +231,7 @@ fn install_postgresql(root: &Path) -> Result<()> {
         install_with_libraries(root, &path, path.strip_prefix("/").unwrap_or(&path))?;
         symlink(&path, root.join("bin").join(program)).context("linking a program of PostgreSQL's")?;
     }
+    install_with_libraries(root, &which("setpriv")?, Path::new("usr/bin/setpriv"))?;
     let has = |path: &Path, what: &str| path.to_string_lossy().contains(what);
     // Compiled queries need LLVM, which is larger than everything else together.
     copy_tree(root, &newest.join("lib"), &|path| !has(path, "llvm") && !has(path, "bitcode"))?;

@@ -103,6 +103,7 @@ fn denying_all() -> AuthorizationPolicy {
         scope: PolicyScope::Namespace,
         selector: Labels::default(),
         action: PolicyAction::Deny,
+        dry_run: false,
         rules: vec![PolicyRule { index: 0, clauses: Vec::new() }],
     }
 }

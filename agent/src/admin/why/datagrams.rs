@@ -18,7 +18,7 @@ pub(super) fn decide(view: &View<'_>, said: &mut Explanation, step: &mut impl Fn
     let ready: Vec<SocketAddr> =
         frontend.iter().flat_map(|frontend| &frontend.ready).filter(of_family).copied().collect();
     let endpoints = if frontend.is_some() { &ready[..] } else { &[to] };
-    let refused = policies(view, endpoints, step);
+    let refused = policies::judge(view, endpoints, step);
     match frontend.and_then(|frontend| balanced(view, frontend, &ready, step)) {
         Some(reason) => said.judged(("balanced", "kernel", reason), None),
         None => packets(view, said, step),

@@ -5,19 +5,23 @@ use std::net::{IpAddr, SocketAddr};
 use agent_common::capture::Reason;
 
 use super::super::status::Status;
-use crate::compile::{Foreseen, RoutingTable};
+use crate::compile::{Foreseen, PolicyClient, RoutingTable};
 use crate::model::PolicyAction;
 
 /// The rules that a request of the source would be asked about at an endpoint; `None`: it does not depend on the request.
 pub(super) fn rules(source: IpAddr, endpoint: SocketAddr, table: &RoutingTable) -> Option<String> {
-    let Foreseen::ByRequest(_) = table.foresee_access(source, endpoint) else { return None };
-    let rules = table.rules_of_requests(source, endpoint).into_iter().map(|(policy, rule)| {
-        let action = match policy.action {
-            PolicyAction::Allow => "allows",
-            PolicyAction::Deny => "denies",
-        };
-        format!("rule {rule} of {} {action}", policy.name)
-    });
+    let Foreseen::ByRequest(_) = table.foresee_access(PolicyClient::direct(source), endpoint) else {
+        return None;
+    };
+    let rules =
+        table.rules_of_requests(PolicyClient::direct(source), endpoint).into_iter().map(|(policy, rule)| {
+            let action = match policy.action {
+                PolicyAction::Allow => "allows",
+                PolicyAction::Deny => "denies",
+                PolicyAction::Audit => "audits",
+            };
+            format!("rule {rule} of {} {action}", policy.name)
+        });
     Some(rules.collect::<Vec<_>>().join(", "))
 }
 
@@ -28,7 +32,8 @@ pub(super) fn kernel(
     status: &Status,
     step: &mut impl FnMut(&str, String),
 ) -> Option<Reason> {
-    let by_request = matches!(table.foresee_access(source, destination), Foreseen::ByRequest(_));
+    let by_request =
+        matches!(table.foresee_access(PolicyClient::direct(source), destination), Foreseen::ByRequest(_));
     if !by_request || !status.capture.inbound.contains(&destination.ip()) {
         return None;
     }

@@ -13,7 +13,7 @@ use nix::sched::{CloneFlags, unshare};
 use rtnetlink::LinkUnspec;
 use serde::{Deserialize, Serialize};
 
-use super::trials::{BACKPRESSURE, SPLICE_FROM, TRIALS};
+use super::trials::{BACKPRESSURE, SPLICE_FROM, TRIALS, WAITING_RECV};
 use super::{Acceleration, AccelerationMode, CaptureError};
 
 /// The hidden verb that the self-test's process runs.
@@ -21,7 +21,7 @@ pub const VERB: &str = "acceleration-trials";
 /// All trials together; they take a few hundred milliseconds.
 const LIMIT: Duration = Duration::from_secs(10);
 /// What `--acceleration on` does without: pods that need these opt out.
-const FORGIVABLE: [&str; 2] = [SPLICE_FROM, BACKPRESSURE];
+const FORGIVABLE: [&str; 3] = [SPLICE_FROM, BACKPRESSURE, WAITING_RECV];
 /// The index of loopback in a new network namespace.
 const LOOPBACK: u32 = 1;
 
@@ -208,7 +208,7 @@ mod tests {
             (&[], On, None),
             (&[SPLICE_FROM], Auto, Some("splice from a socket: broken; `--acceleration on`")),
             (&[SPLICE_FROM], On, None),
-            (&[SPLICE_FROM, BACKPRESSURE], On, None),
+            (&[SPLICE_FROM, BACKPRESSURE, WAITING_RECV], On, None),
             (&["FIONREAD"], On, Some("self-test: FIONREAD: broken")),
             (&["FIONREAD", "RST", SPLICE_FROM], Auto, Some("FIONREAD: broken; RST: broken")),
         ];

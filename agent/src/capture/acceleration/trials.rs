@@ -22,6 +22,8 @@ use pair::{Outcome, PATIENCE, Pair, errno, expect, io, pattern, read_end, read_e
 const LARGE: usize = 1_500_000;
 /// A receiver that does not read must have stopped its sender by then.
 const UNREAD_MAX: usize = 64 << 20;
+/// How long the other end waits before it says something to one that waits in `recv`.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// One thing that is tried.
 #[derive(Debug, Clone, Copy)]
@@ -33,7 +35,7 @@ pub struct Trial {
 }
 
 /// All trials.
-pub const TRIALS: [Trial; 13] = [
+pub const TRIALS: [Trial; 14] = [
     Trial { name: "early writes", run: early_writes },
     Trial { name: "level-triggered epoll", run: level_epoll },
     Trial { name: "edge-triggered epoll", run: edge_epoll },
@@ -47,12 +49,15 @@ pub const TRIALS: [Trial; 13] = [
     Trial { name: "out-of-order close", run: closes },
     Trial { name: SPLICE_FROM, run: splice_from },
     Trial { name: BACKPRESSURE, run: backpressure },
+    Trial { name: WAITING_RECV, run: waiting_recv },
 ];
 
 /// Failed by kernels up to 6.18: `splice` from a socket looks for bytes in TCP's queue alone, and finds none.
 pub const SPLICE_FROM: &str = "splice from a socket";
 /// Failed by kernels up to 6.18: what is handed over is limited by the node's memory for TCP, not by the receiver's buffer.
 pub const BACKPRESSURE: &str = "backpressure";
+/// Failed by kernels up to 6.18: who waits in `recv` is woken by what brings no bytes, and told EAGAIN.
+pub const WAITING_RECV: &str = "waiting in recv";
 
 /// The dialling end sends before the other one is in: the handshake's last acknowledgement is held back until there is data
 /// to go with it.
@@ -213,6 +218,37 @@ fn reset() -> Outcome {
             Err(error) => return Err(io("reading after a reset")(error)),
             Ok(len) => return Err(Fault::Number { what: "bytes after a reset", expected: 0, seen: len }),
         }
+    }
+    Ok(())
+}
+
+/// One end has shut down its sending side and waits in `recv` for the other's answer; later for what ends the connection.
+fn waiting_recv() -> Outcome {
+    for turned in [false, true] {
+        let pair = Pair::new()?;
+        let (asking, telling) =
+            if turned { (pair.answering, pair.dialling) } else { (pair.dialling, pair.answering) };
+        send(&asking, b"a question")?;
+        read_expected(&telling, "a question", b"a question")?;
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| {
+                asking.shutdown(Shutdown::Write).map_err(io("shutting one way down"))?;
+                read_expected(&asking, "waiting for the answer after one's own end", b"an answer")?;
+                match (&asking).read(&mut [0; 10]) {
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
+                    Err(error) => Err(io("waiting for a reset")(error)),
+                    Ok(seen) => Err(Fault::Number { what: "bytes before a reset", expected: 0, seen }),
+                }
+            });
+            std::thread::sleep(PAUSE);
+            let said = send(&telling, b"an answer");
+            std::thread::sleep(PAUSE);
+            let asked =
+                SockRef::from(&telling).set_linger(Some(Duration::ZERO)).map_err(io("asking for a reset"));
+            drop(telling);
+            let waited = waiting.join().unwrap_or(Err(Fault::Bytes("a thread that waits")));
+            waited.and(said).and(asked)
+        })?;
     }
     Ok(())
 }

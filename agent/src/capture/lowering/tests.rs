@@ -3,27 +3,33 @@
 use agent_common::inbound::takes;
 use agent_common::packet::{Family, Segment};
 use agent_common::policy::{
-    PacketKind, PolicyFlow, PolicyMaps, PolicyPacket, PolicyPod, PolicyRuleValue, PolicySourceKey, refuses,
+    PROVEN, PacketKind, PolicyFlow, PolicyMaps, PolicyPacket, PolicyPod, PolicyRuleValue, PolicySourceKey,
+    refuses,
 };
-use proptest::collection::vec;
+use proptest::collection::{btree_map, vec};
+use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::*;
-use crate::compile::{TableVersion, compile};
+use crate::compile::{PolicyClient, Realm, TableVersion, Way, compile};
 use crate::model::authorization_tests::Made;
 use crate::model::{
-    Asked, AuthorizationPolicy, Model, ObjectName, PolicyAction, PolicyRule, PolicyScope, RequestTerms,
-    TextPattern, Workload,
+    Account, Asked, AuthorizationPolicy, Model, MtlsMode, ObjectName, PeerAuthentication, PolicyAction,
+    PolicyRule, PolicyScope, RequestTerms, TextPattern, Workload,
 };
 
 impl PolicyMaps for Lowered {
     fn pod(&self, address: &PolicyAddress) -> Option<PolicyPod> {
         let pod = self.pods.iter().find(|(pod, _)| policy_address(**pod) == *address);
-        pod.map(|(_, set)| PolicyPod { set: *set, side: 0, captured: 1, padding: [0; 2] })
+        let proofs = u8::from(!self.proven.is_empty());
+        pod.map(|(_, set)| PolicyPod { set: *set, side: 0, captured: 1, proofs, padding: 0 })
     }
     fn class(&self, key: &PolicySourceKey) -> u32 {
         let address = plain_address(&key.source);
+        if key.source.family & PROVEN != 0 {
+            return self.proven.get(&address).copied().unwrap_or(0);
+        }
         let holding = self.sources.iter().filter(|(cidr, _)| cidr.contains(&Cidr::host(address)));
         holding.max_by_key(|(cidr, _)| cidr.prefix()).map_or(0, |(_, class)| *class)
     }
@@ -34,10 +40,14 @@ impl PolicyMaps for Lowered {
     fn began(&self, _: &PolicyFlow) -> bool {
         false
     }
+    /// All come by their own interfaces.
+    fn proves(&self, _: &PolicyAddress, _: &PolicyAddress) -> bool {
+        true
+    }
 }
 
 fn plain_address(address: &PolicyAddress) -> IpAddr {
-    match (address.family, address.address) {
+    match (address.family & !PROVEN, address.address) {
         (4, [a, b, c, d, ..]) => IpAddr::from([a, b, c, d]),
         (_, wide) => IpAddr::from(wide),
     }
@@ -49,8 +59,11 @@ fn workloads() -> Vec<Workload> {
         name: ObjectName::new(namespace, name),
         uid: name.into(),
         workload: name.into(),
-        node: None,
-        service_account: "default".into(),
+        node: match name {
+            "a1" | "b1" => Some("here".into()),
+            _ => None,
+        },
+        service_account: name.into(),
         addresses: addresses.iter().map(|text| text.parse().expect("an address")).collect(),
         labels: Arc::default(),
         ready: true,
@@ -117,6 +130,33 @@ fn request_terms() -> impl Strategy<Value = RequestTerms> {
     ])
 }
 
+fn principal() -> impl Strategy<Value = TextPattern> {
+    use TextPattern::{Exact, Prefix, Present, Suffix};
+    select(vec![
+        Present,
+        Exact("cluster.local/ns/a/sa/a1".into()),
+        Exact("other/ns/a/sa/a1".into()),
+        Prefix("cluster.local/ns/a".into()),
+        Suffix("/sa/b1".into()),
+    ])
+}
+
+fn account() -> impl Strategy<Value = Account> {
+    select(vec![("a", "a1"), ("ab", "b1"), ("a", "x")])
+        .prop_map(|(namespace, name)| Account { namespace: namespace.into(), name: name.into() })
+}
+
+prop_compose! {
+    fn identities()(
+        principals in vec(principal(), 0..2),
+        not_principals in vec(principal(), 0..2),
+        accounts in vec(account(), 0..2),
+        not_accounts in vec(account(), 0..2),
+    ) -> PolicyMatch {
+        PolicyMatch { principals, not_principals, accounts, not_accounts, ..PolicyMatch::default() }
+    }
+}
+
 prop_compose! {
     fn alternative()(
         cidrs in vec(cidr(), 0..2),
@@ -126,8 +166,23 @@ prop_compose! {
         ports in vec(1u16..4, 0..2),
         not_ports in vec(1u16..4, 0..2),
         request in request_terms(),
+        identities in option::weighted(0.3, identities()),
+        places in option::weighted(0.2, (vec(cidr(), 0..2), vec(cidr(), 0..2), vec(cidr(), 0..2))),
     ) -> PolicyMatch {
-        PolicyMatch { cidrs, not_cidrs, namespaces, not_namespaces, ports, not_ports, request }
+        let (remote_cidrs, destinations, not_destinations) = places.unwrap_or_default();
+        PolicyMatch {
+            cidrs,
+            not_cidrs,
+            namespaces,
+            not_namespaces,
+            ports,
+            not_ports,
+            request,
+            remote_cidrs,
+            destinations,
+            not_destinations,
+            ..identities.unwrap_or_default()
+        }
     }
 }
 
@@ -144,14 +199,44 @@ prop_compose! {
             scope: if namespace == "istio-system" { PolicyScope::Mesh } else { PolicyScope::Namespace },
             selector: [].into(),
             action: if deny { PolicyAction::Deny } else { PolicyAction::Allow },
+            dry_run: false,
             rules: rules.map(|(index, clauses)| PolicyRule { index, clauses }).collect(),
         }
     }
 }
 
 fn table(policies: Vec<AuthorizationPolicy>) -> RoutingTable {
-    let model = Model { workloads: workloads(), authorization: policies, ..Model::default() };
-    compile(&model, &RoutingTable::default(), TableVersion::default())
+    strict_table(policies, Vec::new())
+}
+
+/// The table of a node that runs the pods that [`workloads`] says it does.
+fn strict_table(authorization: Vec<AuthorizationPolicy>, peers: Vec<PeerAuthentication>) -> RoutingTable {
+    let realm = Realm { node: "here".into(), ..Realm::default() };
+    let before = RoutingTable { realm: Arc::new(realm), ..RoutingTable::default() };
+    let model = Model { workloads: workloads(), authorization, peers, ..Model::default() };
+    compile(&model, &before, TableVersion::default())
+}
+
+prop_compose! {
+    fn peer()(
+        namespace in select(vec!["a", "ab", "c", "istio-system"]),
+        name in "[a-d]",
+        mode in mode(),
+        ports in btree_map(1u16..4, mode(), 0..3),
+    ) -> PeerAuthentication {
+        PeerAuthentication {
+            name: ObjectName::new(namespace, &name),
+            created: "".into(),
+            scope: if namespace == "istio-system" { PolicyScope::Mesh } else { PolicyScope::Namespace },
+            selector: [].into(),
+            mode,
+            ports,
+        }
+    }
+}
+
+fn mode() -> impl Strategy<Value = Option<MtlsMode>> {
+    option::of(select(vec![MtlsMode::Strict, MtlsMode::Permissive, MtlsMode::Disable]))
 }
 
 fn syn(source: IpAddr, pod: IpAddr, port: u16) -> PolicyPacket {
@@ -178,13 +263,16 @@ fn segment(source: IpAddr, pod: IpAddr, port: u16) -> Segment {
 
 proptest! {
     #[test]
-    fn the_kernel_looks_up_what_the_agent_decides(policies in vec(policy(), 0..5)) {
-        let table = table(policies);
+    fn the_kernel_looks_up_what_the_agent_decides(
+        policies in vec(policy(), 0..5),
+        peers in vec(peer(), 0..3),
+    ) {
+        let table = strict_table(policies, peers);
         let lowered = lower(&table, "here", Room::default());
         for pod in workloads().iter().flat_map(|workload| &workload.addresses) {
             for source in SOURCES.iter().map(|text| text.parse::<IpAddr>().expect("an address")) {
                 for port in 1..5 {
-                    let ask = |asked| table.check_access(source, (*pod, port).into(), asked).is_err();
+                    let ask = |asked| table.check_access(PolicyClient::direct(source), (*pod, port).into(), asked).is_err();
                     let looked_up = refuses(&syn(source, *pod, port), 1, &lowered).is_some();
                     prop_assert_eq!(looked_up, ask(Asked::Opaque), "{} to {}:{}", source, pod, port);
                     if source.is_ipv4() != pod.is_ipv4() {
@@ -204,6 +292,65 @@ proptest! {
     }
 }
 
+/// What the programs look up for a packet that comes by its sender's own interface, or by another.
+struct Arriving<'l> {
+    lowered: &'l Lowered,
+    home: bool,
+}
+
+impl PolicyMaps for Arriving<'_> {
+    fn pod(&self, address: &PolicyAddress) -> Option<PolicyPod> {
+        self.lowered.pod(address)
+    }
+    fn class(&self, key: &PolicySourceKey) -> u32 {
+        self.lowered.class(key)
+    }
+    fn rule(&self, key: &PolicyRuleKey) -> Option<PolicyRuleValue> {
+        self.lowered.rule(key)
+    }
+    fn began(&self, flow: &PolicyFlow) -> bool {
+        self.lowered.began(flow)
+    }
+    fn proves(&self, _: &PolicyAddress, _: &PolicyAddress) -> bool {
+        self.home
+    }
+}
+
+/// Connections that each set of policies is asked about.
+const CONNECTIONS: u32 = 10;
+
+/// How many sets of policies are made up: for 20,000 pairs with a connection, or as many as the environment says.
+fn policy_sets() -> u32 {
+    let pairs = std::env::var("SLUICE_POLICY_PAIRS").ok().and_then(|pairs| pairs.parse().ok());
+    pairs.unwrap_or(20_000_u32).div_ceil(CONNECTIONS)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(policy_sets()))]
+
+    #[test]
+    fn both_tiers_say_the_same_of_random_pairs(
+        policies in vec(policy(), 0..4),
+        peers in vec(peer(), 0..3),
+        connections in vec(
+            (select(SOURCES), 0..6_usize, 1..5_u16, any::<bool>()),
+            CONNECTIONS as usize,
+        ),
+    ) {
+        let table = strict_table(policies, peers);
+        let lowered = lower(&table, "here", Room::default());
+        let pods: Vec<IpAddr> = workloads().into_iter().flat_map(|workload| workload.addresses).collect();
+        for (source, pod, port, home) in connections {
+            let (source, pod): (IpAddr, IpAddr) = (source.parse().expect("an address"), pods[pod]);
+            let way = if home { Way::Direct } else { Way::Relayed };
+            let client = PolicyClient { address: source, way };
+            let said = table.check_access(client, (pod, port).into(), Asked::Opaque);
+            let slot = refuses(&syn(source, pod, port), 1, &Arriving { lowered: &lowered, home });
+            prop_assert_eq!(slot.is_some(), said.is_err(), "{} to {}:{}, home: {}", source, pod, port, home);
+        }
+    }
+}
+
 #[test]
 fn what_finds_no_room_is_closed() {
     let rule = |cidrs: &[&str]| PolicyRule {
@@ -218,6 +365,7 @@ fn what_finds_no_room_is_closed() {
         scope: PolicyScope::Namespace,
         selector: [].into(),
         action: PolicyAction::Deny,
+        dry_run: false,
         rules,
     };
     let table = table(vec![policy("a", vec![rule(&["1.1.1.1"])]), policy("c", vec![rule(&["2.2.2.2"])])]);
@@ -243,6 +391,7 @@ fn only_pods_here_whose_requests_decide_are_captured() {
         scope: PolicyScope::Namespace,
         selector: [].into(),
         action: PolicyAction::Allow,
+        dry_run: false,
         rules: vec![rule],
     };
     let mut pods = workloads();
@@ -271,6 +420,7 @@ fn what_becomes_of_other_nodes_pods_is_nothing_to_this_one() {
         scope: PolicyScope::Namespace,
         selector: [].into(),
         action: PolicyAction::Allow,
+        dry_run: false,
         rules: Vec::new(),
     };
     let lowered = |nodes: [Option<&str>; 4], policies: &[&str]| {

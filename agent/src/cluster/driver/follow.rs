@@ -1,18 +1,16 @@
 //! The table that is applied: reads what is published and puts it in force.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use tokio::sync::watch;
 
-use super::{Agent, KEEP_EVERY, KEEP_REST, Readiness, Shared, Woken, wait_for};
-use crate::cluster::disk::KeptTable;
+use super::{Agent, Readiness, Shared, Woken, wait_for};
 use crate::cluster::election;
 use crate::cluster::follower::{Follower, Refusal, Step};
-use crate::cluster::seal::{Position, Sealed};
+use crate::cluster::seal::{Digest, Position, Sealed};
 use crate::cluster::store::{Event, Store, StoreError};
 use crate::compile::TableVersion;
-use crate::compile::wire::Change;
 
 /// How often one look reads on: a leader that publishes all the time must not keep a follower from applying.
 const READS_MAX: usize = 16;
@@ -24,28 +22,26 @@ pub(super) async fn run<S: Store, A: Agent>(
     mut stop: watch::Receiver<bool>,
 ) {
     let mut events = shared.store.events();
+    let mut wanted = shared.wanted.subscribe();
     let applied = follower.in_force();
-    let mut following = Following {
-        shared: Arc::clone(&shared),
-        agent,
-        follower,
-        position: None,
-        snapshot: None,
-        applied,
-        kept: None,
-    };
+    let mut following =
+        Following { shared: Arc::clone(&shared), agent, follower, position: None, snapshot: None, applied };
     loop {
         let read = shared.heard(following.read().await);
         following.put_in_force(&ready).await;
         if read.is_ok() {
             following.look_for_nothing(&ready).await;
         }
-        following.keep(false);
-        match wait_for(&mut events, &[Event::Table], shared.pause(), &mut stop).await {
+        following.tell(*wanted.borrow_and_update());
+        let woken = tokio::select! {
+            woken = wait_for(&mut events, &[Event::Table], shared.pause(), &mut stop) => woken,
+            _ = wanted.changed() => Woken::News,
+        };
+        match woken {
             Woken::News => {}
             Woken::Anew => following.position = None,
             Woken::Ended => {
-                following.keep(true);
+                shared.keeper.finish().await;
                 return;
             }
         }
@@ -62,8 +58,6 @@ struct Following<S, A> {
     snapshot: Option<String>,
     /// What the agent has applied.
     applied: Option<Position>,
-    /// What the disk has, and when the next may be kept.
-    kept: Option<(Position, Instant)>,
 }
 
 impl<S: Store, A: Agent> Following<S, A> {
@@ -122,7 +116,14 @@ impl<S: Store, A: Agent> Following<S, A> {
     /// Takes in one table; `None`: it is refused.
     async fn receive(&mut self, bytes: &[u8]) -> Option<Step> {
         match self.follower.receive(bytes, &*self.shared.trust) {
-            Ok(step) => Some(step),
+            Ok(step) => {
+                if matches!(step, Step::Applied | Step::Behind)
+                    && let Ok(sealed) = Sealed::open(bytes)
+                {
+                    self.shared.keeper.table(&sealed);
+                }
+                Some(step)
+            }
             Err(refusal) => {
                 let at = Sealed::open(bytes).ok().map(|sealed| sealed.position());
                 self.shared.refused(&refusal, at);
@@ -165,13 +166,29 @@ impl<S: Store, A: Agent> Following<S, A> {
         }
     }
 
+    /// Tells whoever leads, or may, of the table in force, and of the one that is `wanted` what it holds.
+    fn tell(&self, wanted: Option<Digest>) {
+        let now = self.follower.continued();
+        self.shared.continued.send_if_modified(|before| std::mem::replace(before, now) != now);
+        let here = self.follower.in_force().map(|at| at.chain);
+        if wanted.is_none() {
+            self.shared.found.send_if_modified(|found| found.take().is_some());
+        }
+        let Some(chain) = wanted.filter(|chain| here == Some(*chain)) else { return };
+        if self.shared.found.borrow().as_ref().is_none_or(|(found, _)| *found != chain) {
+            let model = tokio::task::block_in_place(|| Arc::new(self.follower.parts().model()));
+            self.shared.found.send_replace(Some((chain, model)));
+        }
+    }
+
     async fn put_in_force(&mut self, ready: &watch::Sender<Readiness>) {
         let Some(at) = self.follower.in_force() else { return };
         if self.applied == Some(at) {
             return;
         }
         let new_term = self.applied.is_none_or(|before| before.version.token != at.version.token);
-        self.shared.keep("highest", |disk| disk.keep_highest(at.version, new_term));
+        // The disk of a new term is waited for, which takes its time.
+        tokio::task::block_in_place(|| self.shared.keep_highest(at.version, new_term));
         let _ = self.shared.election.send(election::Event::Saw(at.version.token)).await;
         let touched = self.follower.take_touched();
         let parts = self.follower.parts();
@@ -186,26 +203,5 @@ impl<S: Store, A: Agent> Following<S, A> {
         view.refused = None;
         drop(view);
         ready.send_replace(Readiness::InForce);
-    }
-
-    /// Keeps the table in force on disk, not at every change of a busy one. `now`: at the end.
-    fn keep(&mut self, now: bool) {
-        let Some(at) = self.follower.in_force() else { return };
-        let due = match self.kept {
-            None => true,
-            Some((kept, _)) if kept == at => false,
-            Some((kept, next)) => now || kept.version.token != at.version.token || Instant::now() >= next,
-        };
-        if !due {
-            return;
-        }
-        let begin = Instant::now();
-        let kept = tokio::task::block_in_place(|| {
-            let table = KeptTable { at, body: Change::whole(&self.follower.parts().model()).encode() };
-            self.shared.keep("table", |disk| disk.keep_table(&table))
-        });
-        // What could not be kept is tried again as if it were new.
-        let next = Instant::now() + KEEP_EVERY.max(begin.elapsed() * KEEP_REST);
-        self.kept = Some(if kept { (at, next) } else { (Position { revision: u64::MAX, ..at }, next) });
     }
 }

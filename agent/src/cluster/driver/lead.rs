@@ -12,9 +12,10 @@ use crate::cluster::documents::may_shrink;
 use crate::cluster::documents::sealed::generation;
 use crate::cluster::election::{self, Millis};
 use crate::cluster::follower::shrinks;
-use crate::cluster::publisher::{Contents, DraftForm, Publisher, Since};
-use crate::cluster::registry::Health;
-use crate::cluster::store::{Lease, Published, Store};
+use crate::cluster::publisher::{Contents, Draft, DraftForm, Publisher, Since};
+use crate::cluster::registry::{Health, Node};
+use crate::cluster::seal::Digest;
+use crate::cluster::store::{Lease, Published, Store, StoreError};
 use crate::compile::wire::Counts;
 use crate::model::Model;
 
@@ -25,6 +26,10 @@ const COALESCE: Duration = Duration::from_millis(20);
 const REST_MAX: Duration = Duration::from_millis(200);
 /// After a publication that the store did not take.
 const RETRY: Duration = Duration::from_millis(500);
+/// The last table of the term before may still be on its way to this node when its own begins.
+const CATCH_UP: Duration = Duration::from_millis(100);
+/// How long it may take to say what a table in force holds.
+const FIND: Duration = Duration::from_secs(5);
 /// Whoever spoils the table in the store again and again is not followed at every turn.
 const PATIENCE_MAX: Duration = Duration::from_secs(30);
 
@@ -42,6 +47,8 @@ pub(super) async fn run<S: Store, A: Agent>(
                 None => std::future::pending().await,
             }
         };
+        // Of a term that is over nobody wants to know anything.
+        shared.wanted.send_replace(None);
         tokio::select! {
             () = ended(&mut stop) => return,
             changed = term.changed() => if changed.is_err() { return },
@@ -84,6 +91,7 @@ impl Known {
 /// One term, until somebody else leads.
 async fn lead<S: Store, A: Agent>(shared: &Arc<Shared<S>>, agent: &Arc<Mutex<A>>, lease: Lease) {
     let mut publisher = Publisher::new(Arc::clone(&shared.settings.cluster), lease.clone());
+    shared.go_on(&mut publisher).await;
     let (mut documents, mut nodes) = (shared.documents.subscribe(), shared.nodes.subscribe());
     // What this node remembers is not what the store has: it is asked first.
     let asked = |synced: &Option<Lease>| synced.as_ref() == Some(&lease);
@@ -109,6 +117,12 @@ async fn lead<S: Store, A: Agent>(shared: &Arc<Shared<S>>, agent: &Arc<Mutex<A>>
             known = Some(Known::after(known, read, latest, publisher.model()));
         }
         let known = known.as_ref().expect("it was just read");
+        if let Some(chain) = publisher.lacks_model()
+            && is_one_version(&seen, shared.settings.version)
+            && let Some(model) = shared.find(chain).await
+        {
+            publisher.knows(model);
+        }
         let mut pause = (!calm.is_zero()).then_some(calm);
         // Where nothing was ever applied there is no table: an empty one could take the place of one that others still have.
         let outcome = if known.documents.store.is_empty() {
@@ -143,6 +157,13 @@ async fn lead<S: Store, A: Agent>(shared: &Arc<Shared<S>>, agent: &Arc<Mutex<A>>
     }
 }
 
+/// Whether all that are there read and write the same records: else a table goes on that holds some that not all know, and
+/// whoever does not know them could never take them away.
+fn is_one_version(nodes: &[Node], own: &str) -> bool {
+    let there = nodes.iter().filter(|node| node.alive);
+    there.into_iter().all(|node| node.record.as_ref().is_ok_and(|record| record.version == own))
+}
+
 /// Reads documents on a thread that may be busy with it. `None`: the agent ends.
 async fn reading<A: Agent>(agent: &Arc<Mutex<A>>, documents: &Arc<KeptDocuments>) -> Option<Read> {
     let (agent, documents) = (Arc::clone(agent), Arc::clone(documents));
@@ -167,7 +188,10 @@ impl<S: Store> Shared<S> {
     ) -> Outcome {
         let Some(contents) = self.contents(known, health) else { return Outcome::Done };
         for whole in [whole, true] {
-            let draft = publisher.draft(&contents, whole, |bytes| self.trust.sign(bytes));
+            // A whole one takes its time.
+            let draft = tokio::task::block_in_place(|| {
+                publisher.draft(&contents, whole, |bytes| self.trust.sign(bytes))
+            });
             let Some(draft) = draft else { return Outcome::Done };
             if draft.too_large() {
                 self.unpublished(Some(format!("the table has {} bytes, which is too much", draft.bytes())));
@@ -177,14 +201,9 @@ impl<S: Store> Shared<S> {
             if !self.leads(publisher.lease()) {
                 return Outcome::Later;
             }
-            let answer = match &draft.form {
-                DraftForm::Whole(snapshot) => self.store.publish(publisher.lease(), snapshot).await,
-                DraftForm::Change(delta) => self.store.append(publisher.lease(), delta).await,
-            };
-            match self.heard(answer) {
+            match self.send(publisher.lease(), &draft).await {
                 Ok(Published::Yes) => {
                     self.unpublished(None);
-                    self.view().publications += 1;
                     publisher.committed(draft);
                     return Outcome::Done;
                 }
@@ -200,6 +219,47 @@ impl<S: Store> Shared<S> {
             }
         }
         Outcome::Later
+    }
+
+    async fn send(&self, lease: &Lease, draft: &Draft) -> Result<Published, StoreError> {
+        let answer = match &draft.form {
+            DraftForm::Whole(snapshot) => self.store.publish(lease, snapshot).await,
+            DraftForm::Change(delta) => self.store.append(lease, delta).await,
+        };
+        let answer = self.heard(answer);
+        self.view().publications += u64::from(answer == Ok(Published::Yes));
+        answer
+    }
+
+    /// Says that the table in force goes on under this term, where the store ends with it: so all obey the new leader before
+    /// it has read a document. Where nothing comes of it the first table is whole.
+    async fn go_on(&self, publisher: &mut Publisher) {
+        let mut continued = self.continued.subscribe();
+        for _ in 0..2 {
+            let Some(with) = *continued.borrow_and_update() else { return };
+            let draft = publisher.go_on(with, |bytes| self.trust.sign(bytes));
+            let Some(draft) = draft.filter(|_| self.leads(publisher.lease())) else { return };
+            match self.send(publisher.lease(), &draft).await {
+                Ok(Published::Yes) => return publisher.committed(draft),
+                Ok(Published::NeedsSnapshot) => {}
+                // Whatever is wrong is met again by what is published next.
+                Ok(Published::NotLeader(_)) | Err(_) => return,
+            }
+            if tokio::time::timeout(CATCH_UP, continued.changed()).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// What the table in force with this place in the chain holds; `None`: this node does not have it.
+    async fn find(&self, chain: Digest) -> Option<Arc<Model>> {
+        let mut found = self.found.subscribe();
+        self.wanted.send_replace(Some(chain));
+        let is_it = |found: &Option<(Digest, _)>| found.as_ref().is_some_and(|(of, _)| *of == chain);
+        let waited = tokio::time::timeout(FIND, found.wait_for(is_it)).await.is_ok_and(|found| found.is_ok());
+        self.wanted.send_replace(None);
+        let found = self.found.send_replace(None);
+        found.filter(|_| waited).map(|(_, model)| model)
     }
 
     /// What the table shall be; `None`: nothing that may be published.

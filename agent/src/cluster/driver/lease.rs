@@ -25,12 +25,14 @@ pub(super) async fn run<S: Store>(
         let event = next(&election, &mut events, &mut told, &mut stop).await;
         let ends = event == Event::Stop;
         let mut actions = VecDeque::from(election.on(event, now(), random()));
-        while let Some(action) = actions.pop_front() {
+        loop {
+            // Before whoever leads is told that it does.
+            let until = election.leads_until().map_or(0, |until| until.0);
+            shared.until.store(until, Ordering::Release);
+            let Some(action) = actions.pop_front() else { break };
             if let Some(event) = shared.act(action).await {
                 actions.extend(election.on(event, now(), random()));
             }
-            let until = election.leads_until().map_or(0, |until| until.0);
-            shared.until.store(until, Ordering::Release);
         }
         if ends {
             return;

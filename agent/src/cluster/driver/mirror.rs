@@ -1,11 +1,10 @@
 //! The documents: a copy of the store's, on every node.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::{KEEP_EVERY, KEEP_REST, Shared, Woken, lock, wait_for};
+use super::{Shared, Woken, lock, wait_for};
 use crate::cluster::disk::KeptDocuments;
 use crate::cluster::documents::sealed::{Refused, Seal, Sums, check, compare_sealed};
 use crate::cluster::documents::{RESERVED, Step, compare};
@@ -40,53 +39,22 @@ pub(super) async fn run<S: Store>(shared: Arc<Shared<S>>, mut stop: watch::Recei
     let mut term = shared.term.subscribe();
     let mut sealing = Sealing::default();
     shared.look_at_kept(&mut sealing);
-    let mut kept = Kept { documents: Arc::clone(&shared.documents.borrow()), next: Instant::now() };
     loop {
         let lease = term.borrow_and_update().clone();
         // What went wrong has been told; the next look is soon enough.
         if let Ok(true) = shared.heard(shared.mirror(&mut sealing, lease.as_ref()).await) {
             shared.synced.send_replace(lease);
         }
-        let rest = kept.keep(&shared, false);
-        let pause = rest.map_or(shared.pause(), |rest| rest.min(shared.pause()));
         tokio::select! {
-            woken = wait_for(&mut events, &[Event::Documents], pause, &mut stop) => {
+            woken = wait_for(&mut events, &[Event::Documents], shared.pause(), &mut stop) => {
                 if woken == Woken::Ended {
-                    kept.keep(&shared, true);
+                    shared.keeper.finish().await;
                     return;
                 }
             }
             // Who leads looks first, and may have to give documents back.
             _ = term.changed() => {}
         }
-    }
-}
-
-/// The documents as the disk has them. Who writes all of them at every change of a busy cluster does nothing else.
-struct Kept {
-    documents: Arc<KeptDocuments>,
-    /// When they may be kept again.
-    next: Instant,
-}
-
-impl Kept {
-    /// Keeps the documents on disk if they changed, or if that failed before, and it is time or the end (`now`). How long it
-    /// is until that time, where there is something to keep.
-    fn keep<S: Store>(&mut self, shared: &Shared<S>, now: bool) -> Option<Duration> {
-        let documents = Arc::clone(&shared.documents.borrow());
-        let failed = shared.view().disk_errors.contains_key("documents");
-        if Arc::ptr_eq(&documents, &self.documents) && !failed {
-            return None;
-        }
-        let rest = self.next.saturating_duration_since(Instant::now());
-        if !rest.is_zero() && !now {
-            return Some(rest);
-        }
-        let begin = Instant::now();
-        tokio::task::block_in_place(|| shared.keep("documents", |disk| disk.keep_documents(&documents)));
-        self.next = Instant::now() + KEEP_EVERY.max(begin.elapsed() * KEEP_REST);
-        self.documents = documents;
-        None
     }
 }
 
@@ -175,7 +143,9 @@ impl<S: Store> Shared<S> {
     fn adopt(&self, before: &KeptDocuments, documents: KeptDocuments) {
         if *before != documents {
             self.note(&documents);
-            self.documents.send_replace(Arc::new(documents));
+            let documents = Arc::new(documents);
+            self.keeper.documents(Arc::clone(&documents));
+            self.documents.send_replace(documents);
         }
     }
 

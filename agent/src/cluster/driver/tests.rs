@@ -86,3 +86,90 @@ async fn an_agent_that_drains_says_so_and_stays_until_it_leaves() {
     handle.stop(LIMIT).await;
     assert_eq!(others.members().await.expect("is read"), []);
 }
+
+/// Reads as many endpoints as there are documents.
+struct Counting;
+
+impl Agent for Counting {
+    fn read(&mut self, documents: &Arc<KeptDocuments>) -> Read {
+        let endpoints = u8::try_from(documents.texts.len()).expect("there are few");
+        Read { model: Arc::new(sample::model(endpoints, 1)), touched: None }
+    }
+
+    fn apply(&mut self, _parts: &Parts, _touched: Option<&Touched>, _at: Position) {}
+}
+
+async fn write(store: &LocalStore, id: &str) {
+    let write = DocumentWrite { id: id.into(), text: Some("text".into()), expected: None };
+    store.write(&[write]).await.expect("is written");
+}
+
+/// The epoch of the table in force, and how many endpoints it has.
+fn in_force(view: &ClusterView) -> (u64, usize) {
+    (view.in_force.map_or(0, |(at, _)| at.version.token.epoch), view.counts.endpoints)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_next_leader_goes_on_with_the_table_in_force() {
+    let store = LocalStore::alone();
+    write(&store, "Service/default/a").await;
+    let first = start(store.client(), settings(), Trust::Unsigned, Counting).expect("starts");
+    until("a table", &first.view(), |view| in_force(view) == (1, 1)).await;
+    write(&store, "Service/default/b").await;
+    let second = ClusterSettings { node: "b".into(), ..settings() };
+    let second = start(store.client(), second, Trust::Unsigned, Counting).expect("starts");
+    let view = second.view();
+    until("the same table", &view, |view| in_force(view) == (1, 2)).await;
+    first.stop(LIMIT).await;
+    until("it to lead", &view, |view| view.leads.is_some()).await;
+    until("its first table", &view, |view| in_force(view) == (2, 2)).await;
+    write(&store, "Service/default/c").await;
+    until("its next table", &view, |view| in_force(view) == (2, 3)).await;
+    // Nothing was sent again: the store holds the first leader's table, and what followed.
+    let (sealed, position) = store.snapshot().await.expect("is read").expect("is there");
+    let of = |sealed: &[u8]| {
+        let sealed = crate::cluster::seal::Sealed::open(sealed).expect("is a table");
+        let records = crate::compile::wire::Change::decode(sealed.body).expect("is a change").len();
+        (sealed.position().version.token.epoch, records)
+    };
+    assert_eq!(of(&sealed), (1, 2), "an endpoint and a route");
+    let deltas = store.deltas(&position).await.expect("is read").sealed;
+    let deltas: Vec<_> = deltas.iter().map(|sealed| of(sealed)).collect();
+    assert_eq!(deltas, [(1, 1), (2, 0), (2, 1)]);
+    second.stop(LIMIT).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_published_piece_by_piece_is_on_the_disk_at_the_end() {
+    let (store, dir) = (LocalStore::alone(), tempfile::tempdir().expect("a directory"));
+    write(&store, "Service/default/a").await;
+    let settings = ClusterSettings { state: Some(dir.path().to_owned()), ..settings() };
+    let handle = start(store.client(), settings.clone(), Trust::Unsigned, Counting).expect("starts");
+    until("a table", &handle.view(), |view| in_force(view) == (1, 1)).await;
+    for (id, endpoints) in [("Service/default/b", 2), ("Service/default/c", 3)] {
+        write(&store, id).await;
+        until("the next", &handle.view(), |view| in_force(view) == (1, endpoints)).await;
+    }
+    let last = lock(&handle.view()).in_force.map(|(at, _)| at);
+    assert!(last.is_some());
+    let restarted = |disk: &Disk| {
+        let view = Mutex::default();
+        let mut follower = Follower::new("test".into(), disk.highest());
+        restore(disk, &mut follower, &view).expect("a table was kept");
+        (follower.in_force(), follower.parts().counts().endpoints)
+    };
+    // Whoever is killed now, before the table was kept again as a whole, begins where it ended; so does who is stopped.
+    assert_eq!(restarted(&Disk::open(dir.path()).expect("opens")), (last, 3));
+    handle.stop(LIMIT).await;
+    let disk = Disk::open(dir.path()).expect("opens");
+    assert_eq!(restarted(&disk), (last, 3));
+    assert_eq!(disk.table().expect("is read").map(|table| table.at), last, "as a whole");
+    // Without the store nothing else is in force.
+    let away = LocalStore::alone();
+    away.fail(Some(StoreError::Unreachable("it is away".to_owned())));
+    let handle = start(away, settings, Trust::Unsigned, Counting).expect("starts");
+    assert_eq!(lock(&handle.view()).in_force.map(|(at, _)| at), last);
+    assert_eq!(in_force(&lock(&handle.view())), (1, 3));
+    assert_eq!(lock(&handle.view()).disk_errors, BTreeMap::new());
+    handle.stop(LIMIT).await;
+}

@@ -344,6 +344,68 @@ fn what_is_counted_before_a_change_is_what_is_there_after_it() {
         let counted = parts.counts_after(&change).expect("is a change");
         parts.apply(&change).expect("follows");
         assert_eq!(counted, parts.counts());
+        assert_eq!(counted, Counts::of(&parts.model()));
         assert_eq!((counted.endpoints, counted.routes), (after.endpoints.len(), after.mesh_routes.len()));
     }
+}
+
+/// What the next leader says of the table in force of a follower.
+fn went_on(leader: &mut Leader, follower: &Follower) -> Vec<u8> {
+    let with = follower.continued().expect("a table is in force");
+    let draft = leader.0.go_on(with, |_| sample::sign("a")).expect("nothing is out yet");
+    leader.0.committed(draft.clone());
+    match draft.form {
+        DraftForm::Change(delta) => delta.sealed,
+        DraftForm::Whole(_) => panic!("nothing is sent again"),
+    }
+}
+
+#[test]
+fn the_next_term_goes_on_with_the_table_in_force() {
+    let tables = Leader::of(1).tables(&[2, 3]);
+    let (mut here, mut behind) = (follower(), follower());
+    for table in &tables {
+        step(&mut here, table).expect("is taken");
+    }
+    step(&mut behind, &tables[0]).expect("is taken");
+    here.take_touched();
+    let mut next = Leader::of(2);
+    let first = went_on(&mut next, &here);
+    assert_eq!(step(&mut here, &first), Ok(Step::Applied));
+    let at = here.in_force().expect("is in force");
+    assert_eq!((at.version, at.revision, here.parts().counts().endpoints), (version(2, 1), 1, 3));
+    assert_eq!(here.take_touched(), Some(Touched::default()), "nothing is to be compiled");
+    // Who has another table can't take it for its own, and no table of the term before is obeyed any more.
+    assert_eq!(step(&mut behind, &first), Ok(Step::Gap));
+    let stale = Leader::of(1).tables(&[1]).remove(0);
+    check_refused(&mut here, &stale, &Refusal::Outdated { highest: version(2, 1) });
+    // The changes that follow are changes of what was in force.
+    assert_eq!(next.0.lacks_model(), Some(at.chain));
+    next.0.knows(Arc::new(here.parts().model()));
+    let bytes = next.publish(sample::model(4, 0), false, false);
+    assert!(matches!(Sealed::open(&bytes).expect("is a table").header.form, Form::Delta { .. }));
+    assert_eq!(step(&mut here, &bytes), Ok(Step::Applied));
+    assert_eq!(here.parts().model(), sample::model(4, 0));
+}
+
+#[test]
+fn no_term_begins_with_a_table_that_somebody_would_refuse() {
+    let mut follower = follower();
+    assert_eq!(follower.continued(), None, "nothing is here");
+    let tables = Leader::of(1).tables(&[2, 3]);
+    step(&mut follower, &tables[0]).expect("is taken");
+    assert!(follower.continued().is_some_and(|with| with.generation == 0));
+    // Documents that were sealed later are known, and the table is not made of them.
+    follower.hold(7);
+    assert_eq!(follower.continued(), None);
+    // Of a table that was kept it has to be heard first what it is made of.
+    let kept = Sealed::open(&tables[1]).expect("is a table").position();
+    let mut restarted = self::follower();
+    let whole = Change::whole(&sample::model(3, 0));
+    restarted.restore(kept, &whole).expect("is a model");
+    assert_eq!(restarted.continued(), None);
+    assert_eq!(step(&mut restarted, &tables[0]), Ok(Step::Known));
+    assert_eq!(restarted.continued(), None);
+    assert_eq!(step(&mut restarted, &tables[1]), Ok(Step::Known));
+    assert_eq!(restarted.continued().map(|with| with.at), Some(kept));
 }

@@ -73,6 +73,34 @@ fn a_term_begins_with_the_whole_table_and_goes_on_with_changes() {
 }
 
 #[test]
+fn a_term_that_goes_on_with_what_it_does_not_know_writes_it_whole() {
+    let with = || {
+        let mut before = publisher();
+        publish(&mut before, 2, false);
+        let version = before.version().expect("was published");
+        let chain = before.chain().expect("was published");
+        Continued { at: Position { version, chain, revision: 2 }, generation: 5 }
+    };
+    let lease = Lease { token: Token { epoch: 4, nonce: 2 }, node: "b".into() };
+    let mut next = Publisher::new("c".into(), lease);
+    let lost = next.go_on(with(), unsigned).expect("nothing is out");
+    let sealed = Sealed::open(&change(&lost).sealed).expect("is a table");
+    assert_eq!((change(&lost).previous.clone(), lost.version().version), (with().at.chain.to_string(), 1));
+    assert_eq!((sealed.header.revision, sealed.header.generation), (2, 5));
+    // Nobody knows what became of it: its number is used no more, and what comes next is whole.
+    let again = next.go_on(with(), unsigned).expect("nothing is out");
+    assert_eq!(again.version().version, 2);
+    assert_ne!(again.chain(), lost.chain());
+    next.committed(again.clone());
+    assert_eq!((next.go_on(with(), unsigned), next.lacks_model()), (None, Some(again.chain())));
+    assert_eq!(whole(&draft(&mut next, 2, false)).digest.len(), 64);
+    // Where it is known, what differs is enough, and where nothing does, nothing is published.
+    next.committed(again);
+    next.knows(contents(2).model);
+    assert_eq!(next.lacks_model(), None);
+}
+
+#[test]
 fn what_is_out_is_not_published_again_unless_the_store_lost_it() {
     let mut publisher = publisher();
     publish(&mut publisher, 2, false);

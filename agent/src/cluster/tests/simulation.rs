@@ -83,6 +83,8 @@ struct Tally {
     refused: BTreeMap<&'static str, u64>,
     terms: u64,
     drafted: u64,
+    /// Terms that began with the table in force, as the leader knew it.
+    went_on: u64,
     applied: u64,
     behind: u64,
     gaps: u64,
@@ -99,6 +101,7 @@ impl Tally {
         }
         self.terms += other.terms;
         self.drafted += other.drafted;
+        self.went_on += other.went_on;
         self.applied += other.applied;
         self.behind += other.behind;
         self.gaps += other.gaps;
@@ -352,6 +355,10 @@ impl Simulation {
             Deed::Refused(why) => *self.tally.refused.entry(why).or_default() += 1,
             Deed::CameBack(Step::Gap) => self.tally.gaps += 1,
             Deed::CameBack(_) => self.tally.behind += 1,
+            Deed::WentOn(version, chain, model) => {
+                self.tally.went_on += 1;
+                return self.check(host, Deed::Drafted(version, chain, model));
+            }
             Deed::Drafted(version, chain, model) => {
                 self.tally.drafted += 1;
                 if self.tables.insert(version, (chain, model)).is_some() {
@@ -506,6 +513,7 @@ fn a_thousand_schedules_of_faults_end_with_one_table_everywhere() {
     assert!(failures.is_empty(), "{} of 1000 schedules failed", failures.len());
     // What was to be met was met.
     assert!(tally.refused.contains_key("outdated") && tally.gaps > 0 && tally.behind > 0 && tally.strays > 0);
+    assert!(tally.went_on > 500, "{tally:?}");
     assert!(tally.terms > 1500 && tally.applied > tally.drafted, "{tally:?}");
     assert_eq!(tally.faults.len(), faults::KINDS, "each kind of fault came");
 }

@@ -138,6 +138,7 @@ fn changed(model: &Model, other: &Model, steps: &[Step]) -> Model {
     take(&mut next.policies, &other.policies, steps[4], |one| one.service.clone());
     take(&mut next.authorization, &other.authorization, steps[5], |one| one.name.clone());
     take(&mut next.guards, &other.guards, steps[6], |one| one.name.clone());
+    take(&mut next.peers, &other.peers, steps[9], |one| one.name.clone());
     // These have an order of their own, which a constant key leaves as it is.
     match steps[7] {
         Step::Take(index) => next.mesh_routes.extend(other.mesh_routes.get(index).cloned()),
@@ -156,7 +157,7 @@ proptest! {
     #[test]
     fn a_part_is_compiled_as_the_whole_is(
         start in made::model(),
-        changes in vec((made::model(), vec(step(), 9), any::<bool>()), 1..8),
+        changes in vec((made::model(), vec(step(), 10), any::<bool>()), 1..8),
     ) {
         let mut model = start;
         let mut parts = Parts::default();

@@ -12,23 +12,25 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use crate::model::{
-    AppProtocol, AuthorizationPolicy, Cidr, Destination, DirectResponse, EdgeGuard, Endpoint, FieldTerm,
-    HeaderChange, HeaderOp, HostPattern, HttpRule, Labels, LbPolicy, Listener, ListenerProtocol, MatchPath,
-    MatchValue, Model, NamespacePattern, ObjectName, PathPart, PathPattern, PathRewrite, PolicyAction,
-    PolicyMatch, PolicyRule, PolicyScope, Probe, ProbeCheck, Redirect, RedirectPath, RedirectPort,
-    RequestMatch, RequestTerms, RewriteRegex, RouteAction, RouteKind, RouteTable, Service, ServicePort,
-    SourceRate, Subset, TextPattern, TrafficPolicy, WeightedDestination, Workload, expression,
+    Account, AppProtocol, AuthorizationPolicy, Cidr, Destination, DirectResponse, EdgeGuard, Endpoint,
+    FieldTerm, HeaderChange, HeaderOp, HostPattern, HttpRule, KeyPart, Labels, LbPolicy, Limit, LimitTarget,
+    LimitedRoute, Listener, ListenerProtocol, MatchPath, MatchValue, Missing, Model, MtlsMode,
+    NamespacePattern, ObjectName, PathPart, PathPattern, PathRewrite, PeerAuthentication, PolicyAction,
+    PolicyMatch, PolicyRule, PolicyScope, Probe, ProbeCheck, Quota, RateLimit, Redirect, RedirectPath,
+    RedirectPort, RequestMatch, RequestTerms, RewriteRegex, RouteAction, RouteKind, RouteTable, Service,
+    ServicePort, SourceRate, Subset, TextPattern, TrafficPolicy, WeightedDestination, Workload, expression,
 };
 
 /// A model, sorted as [`Model`] says. Some endpoints, routes and listeners have the names of others.
 pub(in crate::compile) fn model() -> impl Strategy<Value = Model> {
     let traffic =
         (vec(service(), 0..6), vec(endpoint(), 0..16), vec(endpoint(), 0..4), vec(workload(), 0..6));
-    let rules = (vec(policy(), 0..4), vec(authorization(), 0..4), vec(guard(), 0..3));
+    let access = (vec(authorization(), 0..4), vec(peer(), 0..4));
+    let rules = (vec(policy(), 0..4), access, vec(guard(), 0..3), vec(limit(), 0..3));
     (traffic, rules, vec(route(), 0..6), vec(listener(), 0..4)).prop_map(
         |(
             (services, endpoints, datagrams, workloads),
-            (policies, authorization, guards),
+            (policies, (authorization, peers), guards, limits),
             routes,
             listeners,
         )| {
@@ -39,9 +41,11 @@ pub(in crate::compile) fn model() -> impl Strategy<Value = Model> {
                 workloads: by_name(workloads, |workload| &workload.name),
                 policies: by_name(policies, |policy| &policy.service),
                 authorization: by_name(authorization, |policy| &policy.name),
+                peers: by_name(peers, |peer| &peer.name),
                 mesh_routes: routes,
                 listeners,
                 guards: by_name(guards, |guard| &guard.name),
+                limits: by_name(limits, |limit| &limit.name),
             }
         },
     )
@@ -231,8 +235,19 @@ fn policy_match() -> impl Strategy<Value = PolicyMatch> {
         text(&["a"]).prop_map(NamespacePattern::Prefix),
         text(&["b"]).prop_map(NamespacePattern::Suffix),
     ];
-    (vec(cidr(), 0..2), vec(cidr(), 0..2), vec(namespace, 0..2), vec(port(), 0..2), terms()).prop_map(
-        |(cidrs, not_cidrs, namespaces, ports, request)| PolicyMatch {
+    let principal =
+        prop_oneof![Just(TextPattern::Present), text(&["a/ns/b/sa/c"]).prop_map(TextPattern::Exact)];
+    let account = (text(&["a", "b"]), text(&["c"])).prop_map(|(namespace, name)| Account { namespace, name });
+    let who = (vec(principal, 0..2), vec(account, 0..2), vec(cidr(), 0..2));
+    (vec(cidr(), 0..2), vec(cidr(), 0..2), vec(namespace, 0..2), vec(port(), 0..2), terms(), who).prop_map(
+        |(cidrs, not_cidrs, namespaces, ports, request, (principals, accounts, others))| PolicyMatch {
+            not_principals: principals.clone(),
+            principals,
+            not_accounts: accounts.clone(),
+            accounts,
+            remote_cidrs: others.clone(),
+            not_destinations: cidrs.clone(),
+            destinations: others,
             cidrs,
             not_cidrs,
             not_namespaces: namespaces.clone(),
@@ -248,10 +263,59 @@ fn authorization() -> impl Strategy<Value = AuthorizationPolicy> {
     let rule = (0_usize..9, vec(vec(policy_match(), 1..3), 0..3))
         .prop_map(|(index, clauses)| PolicyRule { index, clauses });
     let scope = one_of(&[PolicyScope::Mesh, PolicyScope::Namespace]);
-    let action = one_of(&[PolicyAction::Allow, PolicyAction::Deny]);
+    let action = one_of(&[PolicyAction::Allow, PolicyAction::Deny, PolicyAction::Audit]);
     (name(), scope, labels(), action, vec(rule, 0..3)).prop_map(|(name, scope, selector, action, rules)| {
-        AuthorizationPolicy { name, scope, selector, action, rules }
+        let dry_run = rules.len() == 2;
+        AuthorizationPolicy { name, scope, selector, action, dry_run, rules }
     })
+}
+
+fn limit() -> impl Strategy<Value = RateLimit> {
+    let target = (name(), option::of("[a-z]{1,3}")).prop_map(|(name, part)| match part {
+        None => LimitTarget::Service(name),
+        Some(part) if part.len() == 1 => LimitTarget::Gateway(name, Some(part.into())),
+        Some(part) => LimitTarget::Route(LimitedRoute::HttpRoute, name, Some(part.into())),
+    });
+    let quota = (1_u32..9, 1_u64..1_000_000, 0..3).prop_map(|(requests, window_ns, kind)| match kind {
+        0 => Quota::Rate { requests, window_ns, burst: requests },
+        1 => Quota::Window { requests, window_ns },
+        _ => Quota::InFlight { requests },
+    });
+    (name(), vec(target, 1..3), any::<bool>(), vec(quota, 1..3)).prop_map(
+        |(name, targets, shadow, quotas)| {
+            let limit = |(index, quota)| Limit {
+                name: format!("limit-{index}").into(),
+                key: vec![KeyPart::SourceAddress { v4: 24, v6: 64 }, KeyPart::Header("x-user".into())],
+                missing: Missing::Shared,
+                quota,
+                exempt: vec!["10.0.0.0/8".parse().expect("a network")],
+                max_keys: 8,
+            };
+            RateLimit {
+                name,
+                targets,
+                shadow,
+                limits: quotas.into_iter().enumerate().map(limit).collect(),
+                answer: DirectResponse { status: 429, body: b"no".as_slice().into() },
+            }
+        },
+    )
+}
+
+fn peer() -> impl Strategy<Value = PeerAuthentication> {
+    let mode = || option::of(one_of(&[MtlsMode::Strict, MtlsMode::Permissive, MtlsMode::Disable]));
+    let scope = one_of(&[PolicyScope::Mesh, PolicyScope::Namespace]);
+    let ports = vec((port(), mode()), 0..3).prop_map(|ports| ports.into_iter().collect());
+    (name(), text(&["", "2026-01-01T00:00:00Z"]), scope, labels(), mode(), ports).prop_map(
+        |(name, created, scope, selector, mode, ports)| PeerAuthentication {
+            name,
+            created,
+            scope,
+            selector,
+            mode,
+            ports,
+        },
+    )
 }
 
 fn guard() -> impl Strategy<Value = EdgeGuard> {

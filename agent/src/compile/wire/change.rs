@@ -4,7 +4,7 @@
 //! value; the number of removals; of each, its key. Numbers are LEB128, keys and values come after their length. Puts and
 //! removals are each in the order of their keys' bytes, and no key is among both.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 
 use super::WireError;
@@ -69,6 +69,20 @@ impl Change {
         puts.sort_unstable_by(|a, b| a.0.cmp(&b.0));
         removals.sort_unstable();
         Self { puts, removals }
+    }
+
+    /// The records of a whole model after changes of it, in their order; records of kinds that this version does not know
+    /// among them.
+    #[must_use]
+    pub fn followed_by(self, later: impl IntoIterator<Item = Self>) -> Self {
+        let mut records: BTreeMap<_, _> = self.puts.into_iter().collect();
+        for Self { puts, removals } in later {
+            for key in removals {
+                records.remove(&key);
+            }
+            records.extend(puts);
+        }
+        Self { puts: records.into_iter().collect(), removals: Vec::new() }
     }
 
     /// Whether it changes nothing.

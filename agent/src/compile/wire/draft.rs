@@ -7,8 +7,8 @@ use std::hash::Hash;
 use super::change::Change;
 use super::key::{EndpointKey, Key, ListenerKey, NameKey, Place, RouteKey};
 use super::record::{
-    AuthorizationRecord, EndpointRecord, GuardRecord, ListenerRecord, PolicyRecord, RouteRecord,
-    ServiceRecord, WorkloadRecord, write,
+    AuthorizationRecord, EndpointRecord, GuardRecord, LimitRecord, ListenerRecord, PeerRecord, PolicyRecord,
+    RouteRecord, ServiceRecord, WorkloadRecord, write,
 };
 use crate::model::{Endpoint, Listener, Model, ObjectName, RouteTable};
 
@@ -52,9 +52,19 @@ impl Draft {
             (Key::Authorization, |policy| write(&AuthorizationRecord::from(policy))),
         );
         draft.named(
+            (&before.peers, &after.peers),
+            |peer| &peer.name,
+            (Key::Peer, |peer| write(&PeerRecord::from(peer))),
+        );
+        draft.named(
             (&before.guards, &after.guards),
             |guard| &guard.name,
             (Key::Guard, |guard| write(&GuardRecord::from(guard))),
+        );
+        draft.named(
+            (&before.limits, &after.limits),
+            |limit| &limit.name,
+            (Key::Limit, |limit| write(&LimitRecord::from(limit))),
         );
         draft.routes(&before.mesh_routes, &after.mesh_routes, &Key::Route);
         draft.listeners(&before.listeners, &after.listeners);

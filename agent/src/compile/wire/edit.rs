@@ -10,12 +10,12 @@ use super::chain::{ChainChange, Put, predecessor};
 use super::change::Change;
 use super::key::{EndpointKey, Key, ListenerKey, NameKey, RouteKey};
 use super::record::{
-    AuthorizationRecord, EndpointRecord, GuardRecord, ListenerRecord, PolicyRecord, RouteRecord,
-    ServiceRecord, WorkloadRecord, read,
+    AuthorizationRecord, EndpointRecord, GuardRecord, LimitRecord, ListenerRecord, PeerRecord, PolicyRecord,
+    RouteRecord, ServiceRecord, WorkloadRecord, read,
 };
 use crate::model::{
-    AuthorizationPolicy, EdgeGuard, Endpoint, HttpRule, Listener, ObjectName, RouteTable, Service,
-    TrafficPolicy, Workload,
+    AuthorizationPolicy, EdgeGuard, Endpoint, HttpRule, Listener, ObjectName, PeerAuthentication, RateLimit,
+    RouteTable, Service, TrafficPolicy, Workload,
 };
 
 /// What becomes of values; `None`: they are removed.
@@ -33,7 +33,9 @@ pub(super) struct Edit {
     pub(super) workloads: Edits<NameKey, Workload>,
     pub(super) policies: Edits<NameKey, TrafficPolicy>,
     pub(super) authorization: Edits<NameKey, AuthorizationPolicy>,
+    pub(super) peers: Edits<NameKey, PeerAuthentication>,
     pub(super) guards: Edits<NameKey, EdgeGuard>,
+    pub(super) limits: Edits<NameKey, RateLimit>,
     pub(super) routes: RouteEdits,
     pub(super) listeners: ChainChange<ListenerKey, Listener>,
     pub(super) attached: BTreeMap<ListenerKey, RouteEdits>,
@@ -74,7 +76,9 @@ impl Edit {
             Key::Authorization(key) => {
                 named(&mut self.authorization, key, source, AuthorizationRecord::named)?;
             }
+            Key::Peer(key) => named(&mut self.peers, key, source, PeerRecord::named)?,
             Key::Guard(key) => named(&mut self.guards, key, source, GuardRecord::named)?,
+            Key::Limit(key) => named(&mut self.limits, key, source, LimitRecord::named)?,
             Key::Route(key) => self.routes.puts.push(source.route(key)?),
             Key::Listener(key) => {
                 let (after, listener) = source.read::<ListenerRecord>()?.keyed(&key);
@@ -97,7 +101,9 @@ impl Edit {
             Key::Workload(key) => self.workloads.push((key, None)),
             Key::Policy(key) => self.policies.push((key, None)),
             Key::Authorization(key) => self.authorization.push((key, None)),
+            Key::Peer(key) => self.peers.push((key, None)),
             Key::Guard(key) => self.guards.push((key, None)),
+            Key::Limit(key) => self.limits.push((key, None)),
             Key::Route(key) => self.routes.removals.push(key),
             Key::Listener(key) => self.listeners.removals.push(key),
             Key::Attached(listener, key) => self.attached.entry(listener).or_default().removals.push(key),

@@ -22,10 +22,14 @@ pub(crate) enum Key {
     Endpoint(EndpointKey),
     /// `guard/NAMESPACE/NAME`.
     Guard(NameKey),
+    /// `limit/NAMESPACE/NAME`.
+    Limit(NameKey),
     /// `listener/NAMESPACE/GATEWAY/NAME`.
     Listener(ListenerKey),
     /// `listener/NAMESPACE/GATEWAY/NAME/KIND/NAMESPACE/NAME`: a route on a listener.
     Attached(ListenerKey, RouteKey),
+    /// `peer/NAMESPACE/NAME`.
+    Peer(NameKey),
     /// `policy/NAMESPACE/SERVICE`.
     Policy(NameKey),
     /// `route/KIND/NAMESPACE/NAME`: a route of the mesh.
@@ -88,6 +92,7 @@ impl Key {
             "datagram" => |parts| Some(Self::Datagram(parts.endpoint()?)),
             "endpoint" => |parts| Some(Self::Endpoint(parts.endpoint()?)),
             "guard" => |parts| Some(Self::Guard(parts.name()?)),
+            "limit" => |parts| Some(Self::Limit(parts.name()?)),
             "listener" => |parts| {
                 let listener = parts.listener()?;
                 Some(match parts.0.next() {
@@ -95,6 +100,7 @@ impl Key {
                     None => Self::Listener(listener),
                 })
             },
+            "peer" => |parts| Some(Self::Peer(parts.name()?)),
             "policy" => |parts| Some(Self::Policy(parts.name()?)),
             "route" => |parts| Some(Self::Route(parts.route()?)),
             "service" => |parts| Some(Self::Service(parts.name()?)),
@@ -114,8 +120,10 @@ impl fmt::Display for Key {
             Self::Datagram(key) => write!(f, "datagram/{key}"),
             Self::Endpoint(key) => write!(f, "endpoint/{key}"),
             Self::Guard(key) => write!(f, "guard/{key}"),
+            Self::Limit(key) => write!(f, "limit/{key}"),
             Self::Listener(key) => write!(f, "listener/{key}"),
             Self::Attached(listener, key) => write!(f, "listener/{listener}/{key}"),
+            Self::Peer(key) => write!(f, "peer/{key}"),
             Self::Policy(key) => write!(f, "policy/{key}"),
             Self::Route(key) => write!(f, "route/{key}"),
             Self::Service(key) => write!(f, "service/{key}"),
@@ -280,11 +288,13 @@ mod tests {
                 "endpoint/shop/order/80/[fd00::1]:8080~2",
             ),
             (Key::Guard(name("", "edge", 0)), "guard//edge"),
+            (Key::Limit(name("a", "b", 0)), "limit/a/b"),
             (Key::Listener(listener("http", 0)), "listener/edge/gw/http"),
             (
                 Key::Attached(listener("http", 1), route(RouteKind::HttpRoute, "all", 0)),
                 "listener/edge/gw/http~1/HTTPRoute/shop/all",
             ),
+            (Key::Peer(name("shop", "strict", 0)), "peer/shop/strict"),
             (Key::Policy(name("a/b", "c%d~e", 0)), "policy/a%2Fb/c%25d%7Ee"),
             (Key::Route(route(RouteKind::VirtualService, "canary", 1)), "route/VirtualService/shop/canary~1"),
             (Key::Service(name("ü", "", 0)), "service/ü/"),

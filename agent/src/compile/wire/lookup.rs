@@ -7,7 +7,10 @@ use super::index::PlannedGateway;
 use super::key::{NameKey, Place};
 use super::parts::{Endpoints, Parts};
 use crate::compile::source::{ServiceRoutes, Source};
-use crate::model::{AuthorizationPolicy, EdgeGuard, Endpoint, ObjectName, Service, TrafficPolicy, Workload};
+use crate::model::{
+    AuthorizationPolicy, EdgeGuard, Endpoint, ObjectName, PeerAuthentication, RateLimit, Service,
+    TrafficPolicy, Workload,
+};
 
 impl Source for Parts {
     fn service(&self, name: &ObjectName) -> Option<&Service> {
@@ -86,6 +89,11 @@ impl Parts {
         self.authorization.values()
     }
 
+    /// All peer authentications, sorted by name.
+    pub(in crate::compile) fn peers(&self) -> impl Iterator<Item = &PeerAuthentication> {
+        self.peers.values()
+    }
+
     /// All pods, sorted by name.
     pub(in crate::compile) fn workloads(&self) -> impl Iterator<Item = &Workload> {
         self.workloads.values().map(|workload| &**workload)
@@ -94,6 +102,11 @@ impl Parts {
     /// All guards, sorted by name.
     pub(in crate::compile) fn guards(&self) -> impl Iterator<Item = &EdgeGuard> + Clone {
         self.guards.values()
+    }
+
+    /// All rate limits, sorted by name.
+    pub(in crate::compile) fn limits(&self) -> impl Iterator<Item = &RateLimit> {
+        self.limits.values()
     }
 }
 

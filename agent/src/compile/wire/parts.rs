@@ -17,8 +17,8 @@ use super::touched::{Touched, Whole};
 use crate::compile::gateways::{Plan, plan};
 use crate::compile::source::Source;
 use crate::model::{
-    AuthorizationPolicy, EdgeGuard, Endpoint, Listener, Model, ObjectName, RouteTable, Service,
-    TrafficPolicy, Workload,
+    AuthorizationPolicy, EdgeGuard, Endpoint, Listener, Model, ObjectName, PeerAuthentication, RateLimit,
+    RouteTable, Service, TrafficPolicy, Workload,
 };
 
 /// Endpoints by service.
@@ -36,7 +36,9 @@ pub struct Parts {
     pub(super) workloads: BTreeMap<NameKey, Arc<Workload>>,
     pub(super) policies: BTreeMap<NameKey, TrafficPolicy>,
     pub(super) authorization: BTreeMap<NameKey, AuthorizationPolicy>,
+    pub(super) peers: BTreeMap<NameKey, PeerAuthentication>,
     pub(super) guards: BTreeMap<NameKey, EdgeGuard>,
+    pub(super) limits: BTreeMap<NameKey, RateLimit>,
     routes: Routes,
     /// Without their routes.
     listeners: Chain<ListenerKey, Listener>,
@@ -45,6 +47,8 @@ pub struct Parts {
     interned: Interned,
     /// Whether two services or two pods have one name.
     pub(super) doubled: bool,
+    /// Endpoints of TCP and UDP ports, and those that are ready.
+    held: (usize, usize),
 }
 
 /// What follows from the parts.
@@ -101,11 +105,14 @@ impl Parts {
         let before: Vec<Footprint> = touched.services.iter().map(|name| self.footprint(name)).collect();
         let pods = self.set_pods(edit.workloads, &mut touched);
         set(&mut self.services, edit.services);
+        self.held = self.held_after(&edit.endpoints, &edit.datagrams);
         set_endpoints(&mut self.endpoints, edit.endpoints, &mut self.interned);
         set_endpoints(&mut self.datagrams, edit.datagrams, &mut self.interned);
         set(&mut self.policies, edit.policies);
         set(&mut self.authorization, edit.authorization);
+        set(&mut self.peers, edit.peers);
         set(&mut self.guards, edit.guards);
+        set(&mut self.limits, edit.limits);
         self.reclaim(before, &mut touched);
         let pods = pods.iter().map(pod_named).chain(touched.pods.iter().map(|address| pod_at(*address)));
         let behind: Vec<ObjectName> = pods.flat_map(|pod| self.index.behind.of(pod)).cloned().collect();
@@ -127,7 +134,7 @@ impl Parts {
         Touched {
             services: self.services.keys().map(|key| key.name.clone()).collect(),
             pods: self.index.pods.keys().collect(),
-            wholes: [Whole::Listeners, Whole::Authorization, Whole::Guards].into(),
+            wholes: [Whole::Listeners, Whole::Authorization, Whole::Guards, Whole::Limits].into(),
             ..Touched::default()
         }
     }
@@ -223,19 +230,21 @@ impl Parts {
             workloads: self.workloads.values().map(|workload| Workload::clone(workload)).collect(),
             policies: self.policies.values().cloned().collect(),
             authorization: self.authorization.values().cloned().collect(),
+            peers: self.peers.values().cloned().collect(),
             mesh_routes: tables(&self.routes),
             listeners: self.listeners.iter().map(with_routes).collect(),
             guards: self.guards.values().cloned().collect(),
+            limits: self.limits.values().cloned().collect(),
         }
     }
 
     /// How much it holds.
     pub fn counts(&self) -> Counts {
-        let endpoints = || self.endpoints.values().chain(self.datagrams.values()).flat_map(BTreeMap::values);
+        let (endpoints, ready) = self.held;
         Counts {
             services: self.services.len(),
-            endpoints: endpoints().count(),
-            ready: endpoints().filter(|endpoint| endpoint.ready).count(),
+            endpoints,
+            ready,
             routes: self.routes.len() + self.attached.values().map(Chain::len).sum::<usize>(),
         }
     }
@@ -247,7 +256,9 @@ impl Parts {
         removable(&edit.workloads, |key| self.workloads.contains_key(key), Key::Workload)?;
         removable(&edit.policies, |key| self.policies.contains_key(key), Key::Policy)?;
         removable(&edit.authorization, |key| self.authorization.contains_key(key), Key::Authorization)?;
-        removable(&edit.guards, |key| self.guards.contains_key(key), Key::Guard)
+        removable(&edit.peers, |key| self.peers.contains_key(key), Key::Peer)?;
+        removable(&edit.guards, |key| self.guards.contains_key(key), Key::Guard)?;
+        removable(&edit.limits, |key| self.limits.contains_key(key), Key::Limit)
     }
 
     /// What has an order of precedence, as it is after a change.
@@ -303,11 +314,13 @@ fn edited(edit: &Edit) -> Touched {
     let endpoints = edit.endpoints.iter().chain(&edit.datagrams).map(|(key, _)| key.service.clone());
     let services = edit.services.iter().map(|(key, _)| key.name.clone());
     let policies = edit.policies.iter().map(|(key, _)| key.name.clone());
-    let authorization = (!edit.authorization.is_empty()).then_some(Whole::Authorization);
+    let judged = !edit.authorization.is_empty() || !edit.peers.is_empty();
+    let authorization = judged.then_some(Whole::Authorization);
     let guards = (!edit.guards.is_empty()).then_some(Whole::Guards);
+    let limits = (!edit.limits.is_empty()).then_some(Whole::Limits);
     Touched {
         services: services.chain(policies).chain(endpoints).collect(),
-        wholes: authorization.into_iter().chain(guards).collect(),
+        wholes: authorization.into_iter().chain(guards).chain(limits).collect(),
         ..Touched::default()
     }
 }

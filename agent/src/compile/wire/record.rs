@@ -1,5 +1,6 @@
 //! The values of records: everything of a model's objects that their keys don't say.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,9 +13,10 @@ use super::WireError;
 use super::key::{EndpointKey, ListenerKey, RouteKey};
 use crate::model::serial::nanoseconds;
 use crate::model::{
-    AuthorizationPolicy, EdgeGuard, Endpoint, HostPattern, HttpRule, Labels, LbPolicy, Listener,
-    ListenerProtocol, ObjectName, PolicyAction, PolicyRule, PolicyScope, Probe, RouteTable, Service,
-    ServicePort, SourceRate, Subset, TrafficPolicy, Workload,
+    AuthorizationPolicy, DirectResponse, EdgeGuard, Endpoint, HostPattern, HttpRule, Labels, LbPolicy, Limit,
+    LimitTarget, Listener, ListenerProtocol, MtlsMode, ObjectName, PeerAuthentication, PolicyAction,
+    PolicyRule, PolicyScope, Probe, RateLimit, RouteTable, Service, ServicePort, SourceRate, Subset,
+    TrafficPolicy, Workload,
 };
 
 #[derive(Serialize, Deserialize)]
@@ -168,6 +170,8 @@ pub(super) struct AuthorizationRecord {
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     selector: Labels,
     action: PolicyAction,
+    #[serde(default, skip_serializing_if = "is_false")]
+    dry_run: bool,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     rules: Vec<PolicyRule>,
 }
@@ -178,6 +182,7 @@ impl From<&AuthorizationPolicy> for AuthorizationRecord {
             scope: policy.scope.clone(),
             selector: policy.selector.clone(),
             action: policy.action,
+            dry_run: policy.dry_run,
             rules: policy.rules.clone(),
         }
     }
@@ -185,8 +190,40 @@ impl From<&AuthorizationPolicy> for AuthorizationRecord {
 
 impl AuthorizationRecord {
     pub(super) fn named(self, name: ObjectName) -> AuthorizationPolicy {
-        let Self { scope, selector, action, rules } = self;
-        AuthorizationPolicy { name, scope, selector, action, rules }
+        let Self { scope, selector, action, dry_run, rules } = self;
+        AuthorizationPolicy { name, scope, selector, action, dry_run, rules }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct PeerRecord {
+    #[serde(default, skip_serializing_if = "str_is_empty")]
+    created: Arc<str>,
+    scope: PolicyScope,
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    selector: Labels,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mode: Option<MtlsMode>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    ports: BTreeMap<u16, Option<MtlsMode>>,
+}
+
+impl From<&PeerAuthentication> for PeerRecord {
+    fn from(peer: &PeerAuthentication) -> Self {
+        Self {
+            created: Arc::clone(&peer.created),
+            scope: peer.scope.clone(),
+            selector: peer.selector.clone(),
+            mode: peer.mode,
+            ports: peer.ports.clone(),
+        }
+    }
+}
+
+impl PeerRecord {
+    pub(super) fn named(self, name: ObjectName) -> PeerAuthentication {
+        let Self { created, scope, selector, mode, ports } = self;
+        PeerAuthentication { name, created, scope, selector, mode, ports }
     }
 }
 
@@ -210,6 +247,33 @@ impl From<&EdgeGuard> for GuardRecord {
             packets: guard.packets,
             syns: guard.syns,
         }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct LimitRecord {
+    targets: Vec<LimitTarget>,
+    #[serde(default)]
+    shadow: bool,
+    limits: Vec<Limit>,
+    answer: DirectResponse,
+}
+
+impl From<&RateLimit> for LimitRecord {
+    fn from(limit: &RateLimit) -> Self {
+        Self {
+            targets: limit.targets.clone(),
+            shadow: limit.shadow,
+            limits: limit.limits.clone(),
+            answer: limit.answer.clone(),
+        }
+    }
+}
+
+impl LimitRecord {
+    pub(super) fn named(self, name: ObjectName) -> RateLimit {
+        let Self { targets, shadow, limits, answer } = self;
+        RateLimit { name, targets, shadow, limits, answer }
     }
 }
 
@@ -320,6 +384,10 @@ fn is_true(value: &bool) -> bool {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over references")]
 fn is_false(value: &bool) -> bool {
     !*value
+}
+
+fn str_is_empty(text: &Arc<str>) -> bool {
+    text.is_empty()
 }
 
 fn has_none(labels: &Arc<Labels>) -> bool {

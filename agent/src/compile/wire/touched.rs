@@ -33,6 +33,8 @@ pub(in crate::compile) enum Whole {
     Authorization,
     /// Guards.
     Guards,
+    /// Rate limits.
+    Limits,
 }
 
 impl Touched {

@@ -1,19 +1,22 @@
-//! `security.istio.io` AuthorizationPolicy: what of it addresses, namespaces, ports and requests can decide.
+//! `security.istio.io` AuthorizationPolicy: what of it addresses, proven identities, ports and requests can decide.
 //!
-//! What needs a proven identity errs on the side of refusing: an ALLOW rule with such a field never matches, a DENY rule
+//! What nobody here can tell errs on the side of refusing: an ALLOW rule with such a field never matches, a DENY rule
 //! applies as if the field were absent. Each such field is named in the report.
 
 mod requests;
 mod schema;
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::super::field::Field;
 use super::super::node::DecodeError;
 use super::super::object::Notes;
 use super::super::report::Code;
 use super::{Source, decode_spec, meta};
-use crate::model::{Cidr, Labels, NamespacePattern, PolicyAction, PolicyMatch, PolicyRule};
+use crate::model::{
+    Account, Cidr, Labels, NamespacePattern, PolicyAction, PolicyMatch, PolicyRule, TextPattern,
+};
 use schema::{Condition, Operation, PolicySpec, Rule, SourceSpec};
 
 /// A checked AuthorizationPolicy.
@@ -23,6 +26,8 @@ pub(crate) struct AuthorizationPolicy {
     pub selector: Labels,
     /// What it does; `None`: something that is not enforced.
     pub action: Option<PolicyAction>,
+    /// Whether it only says what it would do.
+    pub dry_run: bool,
     /// The rules that can be decided.
     pub rules: Vec<PolicyRule>,
 }
@@ -50,17 +55,35 @@ pub(super) fn decode(source: &Source<'_>, notes: &mut Notes<'_>) -> Result<Autho
     if spec.provider.is_some() && action.is_some() {
         notes.error(&field.key("provider"), "only the action CUSTOM has a provider");
     }
-    let reader = Reader { action, notes };
+    let dry_run = dry_run(source, notes);
+    let reader = Reader { action, namespace: &source.name.namespace, notes };
     let rules = reader.rules(&spec.rules.unwrap_or_default(), &field.key("rules"));
-    Ok(AuthorizationPolicy { selector: meta::labels(&selector), action, rules })
+    Ok(AuthorizationPolicy { selector: meta::labels(&selector), action, dry_run, rules })
+}
+
+/// The annotation by which a policy only says what it would do.
+pub(in crate::config) const DRY_RUN: &str = "istio.io/dry-run";
+
+fn dry_run(source: &Source<'_>, notes: &mut Notes<'_>) -> bool {
+    // As Istio reads it.
+    match source.meta.annotation(DRY_RUN) {
+        None | Some("0" | "f" | "F" | "false" | "FALSE" | "False") => false,
+        Some("1" | "t" | "T" | "true" | "TRUE" | "True") => true,
+        Some(other) => {
+            let field = Field::root().key("metadata").key("annotations").key(DRY_RUN);
+            notes.error(&field, format!("`{other}` is neither true nor false"));
+            false
+        }
+    }
 }
 
 fn action(written: Option<&str>, field: &Field, notes: &mut Notes<'_>) -> Option<PolicyAction> {
     match written {
         None | Some("ALLOW") => Some(PolicyAction::Allow),
         Some("DENY") => Some(PolicyAction::Deny),
-        Some(other @ ("AUDIT" | "CUSTOM")) => {
-            let text = format!("the action {other} is not enforced, and neither is this policy");
+        Some("AUDIT") => Some(PolicyAction::Audit),
+        Some("CUSTOM") => {
+            let text = "the action CUSTOM is not enforced, and neither is this policy";
             notes.warning(Code::NotYetEnforced, field, text);
             None
         }
@@ -75,6 +98,8 @@ fn action(written: Option<&str>, field: &Field, notes: &mut Notes<'_>) -> Option
 struct Reader<'n, 's> {
     /// `None`: the policy is left out as a whole, and its rules are only checked.
     action: Option<PolicyAction>,
+    /// Where service accounts are that name no other namespace.
+    namespace: &'n Arc<str>,
     notes: &'n mut Notes<'s>,
 }
 
@@ -111,9 +136,21 @@ impl Reader<'_, '_> {
         };
         let others = source.undecided();
         *undecided |= self.note_undecided(&others, field);
+        if source.names_twice() {
+            let text =
+                "serviceAccounts stand for themselves: beside them there are no namespaces and no principals";
+            self.notes.error(&field.key("serviceAccounts"), text);
+        }
+        let mut not_cidrs = self.cidrs(&source.not_ip_blocks, &field.key("notIpBlocks"));
+        not_cidrs.extend(self.cidrs(&source.not_remote_ip_blocks, &field.key("notRemoteIpBlocks")));
         let found = PolicyMatch {
             cidrs: self.cidrs(&source.ip_blocks, &field.key("ipBlocks")),
-            not_cidrs: self.cidrs(&source.not_ip_blocks, &field.key("notIpBlocks")),
+            remote_cidrs: self.cidrs(&source.remote_ip_blocks, &field.key("remoteIpBlocks")),
+            not_cidrs,
+            principals: self.principals(&source.principals, &field.key("principals")),
+            not_principals: self.principals(&source.not_principals, &field.key("notPrincipals")),
+            accounts: self.accounts(&source.service_accounts, &field.key("serviceAccounts")),
+            not_accounts: self.accounts(&source.not_service_accounts, &field.key("notServiceAccounts")),
             namespaces: self.namespaces(&source.namespaces, &field.key("namespaces")),
             not_namespaces: self.namespaces(&source.not_namespaces, &field.key("notNamespaces")),
             ..PolicyMatch::default()
@@ -143,7 +180,7 @@ impl Reader<'_, '_> {
             self.notes.error(field, "a condition needs values or notValues");
         }
         match written.key.as_str() {
-            "source.ip" => PolicyMatch {
+            "source.ip" | "remote.ip" => PolicyMatch {
                 cidrs: self.cidrs(&written.values, &values),
                 not_cidrs: self.cidrs(&written.not_values, &not_values),
                 ..PolicyMatch::default()
@@ -151,6 +188,21 @@ impl Reader<'_, '_> {
             "source.namespace" => PolicyMatch {
                 namespaces: self.namespaces(&written.values, &values),
                 not_namespaces: self.namespaces(&written.not_values, &not_values),
+                ..PolicyMatch::default()
+            },
+            "source.principal" => PolicyMatch {
+                principals: self.principals(&written.values, &values),
+                not_principals: self.principals(&written.not_values, &not_values),
+                ..PolicyMatch::default()
+            },
+            "source.serviceAccount" => PolicyMatch {
+                accounts: self.accounts(&written.values, &values),
+                not_accounts: self.accounts(&written.not_values, &not_values),
+                ..PolicyMatch::default()
+            },
+            "destination.ip" => PolicyMatch {
+                destinations: self.cidrs(&written.values, &values),
+                not_destinations: self.cidrs(&written.not_values, &not_values),
                 ..PolicyMatch::default()
             },
             "destination.port" => PolicyMatch {
@@ -170,11 +222,12 @@ impl Reader<'_, '_> {
     fn note_undecided(&mut self, names: &[&str], field: &Field) -> bool {
         let outcome = match self.action {
             Some(PolicyAction::Allow) => "the rule allows nothing",
+            Some(PolicyAction::Audit) => "the rule audits nothing",
             Some(PolicyAction::Deny) => "the rule denies as if it were absent",
             None => return false,
         };
         for name in names {
-            let text = format!("addresses, namespaces, ports and requests do not tell this: {outcome}");
+            let text = format!("nothing that is known of connections and requests tells this: {outcome}");
             self.notes.warning(Code::NotYetEnforced, &field.key(name), text);
             self.notes.later(&field.key(name));
         }
@@ -189,6 +242,15 @@ impl Reader<'_, '_> {
 
     fn cidrs(&mut self, written: &[String], field: &Field) -> Vec<Cidr> {
         self.each(written, field, cidr)
+    }
+
+    fn principals(&mut self, written: &[String], field: &Field) -> Vec<TextPattern> {
+        self.each(written, field, requests::text)
+    }
+
+    fn accounts(&mut self, written: &[String], field: &Field) -> Vec<Account> {
+        let own = self.namespace;
+        self.each(written, field, |text| account(text, own).ok_or(NO_ACCOUNT))
     }
 
     fn ports(&mut self, written: &[String], field: &Field) -> Vec<u16> {
@@ -233,6 +295,18 @@ fn cidr(text: &str) -> Result<Cidr, &'static str> {
 }
 
 const NO_RANGE: &str = "is no IP address or range of them";
+
+const NO_ACCOUNT: &str =
+    "is no service account, NAMESPACE/NAME or NAME, in which `*` stands for nothing else";
+
+fn account(text: &str, own: &Arc<str>) -> Option<Account> {
+    let (namespace, name) = match text.split_once('/') {
+        Some((namespace, name)) => (namespace.into(), name),
+        None => (Arc::clone(own), text),
+    };
+    let plain = |part: &str| !part.is_empty() && !part.contains(['*', '/']);
+    (plain(&namespace) && plain(name)).then(|| Account { namespace, name: name.into() })
+}
 
 fn namespace(text: &str) -> Option<NamespacePattern> {
     let plain = |part: &str| (!part.is_empty() && !part.contains('*')).then(|| part.into());

@@ -20,7 +20,6 @@ struct Unread {}
 /// The fields of a kind's `spec`; `None`: not checked before the kind is built.
 fn spec_fields(kind: &str) -> Option<&'static [&'static str]> {
     Some(match kind {
-        "PeerAuthentication" => &["mtls", "portLevelMtls", "selector"],
         "RequestAuthentication" => &["jwtRules", "selector", "targetRef", "targetRefs"],
         "ServiceEntry" => &[
             "addresses",

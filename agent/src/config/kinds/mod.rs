@@ -12,19 +12,23 @@ mod http_route;
 mod later;
 mod meta;
 mod name;
+mod peer_authentication;
 mod pod;
 mod probe;
+mod rate_limit;
 mod reference_grant;
 mod service;
 mod virtual_service;
 
 pub(crate) use authorization_policy::AuthorizationPolicy;
+pub(in crate::config) use authorization_policy::DRY_RUN;
 pub(crate) use destination_rule::DestinationRule;
 pub(crate) use endpoint_slice::{EndpointSlice, SliceEndpoint};
 pub(crate) use gateway::{AllowedNamespaces, Gateway, GatewayClass, GatewayListenerSpec};
 pub(crate) use http_route::{BackendRef, HttpRoute, Parent, ParentKind, RouteRule, RuleAction};
 pub(crate) use meta::{ObjectMeta, object_name, read_meta, written_name};
 pub(crate) use name::{host_pattern, service_of_host};
+pub(crate) use peer_authentication::PeerAuthentication;
 pub(crate) use pod::Pod;
 pub(crate) use reference_grant::ReferenceGrant;
 pub(crate) use service::{Service, TargetPort};
@@ -33,7 +37,7 @@ pub(crate) use virtual_service::VirtualService;
 use super::node::{DecodeError, Decoded, Extra, Known, Node, decode as decode_node};
 use super::object::Notes;
 use super::report::Code;
-use crate::model::{EdgeGuard, Labels, ObjectName, expression as regex};
+use crate::model::{EdgeGuard, Labels, ObjectName, RateLimit, expression as regex};
 
 /// The checked content of an object.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,7 +53,9 @@ pub(crate) enum Spec {
     HttpRoute(HttpRoute),
     ReferenceGrant(ReferenceGrant),
     AuthorizationPolicy(AuthorizationPolicy),
+    PeerAuthentication(PeerAuthentication),
     EdgeGuard(EdgeGuard),
+    RateLimit(RateLimit),
     /// A kind that is accepted and not enforced yet.
     Later,
 }
@@ -68,7 +74,9 @@ pub(crate) enum Kind {
     HttpRoute,
     ReferenceGrant,
     AuthorizationPolicy,
+    PeerAuthentication,
     EdgeGuard,
+    RateLimit,
     Later,
 }
 
@@ -91,7 +99,7 @@ const KINDS: &[(&str, &[&str], &str, Kind)] = &[
     (ISTIO, ISTIO_VERSIONS, "DestinationRule", Kind::DestinationRule),
     (ISTIO, ISTIO_VERSIONS, "ServiceEntry", Kind::Later),
     (ISTIO, ISTIO_VERSIONS, "WorkloadEntry", Kind::Later),
-    (ISTIO_SECURITY, &["v1", "v1beta1"], "PeerAuthentication", Kind::Later),
+    (ISTIO_SECURITY, &["v1", "v1beta1"], "PeerAuthentication", Kind::PeerAuthentication),
     (ISTIO_SECURITY, &["v1", "v1beta1"], "AuthorizationPolicy", Kind::AuthorizationPolicy),
     (ISTIO_SECURITY, &["v1", "v1beta1"], "RequestAuthentication", Kind::Later),
     (GATEWAY_API, GATEWAY_VERSIONS, "GatewayClass", Kind::GatewayClass),
@@ -103,7 +111,7 @@ const KINDS: &[(&str, &[&str], &str, Kind)] = &[
     (GATEWAY_API, &["v1", "v1alpha2"], "TCPRoute", Kind::Later),
     (GATEWAY_API, &["v1", "v1alpha3"], "BackendTLSPolicy", Kind::Later),
     ("sluice.dev", &["v1alpha1"], "EdgeGuard", Kind::EdgeGuard),
-    ("sluice.dev", &["v1alpha1"], "RateLimit", Kind::Later),
+    ("sluice.dev", &["v1alpha1"], "RateLimit", Kind::RateLimit),
     ("sluice.dev", &["v1alpha1"], "Migration", Kind::Later),
     ("sluice.dev", &["v1alpha1"], "Aggregate", Kind::Later),
     ("sluice.dev", &["v1alpha1"], "Cache", Kind::Later),
@@ -212,7 +220,9 @@ pub(crate) fn decode(kind: Kind, source: &Source<'_>, notes: &mut Notes<'_>) -> 
         Kind::HttpRoute => Spec::HttpRoute(http_route::decode(source, notes)?),
         Kind::ReferenceGrant => Spec::ReferenceGrant(reference_grant::decode(source, notes)?),
         Kind::AuthorizationPolicy => Spec::AuthorizationPolicy(authorization_policy::decode(source, notes)?),
+        Kind::PeerAuthentication => Spec::PeerAuthentication(peer_authentication::decode(source, notes)?),
         Kind::EdgeGuard => Spec::EdgeGuard(edge_guard::decode(source, notes)?),
+        Kind::RateLimit => Spec::RateLimit(rate_limit::decode(source, notes)?),
         Kind::Later => {
             later::check(source)?;
             Spec::Later

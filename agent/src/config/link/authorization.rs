@@ -5,7 +5,7 @@ use super::World;
 use crate::model::{AuthorizationPolicy, PolicyScope};
 
 /// The namespace whose policies are about the whole cluster, as Istio has it by default.
-const ROOT_NAMESPACE: &str = "istio-system";
+pub(super) const ROOT_NAMESPACE: &str = "istio-system";
 
 /// The policies that are enforced, sorted by name.
 pub(super) fn policies(world: &World<'_>) -> Vec<AuthorizationPolicy> {
@@ -18,6 +18,7 @@ pub(super) fn policies(world: &World<'_>) -> Vec<AuthorizationPolicy> {
             scope: if mesh { PolicyScope::Mesh } else { PolicyScope::Namespace },
             selector: policy.selector.clone(),
             action: policy.action?,
+            dry_run: policy.dry_run,
             rules: policy.rules.clone(),
         })
     });

@@ -10,7 +10,9 @@ mod host;
 mod http_route;
 mod mesh;
 mod opaque;
+mod peers;
 mod policy;
+mod rate_limit;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -41,11 +43,13 @@ pub(super) fn link(objects: &[Arc<Object>]) -> (Model, Vec<LinkedObject>) {
     let endpoints::Endpoints { streams: endpoints, datagrams } =
         endpoints::endpoints(&world, &workloads, &mut notes);
     let authorization = authorization::policies(&world);
+    let peers = peers::peers(&world, workloads.values().map(|(workload, _)| workload), &mut notes);
     let policies = policy::policies(&world, &endpoints, &mut notes);
     let mut mesh_routes = mesh::routes(&world, &policies, &mut notes);
     mesh_routes.extend(http_route::mesh_routes(&world, &mut notes));
     let listeners = gateway::listeners(&world, &mut notes);
     let guards = edge_guard::guards(&world);
+    let limits = rate_limit::limits(&world, &mut notes);
     addresses::report_shared(&world, &mut notes);
     let services = endpoints::services(&world);
     let mut workloads: Vec<_> = workloads.into_values().map(|(workload, _)| workload).collect();
@@ -57,9 +61,11 @@ pub(super) fn link(objects: &[Arc<Object>]) -> (Model, Vec<LinkedObject>) {
         workloads,
         policies,
         authorization,
+        peers,
         mesh_routes,
         listeners,
         guards,
+        limits,
     };
     (model, notes.linked)
 }

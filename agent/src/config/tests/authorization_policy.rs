@@ -3,8 +3,8 @@
 use super::{check_bad, good, load_in_shop, messages};
 use crate::config::Severity;
 use crate::model::{
-    AuthorizationPolicy, Cidr, FieldTerm, NamespacePattern, PathPart, PathPattern, PolicyAction, PolicyMatch,
-    PolicyScope, RequestTerms, TextPattern,
+    Account, AuthorizationPolicy, Cidr, FieldTerm, NamespacePattern, PathPart, PathPattern, PolicyAction,
+    PolicyMatch, PolicyScope, RequestTerms, TextPattern,
 };
 
 fn document(namespace: &str, spec: &str) -> String {
@@ -74,13 +74,13 @@ fn allow_is_the_default_and_the_root_namespace_speaks_for_all() {
 }
 
 #[test]
-fn what_needs_an_identity_errs_on_the_side_of_refusing() {
+fn what_nobody_can_tell_errs_on_the_side_of_refusing() {
     let rules = "
   rules:
   - from: [{source: {namespaces: [back]}}]
-  - from: [{source: {principals: [a]}}]
+  - from: [{source: {requestPrincipals: [a]}}]
   - to: [{operation: {methods: [GET], ports: ['80']}}]
-    from: [{source: {serviceAccounts: [a]}}]
+    from: [{source: {notRequestPrincipals: [a]}}]
   - when: [{key: 'request.auth.claims[x]', values: [a]}]
 ";
     let load = |action: &str| load_in_shop(&document("default", &format!("  action: {action}{rules}")));
@@ -98,8 +98,8 @@ fn what_needs_an_identity_errs_on_the_side_of_refusing() {
     for (state, outcome) in [(allow, "allows nothing"), (deny, "denies as if it were absent")] {
         let said = messages(&state.report, Severity::Warning);
         for start in [
-            "8 spec.rules[1].from[0].source.principals: ",
-            "10 spec.rules[2].from[0].source.serviceAccounts: ",
+            "8 spec.rules[1].from[0].source.requestPrincipals: ",
+            "10 spec.rules[2].from[0].source.notRequestPrincipals: ",
             "11 spec.rules[3].when[0].key: ",
         ] {
             let found = said.iter().any(|line| line.starts_with(start) && line.contains(outcome));
@@ -110,6 +110,66 @@ fn what_needs_an_identity_errs_on_the_side_of_refusing() {
             state.report.objects.iter().find(|object| object.title().contains("AuthorizationPolicy"));
         assert_eq!(object.expect("reported").state.as_str(), "partly enforced");
     }
+}
+
+#[test]
+fn identities_audits_and_dry_runs_are_read() {
+    let spec = r#"
+  action: AUDIT
+  rules:
+  - from:
+    - source: {principals: [cluster.local/ns/a/sa/b, "*"], notPrincipals: ["*/sa/x"]}
+    - source: {serviceAccounts: [b, back/c], notServiceAccounts: [d]}
+    - source: {remoteIpBlocks: [10.0.0.0/8], notRemoteIpBlocks: [10.1.0.0/16], notIpBlocks: [10.2.0.0/16]}
+    when:
+    - {key: source.principal, values: [a*], notValues: [b]}
+    - {key: source.serviceAccount, notValues: [x/y]}
+    - {key: remote.ip, values: [1.2.3.4]}
+    - {key: destination.ip, values: [10.0.0.1], notValues: ["fd00::/64"]}
+"#;
+    let audit = policy("shop", spec);
+    assert_eq!((audit.action, audit.dry_run, audit.is_enforced()), (PolicyAction::Audit, false, false));
+    let empty = PolicyMatch::default;
+    let account = |namespace: &str, name: &str| Account { namespace: namespace.into(), name: name.into() };
+    let exact = |text: &str| TextPattern::Exact(text.into());
+    let from = vec![
+        PolicyMatch {
+            principals: vec![exact("cluster.local/ns/a/sa/b"), TextPattern::Present],
+            not_principals: vec![TextPattern::Suffix("/sa/x".into())],
+            ..empty()
+        },
+        PolicyMatch {
+            accounts: vec![account("shop", "b"), account("back", "c")],
+            not_accounts: vec![account("shop", "d")],
+            ..empty()
+        },
+        PolicyMatch {
+            remote_cidrs: vec![cidr("10.0.0.0", 8)],
+            not_cidrs: vec![cidr("10.2.0.0", 16), cidr("10.1.0.0", 16)],
+            ..empty()
+        },
+    ];
+    let principal = PolicyMatch {
+        principals: vec![TextPattern::Prefix("a".into())],
+        not_principals: vec![exact("b")],
+        ..empty()
+    };
+    let other = PolicyMatch { not_accounts: vec![account("x", "y")], ..empty() };
+    let remote = PolicyMatch { cidrs: vec![cidr("1.2.3.4", 32)], ..empty() };
+    let to = PolicyMatch {
+        destinations: vec![cidr("10.0.0.1", 32)],
+        not_destinations: vec![cidr("fd00::", 64)],
+        ..empty()
+    };
+    assert_eq!(audit.rules[0].clauses, [from, vec![principal], vec![other], vec![remote], vec![to]]);
+    let annotated = |value: &str| {
+        let text = document("default", "  rules: [{}]\n");
+        text.replace("{name: p,", &format!("{{name: p, annotations: {{istio.io/dry-run: '{value}'}},"))
+    };
+    for (value, expected) in [("true", true), ("1", true), ("false", false), ("F", false)] {
+        assert_eq!(good(&annotated(value)).model.authorization[0].dry_run, expected, "{value}");
+    }
+    check_bad(&annotated("yes"), "3 metadata.annotations", "neither true nor false");
 }
 
 #[test]
@@ -164,7 +224,6 @@ fn what_is_asked_of_requests_is_read() {
 #[test]
 fn actions_that_are_not_enforced_leave_the_policy_out() {
     for (spec, start) in [
-        ("  action: AUDIT\n  rules: [{}]\n", "5 spec.action: "),
         ("  action: CUSTOM\n  provider: {name: x}\n  rules: [{}]\n", "5 spec.action: "),
         (
             "  targetRefs: [{kind: Gateway, name: g, group: gateway.networking.k8s.io}]\n",
@@ -228,6 +287,34 @@ fn wrong_values_name_their_place() {
         ("  rules:\n  - form: []\n", "6 spec.rules[0].form: ", "unknown field"),
         ("  provider: {name: x}\n", "5 spec.provider: ", "CUSTOM"),
         ("  selector: {matchLabels: {app: 'a*'}}\n", "5 spec.selector.matchLabels.app: ", "as they are"),
+    ] {
+        check_bad(&document("default", spec), start, part);
+    }
+}
+
+#[test]
+fn wrong_identities_name_their_place() {
+    for (spec, start, part) in [
+        (
+            "  rules:\n  - from: [{source: {principals: ['a*b']}}]\n",
+            "6 spec.rules[0].from[0].source.principals[0]: ",
+            "one end",
+        ),
+        (
+            "  rules:\n  - from: [{source: {serviceAccounts: ['a/*']}}]\n",
+            "6 spec.rules[0].from[0].source.serviceAccounts[0]: ",
+            "no service account",
+        ),
+        (
+            "  rules:\n  - from: [{source: {serviceAccounts: [a], namespaces: [b]}}]\n",
+            "6 spec.rules[0].from[0].source.serviceAccounts: ",
+            "stand for themselves",
+        ),
+        (
+            "  rules:\n  - when: [{key: destination.ip, values: [web]}]\n",
+            "6 spec.rules[0].when[0].values[0]: ",
+            "no IP",
+        ),
     ] {
         check_bad(&document("default", spec), start, part);
     }

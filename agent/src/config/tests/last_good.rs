@@ -3,6 +3,7 @@
 use super::{file, messages};
 use crate::config::read::{FileProblem, InputFile};
 use crate::config::{Severity, State, load};
+use crate::model::MtlsMode;
 
 fn service(name: &str, port: &str) -> String {
     format!(
@@ -84,6 +85,33 @@ fn a_policy_that_was_never_read_closes_its_pods_from_the_start() {
     assert_eq!(policies(&broken), [r#"p:{"app": "web"}:1"#]);
     let late = load(&load(&State::default(), vec![b.clone()]), vec![file("a.yaml", &policy("p", bad)), b]);
     assert_eq!(policies(&late), [""; 0]);
+}
+
+#[test]
+fn a_peer_authentication_that_was_never_read_is_strict_from_the_start() {
+    let peer = |spec: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: p}}\nspec: {spec}\n"
+        )
+    };
+    for (spec, expected, told) in [
+        ("{mtls: {mode: PERMISSIVE}}", Some((Some(MtlsMode::Permissive), 0)), false),
+        ("{mtls: {mode: PERMISSIV}}", Some((Some(MtlsMode::Strict), 0)), true),
+        ("{selector: {matchLabels: {app: web}}, mtls: 1}", Some((Some(MtlsMode::Strict), 1)), true),
+        ("[]", Some((Some(MtlsMode::Strict), 0)), true),
+    ] {
+        let state = load(&State::default(), vec![file("a.yaml", &peer(spec))]);
+        let found = state.model.peers.first().map(|peer| (peer.mode, peer.selector.len()));
+        assert_eq!(found, expected, "{spec}");
+        let errors = messages(&state.report, Severity::Error);
+        assert_eq!(
+            errors.iter().any(|error| error.contains("no plaintext gets into")),
+            told,
+            "{spec}: {errors:?}"
+        );
+    }
+    let late = load(&State::default(), vec![file("b.yaml", &service("b", "1"))]);
+    assert_eq!(load(&late, vec![file("a.yaml", &peer("[]"))]).model.peers.len(), 0, "it was never in force");
 }
 
 #[test]

@@ -6,9 +6,12 @@ mod destination_rule;
 mod edge_guard;
 mod gateway;
 mod http_route;
+mod istio;
 mod last_good;
 mod mangled;
+mod peer_authentication;
 mod probes;
+mod rate_limit;
 mod update;
 mod virtual_service;
 mod watching;
@@ -96,7 +99,7 @@ fn the_examples_load_unchanged() {
         ("VirtualService default/order-service", "applied"),
         ("DestinationRule default/order-service", "partly enforced"),
         ("VirtualService default/payment-service", "partly enforced"),
-        ("PeerAuthentication default/default", "not yet enforced"),
+        ("PeerAuthentication default/default", "applied"),
     ];
     for (title, text) in expected {
         assert!(states.contains(&(title.to_owned(), text)), "{title}: {states:?}");
@@ -122,7 +125,7 @@ metadata: {name: deny}
 spec: {}
 ---
 apiVersion: sluice.dev/v1alpha1
-kind: RateLimit
+kind: Migration
 metadata: {name: limit}
 spec: {anything: 1}
 ---

@@ -79,7 +79,7 @@ fn what_a_ca_writes_an_agent_reads() {
         assert_eq!(mode(&site.path(file)), expected, "{file}");
     }
     let names = |directory: &str| fs::read_dir(site.path(directory)).expect("a directory").count();
-    assert_eq!((names("ca"), names("one")), (3, 5), "nothing else is left behind");
+    assert_eq!((names("ca"), names("one")), (4, 5), "nothing else is left behind");
 }
 
 #[test]

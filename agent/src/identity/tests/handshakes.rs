@@ -22,11 +22,11 @@ use crate::identity::tls::{self, Terms};
 use crate::identity::{PeerRefusal, WorkloadCertificate};
 
 /// How far a time is within what it breaks.
-const MINUTE: Duration = Duration::from_mins(1);
-const SHOP: &str = "spiffe://mesh.test/ns/shop/sa/cart";
+pub(super) const MINUTE: Duration = Duration::from_mins(1);
+pub(super) const SHOP: &str = "spiffe://mesh.test/ns/shop/sa/cart";
 
 #[derive(Debug)]
-struct Present;
+pub(super) struct Present;
 
 impl TimeProvider for Present {
     fn current_time(&self) -> Option<UnixTime> {
@@ -116,19 +116,19 @@ impl rustls::server::danger::ClientCertVerifier for Asking {
 }
 
 /// A mesh with one root and one node.
-struct Mesh {
-    root: Party,
-    node: Party,
+pub(super) struct Mesh {
+    pub(super) root: Party,
+    pub(super) node: Party,
 }
 
 /// What a peer shows: its chain, and the key that it signs with.
-struct Shown {
-    chain: Vec<Vec<u8>>,
-    key: Vec<u8>,
+pub(super) struct Shown {
+    pub(super) chain: Vec<Vec<u8>>,
+    pub(super) key: Vec<u8>,
 }
 
 impl Shown {
-    fn of(leaf: &Party, behind: &[&Party]) -> Self {
+    pub(super) fn of(leaf: &Party, behind: &[&Party]) -> Self {
         let chain = std::iter::once(leaf).chain(behind.iter().copied()).map(|party| party.der.clone());
         Self { chain: chain.collect(), key: leaf.key.serialized_der().to_vec() }
     }
@@ -141,7 +141,7 @@ impl Shown {
     }
 }
 
-fn intermediate(node: Option<&str>, trust_domain: &str) -> CertificateParams {
+pub(super) fn intermediate(node: Option<&str>, trust_domain: &str) -> CertificateParams {
     let mut params = authority(trust_domain, BasicConstraints::Constrained(0));
     params.distinguished_name.push(DnType::CommonName, format!("node {node:?}"));
     let name = node.map(|node| SanType::DnsName(node.try_into().expect("ASCII")));
@@ -150,24 +150,24 @@ fn intermediate(node: Option<&str>, trust_domain: &str) -> CertificateParams {
 }
 
 impl Mesh {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let root = Party::root(TD);
         let node = root.issue(intermediate(Some("node1"), TD));
         Self { root, node }
     }
 
-    fn leaf(&self, change: impl FnOnce(&mut CertificateParams)) -> Shown {
+    pub(super) fn leaf(&self, change: impl FnOnce(&mut CertificateParams)) -> Shown {
         let mut params = with_uris(&[SHOP]);
         change(&mut params);
         Shown::of(&self.node.issue(params), &[&self.node])
     }
 
-    fn below(&self, issuer: CertificateParams) -> Shown {
+    pub(super) fn below(&self, issuer: CertificateParams) -> Shown {
         let issuer = self.root.issue(issuer);
         Shown::of(&issuer.issue(with_uris(&[SHOP])), &[&issuer])
     }
 
-    fn terms(&self) -> Terms {
+    pub(super) fn terms(&self) -> Terms {
         let shown = self.leaf(|_| {});
         let leaf = WorkloadLeaf::read(&shown.chain[0]).expect("a good leaf");
         let own =
@@ -182,14 +182,14 @@ impl Mesh {
 
 /// How a peer speaks TLS.
 #[derive(Clone, Copy)]
-struct Manner {
+pub(super) struct Manner {
     version: &'static SupportedProtocolVersion,
     alpn: Option<&'static [u8]>,
 }
 
-const USUAL: Manner = Manner { version: &TLS13, alpn: Some(b"h2") };
+pub(super) const USUAL: Manner = Manner { version: &TLS13, alpn: Some(b"h2") };
 
-async fn as_client(io: DuplexStream, shown: Option<&Shown>, manner: Manner) {
+pub(super) async fn as_client(io: DuplexStream, shown: Option<&Shown>, manner: Manner) {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_details(provider, Arc::new(Present))
         .with_protocol_versions(&[manner.version])
@@ -208,7 +208,7 @@ async fn as_client(io: DuplexStream, shown: Option<&Shown>, manner: Manner) {
     }
 }
 
-async fn as_server(io: DuplexStream, shown: &Shown, manner: Manner) {
+pub(super) async fn as_server(io: DuplexStream, shown: &Shown, manner: Manner) {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ServerConfig::builder_with_details(provider, Arc::new(Present))
         .with_protocol_versions(&[manner.version])
@@ -222,7 +222,7 @@ async fn as_server(io: DuplexStream, shown: &Shown, manner: Manner) {
 }
 
 /// What our server says of a client, and our client of a server, that shows this.
-async fn both(mesh: &Mesh, shown: &Shown, manner: Manner) -> [Result<(), PeerRefusal>; 2] {
+pub(super) async fn both(mesh: &Mesh, shown: &Shown, manner: Manner) -> [Result<(), PeerRefusal>; 2] {
     let (near, far) = duplex(64 * 1024);
     let ours = async { tls::accept(near, mesh.terms(), Arc::new(Present)).await.map(|_| ()) };
     let (served, ()) = tokio::join!(ours, as_client(far, Some(shown), manner));
@@ -232,14 +232,14 @@ async fn both(mesh: &Mesh, shown: &Shown, manner: Manner) -> [Result<(), PeerRef
     [served, dialled]
 }
 
-type Case = (&'static str, Shown, Result<(), PeerRefusal>);
+pub(super) type Case = (&'static str, Shown, Result<(), PeerRefusal>);
 
-fn dns(name: &str) -> SanType {
+pub(super) fn dns(name: &str) -> SanType {
     SanType::DnsName(name.try_into().expect("ASCII"))
 }
 
 /// Whose a certificate says that it is.
-fn identities(mesh: &Mesh) -> Vec<Case> {
+pub(super) fn identities(mesh: &Mesh) -> Vec<Case> {
     use PeerRefusal::{NoIdentity, OtherIdentity, SeveralIdentities, WrongTrustDomain};
     let other_ids = [
         ("another workload", "spiffe://mesh.test/ns/shop/sa/pay"),
@@ -270,7 +270,7 @@ fn identities(mesh: &Mesh) -> Vec<Case> {
 }
 
 /// When and for what a certificate holds.
-fn uses(mesh: &Mesh) -> Vec<Case> {
+pub(super) fn uses(mesh: &Mesh) -> Vec<Case> {
     use PeerRefusal::{BadSignature, CaCertificate, ChainTooLarge, Expired, NotYetValid, WrongUsage};
     let own = |change: fn(&mut CertificateParams)| mesh.leaf(change);
     let mut huge = own(|_| {});
@@ -296,7 +296,7 @@ fn uses(mesh: &Mesh) -> Vec<Case> {
 }
 
 /// Who has made it.
-fn issuers(mesh: &Mesh) -> Vec<Case> {
+pub(super) fn issuers(mesh: &Mesh) -> Vec<Case> {
     use PeerRefusal::{IssuerNotValid, Malformed, UnknownIssuer, WrongNode, WrongTrustDomain};
     let plain = || with_uris(&[SHOP]);
     let foreign = Party::root("other.test").issue(intermediate(Some("node1"), "other.test"));

@@ -281,14 +281,17 @@ pub(crate) mod tests {
         }
     }
 
-    fn request(words: &str) -> Made {
-        let mut words = words.split(' ').map(str::to_owned);
-        let mut next = || words.next().unwrap_or_default();
-        let (method, path, authority) = (next(), next(), next());
-        let fields = words.filter_map(|word| {
-            Some((word.split_once('=')?.0.to_owned(), word.split_once('=')?.1.to_owned()))
-        });
-        Made { method, path, authority, fields: fields.collect() }
+    impl Made {
+        /// `METHOD PATH HOST FIELD=VALUE...`.
+        pub(crate) fn read(words: &str) -> Self {
+            let mut words = words.split(' ').map(str::to_owned);
+            let mut next = || words.next().unwrap_or_default();
+            let (method, path, authority) = (next(), next(), next());
+            let fields = words.filter_map(|word| {
+                Some((word.split_once('=')?.0.to_owned(), word.split_once('=')?.1.to_owned()))
+            });
+            Self { method, path, authority, fields: fields.collect() }
+        }
     }
 
     #[test]
@@ -375,7 +378,7 @@ pub(crate) mod tests {
         ];
         for (terms, words, expected) in cases {
             for doubt in [Doubt::Holds, Doubt::Fails] {
-                assert_eq!(terms.hold(&request(words), doubt), expected, "{terms:?} {words}");
+                assert_eq!(terms.hold(&Made::read(words), doubt), expected, "{terms:?} {words}");
             }
         }
         // Where readings differ a rule that refuses takes the request, and one that allows does not.
@@ -385,8 +388,8 @@ pub(crate) mod tests {
             (&RequestTerms { paths: vec![path("/admin*")], ..empty.clone() }, "GET //admin a"),
             (&RequestTerms { not_paths: vec![path("/open")], ..empty.clone() }, "GET //open a"),
         ] {
-            assert!(terms.hold(&request(words), Doubt::Holds), "{terms:?} {words}");
-            assert!(!terms.hold(&request(words), Doubt::Fails), "{terms:?} {words}");
+            assert!(terms.hold(&Made::read(words), Doubt::Holds), "{terms:?} {words}");
+            assert!(!terms.hold(&Made::read(words), Doubt::Fails), "{terms:?} {words}");
         }
     }
 }

@@ -20,6 +20,7 @@ use crate::http::h1::{Known, RequestHead, Version};
 use crate::model::{AppProtocol, Workload};
 use crate::net::{ConnectSource, tcp_info};
 use crate::proxy::Context;
+use crate::proxy::access::Client;
 use crate::proxy::admission::Slot;
 use crate::proxy::answer::Problem;
 use crate::proxy::open::Shown;
@@ -63,6 +64,11 @@ pub(in crate::proxy) struct Outgoing<'a> {
 }
 
 impl Caller<'_> {
+    /// The client as policies ask about it.
+    pub fn client(&self) -> Client<'_> {
+        Client { peer: self.peer, origin: self.origin }
+    }
+
     /// Records the end of the connection. `socket` is still there; `served`: a request came, so that a count of no bytes at
     /// all is that of a connection whose bytes went past TCP.
     pub fn record_end(&self, shown: &Shown, socket: RawFd, served: bool) {
@@ -80,7 +86,7 @@ impl Caller<'_> {
     /// The client's pod, where known, and the one that it dialled, where the connection was taken on its way into it.
     pub fn ends<'t>(&self, table: &'t RoutingTable) -> [Option<&'t Arc<Workload>>; 2] {
         let pod = |address: SocketAddr| table.workloads.get(&address.ip().to_canonical());
-        let into = (*self.origin == Origin::Inbound).then_some(self.original_destination);
+        let into = self.origin.is_inbound().then_some(self.original_destination);
         [pod(self.peer), into.and_then(pod)]
     }
 
@@ -123,7 +129,9 @@ impl Caller<'_> {
     pub fn wire(&self, protocol: AppProtocol, client: Version) -> Wire {
         match (protocol, self.origin) {
             (AppProtocol::Http2 | AppProtocol::Grpc, _) => Wire::Http2,
-            (AppProtocol::Undeclared, Origin::Outbound | Origin::Inbound) if client == Version::Http2 => {
+            (AppProtocol::Undeclared, Origin::Outbound | Origin::Inbound | Origin::Tunnel)
+                if client == Version::Http2 =>
+            {
                 Wire::Http2
             }
             _ => Wire::Http1,
@@ -161,7 +169,7 @@ impl Caller<'_> {
             authority: &outgoing.authority,
             changes: planned.request_changes(),
             // The pod sees an inbound client for itself, and what agents on the way have added.
-            client: (*self.origin != Origin::Inbound).then(|| self.peer.ip()),
+            client: (!self.origin.is_inbound()).then(|| self.peer.ip()),
             request_id,
             trust_forwarded: self.settings.trust_forwarded,
             upgrade: self.upgrade(head),
@@ -177,7 +185,7 @@ impl Caller<'_> {
     pub fn upstream_source(&self, goal: Goal<'_>) -> ConnectSource {
         match (self.origin, goal) {
             (_, Goal::Unknown(_)) => ConnectSource::Translated,
-            (Origin::Outbound | Origin::Inbound, _) => ConnectSource::Pod(self.peer.ip()),
+            (Origin::Outbound | Origin::Inbound | Origin::Tunnel, _) => ConnectSource::Pod(self.peer.ip()),
             (Origin::Gateway(_), _) => ConnectSource::Node,
         }
     }
@@ -185,7 +193,7 @@ impl Caller<'_> {
     /// Where a request goes that is sent to the address that the client dialled.
     pub fn original(&self, planned: &Planned<'_>) -> Goal<'static> {
         let address = self.original_destination;
-        let known = planned.route.is_some() || *self.origin == Origin::Inbound;
+        let known = planned.route.is_some() || self.origin.is_inbound();
         if known { Goal::Address(address) } else { Goal::Unknown(address) }
     }
 }

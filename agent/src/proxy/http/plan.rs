@@ -9,6 +9,7 @@ use crate::http::Refusal;
 use crate::http::h1::RequestHead;
 use crate::model::{AppProtocol, DirectResponse, PathRewrite, Redirect, Workload};
 use crate::proxy::answer::Problem;
+use crate::proxy::limits::Limited;
 use crate::route::{RequestOrigin, RequestView, RouteMatch, rewrite_climbs};
 use crate::telemetry::Origin;
 
@@ -29,6 +30,8 @@ pub(in crate::proxy) enum Plan<'t> {
     Redirect(&'t Redirect),
     /// Answered with a fixed response.
     Respond(&'t DirectResponse),
+    /// Answered with what a rate limit has for requests beyond it.
+    Limited(Limited<'t>),
     /// Answered with an error.
     Fail(Problem),
 }
@@ -64,7 +67,9 @@ impl<'t> Planned<'t> {
         match self.plan {
             Plan::Forward { cluster, .. } => cluster.protocol,
             Plan::Original { protocol } => protocol,
-            Plan::Redirect(_) | Plan::Respond(_) | Plan::Fail(_) => AppProtocol::Undeclared,
+            Plan::Redirect(_) | Plan::Respond(_) | Plan::Limited(_) | Plan::Fail(_) => {
+                AppProtocol::Undeclared
+            }
         }
     }
 
@@ -90,6 +95,11 @@ impl<'t> Planned<'t> {
             }
             _ => self,
         }
+    }
+
+    /// The same, but that a limit refuses it.
+    pub fn limited(self, limited: Limited<'t>) -> Self {
+        Self { plan: Plan::Limited(limited), ..self }
     }
 
     /// What is done without a route.
@@ -131,7 +141,7 @@ pub(in crate::proxy) fn plan<'t>(
             None => return Planned::unrouted(Plan::Original { protocol }),
         },
         // Whoever sent it has routed it; it is for the pod that it is on its way into.
-        Origin::Inbound => return Planned::unrouted(Plan::Original { protocol }),
+        Origin::Inbound | Origin::Tunnel => return Planned::unrouted(Plan::Original { protocol }),
         Origin::Gateway(name) => match gateway(table, name, entry.original_destination) {
             Some(gateway) => match gateway.hosts.find(head.host()) {
                 Some(host) => host,
@@ -149,7 +159,11 @@ pub(in crate::proxy) fn plan<'t>(
 
 /// The Gateway's listener that a connection came in by: by its name, or by its address where the listener has been given
 /// another name since, or the name to another port.
-fn gateway<'t>(table: &'t RoutingTable, name: &str, dialled: SocketAddr) -> Option<&'t Arc<GatewayListener>> {
+pub(in crate::proxy) fn gateway<'t>(
+    table: &'t RoutingTable,
+    name: &str,
+    dialled: SocketAddr,
+) -> Option<&'t Arc<GatewayListener>> {
     let ip = dialled.ip().to_canonical();
     let named =
         table.gateways.iter().find(|gateway| &*gateway.name == name && gateway.port == dialled.port());

@@ -13,6 +13,7 @@ use crate::http::h1::{Known, RequestHead, Version};
 use crate::model::Workload;
 use crate::proxy::admission::Slot;
 use crate::proxy::answer::Problem;
+use crate::proxy::limits::Held;
 use crate::route::RequestView;
 use crate::telemetry::{RequestRecord, ResponseFlags};
 
@@ -49,6 +50,8 @@ pub(in crate::proxy) struct Trail<'t> {
     pub details: &'static str,
     /// The policy that refused it.
     pub denied: Option<Denied>,
+    /// What it holds of limits on requests in flight.
+    pub held: Held,
     /// Body bytes from the client.
     pub request_bytes: u64,
     /// Body bytes to the client.
@@ -75,6 +78,7 @@ impl<'t> Trail<'t> {
             flags: ResponseFlags::default(),
             details: "",
             denied: None,
+            held: Held::new(),
             request_bytes: 0,
             response_bytes: 0,
         }

@@ -53,6 +53,8 @@ impl Connection {
             Ok(()) => self.caller().plan(&table, &self.buffers.head, &slot, trail.source),
             Err(refusal) => Planned::refused(refusal),
         };
+        let asked = (trail.source, trail.start);
+        let planned = self.caller().limit(planned, (&table, &self.buffers.head), asked, &mut trail.held);
         trail.slot = slot.ok();
         trail.route = planned.route.map(|matched| &**matched.route);
         let ending = match planned.plan {
@@ -82,6 +84,10 @@ impl Connection {
             Plan::Respond(response) => {
                 let answer = Answer { status: response.status, body: &response.body, ..Answer::default() };
                 Box::pin(self.answer(answer, planned.response_changes(), &mut trail)).await
+            }
+            Plan::Limited(limited) => {
+                trail.fail(Problem::RateLimited);
+                Box::pin(self.answer(Answer::limited(limited), Changes::default(), &mut trail)).await
             }
             Plan::Fail(problem) => Box::pin(self.fail(problem, &mut trail)).await,
         };

@@ -71,7 +71,7 @@ impl Connection {
         let (peer, original_destination) = (*peer, *original_destination);
         let caller = Caller { ctx, settings, origin, peer, original_destination };
         let passed = Passed::new(caller, planned, &buffers.head, &buffers.request_id);
-        let refused = access::until_refused(ctx, peer, endpoint, Asked::Request(&passed));
+        let refused = access::until_refused(ctx, caller.client(), endpoint, Asked::Request(&passed));
         relay(io, upstream, refused).await
     }
 

@@ -101,7 +101,7 @@ impl Caller<'_> {
     ) -> Result<UpstreamConnection, Unreached> {
         if let Some((Early { io, pick }, address)) =
             take_early(early, goal, |io| is_quiet(io, Liveness::Asked))
-            && access::may_reach(self.ctx, self.peer.ip(), address, Asked::Request(passed))
+            && access::may_reach(self.ctx, self.client(), address, Asked::Request(passed))
         {
             let key = self.pool_key(goal, address, pick.as_ref());
             // It may have been closed meanwhile, like one that was kept.
@@ -177,7 +177,7 @@ impl Caller<'_> {
         if matches!(goal, Goal::Unknown(_)) {
             access::check_translated(self.ctx)?;
         }
-        access::check(self.ctx, self.peer, address, Asked::Request(passed))
+        access::check(self.ctx, self.client(), address, Asked::Request(passed))
     }
 
     /// What a connection to this endpoint is kept under.

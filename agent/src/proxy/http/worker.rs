@@ -10,7 +10,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::BytesMut;
 
 use super::HttpSettings;
-use crate::compile::RoutingTable;
 use crate::http::h1::{RequestHead, ResponseHead};
 use crate::pool::{Http2Pool, Pool, PoolKey};
 use crate::proxy::admission::{Admission, AdmissionSettings, Load, Slot};
@@ -241,19 +240,17 @@ impl HttpWorker {
     pub(in crate::proxy) fn load(&self, origin: &Origin) -> &Rc<Load> {
         match origin {
             Origin::Outbound => &self.loads.0,
-            Origin::Inbound | Origin::Gateway(_) => &self.loads.1,
+            Origin::Inbound | Origin::Tunnel | Origin::Gateway(_) => &self.loads.1,
         }
     }
 
-    /// Closes the idle upstream connections whose endpoints the table no longer has.
-    pub fn forget_gone(&self, table: &RoutingTable) {
-        if self.pool.is_empty() && self.http2.is_empty() {
+    /// Closes the idle upstream connections to these endpoints, by uid. Those in use end with what uses them, or by the
+    /// pool's idle timeout.
+    pub fn forget(&self, gone: &HashSet<Arc<str>>) {
+        if gone.is_empty() || (self.pool.is_empty() && self.http2.is_empty()) {
             return;
         }
-        let endpoints = table.clusters.values().flat_map(|cluster| [&cluster.endpoints, &cluster.unready]);
-        let pods = table.workloads.values().map(|pod| &*pod.uid);
-        let known: HashSet<&str> = endpoints.flatten().map(|endpoint| &*endpoint.uid).chain(pods).collect();
-        let keep = |key: &PoolKey| key.uid.as_deref().is_none_or(|uid| known.contains(uid));
+        let keep = |key: &PoolKey| key.uid.as_ref().is_none_or(|uid| !gone.contains(uid));
         self.pool.retain(keep);
         self.http2.retain(keep);
     }
@@ -265,7 +262,7 @@ impl HttpWorker {
     fn of(&self, origin: &Origin) -> &Rc<HttpSettings> {
         match origin {
             Origin::Outbound => &self.captured,
-            Origin::Inbound => &self.inbound,
+            Origin::Inbound | Origin::Tunnel => &self.inbound,
             Origin::Gateway(_) => &self.gateway,
         }
     }

@@ -141,6 +141,8 @@ impl Stream<'_> {
             Ok(()) => caller.plan(table, &self.buffers.head, &slot, trail.source),
             Err(refusal) => Planned::refused(refusal),
         };
+        let asked = (trail.source, trail.start);
+        let planned = caller.limit(planned, (table, &self.buffers.head), asked, &mut trail.held);
         trail.route = planned.route.map(|matched| &**matched.route);
         match planned.plan {
             Plan::Forward { cluster, .. } => {
@@ -163,6 +165,10 @@ impl Stream<'_> {
             Plan::Respond(response) => {
                 let answer = Answer { status: response.status, body: &response.body, ..Answer::default() };
                 self.answer(answer, planned.response_changes(), trail);
+            }
+            Plan::Limited(limited) => {
+                trail.fail(Problem::RateLimited);
+                self.answer(Answer::limited(limited), Changes::default(), trail);
             }
             Plan::Fail(problem) => self.fail(problem, trail),
         }

@@ -47,7 +47,7 @@ impl Caller<'_> {
         passed: &Passed<'_>,
     ) -> Result<UpstreamStream, Unreached> {
         if let Some((Early { io, pick }, address)) = take_early(early, goal, is_open)
-            && access::may_reach(self.ctx, self.peer.ip(), address, Asked::Request(passed))
+            && access::may_reach(self.ctx, self.client(), address, Asked::Request(passed))
         {
             let key = self.pool_key(goal, address, pick.as_ref());
             let (builder, keepalive) = (builder(self.settings), self.settings.http2.upstream_keepalive());

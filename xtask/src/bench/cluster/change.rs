@@ -21,7 +21,7 @@ const SLOWER_MOST: f64 = 1.2;
 
 /// Measures it.
 pub fn run(plans: &Plans, changes: u32, followers: usize) -> Result<Vec<Row>> {
-    let site = Site::up(plans)?;
+    let site = Site::up(&Plans { apart: true, ..plans.clone() })?;
     let (options, trust) = site.access();
     let simulated = Followers::start(&site.runtime, followers, &options, &trust);
     let load = site.load(NODES[0], RATE)?;

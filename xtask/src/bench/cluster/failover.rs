@@ -41,7 +41,10 @@ pub fn run(plans: &Plans, rounds: u32, end: End) -> Result<Vec<Row>> {
             .collect::<Result<Vec<_>>>()?;
         let last = accepted.into_iter().max().context("there are others")?;
         let took: Duration = last - begin;
-        println!("round {round}: {leader} ended, all others had the next table after {took:.0?}");
+        println!(
+            "round {round}: {leader} ended, all others had the next table after {:.0} ms",
+            took.as_secs_f64() * 1000.0
+        );
         times.push(took);
         ending.join().map_err(|_| anyhow::anyhow!("ending the agent panicked"))??;
         site.start_agent(leader)?;

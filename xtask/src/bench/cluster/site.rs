@@ -12,6 +12,7 @@ use lab::{Agent, AgentOptions, Lab, PodSpec, Program, ServiceSpec, Topology, bui
 use nix::sched::{CloneFlags, setns};
 use tokio::runtime::Runtime;
 
+use super::cores::{Cores, Machine};
 use super::documents::Documents;
 use super::watcher::Watcher;
 
@@ -37,6 +38,8 @@ pub struct Plans {
     pub documents: Documents,
     /// The life of the lease.
     pub ttl: &'static str,
+    /// Whether the node with the requests has a processor for itself.
+    pub apart: bool,
 }
 
 /// The cluster. Everything in it ends with it.
@@ -55,6 +58,8 @@ pub struct Site {
     pub documents: Documents,
     /// How long it took to write all documents, and until all agents had them.
     pub took: (Duration, Duration),
+    /// Where the node with the requests is apart from the others.
+    machine: Option<Machine>,
 }
 
 fn topology() -> Topology {
@@ -70,7 +75,11 @@ fn topology() -> Topology {
 impl Site {
     /// Everything running, and the table in force on all nodes.
     pub fn up(plans: &Plans) -> Result<Self> {
+        let machine = plans.apart.then(Machine::look).transpose()?;
+        let enter = |cores| machine.as_ref().map_or(Ok(()), |machine| machine.enter(cores));
+        enter(Cores::First)?;
         let lab = Lab::for_test("bench", topology())?;
+        enter(Cores::Others)?;
         let redis = ClusterStore::start(&lab, STORE)?;
         let runtime = runtime(&lab)?;
         let options = RedisOptions::new(redis.url(), CLUSTER);
@@ -86,6 +95,7 @@ impl Site {
             lab,
             documents: plans.documents,
             took: Default::default(),
+            machine,
         };
         for node in NODES {
             let options = site.agent_options(node, plans)?;
@@ -133,6 +143,9 @@ impl Site {
     /// Starts the agent of a node and waits until it is ready.
     pub fn start_agent(&mut self, node: &'static str) -> Result<()> {
         let agent = self.lab.node(node)?.start_agent(&self.options[node])?;
+        if let Some(machine) = self.machine.as_ref().filter(|_| node == NODES[0]) {
+            machine.give(agent.pid(), Cores::First)?;
+        }
         self.agents.insert(node, agent);
         Ok(())
     }
@@ -200,7 +213,11 @@ impl Site {
     pub fn load(&self, node: &str, rate: u32) -> Result<Load> {
         let address = std::net::SocketAddr::new(self.lab.cluster_ip(HOST)?.v4.into(), 80);
         let plan = Plan { address, host: HOST.to_owned(), paths: vec!["/".to_owned()], rate };
-        Load::start(&self.lab.pod(&format!("client-{node}"))?.netns(), &plan)
+        let enter = |cores| self.machine.as_ref().map_or(Ok(()), |machine| machine.enter(cores));
+        enter(Cores::First)?;
+        let load = Load::start(&self.lab.pod(&format!("client-{node}"))?.netns(), &plan);
+        enter(Cores::Others)?;
+        load
     }
 
     /// A field of what Redis says of itself.

@@ -71,6 +71,7 @@ enum Message {
 struct Term {
     lease: Lease,
     drafted: u64,
+    /// The last table that came out; before that, the one that was in force when the term began.
     last: Option<Position>,
 }
 
@@ -373,7 +374,8 @@ impl World {
             for action in self.nodes[node].election.on(event, self.now, 0) {
                 let question = match action {
                     Action::Lead(lease) => {
-                        self.nodes[node].term = Some(Term { lease, drafted: 0, last: None });
+                        let last = self.nodes[node].standing.in_force();
+                        self.nodes[node].term = Some(Term { lease, drafted: 0, last });
                         continue;
                     }
                     Action::Yield(_) => {
@@ -456,7 +458,8 @@ impl World {
         }
         let leads = |node: &&Node| node.election.leads(self.now).is_some();
         let leader = self.nodes.iter().filter(|node| !node.paused).find(leads);
-        let table = leader.and_then(|leader| leader.term.as_ref()?.last);
+        let term = leader.and_then(|leader| leader.term.as_ref());
+        let table = term.and_then(|term| term.last.filter(|last| last.version.token == term.lease.token));
         table.is_some_and(|table| {
             table.revision == self.written && running.all(|node| node.standing.in_force() == Some(table))
         })
@@ -498,15 +501,19 @@ impl World {
 impl Term {
     /// The next table, where what is out is another one or the store does not have it.
     fn draft(&mut self, written: u64, head: Option<Position>, flaw: Flaw) -> Option<Table> {
-        let sure = self.last.is_some_and(|last| last.version.version == self.drafted);
+        let own = self.last.is_some_and(|last| last.version.token == self.lease.token);
+        let drafted = self.last.filter(|_| own).map_or(0, |last| last.version.version);
+        let sure = self.last.is_some() && drafted == self.drafted;
         let kept = match flaw {
             Flaw::TrustsTheStore => sure,
             Flaw::FollowsWhatMayBeOut => head == self.last,
             _ => sure && head == self.last,
         };
-        if self.last.is_some_and(|last| last.revision == written && kept) {
+        if self.last.is_some_and(|last| last.revision == written && kept && own) {
             return None;
         }
+        // A term begins with what is in force, as it is.
+        let written = self.last.filter(|_| kept && !own).map_or(written, |last| last.revision);
         let version = TableVersion { token: self.lease.token, version: self.drafted + 1 };
         if flaw != Flaw::UsesNumbersAgain {
             self.drafted += 1;

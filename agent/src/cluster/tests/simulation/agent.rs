@@ -62,6 +62,7 @@ pub(super) struct Disk {
 #[derive(Debug)]
 pub(super) enum Deed {
     Drafted(TableVersion, Digest, Arc<Model>),
+    WentOn(TableVersion, Digest, Arc<Model>),
     Applied(Position),
     Refused(&'static str),
     Led,
@@ -136,12 +137,23 @@ impl Agent {
                     self.publisher = Some(Publisher::new("c".into(), lease));
                     (self.publishing, self.whole, self.fresh) = (None, false, false);
                     self.deeds.push(Deed::Led);
+                    self.go_on();
                     // What is known may be of before the store was restored.
                     self.read_documents(true);
                 }
                 Action::Yield(_) => (self.publisher, self.publishing) = (None, None),
             }
         }
+    }
+
+    /// Begins the term with the table in force.
+    fn go_on(&mut self) {
+        let Some((publisher, with)) = self.publisher.as_mut().zip(self.follower.continued()) else { return };
+        let draft = publisher.go_on(with, |_| sample::sign(&self.name)).expect("nothing is out yet");
+        let model = Arc::new(self.follower.parts().model());
+        self.publishing = Some(draft.version());
+        self.deeds.push(Deed::WentOn(draft.version(), draft.chain(), model));
+        self.out.push(Question::Publish(publisher.lease().clone(), draft));
     }
 
     /// The store tells something.
@@ -315,6 +327,11 @@ impl Agent {
         let leads = self.election.leads(at.now) == Some(publisher.lease());
         if !leads || !self.fresh || self.publishing.is_some() {
             return;
+        }
+        // Who is not there yet writes the table whole.
+        let here = self.follower.in_force().map(|at| at.chain);
+        if here.is_some() && publisher.lacks_model() == here {
+            publisher.knows(Arc::new(self.follower.parts().model()));
         }
         let mut model = documents::model(&self.disk.documents.texts);
         Health::of(&self.nodes).overlay(&mut model);

@@ -15,8 +15,7 @@ impl Parts {
         for (key, service) in &edit.services {
             step(&mut counts.services, self.services.contains_key(key), service.is_some());
         }
-        count_endpoints(&mut counts, &self.endpoints, &edit.endpoints);
-        count_endpoints(&mut counts, &self.datagrams, &edit.datagrams);
+        (counts.endpoints, counts.ready) = self.held_after(&edit.endpoints, &edit.datagrams);
         for (key, _) in &edit.routes.puts {
             step(&mut counts.routes, self.routes.get(key).is_some(), true);
         }
@@ -34,14 +33,30 @@ impl Parts {
         }
         Ok(counts)
     }
+
+    /// How many endpoints it would hold, and how many that are ready.
+    pub(super) fn held_after(
+        &self,
+        streams: &Edits<EndpointKey, Endpoint>,
+        datagrams: &Edits<EndpointKey, Endpoint>,
+    ) -> (usize, usize) {
+        let mut held = self.held;
+        count_endpoints(&mut held, &self.endpoints, streams);
+        count_endpoints(&mut held, &self.datagrams, datagrams);
+        held
+    }
 }
 
-fn count_endpoints(counts: &mut Counts, endpoints: &Endpoints, edits: &Edits<EndpointKey, Endpoint>) {
+fn count_endpoints(
+    (all, available): &mut (usize, usize),
+    endpoints: &Endpoints,
+    edits: &Edits<EndpointKey, Endpoint>,
+) {
     for (EndpointKey { service, place }, after) in edits {
         let before = endpoints.get(service).and_then(|places| places.get(place));
-        step(&mut counts.endpoints, before.is_some(), after.is_some());
+        step(all, before.is_some(), after.is_some());
         let ready = |endpoint: Option<&Endpoint>| endpoint.is_some_and(|endpoint| endpoint.ready);
-        step(&mut counts.ready, ready(before), ready(after.as_ref()));
+        step(available, ready(before), ready(after.as_ref()));
     }
 }
 

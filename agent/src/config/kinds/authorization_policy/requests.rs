@@ -41,7 +41,7 @@ impl Reader<'_, '_> {
     }
 }
 
-fn text(written: &str) -> Result<TextPattern, &'static str> {
+pub(super) fn text(written: &str) -> Result<TextPattern, &'static str> {
     let plain = |part: &str| {
         if part.is_empty() || part.contains('*') { Err(NO_TEXT) } else { Ok(Arc::from(part)) }
     };

@@ -56,14 +56,14 @@ pub(super) struct To {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub(super) struct SourceSpec {
-    principals: Vec<String>,
-    not_principals: Vec<String>,
+    pub principals: Vec<String>,
+    pub not_principals: Vec<String>,
     request_principals: Vec<String>,
     not_request_principals: Vec<String>,
-    service_accounts: Vec<String>,
-    not_service_accounts: Vec<String>,
-    remote_ip_blocks: Vec<String>,
-    not_remote_ip_blocks: Vec<String>,
+    pub service_accounts: Vec<String>,
+    pub not_service_accounts: Vec<String>,
+    pub remote_ip_blocks: Vec<String>,
+    pub not_remote_ip_blocks: Vec<String>,
     pub namespaces: Vec<String>,
     pub not_namespaces: Vec<String>,
     pub ip_blocks: Vec<String>,
@@ -71,18 +71,19 @@ pub(super) struct SourceSpec {
 }
 
 impl SourceSpec {
-    /// The given fields that need a proven identity.
+    /// The given fields that a request's own token would tell.
     pub fn undecided(&self) -> Vec<&'static str> {
         given(&[
-            ("principals", &self.principals),
-            ("notPrincipals", &self.not_principals),
             ("requestPrincipals", &self.request_principals),
             ("notRequestPrincipals", &self.not_request_principals),
-            ("serviceAccounts", &self.service_accounts),
-            ("notServiceAccounts", &self.not_service_accounts),
-            ("remoteIpBlocks", &self.remote_ip_blocks),
-            ("notRemoteIpBlocks", &self.not_remote_ip_blocks),
         ])
+    }
+
+    /// Whether service accounts are named beside namespaces or principals, which name them as well.
+    pub fn names_twice(&self) -> bool {
+        let given = |lists: &[&Vec<String>]| lists.iter().any(|list| !list.is_empty());
+        given(&[&self.service_accounts, &self.not_service_accounts])
+            && given(&[&self.principals, &self.not_principals, &self.namespaces, &self.not_namespaces])
     }
 }
 

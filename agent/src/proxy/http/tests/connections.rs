@@ -6,7 +6,7 @@ use std::rc::Rc;
 use tokio::io::AsyncWriteExt;
 
 use super::harness::*;
-use crate::compile::{RoutingTable, TableVersion, compile};
+use crate::compile::{RoutingTable, TableVersion, compile, gone};
 
 #[test]
 fn both_connections_are_kept() {
@@ -295,9 +295,10 @@ fn connections_to_endpoints_that_left_the_table_are_closed() {
             let model = Setup::service(endpoints).model;
             compile(&model, &RoutingTable::default(), TableVersion::default())
         };
-        proxy.worker.forget_gone(&table(&[leaves, stays]));
+        let both = table(&[leaves, stays]);
+        proxy.worker.forget(&gone(&both, &both));
         assert_eq!(proxy.worker.pool().len(), 2, "both are known");
-        proxy.worker.forget_gone(&table(&[stays]));
+        proxy.worker.forget(&gone(&both, &table(&[stays])));
         assert_eq!(proxy.worker.pool().len(), 1);
     });
 }

@@ -94,6 +94,7 @@ impl Recorder for Records {
     fn connection_opened(&self, _record: &ConnectionRecord<'_>) {}
     fn connection(&self, _record: &ConnectionRecord<'_>) {}
     fn served(&self, _record: &ServedRecord) {}
+    fn observed(&self, _: &crate::compile::Observed, _client: SocketAddr, _endpoint: SocketAddr) {}
     fn denied(&self, _: &crate::compile::Denied, _client: SocketAddr, _endpoint: SocketAddr) {}
     fn downstream(&self, _origin: &Origin, _opened: bool) {}
 }

@@ -145,6 +145,7 @@ fn a_tunnel_to_what_no_table_knows_is_cut_once_there_are_policies() {
             scope: PolicyScope::Namespace,
             selector: [].into(),
             action: PolicyAction::Allow,
+            dry_run: false,
             rules: Vec::new(),
         };
         proxy.apply(&Model { workloads: vec![pod], authorization: vec![policy], ..Model::default() });

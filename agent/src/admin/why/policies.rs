@@ -1,0 +1,101 @@
+//! What the policies of the pods behind a destination say of a source: mutual TLS first, then who may do what.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::{Transport, View, inbound};
+use crate::compile::{Denied, DeniedBy, Foreseen, Observed, PolicyClient, RoutingTable, Way};
+use crate::model::{Asked, MtlsMode};
+
+/// The first refusal where all endpoints refuse the source.
+pub(super) fn judge(
+    view: &View<'_>,
+    endpoints: &[SocketAddr],
+    step: &mut impl FnMut(&str, String),
+) -> Option<Denied> {
+    let View { asked, table, status, .. } = *view;
+    let client = PolicyClient::direct(asked.source);
+    let own = status.capture.local_addresses.contains(&asked.source);
+    let (mut refusing, mut silent) = (Vec::new(), true);
+    for endpoint in endpoints {
+        if let Some(found) = mtls(*endpoint, table) {
+            step("mtls", found);
+        }
+        for observed in table.observe_access(client, *endpoint, Asked::Opaque) {
+            let Observed { policy, outcome, .. } = &observed;
+            let (rule, outcome) = (observed.rule_label(), outcome.as_str());
+            step("audit", format!("{endpoint}: {outcome} by rule {rule} of {policy}, which refuses nobody"));
+        }
+        let denied = match table.foresee_access(client, *endpoint) {
+            Foreseen::Allowed => continue,
+            _ if own && view.is_here(table.workloads.get(&endpoint.ip())) => {
+                silent = false;
+                step("guard_pod", format!("{endpoint} is open to the node's own sockets, as for probes"));
+                continue;
+            }
+            Foreseen::Denied(denied) => denied,
+            Foreseen::ByRequest(denied) if asked.protocol == Transport::Udp => denied,
+            Foreseen::ByRequest(_) => {
+                silent = false;
+                let rules = inbound::rules(client.address, *endpoint, table).unwrap_or_default();
+                step("policies", format!("{endpoint} judges each request of the source: {rules}"));
+                continue;
+            }
+        };
+        step("policies", format!("{endpoint} refuses the source: {}", cause(&denied)));
+        let by_tunnel = denied.by == DeniedBy::Plaintext && by_tunnel(client, *endpoint, table);
+        if by_tunnel {
+            step("policies", format!("{endpoint} takes the source's connections that come by tunnel"));
+        }
+        // Only its own node knows by which way a pod comes; its label says that it is in the mesh.
+        if !(by_tunnel && is_tunnelled(client.address, table)) {
+            refusing.push(denied);
+        }
+    }
+    if refusing.is_empty() && silent {
+        step("policies", "none refuses the source".to_owned());
+    }
+    if refusing.len() == endpoints.len() { refusing.into_iter().next() } else { None }
+}
+
+/// The rule as it is named at the end.
+pub(super) fn named(denied: &Denied) -> String {
+    match denied.by {
+        DeniedBy::Plaintext => format!("PeerAuthentication {}", denied.policy),
+        DeniedBy::Rule(_) | DeniedBy::NoRule => {
+            format!("policy {} rule {}", denied.policy, denied.rule_label())
+        }
+    }
+}
+
+fn cause(denied: &Denied) -> String {
+    match denied.by {
+        DeniedBy::Rule(rule) => format!("rule {rule} of {}", denied.policy),
+        DeniedBy::NoRule => format!("no rule of any ALLOW policy agrees, {} among them", denied.policy),
+        DeniedBy::Plaintext => {
+            format!("nobody proves who it is, and PeerAuthentication {} is STRICT", denied.policy)
+        }
+    }
+}
+
+/// What holds for an endpoint's port, where somebody says something.
+fn mtls(endpoint: SocketAddr, table: &RoutingTable) -> Option<String> {
+    let pod = table.policies.of(endpoint.ip().to_canonical())?;
+    let mode = pod.mtls().on(Some(endpoint.port()))?;
+    let taken = match mode.mode {
+        MtlsMode::Strict => "mutual TLS alone",
+        MtlsMode::Permissive | MtlsMode::Disable => "mutual TLS and plaintext",
+    };
+    Some(format!("{endpoint} takes {taken}: PeerAuthentication {} is {}", mode.by, mode.mode.as_str()))
+}
+
+fn is_tunnelled(pod: IpAddr, table: &RoutingTable) -> bool {
+    table.workloads.get(&pod).is_some_and(|pod| pod.is_tunnelled())
+}
+
+/// Whether a pod of another node may come by tunnel.
+fn by_tunnel(client: PolicyClient, endpoint: SocketAddr, table: &RoutingTable) -> bool {
+    let elsewhere = table.workloads.get(&client.address).is_some_and(|pod| !table.realm.runs(pod));
+    let tunnelled = is_tunnelled(endpoint.ip().to_canonical(), table);
+    let client = PolicyClient { way: Way::Tunnel, ..client };
+    elsewhere && tunnelled && !matches!(table.foresee_access(client, endpoint), Foreseen::Denied(_))
+}

@@ -1,0 +1,37 @@
+//! `sluice limits`.
+
+use std::process::ExitCode;
+
+use super::{ClientArgs, Format, ask, output};
+use crate::admin::LimitsDump;
+
+pub(super) fn run(args: &ClientArgs) -> anyhow::Result<ExitCode> {
+    let dump: LimitsDump = ask(args, "/limits")?;
+    match args.output.output {
+        Format::Json => output::json(&dump)?,
+        Format::Table => {
+            let heads = ["policy", "limit", "about", "tier", "quota", "key", "admitted", "refused", "keys"];
+            output::table(heads, &rows(&dump))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn rows(dump: &LimitsDump) -> Vec<[String; 9]> {
+    let row = |limit: &crate::admin::LimitDump| {
+        let tier =
+            if limit.mode == "shadow" { format!("{}, shadow", limit.tier) } else { limit.tier.clone() };
+        [
+            limit.policy.clone(),
+            limit.limit.clone(),
+            limit.targets.join(", "),
+            tier,
+            limit.quota.clone(),
+            if limit.key.is_empty() { "all together".to_owned() } else { limit.key.join(", ") },
+            limit.admitted.to_string(),
+            limit.refused.to_string(),
+            limit.keys.to_string(),
+        ]
+    };
+    dump.limits.iter().map(row).collect()
+}

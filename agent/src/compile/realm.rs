@@ -1,0 +1,99 @@
+//! Where a table is in force: which pods this node knows by itself, and whom it takes to be proven.
+//!
+//! A pod is proven where mutual TLS has proven it. So it is, as in Istio's ztunnel, where both ends of a connection are pods of
+//! this node: who sends is known by the interface that leads to it, and the bytes never leave the node.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::RoutingTable;
+use crate::model::{Cidr, Identity, PolicySource, Workload};
+
+/// Where a table is in force. It is the same for all tables of an agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Realm {
+    /// This node, as Pod documents call it.
+    pub node: Arc<str>,
+    /// The trust domain of all workloads.
+    pub trust_domain: Arc<str>,
+    /// Whether this node's pods reach others' through tunnels.
+    pub tunnels: bool,
+}
+
+impl Default for Realm {
+    fn default() -> Self {
+        Self { node: Arc::default(), trust_domain: DEFAULT_TRUST_DOMAIN.into(), tunnels: false }
+    }
+}
+
+/// The trust domain where no certificate says another, as Istio has it; in policies it stands for the mesh's own.
+pub const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
+
+impl Realm {
+    /// Whether this node runs a pod.
+    pub fn runs(&self, pod: &Workload) -> bool {
+        pod.node.as_deref() == Some(&*self.node)
+    }
+
+    /// As whom a pod is proven, once it is.
+    pub fn identity<'a>(&'a self, pod: &'a Workload) -> Identity<'a> {
+        Identity {
+            trust_domain: &self.trust_domain,
+            namespace: &pod.name.namespace,
+            service_account: &pod.service_account,
+        }
+    }
+}
+
+/// A client as policies see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PolicyClient {
+    /// Its address, as the pod would see it.
+    pub address: IpAddr,
+    /// By which way it comes.
+    pub way: Way,
+}
+
+/// By which way a client comes to a pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// From its own interface: as what it is, where both ends are pods of this node, or where this node makes a tunnel of it.
+    Direct,
+    /// Out of a tunnel that has ended here, whose ends were proven by certificates.
+    Tunnel,
+    /// In plaintext through somebody who speaks as no workload: a Gateway.
+    Relayed,
+}
+
+impl PolicyClient {
+    /// One that comes from its own interface.
+    pub fn direct(address: IpAddr) -> Self {
+        Self { address: address.to_canonical(), way: Way::Direct }
+    }
+}
+
+impl RoutingTable {
+    /// Whom policies of the pod at `endpoint` take a client for.
+    pub(super) fn policy_source(&self, client: PolicyClient, endpoint: IpAddr) -> PolicySource<'_> {
+        let pod = self.workloads.get(&client.address);
+        let proven = |pod: &Workload| match client.way {
+            Way::Direct => self.realm.runs(pod) && self.is_proven_at(endpoint),
+            Way::Tunnel => true,
+            Way::Relayed => false,
+        };
+        PolicySource {
+            addresses: Cidr::host(client.address),
+            namespace: pod.map(|pod| &*pod.name.namespace),
+            identity: pod.filter(|pod| proven(pod)).map(|pod| self.realm.identity(pod)),
+        }
+    }
+
+    /// Whether this node's pods come to an endpoint as whom they are. A pod whose node is not known may be this node's: where it
+    /// is another's, that one refuses.
+    fn is_proven_at(&self, endpoint: IpAddr) -> bool {
+        self.workloads.get(&endpoint).is_some_and(|pod| {
+            let may_be_here = pod.node.as_deref().is_none_or(|node| *node == *self.realm.node);
+            may_be_here || (self.realm.tunnels && pod.is_tunnelled())
+        })
+    }
+}

@@ -1,0 +1,232 @@
+//! Counters by key, in bounded memory.
+//!
+//! Keys are known by a 64-bit hash alone, made with a secret of the store, so that nobody can choose keys that collide. They are
+//! spread over sets of [`WAYS`], each with a lock of its own that is held for some nanoseconds; memory is taken as sets
+//! fill. A full set forgets the key that says least: an idle one, else the one that was used longest ago.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::{Counter, Verdict};
+
+/// Keys of a set.
+const WAYS: usize = 8;
+
+type Set<S> = Mutex<Vec<Way<S>>>;
+
+/// A counter for each key.
+pub struct Store<C: Counter> {
+    counter: C,
+    sets: Box<[Set<C::State>]>,
+    evicted: AtomicU64,
+    uncounted: AtomicU64,
+}
+
+struct Way<S> {
+    key: u64,
+    used: u64,
+    state: S,
+}
+
+/// What was taken, until it is given back.
+pub struct Permit<C: Counter> {
+    store: Arc<Store<C>>,
+    key: u64,
+    taken: u64,
+}
+
+impl<C: Counter> Permit<C> {
+    /// What was taken of a key's counter.
+    pub fn new(store: &Arc<Store<C>>, key: u64, taken: u64) -> Self {
+        Self { store: Arc::clone(store), key, taken }
+    }
+}
+
+impl<C: Counter> Drop for Permit<C> {
+    fn drop(&mut self) {
+        self.store.give_back(self.key, self.taken);
+    }
+}
+
+impl<C: Counter> fmt::Debug for Store<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("sets", &self.sets.len()).finish_non_exhaustive()
+    }
+}
+
+impl<C: Counter> fmt::Debug for Permit<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Permit").finish_non_exhaustive()
+    }
+}
+
+impl<C: Counter> Store<C> {
+    /// A store for about `keys` keys; at least that many where they spread evenly, and never more than that and a set.
+    pub fn new(counter: C, keys: usize) -> Self {
+        let sets = keys.div_ceil(WAYS).max(1);
+        let sets = (0..sets).map(|_| Mutex::default()).collect();
+        Self { counter, sets, evicted: AtomicU64::new(0), uncounted: AtomicU64::new(0) }
+    }
+
+    /// How requests are counted.
+    pub fn counter(&self) -> &C {
+        &self.counter
+    }
+
+    /// Keys that were forgotten although they said something.
+    pub fn evicted(&self) -> u64 {
+        self.evicted.load(Ordering::Relaxed)
+    }
+
+    /// Requests that were let through uncounted, as no key could be forgotten.
+    pub fn uncounted(&self) -> u64 {
+        self.uncounted.load(Ordering::Relaxed)
+    }
+
+    /// Keys that are known.
+    pub fn len(&self) -> usize {
+        self.sets.iter().map(|set| lock(set).len()).sum()
+    }
+
+    /// Whether no key is known.
+    pub fn is_empty(&self) -> bool {
+        self.sets.iter().all(|set| lock(set).is_empty())
+    }
+
+    /// Takes one request of a key.
+    pub fn take(&self, key: u64, now: u64) -> Verdict {
+        let mut set = self.set(key);
+        let Some(way) = self.find(&mut set, key, now) else {
+            self.uncounted.fetch_add(1, Ordering::Relaxed);
+            return Verdict::Admitted { remaining: 0 };
+        };
+        way.used = now;
+        self.counter.take(&mut way.state, now)
+    }
+
+    /// What [`Self::take`] would say.
+    pub fn peek(&self, key: u64, now: u64) -> Verdict {
+        let mut set = self.set(key);
+        match set.iter_mut().find(|way| way.key == key) {
+            Some(way) => self.counter.peek(&mut way.state, now),
+            None => self.counter.peek(&mut C::State::default(), now),
+        }
+    }
+
+    /// Gives back what was taken at `taken`.
+    pub fn give_back(&self, key: u64, taken: u64) {
+        if let Some(way) = self.set(key).iter_mut().find(|way| way.key == key) {
+            self.counter.give_back(&mut way.state, taken);
+        }
+    }
+
+    fn set(&self, key: u64) -> MutexGuard<'_, Vec<Way<C::State>>> {
+        // The upper bits, scaled: no number of sets is special.
+        let index = (u128::from(key) * self.sets.len() as u128) >> 64;
+        lock(&self.sets[usize::try_from(index).unwrap_or(0)])
+    }
+
+    /// The key's place in its set, made where it has none; `None` where no other may be forgotten for it.
+    fn find<'s>(&self, set: &'s mut Vec<Way<C::State>>, key: u64, now: u64) -> Option<&'s mut Way<C::State>> {
+        let fresh = || Way { key, used: now, state: C::State::default() };
+        let position = match set.iter().position(|way| way.key == key) {
+            Some(position) => position,
+            None if set.len() < WAYS => {
+                set.push(fresh());
+                set.len() - 1
+            }
+            None => {
+                let position = self.dispensable(set, now)?;
+                set[position] = fresh();
+                position
+            }
+        };
+        set.get_mut(position)
+    }
+
+    /// The key of a full set that is forgotten first.
+    fn dispensable(&self, set: &[Way<C::State>], now: u64) -> Option<usize> {
+        if let Some(idle) = set.iter().position(|way| self.counter.is_idle(&way.state, now)) {
+            return Some(idle);
+        }
+        let ways = set.iter().enumerate().filter(|(_, way)| !self.counter.is_pinned(&way.state));
+        let (oldest, _) = ways.min_by_key(|(_, way)| way.used)?;
+        self.evicted.fetch_add(1, Ordering::Relaxed);
+        Some(oldest)
+    }
+}
+
+/// A state that a panic left half-changed is one count off at most.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Concurrency, Rate, Window};
+    use super::*;
+
+    /// As spread as hashes are.
+    fn key(number: u64) -> u64 {
+        number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+
+    fn admitted(verdict: Verdict) -> bool {
+        matches!(verdict, Verdict::Admitted { .. })
+    }
+
+    #[test]
+    fn keys_do_not_share_and_memory_is_bounded() {
+        let store = Store::new(Rate::new(1, 1_000_000, 2).expect("a rate"), 1000);
+        for number in 0..500 {
+            let verdicts: Vec<bool> = (0..3).map(|_| admitted(store.take(key(number), 0))).collect();
+            assert_eq!(verdicts, [true, true, false], "key {number}");
+        }
+        for number in 500..100_000 {
+            assert!(admitted(store.take(key(number), 1)));
+        }
+        assert!(store.len() <= 1000 + WAYS, "{} keys", store.len());
+        assert!(store.evicted() > 90_000);
+    }
+
+    #[test]
+    fn an_idle_key_is_forgotten_before_a_busy_one() {
+        let store = Store::new(Window { requests: 1, window: 100 }, 1);
+        assert!(admitted(store.take(0, 0)));
+        for number in 1..8 {
+            assert!(admitted(store.take(number, 50)));
+        }
+        // The first one's window is over.
+        assert!(admitted(store.take(8, 120)));
+        assert_eq!(store.evicted(), 0);
+        assert!(!admitted(store.take(1, 120)));
+        // Now one has to go that still counted.
+        assert!(admitted(store.take(9, 130)));
+        assert_eq!(store.evicted(), 1);
+    }
+
+    #[test]
+    fn what_is_in_flight_is_never_forgotten() {
+        let store = Arc::new(Store::new(Concurrency { most: 1 }, 1));
+        let take = |key| admitted(store.take(key, 0)).then(|| Permit::new(&store, key, 0));
+        let permits: Vec<_> = (0..8).map(take).collect();
+        assert!(permits.iter().all(Option::is_some));
+        assert!(take(3).is_none(), "one is in flight");
+        assert!(admitted(store.take(8, 0)), "there is no room to count it");
+        assert_eq!((store.uncounted(), store.evicted()), (1, 0));
+        drop(permits);
+        assert!(take(3).is_some());
+    }
+
+    #[test]
+    fn threads_together_are_admitted_exactly_what_may_be() {
+        let store = Store::new(Window { requests: 1000, window: u64::MAX }, 64);
+        let count = |_| (0..1000).filter(|_| admitted(store.take(7, 5))).count();
+        let total: usize = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|n| scope.spawn(move || count(n))).collect();
+            threads.into_iter().map(|thread| thread.join().expect("a thread")).sum()
+        });
+        assert_eq!(total, 1000);
+    }
+}
