@@ -3,9 +3,10 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Stdio};
 use std::time::Duration;
 
@@ -322,11 +323,50 @@ fn cleanup_lifts_what_a_stopped_agent_has_left() -> Result<()> {
         ensure!(!left.iter().any(|line| line.contains(capture)), "{capture} stays: {left:?}");
     }
     let binary = lab::agent::built_binary()?;
+    if left.iter().any(|line| line.starts_with("tcx:")) {
+        // Whoever looks in another directory is told that programs are at work.
+        let mut astray = site.mesh.lab.node(NODE)?.command(&binary)?;
+        let output = astray.arg("cleanup").arg("--bpffs").arg(site.bpffs.join("elsewhere")).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.code() == Some(1) && said.contains("guard_pod on tcx"), "astray: {said}");
+    }
     let mut cleanup = site.mesh.lab.node(NODE)?.command(binary)?;
     let said = exec::stdout(cleanup.arg("cleanup").arg("--bpffs").arg(&site.bpffs))?;
     let now = Footprint::of(&site.mesh.lab.node(NODE)?)?;
     ensure!(now == bare, "left {:?} after {said}", now.since(&bare));
     reaches(&site)
+}
+
+/// All files below a directory.
+fn files(directory: &Path) -> BTreeSet<PathBuf> {
+    let paths = std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
+    paths.flat_map(|path| if path.is_dir() { files(&path) } else { BTreeSet::from([path]) }).collect()
+}
+
+/// What somebody unpins is still in force, and is pinned again: it would end with the agent.
+#[test]
+fn a_forced_cleanup_under_an_agent_lifts_no_policy() -> Result<()> {
+    if unprivileged("a_forced_cleanup_under_an_agent_lifts_no_policy") {
+        return Ok(());
+    }
+    let site = Site::up("forced")?;
+    let agent = site.start(&[])?;
+    let hammer = site.hammer("foe")?;
+    let [direct, service] = site.friends()?;
+    beat(&direct, "running")?;
+    let running = files(&site.bpffs);
+    ensure!(running.len() >= 10, "few are pinned: {running:?}");
+    let mut cleanup = site.mesh.lab.node(NODE)?.command(lab::agent::built_binary()?)?;
+    let said = exec::stdout(cleanup.args(["cleanup", "--force", "--bpffs"]).arg(&site.bpffs))?;
+    ensure!(said.contains("pin maps-"), "{said}");
+    wait_for("everything to be pinned again", LIMIT, || files(&site.bpffs) == running)?;
+    ensure!(site.status()?["outlives_agent"] == true, "{}", site.status()?);
+    site.denies("pinned again")?;
+    agent.kill9()?;
+    beat(&direct, "killed")?;
+    site.denies("killed")?;
+    ensure!(hammer.stop()? > 0, "nobody knocked");
+    direct.into_iter().chain(service).try_for_each(|client| client.stop().map(drop))
 }
 
 #[test]

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::config_dump::config_dump;
 use super::stats::{StatsFilter, clusters, stats};
-use super::why::{Asked, add_seen, why};
+use super::why::{Asked, Transport, add_seen, why};
 use super::{Role, Source, dump, limits};
 use crate::compile::RoutingTable;
 use crate::telemetry::log::LogError;
@@ -38,7 +38,10 @@ const HELP: [(&str, &str); 19] = [
     ("/stats", "metrics as name: value; ?filter=REGEX, ?usedonly"),
     ("/stats/prometheus", "the same as /metrics"),
     ("/status", "the state of capture, table, listeners, configuration and workers"),
-    ("/why", "what becomes of a connection; ?source=IP|POD[:PORT]&destination=IP:PORT|SERVICE:PORT"),
+    (
+        "/why",
+        "what becomes of a connection; ?source=IP|POD[:PORT]&destination=IP:PORT|SERVICE:PORT[&protocol=tcp|udp]",
+    ),
     ("/healthz", "200 while the agent runs"),
     ("/readyz", "the same as /ready"),
 ];
@@ -183,9 +186,11 @@ fn why_answer(query: Option<&str>, table: &RoutingTable, source: &Source) -> Ans
     let (Some(from), Some(to)) = (value("source"), value("destination")) else {
         return Answer::text(400, "say who dials what: ?source=IP|POD&destination=IP:PORT|SERVICE:PORT\n");
     };
-    match Asked::read(from, to, table) {
+    let protocol = value("protocol").map(Transport::read).transpose();
+    match protocol.and_then(|protocol| Asked::read(from, to, protocol, table)) {
         Ok(asked) => {
-            let mut said = why(asked, table, &(source.status)());
+            let held = (source.held)(asked.source, asked.destination);
+            let mut said = why(asked, table, &(source.status)(), held);
             add_seen(&mut said, asked, table, ((source.connections)().connections, (source.flows)(0).flows));
             Answer::json(&said)
         }

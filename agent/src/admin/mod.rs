@@ -15,6 +15,7 @@ mod status;
 mod why;
 
 use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -43,7 +44,7 @@ pub use status::{
     Status, TableCounts, TableStatus, TierStatus, WorkerStatus,
 };
 
-pub use why::{Asked, Explanation, Step, Unreadable, why};
+pub use why::{Asked, Explanation, Held, Step, Transport, Unreadable, why};
 
 /// What the servers read.
 pub struct Source {
@@ -67,6 +68,8 @@ pub struct Source {
     pub endpoints: Box<dyn Fn() -> EndpointsDump + Send + Sync>,
     /// The cluster.
     pub cluster: Box<dyn Fn() -> ClusterDump + Send + Sync>,
+    /// What the kernel's maps hold of a source and of what it dials.
+    pub held: Box<dyn Fn(IpAddr, SocketAddr) -> Held + Send + Sync>,
     /// What this node's workloads show.
     pub certificates: Box<dyn Fn() -> Vec<CertificateDump> + Send + Sync>,
 }

@@ -183,6 +183,7 @@ fn fixture() -> Fixture {
         },
         connections: Box::new(super::ConnectionsDump::default),
         cluster: Box::new(super::ClusterDump::default),
+        held: Box::new(|_, _| super::Held::default()),
         certificates: Box::new(|| vec![certificate()]),
         flows: Box::new(|since| super::FlowsDump { next: since + 1, ..super::FlowsDump::default() }),
     };

@@ -4,7 +4,13 @@
 //! kernel would, and its reasons have the kernel's names.
 
 mod asked;
+mod balancing;
+#[cfg(test)]
+mod cases;
+mod datagrams;
 mod edge;
+mod gateway;
+mod held;
 mod inbound;
 mod policies;
 mod seen;
@@ -12,20 +18,19 @@ mod seen;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use agent_common::balance::{ConnectReason, Tier};
 use agent_common::capture::{Owner, Reason, Verdict, decide};
-use agent_common::guard::Reason as GuardReason;
 use serde::{Deserialize, Serialize};
 
 use super::connections::ConnectionDump;
 use super::dump::{EndpointDump, RuleDump, cluster_name, of_cluster, rule};
 use super::flows::FlowDump;
 use super::status::Status;
-use crate::compile::{Cluster, Frontend, PolicyClient, RoutingTable};
+use crate::compile::{Cluster, Denied, Frontend, RoutingTable};
 use crate::model::{AppProtocol, Workload};
 use crate::route::RequestOrigin;
 
-pub use asked::{Asked, Unreadable};
+pub use asked::{Asked, Transport, Unreadable};
+pub use held::Held;
 pub use seen::add_seen;
 
 /// The answer.
@@ -35,12 +40,17 @@ pub struct Explanation {
     pub source: String,
     /// What is dialled.
     pub destination: String,
+    /// `tcp` or `udp`.
+    #[serde(default)]
+    pub protocol: String,
     /// `live`, `past` (the events tell of it), or `hypothetical`.
     #[serde(default)]
     pub state: String,
-    /// `agent`, `direct`, `balanced`, `refused`; `dropped` where an event or the guard's lists say so.
+    /// `agent`, `direct`, `balanced`, `refused`; `dropped` where an event or the guard's lists say so; `elsewhere` where
+    /// another node decides.
     pub verdict: String,
-    /// Who decides about it in the end: `guard`, `kernel`, `agent L4`, `agent L7`, or `agent, by the first bytes`.
+    /// Who decides about it in the end: `guard`, `kernel`, `agent L4`, `agent L7`, `agent, by the first bytes`, or
+    /// `node NAME`.
     pub tier: String,
     /// The reason, as metrics name it.
     pub reason: String,
@@ -75,62 +85,124 @@ pub struct Step {
     pub found: String,
 }
 
-/// Decides as the kernel and the agent would.
-pub fn why(asked: Asked, table: &RoutingTable, status: &Status) -> Explanation {
+/// What a question is answered from.
+#[derive(Clone, Copy)]
+struct View<'a> {
+    asked: Asked,
+    /// The pod that has the source's address.
+    source: Option<&'a Arc<Workload>>,
+    table: &'a RoutingTable,
+    status: &'a Status,
+    held: Held,
+}
+
+impl View<'_> {
+    /// Whether the source is a pod of this node. One whose node is not known may well be.
+    fn from_here(&self) -> bool {
+        self.is_here(self.source)
+    }
+
+    fn is_here(&self, pod: Option<&Arc<Workload>>) -> bool {
+        pod.is_some_and(|pod| pod.node.as_deref().is_none_or(|node| *node == *self.status.node))
+    }
+
+    /// The node that the source is a pod of, where it is another one.
+    fn elsewhere(&self) -> Option<&str> {
+        self.source.and_then(|pod| pod.node.as_deref()).filter(|node| **node != *self.status.node)
+    }
+}
+
+/// Decides as the kernel and the agent would. `held`: what the kernel's maps hold of the two ends.
+pub fn why(asked: Asked, table: &RoutingTable, status: &Status, held: Held) -> Explanation {
     let mut steps = Vec::new();
     let mut step = |at: &str, found: String| steps.push(Step { at: at.to_owned(), found });
-    let source = table.workloads.get(&asked.source);
-    step("workloads", describe_source(source, status));
-    let frontend = table.frontends.get(&asked.destination);
-    step("frontends", describe_destination(asked.destination, frontend, table));
-    let endpoints = match frontend {
-        Some(frontend) => frontend.tcp.endpoints.iter().map(|one| one.address).collect(),
-        None => vec![asked.destination],
-    };
-    let dropped = edge::guard(asked.source, source, (table, status), &mut step);
-    let refused = policies::judge(PolicyClient::direct(asked.source), &endpoints, table, &mut step);
-    let led = balancing(frontend, asked, (source, status), &mut step);
-    edge::acceleration(asked, (table, status), &mut step);
-    let reason = kernel((asked, source, frontend), table, status, &mut step);
-    let agent = frontend.filter(|_| reason == Reason::Captured);
-    let inbound = reason == Reason::CapturedInbound;
-    let mut explanation = Explanation {
+    let view = View { asked, source: table.workloads.get(&asked.source), table, status, held };
+    let mut said = Explanation {
         state: "hypothetical".to_owned(),
         source: asked
             .port
             .map_or_else(|| asked.source.to_string(), |port| SocketAddr::new(asked.source, port).to_string()),
         destination: asked.destination.to_string(),
-        verdict: if agent.is_some() || inbound { "agent" } else { "direct" }.to_owned(),
-        tier: match agent {
-            Some(frontend) => tier(frontend.protocol),
-            None if inbound => "agent L7",
-            None => "kernel",
-        }
-        .to_owned(),
-        reason: reason.as_str().to_owned(),
+        protocol: asked.protocol.as_str().to_owned(),
         ..Explanation::default()
     };
-    if let Some(frontend) = agent {
-        let origin = RequestOrigin { source: source.map(|pod| &**pod), port: asked.destination.port() };
-        userspace(frontend, &origin, &mut explanation, &mut step);
+    step("workloads", describe_source(view.source, status));
+    if asked.source == asked.destination.ip() && gateway::listener(&view).is_none() {
+        step(
+            "loopback",
+            "both ends have one address: nothing of it leaves them, and no hook sees it".to_owned(),
+        );
+        said.judged(("direct", "kernel", Reason::NotOurs.as_str()), None);
+    } else {
+        match asked.protocol {
+            Transport::Tcp => stream(&view, &mut said, &mut step),
+            Transport::Udp => datagrams::decide(&view, &mut said, &mut step),
+        }
+    }
+    said.steps = steps;
+    said
+}
+
+/// What becomes of a TCP connection.
+fn stream(view: &View<'_>, said: &mut Explanation, step: &mut impl FnMut(&str, String)) {
+    let View { asked, table, .. } = *view;
+    let frontend = table.frontends.get(&asked.destination);
+    step("frontends", describe_destination(asked.destination, frontend, table));
+    let dropped = edge::guard(view, step);
+    if let Some(listener) = gateway::listener(view) {
+        step("gateway", gateway::describe(listener));
+        said.judged(("agent", "agent L7", "gateway"), None);
+    } else {
+        let endpoints = match frontend {
+            Some(frontend) => frontend.tcp.endpoints.iter().map(|one| one.address).collect(),
+            None => vec![asked.destination],
+        };
+        let refused = policies::judge(view, &endpoints, step);
+        match balancing::led(view, frontend, step) {
+            Some(reason) => {
+                edge::acceleration(view, Some(&endpoints), step);
+                said.judged(("balanced", "kernel", reason), None);
+            }
+            None => packets(view, frontend, said, step),
+        }
+        if let Some(denied) = refused {
+            said.refused(&denied);
+        }
+    }
+    if let Some((reason, guard)) = dropped {
+        said.judged(("dropped", "guard", reason.as_str()), guard);
+    }
+}
+
+/// What becomes of a connection of which the hooks see the first packet.
+fn packets(
+    view: &View<'_>,
+    frontend: Option<&Arc<Frontend>>,
+    said: &mut Explanation,
+    step: &mut impl FnMut(&str, String),
+) {
+    let View { asked, source, table, .. } = *view;
+    edge::acceleration(view, None, step);
+    let reason = kernel(view, frontend, step);
+    let agent = frontend.filter(|_| reason == Reason::Captured);
+    let inbound = reason == Reason::CapturedInbound;
+    let decided_here = reason != Reason::NotOurs || view.status.capture.mode == "off";
+    let elsewhere = view.elsewhere().filter(|_| !decided_here);
+    match (agent, elsewhere) {
+        (Some(frontend), _) => {
+            said.judged(("agent", tier(frontend.protocol), reason.as_str()), None);
+            let origin = RequestOrigin { source: source.map(|pod| &**pod), port: asked.destination.port() };
+            userspace(frontend, &origin, said, step);
+        }
+        (None, _) if inbound => said.judged(("agent", "agent L7", reason.as_str()), None),
+        (None, Some(node)) => said.judged(("elsewhere", &format!("node {node}"), reason.as_str()), None),
+        (None, None) => said.judged(("direct", "kernel", reason.as_str()), None),
     }
     let unjudged =
         reason == Reason::NoListener && inbound::rules(asked.source, asked.destination, table).is_some();
     if unjudged {
-        "refused".clone_into(&mut explanation.verdict);
+        "refused".clone_into(&mut said.verdict);
     }
-    if let Some(reason) = led {
-        explanation.judged(("balanced", "kernel", reason), None);
-    }
-    if let Some(denied) = refused {
-        let tier = explanation.tier.clone();
-        explanation.judged(("refused", &tier, denied.reason()), Some(policies::named(&denied)));
-    }
-    if let Some(guard) = dropped {
-        explanation.judged(("dropped", "guard", GuardReason::Denied.as_str()), Some(guard));
-    }
-    explanation.steps = steps;
-    explanation
 }
 
 impl Explanation {
@@ -140,31 +212,12 @@ impl Explanation {
         reason.clone_into(&mut self.reason);
         self.rule = rule;
     }
-}
 
-/// Where sockets are led to an endpoint before there is a packet; the reason where the source's are.
-fn balancing(
-    frontend: Option<&Arc<Frontend>>,
-    asked: Asked,
-    (source, status): (Option<&Arc<Workload>>, &Status),
-    step: &mut impl FnMut(&str, String),
-) -> Option<&'static str> {
-    let cgroup = status.capture.connect.cgroup.as_ref()?;
-    let frontend = frontend?;
-    let (tier, why) = frontend.tier(asked.destination.is_ipv4());
-    let found = match tier {
-        Tier::Balance => format!(
-            "sockets below {cgroup} go straight to an endpoint ({}), and meet none of what follows",
-            why.as_str()
-        ),
-        _ => format!("left to what follows: {} ({})", tier.as_str(), why.as_str()),
-    };
-    step("connect", found);
-    let here = source.is_some_and(|pod| pod.node.as_deref().is_none_or(|node| *node == *status.node));
-    (tier == Tier::Balance && here).then(|| match frontend.affinity {
-        Some(_) => ConnectReason::Affinity.as_str(),
-        None => ConnectReason::Balanced.as_str(),
-    })
+    /// By a policy of the pods behind the destination.
+    fn refused(&mut self, denied: &Denied) {
+        let tier = self.tier.clone();
+        self.judged(("refused", &tier, denied.reason()), Some(policies::named(denied)));
+    }
 }
 
 fn describe_source(source: Option<&Arc<Workload>>, status: &Status) -> String {
@@ -198,30 +251,26 @@ fn describe_destination(to: SocketAddr, frontend: Option<&Arc<Frontend>>, table:
 }
 
 /// What the programs do with the connection's first packet, in the order in which they look.
-fn kernel(
-    (asked, source, frontend): (Asked, Option<&Arc<Workload>>, Option<&Arc<Frontend>>),
-    table: &RoutingTable,
-    status: &Status,
-    step: &mut impl FnMut(&str, String),
-) -> Reason {
+fn kernel(view: &View<'_>, frontend: Option<&Arc<Frontend>>, step: &mut impl FnMut(&str, String)) -> Reason {
+    let View { asked, table, status, held, .. } = *view;
     let capture = &status.capture;
     if capture.mode == "off" {
         step("capture", "off: the kernel forwards everything".to_owned());
         return Reason::NotOurs;
     }
-    // A pod whose node is not known may well be here.
-    let here = source.is_some_and(|pod| pod.node.as_deref().is_none_or(|node| *node == *status.node));
-    if !here {
+    let ends = (asked.source, asked.destination);
+    if !view.from_here() {
         step("from_pod", "the source is no pod of this node: its packets meet no pod's hook".to_owned());
-        let ends = (asked.source, asked.destination);
         if let Some(reason) = inbound::kernel(ends, table, status, step) {
             return reason;
         }
-        step(
-            "from_uplink",
-            "of what comes from elsewhere only connections to pods that judge requests are taken: not_ours"
+        let found = match view.elsewhere() {
+            Some(node) => format!("what its pods dial is node {node}'s to decide: ask there"),
+            None => "of what comes from elsewhere only connections to pods that judge requests are taken: \
+                     not_ours"
                 .to_owned(),
-        );
+        };
+        step("from_uplink", found);
         return Reason::NotOurs;
     }
     step("from_pod", format!("{} at the ingress of the pod's interface", capture.attach));
@@ -235,16 +284,22 @@ fn kernel(
         step("DESTINATIONS", format!("empty, as captured packets would be lost ({paused}): no_route"));
         return Reason::NoRoute;
     }
-    if frontend.is_none() {
-        step("DESTINATIONS", "does not have it: no_route".to_owned());
-        let ends = (asked.source, asked.destination);
+    let left_out = capture.destinations_over_capacity;
+    let (taken, found) = match (frontend.is_some(), held.destination) {
+        (false, _) => (false, "does not have it: no_route".to_owned()),
+        (true, Some(false)) => {
+            (false, format!("does not have it, one of {left_out} that found no room: no_route"))
+        }
+        (true, None) if left_out > 0 => {
+            let unless = format!("unless it is one of the {left_out} that found no room and go direct");
+            (true, format!("the agent takes it, {unless}"))
+        }
+        (true, _) => (true, "the agent takes it".to_owned()),
+    };
+    step("DESTINATIONS", found);
+    if !taken {
         return inbound::kernel(ends, table, status, step).unwrap_or(Reason::NoRoute);
     }
-    let full = match capture.destinations_over_capacity {
-        0 => String::new(),
-        left_out => format!(", unless it is one of the {left_out} that found no room and go direct"),
-    };
-    step("DESTINATIONS", format!("the agent takes it{full}"));
     if status.drain.draining {
         step("LISTENERS", "the agent is draining, none is left: no_listener".to_owned());
         return Reason::NoListener;
@@ -325,7 +380,7 @@ mod tests {
     }
 
     fn asked(source: &str, destination: &str) -> Asked {
-        Asked::read(source, destination, &table()).unwrap()
+        Asked::read(source, destination, None, &table()).unwrap()
     }
 
     #[test]
@@ -353,12 +408,12 @@ mod tests {
                 ("direct", "no_listener", "LISTENERS"),
             ),
             (pod, "10.96.0.1:80", |s| s.capture.mode = "off".into(), ("direct", "not_ours", "capture")),
-            (pod, "10.96.0.1:80", |s| s.node = "node-b".into(), ("direct", "not_ours", "from_uplink")),
+            (pod, "10.96.0.1:80", |s| s.node = "node-b".into(), ("elsewhere", "not_ours", "from_uplink")),
         ];
         for (source, destination, change, (verdict, reason, at)) in cases {
             let mut status = capturing();
             change(&mut status);
-            let said = why(asked(source, destination), &table(), &status);
+            let said = why(asked(source, destination), &table(), &status, Held::default());
             let what = format!("{source} to {destination}: {said:?}");
             assert_eq!((said.verdict.as_str(), said.reason.as_str()), (verdict, reason), "{what}");
             let last = said.steps.iter().rfind(|step| !["routes", "clusters"].contains(&step.at.as_str()));
@@ -368,7 +423,7 @@ mod tests {
 
     #[test]
     fn a_captured_request_meets_named_rules() {
-        let said = why(asked("10.0.0.1", "10.96.0.1:80"), &table(), &capturing());
+        let said = why(asked("10.0.0.1", "10.96.0.1:80"), &table(), &capturing(), Held::default());
         assert_eq!(said.tier, "agent L7");
         assert!(!said.rules.is_empty());
         let routes = said.steps.iter().find(|step| step.at == "routes").unwrap();
@@ -396,7 +451,7 @@ mod tests {
             ("::1", "order:80", "no address of the source's family"),
             ("::1", "order-1:80", "no address of the source's family"),
         ] {
-            let error = Asked::read(source, destination, &table()).unwrap_err().to_string();
+            let error = Asked::read(source, destination, None, &table()).unwrap_err().to_string();
             assert!(error.contains(word), "{source} {destination}: {error}");
         }
     }
@@ -411,7 +466,7 @@ mod tests {
         for (destination, word) in
             [("order:80", "neither a clusterIP nor endpoints"), ("order:81", "the service has no port 81")]
         {
-            let error = Asked::read("10.0.0.1", destination, &table).unwrap_err().to_string();
+            let error = Asked::read("10.0.0.1", destination, None, &table).unwrap_err().to_string();
             assert!(error.contains(word), "{destination}: {error}");
         }
     }
@@ -429,8 +484,8 @@ mod tests {
         let model = Model { authorization: vec![nobody], ..model() };
         let table = compile(&model, &RoutingTable::default(), TableVersion::default());
         let said = |destination| {
-            let asked = Asked::read("10.9.9.9", destination, &table).unwrap();
-            let said = why(asked, &table, &capturing());
+            let asked = Asked::read("10.9.9.9", destination, None, &table).unwrap();
+            let said = why(asked, &table, &capturing(), Held::default());
             let policies = said.steps.into_iter().find(|step| step.at == "policies").unwrap();
             (said.verdict, said.reason, policies.found)
         };
@@ -452,6 +507,9 @@ mod tests {
             ports: [(8080, None)].into(),
         };
         let mut model = Model { peers: vec![strict], ..model() };
+        let name = ObjectName::new("default", "order-2");
+        let addresses = vec!["10.0.0.2".parse().unwrap()];
+        model.workloads.push(Workload { name, addresses, ..model.workloads[0].clone() });
         for pod in &mut model.workloads {
             let tunnel = ("networking.istio.io/tunnel".into(), "http".into());
             pod.labels = Arc::new([tunnel].into());
@@ -460,8 +518,8 @@ mod tests {
             let realm = Arc::new(Realm { node: node.into(), tunnels: true, ..Realm::default() });
             let before = RoutingTable { realm, ..RoutingTable::default() };
             let table = compile(&model, &before, TableVersion::default());
-            let asked = Asked::read(source, "10.0.0.1:8080", &table).unwrap();
-            let said = why(asked, &table, &capturing());
+            let asked = Asked::read(source, "10.0.0.1:8080", None, &table).unwrap();
+            let said = why(asked, &table, &capturing(), Held::default());
             let takes =
                 "10.0.0.1:8080 takes mutual TLS alone: PeerAuthentication istio-system/default is STRICT";
             assert!(said.steps.iter().any(|step| step.at == "mtls" && step.found == takes), "{said:?}");
@@ -471,8 +529,8 @@ mod tests {
         let rule = Some("PeerAuthentication istio-system/default".to_owned());
         assert_eq!(said("10.9.9.9", "node-a"), (true, true, rule, false));
         // A pod of this node, and one of another, which its agent may bring by tunnel.
-        assert_eq!(said("order-1", "node-a"), (false, false, None, false));
-        assert_eq!(said("order-1", "node-b"), (false, false, None, true));
+        assert_eq!(said("order-2", "node-a"), (false, false, None, false));
+        assert_eq!(said("order-2", "node-b"), (false, false, None, true));
     }
 
     #[test]
@@ -491,10 +549,10 @@ mod tests {
         };
         let model = Model { authorization: vec![policy], ..model() };
         let table = compile(&model, &RoutingTable::default(), TableVersion::default());
-        let asked = Asked::read("10.9.9.9", "10.0.0.1:8080", &table).unwrap();
+        let asked = Asked::read("10.9.9.9", "10.0.0.1:8080", None, &table).unwrap();
         let mut status = capturing();
         let verdict = |status: &Status| {
-            let said = why(asked, &table, status);
+            let said = why(asked, &table, status, Held::default());
             let rule = "10.0.0.1:8080 judges each request of the source: rule 0 of default/readers allows";
             assert!(said.steps.iter().any(|step| step.found == rule), "{said:?}");
             [said.verdict, said.tier, said.reason]
@@ -511,7 +569,7 @@ mod tests {
     fn sockets_that_are_balanced_are_told_of() {
         let mut status = capturing();
         status.capture.connect.cgroup = Some("/pods".to_owned());
-        let said = why(asked("10.0.0.1", "10.96.0.1:80"), &table(), &status);
+        let said = why(asked("10.0.0.1", "10.96.0.1:80"), &table(), &status, Held::default());
         let step = said.steps.iter().find(|step| step.at == "connect").unwrap();
         assert_eq!(step.found, "left to what follows: agent_l7 (declared_http)");
     }

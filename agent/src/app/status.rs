@@ -16,7 +16,7 @@ use super::unmet::unmet;
 use super::{Addresses, Settings};
 use crate::admin::{
     AccelerationStatus, CaptureStatus, CertificateStatus, ClusterDump, ConnectStatus, ConnectionsDump,
-    DrainStatus, EndpointsDump, ForeignProgram, GuardLimits, GuardMap, GuardStatus, GuardedInterface,
+    DrainStatus, EndpointsDump, ForeignProgram, GuardLimits, GuardMap, GuardStatus, GuardedInterface, Held,
     InterfaceStatus, ListenerStatus, PolicyStatus, Source, Status, TableStatus, TierStatus, WorkerStatus,
 };
 use crate::capture::{self, DropCause, EngineHandle, PolicyDrops};
@@ -60,6 +60,7 @@ struct Changing {
     unmet: Vec<String>,
     capture: Option<watch::Receiver<capture::CaptureStatus>>,
     live: Option<capture::Live>,
+    held: Option<capture::Held>,
     /// What policy has refused in the kernel.
     drops: Option<PolicyDrops>,
     /// Certificates of this node's workloads.
@@ -87,10 +88,12 @@ impl Observed {
             metrics.watch_writer("access", writer);
         }
         metrics.workers(settings.workers);
+        let flows = FlowLog::new(Arc::clone(&tables));
+        metrics.watch_flows(flows.clone());
         Ok(Self {
             metrics,
             access,
-            flows: FlowLog::new(Arc::clone(&tables)),
+            flows,
             tables,
             open: (0..settings.workers).map(|_| Arc::default()).collect(),
             node: settings.node.clone(),
@@ -113,6 +116,7 @@ impl Observed {
         let opened = Arc::clone(self);
         let among = Arc::clone(self);
         let endpoints = Arc::clone(self);
+        let asked = Arc::clone(self);
         let shown = Arc::clone(self);
         Source {
             tables: Arc::clone(&self.tables),
@@ -125,10 +129,17 @@ impl Observed {
             cluster: Box::new(move || among.cluster()),
             endpoints: Box::new(move || endpoints.endpoints()),
             flows: Box::new(move |since| super::flows::dump(&flows, since)),
+            held: Box::new(move |source, destination| asked.held(source, destination)),
             certificates: Box::new(move || {
                 shown.changing().mesh.as_ref().map(|mesh| super::mesh::dump(mesh)).unwrap_or_default()
             }),
         }
+    }
+
+    /// What the kernel's maps hold of a connection's ends.
+    fn held(&self, source: IpAddr, destination: SocketAddr) -> Held {
+        let Some(maps) = self.changing().held.clone() else { return Held::default() };
+        Held::ask((source, destination), |to| maps.takes(to), |ip| maps.guards(ip))
     }
 
     /// The connections that are open.
@@ -214,6 +225,7 @@ impl Observed {
         }
         let mut changing = self.changing();
         changing.live = Some(readings.live);
+        changing.held = Some(readings.held);
         changing.capture = Some(handle.status());
     }
 

@@ -1,16 +1,22 @@
 //! Removes what an agent that is gone has left in the caller's network namespace.
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::time::{Duration, Instant};
 
 use aya::programs::TcAttachType;
 use aya::programs::tc::qdisc_detach_program;
 
+use super::foreign::{self, Foreign};
 use super::interfaces::Hooked;
 use super::netlink::Netlink;
 use super::pins::{self, Bpffs};
 use super::plumbing::{Plumbing, has_ipv6};
 use super::pod_guard;
 use super::{CaptureError, Marks};
+
+/// The kernel lets go of links a moment after their pins.
+const LET_GO: Duration = Duration::from_secs(1);
 
 /// Something that was there and is removed.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -52,13 +58,26 @@ impl Broom {
     }
 }
 
+/// Whether an agent captures while it is cleaned up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Under {
+    /// None does, and none starts meanwhile.
+    Nobody,
+    /// One does: its filters are let be, as it would not miss them. What else it has, it puts back.
+    Agent,
+}
+
 /// Removes programs, pins, filters, rules, routes and the nft table. Programs go first: whatever they mark is still led
 /// to the agent's sockets, and nothing is marked that is led nowhere. What is not there is no error.
-pub async fn clean(marks: Marks, bpffs: &Bpffs) -> Result<Vec<Cleaned>, CaptureError> {
+pub async fn clean(marks: Marks, bpffs: &Bpffs, under: Under) -> Result<Vec<Cleaned>, CaptureError> {
     let (netlink, _) = Netlink::open()?;
     let mut broom = Broom::default();
     remove_pins(&mut broom, bpffs);
-    remove_filters(&mut broom, &netlink).await;
+    if under == Under::Nobody {
+        remove_filters(&mut broom, &netlink).await;
+        let left = still_attached(&netlink).await;
+        broom.note(left);
+    }
     let plumbing = Plumbing { marks, ipv6: has_ipv6() };
     if let Some(found) = broom.note(plumbing.installed(netlink.handle()).await) {
         for (kind, name) in found {
@@ -80,6 +99,31 @@ fn remove_pins(broom: &mut Broom, bpffs: &Bpffs) {
     broom.note(pins.remove(None));
 }
 
+/// Refuses to call clean what has programs of an agent at work: links that are pinned in a directory that nobody named.
+async fn still_attached(netlink: &Netlink) -> Result<(), CaptureError> {
+    let snapshot = netlink.snapshot().await?;
+    let interfaces: Vec<_> = snapshot.links.into_iter().map(|(index, link)| (index, link.name)).collect();
+    let end = Instant::now() + LET_GO;
+    loop {
+        let seen = foreign::look(netlink.handle(), &interfaces).await;
+        let packets = seen.into_iter().filter(|seen| seen.hook != "cgroup").collect();
+        let left = left_of_agents(foreign::not_ours(packets, &BTreeSet::new(), foreign::names));
+        let Some(left) = left else { return Ok(()) };
+        if Instant::now() > end {
+            return Err(CaptureError::StillAttached(left));
+        }
+        tokio::time::sleep(LET_GO / 20).await;
+    }
+}
+
+/// Names the programs of agents among others.
+fn left_of_agents(seen: Vec<Foreign>) -> Option<String> {
+    let own = seen.into_iter().filter(|one| foreign::is_an_agents(&one.name));
+    let names: Vec<_> =
+        own.map(|Foreign { seen, name }| format!("{name} on {} {}", seen.hook, seen.place)).collect();
+    (!names.is_empty()).then(|| names.join(", "))
+}
+
 /// Filters stay behind a killed agent where the kernel has no tcx.
 async fn remove_filters(broom: &mut Broom, netlink: &Netlink) {
     let Some(snapshot) = broom.note(netlink.snapshot().await) else { return };
@@ -98,5 +142,22 @@ async fn remove_filters(broom: &mut Broom, netlink: &Netlink) {
         if removed && let Err(error) = netlink.remove_idle_clsact(index).await {
             tracing::debug!(index, %error, "removing the clsact qdisc");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::Sighting;
+
+    #[test]
+    fn only_an_agents_programs_are_left_of_an_agent() {
+        let on = |name: &str, hook| Foreign {
+            seen: Sighting { hook, place: "pod-a egress".to_owned(), program: 7 },
+            name: name.to_owned(),
+        };
+        assert_eq!(left_of_agents(vec![on("cil_from_pod", "tcx"), on("", "clsact")]), None);
+        let left = left_of_agents(vec![on("cil_from_pod", "tcx"), on("guard_pod", "tcx")]);
+        assert_eq!(left.as_deref(), Some("guard_pod on tcx pod-a egress"));
     }
 }

@@ -165,7 +165,7 @@ impl Engine {
         // Uplinks come before the listeners, so that no reply is ever missed.
         let Reconciled { hooked, failed } = self.reconcile().await?;
         if let Some(error) = failed.into_iter().next() {
-            return Err(error);
+            return Err(foreign::name_holder(self.netlink.handle(), error).await);
         }
         self.follow_pods(false).await;
         self.programs.sweep();
@@ -273,6 +273,7 @@ impl Engine {
         self.upkeep.look_at_routing(self.netlink.handle(), thorough).await;
         if thorough {
             self.upkeep.look_at_notrack().await;
+            self.upkeep.look_at_pins(self.programs.ebpf_and_pins().1);
         }
         let broken = self.upkeep.broken().is_some();
         if broken != self.paused {

@@ -105,6 +105,9 @@ pub enum CaptureError {
         /// Why not.
         reason: String,
     },
+    /// Programs of an agent are at work after a cleanup.
+    #[error("programs of an agent stay: {0}; another directory holds their pins, which --bpffs names")]
+    StillAttached(String),
     /// What shall stay after the agent has nothing to hold it.
     #[error(
         "--on-stop keep needs pins, and nothing is pinned: {0}; --bpffs names a directory on a BPF file system"

@@ -5,8 +5,8 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use aya::maps::MapType;
-use aya::programs::ProgramType;
 use aya::programs::tc::{SchedClassifier, TcAttachType};
+use aya::programs::{ProgramError, ProgramType};
 use aya::sys::{is_map_supported, is_program_supported};
 
 use super::listener::set_port_range;
@@ -70,7 +70,7 @@ impl Feature {
     fn present(self) -> Result<bool, String> {
         let program = |kind| is_program_supported(kind).map_err(|error| error.to_string());
         match self {
-            Self::Tcx => Ok(SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok()),
+            Self::Tcx => has_tcx(SchedClassifier::query_tcx("lo", TcAttachType::Ingress).map(drop)),
             Self::PortRange => {
                 let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0));
                 let socket = socket.map_err(|error| error.to_string())?;
@@ -86,6 +86,17 @@ impl Feature {
             Self::RingBuffer => is_map_supported(MapType::RingBuf).map_err(|error| error.to_string()),
             Self::Btf => Ok(Path::new("/sys/kernel/btf/vmlinux").exists()),
         }
+    }
+}
+
+/// What the kernel's answer says: one that refuses to say has not said that it lacks it.
+fn has_tcx(asked: Result<(), ProgramError>) -> Result<bool, String> {
+    match asked {
+        Ok(()) => Ok(true),
+        Err(ProgramError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EPERM) => {
+            Err(error.io_error.to_string())
+        }
+        Err(_) => Ok(false),
     }
 }
 
@@ -134,6 +145,8 @@ pub fn cgroup2_mount(mounts: &str) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use aya::sys::SyscallError;
+
     use super::*;
 
     #[test]
@@ -148,6 +161,17 @@ mod tests {
             assert_eq!(unknown.outcome, Outcome::Warning);
             assert!(unknown.detail.contains("EPERM"));
         }
+    }
+
+    #[test]
+    fn a_kernel_that_may_not_be_asked_is_not_said_to_lack_tcx() {
+        let refused = |number| {
+            let io_error = std::io::Error::from_raw_os_error(number);
+            Err(ProgramError::SyscallError(SyscallError { call: "bpf_prog_query", io_error }))
+        };
+        assert_eq!(has_tcx(Ok(())), Ok(true));
+        assert_eq!(has_tcx(refused(libc::EINVAL)), Ok(false));
+        assert!(has_tcx(refused(libc::EPERM)).is_err());
     }
 
     #[test]

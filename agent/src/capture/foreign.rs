@@ -6,12 +6,13 @@ use std::fs::{self, File};
 use aya::programs::tc::{SchedClassifier, TcAttachType};
 use aya::programs::{ProgramInfo, loaded_programs};
 use futures_util::stream::TryStreamExt;
-use netlink_packet_route::link::{LinkAttribute, LinkXdp};
+use netlink_packet_route::link::{LinkAttribute, LinkMessage, LinkXdp};
 use netlink_packet_route::tc::{TcAttribute, TcFilterBpfOption, TcMessage, TcOption};
 use rtnetlink::Handle;
 
 use super::features::cgroup2_mount;
-use super::kernel_call;
+use super::interfaces::Hooked;
+use super::{CaptureError, guard, kernel_call, pod_guard};
 
 /// The hooks that are looked at, as the metric's label names them.
 pub const HOOKS: [&str; 4] = ["tcx", "clsact", "xdp", "cgroup"];
@@ -69,6 +70,47 @@ pub fn not_ours(
     others.into_iter().map(|seen| Foreign { name: name_of(seen.program), seen }).collect()
 }
 
+/// The names of the packet programs of an agent, whichever it is.
+pub fn is_an_agents(name: &str) -> bool {
+    let capture = Hooked::ALL.map(Hooked::program);
+    let policy = pod_guard::HOOKS.map(|(program, _)| program);
+    capture.into_iter().chain(policy).chain([guard::PROGRAM]).any(|own| own == name)
+}
+
+/// Who has the XDP hook of an interface, where somebody does.
+pub async fn xdp_holder(handle: &Handle, interface: &str) -> Option<Foreign> {
+    let links: Vec<_> = handle
+        .link()
+        .get()
+        .match_name(interface.to_owned())
+        .execute()
+        .try_collect()
+        .await
+        .unwrap_or_default();
+    let seen = xdp_sighting(&links, interface)?;
+    not_ours(vec![seen], &BTreeSet::new(), names).into_iter().next()
+}
+
+/// Names the program that keeps the guard off its interface, where that is the reason.
+pub async fn name_holder(handle: &Handle, error: CaptureError) -> CaptureError {
+    let CaptureError::Guard { interface, reason } = error else { return error };
+    let reason = match xdp_holder(handle, &interface).await {
+        Some(holder) if !is_an_agents(&holder.name) => format!("{reason}; {}", held_by(&interface, &holder)),
+        _ => reason,
+    };
+    CaptureError::Guard { interface, reason }
+}
+
+/// Who is in the guard's place.
+pub fn held_by(interface: &str, Foreign { seen, name }: &Foreign) -> String {
+    let name = if name.is_empty() { "without a name" } else { name };
+    format!(
+        "XDP program {name} (id {}) is on it, and there is one place; `ip link set dev {interface} xdp off` takes it \
+         off where no link holds it",
+        seen.program
+    )
+}
+
 /// The names of all programs that are loaded.
 pub fn names() -> BTreeMap<u32, String> {
     let named = |info: ProgramInfo| (info.id(), info.name_as_str().unwrap_or_default().to_owned());
@@ -122,7 +164,11 @@ fn filter_program(message: &TcMessage) -> Option<u32> {
 async fn xdp(handle: &Handle, index: u32, name: &str) -> Option<Sighting> {
     let messages: Vec<_> =
         handle.link().get().match_index(index).execute().try_collect().await.unwrap_or_default();
-    let attributes = messages.iter().flat_map(|message| &message.attributes);
+    xdp_sighting(&messages, name)
+}
+
+fn xdp_sighting(links: &[LinkMessage], name: &str) -> Option<Sighting> {
+    let attributes = links.iter().flat_map(|message| &message.attributes);
     let program = attributes.flat_map(|attribute| match attribute {
         LinkAttribute::Xdp(parts) => parts.as_slice(),
         _ => &[],
@@ -157,6 +203,18 @@ mod tests {
 
     fn sighting(hook: &'static str, place: &str, program: u32) -> Sighting {
         Sighting { hook, place: place.to_owned(), program }
+    }
+
+    #[test]
+    fn who_is_in_the_guards_place_is_named() {
+        let holder = |name: &str| Foreign { seen: sighting("xdp", "eth0", 9), name: name.to_owned() };
+        let said = held_by("eth0", &holder("xdp_pass"));
+        assert!(said.contains("xdp_pass (id 9)") && said.contains("dev eth0 xdp off"), "{said}");
+        assert!(held_by("eth0", &holder("")).contains("without a name"));
+        for (name, own) in [("xdp_guard", true), ("from_pod", true), ("guard_pod", true), ("xdp_pass", false)]
+        {
+            assert_eq!(is_an_agents(name), own, "{name}");
+        }
     }
 
     #[test]

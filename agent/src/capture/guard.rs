@@ -7,7 +7,7 @@ mod lower;
 mod pushed;
 mod trie;
 
-pub use pushed::{GuardHandle, Push};
+pub use pushed::{GuardHandle, Push, kernel_now_ns, source_key};
 pub use trie::Fill;
 
 use std::collections::BTreeMap;
@@ -27,11 +27,11 @@ use crate::compile::GuardPolicy;
 use crate::model::SourceRate;
 use crate::telemetry::{GuardReading, MapReading};
 use lower::{RuleNumbers, lower};
-use pushed::{Pushed, kernel_now_ns};
+use pushed::Pushed;
 use trie::Trie;
 
 /// The program's name.
-const PROGRAM: &str = "xdp_guard";
+pub const PROGRAM: &str = "xdp_guard";
 /// The modes in the order in which they are tried, by the names that `status` shows and pins have.
 const MODES: [(&str, XdpMode); 2] = [("native", XdpMode::Driver), ("generic", XdpMode::Skb)];
 

@@ -94,11 +94,11 @@ impl Snapshot {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::capture::{Bpffs, DESTINATIONS_DEFAULT, Marks, OnStop};
 
-    fn settings(pods: &str, uplinks: &[&str]) -> CaptureSettings {
+    pub fn settings(pods: &str, uplinks: &[&str]) -> CaptureSettings {
         CaptureSettings {
             pod_interfaces: pods.parse().unwrap(),
             uplinks: uplinks.iter().map(ToString::to_string).collect(),

@@ -8,7 +8,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// `BPF_OBJ_GET`, `BPF_PROG_QUERY` and `BPF_LINK_UPDATE` of the kernel's `enum bpf_cmd`.
+/// `BPF_OBJ_PIN`, `BPF_OBJ_GET`, `BPF_PROG_QUERY` and `BPF_LINK_UPDATE` of the kernel's `enum bpf_cmd`.
+const OBJ_PIN: i64 = 6;
 const OBJ_GET: i64 = 7;
 const PROG_QUERY: i64 = 16;
 const LINK_UPDATE: i64 = 29;
@@ -16,9 +17,9 @@ const LINK_UPDATE: i64 = 29;
 /// `MEMBARRIER_CMD_GLOBAL` of the kernel's `enum membarrier_cmd`.
 const MEMBARRIER_GLOBAL: i64 = 1;
 
-/// The part of `union bpf_attr` that `BPF_OBJ_GET` reads.
+/// The part of `union bpf_attr` that `BPF_OBJ_PIN` and `BPF_OBJ_GET` read.
 #[repr(C)]
-struct ObjGet {
+struct PinnedObject {
     path: u64,
     bpf_fd: u32,
     file_flags: u32,
@@ -51,12 +52,20 @@ const PROGRAMS_MAX: usize = 64;
 /// Opens what is pinned at a path.
 pub fn pinned(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    let mut attributes = ObjGet { path: path.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
+    let mut attributes = PinnedObject { path: path.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
     let fd = bpf(OBJ_GET, &mut attributes)?;
     #[expect(unsafe_code, reason = "a descriptor that the kernel has just made")]
     // SAFETY: the call gives a new descriptor that nobody else owns.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     Ok(fd)
+}
+
+/// Pins a map or link at a path where nothing is yet.
+pub fn pin(held: &OwnedFd, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let bpf_fd = u32::try_from(held.as_raw_fd()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let mut attributes = PinnedObject { path: path.as_ptr() as u64, bpf_fd, file_flags: 0 };
+    bpf(OBJ_PIN, &mut attributes).map(drop)
 }
 
 /// Puts another program in a link's place; no packet sees neither or both. The link's kind must be the program's.
@@ -136,6 +145,8 @@ mod tests {
     fn what_is_not_pinned_cannot_be_opened() {
         assert!(pinned(Path::new("/nonexistent/pin")).is_err());
         assert!(pinned(Path::new("a\0b")).is_err(), "a path with a zero byte");
+        let file = OwnedFd::from(tempfile::tempfile().unwrap());
+        assert!(pin(&file, Path::new("/nonexistent/pin")).is_err(), "a file is no map");
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod features;
 mod foreign;
 mod glob;
 mod guard;
+mod held;
 mod hook;
 mod inherited;
 mod interfaces;
@@ -43,13 +44,14 @@ pub use acceleration::{
     AccelerationCounters, AccelerationMode, AccelerationStatus, VERB as TRIALS_VERB, run_trials,
 };
 pub use claim::Claim;
-pub use cleanup::{Cleaned, clean};
+pub use cleanup::{Cleaned, Under, clean};
 pub use connect::{CgroupChoice, ConnectCounters, ConnectStatus};
 pub use engine::{Engine, EngineHandle};
 pub use error::CaptureError;
 pub use foreign::{Foreign, HOOKS, Sighting};
 pub use glob::Glob;
 pub use guard::{Fill, Guard, GuardCounters, GuardHandle, GuardOptions, GuardStatus, Push};
+pub use held::Held;
 pub use inherited::policies_left;
 pub use interfaces::{Hooked, Snapshot};
 pub use kernel_policy::{DropCause, PolicyDrops, PolicyStatus};

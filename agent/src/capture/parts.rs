@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use super::acceleration::{self, Acceleration, AccelerationCounters, AccelerationStatus};
 use super::connect::{CgroupChoice, ConnectBalancer, ConnectCounters, ConnectStatus};
 use super::guard::{Guard, GuardCounters, GuardHandle, Push};
+use super::held::Held;
 use super::live::Live;
 use super::pins::{Left, Pins};
 use super::pod_guard::PodGuard;
@@ -51,6 +52,8 @@ pub struct Readings {
     pub guard: Option<(GuardHandle, GuardCounters)>,
     /// The connections that the programs know of.
     pub live: Live,
+    /// What the maps hold.
+    pub held: Held,
 }
 
 impl Parts {
@@ -78,6 +81,7 @@ impl Parts {
             bridges: bridges.map(|bridges| Arc::new(bridges) as Arc<dyn Bridges>),
             guard: guard.as_ref().map(|guard| (ear, guard.counters())),
             live,
+            held: programs.held(),
         };
         Ok((Self { connect, pod_guard, guard, pushes, acceleration, socket_events }, readings))
     }

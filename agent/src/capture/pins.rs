@@ -8,17 +8,21 @@
 //! on, fills what it has made anew, and then gives each link a name: [`Pins::take_over`] where there is one, else attach
 //! and [`Pins::link`]. All of that comes before [`Pins::sweep`].
 
+mod kept;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use aya::programs::links::FdLink;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::{CaptureError, kernel_call};
+use kept::Kept;
 
 /// Where a machine's BPF file system usually is.
 const USUAL_MOUNT: &str = "/sys/fs/bpf";
@@ -84,6 +88,8 @@ struct Place {
     adopted: bool,
     /// Links that this agent has.
     taken: BTreeSet<String>,
+    /// What this agent has pinned.
+    kept: Kept,
 }
 
 /// What a stop leaves to the next agent.
@@ -107,8 +113,8 @@ pub struct Link {
 #[derive(Debug)]
 #[expect(dead_code, reason = "held, never used")]
 enum Held {
-    Made(FdLink),
-    TakenOver(OwnedFd),
+    Unpinned(FdLink),
+    Pinned(Arc<OwnedFd>),
 }
 
 impl Link {
@@ -140,7 +146,17 @@ impl Pins {
         for directory in [&maps, &links] {
             made(directory)?;
         }
-        Ok(Self { place: Ok(Place { base, root, maps, links, adopted, taken: BTreeSet::new() }) })
+        Ok(Self {
+            place: Ok(Place {
+                base,
+                root,
+                maps,
+                links,
+                adopted,
+                taken: BTreeSet::new(),
+                kept: Kept::default(),
+            }),
+        })
     }
 
     /// The namespace's directory, or why nothing is pinned.
@@ -168,23 +184,39 @@ impl Pins {
             tracing::debug!(name, %error, "an earlier agent's link is of no use");
             return None;
         }
-        place.taken.insert(name.to_owned());
-        Some(Link { path: Some(path), held: Held::TakenOver(link) })
+        Some(place.keep(name, path, link))
     }
 
     /// Keeps a link that has just been made under this name. One of that name that could not be taken over goes now, when
     /// the new one is in place.
     pub fn link(&mut self, name: &str, link: FdLink) -> Result<Link, CaptureError> {
-        let Ok(place) = &mut self.place else { return Ok(Link { path: None, held: Held::Made(link) }) };
+        let Ok(place) = &mut self.place else { return Ok(Link { path: None, held: Held::Unpinned(link) }) };
         let path = place.links.join(name);
         let failed = |reason: String| CaptureError::Bpffs { path: path.clone(), reason };
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error.to_string())),
             _ => {}
         }
-        let pinned = link.pin(&path).map_err(|error| failed(innermost(&error)))?;
-        place.taken.insert(name.to_owned());
-        Ok(Link { path: Some(path), held: Held::Made(pinned.into()) })
+        // Held until there is a descriptor of our own.
+        let _pinned = link.pin(&path).map_err(|error| failed(innermost(&error)))?;
+        let link = kernel_call::pinned(&path).map_err(|error| failed(error.to_string()))?;
+        Ok(place.keep(name, path, link))
+    }
+
+    /// Remembers the maps that have just been pinned, for [`Pins::restore`].
+    pub fn keep_maps(&mut self, names: &[&str]) -> Result<(), CaptureError> {
+        let Ok(place) = &mut self.place else { return Ok(()) };
+        names.iter().try_for_each(|name| {
+            let path = place.maps.join(name);
+            let failed =
+                |error: io::Error| CaptureError::Bpffs { path: path.clone(), reason: error.to_string() };
+            place.kept.map(path.clone()).map_err(failed)
+        })
+    }
+
+    /// Pins again what somebody has unpinned while the agent runs. Answers how much that was.
+    pub fn restore(&mut self) -> Result<usize, CaptureError> {
+        self.place.as_mut().map_or(Ok(0), |place| place.kept.restore(&place.base))
     }
 
     /// Spares a link of this name from [`Pins::sweep`]: this agent could not put its program into its place, and what an
@@ -251,6 +283,16 @@ impl Pins {
     }
 }
 
+impl Place {
+    /// A link of this agent, under the name that it has in the directory of links.
+    fn keep(&mut self, name: &str, path: PathBuf, link: OwnedFd) -> Link {
+        let link = Arc::new(link);
+        self.kept.link(path.clone(), &link);
+        self.taken.insert(name.to_owned());
+        Link { path: Some(path), held: Held::Pinned(link) }
+    }
+}
+
 /// What is pinned for the caller's namespace, as `cleanup` removes it: the pins' names.
 pub fn left_behind(bpffs: &Bpffs) -> Result<Option<(Pins, Vec<String>)>, CaptureError> {
     let base = match bpffs {
@@ -276,6 +318,7 @@ pub fn left_behind(bpffs: &Bpffs) -> Result<Option<(Pins, Vec<String>)>, Capture
         root,
         adopted: true,
         taken: BTreeSet::new(),
+        kept: Kept::default(),
     };
     Ok(Some((Pins { place: Ok(place) }, names)))
 }

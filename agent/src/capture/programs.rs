@@ -15,6 +15,7 @@ use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
 
 use super::guard::Guard;
+use super::held;
 use super::hook::{CAPTURE, Held, attach_clsact, attach_tcx};
 use super::interfaces::Hooked;
 use super::layout::layout;
@@ -51,6 +52,8 @@ pub struct Programs {
 
 /// The maps that capture reads or writes.
 struct Maps {
+    /// Reads them for people who ask.
+    held: held::Held,
     destinations: Mirror<DestinationKey, DestinationValue>,
     addresses: Mirror<AddressKey, u32>,
     listeners: SockMap<MapData>,
@@ -140,11 +143,13 @@ impl Programs {
             }
         }
         let mut ebpf = loader.load(OBJECT).map_err(object_error)?;
+        pins.keep_maps(&PINNED)?;
         for hook in Hooked::ALL {
             let program = classifier(&mut ebpf, hook);
             program.load().map_err(|source| load_error(hook.program(), source))?;
         }
         let maps = Maps {
+            held: held::Held::new(&ebpf, settings.guard.is_some())?,
             destinations: mirror(&mut ebpf, "DESTINATIONS")?,
             addresses: mirror(&mut ebpf, "LOCAL_ADDRESSES")?,
             listeners: map(&mut ebpf, "LISTENERS")?,
@@ -297,6 +302,11 @@ impl Programs {
         vec![self.maps.destinations.usage(), self.maps.addresses.usage()]
     }
 
+    /// What the maps hold, readable from anywhere.
+    pub fn held(&self) -> held::Held {
+        self.maps.held.clone()
+    }
+
     /// The numbers that the kernel gave our programs.
     pub fn own_ids(&self) -> BTreeSet<u32> {
         self.ebpf.programs().filter_map(|(_, program)| program.info().ok()).map(|info| info.id()).collect()
@@ -371,7 +381,9 @@ fn capacity(ebpf: &Ebpf, name: &'static str) -> Result<u32, CaptureError> {
 pub(super) fn another_handle(ebpf: &Ebpf, name: &'static str) -> Result<MapData, CaptureError> {
     let error = |source| CaptureError::Map { map: name, source };
     let map = ebpf.map(name).expect("the object holds the map, and nobody has taken it yet");
-    let (aya::maps::Map::HashMap(data) | aya::maps::Map::LruHashMap(data)) = map else {
+    let (aya::maps::Map::HashMap(data) | aya::maps::Map::LruHashMap(data) | aya::maps::Map::LpmTrie(data)) =
+        map
+    else {
         return Err(error(MapError::InvalidMapType { map_type: 0 }));
     };
     let fd = data.fd().as_fd().try_clone_to_owned().map_err(|io| error(MapError::IoError(io)))?;
@@ -398,7 +410,8 @@ pub(super) fn load_error(program: &'static str, source: ProgramError) -> Capture
     }
 }
 
-fn destination_key(address: SocketAddr) -> DestinationKey {
+/// A destination as the map keeps it.
+pub(super) fn destination_key(address: SocketAddr) -> DestinationKey {
     DestinationKey {
         address: octets(address.ip()),
         port_be: address.port().to_be_bytes(),

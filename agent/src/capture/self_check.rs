@@ -8,7 +8,10 @@ use serde::Serialize;
 use super::acceleration::{AccelerationMode, TrialReport, self_test};
 use super::connect::{self, CgroupChoice};
 use super::features::{features, pinning};
-use super::guard::Guard;
+use super::foreign;
+use super::glob::Glob;
+use super::guard::{Guard, GuardOptions};
+use super::interfaces::{Desired, Hooked};
 use super::netlink::Netlink;
 use super::plumbing::{Plumbing, has_ipv6};
 use super::pod_guard::PodGuard;
@@ -68,6 +71,9 @@ pub async fn checks(settings: &CaptureSettings) -> Vec<Check> {
     match Netlink::open() {
         Ok((netlink, _)) => {
             checks.push(interfaces(settings, &netlink).await);
+            if let Some(guard) = &settings.guard {
+                checks.push(edge(guard, &netlink).await);
+            }
             checks.push(marks(settings, &netlink).await);
         }
         Err(error) => checks.push(Check::new("netlink", Outcome::Failed, error.to_string())),
@@ -115,8 +121,10 @@ fn socket_events(settings: &CaptureSettings) -> Check {
             format!("off, only the agent's own connections are told: {reason}"),
         )
     };
-    if settings.cgroup.is_none() {
-        return less("no --cgroup names the pods' cgroup v2 directory".to_owned());
+    match settings.cgroup.as_ref().map(CgroupChoice::find) {
+        None => return less("no --cgroup names the pods' cgroup v2 directory".to_owned()),
+        Some(Err(error)) => return less(error.to_string()),
+        Some(Ok(_)) => {}
     }
     let settings = CaptureSettings { bpffs: Bpffs::Off, ..settings.clone() };
     let loaded =
@@ -153,9 +161,13 @@ fn acceleration(settings: &CaptureSettings) -> Check {
     }
 }
 
-/// Balancing at `connect()`. Capture runs without it.
+/// Balancing at `connect()`. Capture runs without it, but a directory that was named must be right.
 fn balancing(settings: &CaptureSettings, choice: &CgroupChoice) -> Check {
-    let loaded = choice.find().and_then(|cgroup| {
+    let found = choice.find();
+    if let (Err(error), CgroupChoice::Path(_)) = (&found, choice) {
+        return Check::new("balancing", Outcome::Failed, error.to_string());
+    }
+    let loaded = found.and_then(|cgroup| {
         connect::load(
             Programs::load(&CaptureSettings { bpffs: Bpffs::Off, ..settings.clone() }, false)?.ebpf(),
         )?;
@@ -203,11 +215,35 @@ async fn interfaces(settings: &CaptureSettings, netlink: &Netlink) -> Check {
         }
         Ok::<_, CaptureError>(snapshot.desired(settings))
     };
-    Check::of("interfaces", seen.await, |desired| {
-        let names: Vec<String> =
-            desired.into_values().map(|(name, hook)| format!("{name} ({hook:?})")).collect();
-        names.join(", ").to_lowercase()
-    })
+    match seen.await {
+        Ok(desired) => hooks(desired, &settings.pod_interfaces),
+        Err(error) => Check::new("interfaces", Outcome::Failed, error.to_string()),
+    }
+}
+
+/// What would be hooked. No pod may have come yet; but a pattern that is wrong looks the same, and makes uplinks of pods.
+fn hooks(desired: Desired, pods: &Glob) -> Check {
+    let any = desired.values().any(|(_, hook)| *hook == Hooked::Pod);
+    let names: Vec<String> = desired.into_values().map(|(name, hook)| format!("{name} ({hook:?})")).collect();
+    let names = names.join(", ").to_lowercase();
+    if any {
+        return Check::new("interfaces", Outcome::Ok, names);
+    }
+    let text = format!("none matches --pod-interfaces {pods}, so no pod is captured now: {names}");
+    Check::new("interfaces", Outcome::Warning, text)
+}
+
+/// Whether the guard finds its place free.
+async fn edge(guard: &GuardOptions, netlink: &Netlink) -> Check {
+    for interface in &guard.interfaces {
+        let holder = foreign::xdp_holder(netlink.handle(), interface).await;
+        if let Some(holder) = holder.filter(|holder| !foreign::is_an_agents(&holder.name)) {
+            let text = format!("{interface}: {}", foreign::held_by(interface, &holder));
+            return Check::new("guard", Outcome::Failed, text);
+        }
+    }
+    let names = guard.interfaces.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+    Check::new("guard", Outcome::Ok, format!("nobody else has the XDP hook of {names}"))
 }
 
 async fn marks(settings: &CaptureSettings, netlink: &Netlink) -> Check {
@@ -216,5 +252,37 @@ async fn marks(settings: &CaptureSettings, netlink: &Netlink) -> Check {
         Ok(None) => Check::new("marks", Outcome::Ok, "no other rule uses ours"),
         Ok(Some(rule)) => Check::new("marks", Outcome::Failed, CaptureError::MarkTaken(rule).to_string()),
         Err(error) => Check::new("marks", Outcome::Failed, error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(cgroup: Option<CgroupChoice>) -> CaptureSettings {
+        CaptureSettings { cgroup, ..crate::capture::interfaces::tests::settings("veth*", &[]) }
+    }
+
+    #[test]
+    fn a_cgroup_that_is_none_is_refused_as_the_agent_refuses_it() {
+        let choice = CgroupChoice::Path("/nonexistent".into());
+        let settings = settings(Some(choice.clone()));
+        let balanced = balancing(&settings, &choice);
+        assert_eq!(balanced.outcome, Outcome::Failed, "{balanced:?}");
+        assert!(balanced.detail.contains("/nonexistent"), "{balanced:?}");
+        let told = socket_events(&settings);
+        assert_eq!(told.outcome, Outcome::Warning, "{told:?}");
+        assert!(told.detail.contains("/nonexistent"), "{told:?}");
+    }
+
+    #[test]
+    fn a_pattern_that_fits_no_interface_is_told() {
+        let uplink = (1, ("eth0".to_owned(), Hooked::Uplink));
+        let pod = (2, ("veth1".to_owned(), Hooked::Pod));
+        let glob: Glob = "veth*".parse().unwrap();
+        let none = hooks(Desired::from([uplink.clone()]), &glob);
+        assert_eq!(none.outcome, Outcome::Warning);
+        assert!(none.detail.contains("veth*") && none.detail.contains("eth0 (uplink)"), "{none:?}");
+        assert_eq!(hooks(Desired::from([uplink, pod]), &glob).outcome, Outcome::Ok);
     }
 }

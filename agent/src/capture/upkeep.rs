@@ -1,9 +1,10 @@
 //! Keeps the mark's way to the agent in place. Rules, routes and nft tables belong to nobody: a network manager that
-//! restarts, or a flushed ruleset, takes ours along.
+//! restarts, or a flushed ruleset, takes ours along. The same goes for pins, which are files.
 
 use rtnetlink::Handle;
 
 use super::CaptureError;
+use super::pins::Pins;
 use super::plumbing::Plumbing;
 
 /// What is known of the way.
@@ -13,6 +14,8 @@ pub struct Upkeep {
     routing: Option<String>,
     /// Why connection tracking is not kept off.
     notrack: Option<String>,
+    /// Why something that shall outlive the agent is not pinned.
+    unpinned: Option<String>,
     /// nft could not be asked, which is said once.
     unasked: bool,
 }
@@ -28,12 +31,37 @@ enum Notrack {
 impl Upkeep {
     /// Of a way that has just been installed.
     pub fn new(plumbing: Plumbing) -> Self {
-        Self { plumbing, routing: None, notrack: None, unasked: false }
+        Self { plumbing, routing: None, notrack: None, unpinned: None, unasked: false }
     }
 
     /// Why captured packets would be lost; `None`: they would not.
     pub fn broken(&self) -> Option<&str> {
         self.routing.as_deref().or(self.notrack.as_deref())
+    }
+
+    /// Why something that shall outlive the agent would not; `None`: it would.
+    pub fn unpinned(&self) -> Option<&str> {
+        self.unpinned.as_deref()
+    }
+
+    /// Puts back the pins that somebody has removed.
+    pub fn look_at_pins(&mut self, pins: &mut Pins) {
+        let unpinned = match pins.restore() {
+            Ok(0) => None,
+            Ok(restored) => {
+                tracing::warn!(restored, "pins were taken away; pinned again");
+                None
+            }
+            Err(error) => Some(error.to_string()),
+        };
+        match (&self.unpinned, &unpinned) {
+            (before, Some(reason)) if before.as_ref() != Some(reason) => {
+                tracing::error!(reason, "what is no longer pinned ends with the agent, policies too");
+            }
+            (Some(_), None) => tracing::info!("everything is pinned again"),
+            _ => {}
+        }
+        self.unpinned = unpinned;
     }
 
     /// Looks at rules and routes, and puts back what is missing. What could not be repaired before is only tried again

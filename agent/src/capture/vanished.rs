@@ -99,21 +99,16 @@ impl Vanished {
 /// Sockets that were led to one of the backends, by the process that dialled.
 type Found = HashMap<u32, HashSet<(u64, End)>>;
 
+/// Sockets by the number of the namespace in which they are, with the namespace.
+type Namespaces<N> = HashMap<u64, (N, HashSet<(u64, End)>)>;
+
 fn close_all(sockets: &Sockets, gone: &BTreeSet<End>, sought: &Sought) {
-    let mut namespaces: HashMap<u64, (File, HashSet<(u64, End)>)> = HashMap::new();
-    for (process, found) in find(sockets, gone) {
-        let namespace = File::open(format!("/proc/{process}/ns/net"))
-            .and_then(|file| file.metadata().map(|metadata| (metadata.ino(), file)));
-        match namespace {
-            Ok((number, file)) => {
-                namespaces.entry(number).or_insert_with(|| (file, HashSet::new())).1.extend(found);
-            }
-            // Most such processes took their sockets along.
-            Err(_) => {
-                sought.unreachable.fetch_add(found.len() as u64, Ordering::Relaxed);
-            }
-        }
-    }
+    let namespace = |process: u32| {
+        let file = File::open(format!("/proc/{process}/ns/net"))?;
+        file.metadata().map(|metadata| (metadata.ino(), file))
+    };
+    let (namespaces, unreachable) = by_namespace(find(sockets, gone), namespace);
+    sought.unreachable.fetch_add(unreachable, Ordering::Relaxed);
     for (file, found) in namespaces.into_values() {
         if let Err(error) = close_in(&file, &found, sought) {
             tracing::warn!(%error, sockets = found.len(), "sockets of vanished backends stay open");
@@ -130,6 +125,31 @@ fn find(sockets: &Sockets, gone: &BTreeSet<End>) -> Found {
         }
     }
     found
+}
+
+/// Sorts sockets by the namespaces of the processes that dialled; answers how many are where nobody may look.
+///
+/// A process that is gone took its sockets along, unless another one has them: they are looked for where the others' are.
+fn by_namespace<N>(found: Found, open: impl Fn(u32) -> io::Result<(u64, N)>) -> (Namespaces<N>, u64) {
+    let mut namespaces = Namespaces::new();
+    let (mut orphans, mut unreachable) = (HashSet::new(), 0);
+    for (process, found) in found {
+        match open(process) {
+            Ok((number, namespace)) => {
+                namespaces.entry(number).or_insert_with(|| (namespace, HashSet::new())).1.extend(found);
+            }
+            Err(error) if is_gone(&error) => orphans.extend(found),
+            Err(_) => unreachable += found.len() as u64,
+        }
+    }
+    for (_, found) in namespaces.values_mut() {
+        found.extend(&orphans);
+    }
+    (namespaces, unreachable)
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
 }
 
 fn close_in(namespace: &File, found: &HashSet<(u64, End)>, sought: &Sought) -> io::Result<()> {
@@ -199,5 +219,27 @@ pub(super) fn end(kind: Kind, (port_be, address_be): (u16, [u32; 4])) -> End {
         End::v4(address_be[0], port_be, kind.protocol)
     } else {
         End::v6(address_be, port_be, kind.protocol)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_of_processes_that_are_gone_are_not_counted_as_open() {
+        let end = End::v4(0, 0, TCP);
+        let found = |cookies: &[u64]| cookies.iter().map(|cookie| (*cookie, end)).collect::<HashSet<_>>();
+        let open = |process: u32| match process {
+            1 | 2 => Ok((7, ())),
+            3 => Err(io::ErrorKind::NotFound.into()),
+            _ => Err(io::ErrorKind::PermissionDenied.into()),
+        };
+        let all = Found::from([(1, found(&[1])), (2, found(&[2])), (3, found(&[3, 4])), (4, found(&[5]))]);
+        let (namespaces, unreachable) = by_namespace(all, open);
+        assert_eq!(unreachable, 1);
+        assert_eq!(namespaces, Namespaces::from([(7, ((), found(&[1, 2, 3, 4])))]));
+        let (namespaces, unreachable) = by_namespace(Found::from([(3, found(&[3]))]), open);
+        assert_eq!((namespaces.len(), unreachable), (0, 0));
     }
 }

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::agent::{number, table};
 use super::{Format, OutputArgs, output};
-use crate::capture::{Bpffs, CaptureError, Claim, Cleaned, Marks, clean};
+use crate::capture::{Bpffs, CaptureError, Claim, Cleaned, Marks, Under, clean};
 
 #[derive(Debug, Args)]
 pub(super) struct CleanupArgs {
@@ -19,7 +19,8 @@ pub(super) struct CleanupArgs {
     /// The routing table that the agent was given.
     #[arg(long, env = "SLUICE_ROUTE_TABLE", value_parser = table, default_value_t = 1510)]
     route_table: u32,
-    /// Cleans up under a running agent, which puts back its rules, routes and nft table and keeps its programs.
+    /// Cleans up under a running agent, which keeps its programs and within 5 s puts back its pins, rules, routes and nft
+    /// table; killed before that, its policies end with it.
     #[arg(long)]
     force: bool,
     #[command(flatten)]
@@ -28,19 +29,19 @@ pub(super) struct CleanupArgs {
 
 pub(super) fn run(args: &CleanupArgs) -> anyhow::Result<ExitCode> {
     // Held to the end, so that no agent starts meanwhile.
-    let _claim = match Claim::take() {
-        Err(CaptureError::Claimed) if args.force => None,
+    let (_claim, under) = match Claim::take() {
+        Err(CaptureError::Claimed) if args.force => (None, Under::Agent),
         Err(CaptureError::Claimed) => {
             anyhow::bail!(
                 "an agent captures on this node; stop it first, or clean up all the same with --force"
             )
         }
-        claim => Some(claim?),
+        claim => (Some(claim?), Under::Nobody),
     };
     let marks = Marks { deliver: args.deliver_mark, table: args.route_table, ..Marks::default() };
     let bpffs = args.bpffs.clone().unwrap_or_default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let cleaned = runtime.block_on(clean(marks, &bpffs))?;
+    let cleaned = runtime.block_on(clean(marks, &bpffs, under))?;
     match args.output.output {
         Format::Json => output::json(&cleaned)?,
         Format::Table => output::text(&render(&cleaned))?,

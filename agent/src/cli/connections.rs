@@ -15,13 +15,13 @@ pub(super) struct ConnectionsArgs {
     #[command(flatten)]
     ends: EndFilter,
     /// Only those of this tier: `kernel`, `agent` (of all its kinds), `agent L4`, `agent L7`.
-    #[arg(long)]
+    #[arg(long, value_parser = verdict::TIERS)]
     tier: Option<String>,
     /// Only those that go this way (`agent`, `balanced`, `direct`), or for this reason.
     #[arg(long, value_parser = verdict::parse)]
     verdict: Option<String>,
     /// Only those of this protocol: `http/1`, `http/2`, `opaque`, `tunnel`, `tcp`, `udp`.
-    #[arg(long)]
+    #[arg(long, value_parser = verdict::SPOKEN)]
     protocol: Option<String>,
     /// Only those whose bytes skip TCP.
     #[arg(long)]

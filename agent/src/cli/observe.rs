@@ -5,11 +5,12 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, ValueEnum};
+use serde_json::Value;
 
 use super::end::{EndFilter, Ends};
 use super::{ClientArgs, Format, ask, end, verdict};
 use crate::admin::client::ClientError;
-use crate::admin::{FlowDump, FlowsDump};
+use crate::admin::{FlowDump, FlowsDump, Status};
 use crate::telemetry::rfc3339;
 
 /// How often a running agent is asked for more.
@@ -72,13 +73,13 @@ struct Filter {
     #[arg(long, value_enum, value_delimiter = ',', visible_alias = "type")]
     kind: Vec<Kind>,
     /// Only what this tier tells: `guard`, `kernel`, `agent` (of all its kinds), `agent L4`, `agent L7`.
-    #[arg(long)]
+    #[arg(long, value_parser = verdict::TIERS)]
     tier: Option<String>,
     /// Only what this policy or EdgeGuard refuses.
     #[arg(long, value_name = "NAMESPACE/NAME")]
     policy: Option<String>,
     /// Only those of this protocol: `tcp`, `udp`, `icmp`, or a number.
-    #[arg(long)]
+    #[arg(long, value_parser = verdict::protocol)]
     protocol: Option<String>,
 }
 
@@ -121,7 +122,10 @@ pub(super) fn run(args: &ObserveArgs) -> anyhow::Result<ExitCode> {
     let dump = since(0)?;
     let seen =
         dump.flows.iter().flat_map(|flow| [&flow.source_pod, &flow.destination_name, &flow.endpoint_pod]);
-    let unknown = end::unknown(&args.client, &args.filter.ends, seen.flatten())?;
+    let unknown = match end::unknown(&args.client, &args.filter.ends, seen.flatten())? {
+        None => unknown_policy(args, &dump)?,
+        unknown => unknown,
+    };
     match unknown {
         // It may come yet.
         Some(unknown) if args.follow => eprintln!("sluice: {unknown}"),
@@ -156,6 +160,35 @@ pub(super) fn run(args: &ObserveArgs) -> anyhow::Result<ExitCode> {
         shown = show(&mut out, dump.flows.iter().filter(|flow| args.filter.fits(flow)), args)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is wrong with the name of a policy that neither the documents have nor an event names.
+fn unknown_policy(args: &ObserveArgs, dump: &FlowsDump) -> anyhow::Result<Option<String>> {
+    let Some(wanted) = &args.filter.policy else { return Ok(None) };
+    if dump.flows.iter().any(|flow| flow.policy.as_ref() == Some(wanted)) {
+        return Ok(None);
+    }
+    let status: Status = ask(&args.client, "/status")?;
+    Ok(is_unknown(wanted, &status.config).then(|| {
+        format!(
+            "`{wanted}`: no AuthorizationPolicy or EdgeGuard of this name; say NAMESPACE/NAME, or EDGEGUARD"
+        )
+    }))
+}
+
+/// `report`: on the documents. A follower of a cluster has none, and knows of no name that it is wrong.
+fn is_unknown(wanted: &str, report: &Value) -> bool {
+    let Some(objects) = report["objects"].as_array().filter(|objects| !objects.is_empty()) else {
+        return false;
+    };
+    !objects.iter().any(|object| match object["kind"].as_str() {
+        Some("AuthorizationPolicy") => {
+            let part = |name: &str| object[name].as_str().unwrap_or_default().to_owned();
+            format!("{}/{}", part("namespace"), part("name")) == wanted
+        }
+        Some("EdgeGuard") => object["name"] == wanted,
+        _ => false,
+    })
 }
 
 /// Whether nobody answers, or the answer broke off, as when an agent ends.
@@ -377,6 +410,23 @@ mod tests {
         assert!(!place.is_of(&other));
         assert_eq!(place.go_on(&other), ["another agent tells from here on"]);
         assert_eq!(place, Place { agent: "b".to_owned(), next: 20, lost: 2 });
+    }
+
+    #[test]
+    fn policies_that_no_document_has_are_told() {
+        let object = |kind: &str, namespace: &str, name: &str| serde_json::json!({"kind": kind, "namespace": namespace, "name": name});
+        let objects = [
+            object("AuthorizationPolicy", "shop", "p"),
+            object("EdgeGuard", "", "edge"),
+            object("Pod", "a", "b"),
+        ];
+        let report = serde_json::json!({ "objects": objects });
+        for (wanted, unknown) in
+            [("shop/p", false), ("edge", false), ("nope", true), ("p", true), ("a/b", true)]
+        {
+            assert_eq!(is_unknown(wanted, &report), unknown, "{wanted}");
+        }
+        assert!(!is_unknown("shop/p", &Value::Null));
     }
 
     #[test]

@@ -44,9 +44,34 @@ pub(super) fn parse(text: &str) -> Result<String, String> {
     Err(format!("neither a verdict ({}) nor a reason ({})", VERDICTS.join(", "), reasons.join(", ")))
 }
 
+/// Who tells of a connection.
+pub(super) const TIERS: [&str; 5] = ["guard", "kernel", "agent", "agent L4", "agent L7"];
+/// What open connections speak.
+pub(super) const SPOKEN: [&str; 7] = ["http/1", "http/2", "opaque", "tunnel", "undecided", "tcp", "udp"];
+
+/// Takes the protocol of an event.
+pub(super) fn protocol(text: &str) -> Result<String, String> {
+    let known = ["tcp", "udp", "icmp"].contains(&text) || text.parse::<u8>().is_ok();
+    if known {
+        Ok(text.to_owned())
+    } else {
+        Err("say tcp, udp, icmp, or the IP protocol's number".to_owned())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn protocols_have_names_or_numbers() {
+        for known in ["tcp", "udp", "icmp", "132"] {
+            assert_eq!(protocol(known).as_deref(), Ok(known));
+        }
+        for unknown in ["foo", "", "256", "TCP"] {
+            assert!(protocol(unknown).is_err(), "{unknown}");
+        }
+    }
 
     #[test]
     fn what_is_neither_is_refused_with_what_there_is() {

@@ -14,6 +14,9 @@ pub(super) struct WhyArgs {
     source: String,
     /// What is dialled: IP:PORT, SERVICE:PORT or NAMESPACE/SERVICE:PORT; a pod's name stands for its address.
     destination: String,
+    /// By what it is dialled; UDP by itself where a service has the port for that alone.
+    #[arg(long, value_parser = ["tcp", "udp"])]
+    protocol: Option<String>,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -22,7 +25,8 @@ pub(super) fn run(args: &WhyArgs) -> anyhow::Result<ExitCode> {
     for text in [&args.source, &args.destination] {
         anyhow::ensure!(readable(text), "`{text}` is neither an address nor a name");
     }
-    let path = format!("/why?source={}&destination={}", args.source, args.destination);
+    let protocol = args.protocol.as_ref().map_or_else(String::new, |one| format!("&protocol={one}"));
+    let path = format!("/why?source={}&destination={}{protocol}", args.source, args.destination);
     let explanation: Explanation = ask(&args.client, &path)?;
     match args.client.output.output {
         Format::Json => output::json(&explanation)?,
@@ -40,7 +44,9 @@ fn render(explanation: &Explanation) -> String {
     let Explanation { source, destination, verdict, tier, reason, state, rule, .. } = explanation;
     let rule = rule.as_ref().map_or_else(String::new, |rule| format!(" by {rule}"));
     let state = if matches!(state.as_str(), "live" | "past") { format!("{state}: ") } else { String::new() };
-    let mut lines = vec![format!("{state}{source} -> {destination}: {verdict} ({tier}), {reason}{rule}")];
+    let udp = if explanation.protocol == "udp" { " (udp)" } else { "" };
+    let mut lines =
+        vec![format!("{state}{source} -> {destination}{udp}: {verdict} ({tier}), {reason}{rule}")];
     for (number, step) in (1..).zip(&explanation.steps) {
         lines.push(format!("{number:>3}. {:<16} {}", step.at, step.found));
     }

@@ -89,6 +89,8 @@ pub(super) struct Shared {
     ready: IntGauge,
     lines_dropped: IntCounterVec,
     writers: Mutex<Vec<(&'static str, LineWriter)>>,
+    flow_events_lost: IntCounter,
+    flow_log: OnceLock<FlowLog>,
     packets: IntCounterVec,
     packet_counts: OnceLock<PacketCounts>,
     kernel: KernelSeries,
@@ -157,6 +159,11 @@ impl Metrics {
     /// Counts the lines that a writer drops, under the log's name (`access`, `agent`).
     pub fn watch_writer(&self, log: &'static str, writer: &LineWriter) {
         self.shared.writers.lock().unwrap_or_else(PoisonError::into_inner).push((log, writer.clone()));
+    }
+
+    /// Shows how many flow events could not be told; read whenever the metrics are. Only the first log is taken.
+    pub fn watch_flows(&self, flows: FlowLog) {
+        let _ = self.shared.flow_log.set(flows);
     }
 
     /// Shows what the kernel programs count; read whenever the metrics are. Only the first reader is taken.
@@ -277,6 +284,10 @@ impl Metrics {
                 counter.inc_by(count.saturating_sub(counter.get()));
             }
         }
+        if let Some(flows) = self.shared.flow_log.get() {
+            let counter = &self.shared.flow_events_lost;
+            counter.inc_by(flows.lost().saturating_sub(counter.get()));
+        }
         if let Some(read) = self.shared.kernel_gauges.get() {
             self.shared.kernel.show(&read());
         }
@@ -348,6 +359,11 @@ impl Shared {
             ready: make.gauge("sluice_ready", "Whether the agent is ready.")?,
             lines_dropped: make.lines_dropped()?,
             writers: Mutex::default(),
+            flow_events_lost: make.counter(
+                "sluice_flow_events_lost_total",
+                "Flow events that could not be told, for lack of room or as there were too many.",
+            )?,
+            flow_log: OnceLock::new(),
             packets: make.counters(
                 "sluice_capture_packets_total",
                 "Packets that the kernel programs saw, by what became of them.",

@@ -496,8 +496,9 @@ fn grpc_counts_by_its_status() {
 
 #[test]
 fn refusals_beyond_their_budget_are_counted_and_not_told() {
-    let flows = FlowLog::default();
-    let recorder = metrics().recorder(AccessLog::disabled(), flows.clone());
+    let (flows, metrics) = (FlowLog::default(), metrics());
+    metrics.watch_flows(flows.clone());
+    let recorder = metrics.recorder(AccessLog::disabled(), flows.clone());
     let denied = Denied { policy: ObjectName::new("default", "p"), by: DeniedBy::Rule(3) };
     for _ in 0..1000 {
         recorder.denied(&denied, address("10.0.0.1:40000"), address("10.0.0.2:80"));
@@ -505,6 +506,11 @@ fn refusals_beyond_their_budget_are_counted_and_not_told() {
     let (told, _) = flows.since(0);
     assert!((64..1000).contains(&told.len()), "{} were told", told.len());
     assert_eq!(told.len() as u64 + flows.lost(), 1000);
+    for _ in 0..2 {
+        let text = metrics.render().expect("text");
+        let line = format!("sluice_flow_events_lost_total {}\n", flows.lost());
+        assert!(text.contains(&line), "no {line:?} in\n{text}");
+    }
     assert_eq!(told[0].event.rule, Some(FlowRule::Policy(denied)));
     assert_eq!(told[0].event.source.to_string(), "10.0.0.1:40000");
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use crate::compile::{Frontend, RoutingTable};
+use crate::compile::RoutingTable;
 use crate::model::{ObjectName, Workload};
 
 /// A question that cannot be answered.
@@ -43,9 +43,37 @@ pub enum Unreadable {
         /// Its ports.
         ports: String,
     },
+    /// Something else than TCP or UDP.
+    #[error("protocol `{0}`: say tcp or udp")]
+    Transport(String),
     /// A service or pod of the other address family.
     #[error("destination `{0}`: it has no address of the source's family")]
     Family(String),
+}
+
+/// What carries the payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// Connections.
+    Tcp,
+    /// Datagrams.
+    Udp,
+}
+
+impl Transport {
+    /// As events and connections have it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+
+    /// Reads it.
+    pub fn read(text: &str) -> Result<Self, Unreadable> {
+        let found = [Self::Tcp, Self::Udp].into_iter().find(|one| one.as_str() == text);
+        found.ok_or_else(|| Unreadable::Transport(text.to_owned()))
+    }
 }
 
 /// A connection that somebody might make.
@@ -57,51 +85,76 @@ pub struct Asked {
     pub port: Option<u16>,
     /// What is dialled.
     pub destination: SocketAddr,
+    /// By what.
+    pub protocol: Transport,
 }
 
 impl Asked {
-    /// Reads the two ends: addresses, or names that the table knows.
-    pub fn read(source: &str, destination: &str, table: &RoutingTable) -> Result<Self, Unreadable> {
-        let v4_first = |mut addresses: Vec<IpAddr>| {
-            addresses.sort();
-            addresses.first().copied()
+    /// Reads the two ends: addresses, or names that the table knows. Where nobody says by what, it is UDP if the table has
+    /// the destination for that alone.
+    pub fn read(
+        source: &str,
+        destination: &str,
+        protocol: Option<Transport>,
+        table: &RoutingTable,
+    ) -> Result<Self, Unreadable> {
+        let (name, port) = split_port(source);
+        let mut sources = match name.parse() {
+            Ok(address) => vec![address],
+            Err(_) => pod(name, table).map(|pod| pod.addresses.clone()).unwrap_or_default(),
         };
-        let (name, own_port) = split_port(source);
-        let from = match name.parse() {
-            Ok(address) => address,
-            Err(_) => pod(name, table)
-                .and_then(|pod| v4_first(pod.addresses.clone()))
-                .ok_or_else(|| Unreadable::Source(source.to_owned()))?,
-        };
-        if let Ok(destination) = destination.parse() {
-            return Ok(Self { source: from, port: own_port, destination });
+        // IPv4 first.
+        sources.sort();
+        let first = *sources.first().ok_or_else(|| Unreadable::Source(source.to_owned()))?;
+        if let Ok(to) = destination.parse::<SocketAddr>() {
+            let of_family = sources.into_iter().find(|from| from.is_ipv4() == to.is_ipv4());
+            let source = of_family.ok_or_else(|| Unreadable::Family(destination.to_owned()))?;
+            let known = (table.frontends.contains_key(&to), table.datagrams.contains_key(&to));
+            return Ok(Self { source, port, destination: to, protocol: inferred(protocol, known) });
         }
-        let (name, port) =
+        let (name, to_port) =
             destination.rsplit_once(':').ok_or_else(|| Unreadable::Port(destination.to_owned()))?;
-        let port: u16 = port.parse().map_err(|_| Unreadable::Port(destination.to_owned()))?;
-        let service = frontends(name, port, table);
+        let to_port: u16 = to_port.parse().map_err(|_| Unreadable::Port(destination.to_owned()))?;
+        let has = |protocol| !frontends((name, to_port), protocol, table).is_empty();
+        let protocol = inferred(protocol, (has(Transport::Tcp), has(Transport::Udp)));
+        let service = frontends((name, to_port), protocol, table);
         let pods = pod(name, table).map(|pod| pod.addresses.clone()).unwrap_or_default();
-        let dialled = service.into_iter().chain(pods).filter(|to| to.is_ipv4() == from.is_ipv4()).min();
-        let to = dialled.ok_or_else(|| undiallable(destination, (name, port), table))?;
-        Ok(Self { source: from, port: own_port, destination: SocketAddr::new(to, port) })
+        let dialled = service.into_iter().chain(pods).filter(|to| to.is_ipv4() == first.is_ipv4()).min();
+        let to = dialled.ok_or_else(|| undiallable(destination, (name, to_port), protocol, table))?;
+        Ok(Self { source: first, port, destination: SocketAddr::new(to, to_port), protocol })
     }
 }
 
+/// `known`: whether the table has the destination for TCP, and for UDP.
+fn inferred(said: Option<Transport>, known: (bool, bool)) -> Transport {
+    let only_datagrams = known == (false, true);
+    said.unwrap_or(if only_datagrams { Transport::Udp } else { Transport::Tcp })
+}
+
 /// Why a name and port are no destination.
-fn undiallable(text: &str, (name, port): (&str, u16), table: &RoutingTable) -> Unreadable {
+fn undiallable(
+    text: &str,
+    (name, port): (&str, u16),
+    protocol: Transport,
+    table: &RoutingTable,
+) -> Unreadable {
     let text = text.to_owned();
-    if pod(name, table).is_some() || !frontends(name, port, table).is_empty() {
+    if pod(name, table).is_some() || !frontends((name, port), protocol, table).is_empty() {
         return Unreadable::Family(text);
     }
     let (namespace, name) = qualified(name);
     let is = |service: &ObjectName| *service.namespace == *namespace && *service.name == *name;
-    let ports: BTreeSet<u16> =
-        table.clusters.keys().filter(|key| is(&key.service)).map(|key| key.port).collect();
-    if ports.is_empty() {
+    let streams = table.clusters.keys().filter(|key| is(&key.service)).map(|key| key.port);
+    let datagrams = table.datagrams.values().filter(|one| is(&one.service)).map(|one| one.port);
+    let (streams, datagrams): (BTreeSet<u16>, BTreeSet<u16>) = (streams.collect(), datagrams.collect());
+    let of_protocol = if protocol == Transport::Udp { &datagrams } else { &streams };
+    if streams.is_empty() && datagrams.is_empty() {
         return Unreadable::Destination(text);
     }
-    let has = ports.contains(&port);
-    let ports = ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let has = of_protocol.contains(&port);
+    let numbers = streams.iter().map(ToString::to_string);
+    let ports = numbers.chain(datagrams.iter().map(|port| format!("{port}/udp")));
+    let ports = ports.collect::<Vec<_>>().join(", ");
     if has { Unreadable::NoAddress { text, ports } } else { Unreadable::ServicePort { text, port, ports } }
 }
 
@@ -131,10 +184,19 @@ fn pod<'a>(name: &str, table: &'a RoutingTable) -> Option<&'a Arc<Workload>> {
     table.workloads.values().find(|pod| *pod.name.namespace == *namespace && *pod.name.name == *name)
 }
 
-fn frontends(name: &str, port: u16, table: &RoutingTable) -> Vec<IpAddr> {
+fn frontends((name, port): (&str, u16), protocol: Transport, table: &RoutingTable) -> Vec<IpAddr> {
     let (namespace, name) = qualified(name);
-    let is = |frontend: &Frontend| {
-        *frontend.service.namespace == *namespace && *frontend.service.name == *name && frontend.port == port
+    let is = |service: &ObjectName, of: u16| {
+        *service.namespace == *namespace && *service.name == *name && of == port
     };
-    table.frontends.iter().filter(|(_, frontend)| is(frontend)).map(|(address, _)| address.ip()).collect()
+    match protocol {
+        Transport::Tcp => {
+            let all = table.frontends.iter();
+            all.filter(|(_, one)| is(&one.service, one.port)).map(|(address, _)| address.ip()).collect()
+        }
+        Transport::Udp => {
+            let all = table.datagrams.iter();
+            all.filter(|(_, one)| is(&one.service, one.port)).map(|(address, _)| address.ip()).collect()
+        }
+    }
 }

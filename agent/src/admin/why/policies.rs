@@ -2,18 +2,20 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::inbound;
+use super::{Transport, View, inbound};
 use crate::compile::{Denied, DeniedBy, Foreseen, Observed, PolicyClient, RoutingTable, Way};
 use crate::model::{Asked, MtlsMode};
 
 /// The first refusal where all endpoints refuse the source.
 pub(super) fn judge(
-    client: PolicyClient,
+    view: &View<'_>,
     endpoints: &[SocketAddr],
-    table: &RoutingTable,
     step: &mut impl FnMut(&str, String),
 ) -> Option<Denied> {
-    let (mut refusing, mut by_request) = (Vec::new(), false);
+    let View { asked, table, status, .. } = *view;
+    let client = PolicyClient::direct(asked.source);
+    let own = status.capture.local_addresses.contains(&asked.source);
+    let (mut refusing, mut silent) = (Vec::new(), true);
     for endpoint in endpoints {
         if let Some(found) = mtls(*endpoint, table) {
             step("mtls", found);
@@ -24,10 +26,16 @@ pub(super) fn judge(
             step("audit", format!("{endpoint}: {outcome} by rule {rule} of {policy}, which refuses nobody"));
         }
         let denied = match table.foresee_access(client, *endpoint) {
-            Foreseen::Denied(denied) => denied,
             Foreseen::Allowed => continue,
+            _ if own && view.is_here(table.workloads.get(&endpoint.ip())) => {
+                silent = false;
+                step("guard_pod", format!("{endpoint} is open to the node's own sockets, as for probes"));
+                continue;
+            }
+            Foreseen::Denied(denied) => denied,
+            Foreseen::ByRequest(denied) if asked.protocol == Transport::Udp => denied,
             Foreseen::ByRequest(_) => {
-                by_request = true;
+                silent = false;
                 let rules = inbound::rules(client.address, *endpoint, table).unwrap_or_default();
                 step("policies", format!("{endpoint} judges each request of the source: {rules}"));
                 continue;
@@ -43,7 +51,7 @@ pub(super) fn judge(
             refusing.push(denied);
         }
     }
-    if refusing.is_empty() && !by_request {
+    if refusing.is_empty() && silent {
         step("policies", "none refuses the source".to_owned());
     }
     if refusing.len() == endpoints.len() { refusing.into_iter().next() } else { None }

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Asked, Explanation, Step};
+use super::{Asked, Explanation, Step, Transport};
 use crate::admin::{ConnectionDump, FlowDump};
 use crate::compile::RoutingTable;
 
@@ -16,13 +16,20 @@ pub fn add_seen(
     table: &RoutingTable,
     (open, told): (Vec<ConnectionDump>, Vec<FlowDump>),
 ) {
-    let endpoints = |dialled: SocketAddr| {
-        let frontend = table.frontends.get(&dialled);
-        frontend.into_iter().flat_map(|frontend| frontend.tcp.endpoints.iter().map(|one| one.address))
+    let endpoints: Vec<SocketAddr> = match asked.protocol {
+        Transport::Tcp => table
+            .frontends
+            .get(&asked.destination)
+            .map_or_else(Vec::new, |frontend| frontend.tcp.endpoints.iter().map(|one| one.address).collect()),
+        Transport::Udp => {
+            table.datagrams.get(&asked.destination).map_or_else(Vec::new, |frontend| frontend.ready.clone())
+        }
     };
-    let to = [asked.destination].into_iter().chain(endpoints(asked.destination)).collect::<Vec<_>>();
+    let to = [asked.destination].into_iter().chain(endpoints).collect::<Vec<_>>();
     said.live = open.into_iter().filter(|one| is_meant(one, asked)).take(SHOWN_MAX).collect();
     let mut past: Vec<_> = told.into_iter().filter(|flow| tells_of(flow, asked, &to)).collect();
+    // Judged before it is cut: the beginning tells what belongs together.
+    let decisive = last(&past).iter().max_by_key(|flow| weight(flow)).cloned();
     said.past = past.split_off(past.len().saturating_sub(SHOWN_MAX));
     if asked.port.is_none() {
         return;
@@ -31,7 +38,7 @@ pub fn add_seen(
         let way = (one.verdict.clone(), one.tier.clone(), one.reason.clone());
         "live".clone_into(&mut said.state);
         said.judged((&way.0, &way.1, &way.2), None);
-    } else if let Some(flow) = last(&said.past).iter().max_by_key(|flow| weight(flow)).cloned() {
+    } else if let Some(flow) = decisive {
         let rule = rule_of(&flow);
         "past".clone_into(&mut said.state);
         said.judged((&flow.verdict, &flow.tier, &flow.reason), rule);
@@ -46,11 +53,33 @@ pub fn add_seen(
 /// The kernel's events are heard a little later than the agent's own: how a connection began may be told after its end, but
 /// it is before the end of the next one.
 fn last(told: &[FlowDump]) -> &[FlowDump] {
-    let begins = |flow: &FlowDump| matches!(flow.kind.as_str(), "verdict" | "connect" | "open");
     let ends = told.iter().rposition(|flow| !begins(flow)).map_or(0, |last| last + 1);
     let ending = told[..ends].iter().rposition(begins).map_or(0, |last| last + 1);
     let first = told[..ending].iter().rposition(|flow| !begins(flow)).map_or(0, |last| last + 1);
-    &told[first..]
+    &told[told_before(told, first).unwrap_or(first)..]
+}
+
+/// Where the agent's own events of the last connection begin, if it told all of them before the kernel told any.
+fn told_before(told: &[FlowDump], first: usize) -> Option<usize> {
+    let by_agent = |flow: &FlowDump| !begins(flow) && flow.tier.starts_with("agent");
+    let (before, last) = told.split_at(first);
+    let awaited = last.iter().any(|flow| flow.kind == "verdict" && flow.verdict == "agent");
+    if !awaited || last.iter().any(by_agent) {
+        return None;
+    }
+    let end = before.iter().rposition(by_agent)?;
+    if before[end..].iter().any(begins) {
+        return None;
+    }
+    let other = |flow: &FlowDump| begins(flow) || flow.kind == "close" && by_agent(flow);
+    let start = before[..end].iter().rposition(other).map_or(0, |other| other + 1);
+    // With a beginning of its own before it, it is another connection's.
+    let owned = start > 0 && begins(&before[start - 1]);
+    (!owned).then_some(start)
+}
+
+fn begins(flow: &FlowDump) -> bool {
+    matches!(flow.kind.as_str(), "verdict" | "connect" | "open")
 }
 
 /// Which event says most of what became of a connection: a refusal before all, then who served it, then what was decided of
@@ -89,7 +118,9 @@ fn describe(flow: &FlowDump) -> String {
 
 fn is_meant(one: &ConnectionDump, asked: Asked) -> bool {
     let to = |text: &String| address(text) == Some(asked.destination);
-    is_source(&one.source, asked) && (to(&one.destination) || one.endpoint.as_ref().is_some_and(to))
+    is_by(&one.protocol, asked)
+        && is_source(&one.source, asked)
+        && (to(&one.destination) || one.endpoint.as_ref().is_some_and(to))
 }
 
 /// Refusals of the agent name the endpoint.
@@ -99,7 +130,12 @@ fn tells_of(flow: &FlowDump, asked: Asked, to: &[SocketAddr]) -> bool {
     let end = exact(&flow.destination)
         || flow.endpoint.as_ref().is_some_and(exact)
         || drop && address(&flow.destination).is_some_and(|end| to.contains(&end));
-    is_source(&flow.source, asked) && end
+    is_by(&flow.protocol, asked) && is_source(&flow.source, asked) && end
+}
+
+/// Whatever is not UDP has a connection: `tcp`, or what is spoken on it.
+fn is_by(protocol: &str, asked: Asked) -> bool {
+    (protocol == "udp") == (asked.protocol == Transport::Udp)
 }
 
 fn is_source(text: &str, asked: Asked) -> bool {
@@ -124,6 +160,7 @@ mod tests {
             source: "10.0.0.1".parse().expect("an address"),
             port,
             destination: "10.96.0.1:80".parse().expect("an address"),
+            protocol: Transport::Tcp,
         }
     }
 
@@ -221,6 +258,33 @@ mod tests {
             ("verdict close verdict drop drop close", 4),
         ] {
             assert_eq!(last(&kinds(told)).len(), judged, "{told}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_that_the_agent_told_first_belongs_to_what_the_kernel_tells_after_it() {
+        let event = |word: &str| {
+            let (kind, tier, verdict) = match word {
+                "verdict" => ("verdict", "agent L4", "agent"),
+                "direct" => ("verdict", "kernel", "direct"),
+                "drop" => ("drop", "agent", "refused"),
+                "served" => ("close", "agent L4", "agent"),
+                kind => (kind, "kernel", "plain"),
+            };
+            event(kind, "10.0.0.1:1", "10.96.0.1:80", (tier, verdict, ""))
+        };
+        for (told, judged) in [
+            ("drop served verdict open close", "refused"),
+            ("verdict open served close drop served verdict open close", "refused"),
+            ("verdict open served drop served close verdict open close", "refused"),
+            // What was refused before, with a beginning of its own, is another connection.
+            ("verdict open drop served verdict open close", "agent"),
+            ("verdict drop served close direct open close", "direct"),
+            ("drop served direct open close", "direct"),
+        ] {
+            let events: Vec<_> = told.split_whitespace().map(event).collect();
+            let found = last(&events).iter().max_by_key(|flow| weight(flow)).expect("an event");
+            assert_eq!(found.verdict, judged, "{told}");
         }
     }
 

@@ -1,9 +1,9 @@
 //! What is shown of the engine.
 
 use super::Engine;
-use crate::capture::CaptureStatus;
 use crate::capture::guard::Guard;
 use crate::capture::interfaces::Hooked;
+use crate::capture::{CaptureStatus, PolicyStatus};
 
 impl Engine {
     /// Publishes the state as it is now.
@@ -12,11 +12,13 @@ impl Engine {
             let hooked = self.programs.attached().filter(|(.., hook)| (*hook == Hooked::Pod) == pods);
             hooked.map(|(_, name, _)| name.to_owned()).collect()
         };
+        let policy = self.parts.pod_guard.status();
         self.status.send_replace(CaptureStatus {
             attach: self.programs.attach_kind().as_str(),
-            pins: match self.programs.pins().directory() {
-                Ok(directory) => directory.display().to_string(),
-                Err(reason) => format!("not pinned: {reason}"),
+            pins: match (self.programs.pins().directory(), self.upkeep.unpinned()) {
+                (Ok(_), Some(reason)) => format!("NOT PINNED any more: {reason}"),
+                (Ok(directory), None) => directory.display().to_string(),
+                (Err(reason), _) => format!("not pinned: {reason}"),
             },
             pod_interfaces: names(true),
             uplinks: names(false),
@@ -28,7 +30,7 @@ impl Engine {
             destinations: self.captured.destinations,
             destinations_over_capacity: self.captured.over_capacity,
             connect: self.parts.connect_status(),
-            policy: self.parts.pod_guard.status(),
+            policy: PolicyStatus { outlives: policy.outlives && self.upkeep.unpinned().is_none(), ..policy },
             inbound: self.parts.pod_guard.captured(),
             acceleration: self.parts.acceleration_status(),
             socket_events_off: self.parts.socket_events_off(),

@@ -94,7 +94,8 @@ impl Pushed {
     }
 }
 
-fn source_key(address: IpAddr) -> SourceKey {
+/// What a source's entry is kept under.
+pub fn source_key(address: IpAddr) -> SourceKey {
     let (family, octets) = match address.to_canonical() {
         IpAddr::V4(v4) => {
             let mut wide = [0; 16];

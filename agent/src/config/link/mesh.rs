@@ -102,7 +102,9 @@ fn other_hosts(
         let field = Field::spec().key("hosts").index(index);
         let named = host.service.as_ref().filter(|service| world.services.contains_key(service));
         if let Some(service) = named {
-            opaque::check(world, (service, None), (position, &field), notes);
+            if !route.rules.is_empty() {
+                opaque::check(world, (service, None), (position, &field), notes);
+            }
             continue;
         }
         hosts.push(host.pattern.clone());

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{check_bad, good, load_in_shop};
+use super::{check_bad, good, load_in_shop, messages};
 use crate::config::Severity;
 use crate::model::{
     Destination, HeaderChange, HostPattern, HttpRule, MatchPath, MatchValue, Model, ObjectName, Redirect,
@@ -231,6 +231,11 @@ fn rules_on_opaque_ports_are_not_enforced() {
         serde_json::json!(["spec.http[0].match"])
     );
     good(&with_fields("    match: [{port: 80}]\n"));
+    // Where there are no rules for HTTP, nothing is said of them.
+    let tcp = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: db}\nspec: {hosts: [db], tcp: [{route: [{destination: {host: db}}]}]}\n";
+    let report = load_in_shop(&(tcp.to_owned() + service)).report;
+    let said = messages(&report, Severity::Warning).join("\n");
+    assert!(!said.contains("rules for HTTP"), "{said}");
 }
 
 #[test]

@@ -1,0 +1,195 @@
+//! Questions about one small cluster, with their verdicts and what must be among the steps.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::admin::tests::model;
+use crate::admin::{AccelerationStatus, CaptureStatus, ListenerStatus, WorkerStatus};
+use crate::compile::{TableVersion, compile};
+use crate::model::{
+    AppProtocol, AuthorizationPolicy, Endpoint, Labels, Model, ObjectName, PolicyAction, PolicyRule,
+    PolicyScope, Service, ServicePort,
+};
+
+const NODE: &str = "192.0.2.1";
+
+/// A service `db` whose endpoint headless service `all` names too, name service `dns`, a client and a pod of node-b.
+fn cluster() -> Model {
+    let port = |port| ServicePort { name: "x".into(), port, protocol: AppProtocol::Tcp };
+    let service = |name: &str, ip: Option<&str>, ports: &[u16], datagrams: &[u16]| Service {
+        name: ObjectName::new("default", name),
+        cluster_ips: ip.into_iter().map(|ip| ip.parse().expect("an address")).collect(),
+        headless: ip.is_none(),
+        ports: ports.iter().copied().map(port).collect(),
+        datagram_ports: datagrams.iter().copied().map(port).collect(),
+        affinity: None,
+    };
+    let endpoint = |name: &str, port: u16, address: &str| Endpoint {
+        service: ObjectName::new("default", name),
+        service_port: port,
+        address: address.parse().expect("an address"),
+        ready: true,
+        pod: None,
+        uid: address.into(),
+        node: None,
+        labels: Arc::default(),
+    };
+    let mut model = model();
+    let pod = |name: &str, ip: &str, node: &str| Workload {
+        name: ObjectName::new("default", name),
+        uid: name.into(),
+        node: Some(node.into()),
+        addresses: vec![ip.parse().expect("an address")],
+        ..model.workloads[0].clone()
+    };
+    let pods = [pod("client", "10.0.0.5", "node-a"), pod("far", "10.0.1.1", "node-b")];
+    model.workloads.extend(pods);
+    model.services.extend([
+        service("db", Some("10.96.0.2"), &[81], &[]),
+        service("all", None, &[8081], &[]),
+        service("dns", Some("10.96.0.3"), &[], &[53]),
+    ]);
+    model.endpoints.extend([endpoint("db", 81, "10.0.0.1:8081"), endpoint("all", 8081, "10.0.0.1:8081")]);
+    model.datagram_endpoints.push(endpoint("dns", 53, "10.0.0.1:5353"));
+    model
+}
+
+fn status() -> Status {
+    let mut status = Status {
+        node: "node-a".to_owned(),
+        capture: CaptureStatus {
+            mode: "packet".to_owned(),
+            attach: "tcx".to_owned(),
+            local_addresses: vec![NODE.parse().expect("an address")],
+            ..CaptureStatus::default()
+        },
+        workers: vec![WorkerStatus::default()],
+        ..Status::default()
+    };
+    status.capture.connect.cgroup = Some("/pods".to_owned());
+    status.capture.acceleration = AccelerationStatus { active: true, ..AccelerationStatus::default() };
+    status
+}
+
+struct Cluster {
+    table: RoutingTable,
+    status: Status,
+    held: Held,
+}
+
+impl Cluster {
+    fn of(model: &Model) -> Self {
+        let table = compile(model, &RoutingTable::default(), TableVersion::default());
+        Self { table, status: status(), held: Held::default() }
+    }
+
+    /// Checks verdict, tier and reason, and that every word is among the steps.
+    fn check(&self, ends: &str, expected: [&str; 3], words: &[&str]) -> Explanation {
+        let (source, destination) = ends.split_once(' ').expect("two ends");
+        let asked = Asked::read(source, destination, None, &self.table).expect("it can be read");
+        let said = why(asked, &self.table, &self.status, self.held);
+        assert_eq!([&*said.verdict, &*said.tier, &*said.reason], expected, "{ends}: {said:#?}");
+        let steps: Vec<_> = said.steps.iter().map(|step| format!("{}: {}", step.at, step.found)).collect();
+        for word in words {
+            assert!(steps.iter().any(|step| step.contains(word)), "{ends}: no {word:?} in {steps:#?}");
+        }
+        said
+    }
+}
+
+fn denying_all() -> AuthorizationPolicy {
+    AuthorizationPolicy {
+        name: ObjectName::new("default", "nobody"),
+        scope: PolicyScope::Namespace,
+        selector: Labels::default(),
+        action: PolicyAction::Deny,
+        dry_run: false,
+        rules: vec![PolicyRule { index: 0, clauses: Vec::new() }],
+    }
+}
+
+#[test]
+fn datagrams_are_told_by_their_own_frontends() {
+    let mut cluster = Cluster::of(&cluster());
+    let balanced = ["balanced", "kernel", "balanced"];
+    let said =
+        cluster.check("client dns:53", balanced, &["service default/dns port 53 (UDP)", "10.0.0.1:5353"]);
+    assert_eq!((said.destination.as_str(), said.protocol.as_str()), ("10.96.0.3:53", "udp"));
+    cluster.check("10.0.0.5 10.96.0.3:53", balanced, &[]);
+    cluster.check("far dns:53", ["elsewhere", "node node-b", "not_ours"], &["ask there"]);
+    cluster.status.capture.connect.cgroup = None;
+    cluster.check("client dns:53", ["direct", "kernel", "not_tcp"], &["datagrams are not taken"]);
+    let asked = |protocol| Asked::read("client", "dns:53", Some(protocol), &cluster.table);
+    assert_eq!(asked(Transport::Udp).expect("it has it").protocol, Transport::Udp);
+    let error = asked(Transport::Tcp).expect_err("it has none").to_string();
+    assert!(error.contains("no port 53; it has 53/udp"), "{error}");
+    assert!(Transport::read("sctp").is_err());
+    let mixed = Asked::read("fd00::1", "10.96.0.3:53", None, &cluster.table);
+    assert!(matches!(mixed, Err(Unreadable::Family(_))), "{mixed:?}");
+}
+
+#[test]
+fn a_balanced_connection_meets_what_knows_its_endpoint_alone() {
+    let mut model = cluster();
+    let balanced = ["balanced", "kernel", "balanced"];
+    let words = ["10.0.0.1:8081 is an endpoint of headless service default/all too", "socket to socket"];
+    let said = Cluster::of(&model).check("client db:81", balanced, &words);
+    assert!(!said.steps.iter().any(|step| ["from_pod", "LISTENERS"].contains(&&*step.at)), "{said:#?}");
+    model.services.retain(|service| !service.headless);
+    let said = Cluster::of(&model).check("client db:81", balanced, &[]);
+    assert!(!said.steps.iter().any(|step| step.at == "DESTINATIONS"), "{said:#?}");
+}
+
+#[test]
+fn another_nodes_pod_is_asked_of_there() {
+    let cluster = Cluster::of(&cluster());
+    for ends in ["far order:80", "far db:81"] {
+        let said =
+            cluster.check(ends, ["elsewhere", "node node-b", "not_ours"], &["node node-b's to decide"]);
+        assert!(!said.steps.iter().any(|step| step.at == "connect"), "{said:#?}");
+    }
+}
+
+#[test]
+fn the_nodes_own_sockets_and_a_pods_own_address_pass_policy() {
+    let cluster = Cluster::of(&Model { authorization: vec![denying_all()], ..cluster() });
+    let refused = ["refused", "kernel", "rbac_access_denied"];
+    cluster.check("client order-1:9000", refused, &["10.0.0.1:9000 refuses the source"]);
+    cluster.check(&format!("{NODE} order-1:9000"), ["direct", "kernel", "not_ours"], &["as for probes"]);
+    // To another node's pod it is a stranger.
+    cluster.check(&format!("{NODE} far:9000"), refused, &["10.0.1.1:9000 refuses the source"]);
+    cluster.check("client client:9000", ["direct", "kernel", "not_ours"], &["loopback"]);
+}
+
+#[test]
+fn a_gateways_listener_is_the_agents() {
+    let mut cluster = Cluster::of(&cluster());
+    let ours = ["agent", "agent L7", "gateway"];
+    let to = format!("{NODE}:8080");
+    for source in ["client", "198.51.100.1", NODE] {
+        cluster.check(&format!("{source} {to}"), ours, &["infra/edge/http for *.example.com"]);
+    }
+    cluster.check(&format!("client {NODE}:8081"), ["direct", "kernel", "not_ours"], &[]);
+    cluster.check("198.51.100.1 203.0.113.1:8080", ["direct", "kernel", "not_ours"], &[]);
+    cluster.status.listeners = vec![ListenerStatus {
+        name: "infra/edge/http".to_owned(),
+        error: Some("taken".to_owned()),
+        ..ListenerStatus::default()
+    }];
+    cluster.check(&format!("client {to}"), ["direct", "kernel", "not_ours"], &[]);
+}
+
+#[test]
+fn what_found_no_room_in_the_kernel_goes_direct() {
+    let mut cluster = Cluster::of(&cluster());
+    cluster.status.capture.destinations_over_capacity = 3;
+    let taken = ["agent", "agent L7", "captured"];
+    cluster.check("client order:80", taken, &["unless it is one of the 3 that found no room"]);
+    cluster.held.destination = Some(true);
+    let said = cluster.check("client order:80", taken, &["DESTINATIONS: the agent takes it"]);
+    assert!(!said.steps.iter().any(|step| step.found.contains("unless")), "{said:#?}");
+    cluster.held.destination = Some(false);
+    let said =
+        cluster.check("client order:80", ["direct", "kernel", "no_route"], &["one of 3 that found no room"]);
+    assert!(said.rules.is_empty(), "{said:#?}");
+}
