@@ -223,6 +223,7 @@ async fn play(script: &Script<'_>) -> Outcome {
         origin: Origin::Outbound,
         early: None,
         shown: context.open.show(CLIENT, SERVICE, (&Origin::Outbound, std::time::SystemTime::UNIX_EPOCH)),
+        tls: None,
     };
     let engine = tokio::task::spawn_local(serve(context, downstream));
     let mut stage = Stage { script, sizes: script.sizes.clone(), client, upstreams, served: Vec::new() };

@@ -98,7 +98,7 @@ struct View<'a> {
 
 impl View<'_> {
     /// Whether the source is a pod of this node. One whose node is not known may well be.
-    fn from_here(&self) -> bool {
+    fn is_from_here(&self) -> bool {
         self.is_here(self.source)
     }
 
@@ -259,7 +259,7 @@ fn kernel(view: &View<'_>, frontend: Option<&Arc<Frontend>>, step: &mut impl FnM
         return Reason::NotOurs;
     }
     let ends = (asked.source, asked.destination);
-    if !view.from_here() {
+    if !view.is_from_here() {
         step("from_pod", "the source is no pod of this node: its packets meet no pod's hook".to_owned());
         if let Some(reason) = inbound::kernel(ends, table, status, step) {
             return reason;

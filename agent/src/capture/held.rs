@@ -45,7 +45,7 @@ impl Held {
 
     /// Whether pods' connections to it are taken. `None`: the map can't be read.
     pub fn takes(&self, destination: SocketAddr) -> Option<bool> {
-        found(self.0.destinations.get(&destination_key(destination), 0)).map(|value| value.is_some())
+        found(self.0.destinations.get(&destination_key(destination), 0)).ok().map(|value| value.is_some())
     }
 
     /// What the guard does with a source, limits aside. `None`: there is no guard, or its maps can't be read.
@@ -54,8 +54,9 @@ impl Held {
         let value = match source {
             IpAddr::V4(v4) => found(maps.v4.get(&Key::new(32, v4.octets()), 0)),
             IpAddr::V6(v6) => found(maps.v6.get(&Key::new(128, v6.octets()), 0)),
-        }?;
-        let until = found(maps.pushed.get(&source_key(source), 0))?;
+        };
+        let value = value.ok()?;
+        let until = found(maps.pushed.get(&source_key(source), 0)).ok()?;
         Some(match (listed(value), until) {
             (Listed::Allow, _) => Reason::Allowed,
             (Listed::Deny(_), _) => Reason::Denied,
@@ -70,10 +71,10 @@ fn typed<T: TryFrom<Map, Error = MapError>>(name: &'static str, map: Map) -> Res
 }
 
 /// What is not in the map is no error.
-fn found<T>(looked_up: Result<T, MapError>) -> Option<Option<T>> {
+fn found<T>(looked_up: Result<T, MapError>) -> Result<Option<T>, MapError> {
     match looked_up {
-        Ok(value) => Some(Some(value)),
-        Err(MapError::KeyNotFound) => Some(None),
-        Err(_) => None,
+        Ok(value) => Ok(Some(value)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(error) => Err(error),
     }
 }

@@ -286,6 +286,7 @@ impl AuthorizationPolicy {
     }
 
     /// What it says to a pod with this address, in which nothing asks for that any more.
+    #[must_use]
     pub fn at(&self, pod: IpAddr) -> Self {
         let pod = Cidr::host(pod);
         let within = |cidrs: &[Cidr]| cidrs.iter().any(|cidr| cidr.contains(&pod));

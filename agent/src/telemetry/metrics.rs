@@ -324,11 +324,7 @@ impl Shared {
         make.build(build.version)?;
         Ok(Self {
             traffic: TrafficSeries::new(&registry, build.cluster)?,
-            downstream: make.gauges(
-                "sluice_downstream_connections",
-                "Client connections that are open.",
-                &["origin"],
-            )?,
+            downstream: make.downstream()?,
             downstream_total: make.counters(
                 "sluice_downstream_connections_total",
                 "Client connections that were accepted.",
@@ -416,6 +412,10 @@ impl Maker<'_> {
 
     fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, Error> {
         self.registered(IntCounterVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn downstream(&self) -> Result<IntGaugeVec, Error> {
+        self.gauges("sluice_downstream_connections", "Client connections that are open.", &["origin"])
     }
 
     /// Each limit has its series from the start.

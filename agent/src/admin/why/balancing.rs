@@ -22,7 +22,7 @@ pub(super) fn led(
         return None;
     }
     step("connect", format!("sockets below {cgroup} go straight to an endpoint ({})", why.as_str()));
-    if !view.from_here() {
+    if !view.is_from_here() {
         return None;
     }
     // Their packets have the endpoint's address, which the programs may know as well.

@@ -62,7 +62,7 @@ fn balanced(
     );
     step("connect", found);
     let reason = if frontend.affinity.is_some() { ConnectReason::Affinity } else { ConnectReason::Balanced };
-    view.from_here().then_some(reason.as_str())
+    view.is_from_here().then_some(reason.as_str())
 }
 
 /// What the hooks do with datagrams that nobody has led anywhere.
@@ -72,7 +72,7 @@ fn packets(view: &View<'_>, said: &mut Explanation, step: &mut impl FnMut(&str, 
         said.judged(("elsewhere", &format!("node {node}"), Reason::NotOurs.as_str()), None);
         return;
     }
-    let reason = if view.from_here() && view.status.capture.mode != "off" {
+    let reason = if view.is_from_here() && view.status.capture.mode != "off" {
         step("from_pod", "datagrams are not taken: not_tcp".to_owned());
         Reason::NotTcp
     } else {

@@ -33,7 +33,7 @@ pub(super) fn guard(
     let own = status.capture.local_addresses.contains(&to);
     let (whose, judged) = if interfaces.is_empty() {
         return None;
-    } else if !view.from_here() {
+    } else if !view.is_from_here() {
         ("", judge(asked.source, held.source, table))
     } else if !is_service && !own && !view.is_here(table.workloads.get(&to)) {
         ("answers, ", judge(to, held.answers, table))

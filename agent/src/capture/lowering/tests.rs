@@ -175,12 +175,12 @@ prop_compose! {
             not_cidrs,
             namespaces,
             not_namespaces,
-            ports,
-            not_ports,
-            request,
             remote_cidrs,
             destinations,
             not_destinations,
+            ports,
+            not_ports,
+            request,
             ..identities.unwrap_or_default()
         }
     }

@@ -608,7 +608,8 @@ fn each_case_is_as_in_istio() {
 #[test]
 fn what_refuses_nobody_is_told() {
     // documents, who, port, what -> policy, rule and outcome of each
-    let cases: &[(&[&str], &str, u16, &str, &[&str])] = &[
+    type Case<'a> = (&'a [&'a str], &'a str, u16, &'a str, &'a [&'a str]);
+    let cases: &[Case<'_>] = &[
         (&["shop/p AUDIT [{}]"], "cart", 80, "", &["shop/p 0 audited"]),
         (&["shop/p AUDIT []"], "cart", 80, "", &[]),
         (
