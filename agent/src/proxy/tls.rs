@@ -125,7 +125,7 @@ fn record(
 }
 
 async fn shake(io: TcpStream, port: &TlsPort) -> Result<(TlsIo, Handshaken, Shaken), Unshaken> {
-    let peer = |error: &io::Error| Unshaken::Peer(PeerRefusal::of(error));
+    let peer = |error: &io::Error| Unshaken::Peer(refusal(error));
     let hello = read_hello(&io).await.map_err(|error| peer(&error))?;
     let server_name = server_name(&hello);
     let Some(server) = port.servers.find(server_name.as_deref().unwrap_or_default()) else {
@@ -144,6 +144,15 @@ async fn shake(io: TcpStream, port: &TlsPort) -> Result<(TlsIo, Handshaken, Shak
     let how = Shaken { is_13, resumed: resumed == Some(HandshakeKind::Resumed) };
     let version = if is_13 { "TLSv1.3" } else { "TLSv1.2" };
     Ok((io, Handshaken { listener: Arc::clone(&server.listener), server_name, version }, how))
+}
+
+/// What a failed handshake means.
+fn refusal(error: &io::Error) -> PeerRefusal {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        // The library's word for a client that knows no signature, or no cipher, that goes with a certificate.
+        Some(rustls::Error::General(_)) => PeerRefusal::Incompatible,
+        _ => PeerRefusal::of(error),
+    }
 }
 
 /// The name in the form in which hosts are matched.
