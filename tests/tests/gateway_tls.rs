@@ -481,7 +481,7 @@ fn hostile_beginnings_are_refused_and_counted() -> Result<()> {
     counted(&agent, "closed", 2.0)?;
     // Slow ones are cut off, and while they are there no more than eight.
     let slow: Vec<TcpStream> = (0..8).map(|_| half_open(at, &[0x16, 3, 1, 0, 200])).collect::<Result<_>>()?;
-    let refused = half_open(at, &[]).and_then(|stream| Ok(rest(&stream)));
+    let refused = half_open(at, &[]).map(|stream| rest(&stream));
     ensure!(refused.is_err() || refused.is_ok_and(|answer| answer.is_empty()));
     for stream in &slow {
         ensure!(rest(stream).is_empty(), "a slow client was answered");
