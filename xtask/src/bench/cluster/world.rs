@@ -55,6 +55,7 @@ impl World {
             protocol: ListenerProtocol::Http,
             hostname: HostPattern::Any,
             routes: on_gateway.into_iter().map(|index| route(index, vec![], host(index))).collect(),
+            tls: None,
         }];
         model.services.sort_by(|a, b| a.name.cmp(&b.name));
         model.endpoints.sort();
