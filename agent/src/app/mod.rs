@@ -131,11 +131,7 @@ pub async fn start(
     for (listener, role) in [(admin, Role::Admin), (metrics, Role::Metrics), (health, Role::Health)] {
         serve_apart(listener, role, Arc::clone(&source))?;
     }
-    let waited = tokio::select! {
-        waited = following.wait_for_table(&settings) => Some(waited?),
-        () = stopping => None,
-    };
-    if waited.is_none() {
+    if !first_table(&mut following, &settings, stopping).await? {
         probes.abort();
         following.stop().await;
         return Ok(None);
@@ -163,6 +159,18 @@ pub async fn start(
         probes,
         drain_timeout: settings.drain_timeout,
     }))
+}
+
+/// Waits for a table to begin with; false where the agent was told to stop before there was one.
+async fn first_table(
+    following: &mut Following,
+    settings: &Settings,
+    stopping: impl Future<Output = ()>,
+) -> anyhow::Result<bool> {
+    tokio::select! {
+        waited = following.wait_for_table(settings) => waited.map(|()| true),
+        () = stopping => Ok(false),
+    }
 }
 
 /// Gives the workers what the kernel offers them.
