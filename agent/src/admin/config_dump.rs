@@ -232,7 +232,7 @@ mod tests {
             "name": "p", "namespace": "shop", "scope": "WorkloadSelector", "action": "Deny",
             "rules": [[[{
                 "namespaces": [{ "Prefix": "a" }, { "Exact": "b" }], "notNamespaces": [],
-                "sourceIps": ["10.0.0.9/32"], "notSourceIps": [],
+                "sourceIps": ["10.0.0.9/32"], "notSourceIps": [], "principals": [], "notPrincipals": [],
                 "destinationPorts": [80], "notDestinationPorts": [],
             }]]],
         });
