@@ -15,8 +15,8 @@ use common::{LIMIT, Mesh, leftovers};
 use lab::documents::replace_file;
 use lab::pingpong::{Keeps, PingPong, echo};
 use lab::{
-    Agent, AgentOptions, Footprint, Lab, PodSpec, Program, ServiceSpec, Topology, exec, unprivileged,
-    wait_for,
+    Agent, AgentOptions, Footprint, Lab, PodSpec, Program, ServiceSpec, Topology, exec, unaccelerated,
+    unprivileged, wait_for,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -261,7 +261,9 @@ fn what_is_denied_stays_denied_whatever_becomes_of_the_agent() -> Result<()> {
 
 #[test]
 fn what_is_denied_stays_denied_with_balancing_and_acceleration() -> Result<()> {
-    if unprivileged("what_is_denied_stays_denied_with_balancing_and_acceleration") {
+    if unprivileged("what_is_denied_stays_denied_with_balancing_and_acceleration")
+        || unaccelerated("what_is_denied_stays_denied_with_balancing_and_acceleration")
+    {
         return Ok(());
     }
     whole_life("tiers", |site| {

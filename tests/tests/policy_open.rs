@@ -10,7 +10,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use anyhow::{Context, Result, ensure};
 use common::{LIMIT, Mesh};
 use lab::documents::replace_file;
-use lab::{AgentOptions, Lab, PodSpec, Program, Topology, unprivileged, wait_for};
+use lab::{AgentOptions, Lab, PodSpec, Program, Topology, unaccelerated, unprivileged, wait_for};
 
 const PEER: &str = include_str!("policy_open/peer.py");
 const NODE: &str = "node1";
@@ -135,7 +135,9 @@ fn connections_to_high_ports_are_reset_when_a_policy_comes() -> Result<()> {
 
 #[test]
 fn joined_connections_are_reset_when_a_policy_comes() -> Result<()> {
-    if unprivileged("joined_connections_are_reset_when_a_policy_comes") {
+    if unprivileged("joined_connections_are_reset_when_a_policy_comes")
+        || unaccelerated("joined_connections_are_reset_when_a_policy_comes")
+    {
         return Ok(());
     }
     let lab = Lab::for_test("joinedopen", topology())?;

@@ -188,7 +188,7 @@ mod tests {
         let (_, other) = made(&["a.example"]);
         let text = |pem: &str| PrivateKey::new(Zeroizing::new(pem.to_owned()));
         let ed25519 = KeyPair::generate_for(&PKCS_ED25519).expect("a key").serialize_pem();
-        let cut = chain.replacen("MII", "MI", 1);
+        let cut = chain.replacen("MII", "M!I", 1);
         let broken = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n";
         let cases = [
             ("", key.clone(), Part::Certificate, UnusableMaterial::NoCertificate),

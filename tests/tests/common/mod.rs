@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use lab::agent::{Agent, AgentOptions, METRICS};
 use lab::documents::replace_file;
+use lab::emulated::patience;
 use lab::http::{Response, get};
 use lab::{Lab, Topology, exec, wait_for};
 use serde_json::Value;
@@ -76,7 +77,8 @@ impl Mesh {
 
     /// curl from a pod.
     pub fn curl(&self, pod: &str, arguments: &[&str]) -> Result<String> {
-        exec::stdout(self.lab.pod(pod)?.command("curl")?.args(["-sS", "--max-time", "5"]).args(arguments))
+        let most = patience(TIMEOUT).as_secs().to_string();
+        exec::stdout(self.lab.pod(pod)?.command("curl")?.args(["-sS", "--max-time", &most]).args(arguments))
     }
 
     /// A verb of the command line in a node, with JSON output.

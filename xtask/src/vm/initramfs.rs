@@ -21,6 +21,7 @@ const TOOLS: &[&str] = &[
     "redis-cli",
     "redis-benchmark",
     "nats-server",
+    "nghttpd",
     "wrk",
     "iperf3",
     "ss",

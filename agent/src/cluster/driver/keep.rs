@@ -4,7 +4,7 @@
 mod table;
 
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -25,7 +25,12 @@ pub(super) struct Keeper {
     disk: Option<Arc<Disk>>,
     view: Arc<Mutex<ClusterView>>,
     jobs: Option<Sender<Job>>,
+    gap: Gap,
 }
+
+/// The last change that the disk lacks, where it lacks one: what follows it is worth nothing there, until a whole table with
+/// it is.
+type Gap = Arc<Mutex<Option<Position>>>;
 
 enum Job {
     Table {
@@ -45,7 +50,8 @@ impl Keeper {
         view: &Arc<Mutex<ClusterView>>,
         table: Option<(KeptTable, Vec<KeptChange>)>,
     ) -> Self {
-        let mut keeper = Self { disk: disk.cloned(), view: Arc::clone(view), jobs: None };
+        let mut keeper =
+            Self { disk: disk.cloned(), view: Arc::clone(view), jobs: None, gap: Gap::default() };
         let Some(disk) = disk else { return keeper };
         let (jobs, told) = mpsc::channel();
         let keeping = Keeping {
@@ -55,6 +61,7 @@ impl Keeper {
             documents: None,
             tables: Pace::default(),
             texts: Pace::default(),
+            gap: Arc::clone(&keeper.gap),
         };
         let run = move || {
             Priority::Background.take();
@@ -73,7 +80,10 @@ impl Keeper {
         let (at, form) = (sealed.position(), sealed.header.form);
         if let Form::Delta { previous } = form {
             let change = KeptChange { at, previous, body: sealed.body.to_vec() };
-            written(&self.view, "changes", disk.keep_change(&change));
+            let mut gap = gap_of(&self.gap);
+            if gap.is_some() || !written(&self.view, "changes", disk.keep_change(&change)) {
+                *gap = Some(at);
+            }
         }
         self.tell(Job::Table { at, form, body: sealed.body.to_vec() });
     }
@@ -128,6 +138,7 @@ struct Keeping {
     documents: Option<Arc<KeptDocuments>>,
     tables: Pace,
     texts: Pace,
+    gap: Gap,
 }
 
 impl Keeping {
@@ -164,13 +175,17 @@ impl Keeping {
     fn rest(&self) -> Option<Duration> {
         let documents = self.documents.as_ref().map(|_| self.texts.rest());
         // What failed is not tried again at once, however urgent it is.
-        let urgent = self.table.is_urgent() && !self.tables.failed;
+        let urgent = self.is_urgent() && !self.tables.failed;
         let table = self.table.differs().then(|| if urgent { Duration::ZERO } else { self.tables.rest() });
         documents.into_iter().chain(table).min()
     }
 
+    fn is_urgent(&self) -> bool {
+        self.table.is_urgent() || gap_of(&self.gap).is_some()
+    }
+
     fn keep(&mut self) {
-        if self.table.differs() && (self.tables.rest().is_zero() || self.table.is_urgent()) {
+        if self.table.differs() && (self.tables.rest().is_zero() || self.is_urgent()) {
             self.keep_table();
         }
         if self.texts.rest().is_zero() {
@@ -190,7 +205,13 @@ impl Keeping {
         };
         self.table.kept(kept);
         if let Some(at) = self.table.on_disk().filter(|_| kept) {
-            written(&self.view, "changes", self.disk.forget_changes(at.version));
+            let mut gap = gap_of(&self.gap);
+            // Changes that came meanwhile and were not written are not in this table either.
+            if gap.is_none_or(|lacking| lacking.version <= at.version)
+                && written(&self.view, "changes", self.disk.forget_changes(at.version))
+            {
+                *gap = None;
+            }
         }
         self.tables.kept(begin, kept);
     }
@@ -204,6 +225,10 @@ impl Keeping {
         }
         self.texts.kept(begin, kept);
     }
+}
+
+fn gap_of(gap: &Gap) -> MutexGuard<'_, Option<Position>> {
+    gap.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether something is on the disk now. What fails is shown, and costs no traffic.
