@@ -89,6 +89,7 @@ impl Authority {
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.subject_alt_names = vec![SanType::URI(id.try_into()?)];
+        params.not_before = SystemTime::now().into();
         params.not_after = (SystemTime::now() + life).into();
         let leaf = params.signed_by(&key, &Issuer::from_params(&self.between, &self.key))?;
         Ok(([&leaf.der()[..], &self.between_der].concat(), key.serialize_der()))

@@ -1,7 +1,7 @@
 //! `sluice agent`: runs until told to stop.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -117,8 +117,7 @@ impl ClusterArgs {
     fn mesh(&self) -> Option<MeshOptions> {
         let certificates = match (&self.spiffe_socket, &self.trust_domain) {
             (Some(socket), Some(trust_domain)) => CertificateSource::WorkloadApi {
-                // As others write it in SPIFFE_ENDPOINT_SOCKET.
-                socket: socket.strip_prefix("unix:").unwrap_or(socket).to_owned(),
+                socket: socket_path(socket),
                 trust_domain: trust_domain.clone(),
             },
             _ => CertificateSource::Directory(self.ca.clone()?),
@@ -417,6 +416,12 @@ pub(super) fn table(text: &str) -> Result<u32, String> {
     }
 }
 
+/// A socket's path, which others write with `unix:` before it (SPIFFE_ENDPOINT_SOCKET).
+fn socket_path(written: &Path) -> PathBuf {
+    let bare = written.to_str().and_then(|text| text.strip_prefix("unix:"));
+    bare.map_or_else(|| written.to_owned(), PathBuf::from)
+}
+
 /// The life of a certificate: `60s`, `90m`, `24h`, `30d`.
 fn certificate_life(text: &str) -> Result<Duration, String> {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
@@ -503,5 +508,17 @@ mod tests {
         }
         assert_eq!((table("1510"), table("252"), table("0x100")), (Ok(1510), Ok(252), Ok(256)));
         assert!(table("main").is_err());
+    }
+
+    #[test]
+    fn a_socket_may_be_written_as_spiffe_does() {
+        for (written, expected) in [
+            ("/run/api.sock", "/run/api.sock"),
+            ("unix:/run/api.sock", "/run/api.sock"),
+            ("unix:///run/api.sock", "///run/api.sock"),
+            ("api.sock", "api.sock"),
+        ] {
+            assert_eq!(socket_path(Path::new(written)), Path::new(expected), "{written}");
+        }
     }
 }

@@ -50,8 +50,9 @@ pub struct Turned {
 impl Turned {
     /// What went wrong, in one line.
     pub fn trouble(&self) -> Option<String> {
-        let failed = self.failed.first().map(|(id, error)| format!("{id}: {error}"));
-        failed.or_else(|| self.reload.as_ref().map(ToString::to_string))
+        // A source that can't be read is why its certificates can't be made.
+        let reload = self.reload.as_ref().map(ToString::to_string);
+        reload.or_else(|| self.failed.first().map(|(id, error)| format!("{id}: {error}")))
     }
 }
 

@@ -29,6 +29,9 @@ pub struct WorkloadApi {
 #[derive(Debug, Clone)]
 struct Handed {
     bundle: Arc<TrustBundle>,
+    /// What the bundle was read from.
+    roots: Vec<u8>,
+    lists: Vec<Vec<u8>>,
     svids: HashMap<SpiffeId, Arc<WorkloadCertificate>>,
 }
 
@@ -36,7 +39,8 @@ impl WorkloadApi {
     /// The API at this socket, of which nothing is known yet: nobody is believed, and nobody has a certificate.
     pub fn new(socket: &Path, trust_domain: TrustDomain) -> Self {
         let bundle = Arc::new(TrustBundle::nobody(trust_domain.clone()));
-        let handed = ArcSwap::from_pointee(Handed { bundle, svids: HashMap::new() });
+        let (roots, lists, svids) = (Vec::new(), Vec::new(), HashMap::new());
+        let handed = ArcSwap::from_pointee(Handed { bundle, roots, lists, svids });
         let (generation, seen) = (AtomicU64::new(0), AtomicU64::new(0));
         Self { socket: socket.to_owned(), trust_domain, handed, generation, seen, trouble: Mutex::default() }
     }
@@ -60,14 +64,13 @@ impl WorkloadApi {
     /// the one before it stays.
     pub(super) fn take_svids(&self, response: &SvidResponse, now: SystemTime) -> Result<(), HandedFault> {
         let before = self.handed.load_full();
-        let roots = response.svids.iter().find(|svid| self.is_ours(&svid.id)).map(|svid| &svid.bundle);
-        let bundle = match roots {
-            Some(roots) => self.bundle_of(roots, &response.crls)?,
-            None => Arc::clone(&before.bundle),
-        };
+        let mut handed = Handed::clone(&before);
+        if let Some(ours) = response.svids.iter().find(|svid| self.is_ours(&svid.id)) {
+            handed.believe(&self.trust_domain, &ours.bundle, &response.crls)?;
+        }
         let (mut svids, mut fault) = (HashMap::new(), None);
         for svid in response.svids.iter().filter(|svid| self.is_ours(&svid.id)) {
-            match read(svid, &bundle, now) {
+            match read(svid, &handed.bundle, now) {
                 Ok(held) => {
                     svids.insert(held.id().clone(), Arc::new(held));
                 }
@@ -79,7 +82,8 @@ impl WorkloadApi {
                 }
             }
         }
-        self.hand_out(Handed { bundle, svids });
+        handed.svids = svids;
+        self.hand_out(handed);
         fault.map_or(Ok(()), Err)
     }
 
@@ -89,13 +93,12 @@ impl WorkloadApi {
         let Some((_, roots)) = ours else {
             return Err(HandedFault::NoBundle { trust_domain: self.trust_domain.to_string() });
         };
-        let bundle = self.bundle_of(roots, &response.crls)?;
-        self.hand_out(Handed { bundle, svids: self.handed.load().svids.clone() });
+        let mut handed = Handed::clone(&self.handed.load());
+        // Each connection begins with what is known already.
+        if handed.believe(&self.trust_domain, roots, &response.crls)? == Reload::Changed {
+            self.hand_out(handed);
+        }
         Ok(())
-    }
-
-    fn bundle_of(&self, roots: &[u8], lists: &[Vec<u8>]) -> Result<Arc<TrustBundle>, HandedFault> {
-        Ok(Arc::new(TrustBundle::attested(self.trust_domain.clone(), roots, lists)?))
     }
 
     fn is_ours(&self, id: &str) -> bool {
@@ -106,6 +109,23 @@ impl WorkloadApi {
     fn hand_out(&self, handed: Handed) {
         self.handed.store(Arc::new(handed));
         self.generation.fetch_add(1, Ordering::Release);
+    }
+}
+
+impl Handed {
+    /// Takes over a bundle, where it is another one.
+    fn believe(
+        &mut self,
+        trust_domain: &TrustDomain,
+        roots: &[u8],
+        lists: &[Vec<u8>],
+    ) -> Result<Reload, HandedFault> {
+        if self.roots == roots && self.lists == lists {
+            return Ok(Reload::Unchanged);
+        }
+        self.bundle = Arc::new(TrustBundle::attested(trust_domain.clone(), roots, lists)?);
+        (self.roots, self.lists) = (roots.to_vec(), lists.to_vec());
+        Ok(Reload::Changed)
     }
 }
 
