@@ -336,7 +336,8 @@ fn context(upstreams: &Rc<Upstreams>) -> (watch::Sender<bool>, Context) {
 /// One service with one endpoint.
 fn model() -> Model {
     let name = ObjectName::new("default", "web");
-    let port = ServicePort { name: "http".into(), port: SERVICE.port(), protocol: AppProtocol::Http };
+    let port =
+        ServicePort { name: "http".into(), port: SERVICE.port(), protocol: AppProtocol::Http, tls: None };
     let service = Service {
         name: name.clone(),
         cluster_ips: vec![SERVICE.ip()],

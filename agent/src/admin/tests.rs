@@ -25,7 +25,7 @@ use crate::telemetry::{AccessLog, BuildInfo, Metrics};
 
 pub(super) fn model() -> Model {
     let order = ObjectName::new("default", "order");
-    let port = ServicePort { name: "http".into(), port: 80, protocol: AppProtocol::Http };
+    let port = ServicePort { name: "http".into(), port: 80, protocol: AppProtocol::Http, tls: None };
     let endpoint = |address: &str, ready| Endpoint {
         service: order.clone(),
         service_port: 80,

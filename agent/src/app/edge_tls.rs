@@ -8,14 +8,19 @@ use arc_swap::ArcSwap;
 use super::mesh;
 use crate::compile::RoutingTable;
 use crate::identity::edge;
-use crate::proxy::Admission;
+use crate::proxy::{Admission, AdmissionSettings};
 use crate::telemetry::{Metrics, TlsReading};
 
-/// Shows what came of handshakes, and when the certificates end that the table in force has.
-pub(super) fn watch(metrics: &Metrics, admission: &Arc<Admission>, tables: &Arc<ArcSwap<RoutingTable>>) {
-    let (admission, tables) = (Arc::clone(admission), Arc::clone(tables));
+/// What counts connections and handshakes; the metrics show what came of handshakes, and when the certificates end that the table
+/// in force has.
+pub(super) fn admission(
+    settings: &AdmissionSettings,
+    (metrics, tables): (&Metrics, &Arc<ArcSwap<RoutingTable>>),
+) -> Arc<Admission> {
+    let admission = Arc::new(Admission::new(settings));
+    let (counted, tables) = (Arc::clone(&admission), Arc::clone(tables));
     metrics.watch_edge_tls(move || {
-        let handshakes = admission.handshakes();
+        let handshakes = counted.handshakes();
         let outcomes = handshakes.read();
         TlsReading {
             handshakes: outcomes.into_iter().map(|(outcome, count)| ("gateway", outcome, count)).collect(),
@@ -24,13 +29,15 @@ pub(super) fn watch(metrics: &Metrics, admission: &Arc<Admission>, tables: &Arc<
             ..TlsReading::default()
         }
     });
+    admission
 }
 
 /// When each certificate ends, by its Secret.
 fn ends(table: &RoutingTable) -> BTreeMap<String, u64> {
     let ports = table.gateways.iter().filter_map(|gateway| gateway.tls.as_ref());
     let servers = ports.flat_map(|port| port.servers.iter().map(|(_, server)| server));
-    let certificates = servers.flat_map(|server| &server.terms.certificates);
+    let certificates =
+        servers.filter_map(|server| server.terms.as_ref()).flat_map(|terms| &terms.certificates);
     certificates.filter_map(|one| Some((format!("secret/{}", one.secret), edge::ends(one)?))).collect()
 }
 

@@ -110,8 +110,7 @@ pub async fn start(
     let mesh = mesh::open(&settings, &tables, &observed)?;
     tables.settle(mesh::realm(&settings.node, mesh.as_deref()));
     let local = LocalAddresses::default();
-    let admission = Arc::new(Admission::new(&settings.proxy.admission));
-    edge_tls::watch(&observed.metrics, &admission, &tables.current);
+    let admission = edge_tls::admission(&settings.proxy.admission, (&observed.metrics, &tables.current));
     let workers = Workers {
         settings: &settings,
         observed: &observed,

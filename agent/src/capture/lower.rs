@@ -191,7 +191,8 @@ mod tests {
     /// A service with an opaque port, an HTTP port and a UDP port; endpoints of both families behind each.
     fn model() -> Model {
         let name = ObjectName::new("default", "mix");
-        let port = |port, protocol| ServicePort { name: format!("p{port}").into(), port, protocol };
+        let port =
+            |port, protocol| ServicePort { name: format!("p{port}").into(), port, protocol, tls: None };
         let endpoint = |service_port, address: &str, ready| Endpoint {
             service: name.clone(),
             service_port,

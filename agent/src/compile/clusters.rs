@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::source::Pods;
-use super::{Cluster, ClusterKey, RoutingTable, Upstream};
+use super::{Cluster, ClusterKey, RoutingTable, Upstream, UpstreamTls};
 use crate::model::{Endpoint, LbPolicy, Service, ServicePort, Subset, TrafficPolicy};
 
 /// Clusters by what they are.
@@ -19,13 +19,18 @@ pub(super) fn add(clusters: &mut Clusters, service: &Service, pods: Pods<'_>, pr
         let key = ClusterKey { service: service.name.clone(), port: port.port, subset: None };
         let endpoints = in_order(pods.source.endpoints(&service.name, port.port));
         let members = upstreams(&endpoints, previous.clusters.get(&key), pods);
+        // What is offered within TLS depends on the protocol.
+        let before = previous.clusters.get(&key).filter(|cluster| cluster.protocol == port.protocol);
+        let before = before.and_then(|cluster| cluster.tls.as_ref());
+        let tls = port.tls.as_ref().map(|terms| UpstreamTls::keep(terms, before));
         for subset in policy.map_or(&[][..], |policy| &policy.subsets) {
             let key = ClusterKey { subset: Some(Arc::clone(&subset.name)), ..key.clone() };
             let chosen = members.iter().filter(|(endpoint, _)| belongs(endpoint, subset));
-            let cluster = build(key, port, balancing(policy, port, Some(subset)), chosen);
+            let cluster = build(key, (port, &tls), balancing(policy, port, Some(subset)), chosen);
             insert(clusters, cluster, previous);
         }
-        insert(clusters, build(key, port, balancing(policy, port, None), members.iter()), previous);
+        let cluster = build(key, (port, &tls), balancing(policy, port, None), members.iter());
+        insert(clusters, cluster, previous);
     }
 }
 
@@ -74,14 +79,15 @@ fn balancing(policy: Option<&TrafficPolicy>, port: &ServicePort, subset: Option<
 
 fn build<'a>(
     key: ClusterKey,
-    port: &ServicePort,
+    (port, tls): (&ServicePort, &Option<Arc<UpstreamTls>>),
     policy: LbPolicy,
     members: impl Iterator<Item = &'a (&'a Endpoint, Arc<Upstream>)>,
 ) -> Cluster {
     let (ready, unready): (Vec<_>, Vec<_>) = members.partition(|(endpoint, _)| endpoint.ready);
     let upstreams =
         |list: Vec<&(_, Arc<Upstream>)>| list.into_iter().map(|(_, upstream)| Arc::clone(upstream)).collect();
-    Cluster { unready: upstreams(unready), ..Cluster::new(key, port.protocol, policy, upstreams(ready)) }
+    let cluster = Cluster::new(key, port.protocol, policy, upstreams(ready));
+    Cluster { unready: upstreams(unready), tls: tls.clone(), ..cluster }
 }
 
 fn insert(clusters: &mut Clusters, cluster: Cluster, previous: &RoutingTable) {
@@ -100,6 +106,7 @@ fn insert(clusters: &mut Clusters, cluster: Cluster, previous: &RoutingTable) {
 fn same(before: &Cluster, after: &Cluster) -> bool {
     before.protocol == after.protocol
         && before.policy == after.policy
+        && before.tls == after.tls
         && same_upstreams(&before.endpoints, &after.endpoints)
         && same_upstreams(&before.unready, &after.unready)
 }

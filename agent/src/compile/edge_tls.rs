@@ -3,6 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use rustls::ServerConfig;
+use rustls::server::danger::ClientCertVerifier;
 
 use super::GatewayListener;
 use crate::model::{HostPattern, ListenerTls};
@@ -21,26 +22,32 @@ pub struct TlsPort {
 pub struct TlsServer {
     /// The listener, `namespace/gateway/listener`.
     pub listener: Arc<str>,
-    /// What its documents say.
-    pub terms: ListenerTls,
+    /// How it ends TLS; `None`: it passes TLS on as it is.
+    pub terms: Option<ListenerTls>,
     /// The same for the TLS library: made when the first client comes, and kept for as long as the terms stay, with the keys
     /// of the session tickets that were given out. `None`: nothing can be shown.
-    made: OnceLock<Option<Arc<ServerConfig>>>,
+    made: OnceLock<Option<MadeTls>>,
+}
+
+/// What a listener shows and believes, for the TLS library.
+#[derive(Debug)]
+pub struct MadeTls {
+    /// How handshakes are answered.
+    pub server: Arc<ServerConfig>,
+    /// What finds clients' certificates valid, where they are asked for.
+    pub clients: Option<Arc<dyn ClientCertVerifier>>,
 }
 
 impl TlsServer {
     /// For the TLS library; `make` makes it where that has not been done.
-    pub fn config(
-        &self,
-        make: impl FnOnce(&ListenerTls) -> Option<Arc<ServerConfig>>,
-    ) -> Option<&Arc<ServerConfig>> {
-        self.made.get_or_init(|| make(&self.terms)).as_ref()
+    pub fn config(&self, make: impl FnOnce(&ListenerTls) -> Option<MadeTls>) -> Option<&MadeTls> {
+        self.made.get_or_init(|| self.terms.as_ref().and_then(make)).as_ref()
     }
 }
 
-/// Compiles the listeners of a port that end TLS; those whose terms stay what they were are kept.
+/// Compiles the listeners of a port on which TLS is spoken; those whose terms stay what they were are kept.
 pub(super) fn compile(
-    listeners: &[(Arc<str>, HostPattern, ListenerTls)],
+    listeners: &[(Arc<str>, HostPattern, Option<ListenerTls>)],
     before: Option<&GatewayListener>,
 ) -> Option<Arc<TlsPort>> {
     if listeners.is_empty() {

@@ -33,7 +33,7 @@ pub(super) struct Plan<T> {
     listeners: Vec<(Arc<str>, HostPattern)>,
     binding: Binding,
     hosts: Vec<(HostPattern, Vec<Vec<T>>)>,
-    tls: Vec<(Arc<str>, HostPattern, ListenerTls)>,
+    tls: Vec<(Arc<str>, HostPattern, Option<ListenerTls>)>,
 }
 
 /// A listener with the routes on it.
@@ -47,13 +47,21 @@ pub(super) fn plan<T: Borrow<RouteTable> + Clone>(listeners: &[WithRoutes<'_, T>
         let mut addresses = listener.addresses.clone();
         addresses.sort_unstable();
         addresses.dedup();
-        let binding = Binding { port: listener.port, addresses, protocol: listener.protocol };
+        let binding = Binding { port: listener.port, addresses, protocol: bound(listener.protocol) };
         match groups.iter_mut().find(|(known, _)| *known == binding) {
             Some((_, group)) => group.push(with_routes),
             None => groups.push((binding, vec![with_routes])),
         }
     }
     groups.into_iter().filter_map(|(binding, group)| Plan::new(binding, &group)).collect()
+}
+
+/// What tells ports apart: listeners that end TLS and those that pass it on share one.
+fn bound(protocol: ListenerProtocol) -> ListenerProtocol {
+    match protocol {
+        ListenerProtocol::Tls => ListenerProtocol::Https,
+        other => other,
+    }
 }
 
 /// Compiles what was planned.
@@ -74,8 +82,8 @@ impl<T: Borrow<RouteTable> + Clone> Plan<T> {
         let names =
             listeners.iter().map(|(listener, _)| (name_of(listener), listener.hostname.clone())).collect();
         let ends = |listener: &Listener| {
-            let tls = listener.tls.clone()?;
-            Some((name_of(listener), listener.hostname.clone(), tls))
+            let in_tls = listener.protocol != ListenerProtocol::Http;
+            in_tls.then(|| (name_of(listener), listener.hostname.clone(), listener.tls.clone()))
         };
         let tls = listeners.iter().filter_map(|(listener, _)| ends(listener)).collect();
         Some(Self { name: name_of(first), listeners: names, binding, hosts: hosts(listeners), tls })

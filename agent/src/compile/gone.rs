@@ -75,7 +75,12 @@ mod tests {
                 name: name.clone(),
                 cluster_ips: vec![[10, 96, 0, index].into()],
                 headless: false,
-                ports: vec![ServicePort { name: "p".into(), port: 80, protocol: AppProtocol::Http }],
+                ports: vec![ServicePort {
+                    name: "p".into(),
+                    port: 80,
+                    protocol: AppProtocol::Http,
+                    tls: None,
+                }],
                 datagram_ports: Vec::new(),
                 affinity: None,
             });

@@ -37,7 +37,7 @@ impl<'a> HostCompiler<'a> {
             Some((matches, self.share(route)))
         });
         match table.kind {
-            RouteKind::VirtualService => rules.collect(),
+            RouteKind::VirtualService | RouteKind::TlsRoute => rules.collect(),
             RouteKind::HttpRoute => rules.flat_map(split).collect(),
         }
     }

@@ -21,6 +21,7 @@ mod routes;
 mod source;
 mod table;
 mod tier;
+mod upstream_tls;
 mod version;
 mod watched;
 mod weights;
@@ -31,7 +32,7 @@ use std::sync::Arc;
 
 use crate::model::{Listener, Model, RouteTable};
 
-pub use edge_tls::{TlsPort, TlsServer};
+pub use edge_tls::{MadeTls, TlsPort, TlsServer};
 pub use gone::gone;
 pub use guard::{GuardPolicy, GuardRule};
 pub use limits::{InFlight, LimitCounter, LimitPolicy, LimitTable, LimitUse, limit_time};
@@ -43,6 +44,7 @@ pub use table::{
     Action, Backend, Cluster, ClusterKey, DatagramFrontend, Forward, Frontend, GatewayListener, HeaderOps,
     Route, RouteName, RoutingTable, Upstream, VirtualHost, WeightedBackend,
 };
+pub use upstream_tls::UpstreamTls;
 pub use version::{TableVersion, Token};
 pub use watched::{Observed, Outcome};
 pub use weights::Weights;

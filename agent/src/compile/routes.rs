@@ -104,7 +104,7 @@ impl Scope<'_> {
 /// The Gateway API asks for 500 where a backend reference doesn't resolve, Istio answers 503 (`NC`).
 fn unresolved_status(kind: RouteKind) -> u16 {
     match kind {
-        RouteKind::HttpRoute => 500,
+        RouteKind::HttpRoute | RouteKind::TlsRoute => 500,
         RouteKind::VirtualService => 503,
     }
 }

@@ -13,7 +13,7 @@ use crate::model::{
 };
 use crate::route::{HostTable, RequestOrigin, RequestView, RouteMatch, RuleSet};
 
-use super::{GuardPolicy, LimitTable, PolicyTable, Realm, TableVersion, TlsPort, Weights};
+use super::{GuardPolicy, LimitTable, PolicyTable, Realm, TableVersion, TlsPort, UpstreamTls, Weights};
 
 /// Everything that the proxies look up. Immutable; a request keeps the one it started with.
 #[derive(Debug, Default)]
@@ -235,6 +235,8 @@ pub struct Cluster {
     pub protocol: AppProtocol,
     /// How one is chosen.
     pub policy: LbPolicy,
+    /// How those who come by a Gateway speak TLS with them, where they do.
+    pub tls: Option<Arc<UpstreamTls>>,
     /// The ready endpoints, sorted by address; may be empty.
     pub endpoints: Vec<Arc<Upstream>>,
     /// The endpoints that may not be given new work, sorted by address; for dumps alone.
@@ -251,7 +253,7 @@ impl Cluster {
         policy: LbPolicy,
         endpoints: Vec<Arc<Upstream>>,
     ) -> Self {
-        Self { key, protocol, policy, endpoints, unready: Vec::new(), turn: AtomicU64::new(0) }
+        Self { key, protocol, policy, tls: None, endpoints, unready: Vec::new(), turn: AtomicU64::new(0) }
     }
 }
 

@@ -54,7 +54,8 @@ fn socket(text: &str) -> SocketAddr {
 }
 
 fn service(service: &str, cluster_ips: &[&str], ports: &[u16]) -> Service {
-    let port = |port: &u16| ServicePort { name: "".into(), port: *port, protocol: AppProtocol::Http };
+    let port =
+        |port: &u16| ServicePort { name: "".into(), port: *port, protocol: AppProtocol::Http, tls: None };
     Service {
         name: name(service),
         cluster_ips: cluster_ips.iter().map(|text| ip(text)).collect(),
@@ -272,7 +273,12 @@ fn a_rule_of_a_headless_service_for_itself_keeps_the_pod_that_was_dialled() {
     let mut model = canary();
     model.services[0].cluster_ips.clear();
     model.services[0].headless = true;
-    model.services[0].ports.push(ServicePort { name: "b".into(), port: 81, protocol: AppProtocol::Http });
+    model.services[0].ports.push(ServicePort {
+        name: "b".into(),
+        port: 81,
+        protocol: AppProtocol::Http,
+        tls: None,
+    });
     for (destination, expected) in [
         (to("order", None, None, 1), "original"),
         (to("order", Some(80), None, 1), "original"),
@@ -338,7 +344,12 @@ fn balancing_is_the_subsets_then_the_ports_then_the_services() {
 #[test]
 fn destination_ports_are_resolved() {
     let mut model = canary();
-    model.services[0].ports.push(ServicePort { name: "admin".into(), port: 81, protocol: AppProtocol::Http });
+    model.services[0].ports.push(ServicePort {
+        name: "admin".into(),
+        port: 81,
+        protocol: AppProtocol::Http,
+        tls: None,
+    });
     model.services[1].ports[0].port = 3001;
     let check = |kind, destination: WeightedDestination, dialled: &str, expected: Result<&str, u16>| {
         let table = routes(kind, "r", "order", vec![rule("r", vec![], vec![destination.clone()])]);
@@ -366,7 +377,12 @@ fn destination_ports_are_resolved() {
 fn a_port_that_neither_fits_nor_is_alone_is_unresolved() {
     let mut model = canary();
     model.services[0].ports[0].port = 8000;
-    model.services[0].ports.push(ServicePort { name: "b".into(), port: 8001, protocol: AppProtocol::Http });
+    model.services[0].ports.push(ServicePort {
+        name: "b".into(),
+        port: 8001,
+        protocol: AppProtocol::Http,
+        tls: None,
+    });
     model.mesh_routes = vec![routes(
         RouteKind::VirtualService,
         "r",
@@ -447,7 +463,12 @@ fn rules_for_other_ports_are_left_out() {
     let on_port = |port| RequestMatch { port: Some(port), ..RequestMatch::default() };
     let mut model = canary();
     model.endpoints.push(endpoint("order", 81, "10.0.0.1:8081", "v1"));
-    model.services[0].ports.push(ServicePort { name: "b".into(), port: 81, protocol: AppProtocol::Http });
+    model.services[0].ports.push(ServicePort {
+        name: "b".into(),
+        port: 81,
+        protocol: AppProtocol::Http,
+        tls: None,
+    });
     model.mesh_routes = vec![routes(
         RouteKind::VirtualService,
         "r",
@@ -463,7 +484,12 @@ fn rules_for_other_ports_are_left_out() {
 fn a_parent_reference_with_a_port_is_for_that_port() {
     let mut model = canary();
     model.endpoints.push(endpoint("order", 81, "10.0.0.1:8081", "v1"));
-    model.services[0].ports.push(ServicePort { name: "b".into(), port: 81, protocol: AppProtocol::Http });
+    model.services[0].ports.push(ServicePort {
+        name: "b".into(),
+        port: 81,
+        protocol: AppProtocol::Http,
+        tls: None,
+    });
     let mut table = routes(RouteKind::HttpRoute, "r", "order", vec![says("here", vec![])]);
     table.services[0].1 = Some(81);
     model.mesh_routes = vec![table];

@@ -152,7 +152,7 @@ pub(crate) fn read_objects(
     let is_list = api_version == "v1" && kind.ends_with("List") || kinds::is_list(api_version, kind);
     match list_items(is_list, &node) {
         Some(items) => items.iter().flat_map(|item| read_objects(file, item.clone(), elsewhere)).collect(),
-        None if kinds::is_elsewhere(api_version, kind) => {
+        None if kinds::is_elsewhere(api_version, kind) && !kinds::has_roots(&node) => {
             elsewhere.insert(kind.to_owned());
             Vec::new()
         }

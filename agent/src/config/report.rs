@@ -63,6 +63,10 @@ pub enum Code {
     RefNotPermitted,
     /// Gateway API `BackendNotFound`: a backend that is not there.
     BackendNotFound,
+    /// Gateway API `InvalidCACertificateKind`: CA certificates of a kind that holds none.
+    InvalidCaCertificateKind,
+    /// Gateway API `InvalidCACertificateRef`: CA certificates that are not there, or can't be used.
+    InvalidCaCertificateRef,
     /// Gateway API `InvalidCertificateRef`: a certificate that is not there, or can't be used.
     InvalidCertificateRef,
     /// Gateway API `InvalidKind`: a reference to a kind that can't be referred to.
@@ -73,6 +77,8 @@ pub enum Code {
     NotAllowedByListeners,
     /// Gateway API `NoMatchingListenerHostname`: the route's hostnames meet none of the parent's.
     NoMatchingListenerHostname,
+    /// Gateway API `Conflicted`: an older policy is for the same.
+    Conflicted,
     /// Gateway API conflict of two listeners on one port.
     ListenerConflict,
 }
@@ -96,11 +102,14 @@ impl Code {
             Self::Ignored => "Ignored",
             Self::RefNotPermitted => "RefNotPermitted",
             Self::BackendNotFound => "BackendNotFound",
+            Self::InvalidCaCertificateKind => "InvalidCACertificateKind",
+            Self::InvalidCaCertificateRef => "InvalidCACertificateRef",
             Self::InvalidCertificateRef => "InvalidCertificateRef",
             Self::InvalidKind => "InvalidKind",
             Self::NoMatchingParent => "NoMatchingParent",
             Self::NotAllowedByListeners => "NotAllowedByListeners",
             Self::NoMatchingListenerHostname => "NoMatchingListenerHostname",
+            Self::Conflicted => "Conflicted",
             Self::ListenerConflict => "ListenerConflict",
         }
     }

@@ -13,6 +13,8 @@ use thiserror::Error;
 use webpki::EndEntityCert;
 use zeroize::Zeroizing;
 
+use super::edge_clients;
+use crate::compile::MadeTls;
 use crate::model::{ListenerTls, PrivateKey, ServerCertificate, TlsVersion};
 
 /// What is spoken within TLS, the preferred one first.
@@ -34,7 +36,7 @@ pub enum UnusableMaterial {
     #[error("holds no private key in PEM")]
     NoKey,
     #[error(
-        "the key is malformed, or of a kind that is not taken: RSA of 2048 to 8192 bits, ECDSA on P-256 or P-384, Ed25519"
+        "the key is malformed, or of a kind that is not taken: RSA of 2048 to 4096 bits, ECDSA on P-256 or P-384, Ed25519"
     )]
     Key,
     #[error("the key is not that of the certificate in `tls.crt`")]
@@ -78,9 +80,10 @@ fn read(chain: &str, key: &PrivateKey) -> Result<CertifiedKey, (Part, UnusableMa
     Ok(certified)
 }
 
-/// How a listener answers TLS; `None` where it has nothing to show. Sessions are resumed by tickets alone, whose keys are made
-/// here: no other listener, and no other certificate, takes them.
-pub fn server_config(terms: &ListenerTls) -> Option<Arc<ServerConfig>> {
+/// How a listener answers TLS; `None` where it has nothing to show, or nobody to believe. Sessions are resumed by tickets alone,
+/// whose keys are made here: no other listener, and no other certificate, takes them. Where clients show certificates
+/// nothing is resumed: each is checked as a whole.
+pub fn server_config(terms: &ListenerTls) -> Option<MadeTls> {
     let shown: Vec<Shown> = terms.certificates.iter().filter_map(|one| Shown::new(one)).collect();
     if shown.is_empty() {
         return None;
@@ -89,19 +92,26 @@ pub fn server_config(terms: &ListenerTls) -> Option<Arc<ServerConfig>> {
         TlsVersion::Tls12 => SINCE_12,
         TlsVersion::Tls13 => SINCE_13,
     };
-    let mut config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
-        .with_protocol_versions(versions)
-        .ok()?
-        .with_no_client_auth()
-        .with_cert_resolver(Arc::new(ByName(shown)));
+    let provider = Arc::new(default_provider());
+    let mut clients = None;
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider));
+    let builder = builder.with_protocol_versions(versions).ok()?;
+    let builder = match &terms.clients {
+        None => builder.with_no_client_auth(),
+        Some(validation) => {
+            let strict = clients.insert(edge_clients::verifier(validation, &provider)?);
+            builder.with_client_cert_verifier(edge_clients::asked(validation.mode, strict))
+        }
+    };
+    let mut config = builder.with_cert_resolver(Arc::new(ByName(shown)));
     config.alpn_protocols = ALPN.map(<[u8]>::to_vec).to_vec();
     config.session_storage = Arc::new(NoServerSessionStorage {});
-    // Without chance there are no tickets, and each handshake is a full one.
     match Ticketer::new() {
-        Ok(ticketer) => config.ticketer = ticketer,
-        Err(_) => config.send_tls13_tickets = 0,
+        Ok(ticketer) if clients.is_none() => config.ticketer = ticketer,
+        // Without chance there are no tickets either, and each handshake is a full one.
+        _ => config.send_tls13_tickets = 0,
     }
-    Some(Arc::new(config))
+    Some(MadeTls { server: Arc::new(config), clients })
 }
 
 /// When a certificate of a Secret ends, in seconds since 1970.
@@ -226,7 +236,7 @@ mod tests {
 
     #[test]
     fn nothing_to_show_is_no_configuration() {
-        let terms = ListenerTls { certificates: vec![], min_version: TlsVersion::Tls12 };
+        let terms = ListenerTls { certificates: vec![], min_version: TlsVersion::Tls12, clients: None };
         assert!(server_config(&terms).is_none());
         let (chain, key) = made(&["a.example", "*.b.example"]);
         let certificate = ServerCertificate {
@@ -237,8 +247,12 @@ mod tests {
         assert!(ends(&certificate).is_some_and(|end| end > 1_700_000_000));
         let shown = Shown::new(&certificate).expect("can be shown");
         assert!(shown.is_for("a.example") && shown.is_for("x.b.example") && !shown.is_for("b.example"));
-        let terms = ListenerTls { certificates: vec![Arc::new(certificate)], min_version: TlsVersion::Tls13 };
-        let config = server_config(&terms).expect("can be shown");
+        let terms = ListenerTls {
+            certificates: vec![Arc::new(certificate)],
+            min_version: TlsVersion::Tls13,
+            clients: None,
+        };
+        let config = server_config(&terms).expect("can be shown").server;
         assert_eq!(config.alpn_protocols, [b"h2".to_vec(), b"http/1.1".to_vec()]);
         assert!(config.ticketer.enabled());
     }

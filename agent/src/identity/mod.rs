@@ -14,6 +14,8 @@ mod authority;
 mod certificate;
 mod directory;
 pub mod edge;
+pub mod edge_backends;
+pub mod edge_clients;
 mod error;
 mod files;
 mod handed;

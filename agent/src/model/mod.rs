@@ -31,7 +31,10 @@ pub use route::{
     RouteAction, RouteKind, RouteTable, Specificity, WeightedDestination,
 };
 pub use service::{AppProtocol, Endpoint, LbPolicy, Service, ServicePort, Subset, TrafficPolicy};
-pub use tls::{ListenerTls, PrivateKey, ServerCertificate, TlsVersion};
+pub use tls::{
+    BackendRoots, BackendTls, ClientMode, ClientValidation, ListenerTls, PrivateKey, ServerCertificate,
+    TlsVersion,
+};
 pub use workload::{Labels, Workload};
 
 /// Everything the documents say, checked; the input of [`crate::compile`].

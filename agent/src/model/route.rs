@@ -22,6 +22,8 @@ pub enum RouteKind {
     VirtualService,
     /// Gateway API HTTPRoute: rules in the order of specificity that the standard gives, already sorted.
     HttpRoute,
+    /// Gateway API TLSRoute: one rule, for connections that are passed on as they are.
+    TlsRoute,
 }
 
 impl RouteKind {
@@ -30,6 +32,7 @@ impl RouteKind {
         match self {
             Self::VirtualService => "VirtualService",
             Self::HttpRoute => "HTTPRoute",
+            Self::TlsRoute => "TLSRoute",
         }
     }
 }
@@ -394,6 +397,8 @@ pub enum ListenerProtocol {
     Http,
     /// HTTP in TLS that ends here.
     Https,
+    /// TLS that is passed on as it is, by the server name that clients ask for.
+    Tls,
 }
 
 /// One listener of a Gateway.

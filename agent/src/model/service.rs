@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Labels, ObjectName};
+use super::{BackendTls, Labels, ObjectName};
 
 /// What a port's owner says that is spoken on it (`appProtocol`, else the port name's prefix as in Istio).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -65,6 +65,9 @@ pub struct ServicePort {
     pub port: u16,
     /// What is spoken on it.
     pub protocol: AppProtocol,
+    /// How Gateways speak TLS with its endpoints, where they do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Arc<BackendTls>>,
 }
 
 /// One address that serves one port of one service.

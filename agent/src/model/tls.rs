@@ -17,6 +17,48 @@ pub struct ListenerTls {
     /// The oldest version that is spoken.
     #[serde(default, skip_serializing_if = "TlsVersion::is_default")]
     pub min_version: TlsVersion,
+    /// Whom it believes of its clients; `None`: it asks for no certificates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clients: Option<ClientValidation>,
+}
+
+/// How a listener checks its clients' certificates.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientValidation {
+    /// Bundles of CA certificates, in PEM. Empty: what is referred to can't be used, and every client is refused.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub roots: Vec<Arc<str>>,
+    /// What becomes of clients without a valid certificate.
+    pub mode: ClientMode,
+}
+
+/// What becomes of clients without a valid certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClientMode {
+    /// They are refused.
+    Required,
+    /// They are served; upstreams are told nothing of them.
+    Optional,
+}
+
+/// How Gateways speak TLS with the endpoints of a port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendTls {
+    /// The name that they are asked for, and have to prove.
+    pub hostname: Arc<str>,
+    /// Whom to believe.
+    pub roots: BackendRoots,
+}
+
+/// Whom to believe of backends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BackendRoots {
+    /// The CAs that the machine believes.
+    System,
+    /// Bundles of CA certificates, in PEM. None: what is referred to can't be used, and the backends can't be reached.
+    Bundles(Vec<Arc<str>>),
 }
 
 /// A version of TLS.
@@ -93,6 +135,7 @@ mod tests {
         ListenerTls {
             certificates: vec![Arc::new(ServerCertificate { secret, chain: "a chain".into(), key })],
             min_version: TlsVersion::Tls13,
+            clients: Some(ClientValidation { roots: vec!["roots".into()], mode: ClientMode::Optional }),
         }
     }
 
@@ -110,7 +153,7 @@ mod tests {
             "{written}"
         );
         assert_eq!(serde_json::from_str::<ListenerTls>(&written).expect("reads"), tls());
-        let plain = ListenerTls { certificates: vec![], min_version: TlsVersion::Tls12 };
+        let plain = ListenerTls { certificates: vec![], min_version: TlsVersion::Tls12, clients: None };
         assert_eq!(serde_json::to_string(&plain).expect("writes"), "{}");
         assert!(serde_json::from_str::<ListenerTls>(r#"{"min_version":"1.1"}"#).is_err());
     }

@@ -6,8 +6,9 @@
 use std::cell::{Cell, RefCell};
 use std::io::{self, BufRead as _, IoSlice, Read, Write};
 use std::net::Shutdown;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
+use bytes::BytesMut;
 use rustls::Connection;
 use rustls::server::{Accepted, Acceptor};
 use tokio::io::ReadBuf;
@@ -91,6 +92,21 @@ impl TlsIo {
         Poll::Ready(Ok(()))
     }
 
+    /// Whether the peer has neither closed nor said anything that is for us; its TLS may have.
+    pub fn is_quiet(&self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        loop {
+            match self.take_packets(&mut cx) {
+                Ok(1..) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return !self.has_input(),
+                Ok(0) | Err(_) => return false,
+            }
+            if self.has_input() {
+                return false;
+            }
+        }
+    }
+
     /// Whether there is something to read without waiting, be it the end.
     pub fn has_input(&self) -> bool {
         match self.session.borrow_mut().reader().fill_buf() {
@@ -158,20 +174,30 @@ impl TlsIo {
     }
 }
 
-/// Reads a client's first message, of which the TLS library bounds the size. A client that says something else has been told
-/// so.
-pub async fn read_hello(socket: &TcpStream) -> io::Result<Accepted> {
+/// Room for one read of a client's first message; most are shorter.
+const HELLO_BYTES: usize = 4 * 1024;
+
+/// Reads a client's first message, of which the TLS library bounds the size, and gives the bytes that were read as well. A client
+/// that says something else has been told so.
+pub async fn read_hello(socket: &TcpStream) -> io::Result<(Accepted, BytesMut)> {
     let mut acceptor = Acceptor::default();
+    let mut read = BytesMut::new();
     loop {
         socket.readable().await?;
-        match acceptor.read_tls(&mut Socket(socket)) {
+        let before = read.len();
+        read.reserve(HELLO_BYTES);
+        match socket.try_read_buf(&mut read) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(error) => return Err(error),
         }
+        let mut fresh = &read[before..];
+        while !fresh.is_empty() {
+            acceptor.read_tls(&mut fresh)?;
+        }
         match acceptor.accept() {
-            Ok(Some(accepted)) => return Ok(accepted),
+            Ok(Some(accepted)) => return Ok((accepted, read)),
             Ok(None) => {}
             Err((error, mut alert)) => {
                 let _ = alert.write(&mut Socket(socket));

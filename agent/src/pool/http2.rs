@@ -13,11 +13,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::client::SendRequest;
 use h2::{Ping, PingPong};
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::{PoolKey, PoolLimits};
+use crate::net::Stream;
 
 /// Connections for one key. With 100 streams each that is more than one endpoint serves.
 const MAX_PER_KEY: usize = 64;
@@ -245,11 +245,11 @@ impl Http2Pool {
     pub async fn add(
         &self,
         key: &PoolKey,
-        io: TcpStream,
+        io: impl Into<Stream>,
         builder: &h2::client::Builder,
         keepalive: Option<Keepalive>,
     ) -> Result<Lease, h2::Error> {
-        let (send, mut connection) = builder.handshake(io).await?;
+        let (send, mut connection) = builder.handshake(io.into()).await?;
         let closed = Rc::new(Cell::new(false));
         let shared = Rc::new(Shared {
             pool: Rc::downgrade(&self.0),
@@ -287,7 +287,7 @@ impl DialTurn {
     /// Keeps the connection that was made.
     pub async fn add(
         self,
-        io: TcpStream,
+        io: impl Into<Stream>,
         builder: &h2::client::Builder,
         keepalive: Option<Keepalive>,
     ) -> Result<Lease, h2::Error> {
@@ -330,7 +330,7 @@ mod tests {
     use std::net::SocketAddr;
 
     use tokio::io::AsyncReadExt;
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
     use tokio::task::LocalSet;
 
     use super::*;
@@ -340,6 +340,7 @@ mod tests {
             uid: None,
             address: SocketAddr::from(([127, 0, 0, 1], 1)),
             source: crate::net::ConnectSource::Node,
+            tls: None,
         }
     }
 

@@ -21,7 +21,8 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use crate::net::ConnectSource;
+use crate::compile::UpstreamTls;
+use crate::net::{ConnectSource, Stream};
 
 /// Bounds of a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +58,8 @@ pub struct PoolKey {
     pub address: SocketAddr,
     /// The address that the endpoint sees; `None`: the node's own.
     pub source: ConnectSource,
+    /// The TLS that is spoken with it.
+    pub tls: Option<Arc<UpstreamTls>>,
 }
 
 /// The addresses tell nearly all keys apart, and cost less to hash than the name.
@@ -102,7 +105,7 @@ struct Shelves {
 
 #[derive(Debug)]
 struct Idle {
-    io: TcpStream,
+    io: Stream,
     since: Instant,
 }
 
@@ -114,20 +117,20 @@ impl Pool {
     }
 
     /// The connection that was used last, of those that live and are not too old at `now`.
-    pub fn take(&self, key: &PoolKey, liveness: Liveness, now: Instant) -> Option<TcpStream> {
+    pub fn take(&self, key: &PoolKey, liveness: Liveness, now: Instant) -> Option<Stream> {
         let mut shelves = self.0.borrow_mut();
         let idle = shelves.limits.idle;
         loop {
             let kept = shelves.by_key.get_mut(key)?.pop()?;
             shelves.total -= 1;
-            if now.duration_since(kept.since) < idle && is_quiet(&kept.io, liveness) {
+            if now.duration_since(kept.since) < idle && is_between(&kept.io, liveness) {
                 return Some(kept.io);
             }
         }
     }
 
     /// Keeps a connection that is between two messages since `now`. Within a local runtime, which runs the pool's sweeper.
-    pub fn put(&self, key: PoolKey, io: TcpStream, now: Instant) {
+    pub fn put(&self, key: PoolKey, io: impl Into<Stream>, now: Instant) {
         let mut shelves = self.0.borrow_mut();
         if shelves.limits.keeps_none() {
             return;
@@ -137,7 +140,7 @@ impl Pool {
         }
         let per_key = shelves.limits.per_key;
         let idle = shelves.by_key.entry(key).or_default();
-        idle.push(Idle { io, since: now });
+        idle.push(Idle { io: io.into(), since: now });
         if idle.len() > per_key {
             idle.remove(0);
         } else {
@@ -172,7 +175,7 @@ impl Shelves {
     fn sweep(&mut self) {
         let idle = self.limits.idle;
         for shelf in self.by_key.values_mut() {
-            shelf.retain(|kept| kept.since.elapsed() < idle && is_quiet(&kept.io, Liveness::Heard));
+            shelf.retain(|kept| kept.since.elapsed() < idle && is_between(&kept.io, Liveness::Heard));
         }
         self.count();
     }
@@ -232,6 +235,16 @@ pub fn is_quiet(io: &TcpStream, liveness: Liveness) -> bool {
     }
 }
 
+/// The same for a connection that may have TLS on it, whose own messages (tickets, new keys) are none of the peer's.
+fn is_between(io: &Stream, liveness: Liveness) -> bool {
+    if let Stream::Tls(tls) = io
+        && !tls.is_quiet()
+    {
+        return false;
+    }
+    is_quiet(io.socket(), liveness)
+}
+
 fn peek(io: &TcpStream) -> io::Result<usize> {
     socket2::SockRef::from(io).peek(&mut [MaybeUninit::uninit()])
 }
@@ -260,6 +273,7 @@ mod tests {
             uid: Some(uid.into()),
             address: SocketAddr::from(([127, 0, 0, 1], 1)),
             source: ConnectSource::Node,
+            tls: None,
         }
     }
 
@@ -280,7 +294,7 @@ mod tests {
                 assert!(pool.take(&key("b"), Liveness::Heard, Instant::now()).is_none());
                 for port in [ports[2], ports[1]] {
                     let taken = pool.take(&key("a"), Liveness::Asked, Instant::now()).expect("kept");
-                    assert_eq!(taken.local_addr().expect("bound").port(), port);
+                    assert_eq!(taken.socket().local_addr().expect("bound").port(), port);
                 }
                 assert!(pool.take(&key("a"), Liveness::Heard, Instant::now()).is_none() && pool.is_empty());
             })

@@ -53,6 +53,8 @@ pub(super) enum Problem {
     Connect(io::ErrorKind),
     /// Connecting took too long.
     ConnectTimeout,
+    /// TLS can't be spoken with the upstream, for this reason.
+    UpstreamTls(&'static str),
     /// The upstream closed or reset the connection before its answer.
     UpstreamClosed,
     /// The upstream closed or reset the connection within its answer.
@@ -94,6 +96,7 @@ impl Problem {
             | Self::ConnectTimeout
             | Self::UpstreamClosed
             | Self::UpstreamReset(_)
+            | Self::UpstreamTls(_)
             | Self::UpstreamFull => 503,
             Self::UpstreamTruncated | Self::UpstreamProtocol(_) => 502,
             Self::UpstreamSilent | Self::RequestTimeout | Self::TryTimeout => 504,
@@ -110,7 +113,7 @@ impl Problem {
             Self::NoListener | Self::NoHost | Self::NoRoute => Flag::NoRoute,
             Self::NoCluster { .. } | Self::NoWeight => Flag::NoCluster,
             Self::NoEndpoint => Flag::NoHealthyUpstream,
-            Self::Connect(_) | Self::ConnectTimeout => Flag::UpstreamConnectFailure,
+            Self::Connect(_) | Self::ConnectTimeout | Self::UpstreamTls(_) => Flag::UpstreamConnectFailure,
             Self::UpstreamClosed | Self::UpstreamTruncated => Flag::UpstreamClosed,
             Self::UpstreamProtocol(_) => Flag::UpstreamProtocol,
             Self::UpstreamReset(_) => Flag::UpstreamReset,
@@ -143,7 +146,7 @@ impl Problem {
             Self::ConnectTimeout => "connect_timeout",
             Self::UpstreamClosed => "upstream_closed",
             Self::UpstreamTruncated => "upstream_truncated",
-            Self::UpstreamProtocol(reason) => reason,
+            Self::UpstreamProtocol(reason) | Self::UpstreamTls(reason) => reason,
             Self::UpstreamReset(code) => reset_details(code),
             Self::UpstreamSilent => "upstream_timeout",
             Self::UpstreamFull => "upstream_full",
@@ -172,6 +175,7 @@ impl Problem {
                 "destination_unavailable"
             }
             Self::ConnectTimeout => "connection_timeout",
+            Self::UpstreamTls(_) => "tls_protocol_error",
             Self::UpstreamClosed | Self::UpstreamReset(_) => "connection_terminated",
             Self::UpstreamFull => "connection_limit_reached",
             Self::Denied | Self::RateLimited => "http_request_denied",

@@ -73,6 +73,7 @@ pub struct Handshakes {
     under_way: AtomicUsize,
     /// By version, and whether resumed.
     done: [[AtomicU64; 2]; 2],
+    passed_on: AtomicU64,
     refused: [AtomicU64; OUTCOMES],
 }
 
@@ -87,6 +88,7 @@ impl Handshakes {
             settings,
             under_way: AtomicUsize::new(0),
             done: Default::default(),
+            passed_on: AtomicU64::new(0),
             refused: std::array::from_fn(|_| AtomicU64::new(0)),
         }
     }
@@ -108,6 +110,11 @@ impl Handshakes {
         self.done[usize::from(how.is_13)][usize::from(how.resumed)].fetch_add(1, Ordering::Relaxed);
     }
 
+    /// One is for somebody else to come to.
+    pub fn passed_on(&self) {
+        self.passed_on.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// One did not.
     pub fn refused(&self, why: Unshaken) {
         self.refused[why.place()].fetch_add(1, Ordering::Relaxed);
@@ -117,7 +124,7 @@ impl Handshakes {
     pub fn read(&self) -> Vec<(&'static str, u64)> {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let sum = |resumed: usize| self.done.iter().map(|version| count(&version[resumed])).sum();
-        let mut read = vec![("ok", sum(0)), ("ok_resumed", sum(1))];
+        let mut read = vec![("ok", sum(0)), ("ok_resumed", sum(1)), ("passed_on", count(&self.passed_on))];
         let refused = Unshaken::all().map(|why| (why.name(), count(&self.refused[why.place()])));
         read.extend(refused.filter(|(_, count)| *count > 0));
         read
@@ -161,7 +168,10 @@ mod tests {
         handshakes.refused(Unshaken::UnknownServerName);
         handshakes.done(Shaken { is_13: true, resumed: true });
         handshakes.done(Shaken { is_13: false, resumed: false });
-        assert_eq!(handshakes.read(), [("ok", 1), ("ok_resumed", 1), ("unknown_server_name", 1)]);
+        assert_eq!(
+            handshakes.read(),
+            [("ok", 1), ("ok_resumed", 1), ("passed_on", 0), ("unknown_server_name", 1)]
+        );
         assert_eq!(handshakes.versions(), [("1.2", 1), ("1.3", 1)]);
     }
 }

@@ -11,12 +11,14 @@ pub mod http;
 mod http2;
 mod limits;
 mod open;
+mod passthrough;
 pub(crate) mod random;
 mod refusals;
 mod settings;
 mod tcp;
 mod tls;
 mod tunnels;
+mod upstream_tls;
 mod worker;
 
 pub use admission::{Admission, AdmissionSettings};

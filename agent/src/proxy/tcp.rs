@@ -31,28 +31,39 @@ pub(super) struct Dial {
     original: SocketAddr,
     /// Whether no table knows the address.
     unknown: bool,
+    /// Whether the node dials, and not the client.
+    as_node: bool,
 }
 
 impl Dial {
     /// Where the client dialled, which no table knows: the node's NAT may.
     pub(super) fn unknown(original: SocketAddr) -> Self {
-        Self { cluster: None, original, unknown: true }
+        Self { cluster: None, original, unknown: true, as_node: false }
     }
 
     /// Whom the endpoint sees.
     fn source(&self, peer: SocketAddr) -> ConnectSource {
-        if self.unknown { ConnectSource::Translated } else { ConnectSource::Pod(peer.ip()) }
+        match (self.unknown, self.as_node) {
+            (true, _) => ConnectSource::Translated,
+            (false, true) => ConnectSource::Node,
+            (false, false) => ConnectSource::Pod(peer.ip()),
+        }
+    }
+
+    /// An endpoint of a cluster, for a client of a Gateway.
+    pub(super) fn gateway(cluster: &Arc<Cluster>, original: SocketAddr) -> Self {
+        Self { cluster: Some(Arc::clone(cluster)), original, unknown: false, as_node: true }
     }
 
     /// The pod that the client dialled.
     pub(super) fn pod(original: SocketAddr) -> Self {
-        Self { cluster: None, original, unknown: false }
+        Self { cluster: None, original, unknown: false, as_node: false }
     }
 
     /// An endpoint of the service; of a headless one, the endpoint that the client dialled.
     pub(super) fn frontend(frontend: &Frontend, original: SocketAddr) -> Self {
         let cluster = (!frontend.headless).then(|| frontend.tcp.clone());
-        Self { cluster, original, unknown: false }
+        Self { cluster, original, unknown: false, as_node: false }
     }
 }
 
@@ -137,7 +148,7 @@ async fn dial_allowed(
             break;
         }
         allowed(address).map_err(|by| refused(address, &by))?;
-        match connect(context, ConnectTarget { address, source: ConnectSource::Pod(peer.ip()) }).await {
+        match connect(context, ConnectTarget { address, source: dial.source(peer) }).await {
             Ok(io) => return Ok(Dialled { io, address, pick: Some(pick), client_error: None }),
             Err(error) => failure = error,
         }

@@ -5,8 +5,11 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use bytes::BytesMut;
 use rustls::server::Accepted;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::{HandshakeKind, ProtocolVersion, ServerConnection};
+use rustls_pki_types::UnixTime;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
@@ -16,6 +19,7 @@ use super::http::caller::Caller;
 use super::http::plan;
 use super::http::record::Trail;
 use crate::compile::{GatewayListener, TlsPort};
+use crate::identity::edge_clients::{self, ClientCertificate};
 use crate::identity::{PeerRefusal, edge};
 use crate::net::{Stream, TlsIo, read_hello};
 use crate::telemetry::{Flag, Origin, TlsRecord};
@@ -29,12 +33,20 @@ pub struct Handshaken {
     pub server_name: Option<Box<str>>,
     /// The version that is spoken, as Envoy writes it.
     pub version: &'static str,
+    /// Whether the listener checks its clients' certificates.
+    pub asks_clients: bool,
+    /// The client's certificate, where it showed a valid one.
+    pub client: Option<ClientCertificate>,
 }
 
 impl Handshaken {
     /// What records say of it.
     pub(super) fn record(&self) -> TlsRecord<'_> {
-        TlsRecord { version: self.version, server_name: self.server_name.as_deref() }
+        TlsRecord {
+            version: self.version,
+            server_name: self.server_name.as_deref(),
+            subject: self.client.as_ref().map(|client| &*client.subject),
+        }
     }
 
     /// Whether a request for a host may come by this connection. Clients keep to the names of the certificate that they were
@@ -62,15 +74,15 @@ pub(super) fn wanted(context: &Context, origin: &Origin, dialled: SocketAddr) ->
     plan::gateway(&table, name, dialled)?.tls.clone()
 }
 
-/// Ends TLS on a connection; `None`: it did not come to that, which has been counted and recorded, and the connection is
-/// closed.
+/// Ends TLS on a connection, or finds that it is to be passed on as it is; `None`: it did not come to either, which has been counted
+/// and recorded, and the connection is closed.
 pub(super) async fn accept(
     context: &Context,
     io: TcpStream,
     (peer, dialled): (SocketAddr, SocketAddr),
     origin: &Origin,
     port: &TlsPort,
-) -> Option<(Stream, Rc<Handshaken>)> {
+) -> Option<Begun> {
     let start = Instant::now();
     let handshakes = context.http.admission().handshakes();
     let shaken = match handshakes.begin() {
@@ -83,9 +95,13 @@ pub(super) async fn accept(
             .unwrap_or(Err(Unshaken::Peer(PeerRefusal::Timeout))),
     };
     match shaken {
-        Ok((io, told, how)) => {
+        Ok(Shook::Ended(io, told, how)) => {
             handshakes.done(how);
-            Some((Stream::Tls(Box::new(io)), Rc::new(told)))
+            Some(Begun::Ended(Stream::Tls(io), Rc::new(told)))
+        }
+        Ok(Shook::PassedOn(io, read, server_name)) => {
+            handshakes.passed_on();
+            Some(Begun::PassedOn(io, read, server_name))
         }
         Err(why) => {
             handshakes.refused(why);
@@ -111,6 +127,11 @@ fn record(
         Unshaken::Peer(PeerRefusal::NotTls) => ("tls_not_tls", Flag::DownstreamProtocol),
         Unshaken::Peer(PeerRefusal::NoAlpn) => ("tls_no_alpn", Flag::DownstreamProtocol),
         Unshaken::Peer(PeerRefusal::Incompatible) => ("tls_incompatible", Flag::DownstreamProtocol),
+        Unshaken::Peer(PeerRefusal::NoCertificate) => ("tls_no_certificate", Flag::DownstreamProtocol),
+        Unshaken::Peer(PeerRefusal::Expired) => ("tls_expired", Flag::DownstreamProtocol),
+        Unshaken::Peer(PeerRefusal::NotYetValid) => ("tls_not_yet_valid", Flag::DownstreamProtocol),
+        Unshaken::Peer(PeerRefusal::UnknownIssuer) => ("tls_unknown_issuer", Flag::DownstreamProtocol),
+        Unshaken::Peer(PeerRefusal::WrongUsage) => ("tls_wrong_usage", Flag::DownstreamProtocol),
         Unshaken::Peer(PeerRefusal::Refused) => ("tls_refused", Flag::DownstreamProtocol),
         Unshaken::Peer(PeerRefusal::NoOwnCertificate) => ("tls_no_own_certificate", Flag::DownstreamProtocol),
         Unshaken::Peer(_) => ("tls_failed", Flag::DownstreamProtocol),
@@ -124,35 +145,60 @@ fn record(
     caller.record(&trail, None, "");
 }
 
-async fn shake(io: TcpStream, port: &TlsPort) -> Result<(TlsIo, Handshaken, Shaken), Unshaken> {
-    let peer = |error: &io::Error| Unshaken::Peer(refusal(error));
-    let hello = read_hello(&io).await.map_err(|error| peer(&error))?;
+/// What came of a connection.
+pub(super) enum Begun {
+    /// TLS ends here.
+    Ended(Stream, Rc<Handshaken>),
+    /// It is passed on: what has been read of it, and the server name that it asks for.
+    PassedOn(TcpStream, BytesMut, Option<Box<str>>),
+}
+
+enum Shook {
+    Ended(Box<TlsIo>, Handshaken, Shaken),
+    PassedOn(TcpStream, BytesMut, Option<Box<str>>),
+}
+
+async fn shake(io: TcpStream, port: &TlsPort) -> Result<Shook, Unshaken> {
+    let peer = |error: &io::Error| Unshaken::Peer(edge_clients::refusal(error));
+    let (hello, read) = read_hello(&io).await.map_err(|error| peer(&error))?;
     let server_name = server_name(&hello);
     let Some(server) = port.servers.find(server_name.as_deref().unwrap_or_default()) else {
         say(&io, &UNRECOGNISED_NAME);
         return Err(Unshaken::UnknownServerName);
     };
+    if server.terms.is_none() {
+        return Ok(Shook::PassedOn(io, read, server_name));
+    }
+    drop(read);
     let Some(config) = server.config(edge::server_config) else {
         say(&io, &INTERNAL_ERROR);
         return Err(Unshaken::Peer(PeerRefusal::NoOwnCertificate));
     };
-    let session = begin(hello, config, &io).map_err(|error| peer(&error))?;
-    let io = TlsIo::new(io, session);
+    let session = begin(hello, &config.server, &io).map_err(|error| peer(&error))?;
+    let io = Box::new(TlsIo::new(io, session));
     io.shake().await.map_err(|error| peer(&error))?;
     let (version, resumed) = io.session(|session| (session.protocol_version(), session.handshake_kind()));
     let is_13 = version == Some(ProtocolVersion::TLSv1_3);
     let how = Shaken { is_13, resumed: resumed == Some(HandshakeKind::Resumed) };
     let version = if is_13 { "TLSv1.3" } else { "TLSv1.2" };
-    Ok((io, Handshaken { listener: Arc::clone(&server.listener), server_name, version }, how))
+    let told = Handshaken {
+        listener: Arc::clone(&server.listener),
+        server_name,
+        version,
+        asks_clients: config.clients.is_some(),
+        client: config.clients.as_deref().and_then(|clients| client(&io, clients)),
+    };
+    Ok(Shook::Ended(io, told, how))
 }
 
-/// What a failed handshake means.
-fn refusal(error: &io::Error) -> PeerRefusal {
-    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-        // The library's word for a client that knows no signature, or no cipher, that goes with a certificate.
-        Some(rustls::Error::General(_)) => PeerRefusal::Incompatible,
-        _ => PeerRefusal::of(error),
-    }
+/// The client's certificate, if it is valid. One that had to be has been found so in the handshake; a listener that takes others
+/// too has looked at none.
+fn client(io: &TlsIo, clients: &dyn ClientCertVerifier) -> Option<ClientCertificate> {
+    io.session(|session| {
+        let (leaf, intermediates) = session.peer_certificates()?.split_first()?;
+        clients.verify_client_cert(leaf, intermediates, UnixTime::now()).ok()?;
+        ClientCertificate::read(leaf)
+    })
 }
 
 /// The name in the form in which hosts are matched.

@@ -17,9 +17,10 @@ use tokio::task::spawn_local;
 
 use super::admission::{Crowded, Source, Whose};
 use super::http::{HttpWorker, Share};
+use super::tls::Begun;
 use super::{
-    Context, Downstream, OpenConnections, ProxySettings, Random, SharedBridges, captured, crowded, http, tls,
-    tunnels,
+    Context, Downstream, OpenConnections, ProxySettings, Random, SharedBridges, captured, crowded, http,
+    passthrough, tls, tunnels,
 };
 use crate::compile::RoutingTable;
 use crate::hbone::Mesh;
@@ -184,7 +185,14 @@ async fn gateway(context: Context, io: TcpStream, peer: SocketAddr, origin: Orig
         Some(port) => {
             let ends = (peer, original_destination);
             match Box::pin(tls::accept(&context, io, ends, &origin, &port)).await {
-                Some((io, told)) => (io, Some(told)),
+                Some(Begun::Ended(io, told)) => (io, Some(told)),
+                Some(Begun::PassedOn(io, read, server_name)) => {
+                    let (early, tls) = (None, None);
+                    let downstream =
+                        Downstream { io, read, peer, original_destination, origin, early, shown, tls };
+                    let served = passthrough::serve(&context, downstream, server_name.as_deref());
+                    return Box::pin(served).await;
+                }
                 None => return,
             }
         }

@@ -102,6 +102,9 @@ pub(super) fn request(buffer: &mut Vec<u8>, record: &RequestRecord<'_>) {
     .write(&mut line);
     if let Some(tls) = record.tls {
         line.text("downstream_tls_version", tls.version).optional("requested_server_name", tls.server_name);
+        if let Some(subject) = tls.subject {
+            line.text("downstream_peer_subject", subject);
+        }
     }
     line.finish();
 }

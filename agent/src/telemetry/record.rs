@@ -36,6 +36,8 @@ pub struct TlsRecord<'a> {
     pub version: &'static str,
     /// The server name that the client asked for.
     pub server_name: Option<&'a str>,
+    /// The subject of the client's certificate, where it showed a valid one.
+    pub subject: Option<&'a str>,
 }
 
 /// One request, at its end.

@@ -41,7 +41,8 @@ impl Pki {
         let fixed =
             ["req", "-x509", "-nodes", "-days", "30", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"];
         run(command("openssl", fixed)
-            .args(["-subj", "/CN=test-ca", "-addext", "basicConstraints=critical,CA:TRUE"])
+            // Several CAs of one test are not to be taken for one another by their names.
+            .args(["-subj", &format!("/CN={}", pki.name()), "-addext", "basicConstraints=critical,CA:TRUE"])
             .args(["-addext", "keyUsage=critical,keyCertSign,cRLSign", "-config"])
             .arg(config)
             .arg("-keyout")
@@ -49,6 +50,12 @@ impl Pki {
             .arg("-out")
             .arg(certificate))?;
         Ok(pki)
+    }
+
+    /// The CA's own name.
+    fn name(&self) -> String {
+        let name = self.directory.path().file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -87,18 +94,22 @@ impl Pki {
     }
 }
 
+/// A text as the content of a block of YAML.
+pub fn indented(text: &str) -> String {
+    text.lines().fold(String::new(), |all, line| all + "    " + line + "\n")
+}
+
 /// A Secret `infra/NAME` with a certificate.
 pub fn secret(name: &str, issued: &Issued) -> String {
     secret_of("infra", name, &issued.chain, &issued.key)
 }
 
 pub fn secret_of(namespace: &str, name: &str, chain: &str, key: &str) -> String {
-    let block = |text: &str| text.lines().fold(String::new(), |all, line| all + "    " + line + "\n");
     format!(
         "---\napiVersion: v1\nkind: Secret\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
          type: kubernetes.io/tls\nstringData:\n  tls.crt: |\n{}  tls.key: |\n{}",
-        block(chain),
-        block(key)
+        indented(chain),
+        indented(key)
     )
 }
 

@@ -33,7 +33,16 @@ pub struct Loop {
 
 /// Runs wrk with one thread.
 pub fn wrk(track: &Track, load: &Loop) -> Result<Counted> {
-    let url = format!("http://{}{}", load.address, load.path);
+    wrk_by(track, load, "http")
+}
+
+/// The same in TLS. It compares no name with the certificate's.
+pub fn wrk_tls(track: &Track, load: &Loop) -> Result<Counted> {
+    wrk_by(track, load, "https")
+}
+
+fn wrk_by(track: &Track, load: &Loop, scheme: &str) -> Result<Counted> {
+    let url = format!("{scheme}://{}{}", load.address, load.path);
     let (connections, time) = (format!("-c{}", load.connections), format!("-d{}s", load.seconds));
     let mut argv = words(&["wrk", "-t1", &connections, &time, "--timeout", "10s"]);
     if load.closes {

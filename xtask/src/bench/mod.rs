@@ -15,6 +15,7 @@ mod process;
 mod report;
 mod row;
 mod run;
+mod tls;
 mod track;
 
 use std::fs;
@@ -38,6 +39,8 @@ pub enum Verb {
     Floods(floods::Options),
     /// The kernel programs beside what they are held against: nanoseconds per packet, and ratios
     Kernel(kernel::Options),
+    /// TLS that ends at a gateway: requests, full and resumed handshakes, processor time, memory
+    Tls(tls::Options),
     /// A table of 10,000 services: bytes published, time to apply a change, memory
     Cluster(cluster::Options),
     /// One end of the traffic of `kernel`
@@ -81,6 +84,7 @@ pub fn run(verb: &Verb) -> Result<ExitCode> {
         Verb::Http(options) => options,
         Verb::Floods(options) => return floods::run(options),
         Verb::Kernel(options) => return kernel::run(options),
+        Verb::Tls(options) => return tls::run(options),
         Verb::Cluster(options) => return cluster::run(options),
         Verb::Peer { verb } => return kernel::peer::run(verb),
     };

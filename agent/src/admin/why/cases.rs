@@ -15,7 +15,7 @@ const NODE: &str = "192.0.2.1";
 
 /// A service `db` whose endpoint headless service `all` names too, name service `dns`, a client and a pod of node-b.
 fn cluster() -> Model {
-    let port = |port| ServicePort { name: "x".into(), port, protocol: AppProtocol::Tcp };
+    let port = |port| ServicePort { name: "x".into(), port, protocol: AppProtocol::Tcp, tls: None };
     let service = |name: &str, ip: Option<&str>, ports: &[u16], datagrams: &[u16]| Service {
         name: ObjectName::new("default", name),
         cluster_ips: ip.into_iter().map(|ip| ip.parse().expect("an address")).collect(),

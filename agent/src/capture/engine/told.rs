@@ -67,7 +67,12 @@ mod tests {
                 name: service.clone(),
                 cluster_ips: vec!["10.96.0.1".parse().expect("is an address")],
                 headless: false,
-                ports: vec![ServicePort { name: "p".into(), port: 80, protocol: AppProtocol::Tcp }],
+                ports: vec![ServicePort {
+                    name: "p".into(),
+                    port: 80,
+                    protocol: AppProtocol::Tcp,
+                    tls: None,
+                }],
                 datagram_ports: Vec::new(),
                 affinity: None,
             }],

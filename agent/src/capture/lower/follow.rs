@@ -136,7 +136,7 @@ mod tests {
         for (index, (kind, addresses, there, ready)) in (0_u8..).zip(sketches) {
             let name = ObjectName::new("default", &format!("s{index}"));
             let protocol = [AppProtocol::Tcp, AppProtocol::Http][usize::from(kind % 2)];
-            let port = |port| ServicePort { name: "p".into(), port, protocol };
+            let port = |port| ServicePort { name: "p".into(), port, protocol, tls: None };
             model.services.push(Service {
                 name: name.clone(),
                 cluster_ips: (0..*addresses).map(|nth| [10, 96, index, nth].into()).collect(),

@@ -12,14 +12,14 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use crate::model::{
-    Account, AppProtocol, AuthorizationPolicy, Cidr, Destination, DirectResponse, EdgeGuard, Endpoint,
-    FieldTerm, HeaderChange, HeaderOp, HostPattern, HttpRule, KeyPart, Labels, LbPolicy, Limit, LimitTarget,
-    LimitedRoute, Listener, ListenerProtocol, ListenerTls, MatchPath, MatchValue, Missing, Model, MtlsMode,
-    NamespacePattern, ObjectName, PathPart, PathPattern, PathRewrite, PeerAuthentication, PolicyAction,
-    PolicyMatch, PolicyRule, PolicyScope, PrivateKey, Probe, ProbeCheck, Quota, RateLimit, Redirect,
-    RedirectPath, RedirectPort, RequestMatch, RequestTerms, RewriteRegex, RouteAction, RouteKind, RouteTable,
-    ServerCertificate, Service, ServicePort, SourceRate, Subset, TextPattern, TlsVersion, TrafficPolicy,
-    WeightedDestination, Workload, expression,
+    Account, AppProtocol, AuthorizationPolicy, BackendRoots, BackendTls, Cidr, ClientMode, ClientValidation,
+    Destination, DirectResponse, EdgeGuard, Endpoint, FieldTerm, HeaderChange, HeaderOp, HostPattern,
+    HttpRule, KeyPart, Labels, LbPolicy, Limit, LimitTarget, LimitedRoute, Listener, ListenerProtocol,
+    ListenerTls, MatchPath, MatchValue, Missing, Model, MtlsMode, NamespacePattern, ObjectName, PathPart,
+    PathPattern, PathRewrite, PeerAuthentication, PolicyAction, PolicyMatch, PolicyRule, PolicyScope,
+    PrivateKey, Probe, ProbeCheck, Quota, RateLimit, Redirect, RedirectPath, RedirectPort, RequestMatch,
+    RequestTerms, RewriteRegex, RouteAction, RouteKind, RouteTable, ServerCertificate, Service, ServicePort,
+    SourceRate, Subset, TextPattern, TlsVersion, TrafficPolicy, WeightedDestination, Workload, expression,
 };
 
 /// A model, sorted as [`Model`] says. Some endpoints, routes and listeners have the names of others.
@@ -98,11 +98,12 @@ fn labels() -> impl Strategy<Value = Labels> {
 fn service_port() -> impl Strategy<Value = ServicePort> {
     let protocols =
         [AppProtocol::Http, AppProtocol::Http2, AppProtocol::Grpc, AppProtocol::Tcp, AppProtocol::Undeclared];
-    (text(&["", "http"]), port(), one_of(&protocols)).prop_map(|(name, port, protocol)| ServicePort {
-        name,
-        port,
-        protocol,
-    })
+    let bundles = vec(text(&["roots", "others"]), 0..2).prop_map(BackendRoots::Bundles);
+    let roots = prop_oneof![Just(BackendRoots::System), bundles];
+    let tls = (text(&["a.example", "b.example"]), roots)
+        .prop_map(|(hostname, roots)| Arc::new(BackendTls { hostname, roots }));
+    (text(&["", "http"]), port(), one_of(&protocols), option::of(tls))
+        .prop_map(|(name, port, protocol, tls)| ServicePort { name, port, protocol, tls })
 }
 
 fn service() -> impl Strategy<Value = Service> {
@@ -477,8 +478,11 @@ fn tls() -> impl Strategy<Value = ListenerTls> {
             Arc::new(ServerCertificate { secret, chain, key })
         });
     let version = one_of(&[TlsVersion::Tls12, TlsVersion::Tls13]);
-    (vec(certificate, 0..2), version)
-        .prop_map(|(certificates, min_version)| ListenerTls { certificates, min_version })
+    let mode = one_of(&[ClientMode::Required, ClientMode::Optional]);
+    let clients = (vec(text(&["roots", "others"]), 0..2), mode)
+        .prop_map(|(roots, mode)| ClientValidation { roots, mode });
+    (vec(certificate, 0..2), version, option::of(clients))
+        .prop_map(|(certificates, min_version, clients)| ListenerTls { certificates, min_version, clients })
 }
 
 fn listener() -> impl Strategy<Value = Listener> {

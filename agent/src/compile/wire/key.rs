@@ -234,7 +234,7 @@ impl Parts<'_> {
     }
 
     fn route_of(&mut self, kind: &str) -> Option<RouteKey> {
-        let kind = [RouteKind::VirtualService, RouteKind::HttpRoute]
+        let kind = [RouteKind::VirtualService, RouteKind::HttpRoute, RouteKind::TlsRoute]
             .into_iter()
             .find(|known| known.as_str() == kind)?;
         let NameKey { name, nth } = self.name()?;

@@ -9,9 +9,10 @@ use serde::Deserialize;
 use super::super::field::Field;
 use super::super::node::{DecodeError, Extra, Known};
 use super::super::object::Notes;
+use super::gateway_clients::GatewayTlsSpec;
 use super::gateway_tls::{self, GatewayTls, TlsSpec};
 use super::{DOCUMENT, GATEWAY_API, Source, decode_spec, host_pattern, meta};
-use crate::model::{HostPattern, Labels, ObjectName};
+use crate::model::{HostPattern, Labels, ListenerProtocol, ObjectName};
 
 /// The controller name of the GatewayClasses that are ours.
 const CONTROLLER_NAME: &str = "sluice.dev/gateway-controller";
@@ -27,10 +28,9 @@ const EXTRAS: &[&[Extra]] = &[
                 Known::Later("allowedListeners", &["namespaces"]),
                 Known::Later("backendTLS", &["clientCertificateRef"]),
                 Known::Later("defaultScope", &[]),
-                Known::Later("tls", &["backend", "frontend"]),
             ],
         },
-        Extra { of: "TlsSpec", fields: &[Known::Later("frontendValidation", &["caCertificateRefs"])] },
+        Extra { of: "GatewayTlsSpec", fields: &[Known::Later("backend", &["clientCertificateRef"])] },
     ],
 ];
 
@@ -52,7 +52,7 @@ pub(crate) struct Gateway {
     pub listeners: Vec<GatewayListenerSpec>,
 }
 
-/// A checked listener for HTTP, in TLS or not.
+/// A checked listener.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct GatewayListenerSpec {
     /// Its name.
@@ -65,7 +65,11 @@ pub(crate) struct GatewayListenerSpec {
     pub namespaces: AllowedNamespaces,
     /// Whether it takes HTTPRoutes.
     pub takes_http_routes: bool,
-    /// How it ends TLS; `None`: it speaks plain HTTP.
+    /// Whether it takes TLSRoutes: it passes TLS on as it is.
+    pub takes_tls_routes: bool,
+    /// What is spoken.
+    pub protocol: ListenerProtocol,
+    /// How it ends TLS, where it does.
     pub tls: Option<GatewayTls>,
     /// Where it stands among all that are written.
     pub index: usize,
@@ -139,6 +143,8 @@ struct GatewaySpec {
     listeners: Vec<Listener>,
     #[serde(default)]
     addresses: Vec<Address>,
+    #[serde(default)]
+    tls: GatewayTlsSpec,
 }
 
 #[derive(Debug, Deserialize)]
@@ -212,7 +218,7 @@ pub(super) fn decode(source: &Source<'_>, notes: &mut Notes<'_>) -> Result<Gatew
         if spec.listeners[..index].iter().any(same) {
             notes.error(&field, "another listener has the same port, protocol and hostname");
         }
-        listeners.extend(listener((index, written), source.name, &field, notes));
+        listeners.extend(listener((index, written), (source.name, &spec.tls), &field, notes));
     }
     Ok(Gateway { class: spec.gateway_class_name, addresses, listeners })
 }
@@ -237,7 +243,7 @@ fn addresses(written: &[Address], field: &Field, notes: &mut Notes<'_>) -> Vec<I
 /// A listener that is served; `None` for one that is not, or not yet.
 fn listener(
     (index, written): (usize, &Listener),
-    gateway: &ObjectName,
+    (gateway, clients): (&ObjectName, &GatewayTlsSpec),
     field: &Field,
     notes: &mut Notes<'_>,
 ) -> Option<GatewayListenerSpec> {
@@ -258,43 +264,64 @@ fn listener(
     };
     let namespaces = namespaces(&written.allowed_routes.namespaces, &field.key("allowedRoutes"), notes);
     let kinds = &written.allowed_routes.kinds;
-    let is_http_route = |kind: &RouteGroupKind| {
-        kind.kind == "HTTPRoute" && kind.group.as_deref().is_none_or(|group| group == GATEWAY_API)
+    let takes = |name: &str| {
+        let is_it = |kind: &RouteGroupKind| {
+            kind.kind == name && kind.group.as_deref().is_none_or(|group| group == GATEWAY_API)
+        };
+        kinds.is_empty() || kinds.iter().any(is_it)
     };
-    match written.protocol.as_str() {
-        "HTTP" if written.tls.is_some() => {
-            notes.error(&field.key("tls"), "a listener of the protocol HTTP has no tls");
-        }
-        "HTTP" | "HTTPS" => {}
-        "TLS" | "TCP" | "UDP" => {
-            notes.later(&field.key("protocol"));
-            return None;
-        }
-        other if other.contains('/') => {
-            notes.later(&field.key("protocol"));
-            return None;
-        }
-        other => {
-            notes.error(
-                &field.key("protocol"),
-                format!("`{other}` is no protocol: HTTP, HTTPS, TLS, TCP or UDP"),
-            );
-            return None;
-        }
-    }
-    let tls = match written.protocol.as_str() {
-        "HTTPS" => Some(gateway_tls::decode(written.tls.as_ref(), &gateway.namespace, field, notes)?),
-        _ => None,
-    };
+    let (protocol, tls) = protocol(written, (gateway, clients), field, notes)?;
+    let passes_on = protocol == ListenerProtocol::Tls;
     Some(GatewayListenerSpec {
         name: written.name.as_str().into(),
         port: written.port,
         hostname,
         namespaces,
-        takes_http_routes: kinds.is_empty() || kinds.iter().any(is_http_route),
+        takes_http_routes: !passes_on && takes("HTTPRoute"),
+        takes_tls_routes: passes_on && takes("TLSRoute"),
+        protocol,
         tls,
         index,
     })
+}
+
+/// What is spoken on a listener, and how it ends TLS; `None` for what is not served, or not yet.
+fn protocol(
+    written: &Listener,
+    (gateway, clients): (&ObjectName, &GatewayTlsSpec),
+    field: &Field,
+    notes: &mut Notes<'_>,
+) -> Option<(ListenerProtocol, Option<GatewayTls>)> {
+    match written.protocol.as_str() {
+        "HTTP" => {
+            if written.tls.is_some() {
+                notes.error(&field.key("tls"), "a listener of the protocol HTTP has no tls");
+            }
+            Some((ListenerProtocol::Http, None))
+        }
+        "HTTPS" => {
+            let of_gateway = clients.of_port(written.port);
+            let tls = written.tls.as_ref();
+            let tls = gateway_tls::decode(tls, of_gateway, &gateway.namespace, field, notes)?;
+            Some((ListenerProtocol::Https, Some(tls)))
+        }
+        "TLS" if gateway_tls::passes_on(written.tls.as_ref(), field, notes) => {
+            Some((ListenerProtocol::Tls, None))
+        }
+        "TLS" | "TCP" | "UDP" => {
+            notes.later(&field.key("protocol"));
+            None
+        }
+        other if other.contains('/') => {
+            notes.later(&field.key("protocol"));
+            None
+        }
+        other => {
+            let text = format!("`{other}` is no protocol: HTTP, HTTPS, TLS, TCP or UDP");
+            notes.error(&field.key("protocol"), text);
+            None
+        }
+    }
 }
 
 fn namespaces(written: &RouteNamespaces, field: &Field, notes: &mut Notes<'_>) -> AllowedNamespaces {

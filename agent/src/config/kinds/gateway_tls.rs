@@ -7,6 +7,7 @@ use serde::Deserialize;
 use super::super::field::Field;
 use super::super::object::Notes;
 use super::super::report::Code;
+use super::gateway_clients::{GatewayClients, ValidationSpec};
 use crate::model::{ObjectName, TlsVersion};
 
 /// The option that says which version of TLS is the oldest.
@@ -21,6 +22,8 @@ pub(crate) struct GatewayTls {
     pub certificates: Vec<CertificateRef>,
     /// The oldest version.
     pub min_version: TlsVersion,
+    /// Whether it asks its clients for certificates.
+    pub clients: Option<GatewayClients>,
 }
 
 /// A reference to a certificate.
@@ -41,6 +44,7 @@ pub(super) struct TlsSpec {
     certificate_refs: Vec<RefSpec>,
     #[serde(default)]
     options: BTreeMap<String, String>,
+    frontend_validation: Option<ValidationSpec>,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -52,16 +56,18 @@ enum Mode {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RefSpec {
+pub(super) struct RefSpec {
     group: Option<String>,
     kind: Option<String>,
     name: String,
     namespace: Option<String>,
 }
 
-/// Decodes `tls` of an HTTPS listener of a Gateway in `namespace`; `None`: it is not served.
+/// Decodes `tls` of an HTTPS listener of a Gateway in `namespace`, which has its Gateway's word on clients where it has none of its
+/// own; `None`: it is not served.
 pub(super) fn decode(
     written: Option<&TlsSpec>,
+    of_gateway: Option<(&ValidationSpec, Field)>,
     namespace: &str,
     field: &Field,
     notes: &mut Notes<'_>,
@@ -82,16 +88,42 @@ pub(super) fn decode(
     if written.certificate_refs.len() > MAX_CERTIFICATES {
         notes.error(&list, format!("more than {MAX_CERTIFICATES} certificates"));
     }
-    let certificates = written.certificate_refs.iter().map(|one| one.read(namespace)).collect();
-    Some(GatewayTls { certificates, min_version: min_version(&written.options, &field, notes) })
+    let certificate = |one: &RefSpec| {
+        let (is_secret, name) = one.read("Secret", namespace);
+        CertificateRef { is_secret, name }
+    };
+    let certificates = written.certificate_refs.iter().map(certificate).collect();
+    let own = written.frontend_validation.as_ref();
+    let own = own.map(|validation| (validation, field.key("frontendValidation")));
+    let clients = own.or(of_gateway).map(|(validation, field)| validation.read(namespace, &field, notes));
+    Some(GatewayTls { certificates, min_version: min_version(&written.options, &field, notes), clients })
+}
+
+/// Whether a listener of the protocol TLS passes it on as it is; it needs nothing else then.
+pub(super) fn passes_on(written: Option<&TlsSpec>, field: &Field, notes: &mut Notes<'_>) -> bool {
+    let Some(written) = written.filter(|written| written.mode == Mode::Passthrough) else { return false };
+    let field = field.key("tls");
+    if !written.certificate_refs.is_empty() {
+        notes.warning(
+            Code::Ignored,
+            &field.key("certificateRefs"),
+            "TLS that is passed on shows none of them",
+        );
+    }
+    if written.frontend_validation.is_some() {
+        let text = "clients of TLS that is passed on are for the backend to check";
+        notes.error(&field.key("frontendValidation"), text);
+    }
+    true
 }
 
 impl RefSpec {
-    fn read(&self, namespace: &str) -> CertificateRef {
+    /// Whether it is to a core object of the one kind that is taken, and its name, where it stands in `namespace`.
+    pub fn read(&self, taken: &str, namespace: &str) -> (bool, ObjectName) {
         let is_core = self.group.as_deref().is_none_or(|group| matches!(group, "" | "core"));
-        let is_secret = is_core && self.kind.as_deref().is_none_or(|kind| kind == "Secret");
+        let is_taken = is_core && self.kind.as_deref().is_none_or(|kind| kind == taken);
         let namespace = self.namespace.as_deref().filter(|name| !name.is_empty()).unwrap_or(namespace);
-        CertificateRef { is_secret, name: ObjectName::new(namespace, &self.name) }
+        (is_taken, ObjectName::new(namespace, &self.name))
     }
 }
 

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::filter::Filters;
-use self::schema::{BackendSpec, EXTRAS, HttpRouteSpec, ParentSpec, RuleSpec};
+pub(super) use self::schema::{BackendSpec, ParentSpec};
+use self::schema::{EXTRAS, HttpRouteSpec, RuleSpec};
 use super::super::field::Field;
 use super::super::node::DecodeError;
 use super::super::object::Notes;
@@ -104,17 +105,7 @@ pub(super) fn decode(source: &Source<'_>, notes: &mut Notes<'_>) -> Result<HttpR
     let spec: HttpRouteSpec = decode_spec(source, EXTRAS, notes)?;
     let field = Field::spec();
     let namespace = &source.name.namespace;
-    let mut hostnames = Vec::new();
-    for (index, host) in spec.hostnames.iter().enumerate() {
-        let is_address = host.parse::<IpAddr>().is_ok();
-        match host_pattern(host) {
-            Some(pattern) if pattern != HostPattern::Any && !is_address => hostnames.push(pattern),
-            _ => {
-                let field = field.key("hostnames").index(index);
-                notes.error(&field, format!("`{host}` is no host name or wildcard"));
-            }
-        }
-    }
+    let hostnames = hostnames(&spec.hostnames, &field.key("hostnames"), notes);
     let list = field.key("rules");
     if spec.rules.len() > RULES_MAX {
         notes.error(&list, format!("more than {RULES_MAX} rules"));
@@ -133,6 +124,19 @@ pub(super) fn decode(source: &Source<'_>, notes: &mut Notes<'_>) -> Result<HttpR
     })
 }
 
+/// The hosts that a route names.
+pub(super) fn hostnames(written: &[String], field: &Field, notes: &mut Notes<'_>) -> Vec<HostPattern> {
+    let mut hostnames = Vec::new();
+    for (index, host) in written.iter().enumerate() {
+        let is_address = host.parse::<IpAddr>().is_ok();
+        match host_pattern(host) {
+            Some(pattern) if pattern != HostPattern::Any && !is_address => hostnames.push(pattern),
+            _ => notes.error(&field.index(index), format!("`{host}` is no host name or wildcard")),
+        }
+    }
+    hostnames
+}
+
 /// Where a rule stands.
 struct RuleContext<'a> {
     position: usize,
@@ -140,7 +144,13 @@ struct RuleContext<'a> {
     namespace: &'a str,
 }
 
-fn parents(written: &[ParentSpec], namespace: &str, field: &Field, notes: &mut Notes<'_>) -> Vec<Parent> {
+/// What a route attaches to.
+pub(super) fn parents(
+    written: &[ParentSpec],
+    namespace: &str,
+    field: &Field,
+    notes: &mut Notes<'_>,
+) -> Vec<Parent> {
     let mut parents = Vec::with_capacity(written.len());
     for (index, parent) in written.iter().enumerate() {
         let kind = match (
@@ -171,7 +181,7 @@ fn rule_of(rule: &RuleSpec, context: &RuleContext<'_>, notes: &mut Notes<'_>) ->
     let matches = matching::matches(&rule.matches, &field.key("matches"), notes);
     let filters = Filters::read(&rule.filters, &field.key("filters"), notes);
     filters.check_prefix(&matches, &field.key("filters"), notes);
-    let backends = backends(&rule.backend_refs, context, notes);
+    let backends = backends(&rule.backend_refs, (field, context.namespace), notes);
     let timeouts = &rule.timeouts;
     let mut timeout = |name: &str, text: &Option<String>| {
         let text = text.as_deref()?;
@@ -209,8 +219,13 @@ fn rule_of(rule: &RuleSpec, context: &RuleContext<'_>, notes: &mut Notes<'_>) ->
     }
 }
 
-fn backends(written: &[BackendSpec], context: &RuleContext<'_>, notes: &mut Notes<'_>) -> Vec<BackendRef> {
-    let list = context.field.key("backendRefs");
+/// The backends of the rule at `field` of a route in `namespace`.
+pub(super) fn backends(
+    written: &[BackendSpec],
+    (field, namespace): (&Field, &str),
+    notes: &mut Notes<'_>,
+) -> Vec<BackendRef> {
+    let list = field.key("backendRefs");
     let mut backends = Vec::with_capacity(written.len());
     for (index, backend) in written.iter().enumerate() {
         let field = list.index(index);
@@ -227,7 +242,7 @@ fn backends(written: &[BackendSpec], context: &RuleContext<'_>, notes: &mut Note
         filters.check_backend(&field.key("filters"), notes);
         backends.push(BackendRef {
             is_service,
-            name: ObjectName::new(backend.namespace.as_deref().unwrap_or(context.namespace), &backend.name),
+            name: ObjectName::new(backend.namespace.as_deref().unwrap_or(namespace), &backend.name),
             port: backend.port,
             weight,
             request_headers: filters.request_headers,

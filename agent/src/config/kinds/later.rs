@@ -31,9 +31,8 @@ fn spec_fields(kind: &str) -> Option<&'static [&'static str]> {
             "workloadSelector",
         ],
         "WorkloadEntry" => &["address", "labels", "locality", "network", "ports", "serviceAccount", "weight"],
-        "GRPCRoute" | "TLSRoute" => &["hostnames", "parentRefs", "rules", "useDefaultGateways"],
+        "GRPCRoute" => &["hostnames", "parentRefs", "rules", "useDefaultGateways"],
         "TCPRoute" => &["parentRefs", "rules", "useDefaultGateways"],
-        "BackendTLSPolicy" => &["options", "targetRefs", "validation"],
         "Namespace" => &["finalizers"],
         _ => return None,
     })

@@ -2,11 +2,14 @@
 //! a checked value; what needs other objects to be told is left to [`super::link`].
 
 mod authorization_policy;
+mod backend_tls_policy;
+mod config_map;
 mod destination_rule;
 mod duration;
 mod edge_guard;
 mod endpoint_slice;
 mod gateway;
+mod gateway_clients;
 mod gateway_tls;
 mod header;
 mod http_route;
@@ -20,13 +23,17 @@ mod rate_limit;
 mod reference_grant;
 mod secret;
 mod service;
+mod tls_route;
 mod virtual_service;
 
 pub(crate) use authorization_policy::AuthorizationPolicy;
 pub(in crate::config) use authorization_policy::DRY_RUN;
+pub(crate) use backend_tls_policy::BackendTlsPolicy;
+pub(crate) use config_map::{ConfigMap, has_roots};
 pub(crate) use destination_rule::DestinationRule;
 pub(crate) use endpoint_slice::{EndpointSlice, SliceEndpoint};
 pub(crate) use gateway::{AllowedNamespaces, Gateway, GatewayClass, GatewayListenerSpec};
+pub(crate) use gateway_clients::{BundleRef, GatewayClients};
 pub(crate) use gateway_tls::{CertificateRef, GatewayTls};
 pub(crate) use http_route::{BackendRef, HttpRoute, Parent, ParentKind, RouteRule, RuleAction};
 pub(crate) use meta::{ObjectMeta, object_name, read_meta, written_name};
@@ -55,8 +62,12 @@ pub(crate) enum Spec {
     GatewayClass(GatewayClass),
     Gateway(Gateway),
     HttpRoute(HttpRoute),
+    /// A TLSRoute, in the form of an HTTPRoute.
+    TlsRoute(HttpRoute),
     ReferenceGrant(ReferenceGrant),
     Secret(Secret),
+    ConfigMap(ConfigMap),
+    BackendTlsPolicy(BackendTlsPolicy),
     AuthorizationPolicy(AuthorizationPolicy),
     PeerAuthentication(PeerAuthentication),
     EdgeGuard(EdgeGuard),
@@ -77,8 +88,11 @@ pub(crate) enum Kind {
     GatewayClass,
     Gateway,
     HttpRoute,
+    TlsRoute,
     ReferenceGrant,
     Secret,
+    ConfigMap,
+    BackendTlsPolicy,
     AuthorizationPolicy,
     PeerAuthentication,
     EdgeGuard,
@@ -98,6 +112,7 @@ const KINDS: &[(&str, &[&str], &str, Kind)] = &[
     ("", &["v1"], "Pod", Kind::Pod),
     ("", &["v1"], "Namespace", Kind::Namespace),
     ("", &["v1"], "Secret", Kind::Secret),
+    ("", &["v1"], "ConfigMap", Kind::ConfigMap),
     ("networking.k8s.io", &["v1"], "Ingress", Kind::Later),
     ("networking.k8s.io", &["v1"], "NetworkPolicy", Kind::Later),
     ("discovery.k8s.io", &["v1", "v1beta1"], "EndpointSlice", Kind::EndpointSlice),
@@ -113,9 +128,9 @@ const KINDS: &[(&str, &[&str], &str, Kind)] = &[
     (GATEWAY_API, GATEWAY_VERSIONS, "HTTPRoute", Kind::HttpRoute),
     (GATEWAY_API, GATEWAY_VERSIONS, "ReferenceGrant", Kind::ReferenceGrant),
     (GATEWAY_API, &["v1", "v1alpha2"], "GRPCRoute", Kind::Later),
-    (GATEWAY_API, &["v1", "v1alpha3", "v1alpha2"], "TLSRoute", Kind::Later),
+    (GATEWAY_API, &["v1", "v1alpha3", "v1alpha2"], "TLSRoute", Kind::TlsRoute),
     (GATEWAY_API, &["v1", "v1alpha2"], "TCPRoute", Kind::Later),
-    (GATEWAY_API, &["v1", "v1alpha3"], "BackendTLSPolicy", Kind::Later),
+    (GATEWAY_API, &["v1", "v1alpha3"], "BackendTLSPolicy", Kind::BackendTlsPolicy),
     ("sluice.dev", &["v1alpha1"], "EdgeGuard", Kind::EdgeGuard),
     ("sluice.dev", &["v1alpha1"], "RateLimit", Kind::RateLimit),
     ("sluice.dev", &["v1alpha1"], "Migration", Kind::Later),
@@ -162,7 +177,13 @@ impl Kind {
     pub fn keeps_lines(self) -> bool {
         !matches!(
             self,
-            Self::Pod | Self::EndpointSlice | Self::Namespace | Self::EdgeGuard | Self::Secret | Self::Later
+            Self::Pod
+                | Self::EndpointSlice
+                | Self::Namespace
+                | Self::EdgeGuard
+                | Self::Secret
+                | Self::ConfigMap
+                | Self::Later
         )
     }
 }
@@ -227,8 +248,11 @@ pub(crate) fn decode(kind: Kind, source: &Source<'_>, notes: &mut Notes<'_>) -> 
         Kind::GatewayClass => Spec::GatewayClass(gateway::decode_class(source, notes)?),
         Kind::Gateway => Spec::Gateway(gateway::decode(source, notes)?),
         Kind::HttpRoute => Spec::HttpRoute(http_route::decode(source, notes)?),
+        Kind::TlsRoute => Spec::TlsRoute(tls_route::decode(source, notes)?),
         Kind::ReferenceGrant => Spec::ReferenceGrant(reference_grant::decode(source, notes)?),
         Kind::Secret => Spec::Secret(secret::decode(source, notes)?),
+        Kind::BackendTlsPolicy => Spec::BackendTlsPolicy(backend_tls_policy::decode(source, notes)?),
+        Kind::ConfigMap => Spec::ConfigMap(config_map::decode(source, notes)?),
         Kind::AuthorizationPolicy => Spec::AuthorizationPolicy(authorization_policy::decode(source, notes)?),
         Kind::PeerAuthentication => Spec::PeerAuthentication(peer_authentication::decode(source, notes)?),
         Kind::EdgeGuard => Spec::EdgeGuard(edge_guard::decode(source, notes)?),

@@ -33,11 +33,6 @@ struct GrantTo {
 }
 
 impl ReferenceGrant {
-    /// Whether HTTPRoutes of a namespace may refer to a Service of this name in the grant's own namespace.
-    pub fn allows_service(&self, from_namespace: &str, service: &str) -> bool {
-        self.allows(("HTTPRoute", from_namespace), ("Service", service))
-    }
-
     /// Whether objects of a kind of the Gateway API, in a namespace, may refer to a core object of this kind and name in the
     /// grant's own namespace.
     pub fn allows(&self, (kind, namespace): (&str, &str), (to_kind, name): (&str, &str)) -> bool {

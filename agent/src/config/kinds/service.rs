@@ -230,7 +230,7 @@ fn ports(written: &[PortSpec], field: &Field, notes: &mut Notes<'_>) -> Vec<(Ser
         }
         let protocol = protocol(port, &field, notes);
         let target = port.target_port.clone().unwrap_or(TargetPort::Number(port.port));
-        ports.push((ServicePort { name: name.into(), port: port.port, protocol }, target));
+        ports.push((ServicePort { name: name.into(), port: port.port, protocol, tls: None }, target));
     }
     ports
 }
@@ -255,7 +255,7 @@ fn datagram_ports(
             notes.error(&field.key("name"), "each of several ports needs a name");
         }
         let target = port.target_port.clone().unwrap_or(TargetPort::Number(port.port));
-        let port = ServicePort { name: name.into(), port: port.port, protocol: AppProtocol::Tcp };
+        let port = ServicePort { name: name.into(), port: port.port, protocol: AppProtocol::Tcp, tls: None };
         ports.push((port, target));
     }
     ports

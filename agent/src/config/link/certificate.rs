@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::super::field::Field;
 use super::super::kinds::{CertificateRef, GatewayTls};
 use super::super::report::{Code, Severity};
-use super::{LinkNotes, World};
+use super::{LinkNotes, World, bundle};
 use crate::model::{ListenerTls, ObjectName, ServerCertificate};
 
 /// What a listener shows. A reference that can't be followed is said and left out; without any the listener refuses
@@ -29,7 +29,9 @@ pub(super) fn listener_tls(
         let text = "no certificate can be shown: the listener refuses every handshake";
         notes.say(position, (Severity::Error, Code::InvalidCertificateRef), &list, text);
     }
-    ListenerTls { certificates, min_version: tls.min_version }
+    let clients = tls.clients.as_ref();
+    let clients = clients.map(|clients| bundle::clients(world, (position, gateway), clients, notes));
+    ListenerTls { certificates, min_version: tls.min_version, clients }
 }
 
 fn find<'a>(

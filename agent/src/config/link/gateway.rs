@@ -24,7 +24,10 @@ struct Served<'a> {
 pub(super) fn listeners(world: &World<'_>, notes: &mut LinkNotes<'_>) -> Vec<Listener> {
     let mut gateways = our_gateways(world, notes);
     for route in http_route::by_age(world) {
-        attach(world, route, &mut gateways, notes);
+        attach(world, (route, RouteKind::HttpRoute), &mut gateways, notes);
+    }
+    for route in http_route::tls_by_age(world) {
+        attach(world, (route, RouteKind::TlsRoute), &mut gateways, notes);
     }
     gateways.into_values().flatten().map(|served| served.listener).collect()
 }
@@ -81,7 +84,7 @@ fn serve<'a>(
         }
         let field = field.index(spec.index);
         let mut others = before.values().flatten().chain(&served).filter(shares);
-        if let Some(other) = others.find(|other| other.spec.tls.is_some() != spec.tls.is_some()) {
+        if let Some(other) = others.find(|other| in_tls(other.spec) != in_tls(spec)) {
             let Listener { gateway, name, .. } = &other.listener;
             let text = format!(
                 "listener {}: port {} speaks another protocol for {gateway}/{name}",
@@ -97,7 +100,7 @@ fn serve<'a>(
             name: Arc::clone(&spec.name),
             addresses: gateway.addresses.clone(),
             port: spec.port,
-            protocol: if tls.is_some() { ListenerProtocol::Https } else { ListenerProtocol::Http },
+            protocol: spec.protocol,
             hostname: spec.hostname.clone(),
             tls,
             routes: Vec::new(),
@@ -107,12 +110,22 @@ fn serve<'a>(
     served
 }
 
+/// Whether TLS is spoken on a listener; those that end it and those that pass it on may share a port.
+fn in_tls(spec: &GatewayListenerSpec) -> bool {
+    spec.protocol != ListenerProtocol::Http
+}
+
 /// Whether two lists of addresses, of which an empty one means all, have one in common.
 fn share_address<T: PartialEq>(a: &[T], b: &[T]) -> bool {
     a.is_empty() || b.is_empty() || a.iter().any(|address| b.contains(address))
 }
 
-fn attach(world: &World<'_>, route: Route<'_>, gateways: &mut Gateways<'_>, notes: &mut LinkNotes<'_>) {
+fn attach(
+    world: &World<'_>,
+    (route, kind): (Route<'_>, RouteKind),
+    gateways: &mut Gateways<'_>,
+    notes: &mut LinkNotes<'_>,
+) {
     let (position, object, spec) = route;
     if spec.parents.is_empty() {
         let text = "the route has no parents and takes no traffic";
@@ -123,9 +136,12 @@ fn attach(world: &World<'_>, route: Route<'_>, gateways: &mut Gateways<'_>, note
     for (index, parent) in spec.parents.iter().enumerate() {
         let field = Field::spec().key("parentRefs").index(index);
         match parent.kind {
-            ParentKind::Service => continue,
-            ParentKind::Other => {
-                let text = "only a Gateway or a Service can be a parent";
+            ParentKind::Service if kind == RouteKind::HttpRoute => continue,
+            ParentKind::Service | ParentKind::Other => {
+                let text = match kind {
+                    RouteKind::TlsRoute => "only a Gateway can be a parent",
+                    _ => "only a Gateway or a Service can be a parent",
+                };
                 notes.say(position, (Severity::Warning, Code::InvalidKind), &field.key("kind"), text);
                 continue;
             }
@@ -133,11 +149,11 @@ fn attach(world: &World<'_>, route: Route<'_>, gateways: &mut Gateways<'_>, note
         }
         let attached = match gateways.get_mut(&parent.name) {
             None => Err((Code::NoMatchingParent, format!("there is no Gateway {} here", parent.name))),
-            Some(listeners) => attach_to(world, object, parent, listeners, |hostname| {
+            Some(listeners) => attach_to(world, (object, kind), parent, listeners, |hostname| {
                 let hosts = intersect(hostname, &spec.hostnames)?;
                 let source = object.name().clone();
                 let rules = rules.clone();
-                Some(RouteTable { source, kind: RouteKind::HttpRoute, services: Vec::new(), hosts, rules })
+                Some(RouteTable { source, kind, services: Vec::new(), hosts, rules })
             }),
         };
         if let Err((code, text)) = attached {
@@ -149,7 +165,7 @@ fn attach(world: &World<'_>, route: Route<'_>, gateways: &mut Gateways<'_>, note
 /// Attaches a route to the listeners of one parent that take it.
 fn attach_to(
     world: &World<'_>,
-    route: &Object,
+    (route, kind): (&Object, RouteKind),
     parent: &Parent,
     listeners: &mut [Served<'_>],
     table: impl Fn(&HostPattern) -> Option<RouteTable>,
@@ -158,11 +174,10 @@ fn attach_to(
         parent.section.as_ref().is_none_or(|section| *section == served.spec.name)
             && parent.port.is_none_or(|port| port == served.spec.port)
     };
-    let mut problem =
-        (Code::NoMatchingParent, format!("the Gateway {} has no such listener for HTTP", parent.name));
+    let mut problem = (Code::NoMatchingParent, format!("the Gateway {} has no such listener", parent.name));
     let mut attached = false;
     for served in listeners.iter_mut().filter(|served| named(served)) {
-        if !is_allowed(world, served, route) {
+        if !is_allowed(world, served, (route, kind)) {
             if problem.0 == Code::NoMatchingParent {
                 let text =
                     format!("the listener {} does not take this route's namespace or kind", served.spec.name);
@@ -184,7 +199,7 @@ fn attach_to(
     if attached { Ok(()) } else { Err(problem) }
 }
 
-fn is_allowed(world: &World<'_>, served: &Served<'_>, route: &Object) -> bool {
+fn is_allowed(world: &World<'_>, served: &Served<'_>, (route, kind): (&Object, RouteKind)) -> bool {
     let namespace = &route.name().namespace;
     let allowed = match &served.spec.namespaces {
         AllowedNamespaces::Same => *namespace == served.listener.gateway.namespace,
@@ -197,7 +212,11 @@ fn is_allowed(world: &World<'_>, served: &Served<'_>, route: &Object) -> bool {
             selector.matches(&labels)
         }
     };
-    allowed && served.spec.takes_http_routes
+    let takes = match kind {
+        RouteKind::TlsRoute => served.spec.takes_tls_routes,
+        RouteKind::HttpRoute | RouteKind::VirtualService => served.spec.takes_http_routes,
+    };
+    allowed && takes
 }
 
 /// The hosts that a listener and a route have in common; `None`: none.

@@ -18,6 +18,14 @@ const INVALID_BACKEND_STATUS: u16 = 500;
 /// An HTTPRoute with its position.
 pub(super) type Route<'a> = (usize, &'a Object, &'a HttpRoute);
 
+/// All TLSRoutes, oldest first.
+pub(super) fn tls_by_age<'a>(world: &World<'a>) -> Vec<Route<'a>> {
+    world.by_age(|spec| match spec {
+        Spec::TlsRoute(route) => Some(route),
+        _ => None,
+    })
+}
+
 /// All HTTPRoutes, oldest first.
 pub(super) fn by_age<'a>(world: &World<'a>) -> Vec<Route<'a>> {
     world.by_age(|spec| match spec {
@@ -137,12 +145,11 @@ fn action(
     let list = field.key("backendRefs");
     let mut destinations = Vec::with_capacity(backends.len());
     for (index, backend) in backends.iter().enumerate() {
-        let destination =
-            destination(world, &object.name().namespace, backend).unwrap_or_else(|(code, text)| {
-                let text = format!("{text}: requests get {INVALID_BACKEND_STATUS}");
-                notes.say(position, (Severity::Warning, code), &list.index(index), text);
-                Destination::Invalid { status: INVALID_BACKEND_STATUS }
-            });
+        let destination = destination(world, object, backend).unwrap_or_else(|(code, text)| {
+            let text = format!("{text}: requests get {INVALID_BACKEND_STATUS}");
+            notes.say(position, (Severity::Warning, code), &list.index(index), text);
+            Destination::Invalid { status: INVALID_BACKEND_STATUS }
+        });
         destinations.push(WeightedDestination {
             destination,
             weight: backend.weight,
@@ -166,14 +173,15 @@ fn action(
 
 fn destination(
     world: &World<'_>,
-    namespace: &str,
+    route: &Object,
     backend: &BackendRef,
 ) -> Result<Destination, (Code, String)> {
     let BackendRef { is_service, name, port, .. } = backend;
     if !is_service {
         return Err((Code::InvalidKind, "only a Service can be a backend".to_owned()));
     }
-    if *name.namespace != *namespace && !is_granted(world, namespace, name) {
+    let namespace = &route.name().namespace;
+    if name.namespace != *namespace && !is_granted(world, route, name) {
         return Err((
             Code::RefNotPermitted,
             format!("no ReferenceGrant lets routes of {namespace} refer to {name}"),
@@ -185,7 +193,8 @@ fn destination(
     }
 }
 
-fn is_granted(world: &World<'_>, from: &str, service: &ObjectName) -> bool {
+fn is_granted(world: &World<'_>, route: &Object, service: &ObjectName) -> bool {
+    let from = (&*route.header.id.kind, &*route.name().namespace);
     let mut grants = world.grants.iter().filter(|(namespace, _)| **namespace == *service.namespace);
-    grants.any(|(_, grant)| grant.allows_service(from, &service.name))
+    grants.any(|(_, grant)| grant.allows(from, ("Service", &service.name)))
 }

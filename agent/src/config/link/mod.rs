@@ -3,6 +3,8 @@
 
 mod addresses;
 mod authorization;
+mod backend_tls;
+mod bundle;
 mod certificate;
 mod edge_guard;
 mod endpoints;
@@ -19,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::field::Field;
-use super::kinds::{EndpointSlice, ReferenceGrant, Secret, Service, Spec};
+use super::kinds::{ConfigMap, EndpointSlice, ReferenceGrant, Secret, Service, Spec};
 use super::object::Object;
 use super::report::{Code, Message, Severity};
 use crate::model::{Endpoint, Labels, Model, ObjectName};
@@ -52,7 +54,8 @@ pub(super) fn link(objects: &[Arc<Object>]) -> (Model, Vec<LinkedObject>) {
     let guards = edge_guard::guards(&world);
     let limits = rate_limit::limits(&world, &mut notes);
     addresses::report_shared(&world, &mut notes);
-    let services = endpoints::services(&world);
+    let mut services = endpoints::services(&world);
+    backend_tls::apply(&world, &mut services, &mut notes);
     let mut workloads: Vec<_> = workloads.into_values().map(|(workload, _)| workload).collect();
     workloads.sort_by(|a, b| a.name.cmp(&b.name));
     let model = Model {
@@ -94,6 +97,7 @@ struct World<'a> {
     namespaces: BTreeMap<&'a str, &'a Labels>,
     grants: Vec<(&'a str, &'a ReferenceGrant)>,
     secrets: BTreeMap<&'a ObjectName, &'a Secret>,
+    config_maps: BTreeMap<&'a ObjectName, &'a ConfigMap>,
 }
 
 impl<'a> World<'a> {
@@ -105,6 +109,7 @@ impl<'a> World<'a> {
             namespaces: BTreeMap::new(),
             grants: Vec::new(),
             secrets: BTreeMap::new(),
+            config_maps: BTreeMap::new(),
         };
         for object in objects {
             match &object.spec {
@@ -116,6 +121,9 @@ impl<'a> World<'a> {
                 }
                 Spec::Namespace(labels) => {
                     world.namespaces.insert(&object.name().name, labels);
+                }
+                Spec::ConfigMap(found) => {
+                    world.config_maps.insert(object.name(), found);
                 }
                 Spec::Secret(secret) => {
                     world.secrets.insert(object.name(), secret);

@@ -4,7 +4,7 @@ use rcgen::{CertificateParams, KeyPair};
 
 use super::{check_bad, good, load_in_shop, messages};
 use crate::config::Severity;
-use crate::model::{ListenerProtocol, TlsVersion};
+use crate::model::{ClientMode, ListenerProtocol, TlsVersion};
 
 /// A certificate and its key, in PEM.
 fn pair() -> (String, String) {
@@ -119,6 +119,60 @@ fn references_are_followed_only_where_they_may() {
     check(foreign, &(there + &grant("Gateway", "kind: Service")), Some("no ReferenceGrant"));
     let opaque = here.replace("kubernetes.io/tls", "Opaque");
     check("{name: cert}", &opaque, Some("is not of the type kubernetes.io/tls"));
+}
+
+#[test]
+fn clients_are_checked_as_the_listener_its_port_or_its_gateway_says() {
+    let (chain, key) = pair();
+    let bundle = |name: &str| {
+        let data = serde_json::json!({"ca.crt": chain});
+        format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\ndata: {data}\n---\n")
+    };
+    let validation = |name: &str, mode: &str| {
+        format!("{{caCertificateRefs: [{{group: '', kind: ConfigMap, name: {name}}}]{mode}}}")
+    };
+    let listener = |name: &str, port: u16, own: &str| {
+        format!(
+            "{{name: {name}, port: {port}, protocol: HTTPS, tls: {{certificateRefs: [{{name: cert}}]{own}}}}}"
+        )
+    };
+    let own = format!(", frontendValidation: {}", validation("own", ""));
+    let listeners =
+        [listener("a", 1, &own), listener("b", 2, ""), listener("c", 3, ""), listener("d", 4, "")];
+    let frontend = format!(
+        "tls: {{frontend: {{default: {{validation: {}}}, perPort: [{{port: 2, tls: {{validation: {}}}}}, {{port: 3, tls: {{}}}}]}}}}, ",
+        validation("all", ""),
+        validation("of-port", ", mode: AllowInsecureFallback"),
+    );
+    let text = |frontend: &str| {
+        let gateway = gateway(&listeners.join(", ")).replace("listeners:", &format!("{frontend}listeners:"));
+        gateway + &secret("default", &chain, &key)
+    };
+    let state = good(&(text(&frontend) + &bundle("own") + &bundle("of-port") + &bundle("all")));
+    let clients = |state: &crate::config::State| -> Vec<Option<(usize, ClientMode)>> {
+        let listeners = state.model.listeners.iter();
+        let clients = listeners.map(|listener| listener.tls.as_ref()?.clients.as_ref());
+        clients.map(|clients| clients.map(|clients| (clients.roots.len(), clients.mode))).collect()
+    };
+    let required = Some((1, ClientMode::Required));
+    assert_eq!(clients(&state), [required, Some((1, ClientMode::Optional)), None, required]);
+    // Where a bundle is missing nobody is believed.
+    let state = load_in_shop(&(text(&frontend) + &bundle("own") + &bundle("all")));
+    assert_eq!(clients(&state), [required, Some((0, ClientMode::Optional)), None, required]);
+    let field = "4 spec.tls.frontend.perPort[0].tls.validation.caCertificateRefs[0]: ";
+    let missing = text(&frontend) + &bundle("own") + &bundle("all");
+    check_bad(
+        &missing,
+        field,
+        "there is no valid ConfigMap default/of-port with ca.crt: every client is refused",
+    );
+    let secret_kind = text(&frontend.replace("kind: ConfigMap, name: all", "kind: Secret, name: all"));
+    check_bad(&secret_kind, "4 spec.tls.frontend.default", "only a ConfigMap can hold CA certificates");
+    check_bad(
+        &bundle("own").replace("CERTIFICATE", "NOTHING"),
+        "4 data[\"ca.crt\"]: ",
+        "holds no certificate",
+    );
 }
 
 #[test]

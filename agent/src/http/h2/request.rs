@@ -59,9 +59,9 @@ fn joined_cookie(fields: &HeaderMap) -> Option<Vec<u8>> {
 }
 
 /// The pseudo-header fields of a request to an upstream.
-pub fn request_uri(authority: &str, target: &str) -> Result<Uri, Refusal> {
+pub fn request_uri(scheme: Scheme, authority: &str, target: &str) -> Result<Uri, Refusal> {
     let mut parts = http::uri::Parts::default();
-    parts.scheme = Some(Scheme::HTTP);
+    parts.scheme = Some(scheme);
     parts.authority = Some(authority.parse().map_err(|_| Refusal::bad("authority_untranslatable"))?);
     parts.path_and_query = Some(target.parse().map_err(|_| Refusal::bad("target_untranslatable"))?);
     Uri::from_parts(parts).map_err(|_| Refusal::bad("target_untranslatable"))
@@ -164,10 +164,16 @@ mod tests {
 
     #[test]
     fn upstream_targets() {
-        let uri = request_uri("order-service:80", "/a?b=c").expect("good");
+        let uri = request_uri(Scheme::HTTP, "order-service:80", "/a?b=c").expect("good");
         assert_eq!(uri.to_string(), "http://order-service:80/a?b=c");
-        assert_eq!(request_uri("[fd00::1]:80", "*").expect("good").path(), "*");
-        assert_eq!(request_uri("a b", "/").map_err(|r| r.reason), Err("authority_untranslatable"));
-        assert_eq!(request_uri("a", "/a b").map_err(|r| r.reason), Err("target_untranslatable"));
+        assert_eq!(request_uri(Scheme::HTTP, "[fd00::1]:80", "*").expect("good").path(), "*");
+        assert_eq!(
+            request_uri(Scheme::HTTP, "a b", "/").map_err(|r| r.reason),
+            Err("authority_untranslatable")
+        );
+        assert_eq!(
+            request_uri(Scheme::HTTP, "a", "/a b").map_err(|r| r.reason),
+            Err("target_untranslatable")
+        );
     }
 }

@@ -1,29 +1,26 @@
-//! Moving opaque bytes between a TLS session and a socket.
+//! Moving opaque bytes where TLS is spoken on either side.
 
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
 
 use super::{PumpError, RelayFailure, Relayed, SCRATCH, STEPS_MAX, Step, end};
-use crate::net::{ReadHalf, Stream, WriteHalf};
+use crate::net::Stream;
 
-/// As [`super::relay`] does it for sockets. A client that leaves without saying so in TLS has been cut off, and so is its
-/// upstream.
+/// As [`super::relay`] does it for sockets. A peer that leaves without saying so in TLS has been cut off, and so is the other.
 pub async fn relay_stream(
     downstream: &mut Stream,
-    upstream: &mut TcpStream,
+    upstream: &mut Stream,
     stop: impl Future<Output = ()>,
 ) -> Relayed {
-    let downstream = match downstream {
-        Stream::Plain(socket) => return super::relay(socket, upstream, stop).await,
-        tls @ Stream::Tls(_) => tls,
-    };
+    if let (Stream::Plain(downstream), Stream::Plain(upstream)) = (&mut *downstream, &mut *upstream) {
+        return super::relay(downstream, upstream, stop).await;
+    }
     let mut relayed = Relayed::default();
     let result = {
-        let (client_read, client_write): (ReadHalf<'_>, WriteHalf<'_>) = downstream.split();
+        let (client_read, client_write) = downstream.split();
         let (server_read, server_write) = upstream.split();
         let up = pump(client_read, server_write, &mut relayed.sent);
         let down = pump(server_read, client_write, &mut relayed.received);

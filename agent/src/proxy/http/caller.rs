@@ -9,11 +9,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::HttpSettings;
-use super::heads::RequestWriter;
+use super::heads::{ForwardedCertificate, RequestWriter};
 use super::pace::BODY_TOO_LONG;
 use super::plan::{Entry, Plan, Planned, plan};
 use super::upstream::Goal;
-use crate::compile::RoutingTable;
+use crate::compile::{RoutingTable, UpstreamTls};
 use crate::http::body::Framing;
 use crate::http::grpc;
 use crate::http::h1::{Known, RequestHead, Version};
@@ -158,27 +158,6 @@ impl Caller<'_> {
         Outgoing { target, authority }
     }
 
-    /// Writes the request's head for the upstream, in either version.
-    pub fn writer<'h>(
-        &self,
-        planned: &Planned<'h>,
-        outgoing: &'h Outgoing<'h>,
-        head: &'h RequestHead,
-        request_id: &'h str,
-    ) -> RequestWriter<'h> {
-        RequestWriter {
-            head,
-            target: outgoing.target.as_deref(),
-            authority: &outgoing.authority,
-            changes: planned.request_changes(),
-            // The pod sees an inbound client for itself, and what agents on the way have added.
-            client: (!self.origin.is_inbound()).then(|| self.peer.ip()),
-            request_id,
-            trust_forwarded: self.settings.trust_forwarded,
-            upgrade: self.upgrade(head),
-        }
-    }
-
     /// The protocol that the client asks to switch to, where it may.
     pub fn upgrade<'h>(&self, head: &'h RequestHead) -> Option<&'h [u8]> {
         head.upgrade().filter(|protocol| self.settings.upgrades.allow(protocol))
@@ -193,11 +172,55 @@ impl Caller<'_> {
         }
     }
 
+    /// The TLS that is spoken with an endpoint.
+    pub fn upstream_tls(&self, goal: Goal<'_>) -> Option<Arc<UpstreamTls>> {
+        match (self.origin, goal) {
+            (Origin::Gateway(_), Goal::Cluster(cluster)) => cluster.tls.clone(),
+            _ => None,
+        }
+    }
+
     /// Where a request goes that is sent to the address that the client dialled.
     pub fn original(&self, planned: &Planned<'_>) -> Goal<'static> {
         let address = self.original_destination;
         let known = planned.route.is_some() || self.origin.is_inbound();
         if known { Goal::Address(address) } else { Goal::Unknown(address) }
+    }
+}
+
+impl<'a> Caller<'a> {
+    /// Writes the request's head for the upstream, in either version.
+    pub fn writer<'h>(
+        &self,
+        planned: &Planned<'h>,
+        outgoing: &'h Outgoing<'h>,
+        head: &'h RequestHead,
+        request_id: &'h str,
+    ) -> RequestWriter<'h>
+    where
+        'a: 'h,
+    {
+        RequestWriter {
+            head,
+            target: outgoing.target.as_deref(),
+            authority: &outgoing.authority,
+            changes: planned.request_changes(),
+            // The pod sees an inbound client for itself, and what agents on the way have added.
+            client: (!self.origin.is_inbound()).then(|| self.peer.ip()),
+            request_id,
+            trust_forwarded: self.settings.trust_forwarded,
+            upgrade: self.upgrade(head),
+            client_certificate: self.client_certificate(),
+        }
+    }
+
+    /// What upstreams are told of the client's certificate.
+    fn client_certificate(&self) -> ForwardedCertificate<'a> {
+        match self.tls.filter(|tls| tls.asks_clients).map(|tls| &tls.client) {
+            None => ForwardedCertificate::Foreign,
+            Some(None) => ForwardedCertificate::Removed,
+            Some(Some(client)) => ForwardedCertificate::Set(&client.forwarded),
+        }
     }
 }
 

@@ -15,8 +15,6 @@ use std::pin::pin;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::net::TcpStream;
-use tokio::net::tcp::ReadHalf;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -29,7 +27,7 @@ use super::wire::{Fairness, write_parts};
 use super::worker::{Buffers, HttpWorker, ReadSize, make_room};
 use crate::http::body::{BodyError, BodyTransfer, Framing};
 use crate::http::h1::{HeadScan, Known, Limits, RequestHead, ResponseHead, Version};
-use crate::net::{Stream, WriteHalf};
+use crate::net::{ReadHalf, Stream, WriteHalf};
 use crate::proxy::admission::Load;
 use crate::proxy::answer::Problem;
 use crate::route::RequestView;
@@ -105,7 +103,7 @@ pub(in crate::proxy) async fn run(
     buffers: &mut Buffers,
     body: &mut BodyTransfer,
     progress: &Progress,
-    (client, upstream): (&mut Stream, &mut TcpStream),
+    (client, upstream): (&mut Stream, &mut Stream),
 ) -> Result<Finished, Problem> {
     let (client_read, client_write) = client.split();
     let (upstream_read, upstream_write) = upstream.split();

@@ -33,6 +33,22 @@ pub(in crate::proxy) struct RequestWriter<'a> {
     pub trust_forwarded: bool,
     /// The protocol to switch to.
     pub upgrade: Option<&'a [u8]>,
+    /// What becomes of [`CLIENT_CERTIFICATE`].
+    pub client_certificate: ForwardedCertificate<'a>,
+}
+
+/// The field that tells upstreams of a client's certificate.
+const CLIENT_CERTIFICATE: &[u8] = b"x-forwarded-client-cert";
+
+/// What becomes of the field that tells of a client's certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::proxy) enum ForwardedCertificate<'a> {
+    /// It is a field like others that only a trusted proxy may send.
+    Foreign,
+    /// It is taken away: the client was asked for a certificate, and has no valid one.
+    Removed,
+    /// It says this and nothing else.
+    Set(&'a str),
 }
 
 impl RequestWriter<'_> {
@@ -97,7 +113,11 @@ impl RequestWriter<'_> {
             Known::XForwardedProto | Known::XForwardedHost => !self.trust_forwarded,
             // An expectation in HTTP/1.0 means nothing; passed on in HTTP/1.1 it would.
             Known::Expect => !self.head.expects_continue(),
-            Known::Other => !self.trust_forwarded && hop::is_vouched_for(field.name),
+            Known::Other => {
+                !self.trust_forwarded && hop::is_vouched_for(field.name)
+                    || self.client_certificate != ForwardedCertificate::Foreign
+                        && field.name.eq_ignore_ascii_case(CLIENT_CERTIFICATE)
+            }
             _ => false,
         }
     }
@@ -126,6 +146,11 @@ impl RequestWriter<'_> {
             && !self.changes.replaces(b"x-forwarded-host")
         {
             out.field(b"x-forwarded-host", asked.as_bytes());
+        }
+        if let ForwardedCertificate::Set(element) = self.client_certificate
+            && !self.changes.replaces(CLIENT_CERTIFICATE)
+        {
+            out.field(CLIENT_CERTIFICATE, element.as_bytes());
         }
         if !self.changes.replaces(b"x-request-id") {
             out.field(b"x-request-id", self.request_id.as_bytes());

@@ -3,8 +3,6 @@
 use std::cell::Cell;
 use std::net::SocketAddr;
 
-use tokio::net::TcpStream;
-
 use super::caller::Caller;
 use super::connection::{Connection, Ending};
 use super::passed::Passed;
@@ -14,7 +12,7 @@ use super::upstream::UpstreamConnection;
 use super::wire::write_parts;
 use super::worker::{Buffers, Held};
 use crate::model::Asked;
-use crate::net::{ConnectSource, RelayFailure, Relayed, relay_stream};
+use crate::net::{ConnectSource, RelayFailure, Relayed, Stream, relay_stream};
 use crate::proxy::Protocol;
 use crate::proxy::access::{self, ACCESS_DENIED};
 use crate::telemetry::Flag;
@@ -62,7 +60,7 @@ impl Connection {
 
     async fn relay(
         &mut self,
-        upstream: &mut TcpStream,
+        upstream: &mut Stream,
         planned: &Planned<'_>,
         endpoint: (SocketAddr, ConnectSource),
     ) -> Relayed {
@@ -77,7 +75,7 @@ impl Connection {
     /// Passes on what either side sent before it could know of the switch, or right behind it.
     async fn pass_ahead(
         &mut self,
-        upstream: &mut TcpStream,
+        upstream: &mut Stream,
         sent: &Cell<u64>,
         received: &Cell<u64>,
     ) -> Result<(), RelayFailure> {

@@ -5,14 +5,13 @@ use std::future::pending;
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, Interest};
 use tokio::net::TcpStream;
-use tokio::net::tcp::WriteHalf;
 
 use super::exchange::{Progress, Terms, client_body_problem, is_reset, take_direct};
 use super::pace::{BODY_TOO_LONG, Pace};
 use super::wire::{Fairness, write_parts};
 use super::worker::{ReadSize, make_room};
 use crate::http::body::BodyTransfer;
-use crate::net::ReadHalf;
+use crate::net::{ReadHalf, WriteHalf};
 use crate::proxy::answer::Problem;
 
 /// The request's direction.

@@ -12,18 +12,18 @@ use super::passed::Passed;
 use super::plan::Planned;
 use crate::balance::Pick;
 use crate::compile::{Cluster, Denied, Upstream};
-use crate::model::Asked;
-use crate::net::ConnectTarget;
+use crate::model::{AppProtocol, Asked};
+use crate::net::{ConnectTarget, Stream};
 use crate::pool::{Liveness, PoolKey, is_quiet};
 use crate::proxy::access::Refused;
 use crate::proxy::answer::Problem;
-use crate::proxy::{Early, access};
+use crate::proxy::{Early, access, upstream_tls};
 
 /// A connection to an endpoint, in use for one request.
 #[derive(Debug)]
 pub(in crate::proxy) struct UpstreamConnection {
     /// The socket.
-    pub io: TcpStream,
+    pub io: Stream,
     /// Where it is kept afterwards.
     pub key: PoolKey,
     /// Whether it has served a request before, so that its peer may have closed it meanwhile.
@@ -105,7 +105,7 @@ impl Caller<'_> {
         {
             let key = self.pool_key(goal, address, pick.as_ref());
             // It may have been closed meanwhile, like one that was kept.
-            return Ok(UpstreamConnection { io, key, reused: true, at_once: true, pick });
+            return Ok(UpstreamConnection { io: io.into(), key, reused: true, at_once: true, pick });
         }
         let mut tries = 0;
         let connect = async |key: PoolKey| {
@@ -115,7 +115,7 @@ impl Caller<'_> {
             {
                 return Ok((io, key, true));
             }
-            let io = self.dial(&key, wanted.deadline).await?;
+            let io = self.dial(&key, AppProtocol::Http, wanted.deadline).await?;
             Ok((io, key, false))
         };
         let reached = self.reach(goal, passed, connect).await;
@@ -191,16 +191,27 @@ impl Caller<'_> {
             }
             (None, _) => None,
         };
-        PoolKey { uid, address, source: self.upstream_source(goal) }
+        PoolKey { uid, address, source: self.upstream_source(goal), tls: self.upstream_tls(goal) }
     }
 
     /// Connects within the connect timeout and the request's own.
-    pub async fn dial(self, key: &PoolKey, deadline: Deadline) -> Result<TcpStream, Problem> {
+    pub async fn dial(
+        self,
+        key: &PoolKey,
+        protocol: AppProtocol,
+        deadline: Deadline,
+    ) -> Result<Stream, Problem> {
         let (until, late) = self.connect_by(deadline);
         let target = ConnectTarget { address: key.address, source: key.source };
-        match Box::pin(tokio::time::timeout_at(until, self.ctx.connector.connect(target))).await {
-            Ok(Ok(io)) => Ok(io),
-            Ok(Err(error)) => Err(Problem::Connect(error.kind())),
+        let connecting = tokio::time::timeout_at(until, self.ctx.connector.connect(target));
+        let io = match Box::pin(connecting).await {
+            Ok(Ok(io)) => io,
+            Ok(Err(error)) => return Err(Problem::Connect(error.kind())),
+            Err(_) => return Err(late),
+        };
+        let Some(tls) = &key.tls else { return Ok(Stream::Plain(io)) };
+        match Box::pin(tokio::time::timeout_at(until, upstream_tls::shake(io, tls, protocol))).await {
+            Ok(shaken) => shaken.map_err(Problem::UpstreamTls),
             Err(_) => Err(late),
         }
     }

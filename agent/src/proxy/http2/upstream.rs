@@ -14,7 +14,7 @@ use crate::balance::Pick;
 use crate::http::Refusal;
 use crate::http::h1::RequestHead;
 use crate::http::h2::request_uri;
-use crate::model::Asked;
+use crate::model::{AppProtocol, Asked};
 use crate::pool::{Lease, PoolKey, Turn, is_open};
 use crate::proxy::Early;
 use crate::proxy::access;
@@ -73,7 +73,7 @@ impl Caller<'_> {
                     tokio::time::timeout_at(until, dialled.notified()).await.map_err(|_| late)?;
                 }
                 Turn::Dial(turn) => {
-                    let io = self.dial(key, deadline).await?;
+                    let io = self.dial(key, AppProtocol::Http2, deadline).await?;
                     let keepalive = self.settings.http2.upstream_keepalive();
                     let added = turn.add(io, &builder(self.settings), keepalive).await;
                     return added.map_err(|_| Problem::UpstreamClosed);
@@ -94,7 +94,8 @@ impl Caller<'_> {
         *request.version_mut() = Version::HTTP_2;
         *request.method_mut() = Method::from_bytes(head.method().as_bytes())
             .map_err(|_| Refusal::bad("method_untranslatable"))?;
-        *request.uri_mut() = request_uri(&outgoing.authority, &target(&outgoing, head))?;
+        *request.uri_mut() =
+            request_uri(planned.upstream_scheme(self.origin), &outgoing.authority, &target(&outgoing, head))?;
         *request.headers_mut() = self.writer(planned, &outgoing, head, request_id).write_map();
         Ok(request)
     }

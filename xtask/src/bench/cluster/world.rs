@@ -131,7 +131,7 @@ fn service(index: u32) -> Service {
         name: name(index),
         cluster_ips: vec![Ipv4Addr::from_bits(CLUSTER_IPS + index).into()],
         headless: false,
-        ports: vec![ServicePort { name: "http".into(), port: 80, protocol: AppProtocol::Http }],
+        ports: vec![ServicePort { name: "http".into(), port: 80, protocol: AppProtocol::Http, tls: None }],
         datagram_ports: Vec::new(),
         affinity: None,
     }

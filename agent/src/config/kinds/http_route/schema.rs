@@ -51,7 +51,7 @@ pub(super) struct HttpRouteSpec {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub(super) struct ParentSpec {
+pub(in crate::config::kinds) struct ParentSpec {
     pub group: Option<String>,
     pub kind: Option<String>,
     pub namespace: Option<String>,
@@ -215,7 +215,7 @@ pub(super) struct ExtensionSpec {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct BackendSpec {
+pub(in crate::config::kinds) struct BackendSpec {
     pub group: Option<String>,
     pub kind: Option<String>,
     pub namespace: Option<String>,
@@ -223,5 +223,12 @@ pub(super) struct BackendSpec {
     pub port: Option<u16>,
     pub weight: Option<u32>,
     #[serde(default)]
-    pub filters: Vec<FilterSpec>,
+    pub(super) filters: Vec<FilterSpec>,
+}
+
+impl BackendSpec {
+    /// Whether it asks for anything to be done to what is sent there.
+    pub fn has_filters(&self) -> bool {
+        !self.filters.is_empty()
+    }
 }

@@ -448,7 +448,7 @@ fn model(endpoints: &[SocketAddr]) -> Model {
         name: name(),
         cluster_ips: vec![service_address().ip()],
         headless: false,
-        ports: vec![ServicePort { name: "http".into(), port: 80, protocol: AppProtocol::Http }],
+        ports: vec![ServicePort { name: "http".into(), port: 80, protocol: AppProtocol::Http, tls: None }],
         datagram_ports: Vec::new(),
         affinity: None,
     };
