@@ -13,6 +13,7 @@ use crate::model::{
 use crate::route::{RequestOrigin, RequestView};
 
 mod incremental;
+mod listeners;
 pub(super) mod made;
 mod origins;
 mod peers;
@@ -211,6 +212,28 @@ fn backends(route: &Route) -> Vec<Result<String, u16>> {
         Backend::Invalid { status } => Err(*status),
     };
     forward.backends.iter().map(|weighted| text(&weighted.backend)).collect()
+}
+
+fn listener(name: &str, hostname: &str, attached: &[(&str, &[&str])]) -> Listener {
+    let table = |(source, hosts): &(&str, &[&str])| RouteTable {
+        hosts: hosts.iter().map(|text| host(text)).collect(),
+        ..routes(
+            RouteKind::HttpRoute,
+            source,
+            "order",
+            vec![says(source, vec![under(&format!("/{source}"))])],
+        )
+    };
+    Listener {
+        gateway: ObjectName::new("infra", "edge"),
+        name: name.into(),
+        addresses: Vec::new(),
+        port: 8080,
+        protocol: ListenerProtocol::Http,
+        hostname: host(hostname),
+        tls: None,
+        routes: attached.iter().map(table).collect(),
+    }
 }
 
 #[test]
@@ -516,88 +539,6 @@ fn hosts_of_a_mesh_route_are_conditions() {
     ] {
         assert_eq!(rules.find(&Get(name, "/"), &RequestOrigin::default()).is_some(), expected, "{name}");
     }
-}
-
-fn listener(name: &str, hostname: &str, attached: &[(&str, &[&str])]) -> Listener {
-    let table = |(source, hosts): &(&str, &[&str])| RouteTable {
-        hosts: hosts.iter().map(|text| host(text)).collect(),
-        ..routes(
-            RouteKind::HttpRoute,
-            source,
-            "order",
-            vec![says(source, vec![under(&format!("/{source}"))])],
-        )
-    };
-    Listener {
-        gateway: ObjectName::new("infra", "edge"),
-        name: name.into(),
-        addresses: Vec::new(),
-        port: 8080,
-        protocol: ListenerProtocol::Http,
-        hostname: host(hostname),
-        tls: None,
-        routes: attached.iter().map(table).collect(),
-    }
-}
-
-fn check_gateway(listeners: Vec<Listener>, cases: &[(&str, &str, Option<&str>)]) {
-    let table = fresh(&Model { listeners, ..canary() });
-    assert_eq!(table.gateways.len(), 1);
-    for (name, path, expected) in cases {
-        let host = table.gateways[0].hosts.find(name);
-        let matched = host.and_then(|host| host.find(&Get(name, path), &RequestOrigin::default()));
-        assert_eq!(rule_name(matched.map(|matched| matched.route)), *expected, "{name}{path}");
-    }
-}
-
-#[test]
-fn a_host_belongs_to_the_most_specific_listener_alone() {
-    let listeners = vec![
-        listener("any", "*", &[("open", &["*", "foo.example.com"])]),
-        listener("wild", "*.example.com", &[("wild", &["*.example.com"])]),
-        listener("empty", "none.example.com", &[]),
-    ];
-    check_gateway(
-        listeners,
-        &[
-            ("other.org", "/open", Some("open")),
-            ("foo.example.com", "/wild", Some("wild")),
-            ("foo.example.com", "/open", None),
-            ("none.example.com", "/wild", None),
-            ("other.org", "/wild", None),
-        ],
-    );
-}
-
-#[test]
-fn within_a_listener_specific_hosts_come_first_and_wider_ones_follow() {
-    let listeners = vec![listener("any", "*", &[("all", &[]), ("wild", &["*.com"]), ("one", &["a.com"])])];
-    check_gateway(
-        listeners,
-        &[
-            ("a.com", "/one", Some("one")),
-            ("a.com", "/wild", Some("wild")),
-            ("a.com", "/all", Some("all")),
-            ("b.com", "/one", None),
-            ("b.com", "/wild", Some("wild")),
-            ("b.org", "/wild", None),
-            ("b.org", "/all", Some("all")),
-        ],
-    );
-}
-
-#[test]
-fn listeners_are_bound_once_for_each_port_and_address() {
-    let one = listener("one", "a.com", &[]);
-    let two = listener("two", "b.com", &[]);
-    let mut three = listener("three", "c.com", &[]);
-    three.addresses = vec![ip("127.0.0.1")];
-    let mut four = listener("four", "d.com", &[]);
-    four.port = 8081;
-    let table = fresh(&Model { listeners: vec![one, two, three, four], ..Model::default() });
-    let names: Vec<&str> = table.gateways.iter().map(|gateway| &*gateway.name).collect();
-    assert_eq!(names, ["infra/edge/one", "infra/edge/three", "infra/edge/four"]);
-    assert_eq!(table.gateways[0].hosts.iter().count(), 2);
 }
 
 #[test]
