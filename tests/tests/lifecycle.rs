@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use aya::programs::tc::{SchedClassifier, TcAttachType};
 use common::{LIMIT, Mesh, leftovers};
+use lab::emulated::is_emulated;
 use lab::pingpong::{Keeps, PingPong, echo};
 use lab::{
     Agent, AgentOptions, Footprint, Lab, PodSpec, ServiceSpec, Topology, exec, kernel_version, unprivileged,
@@ -212,7 +213,8 @@ fn replacing_an_agent_is_not_noticed() -> Result<()> {
     for (what, client) in started {
         let rhythm = client.stop()?;
         println!("{what}: {rhythm:?}");
-        if rhythm.longest > GAP_MAX + rhythm.machine {
+        // An emulated machine has gaps of its own; there every state must have been answered in, which is seen above.
+        if !is_emulated() && rhythm.longest > GAP_MAX + rhythm.machine {
             late.push(format!("{what}: {rhythm:?}"));
         }
     }

@@ -357,7 +357,8 @@ fn a_forced_cleanup_under_an_agent_lifts_no_policy() -> Result<()> {
     let [direct, service] = site.friends()?;
     beat(&direct, "running")?;
     let running = files(&site.bpffs);
-    ensure!(running.len() >= 10, "few are pinned: {running:?}");
+    // Without tcx (before 6.6) there are the maps alone.
+    ensure!(running.len() >= 8, "few are pinned: {running:?}");
     let mut cleanup = site.mesh.lab.node(NODE)?.command(lab::agent::built_binary()?)?;
     let said = exec::stdout(cleanup.args(["cleanup", "--force", "--bpffs"]).arg(&site.bpffs))?;
     ensure!(said.contains("pin maps-"), "{said}");

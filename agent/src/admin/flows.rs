@@ -2,6 +2,16 @@
 
 use serde::{Deserialize, Serialize};
 
+/// What an IP protocol's number is called here.
+pub fn protocol_name(number: u8) -> String {
+    match number {
+        1 | 58 => "icmp".to_owned(),
+        6 => "tcp".to_owned(),
+        17 => "udp".to_owned(),
+        other => other.to_string(),
+    }
+}
+
 /// The last flows.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowsDump {

@@ -35,7 +35,7 @@ pub use dump::{
     DestinationDump, EndpointDump, EndpointsDump, HostDump, OutReasons, RoutesDump, RuleDump, endpoints,
     routes,
 };
-pub use flows::{FlowDump, FlowsDump};
+pub use flows::{FlowDump, FlowsDump, protocol_name};
 pub use limits::{LimitDump, LimitsDump, read_limits};
 pub use server::{Role, serve};
 pub use status::{

@@ -152,6 +152,12 @@ fn stream(view: &View<'_>, said: &mut Explanation, step: &mut impl FnMut(&str, S
     if let Some(listener) = gateway::listener(view) {
         step("gateway", gateway::describe(listener));
         said.judged(("agent", "agent L7", "gateway"), None);
+        let endpoints = gateway::endpoints(listener);
+        if !endpoints.is_empty()
+            && let Some(denied) = policies::judge_relayed(view, &endpoints, step)
+        {
+            said.refused(&denied);
+        }
     } else {
         let endpoints = match frontend {
             Some(frontend) => frontend.tcp.endpoints.iter().map(|one| one.address).collect(),
@@ -167,6 +173,7 @@ fn stream(view: &View<'_>, said: &mut Explanation, step: &mut impl FnMut(&str, S
         }
         if let Some(denied) = refused {
             said.refused(&denied);
+            said.dropped_here(view);
         }
     }
     if let Some((reason, guard)) = dropped {
@@ -217,6 +224,15 @@ impl Explanation {
     fn refused(&mut self, denied: &Denied) {
         let tier = self.tier.clone();
         self.judged(("refused", &tier, denied.reason()), Some(policies::named(denied)));
+    }
+
+    /// What comes from another node's pod to a pod of this one by its own address is refused by the hook at its interface.
+    fn dropped_here(&mut self, view: &View<'_>) {
+        let to = view.asked.destination;
+        let is_pods = view.table.workloads.get(&to.ip()).is_some_and(|pod| view.is_here(Some(pod)));
+        if view.elsewhere().is_some() && is_pods && !view.table.frontends.contains_key(&to) {
+            "kernel".clone_into(&mut self.tier);
+        }
     }
 }
 
@@ -334,6 +350,10 @@ fn userspace(
             "routes",
             format!("requests to {} meet, in this order: {}", frontend.http.name, names.join("; ")),
         );
+        if frontend.protocol != AppProtocol::Undeclared && frontend.tcp.endpoints.is_empty() {
+            let name = cluster_name(&frontend.tcp.key);
+            step("clusters", format!("no endpoint of {name} is ready: what is led to it is answered 503"));
+        }
     }
     if matches!(frontend.protocol, AppProtocol::Tcp | AppProtocol::Undeclared) {
         let cluster: &Cluster = &frontend.tcp;
@@ -447,7 +467,7 @@ mod tests {
             ("order-1", "order", "no port"),
             ("order-1", "order:http", "no port"),
             ("order-1", "nothing:80", "neither an address nor a service"),
-            ("order-1", "order:81", "the service has no port 81; it has 80"),
+            ("order-1", "order:81", "the service has no TCP port 81; it has 80"),
             ("::1", "order:80", "no address of the source's family"),
             ("::1", "order-1:80", "no address of the source's family"),
         ] {
@@ -464,7 +484,7 @@ mod tests {
         }
         let table = compile(&model, &RoutingTable::default(), TableVersion::default());
         for (destination, word) in
-            [("order:80", "neither a clusterIP nor endpoints"), ("order:81", "the service has no port 81")]
+            [("order:80", "the service has no clusterIP"), ("order:81", "the service has no TCP port 81")]
         {
             let error = Asked::read("10.0.0.1", destination, None, &table).unwrap_err().to_string();
             assert!(error.contains(word), "{destination}: {error}");
@@ -514,11 +534,11 @@ mod tests {
             let tunnel = ("networking.istio.io/tunnel".into(), "http".into());
             pod.labels = Arc::new([tunnel].into());
         }
-        let said = |source: &str, node: &str| {
+        let said = |source: &str, destination: &str, node: &str| {
             let realm = Arc::new(Realm { node: node.into(), tunnels: true, ..Realm::default() });
             let before = RoutingTable { realm, ..RoutingTable::default() };
             let table = compile(&model, &before, TableVersion::default());
-            let asked = Asked::read(source, "10.0.0.1:8080", None, &table).unwrap();
+            let asked = Asked::read(source, destination, None, &table).unwrap();
             let said = why(asked, &table, &capturing(), Held::default());
             let takes =
                 "10.0.0.1:8080 takes mutual TLS alone: PeerAuthentication istio-system/default is STRICT";
@@ -527,10 +547,12 @@ mod tests {
             (said.verdict == "refused", said.reason == MTLS_REQUIRED, said.rule, by_tunnel)
         };
         let rule = Some("PeerAuthentication istio-system/default".to_owned());
-        assert_eq!(said("10.9.9.9", "node-a"), (true, true, rule, false));
-        // A pod of this node, and one of another, which its agent may bring by tunnel.
-        assert_eq!(said("order-2", "node-a"), (false, false, None, false));
-        assert_eq!(said("order-2", "node-b"), (false, false, None, true));
+        let (pod, service) = ("10.0.0.1:8080", "10.96.0.1:80");
+        assert_eq!(said("10.9.9.9", pod, "node-a"), (true, true, rule.clone(), false));
+        // A pod of this node, and one of another, whose agent makes a tunnel of what it takes and of nothing else.
+        assert_eq!(said("order-2", pod, "node-a"), (false, false, None, false));
+        assert_eq!(said("order-2", service, "node-b"), (false, false, None, true));
+        assert_eq!(said("order-2", pod, "node-b"), (true, true, rule, false));
     }
 
     #[test]

@@ -6,8 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use agent_common::balance::UDP;
 use agent_common::capture::Reason;
 
-use super::flows::{microseconds, protocol};
-use crate::admin::{ConnectionDump, ConnectionsDump};
+use super::flows::microseconds;
+use crate::admin::{ConnectionDump, ConnectionsDump, protocol_name};
 use crate::capture::{Balanced, Joined, Live, counted};
 use crate::compile::RoutingTable;
 use crate::net::TcpInfo;
@@ -117,7 +117,7 @@ fn of_socket(one: &Balanced, table: &RoutingTable, accelerated: bool) -> Connect
         tier: "kernel".to_owned(),
         verdict: "balanced".to_owned(),
         reason: one.reason.to_owned(),
-        protocol: protocol(one.protocol),
+        protocol: protocol_name(one.protocol),
         accelerated,
         sent_bytes: counted.map(|info| info.sent),
         received_bytes: counted.map(|info| info.received),

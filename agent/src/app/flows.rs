@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::admin::{FlowDump, FlowsDump};
+use crate::admin::{FlowDump, FlowsDump, protocol_name};
 use crate::telemetry::{Flow, FlowLog, FlowRule, rfc3339};
 
 /// The flows from a number on.
@@ -37,7 +37,7 @@ pub(super) fn shown(flow: &Flow) -> FlowDump {
         tier: event.tier.as_str().to_owned(),
         verdict: event.verdict.to_owned(),
         reason: event.reason.to_owned(),
-        protocol: protocol(event.protocol),
+        protocol: protocol_name(event.protocol),
         policy,
         rule,
         endpoint: event.endpoint.map(|endpoint| endpoint.to_string()),
@@ -55,14 +55,4 @@ pub(super) fn shown(flow: &Flow) -> FlowDump {
 /// As dumps show times.
 pub(super) fn microseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
-}
-
-/// The name of an IP protocol.
-pub(super) fn protocol(number: u8) -> String {
-    match number {
-        1 | 58 => "icmp".to_owned(),
-        6 => "tcp".to_owned(),
-        17 => "udp".to_owned(),
-        other => other.to_string(),
-    }
 }

@@ -120,7 +120,7 @@ impl Engine {
         let counters = programs.counters();
         let events = programs.events();
         let names = (readings.drops.clone(), readings.guard.as_ref().map(|(_, counters)| counters.clone()));
-        let expeller = Expeller::start(netlink.handle().clone(), tables.clone());
+        let expeller = Expeller::start(netlink.handle().clone(), tables.clone(), settings.flows.clone());
         let mut engine = Self {
             settings,
             programs,

@@ -22,8 +22,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::acceleration::namespaces;
 use super::sock_diag::{self, Kind, SocketId};
 use super::vanished::{self, exchange};
-use crate::compile::{PolicyClient, RoutingTable};
+use crate::compile::{Denied, PolicyClient, RoutingTable};
 use crate::model::Asked;
+use crate::telemetry::{FlowEvent, FlowKind, FlowLog, FlowRule, FlowTier};
 
 const KINDS: [Kind; 2] = [Kind { family: 2, protocol: TCP }, Kind { family: 10, protocol: TCP }];
 
@@ -36,15 +37,15 @@ pub struct Expeller {
 }
 
 impl Expeller {
-    /// Starts the task that looks, beside the caller, for as long as the answer lives.
-    pub fn start(handle: Handle, tables: watch::Receiver<Arc<RoutingTable>>) -> Self {
+    /// Starts the task that looks, beside the caller, for as long as the answer lives. `flows` is told of what it closes.
+    pub fn start(handle: Handle, tables: watch::Receiver<Arc<RoutingTable>>, flows: FlowLog) -> Self {
         let (asked, mut waiting) = mpsc::unbounded_channel::<BTreeSet<u32>>();
         tokio::spawn(async move {
             while let Some(mut interfaces) = waiting.recv().await {
                 while let Ok(more) = waiting.try_recv() {
                     interfaces.extend(more);
                 }
-                look(&handle, &interfaces, &tables).await;
+                look(&handle, &interfaces, (&tables, &flows)).await;
             }
         });
         Self { asked }
@@ -57,7 +58,11 @@ impl Expeller {
     }
 }
 
-async fn look(handle: &Handle, interfaces: &BTreeSet<u32>, tables: &watch::Receiver<Arc<RoutingTable>>) {
+async fn look(
+    handle: &Handle,
+    interfaces: &BTreeSet<u32>,
+    (tables, flows): (&watch::Receiver<Arc<RoutingTable>>, &FlowLog),
+) {
     let pods = match namespaces::files_behind(handle, interfaces).await {
         Ok(pods) => pods,
         Err(error) => {
@@ -65,11 +70,11 @@ async fn look(handle: &Handle, interfaces: &BTreeSet<u32>, tables: &watch::Recei
             return;
         }
     };
-    let tables = tables.clone();
+    let (tables, flows) = (tables.clone(), flows.clone());
     let (done, ended) = oneshot::channel();
     // The thread enters the namespaces and ends in the last one.
     let started = std::thread::Builder::new().name("expel".to_owned()).spawn(move || {
-        expel_all(&pods, &tables);
+        expel_all(&pods, &tables, &flows);
         // Whoever waits may be gone.
         let _ = done.send(());
     });
@@ -80,7 +85,7 @@ async fn look(handle: &Handle, interfaces: &BTreeSet<u32>, tables: &watch::Recei
     }
 }
 
-fn expel_all(pods: &[File], tables: &watch::Receiver<Arc<RoutingTable>>) {
+fn expel_all(pods: &[File], tables: &watch::Receiver<Arc<RoutingTable>>, flows: &FlowLog) {
     // It stays in the node's namespace, whichever the thread goes to.
     let node = match vanished::open_sock_diag() {
         Ok(node) => node,
@@ -93,7 +98,7 @@ fn expel_all(pods: &[File], tables: &watch::Receiver<Arc<RoutingTable>>) {
     for pod in pods {
         // What a later table allows is let be.
         let table = tables.borrow().clone();
-        match expel_in(pod, &table, &node) {
+        match expel_in(pod, &table, &node, flows) {
             Ok(count) => closed += count,
             Err(error) => tracing::warn!(%error, "connections that policies refuse may go on in a pod"),
         }
@@ -116,7 +121,7 @@ fn node_sockets(netlink: &Socket) -> io::Result<HashSet<Ends>> {
     Ok(found)
 }
 
-fn expel_in(pod: &File, table: &RoutingTable, node: &Socket) -> io::Result<usize> {
+fn expel_in(pod: &File, table: &RoutingTable, node: &Socket, flows: &FlowLog) -> io::Result<usize> {
     setns(pod, CloneFlags::CLONE_NEWNET)?;
     let netlink = vanished::open_sock_diag()?;
     let (mut listening, mut there) = (BTreeSet::new(), Vec::new());
@@ -127,22 +132,32 @@ fn expel_in(pod: &File, table: &RoutingTable, node: &Socket) -> io::Result<usize
         there.extend(sockets.into_iter().map(|socket| (kind, ends(kind, &socket), socket)));
     }
     let own: HashSet<Ends> = there.iter().map(|(_, ends, _)| *ends).collect();
-    there.retain(|(_, (here, peer), _)| {
-        // What has both ends in the pod is the pod's own affair.
-        listening.contains(&here.port()) && refuses(table, (*here, *peer)) && !own.contains(&(*peer, *here))
-    });
+    // What has both ends in the pod is the pod's own affair.
+    there.retain(|(_, (here, peer), _)| listening.contains(&here.port()) && !own.contains(&(*peer, *here)));
+    let refused = |(kind, ends, socket)| Some((kind, ends, socket, refusal(table, ends)?));
+    let there: Vec<_> = there.into_iter().filter_map(refused).collect();
     if there.is_empty() {
         return Ok(0);
     }
     // Asked after the pod, or a connection that the agent makes meanwhile would look like somebody else's.
     let spared = node_sockets(node)?;
     let mut closed = 0;
-    for (kind, (here, peer), socket) in there {
+    for (kind, (here, peer), socket, denied) in there {
         if spared.contains(&(peer, here)) {
             continue;
         }
         match exchange(&netlink, &sock_diag::destroy(kind, &socket), sock_diag::read) {
-            Ok(_) => closed += 1,
+            Ok(_) => {
+                closed += 1;
+                flows.tell(FlowEvent {
+                    rule: Some(FlowRule::Policy(denied.clone())),
+                    ..FlowEvent::new(
+                        (FlowKind::Drop, FlowTier::Kernel),
+                        ("refused", denied.reason()),
+                        (peer, here),
+                    )
+                });
+            }
             // It closed by itself meanwhile.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
             Err(error) => return Err(error),
@@ -151,10 +166,10 @@ fn expel_in(pod: &File, table: &RoutingTable, node: &Socket) -> io::Result<usize
     Ok(closed)
 }
 
-/// Whether a pod's policies refuse what came to it over a connection with these ends, its own first. What the agent does not
-/// carry shows nobody its requests.
-fn refuses(table: &RoutingTable, (own, peer): Ends) -> bool {
-    table.check_access(PolicyClient::direct(peer.ip()), own, Asked::Opaque).is_err()
+/// Why a pod's policies refuse what came to it over a connection with these ends, its own first. What the agent does not carry
+/// shows nobody its requests.
+fn refusal(table: &RoutingTable, (own, peer): Ends) -> Option<Denied> {
+    table.check_access(PolicyClient::direct(peer.ip()), own, Asked::Opaque).err()
 }
 
 fn ends(kind: Kind, socket: &SocketId) -> Ends {

@@ -242,7 +242,11 @@ async fn edge(guard: &GuardOptions, netlink: &Netlink) -> Check {
             return Check::new("guard", Outcome::Failed, text);
         }
     }
-    let names = guard.interfaces.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+    let there = |name: &&str| nix::net::if_::if_nametoindex(*name).is_ok();
+    let names = guard.interfaces.iter().map(String::as_str).filter(there).collect::<Vec<_>>().join(", ");
+    if names.is_empty() {
+        return Check::new("guard", Outcome::Failed, "none of its interfaces is there".to_owned());
+    }
     Check::new("guard", Outcome::Ok, format!("nobody else has the XDP hook of {names}"))
 }
 

@@ -87,7 +87,7 @@ fn capture(status: &Status) -> Vec<String> {
     let acceleration = &capture.acceleration;
     lines.push(match &acceleration.reason {
         None if acceleration.active => format!(
-            "             same-node acceleration: on for {} pod addresses ({} opted out, {} not found, {} withdrawn)",
+            "             same-node acceleration: on for {} pod addresses ({} opted out or under a policy, {} not found, {} withdrawn)",
             acceleration.pods, acceleration.opted_out, acceleration.not_found, acceleration.withdrawn
         ),
         reason => format!(
@@ -246,7 +246,7 @@ fn not_enforced(object: &Value) -> String {
 /// What of a refused object is in force.
 fn rejected(object: &Value) -> String {
     let text = |name: &str| object[name].as_str().unwrap_or_default();
-    let in_force = if object["lastGood"] == true { "its last good version is" } else { "nothing of it is" };
+    let in_force = if object["lastGood"] == true { "its last good version is" } else { "it is not" };
     format!(
         "             {}:{}: REJECTED, {in_force} in force: {} {}/{}",
         text("file"),

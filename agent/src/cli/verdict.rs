@@ -3,11 +3,15 @@
 use agent_common::balance::{ConnectReason, TierReason};
 use agent_common::{capture, guard};
 
+use crate::admin::protocol_name;
+
 const VERDICTS: [&str; 7] = ["accelerated", "agent", "balanced", "direct", "dropped", "plain", "refused"];
 
 /// Reasons beside those of the kernel's verdicts.
-const OTHERS: [&str; 15] = [
+const OTHERS: [&str; 17] = [
     "closed",
+    "connections",
+    "connections_per_source",
     "connect_failed",
     "connect_no_source_port",
     "connect_refused",
@@ -51,11 +55,10 @@ pub(super) const SPOKEN: [&str; 7] = ["http/1", "http/2", "opaque", "tunnel", "u
 
 /// Takes the protocol of an event.
 pub(super) fn protocol(text: &str) -> Result<String, String> {
-    let known = ["tcp", "udp", "icmp"].contains(&text) || text.parse::<u8>().is_ok();
-    if known {
-        Ok(text.to_owned())
-    } else {
-        Err("say tcp, udp, icmp, or the IP protocol's number".to_owned())
+    match text.parse::<u8>() {
+        Ok(number) => Ok(protocol_name(number)),
+        Err(_) if ["tcp", "udp", "icmp"].contains(&text) => Ok(text.to_owned()),
+        Err(_) => Err("say tcp, udp, icmp, or the IP protocol's number".to_owned()),
     }
 }
 

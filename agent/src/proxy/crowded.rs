@@ -48,5 +48,6 @@ pub(super) fn refuse(context: &Context, io: &TcpStream, peer: SocketAddr, (origi
             (trail.status, trail.response_bytes) = (answer.status, bytes);
         }
     }
+    context.recorder.turned_away(problem.details(), peer, original_destination);
     caller.record(&trail, None, "");
 }

@@ -155,6 +155,8 @@ pub trait Recorder {
     fn served(&self, record: &ServedRecord);
     /// A policy refused a client's request or connection to an endpoint.
     fn denied(&self, denied: &Denied, client: SocketAddr, endpoint: SocketAddr);
+    /// A client's connection was not taken, for this reason.
+    fn turned_away(&self, reason: &'static str, client: SocketAddr, dialled: SocketAddr);
     /// A policy that refuses nobody says something of a client's request or connection to an endpoint.
     fn observed(&self, observed: &Observed, client: SocketAddr, endpoint: SocketAddr);
     /// A client connection (of any protocol) was accepted or, with `opened` false, ended.

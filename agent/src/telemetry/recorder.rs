@@ -74,6 +74,21 @@ impl WorkerRecorder {
         known.insert(denied.clone(), refusals);
     }
 
+    /// Tells of a refusal. Whoever keeps asking for what it is refused shall not push all else out of the log.
+    fn refused(&self, reason: &'static str, denied: Option<&Denied>, ends: (SocketAddr, SocketAddr)) {
+        let (since, budget) = &self.budget;
+        let now_ns = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let (left, may) = spend(budget.get(), now_ns);
+        budget.set(left);
+        if !may {
+            return self.flows.leave_out();
+        }
+        self.flows.tell(FlowEvent {
+            rule: denied.cloned().map(FlowRule::Policy),
+            ..FlowEvent::new((FlowKind::Drop, FlowTier::Agent), ("refused", reason), ends)
+        });
+    }
+
     fn limit_hit(&self, details: &'static str) {
         if let Some((_, hits)) = self.metrics.shared.limit_hits.iter().find(|(limit, _)| *limit == details) {
             hits.inc();
@@ -160,22 +175,11 @@ impl Recorder for WorkerRecorder {
 
     fn denied(&self, denied: &Denied, client: SocketAddr, endpoint: SocketAddr) {
         self.count_refusal(denied);
-        // Whoever keeps asking for what it is refused shall not push all else out of the log.
-        let (since, budget) = &self.budget;
-        let now_ns = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        let (left, may) = spend(budget.get(), now_ns);
-        budget.set(left);
-        if !may {
-            return self.flows.leave_out();
-        }
-        self.flows.tell(FlowEvent {
-            rule: Some(FlowRule::Policy(denied.clone())),
-            ..FlowEvent::new(
-                (FlowKind::Drop, FlowTier::Agent),
-                ("refused", denied.reason()),
-                (client, endpoint),
-            )
-        });
+        self.refused(denied.reason(), Some(denied), (client, endpoint));
+    }
+
+    fn turned_away(&self, reason: &'static str, client: SocketAddr, dialled: SocketAddr) {
+        self.refused(reason, None, (client, dialled));
     }
 
     fn observed(&self, observed: &Observed, client: SocketAddr, endpoint: SocketAddr) {

@@ -23,19 +23,21 @@ pub enum Unreadable {
     )]
     Destination(String),
     /// A service that lacks the port.
-    #[error("destination `{text}`: the service has no port {port}; it has {ports}")]
+    #[error("destination `{text}`: the service has no {protocol} port {port}; it has {ports}")]
     ServicePort {
         /// As it was asked for.
         text: String,
         /// The port.
         port: u16,
+        /// Of what: `TCP` or `UDP`.
+        protocol: &'static str,
         /// Those that there are.
         ports: String,
     },
     /// A service that nobody can dial.
     #[error(
-        "destination `{text}`: the service has neither a clusterIP nor endpoints to be dialled by their own addresses; \
-         its ports are {ports}"
+        "destination `{text}`: the agent does nothing for this port: the service has no clusterIP, or none of its \
+         endpoints is in the documents, so that it is left to whoever else serves it; its ports are {ports}"
     )]
     NoAddress {
         /// As it was asked for.
@@ -155,7 +157,12 @@ fn undiallable(
     let numbers = streams.iter().map(ToString::to_string);
     let ports = numbers.chain(datagrams.iter().map(|port| format!("{port}/udp")));
     let ports = ports.collect::<Vec<_>>().join(", ");
-    if has { Unreadable::NoAddress { text, ports } } else { Unreadable::ServicePort { text, port, ports } }
+    let protocol = if protocol == Transport::Udp { "UDP" } else { "TCP" };
+    if has {
+        Unreadable::NoAddress { text, ports }
+    } else {
+        Unreadable::ServicePort { text, port, protocol, ports }
+    }
 }
 
 /// A source without its port, where it has one.

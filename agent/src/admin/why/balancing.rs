@@ -22,7 +22,8 @@ pub(super) fn led(
         return None;
     }
     step("connect", format!("sockets below {cgroup} go straight to an endpoint ({})", why.as_str()));
-    if !view.is_from_here() {
+    let own = status.capture.local_addresses.contains(&asked.source);
+    if !view.is_from_here() && !own {
         return None;
     }
     // Their packets have the endpoint's address, which the programs may know as well.

@@ -4,16 +4,19 @@ use std::sync::Arc;
 
 use super::*;
 use crate::admin::tests::model;
-use crate::admin::{AccelerationStatus, CaptureStatus, ListenerStatus, WorkerStatus};
-use crate::compile::{TableVersion, compile};
+use crate::admin::{
+    AccelerationStatus, CaptureStatus, GuardStatus, GuardedInterface, ListenerStatus, WorkerStatus,
+};
+use crate::compile::{Realm, TableVersion, compile};
 use crate::model::{
-    AppProtocol, AuthorizationPolicy, Endpoint, Labels, Model, ObjectName, PolicyAction, PolicyRule,
-    PolicyScope, Service, ServicePort,
+    AppProtocol, AuthorizationPolicy, EdgeGuard, Endpoint, Labels, Model, MtlsMode, ObjectName,
+    PeerAuthentication, PolicyAction, PolicyRule, PolicyScope, Service, ServicePort,
 };
 
 const NODE: &str = "192.0.2.1";
 
-/// A service `db` whose endpoint headless service `all` names too, name service `dns`, a client and a pod of node-b.
+/// A service `db` whose endpoint headless service `all` names too, name service `dns`, a client and a pod of node-b, which
+/// alone is behind service `remote` (TCP and UDP).
 fn cluster() -> Model {
     let port = |port| ServicePort { name: "x".into(), port, protocol: AppProtocol::Tcp, tls: None };
     let service = |name: &str, ip: Option<&str>, ports: &[u16], datagrams: &[u16]| Service {
@@ -48,9 +51,16 @@ fn cluster() -> Model {
         service("db", Some("10.96.0.2"), &[81], &[]),
         service("all", None, &[8081], &[]),
         service("dns", Some("10.96.0.3"), &[], &[53]),
+        service("remote", Some("10.96.0.4"), &[82], &[54]),
     ]);
-    model.endpoints.extend([endpoint("db", 81, "10.0.0.1:8081"), endpoint("all", 8081, "10.0.0.1:8081")]);
-    model.datagram_endpoints.push(endpoint("dns", 53, "10.0.0.1:5353"));
+    model.endpoints.extend([
+        endpoint("db", 81, "10.0.0.1:8081"),
+        endpoint("all", 8081, "10.0.0.1:8081"),
+        endpoint("remote", 82, "10.0.1.1:8082"),
+    ]);
+    model
+        .datagram_endpoints
+        .extend([endpoint("dns", 53, "10.0.0.1:5353"), endpoint("remote", 54, "10.0.1.1:5353")]);
     model
 }
 
@@ -79,8 +89,16 @@ struct Cluster {
 
 impl Cluster {
     fn of(model: &Model) -> Self {
-        let table = compile(model, &RoutingTable::default(), TableVersion::default());
-        Self { table, status: status(), held: Held::default() }
+        Self::on(model, Realm::default())
+    }
+
+    fn on(model: &Model, realm: Realm) -> Self {
+        let before = RoutingTable { realm: Arc::new(realm), ..RoutingTable::default() };
+        Self {
+            table: compile(model, &before, TableVersion::default()),
+            status: status(),
+            held: Held::default(),
+        }
     }
 
     /// Checks verdict, tier and reason, and that every word is among the steps.
@@ -122,7 +140,7 @@ fn datagrams_are_told_by_their_own_frontends() {
     let asked = |protocol| Asked::read("client", "dns:53", Some(protocol), &cluster.table);
     assert_eq!(asked(Transport::Udp).expect("it has it").protocol, Transport::Udp);
     let error = asked(Transport::Tcp).expect_err("it has none").to_string();
-    assert!(error.contains("no port 53; it has 53/udp"), "{error}");
+    assert!(error.contains("no TCP port 53; it has 53/udp"), "{error}");
     assert!(Transport::read("sctp").is_err());
     let mixed = Asked::read("fd00::1", "10.96.0.3:53", None, &cluster.table);
     assert!(matches!(mixed, Err(Unreadable::Family(_))), "{mixed:?}");
@@ -192,4 +210,77 @@ fn what_found_no_room_in_the_kernel_goes_direct() {
     let said =
         cluster.check("client order:80", ["direct", "kernel", "no_route"], &["one of 3 that found no room"]);
     assert!(said.rules.is_empty(), "{said:#?}");
+}
+
+/// Who is proven by tunnels is so where the agent carries the connection, and nowhere else.
+#[test]
+fn what_goes_past_the_agent_proves_nobody() {
+    let strict = PeerAuthentication {
+        name: ObjectName::new("default", "strict"),
+        created: "".into(),
+        scope: PolicyScope::Namespace,
+        selector: Labels::default(),
+        mode: Some(MtlsMode::Strict),
+        ports: [].into(),
+    };
+    let mut model = Model { peers: vec![strict], ..cluster() };
+    for pod in &mut model.workloads {
+        pod.labels = Arc::new([("networking.istio.io/tunnel".into(), "http".into())].into());
+    }
+    let realm = Realm { node: "node-a".into(), tunnels: true, ..Realm::default() };
+    let mut cluster = Cluster::on(&model, realm);
+    let refused = ["refused", "kernel", "mtls_required"];
+    for ends in ["client far:9000", "client remote:54"] {
+        let said = cluster.check(ends, refused, &["strict is STRICT"]);
+        assert_eq!(said.rule.as_deref(), Some("PeerAuthentication default/strict"), "{ends}");
+    }
+    cluster.check("far client:9000", refused, &[]);
+    // On one node the kernel knows who it is.
+    cluster.check("client order-1:9000", ["direct", "kernel", "no_route"], &[]);
+    // Without balancing the agent takes what is dialled by the service's address.
+    cluster.status.capture.connect.cgroup = None;
+    cluster.check("client remote:82", ["agent", "agent L4", "captured"], &[]);
+}
+
+#[test]
+fn another_nodes_pod_is_refused_by_the_hook_of_the_pod_that_it_dials() {
+    let cluster = Cluster::of(&Model { authorization: vec![denying_all()], ..cluster() });
+    cluster.check("far order-1:9000", ["refused", "kernel", "rbac_access_denied"], &[]);
+    cluster.check("far order:80", ["refused", "node node-b", "rbac_access_denied"], &[]);
+}
+
+#[test]
+fn a_gateway_is_asked_the_policies_of_what_it_leads_to() {
+    let mut model = Model { authorization: vec![denying_all()], ..cluster() };
+    model.listeners[0].routes = vec![model.mesh_routes[0].clone()];
+    let cluster = Cluster::of(&model);
+    let to = format!("198.51.100.1 {NODE}:8080");
+    let said = cluster.check(&to, ["refused", "agent L7", "rbac_access_denied"], &["refuses the source"]);
+    assert_eq!(said.rule.as_deref(), Some("policy default/nobody rule 0"));
+}
+
+#[test]
+fn the_nodes_own_sockets_are_led_too() {
+    let cluster = Cluster::of(&cluster());
+    cluster.check(&format!("{NODE} db:81"), ["balanced", "kernel", "balanced"], &["sockets below /pods"]);
+}
+
+#[test]
+fn endpoints_whose_answers_are_dropped_make_a_service_silent() {
+    let guard = EdgeGuard {
+        name: ObjectName::new("", "edge"),
+        deny: vec!["10.0.1.0/24".parse().expect("a network")].into(),
+        allow: vec![].into(),
+        packets: None,
+        syns: None,
+    };
+    let mut cluster = Cluster::of(&Model { guards: vec![guard], ..cluster() });
+    let eth0 = GuardedInterface { name: "eth0".to_owned(), ..GuardedInterface::default() };
+    cluster.status.guard = Some(GuardStatus { interfaces: vec![eth0], ..GuardStatus::default() });
+    for ends in ["client remote:82", "client remote:54"] {
+        let said =
+            cluster.check(ends, ["dropped", "guard", "denied"], &["EdgeGuard edge denies 10.0.1.0/24"]);
+        assert_eq!(said.rule.as_deref(), Some("EdgeGuard edge"), "{ends}");
+    }
+    cluster.check("client db:81", ["balanced", "kernel", "balanced"], &[]);
 }

@@ -25,6 +25,7 @@ pub(super) fn decide(view: &View<'_>, said: &mut Explanation, step: &mut impl Fn
     }
     if let Some(denied) = refused {
         said.refused(&denied);
+        said.dropped_here(view);
     }
     if let Some((reason, guard)) = dropped {
         said.judged(("dropped", "guard", reason.as_str()), guard);

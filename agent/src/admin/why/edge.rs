@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use agent_common::guard::Reason;
 
-use super::View;
+use super::{Transport, View};
 use crate::compile::RoutingTable;
 use crate::model::Workload;
 
@@ -35,7 +35,9 @@ pub(super) fn guard(
         return None;
     } else if !view.is_from_here() {
         ("", judge(asked.source, held.source, table))
-    } else if !is_service && !own && !view.is_here(table.workloads.get(&to)) {
+    } else if is_service {
+        return answers(view, &interfaces.join(", "), step);
+    } else if !own && !view.is_here(table.workloads.get(&to)) {
         ("answers, ", judge(to, held.answers, table))
     } else {
         return None;
@@ -58,6 +60,37 @@ pub(super) fn guard(
     };
     step("xdp_guard", found);
     dropped
+}
+
+/// The same for a service: why answers of all its endpoints are dropped, by the documents.
+fn answers(
+    view: &View<'_>,
+    interfaces: &str,
+    step: &mut impl FnMut(&str, String),
+) -> Option<(Reason, Option<String>)> {
+    let View { asked, table, .. } = *view;
+    let stream = table.frontends.get(&asked.destination).filter(|_| asked.protocol == Transport::Tcp);
+    let endpoints: Vec<SocketAddr> = match stream {
+        Some(frontend) => frontend.tcp.endpoints.iter().map(|one| one.address).collect(),
+        None => table.datagrams.get(&asked.destination)?.ready.clone(),
+    };
+    let mut dropped = Vec::new();
+    for endpoint in &endpoints {
+        let sender = endpoint.ip().to_canonical();
+        if view.is_here(table.workloads.get(&sender)) {
+            continue;
+        }
+        if let Judged::Denied(rule, net) = judge(sender, None, table) {
+            let guard = format!("EdgeGuard {rule}");
+            let found = format!(
+                "answers of endpoint {endpoint} that come by {interfaces} are dropped: {guard} denies {net}"
+            );
+            step("xdp_guard", found);
+            dropped.push(guard);
+        }
+    }
+    let all = dropped.len() == endpoints.len();
+    dropped.into_iter().next().filter(|_| all).map(|guard| (Reason::Denied, Some(guard)))
 }
 
 /// `held`: what the kernel says; without it the documents are believed.
@@ -112,7 +145,7 @@ pub(super) fn acceleration(view: &View<'_>, led: Option<&[SocketAddr]>, step: &m
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Asked, Held, Transport};
+    use super::super::{Asked, Held};
     use super::*;
     use crate::admin::tests::{model, table};
     use crate::admin::{AccelerationStatus, GuardStatus, GuardedInterface, Status};

@@ -1,7 +1,10 @@
 //! Listeners of Gateways, which the agent opens on the node itself.
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
 use super::View;
-use crate::compile::GatewayListener;
+use crate::compile::{Action, Backend, GatewayListener};
 
 /// The listener that is dialled, where the agent has it open.
 pub(super) fn listener<'a>(view: &View<'a>) -> Option<&'a GatewayListener> {
@@ -27,4 +30,20 @@ pub(super) fn describe(listener: &GatewayListener) -> String {
     let hosts: Vec<String> =
         listener.listeners.iter().map(|(name, host)| format!("{name} for {host}")).collect();
     format!("port {} of the node is the agent's: {}", listener.port, hosts.join(", "))
+}
+
+/// The endpoints that its requests may be led to.
+pub(super) fn endpoints(listener: &GatewayListener) -> Vec<SocketAddr> {
+    let routes = listener.hosts.iter().flat_map(|(_, host)| host.rules().map(|(_, route)| route));
+    let forwards = routes.filter_map(|route| match &route.action {
+        Action::Forward(forward) => Some(forward),
+        Action::Redirect(_) | Action::Respond(_) | Action::Original => None,
+    });
+    let backends = forwards.flat_map(|forward| &forward.backends);
+    let clusters = backends.filter_map(|weighted| match &weighted.backend {
+        Backend::Cluster(cluster) => Some(cluster),
+        Backend::Original | Backend::Invalid { .. } => None,
+    });
+    let endpoints = clusters.flat_map(|cluster| cluster.endpoints.iter().map(|one| one.address));
+    endpoints.collect::<BTreeSet<_>>().into_iter().collect()
 }

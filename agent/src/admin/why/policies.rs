@@ -3,20 +3,59 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::{Transport, View, inbound};
+use agent_common::balance::Tier;
+
 use crate::compile::{Denied, DeniedBy, Foreseen, Observed, PolicyClient, RoutingTable, Way};
 use crate::model::{Asked, MtlsMode};
 
-/// The first refusal where all endpoints refuse the source.
+/// The first refusal where all endpoints refuse the source, which comes to them as packets do, or as the agent brings it.
 pub(super) fn judge(
     view: &View<'_>,
     endpoints: &[SocketAddr],
     step: &mut impl FnMut(&str, String),
 ) -> Option<Denied> {
+    let carried = is_carried(view);
+    let of = |endpoint: SocketAddr| {
+        let direct = PolicyClient::direct(view.asked.source);
+        let here = view.is_here(view.table.workloads.get(&endpoint.ip().to_canonical()));
+        // A tunnel to another node is made of what the agent carries, and of nothing else.
+        if carried || here { direct } else { PolicyClient { way: Way::Relayed, ..direct } }
+    };
+    judge_as(view, endpoints, (of, carried), step)
+}
+
+/// The same of what a Gateway brings, which speaks as no workload.
+pub(super) fn judge_relayed(
+    view: &View<'_>,
+    endpoints: &[SocketAddr],
+    step: &mut impl FnMut(&str, String),
+) -> Option<Denied> {
+    let client = PolicyClient { way: Way::Relayed, ..PolicyClient::direct(view.asked.source) };
+    judge_as(view, endpoints, (|_| client, false), step)
+}
+
+/// Whether the agent of the source's node takes the connection, and does not only lead its socket to an endpoint.
+fn is_carried(view: &View<'_>) -> bool {
     let View { asked, table, status, .. } = *view;
-    let client = PolicyClient::direct(asked.source);
+    let led = status.capture.connect.cgroup.is_some();
+    asked.protocol == Transport::Tcp
+        && table
+            .frontends
+            .get(&asked.destination)
+            .is_some_and(|frontend| !led || frontend.tier(asked.destination.is_ipv4()).0 != Tier::Balance)
+}
+
+fn judge_as(
+    view: &View<'_>,
+    endpoints: &[SocketAddr],
+    (client_of, carried): (impl Fn(SocketAddr) -> PolicyClient, bool),
+    step: &mut impl FnMut(&str, String),
+) -> Option<Denied> {
+    let View { asked, table, status, .. } = *view;
     let own = status.capture.local_addresses.contains(&asked.source);
     let (mut refusing, mut silent) = (Vec::new(), true);
     for endpoint in endpoints {
+        let client = client_of(*endpoint);
         if let Some(found) = mtls(*endpoint, table) {
             step("mtls", found);
         }
@@ -41,8 +80,8 @@ pub(super) fn judge(
                 continue;
             }
         };
-        step("policies", format!("{endpoint} refuses the source: {}", cause(&denied)));
-        let by_tunnel = denied.by == DeniedBy::Plaintext && by_tunnel(client, *endpoint, table);
+        step("policies", format!("{endpoint} refuses the source: {}", cause(&denied, *endpoint, table)));
+        let by_tunnel = carried && by_tunnel(client, *endpoint, table);
         if by_tunnel {
             step("policies", format!("{endpoint} takes the source's connections that come by tunnel"));
         }
@@ -67,9 +106,14 @@ pub(super) fn named(denied: &Denied) -> String {
     }
 }
 
-fn cause(denied: &Denied) -> String {
+fn cause(denied: &Denied, endpoint: SocketAddr, table: &RoutingTable) -> String {
+    let pod = table.policies.of(endpoint.ip().to_canonical());
+    let policy = pod.and_then(|pod| pod.policies().find(|policy| policy.name == denied.policy));
     match denied.by {
         DeniedBy::Rule(rule) => format!("rule {rule} of {}", denied.policy),
+        DeniedBy::NoRule if policy.is_some_and(|policy| policy.rules.is_empty()) => {
+            format!("{} lets nobody in, as it has no rule or could not be read", denied.policy)
+        }
         DeniedBy::NoRule => format!("no rule of any ALLOW policy agrees, {} among them", denied.policy),
         DeniedBy::Plaintext => {
             format!("nobody proves who it is, and PeerAuthentication {} is STRICT", denied.policy)

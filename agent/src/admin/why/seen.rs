@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Asked, Explanation, Step, Transport};
+use super::{Asked, Explanation, Step, Transport, gateway};
 use crate::admin::{ConnectionDump, FlowDump};
 use crate::compile::RoutingTable;
 
@@ -25,11 +25,14 @@ pub fn add_seen(
             table.datagrams.get(&asked.destination).map_or_else(Vec::new, |frontend| frontend.ready.clone())
         }
     };
-    let to = [asked.destination].into_iter().chain(endpoints).collect::<Vec<_>>();
+    let by_gateway = table.gateways.iter().filter(|one| one.port == asked.destination.port());
+    let behind = by_gateway.flat_map(|listener| gateway::endpoints(listener));
+    let to = [asked.destination].into_iter().chain(endpoints).chain(behind).collect::<Vec<_>>();
     said.live = open.into_iter().filter(|one| is_meant(one, asked)).take(SHOWN_MAX).collect();
     let mut past: Vec<_> = told.into_iter().filter(|flow| tells_of(flow, asked, &to)).collect();
     // Judged before it is cut: the beginning tells what belongs together.
-    let decisive = last(&past).iter().max_by_key(|flow| weight(flow)).cloned();
+    let last = last(&past).to_vec();
+    let decisive = last.iter().max_by_key(|flow| weight(flow)).cloned();
     said.past = past.split_off(past.len().saturating_sub(SHOWN_MAX));
     if asked.port.is_none() {
         return;
@@ -40,7 +43,10 @@ pub fn add_seen(
         said.judged((&way.0, &way.1, &way.2), None);
     } else if let Some(flow) = decisive {
         let rule = rule_of(&flow);
-        "past".clone_into(&mut said.state);
+        // Whoever tells of a beginning tells of the end, unless it was lost.
+        let is_open = last.iter().any(|flow| flow.kind == "open")
+            && !last.iter().any(|flow| matches!(flow.kind.as_str(), "close" | "drop"));
+        if is_open { "live" } else { "past" }.clone_into(&mut said.state);
         said.judged((&flow.verdict, &flow.tier, &flow.reason), rule);
     }
     let steps = said.past.iter().map(|flow| Step { at: "events".to_owned(), found: describe(flow) });
@@ -123,10 +129,13 @@ fn is_meant(one: &ConnectionDump, asked: Asked) -> bool {
         && (to(&one.destination) || one.endpoint.as_ref().is_some_and(to))
 }
 
-/// Refusals of the agent name the endpoint.
+/// Refusals of the agent name the endpoint; the guard's, where answers are dropped, have the ends the other way round.
 fn tells_of(flow: &FlowDump, asked: Asked, to: &[SocketAddr]) -> bool {
     let drop = flow.kind == "drop";
     let exact = |text: &String| address(text) == Some(asked.destination);
+    if flow.tier == "guard" && exact(&flow.source) {
+        return is_by(&flow.protocol, asked) && is_source(&flow.destination, asked);
+    }
     let end = exact(&flow.destination)
         || flow.endpoint.as_ref().is_some_and(exact)
         || drop && address(&flow.destination).is_some_and(|end| to.contains(&end));
@@ -286,6 +295,28 @@ mod tests {
             let found = last(&events).iter().max_by_key(|flow| weight(flow)).expect("an event");
             assert_eq!(found.verdict, judged, "{told}");
         }
+    }
+
+    #[test]
+    fn what_was_opened_and_not_closed_is_live() {
+        let ends = ("10.0.0.1:5", "10.96.0.1:80");
+        let verdict = event("verdict", ends.0, ends.1, ("kernel", "direct", "no_route"));
+        let open = event("open", ends.0, ends.1, ("kernel", "plain", "established"));
+        let close = event("close", ends.0, ends.1, ("kernel", "plain", "closed"));
+        let state = |told| said(Some(5), vec![], told).state;
+        assert_eq!(state(vec![verdict.clone(), open.clone()]), "live");
+        assert_eq!(state(vec![verdict.clone(), open, close]), "past");
+        assert_eq!(state(vec![verdict]), "past");
+    }
+
+    #[test]
+    fn answers_that_the_guard_drops_are_the_connections() {
+        let verdict = event("verdict", "10.0.0.1:5", "10.96.0.1:80", ("kernel", "direct", "no_route"));
+        let dropped = event("drop", "10.96.0.1:80", "10.0.0.1:5", ("guard", "dropped", "denied"));
+        let dropped = FlowDump { policy: Some("edge".to_owned()), ..dropped };
+        let found = said(Some(5), vec![], vec![verdict, dropped]);
+        assert_eq!(judgement(&found), ("past", "dropped", "guard", "denied"));
+        assert_eq!(found.rule.as_deref(), Some("EdgeGuard edge"));
     }
 
     #[test]

@@ -96,6 +96,7 @@ impl Recorder for Records {
     fn served(&self, _record: &ServedRecord) {}
     fn observed(&self, _: &crate::compile::Observed, _client: SocketAddr, _endpoint: SocketAddr) {}
     fn denied(&self, _: &crate::compile::Denied, _client: SocketAddr, _endpoint: SocketAddr) {}
+    fn turned_away(&self, _: &'static str, _client: SocketAddr, _dialled: SocketAddr) {}
     fn downstream(&self, _origin: &Origin, _opened: bool) {}
 }
 
