@@ -176,6 +176,7 @@ impl Recorder for Unrecorded {
     fn served(&self, _: &ServedRecord) {}
     fn observed(&self, _: &agent::compile::Observed, _: SocketAddr, _: SocketAddr) {}
     fn denied(&self, _: &agent::compile::Denied, _: SocketAddr, _: SocketAddr) {}
+    fn turned_away(&self, _: &'static str, _: SocketAddr, _: SocketAddr) {}
     fn connection(&self, _record: &ConnectionRecord<'_>) {}
     fn downstream(&self, _origin: &Origin, _opened: bool) {}
 }

@@ -160,8 +160,10 @@ fn both_links(name: &str, spec: &str, check: impl Fn(&Edge, Link) -> Result<()>)
     if unprivileged(name) {
         return Ok(());
     }
+    // Tests may run as threads of one process, each with labs of its own.
+    let word = name.split('_').next().unwrap_or(name);
     for link in [Link::Veth, Link::Bridge] {
-        let edge = Edge::up(&format!("guard_{}", link.mode()), link, spec, &[])?;
+        let edge = Edge::up(&format!("guard_{word}_{}", link.mode()), link, spec, &[])?;
         let guarded = edge.mesh.verb(NODE, "status")?["guard"]["interfaces"][0].clone();
         ensure!(guarded["name"] == link.interface() && guarded["mode"] == link.mode(), "{guarded}");
         check(&edge, link).with_context(|| format!("{link:?}"))?;

@@ -9,8 +9,9 @@ use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use common::{LIMIT, Mesh};
+use lab::agent::built_binary;
 use lab::documents::replace_file;
-use lab::{AgentOptions, Lab, PodSpec, Program, Topology, unaccelerated, unprivileged, wait_for};
+use lab::{AgentOptions, Lab, PodSpec, Program, Topology, exec, unaccelerated, unprivileged, wait_for};
 
 const PEER: &str = include_str!("policy_open/peer.py");
 const NODE: &str = "node1";
@@ -130,6 +131,10 @@ fn connections_to_high_ports_are_reset_when_a_policy_comes() -> Result<()> {
     kept.iter_mut().chain(&mut more).try_for_each(Talk::goes_on)?;
     let log = agent.log();
     ensure!(log.contains("connections that policies refuse were reset"), "nothing was logged:\n{log}");
+    let mut observe = mesh.lab.node(NODE)?.command(built_binary()?)?;
+    let filter = ["observe", "-o", "json", "--kind", "drop", "--tier", "kernel", "--verdict", "refused"];
+    let told = exec::stdout(observe.args(filter).args(["--policy", "default/p"]))?;
+    ensure!(told.lines().count() == cut.len(), "{} were reset, and this is told:\n{told}", cut.len());
     Ok(())
 }
 
