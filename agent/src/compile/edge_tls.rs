@@ -36,6 +36,8 @@ pub struct MadeTls {
     pub server: Arc<ServerConfig>,
     /// What finds clients' certificates valid, where they are asked for.
     pub clients: Option<Arc<dyn ClientCertVerifier>>,
+    /// Whether the handshake has asked it: clients without a valid certificate don't come further.
+    pub only_valid: bool,
 }
 
 impl TlsServer {

@@ -11,7 +11,7 @@ use super::routes::{Dialled, Scope};
 use super::{GatewayListener, RoutingTable, VirtualHost, edge_tls};
 use crate::model::{
     Destination, HostPattern, Listener, ListenerProtocol, ListenerTls, ObjectName, RouteAction, RouteKind,
-    RouteTable,
+    RouteTable, Speaker,
 };
 use crate::route::{HostTable, Rule, RuleSet};
 
@@ -34,6 +34,7 @@ pub(super) struct Plan<T> {
     binding: Binding,
     hosts: Vec<(HostPattern, Vec<Vec<T>>)>,
     tls: Vec<(Arc<str>, HostPattern, Option<ListenerTls>)>,
+    speaker: Option<Arc<Speaker>>,
 }
 
 /// A listener with the routes on it.
@@ -86,7 +87,9 @@ impl<T: Borrow<RouteTable> + Clone> Plan<T> {
             in_tls.then(|| (name_of(listener), listener.hostname.clone(), listener.tls.clone()))
         };
         let tls = listeners.iter().filter_map(|(listener, _)| ends(listener)).collect();
-        Some(Self { name: name_of(first), listeners: names, binding, hosts: hosts(listeners), tls })
+        let is_one = listeners.iter().all(|(listener, _)| listener.gateway == first.gateway);
+        let speaker = is_one.then(|| Arc::new(Speaker::new(&first.gateway)));
+        Some(Self { name: name_of(first), listeners: names, binding, hosts: hosts(listeners), tls, speaker })
     }
 }
 
@@ -116,6 +119,7 @@ impl<T: Borrow<RouteTable>> Plan<T> {
             port,
             protocol,
             tls: edge_tls::compile(&self.tls, before.map(|gateway| &**gateway)),
+            speaker: self.speaker.clone(),
             hosts: HostTable::new(hosts),
         };
         match before {

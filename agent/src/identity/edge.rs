@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 use super::edge_clients;
 use crate::compile::MadeTls;
-use crate::model::{ListenerTls, PrivateKey, ServerCertificate, TlsVersion};
+use crate::model::{ClientMode, ListenerTls, PrivateKey, ServerCertificate, TlsVersion};
 
 /// What is spoken within TLS, the preferred one first.
 const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
@@ -111,7 +111,8 @@ pub fn server_config(terms: &ListenerTls) -> Option<MadeTls> {
         // Without chance there are no tickets either, and each handshake is a full one.
         _ => config.send_tls13_tickets = 0,
     }
-    Some(MadeTls { server: Arc::new(config), clients })
+    let only_valid = terms.clients.as_ref().is_some_and(|clients| clients.mode == ClientMode::Required);
+    Some(MadeTls { server: Arc::new(config), clients, only_valid })
 }
 
 /// When a certificate of a Secret ends, in seconds since 1970.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::http::plan;
 use super::tcp::{self, Dial};
-use super::{Context, Downstream};
+use super::{Context, Downstream, access};
 use crate::compile::{Action, Backend, Cluster, RoutingTable};
 use crate::route::{RequestOrigin, RequestView};
 use crate::telemetry::Origin;
@@ -18,7 +18,9 @@ pub(super) async fn serve(context: &Context, downstream: Downstream, server_name
         let _ = downstream.io.set_zero_linger();
         return tracing::debug!(peer = %downstream.peer, host, "no route for TLS that is passed on");
     };
-    let to = Dial::gateway(&cluster, downstream.original_destination);
+    let Origin::Gateway(name) = &downstream.origin else { return };
+    let source = access::gateway_source(&table, name);
+    let to = Dial::gateway(&cluster, (downstream.original_destination, source));
     tcp::serve(context, downstream, table, to, None).await;
 }
 

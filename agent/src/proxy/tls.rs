@@ -186,17 +186,19 @@ async fn shake(io: TcpStream, port: &TlsPort) -> Result<Shook, Unshaken> {
         server_name,
         version,
         asks_clients: config.clients.is_some(),
-        client: config.clients.as_deref().and_then(|clients| client(&io, clients)),
+        client: config.clients.as_deref().and_then(|clients| client(&io, clients, config.only_valid)),
     };
     Ok(Shook::Ended(io, told, how))
 }
 
 /// The client's certificate, if it is valid. One that had to be has been found so in the handshake; a listener that takes others
 /// too has looked at none.
-fn client(io: &TlsIo, clients: &dyn ClientCertVerifier) -> Option<ClientCertificate> {
+fn client(io: &TlsIo, clients: &dyn ClientCertVerifier, only_valid: bool) -> Option<ClientCertificate> {
     io.session(|session| {
         let (leaf, intermediates) = session.peer_certificates()?.split_first()?;
-        clients.verify_client_cert(leaf, intermediates, UnixTime::now()).ok()?;
+        if !only_valid {
+            clients.verify_client_cert(leaf, intermediates, UnixTime::now()).ok()?;
+        }
         ClientCertificate::read(leaf)
     })
 }
