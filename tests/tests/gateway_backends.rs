@@ -95,7 +95,7 @@ fn of_several_names_backends_prove_one_instead_of_the_one_they_are_asked_by() ->
         ("gateway.yaml", &gateway(OPEN)),
         ("services.yaml", &service("default", "web", 80, &[nginx.address])),
         ("bundle.yaml", &bundle(&fs::read_to_string(pki.root())?)),
-        ("policy.yaml", &named(&host("web.internal"))),
+        ("policy.yaml", &named(&host("first.internal"))),
         ("routes.yaml", &route("r", "", "  - backendRefs: [{name: web, port: 80}]\n")),
     ])?;
     let agent = site.start(&[])?;

@@ -83,7 +83,7 @@ fn up(name: &str, policies: &str) -> Result<Mesh> {
 /// What the Gateway of node1 answers to a client beyond the cluster.
 fn asked(mesh: &Mesh, family: usize, port: u16, host: &str, path: &str) -> Result<Response> {
     let to = SocketAddr::new(mesh.lab.node("node1")?.address().both()[family], port);
-    mesh.lab.underlay().enter(|| get(to, &format!("{host}.test"), path, TIMEOUT))?
+    Ok(mesh.lab.underlay().enter(|| get(to, &format!("{host}.test"), path, TIMEOUT))??)
 }
 
 #[test]
