@@ -178,7 +178,7 @@ fn where_no_gateway_is_known_nobody_comes_as_one() -> Result<()> {
     let mesh = up("gateway_gone", STRICT)?;
     ensure!(asked(&mesh, 0, EDGE, "far", "/")?.status == 200, "it did not begin well");
     let node: IpAddr = mesh.lab.node("node1")?.address().both()[0];
-    mesh.write("gateways.yaml", "")?;
+    mesh.write("gateways.yaml", "# nothing is here\n")?;
     wait_for("the Gateway to be gone", LIMIT, || {
         let to = SocketAddr::new(node, EDGE);
         let gone = mesh.lab.underlay().enter(|| get(to, "far.test", "/", TIMEOUT));

@@ -83,7 +83,8 @@ fn read(chain: &str, key: &PrivateKey) -> Result<CertifiedKey, (Part, UnusableMa
 /// How a listener answers TLS; `None` where it has nothing to show, or nobody to believe. Sessions are resumed by tickets alone,
 /// whose keys are made here: no other listener, and no other certificate, takes them. Where clients show certificates
 /// nothing is resumed: each is checked as a whole.
-pub fn server_config(terms: &ListenerTls) -> Option<MadeTls> {
+/// What is within is not told where that is no HTTP.
+pub fn server_config(terms: &ListenerTls, is_opaque: bool) -> Option<MadeTls> {
     let shown: Vec<Shown> = terms.certificates.iter().filter_map(|one| Shown::new(one)).collect();
     if shown.is_empty() {
         return None;
@@ -104,7 +105,9 @@ pub fn server_config(terms: &ListenerTls) -> Option<MadeTls> {
         }
     };
     let mut config = builder.with_cert_resolver(Arc::new(ByName(shown)));
-    config.alpn_protocols = ALPN.map(<[u8]>::to_vec).to_vec();
+    if !is_opaque {
+        config.alpn_protocols = ALPN.map(<[u8]>::to_vec).to_vec();
+    }
     config.session_storage = Arc::new(NoServerSessionStorage {});
     match Ticketer::new() {
         Ok(ticketer) if clients.is_none() => config.ticketer = ticketer,
@@ -238,7 +241,7 @@ mod tests {
     #[test]
     fn nothing_to_show_is_no_configuration() {
         let terms = ListenerTls { certificates: vec![], min_version: TlsVersion::Tls12, clients: None };
-        assert!(server_config(&terms).is_none());
+        assert!(server_config(&terms, false).is_none());
         let (chain, key) = made(&["a.example", "*.b.example"]);
         let certificate = ServerCertificate {
             secret: crate::model::ObjectName::new("infra", "a"),
@@ -253,7 +256,7 @@ mod tests {
             min_version: TlsVersion::Tls13,
             clients: None,
         };
-        let config = server_config(&terms).expect("can be shown").server;
+        let config = server_config(&terms, false).expect("can be shown").server;
         assert_eq!(config.alpn_protocols, [b"h2".to_vec(), b"http/1.1".to_vec()]);
         assert!(config.ticketer.enabled());
     }

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -11,6 +10,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use super::access::{self, ACCESS_DENIED, Client, Refused};
+use super::carrier::Carrier;
 use super::{Context, Downstream, Early, Protocol};
 use crate::balance::Pick;
 use crate::compile::{Cluster, Frontend, RoutingTable};
@@ -74,7 +74,7 @@ impl Dial {
 #[derive(Debug)]
 pub(super) struct Dialled<Io = TcpStream> {
     pub(super) io: Io,
-    address: SocketAddr,
+    pub(super) address: SocketAddr,
     pick: Option<Pick>,
     client_error: Option<io::Error>,
 }
@@ -91,9 +91,9 @@ impl Dialled {
         Early { io, pick }
     }
 
-    fn into_line(self) -> Dialled<Line> {
-        let Self { io, address, pick, client_error } = self;
-        Dialled { io: Line::Socket(io), address, pick, client_error }
+    fn map<Other>(self, io: impl FnOnce(TcpStream) -> Other) -> Dialled<Other> {
+        let Self { io: socket, address, pick, client_error } = self;
+        Dialled { io: io(socket), address, pick, client_error }
     }
 }
 
@@ -124,7 +124,11 @@ pub(super) async fn dial(context: &Context, client: Client<'_>, dial: &Dial) -> 
 }
 
 /// The same for a connection of which nobody looks at a byte.
-async fn dial_line(context: &Context, client: Client<'_>, dial: &Dial) -> Result<Dialled<Line>, Undialled> {
+pub(super) async fn dial_line(
+    context: &Context,
+    client: Client<'_>,
+    dial: &Dial,
+) -> Result<Dialled<Line>, Undialled> {
     let allowed = |endpoint| access::check(context, client, endpoint, Asked::Opaque);
     let open = |target: ConnectTarget| reached(context.connector.open(target), target.address);
     dial_allowed(context, client.peer, dial, (allowed, open)).await
@@ -214,9 +218,9 @@ fn connect_details(error: &io::Error) -> &'static str {
 
 /// Relays a connection to its end and records it. `dialled`: what came of dialling already. The table is let go before the
 /// relaying, which may take days.
-pub(super) async fn serve(
+pub(super) async fn serve<Io: Carrier>(
     context: &Context,
-    mut downstream: Downstream,
+    mut downstream: Downstream<Io>,
     table: Arc<RoutingTable>,
     to: Dial,
     dialled: Option<Result<Dialled, Undialled>>,
@@ -229,9 +233,9 @@ pub(super) async fn serve(
                 let client = Client { peer, origin: &downstream.origin };
                 access::observe(context, client, early.address, Asked::Opaque);
             }
-            dialled.map(Dialled::into_line)
+            dialled.map(|dialled| dialled.map(Io::upstream))
         }
-        None => dial_line(context, Client { peer, origin: &downstream.origin }, &to).await,
+        None => Io::dial(context, Client { peer, origin: &downstream.origin }, &to).await,
     };
     let upstream = match &dialled {
         Ok(dialled) => Some(dialled.address),
@@ -248,7 +252,7 @@ pub(super) async fn serve(
         Ok(dialled) => {
             downstream.shown.is(Protocol::Opaque, upstream);
             context.recorder.connection_opened(&record(&downstream, &to, start, &ended));
-            ended.relayed = relay_with_prefix(context, &mut downstream, dialled, to.source(peer)).await;
+            ended.relayed = Io::carry(context, &mut downstream, dialled, to.source(peer)).await;
             (ended.flags, ended.details) = outcome(ended.relayed.failure.as_ref());
             ended.rtt = tcp_info(downstream.io.as_raw_fd()).and_then(|info| info.rtt);
         }
@@ -256,7 +260,7 @@ pub(super) async fn serve(
             (ended.flags, ended.details) = (undialled.flag.into(), undialled.details);
             context.recorder.connection_opened(&record(&downstream, &to, start, &ended));
             // The client sees a reset, as it would from the endpoint itself.
-            let _ = downstream.io.set_zero_linger();
+            downstream.io.reset();
         }
     }
     context.recorder.connection(&record(&downstream, &to, start, &ended));
@@ -274,7 +278,8 @@ struct Ended {
     rtt: Option<Duration>,
 }
 
-async fn relay_with_prefix(
+/// Sends on what was read before, then copies both ways.
+pub(super) async fn relay_with_prefix(
     context: &Context,
     downstream: &mut Downstream,
     dialled: Dialled<Line>,
@@ -321,8 +326,8 @@ fn outcome(failure: Option<&RelayFailure>) -> (ResponseFlags, &'static str) {
     }
 }
 
-fn record<'a>(
-    downstream: &'a Downstream,
+fn record<'a, Io>(
+    downstream: &'a Downstream<Io>,
     to: &'a Dial,
     (start, since): (SystemTime, Instant),
     ended: &'a Ended,
