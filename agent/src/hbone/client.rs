@@ -339,7 +339,7 @@ impl Shared {
         let begun = tokio::select! {
             biased;
             () = &mut stop => Err(Broken::Stopped("")),
-            sent = send_all(&mut send, read) => sent,
+            passed = send_all(&mut send, read) => passed,
         };
         let (ended, before) = match begun {
             Err(broken) => {

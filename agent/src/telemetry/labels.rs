@@ -67,7 +67,7 @@ pub(super) fn values(traffic: &Traffic<'_>, cluster: &str) -> Vec<String> {
     match (traffic.origin, traffic.source) {
         (Origin::Gateway(listener), _) => values.extend(gateway(listener, cluster)),
         (Origin::Outbound | Origin::Inbound | Origin::Tunnel(_), source) => {
-            values.extend(side(source, cluster))
+            values.extend(side(source, cluster));
         }
     }
     values.extend(side(traffic.destination, cluster));

@@ -101,8 +101,8 @@ fn service_port() -> impl Strategy<Value = ServicePort> {
         [AppProtocol::Http, AppProtocol::Http2, AppProtocol::Grpc, AppProtocol::Tcp, AppProtocol::Undeclared];
     let bundles = vec(text(&["roots", "others"]), 0..2).prop_map(BackendRoots::Bundles);
     let roots = prop_oneof![Just(BackendRoots::System), bundles];
-    let named = |text: Arc<str>| [BackendName::Dns(Arc::clone(&text)), BackendName::Uri(text)];
-    let names = vec(text(&["a.example", "b.example"]).prop_map(named), 0..2).prop_map(|names| names.concat());
+    let both = |text: Arc<str>| [BackendName::Dns(Arc::clone(&text)), BackendName::Uri(text)];
+    let names = vec(text(&["a.example", "b.example"]).prop_map(both), 0..2).prop_map(|names| names.concat());
     let tls = (text(&["a.example", "b.example"]), names, roots)
         .prop_map(|(hostname, names, roots)| Arc::new(BackendTls { hostname, names, roots }));
     (text(&["", "http"]), port(), one_of(&protocols), option::of(tls))
