@@ -84,6 +84,51 @@ fn policy(hostname: &str) -> String {
 }
 
 #[test]
+fn of_several_names_backends_prove_one_instead_of_the_one_they_are_asked_by() -> Result<()> {
+    let pki = Pki::new()?;
+    let nginx =
+        Nginx::start(&pki.issue("web", &["web.internal", "*.wild.internal", "spiffe://x.test/web"])?)?;
+    let named = |names: &str| format!("{}    subjectAltNames: [{names}]\n", policy("other.internal"));
+    let uri = |uri: &str| format!("{{type: URI, uri: \"{uri}\"}}");
+    let host = |name: &str| format!("{{type: Hostname, hostname: {name}}}");
+    let site = Site::new(&[
+        ("gateway.yaml", &gateway(OPEN)),
+        ("services.yaml", &service("default", "web", 80, &[nginx.address])),
+        ("bundle.yaml", &bundle(&fs::read_to_string(pki.root())?)),
+        ("policy.yaml", &named(&host("first.internal"))),
+        ("routes.yaml", &route("r", "", "  - backendRefs: [{name: web, port: 80}]\n")),
+    ])?;
+    let agent = site.start(&[])?;
+    let at = site.at(PORT);
+    let cases = [
+        (host("web.internal"), 200),
+        (host("api.web.internal"), 503),
+        (host("a.wild.internal"), 200),
+        (uri("spiffe://x.test/web"), 200),
+        (uri("spiffe://x.test/we"), 503),
+        (uri("spiffe://x.test/web/"), 503),
+        // The name that is asked for proves nothing any more.
+        (host("other.internal"), 503),
+        ([uri("spiffe://x.test/no"), host("web.internal")].join(", "), 200),
+    ];
+    for (names, expected) in cases {
+        agent.apply("policy.yaml", &named(&names))?;
+        wait_until(&names, LIMIT, || {
+            let seen = send(at, "a.test", "/", &[]).ok()?;
+            let told = seen.got("proxy-status").concat();
+            let asked = seen.response.text().starts_with("other.internal ");
+            let as_expected = match expected {
+                200 => asked,
+                _ => told.contains("details=\"upstream_tls_wrong_name\""),
+            };
+            (seen.response.status == expected && as_expected).then_some(())
+        })
+        .with_context(|| format!("{names}: {:?}", send(at, "a.test", "/", &[])))?;
+    }
+    Ok(())
+}
+
+#[test]
 fn backends_are_asked_by_name_and_believed_by_their_ca() -> Result<()> {
     let (pki, strangers) = (Pki::new()?, Pki::new()?);
     let root = fs::read_to_string(pki.root())?;

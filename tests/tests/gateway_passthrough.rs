@@ -13,8 +13,8 @@ use std::sync::mpsc;
 use anyhow::{Context, Result, ensure};
 use common::{LIMIT, TIMEOUT};
 use edge::{gateway, route, services};
-use edge_tls::{Issued, Pki, TLS_PORT, curl, handshake, handshakes, https, secret};
-use lab::backend::{listen, raw};
+use edge_tls::{Issued, Pki, Session, TLS_PORT, curl, handshake, handshakes, https, secret};
+use lab::backend::{echo, listen, raw};
 use lab::loopback::{Site, service};
 use lab::{wait_for, wait_until};
 
@@ -187,6 +187,76 @@ fn no_byte_is_changed_however_it_comes() -> Result<()> {
         let arrived = reads.recv_timeout(LIMIT).with_context(|| what.to_owned())?;
         ensure!(arrived == sent, "{what}: {} bytes of {} arrived, or others", arrived.len(), sent.len());
     }
+    Ok(())
+}
+
+/// A listener on the TLS port that ends TLS and passes on what is in it.
+fn ending(name: &str, hostname: &str, secret: &str) -> String {
+    format!(
+        "  - {{name: {name}, port: {TLS_PORT}, protocol: TLS, hostname: \"{hostname}\", \
+         allowedRoutes: {{namespaces: {{from: All}}}}, tls: {{mode: Terminate, certificateRefs: [{{name: {secret}}}]}}}}\n"
+    )
+}
+
+#[test]
+fn what_is_in_tls_that_ends_here_goes_to_the_backend_byte_for_byte() -> Result<()> {
+    const GREETING: &[u8] = b"220 who speaks first\r\n";
+    let pki = Pki::new()?;
+    let large: Vec<u8> = (0..300_000_u32).map(|index| (index % 253) as u8).collect();
+    let (seen, reads) = mpsc::channel();
+    let expected = large.len();
+    let speaks = raw(listen()?, move |mut stream| {
+        // The server speaks first, and its client's bytes come back.
+        let mut all = vec![0; expected];
+        let read = stream.write_all(GREETING).and_then(|()| stream.read_exact(&mut all));
+        if read.is_ok() {
+            let _ = stream.write_all(&all);
+            // The test may have failed already.
+            let _ = seen.send(all);
+        }
+    })?;
+    let listeners = ending("ends", "*.end.test", "edge") + &passing("raw", "*.pass.test");
+    let inner = Server::start(&pki.issue("inner", &["a.pass.test"])?)?;
+    let routes = tls_route("mail", "ends", "mail.end.test", "mail")
+        + &tls_route("web", "ends", "web.end.test", "web")
+        + &tls_route("raw", "raw", "a.pass.test", "raw");
+    let backends = service("default", "mail", 443, &[speaks])
+        + &service("default", "web", 443, &[echo("web")?])
+        + &service("default", "raw", 443, &[inner.address]);
+    let site = Site::new(&[
+        ("gateway.yaml", &gateway(&listeners)),
+        ("secret.yaml", &secret("edge", &pki.issue("edge", &["*.end.test"])?)),
+        ("services.yaml", &backends),
+        ("routes.yaml", &routes),
+    ])?;
+    let agent = site.start(&[])?;
+    let at = site.at(TLS_PORT);
+    // Whatever is within is the client's and the backend's: nothing is negotiated for them.
+    let got = curl(&pki.root(), at, "web.end.test", "/x", &[])?;
+    ensure!(got.who() == "web" && got.version == "1.1", "{got:?}");
+    ensure!(got.sent("x-forwarded-proto").is_empty(), "it was taken for HTTP: {got:?}");
+    ensure!(subject(at, "mail.end.test")? == "edge" && subject(at, "a.pass.test")? == "inner");
+
+    let mut session = Session::open(at, &["-servername", "mail.end.test"])?;
+    let mut greeting = vec![0; GREETING.len()];
+    session.read(&mut greeting)?;
+    ensure!(greeting == GREETING, "{}", greeting.escape_ascii());
+    session.send(&large)?;
+    let mut back = vec![0; large.len()];
+    session.read(&mut back)?;
+    ensure!(back == large, "other bytes came back");
+    ensure!(reads.recv_timeout(LIMIT)? == large, "other bytes arrived");
+    drop(session);
+    // A name of the listener without a route.
+    ensure!(curl(&pki.root(), at, "none.end.test", "/", &[]).is_err());
+    ensure!(handshakes(&agent, "ok")? > 3.9);
+    let logged = wait_until("the line of the session", LIMIT, || {
+        let lines = site.access().ok()?.into_iter();
+        let mut connections = lines.filter(|line| line["message"] == "connection");
+        connections
+            .find(|line| line["upstream_host"] == speaks.to_string() && line["bytes_received"] == large.len())
+    })?;
+    ensure!(logged["bytes_sent"] == GREETING.len() + large.len(), "{logged}");
     Ok(())
 }
 

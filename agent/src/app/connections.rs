@@ -86,7 +86,7 @@ fn of_agent(
     let dialled = one.original_destination;
     let reason = match (&one.origin, table.frontends.get(&dialled)) {
         (Origin::Gateway(_), _) => "gateway",
-        (Origin::Inbound | Origin::Tunnel, _) => Reason::CapturedInbound.as_str(),
+        (Origin::Inbound | Origin::Tunnel(_), _) => Reason::CapturedInbound.as_str(),
         (Origin::Outbound, Some(frontend)) => frontend.tier(dialled.is_ipv4()).1.as_str(),
         (Origin::Outbound, None) => Reason::NoRoute.as_str(),
     };

@@ -24,6 +24,8 @@ pub struct TlsServer {
     pub listener: Arc<str>,
     /// How it ends TLS; `None`: it passes TLS on as it is.
     pub terms: Option<ListenerTls>,
+    /// Whether what comes out of TLS that ends here is bytes of which nothing is known, and not HTTP.
+    pub is_opaque: bool,
     /// The same for the TLS library: made when the first client comes, and kept for as long as the terms stay, with the keys
     /// of the session tickets that were given out. `None`: nothing can be shown.
     made: OnceLock<Option<MadeTls>>,
@@ -36,6 +38,8 @@ pub struct MadeTls {
     pub server: Arc<ServerConfig>,
     /// What finds clients' certificates valid, where they are asked for.
     pub clients: Option<Arc<dyn ClientCertVerifier>>,
+    /// Whether the handshake has asked it: clients without a valid certificate don't come further.
+    pub only_valid: bool,
 }
 
 impl TlsServer {
@@ -45,21 +49,34 @@ impl TlsServer {
     }
 }
 
+/// A listener on which TLS is spoken.
+#[derive(Debug, Clone)]
+pub(super) struct InTls {
+    /// The listener, `namespace/gateway/listener`.
+    pub name: Arc<str>,
+    /// The host that it is for.
+    pub hostname: HostPattern,
+    /// How it ends TLS, where it does.
+    pub terms: Option<ListenerTls>,
+    /// Whether it is no HTTP that is within.
+    pub is_opaque: bool,
+}
+
 /// Compiles the listeners of a port on which TLS is spoken; those whose terms stay what they were are kept.
-pub(super) fn compile(
-    listeners: &[(Arc<str>, HostPattern, Option<ListenerTls>)],
-    before: Option<&GatewayListener>,
-) -> Option<Arc<TlsPort>> {
+pub(super) fn compile(listeners: &[InTls], before: Option<&GatewayListener>) -> Option<Arc<TlsPort>> {
     if listeners.is_empty() {
         return None;
     }
     let before = before.and_then(|gateway| gateway.tls.as_ref());
-    let servers = listeners.iter().map(|(name, hostname, terms)| {
-        let kept = before.and_then(|port| port.servers.get(hostname));
-        let kept = kept.filter(|server| server.listener == *name && server.terms == *terms);
+    let servers = listeners.iter().map(|one| {
+        let InTls { name, hostname, terms, is_opaque } = one;
+        let is_same = |server: &Arc<TlsServer>| {
+            server.listener == *name && server.terms == *terms && server.is_opaque == *is_opaque
+        };
+        let kept = before.and_then(|port| port.servers.get(hostname)).filter(|server| is_same(server));
         let server = kept.cloned().unwrap_or_else(|| {
             let (listener, terms, made) = (Arc::clone(name), terms.clone(), OnceLock::new());
-            Arc::new(TlsServer { listener, terms, made })
+            Arc::new(TlsServer { listener, terms, is_opaque: *is_opaque, made })
         });
         (hostname.clone(), server)
     });

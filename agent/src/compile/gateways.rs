@@ -6,12 +6,13 @@ use std::net::IpAddr;
 use std::ptr::from_ref;
 use std::sync::Arc;
 
+use super::edge_tls::InTls;
 use super::hosts::{HostCompiler, sort_by_precedence};
 use super::routes::{Dialled, Scope};
 use super::{GatewayListener, RoutingTable, VirtualHost, edge_tls};
 use crate::model::{
-    Destination, HostPattern, Listener, ListenerProtocol, ListenerTls, ObjectName, RouteAction, RouteKind,
-    RouteTable,
+    Destination, HostPattern, Listener, ListenerProtocol, ObjectName, RouteAction, RouteKind, RouteTable,
+    Speaker,
 };
 use crate::route::{HostTable, Rule, RuleSet};
 
@@ -33,7 +34,8 @@ pub(super) struct Plan<T> {
     listeners: Vec<(Arc<str>, HostPattern)>,
     binding: Binding,
     hosts: Vec<(HostPattern, Vec<Vec<T>>)>,
-    tls: Vec<(Arc<str>, HostPattern, Option<ListenerTls>)>,
+    tls: Vec<InTls>,
+    speaker: Option<Arc<Speaker>>,
 }
 
 /// A listener with the routes on it.
@@ -83,10 +85,17 @@ impl<T: Borrow<RouteTable> + Clone> Plan<T> {
             listeners.iter().map(|(listener, _)| (name_of(listener), listener.hostname.clone())).collect();
         let ends = |listener: &Listener| {
             let in_tls = listener.protocol != ListenerProtocol::Http;
-            in_tls.then(|| (name_of(listener), listener.hostname.clone(), listener.tls.clone()))
+            in_tls.then(|| InTls {
+                name: name_of(listener),
+                hostname: listener.hostname.clone(),
+                terms: listener.tls.clone(),
+                is_opaque: listener.protocol == ListenerProtocol::Tls,
+            })
         };
         let tls = listeners.iter().filter_map(|(listener, _)| ends(listener)).collect();
-        Some(Self { name: name_of(first), listeners: names, binding, hosts: hosts(listeners), tls })
+        let is_one = listeners.iter().all(|(listener, _)| listener.gateway == first.gateway);
+        let speaker = is_one.then(|| Arc::new(Speaker::new(&first.gateway)));
+        Some(Self { name: name_of(first), listeners: names, binding, hosts: hosts(listeners), tls, speaker })
     }
 }
 
@@ -116,6 +125,7 @@ impl<T: Borrow<RouteTable>> Plan<T> {
             port,
             protocol,
             tls: edge_tls::compile(&self.tls, before.map(|gateway| &**gateway)),
+            speaker: self.speaker.clone(),
             hosts: HostTable::new(hosts),
         };
         match before {

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::RoutingTable;
-use crate::model::{Cidr, Identity, PolicySource, Workload};
+use crate::model::{Cidr, GatewayKey, Identity, PolicySource, Speaker, Workload};
 
 /// Where a table is in force. It is the same for all tables of an agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,7 +61,11 @@ pub enum Way {
     Direct,
     /// Out of a tunnel that has ended here, whose ends were proven by certificates.
     Tunnel,
-    /// In plaintext through somebody who speaks as no workload: a Gateway.
+    /// Through a Gateway of this node: as that, where a tunnel is made of it or the pod is of this node.
+    Gateway(GatewayKey),
+    /// Through a Gateway of another node, out of a tunnel that has ended here.
+    GatewayTunnel(GatewayKey),
+    /// In plaintext through somebody who speaks as no workload: a port that several Gateways share.
     Relayed,
 }
 
@@ -75,17 +79,29 @@ impl PolicyClient {
 impl RoutingTable {
     /// Whom policies of the pod at `endpoint` take a client for.
     pub(super) fn policy_source(&self, client: PolicyClient, endpoint: IpAddr) -> PolicySource<'_> {
-        let pod = self.workloads.get(&client.address);
-        let proven = |pod: &Workload| match client.way {
-            Way::Direct => self.realm.runs(pod) && self.is_proven_at(endpoint),
-            Way::Tunnel => true,
-            Way::Relayed => false,
+        let pod = self.workloads.get(&client.address).map(|pod| &**pod);
+        let proven = match client.way {
+            Way::Direct => pod.filter(|pod| self.realm.runs(pod) && self.is_proven_at(endpoint)),
+            Way::Tunnel => pod,
+            Way::Gateway(key) if self.is_proven_at(endpoint) => self.speaker(key).map(|own| &**own),
+            Way::GatewayTunnel(key) => self.speaker(key).map(|own| &**own),
+            Way::Gateway(_) | Way::Relayed => None,
         };
         PolicySource {
             addresses: Cidr::host(client.address),
-            namespace: pod.map(|pod| &*pod.name.namespace),
-            identity: pod.filter(|pod| proven(pod)).map(|pod| self.realm.identity(pod)),
+            namespace: proven.or(pod).map(|pod| &*pod.name.namespace),
+            identity: proven.map(|pod| self.realm.identity(pod)),
         }
+    }
+
+    /// As what workloads Gateways speak.
+    pub fn speakers(&self) -> impl Iterator<Item = &Speaker> {
+        self.gateways.iter().filter_map(|gateway| gateway.speaker.as_deref())
+    }
+
+    /// As what workload a Gateway speaks.
+    pub fn speaker(&self, key: GatewayKey) -> Option<&Arc<Workload>> {
+        self.speakers().find(|speaker| speaker.key == key).map(|speaker| &speaker.workload)
     }
 
     /// Whether this node's pods come to an endpoint as whom they are. A pod whose node is not known may be this node's: where it

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::model::{
     AppProtocol, DirectResponse, HeaderOp, HostPattern, LbPolicy, ListenerProtocol, ObjectName, PathRewrite,
-    Redirect, RequestMatch, Workload,
+    Redirect, RequestMatch, Speaker, Workload,
 };
 use crate::route::{HostTable, RequestOrigin, RequestView, RouteMatch, RuleSet};
 
@@ -91,6 +91,8 @@ pub struct GatewayListener {
     pub protocol: ListenerProtocol,
     /// How TLS ends there, where it does.
     pub tls: Option<Arc<TlsPort>>,
+    /// As whom endpoints are dialled; nobody where several Gateways share the port.
+    pub speaker: Option<Arc<Speaker>>,
     /// Virtual hosts by the request's host: exact name first, then the longest wildcard, then any.
     pub hosts: HostTable<Arc<VirtualHost>>,
 }

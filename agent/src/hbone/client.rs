@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
@@ -21,13 +22,16 @@ use tokio::task::spawn_local;
 use tokio_rustls::client::TlsStream;
 
 use super::fields::{self, TraceIds};
+use super::relay::send_all;
 use super::{
-    CONNECTION_WINDOW_BYTES, Ends, HANDSHAKE, HEAD_MAX_BYTES, Mesh, PORT, Role, STREAM_WINDOW_BYTES,
-    STREAMS_MAX, Standing, pair, relay,
+    Broken, CONNECTION_WINDOW_BYTES, Ends, FRAME_MAX_BYTES, HANDSHAKE, HEAD_MAX_BYTES, Mesh, PORT, Role,
+    STREAM_WINDOW_BYTES, STREAMS_MAX, Standing, StreamEnd, pair, relay,
 };
 use crate::identity::tls::{self, Terms};
 use crate::identity::{Binding, PeerRefusal, SpiffeId};
-use crate::net::{ConnectSource, ConnectTarget, Connector};
+use crate::net::{
+    ConnectSource, ConnectTarget, Connector, Line, ReadAhead, RelayFailure, Relayed, SharedStream,
+};
 
 /// A connection that had no stream for one to two of these is closed.
 const IDLE: Duration = Duration::from_secs(150);
@@ -45,12 +49,12 @@ pub struct TunnelConnector {
 /// What two streams must have in common to share a connection: a pod's address may become another's.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Key {
-    source: IpAddr,
+    source: ConnectSource,
     source_uid: Arc<str>,
     own: SpiffeId,
     destination: IpAddr,
     destination_uid: Arc<str>,
-    peer: SpiffeId,
+    peer: Option<SpiffeId>,
 }
 
 /// The connections of one key.
@@ -122,7 +126,7 @@ impl TunnelConnector {
         Self { inner, mesh, shelves: RefCell::default() }
     }
 
-    async fn tunnel(&self, source: IpAddr, to: SocketAddr, ends: &Ends) -> io::Result<TcpStream> {
+    async fn tunnel(&self, source: ConnectSource, to: SocketAddr, ends: &Ends) -> io::Result<Shared> {
         let terms = self.mesh.terms(&ends.source, &ends.destination).map_err(|why| {
             self.mesh.counts().handshakes.refused(Role::Client, why);
             io::Error::other(why)
@@ -133,13 +137,17 @@ impl TunnelConnector {
             own: terms.own.id().clone(),
             destination: to.ip(),
             destination_uid: Arc::clone(&ends.destination.uid),
-            peer: terms.peer.id.clone(),
+            peer: terms.peer.id().cloned(),
+        };
+        let address = match source {
+            ConnectSource::Pod(pod) => Some(pod),
+            _ => None,
         };
         for _ in 0..TRIES {
             let place = self.place(&key, terms.clone()).await?;
-            let said = fields::fields(&ends.source, source, &self.mesh.cluster, &trace_ids());
+            let said = fields::fields(&ends.source, address, &self.mesh.cluster, &trace_ids());
             match stream(&place, to, said).await {
-                Ok(stream) => return join(stream, place).await,
+                Ok(halves) => return Ok(Shared { halves, place }),
                 Err(NoStream::Gone) => place.0.close(),
                 Err(NoStream::Failed(error)) => return Err(error),
             }
@@ -174,13 +182,12 @@ impl TunnelConnector {
 
     async fn dial(&self, key: &Key, terms: Terms) -> io::Result<Rc<Open>> {
         let address = SocketAddr::new(key.destination, PORT);
-        let io =
-            self.inner.connect(ConnectTarget { address, source: ConnectSource::Pod(key.source) }).await?;
+        let io = self.inner.connect(ConnectTarget { address, source: key.source }).await?;
         let shaken = tokio::time::timeout(HANDSHAKE, shake(&self.mesh, io, terms)).await;
         let (requests, connection, standing) =
             shaken.unwrap_or(Err(PeerRefusal::Timeout)).map_err(|why| {
                 self.mesh.counts().handshakes.refused(Role::Client, why);
-                tracing::debug!(%address, peer = %key.peer, reason = why.name(), "a tunnel was not made");
+                tracing::debug!(%address, peer = key.peer.as_ref().map(tracing::field::display), reason = why.name(), "a tunnel was not made");
                 io::Error::other(why)
             })?;
         self.mesh.counts().handshakes.done(Role::Client);
@@ -198,20 +205,27 @@ impl TunnelConnector {
 
 impl Connector for TunnelConnector {
     fn connect(&self, target: ConnectTarget) -> Pin<Box<dyn Future<Output = io::Result<TcpStream>> + '_>> {
-        let ends = match target.source {
-            ConnectSource::Pod(source) => {
-                self.mesh.ends(source, target.address.ip()).map(|ends| (source, ends))
-            }
-            ConnectSource::Node | ConnectSource::Translated => None,
-        };
-        match ends {
-            Some((source, ends)) => Box::pin(async move { self.tunnel(source, target.address, &ends).await }),
+        match self.mesh.ends(target.source, target.address.ip()) {
+            Some(ends) => Box::pin(async move {
+                let stream = self.tunnel(target.source, target.address, &ends).await?;
+                stream.join().await
+            }),
             None => self.inner.connect(target),
+        }
+    }
+
+    fn open(&self, target: ConnectTarget) -> Pin<Box<dyn Future<Output = io::Result<Line>> + '_>> {
+        match self.mesh.ends(target.source, target.address.ip()) {
+            Some(ends) => Box::pin(async move {
+                let stream = self.tunnel(target.source, target.address, &ends).await?;
+                Ok(Line::Stream(Box::new(stream)))
+            }),
+            None => self.inner.open(target),
         }
     }
 }
 
-type Dialled = Connection<TlsStream<TcpStream>, Bytes>;
+type Dialled = Connection<TlsStream<ReadAhead>, Bytes>;
 
 /// Answers the connection, and what it rests on.
 async fn shake(
@@ -219,15 +233,18 @@ async fn shake(
     io: TcpStream,
     terms: Terms,
 ) -> Result<(SendRequest<Bytes>, Dialled, Standing), PeerRefusal> {
-    let ends = (Arc::clone(&terms.own), terms.peer.clone());
-    let io = tls::connect(io, terms, mesh.clock()).await?;
+    let (own, peer) = (Arc::clone(&terms.own), terms.peer.clone());
+    let io = tls::connect(ReadAhead::new(io), terms, mesh.clock()).await?;
     let connection = io.get_ref().1;
     let binding = Binding::of(connection).ok_or(PeerRefusal::Incompatible)?;
     let shown = connection.peer_certificates().ok_or(PeerRefusal::NoCertificate)?.to_vec();
-    let standing = Standing::new(Role::Client, binding, ends, shown);
+    let (leaf, intermediates) = shown.split_first().ok_or(PeerRefusal::NoCertificate)?;
+    let peer = peer.expected(leaf, intermediates)?;
+    let standing = Standing::new(Role::Client, binding, (own, peer), shown);
     let (requests, connection) = Builder::new()
         .initial_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(FRAME_MAX_BYTES)
         .max_header_list_size(HEAD_MAX_BYTES)
         .enable_push(false)
         .handshake(io)
@@ -299,12 +316,68 @@ fn trace_ids() -> TraceIds {
     ids
 }
 
-/// Makes a connection of a stream.
-async fn join((send, receive): (SendStream<Bytes>, RecvStream), place: Place) -> io::Result<TcpStream> {
-    let (mut near, far) = pair().await?;
-    spawn_local(async move {
-        let _place = place;
-        relay(&mut near, (send, receive), std::future::pending()).await;
-    });
-    Ok(far)
+/// A stream and its place on its connection.
+struct Shared {
+    halves: (SendStream<Bytes>, RecvStream),
+    place: Place,
+}
+
+impl Shared {
+    /// Makes a connection of it.
+    async fn join(self) -> io::Result<TcpStream> {
+        let (mut near, far) = pair().await?;
+        spawn_local(async move {
+            let _place = self.place;
+            relay(&mut near, self.halves, std::future::pending()).await;
+        });
+        Ok(far)
+    }
+
+    async fn run(self, downstream: &mut TcpStream, read: Bytes, stop: impl Future<Output = ()>) -> Relayed {
+        let Self { halves: (mut send, receive), place: _place } = self;
+        let mut stop = pin!(stop);
+        let begun = tokio::select! {
+            biased;
+            () = &mut stop => Err(Broken::Stopped("")),
+            passed = send_all(&mut send, read) => passed,
+        };
+        let (ended, before) = match begun {
+            Err(broken) => {
+                let _ = downstream.set_zero_linger();
+                send.send_reset(Reason::CANCEL);
+                (StreamEnd { broken: Some(broken), ..StreamEnd::default() }, 0)
+            }
+            Ok(before) => {
+                let stop = async {
+                    stop.await;
+                    ""
+                };
+                (relay(downstream, (send, receive), stop).await, before)
+            }
+        };
+        let reset = || io::Error::from(io::ErrorKind::ConnectionReset);
+        let failure = ended.broken.map(|broken| match broken {
+            Broken::Tunnel => RelayFailure::Upstream(reset()),
+            Broken::Socket => RelayFailure::Downstream(reset()),
+            Broken::Stopped(_) => RelayFailure::Stopped,
+        });
+        Relayed { sent: before + ended.to_tunnel, received: ended.to_socket, failure }
+    }
+}
+
+impl SharedStream for Shared {
+    fn relay<'a>(
+        self: Box<Self>,
+        downstream: &'a mut TcpStream,
+        read: Bytes,
+        stop: Pin<Box<dyn Future<Output = ()> + 'a>>,
+    ) -> Pin<Box<dyn Future<Output = Relayed> + 'a>> {
+        Box::pin(self.run(downstream, read, stop))
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Shared({:?})", self.halves.0.stream_id())
+    }
 }

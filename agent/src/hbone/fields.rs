@@ -14,15 +14,21 @@ const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 pub(super) type TraceIds = [u8; 24];
 const TRACE_BYTES: usize = 16;
 
-/// The fields of a request in the name of a pod of this cluster.
-pub(super) fn fields(source: &Workload, address: IpAddr, cluster: &str, trace: &TraceIds) -> HeaderMap {
+/// The fields of a request in the name of a pod of this cluster, or of a Gateway, which has no address.
+pub(super) fn fields(
+    source: &Workload,
+    address: Option<IpAddr>,
+    cluster: &str,
+    trace: &TraceIds,
+) -> HeaderMap {
     let said = [
-        (BAGGAGE, baggage(source, cluster)),
-        (header::FORWARDED, forwarded(address)),
-        (TRACEPARENT, traceparent(trace)),
+        Some((BAGGAGE, baggage(source, cluster))),
+        address.map(|address| (header::FORWARDED, forwarded(address))),
+        Some((TRACEPARENT, traceparent(trace))),
     ];
-    let valid = said.map(|(name, text)| Some((name, HeaderValue::try_from(text).ok()?)));
-    valid.into_iter().flatten().collect()
+    let valid =
+        said.into_iter().flatten().map(|(name, text)| Some((name, HeaderValue::try_from(text).ok()?)));
+    valid.flatten().collect()
 }
 
 /// W3C baggage, with the names of OpenTelemetry's conventions.
@@ -98,7 +104,7 @@ mod tests {
     fn a_request_says_what_ztunnels_says() {
         let ids: TraceIds = std::array::from_fn(|index| u8::try_from(index).expect("below 24"));
         let labels = [("app", "basket"), ("version", "v 2,b")];
-        let said = fields(&workload(&labels), "10.0.0.9".parse().expect("an address"), "c1", &ids);
+        let said = fields(&workload(&labels), "10.0.0.9".parse().ok(), "c1", &ids);
         let field = |name: &str| said.get(name).and_then(|value| value.to_str().ok());
         let baggage = "k8s.cluster.name=c1,k8s.namespace.name=shop,k8s.deployment.name=cart,service.name=basket,\
                        service.version=v%202%2Cb,cloud.region=,cloud.availability_zone=";
@@ -106,7 +112,7 @@ mod tests {
         assert_eq!(field("forwarded"), Some("for=\"10.0.0.9\""));
         let trace = "00-000102030405060708090a0b0c0d0e0f-1011121314151617-00";
         assert_eq!(field("traceparent"), Some(trace));
-        let said = fields(&workload(&[]), "fd00::9".parse().expect("an address"), "c1", &ids);
+        let said = fields(&workload(&[]), "fd00::9".parse().ok(), "c1", &ids);
         assert_eq!(said["forwarded"], "for=\"[fd00::9]\"");
         assert!(
             said["baggage"].to_str().expect("ASCII").contains("service.name=cart,service.version=latest")

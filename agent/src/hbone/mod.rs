@@ -22,8 +22,9 @@ use rustls::time_provider::TimeProvider;
 
 use crate::compile::RoutingTable;
 use crate::identity::tls::Terms;
-use crate::identity::{Expected, PeerRefusal, SpiffeId, WorkloadCertificates};
-use crate::model::Workload;
+use crate::identity::{Expected, Peer, PeerRefusal, SpiffeId, WorkloadCertificates};
+use crate::model::{GatewayKey, Workload};
+use crate::net::ConnectSource;
 
 pub use client::TunnelConnector;
 pub use counts::{Role, Tally, TunnelCounts};
@@ -44,6 +45,8 @@ const STREAMS_SPARE: u32 = 1;
 const STREAM_WINDOW_BYTES: u32 = 512 * 1024;
 /// The same of a connection: the sum of its streams', so that streams that nobody reads from never stop the others.
 const CONNECTION_WINDOW_BYTES: u32 = STREAM_WINDOW_BYTES * STREAMS_MAX;
+/// The largest frame that a peer may send: what is read at once goes as one.
+const FRAME_MAX_BYTES: u32 = 64 * 1024;
 /// The largest head of a request or an answer.
 const HEAD_MAX_BYTES: u32 = 16 * 1024;
 
@@ -92,29 +95,70 @@ impl Mesh {
         SystemTime::UNIX_EPOCH + Duration::from_secs(since)
     }
 
-    /// Whose certificates this node needs: those of its own pods.
+    /// Whose certificates this node needs: those of its own pods, and of Gateways where there are tunnels to make for them.
     pub fn wanted(&self) -> HashSet<SpiffeId> {
         let table = self.tables.load();
         let own = table.workloads.values().filter(|workload| self.runs(workload));
-        own.filter_map(|workload| self.identity(workload)).collect()
+        let mut wanted: HashSet<_> = own.filter_map(|workload| self.identity(workload)).collect();
+        if table.workloads.values().any(|workload| self.is_reached_by_tunnel(workload)) {
+            wanted.extend(table.speakers().filter_map(|speaker| self.identity(&speaker.workload)));
+        }
+        wanted
     }
 
-    /// The ends of a tunnel, where a connection from one of this node's pods to this address shall go through one.
-    pub(crate) fn ends(&self, source: IpAddr, destination: IpAddr) -> Option<Ends> {
+    /// The ends of a tunnel, where a connection to this address from one of this node's pods, or for a Gateway, shall go through
+    /// one.
+    pub(crate) fn ends(&self, source: ConnectSource, destination: IpAddr) -> Option<Ends> {
         let table = self.tables.load();
-        let destination = table.workloads.get(&destination)?;
-        let source = table.workloads.get(&source)?;
-        let elsewhere = destination.node.as_ref().is_some_and(|node| *node != self.node);
-        let tunnelled = self.runs(source) && elsewhere && destination.is_tunnelled();
-        tunnelled.then(|| Ends { source: Arc::clone(source), destination: Arc::clone(destination) })
+        let source = match source {
+            ConnectSource::Pod(pod) => table.workloads.get(&pod).filter(|pod| self.runs(pod))?,
+            ConnectSource::Gateway(gateway) => table.speaker(gateway)?,
+            ConnectSource::Node | ConnectSource::Translated => return None,
+        };
+        let destination = table.workloads.get(&destination).filter(|pod| self.is_reached_by_tunnel(pod))?;
+        Some(Ends { source: Arc::clone(source), destination: Arc::clone(destination) })
     }
 
-    /// How the pod that was dialled speaks with the one that dialled.
+    fn is_reached_by_tunnel(&self, workload: &Workload) -> bool {
+        let elsewhere = workload.node.as_ref().is_some_and(|node| *node != self.node);
+        elsewhere && workload.is_tunnelled()
+    }
+
+    /// How the pod that was dialled speaks with the one that dialled, or with a Gateway, where no pod has that address.
     pub fn arrival(&self, source: IpAddr, destination: IpAddr) -> Result<Terms, PeerRefusal> {
         let table = self.tables.load();
-        let source = table.workloads.get(&source).ok_or(PeerRefusal::UnknownPeer)?;
         let own = table.workloads.get(&destination).filter(|own| self.runs(own));
-        self.terms(own.ok_or(PeerRefusal::NoOwnCertificate)?, source)
+        let missing = PeerRefusal::NoOwnCertificate;
+        if let Some(source) = table.workloads.get(&source) {
+            return self.terms(own.ok_or(missing)?, source);
+        }
+        let gateways: HashSet<_> =
+            table.speakers().filter_map(|speaker| self.identity(&speaker.workload)).collect();
+        if gateways.is_empty() {
+            return Err(PeerRefusal::UnknownPeer);
+        }
+        self.terms_for(own.ok_or(missing)?, Peer::Gateway(Arc::new(gateways)))
+    }
+
+    /// Whether who has proven to be this at an address is still to be believed there.
+    pub fn is_still(&self, address: IpAddr, peer: &Expected) -> bool {
+        let is_pod = self.tables.load().workloads.contains_key(&address);
+        if is_pod {
+            self.expected(address).as_ref() == Some(peer)
+        } else {
+            self.gateway(address, peer).is_some()
+        }
+    }
+
+    /// The Gateway that has proven to be this at an address, where that is no pod's.
+    pub fn gateway(&self, address: IpAddr, peer: &Expected) -> Option<GatewayKey> {
+        let table = self.tables.load();
+        if table.workloads.contains_key(&address) {
+            return None;
+        }
+        let mut speakers = table.speakers();
+        let found = speakers.find(|speaker| self.identity(&speaker.workload).as_ref() == Some(&peer.id));
+        found.map(|speaker| speaker.key)
     }
 
     /// Who the pod at an address is, by the table in force.
@@ -128,9 +172,13 @@ impl Mesh {
     pub(crate) fn terms(&self, own: &Workload, peer: &Workload) -> Result<Terms, PeerRefusal> {
         let expected = self.identity(peer).zip(peer.node.clone());
         let (id, node) = expected.ok_or(PeerRefusal::UnknownPeer)?;
+        self.terms_for(own, Expected { id, node }.into())
+    }
+
+    fn terms_for(&self, own: &Workload, peer: Peer) -> Result<Terms, PeerRefusal> {
         let own = self.identity(own).ok_or(PeerRefusal::NoOwnCertificate)?;
         let own = self.certificates.obtain(&own, self.now()).ok_or(PeerRefusal::NoOwnCertificate)?;
-        Ok(Terms { own, bundle: self.certificates.bundle(), peer: Expected { id, node } })
+        Ok(Terms { own, bundle: self.certificates.bundle(), peer })
     }
 
     fn identity(&self, workload: &Workload) -> Option<SpiffeId> {

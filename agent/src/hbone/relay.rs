@@ -3,10 +3,11 @@
 //! What is held for a connection is bounded by both: bytes are read from the socket only where the peer has room for them,
 //! and the peer gets room for what the socket has taken.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -14,6 +15,11 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 /// Bytes that are read at once.
 const READ_MAX_BYTES: usize = 64 * 1024;
+
+thread_local! {
+    /// Where bytes are read to before it is known how many there are; one for all streams of a thread.
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_MAX_BYTES].into_boxed_slice());
+}
 
 /// How a stream ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -79,21 +85,37 @@ async fn to_tunnel(
             Ok(room) => room,
             Err(reset) => return ended(&reset),
         };
-        let mut bytes = BytesMut::with_capacity(room);
-        match reader.try_read_buf(&mut (&mut bytes).limit(room)) {
-            Ok(0) => {
-                send.send_data(Bytes::new(), true).map_err(|_| Broken::Tunnel)?;
+        // What is held for a stream is what came, not the room for it.
+        let read = SCRATCH.with_borrow_mut(|scratch| {
+            let read = reader.try_read(&mut scratch[..room])?;
+            Ok(Bytes::copy_from_slice(&scratch[..read]))
+        });
+        match read {
+            Ok(bytes) if bytes.is_empty() => {
+                send.send_data(bytes, true).map_err(|_| Broken::Tunnel)?;
                 return Ok(());
             }
-            Ok(read) => {
-                send.send_data(bytes.freeze(), false).map_err(|_| Broken::Tunnel)?;
-                *count += read as u64;
+            Ok(bytes) => {
+                *count += bytes.len() as u64;
+                send.send_data(bytes, false).map_err(|_| Broken::Tunnel)?;
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if io::Error::kind(&error) == io::ErrorKind::WouldBlock => {}
             Err(_) => return Err(Broken::Socket),
         }
         send.reserve_capacity(0);
     }
+}
+
+/// Sends what was read before, as the peer takes it; answers how much that was.
+pub(super) async fn send_all(send: &mut SendStream<Bytes>, mut bytes: Bytes) -> Result<u64, Broken> {
+    let all = bytes.len() as u64;
+    while !bytes.is_empty() {
+        let room = room(send).await.map_err(|_| Broken::Tunnel)?;
+        let part = bytes.split_to(room.min(bytes.len()));
+        send.send_data(part, false).map_err(|_| Broken::Tunnel)?;
+        send.reserve_capacity(0);
+    }
+    Ok(all)
 }
 
 /// Waits until the peer takes bytes; answers how many.

@@ -10,14 +10,15 @@ use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
 use super::{
-    CONNECTION_WINDOW_BYTES, HANDSHAKE, HEAD_MAX_BYTES, Mesh, Role, STREAM_WINDOW_BYTES, STREAMS_MAX,
-    STREAMS_SPARE, Standing,
+    CONNECTION_WINDOW_BYTES, FRAME_MAX_BYTES, HANDSHAKE, HEAD_MAX_BYTES, Mesh, Role, STREAM_WINDOW_BYTES,
+    STREAMS_MAX, STREAMS_SPARE, Standing,
 };
 use crate::identity::tls::{self, Terms};
 use crate::identity::{Binding, PeerRefusal};
+use crate::net::ReadAhead;
 
 /// A connection whose streams are tunnels.
-pub type Tunnel = Connection<TlsStream<TcpStream>, Bytes>;
+pub type Tunnel = Connection<TlsStream<ReadAhead>, Bytes>;
 
 /// Answers a connection; counts how that went. Answers what the tunnel rests on as well.
 pub async fn accept(mesh: &Mesh, io: TcpStream, terms: Terms) -> Result<(Tunnel, Standing), PeerRefusal> {
@@ -28,16 +29,19 @@ pub async fn accept(mesh: &Mesh, io: TcpStream, terms: Terms) -> Result<(Tunnel,
 }
 
 async fn shake(mesh: &Mesh, io: TcpStream, terms: Terms) -> Result<(Tunnel, Standing), PeerRefusal> {
-    let ends = (Arc::clone(&terms.own), terms.peer.clone());
-    let io = tls::accept(io, terms, mesh.clock()).await?;
+    let (own, peer) = (Arc::clone(&terms.own), terms.peer.clone());
+    let io = tls::accept(ReadAhead::new(io), terms, mesh.clock()).await?;
     let connection = io.get_ref().1;
     let binding = Binding::of(connection).ok_or(PeerRefusal::Incompatible)?;
     let shown = connection.peer_certificates().ok_or(PeerRefusal::NoCertificate)?.to_vec();
-    let standing = Standing::new(Role::Server, binding, ends, shown);
+    let (leaf, intermediates) = shown.split_first().ok_or(PeerRefusal::NoCertificate)?;
+    let peer = peer.expected(leaf, intermediates)?;
+    let standing = Standing::new(Role::Server, binding, (own, peer), shown);
     let tunnel = Builder::new()
         .initial_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(STREAMS_MAX + STREAMS_SPARE)
+        .max_frame_size(FRAME_MAX_BYTES)
         .max_header_list_size(HEAD_MAX_BYTES)
         .handshake(io)
         .await

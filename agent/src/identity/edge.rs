@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 use super::edge_clients;
 use crate::compile::MadeTls;
-use crate::model::{ListenerTls, PrivateKey, ServerCertificate, TlsVersion};
+use crate::model::{ClientMode, ListenerTls, PrivateKey, ServerCertificate, TlsVersion};
 
 /// What is spoken within TLS, the preferred one first.
 const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
@@ -83,7 +83,8 @@ fn read(chain: &str, key: &PrivateKey) -> Result<CertifiedKey, (Part, UnusableMa
 /// How a listener answers TLS; `None` where it has nothing to show, or nobody to believe. Sessions are resumed by tickets alone,
 /// whose keys are made here: no other listener, and no other certificate, takes them. Where clients show certificates
 /// nothing is resumed: each is checked as a whole.
-pub fn server_config(terms: &ListenerTls) -> Option<MadeTls> {
+/// What is within is not told where that is no HTTP.
+pub fn server_config(terms: &ListenerTls, is_opaque: bool) -> Option<MadeTls> {
     let shown: Vec<Shown> = terms.certificates.iter().filter_map(|one| Shown::new(one)).collect();
     if shown.is_empty() {
         return None;
@@ -104,14 +105,17 @@ pub fn server_config(terms: &ListenerTls) -> Option<MadeTls> {
         }
     };
     let mut config = builder.with_cert_resolver(Arc::new(ByName(shown)));
-    config.alpn_protocols = ALPN.map(<[u8]>::to_vec).to_vec();
+    if !is_opaque {
+        config.alpn_protocols = ALPN.map(<[u8]>::to_vec).to_vec();
+    }
     config.session_storage = Arc::new(NoServerSessionStorage {});
     match Ticketer::new() {
         Ok(ticketer) if clients.is_none() => config.ticketer = ticketer,
         // Without chance there are no tickets either, and each handshake is a full one.
         _ => config.send_tls13_tickets = 0,
     }
-    Some(MadeTls { server: Arc::new(config), clients })
+    let only_valid = terms.clients.as_ref().is_some_and(|clients| clients.mode == ClientMode::Required);
+    Some(MadeTls { server: Arc::new(config), clients, only_valid })
 }
 
 /// When a certificate of a Secret ends, in seconds since 1970.
@@ -237,7 +241,7 @@ mod tests {
     #[test]
     fn nothing_to_show_is_no_configuration() {
         let terms = ListenerTls { certificates: vec![], min_version: TlsVersion::Tls12, clients: None };
-        assert!(server_config(&terms).is_none());
+        assert!(server_config(&terms, false).is_none());
         let (chain, key) = made(&["a.example", "*.b.example"]);
         let certificate = ServerCertificate {
             secret: crate::model::ObjectName::new("infra", "a"),
@@ -252,7 +256,7 @@ mod tests {
             min_version: TlsVersion::Tls13,
             clients: None,
         };
-        let config = server_config(&terms).expect("can be shown").server;
+        let config = server_config(&terms, false).expect("can be shown").server;
         assert_eq!(config.alpn_protocols, [b"h2".to_vec(), b"http/1.1".to_vec()]);
         assert!(config.ticketer.enabled());
     }

@@ -3,12 +3,18 @@
 use std::io;
 use std::sync::{Arc, OnceLock};
 
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::ring::default_provider;
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
+use rustls::server::ParsedCertificate;
 use rustls::version::{TLS12, TLS13};
-use rustls::{CertificateError, ClientConfig, Error, RootCertStore};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use rustls_pki_types::{CertificateDer, DnsName, ServerName, UnixTime};
+use webpki::EndEntityCert;
 
 use super::edge_clients::add_roots;
-use crate::model::{BackendRoots, BackendTls};
+use crate::model::{BackendName, BackendRoots, BackendTls};
 
 /// What the library's own reasons are called, where they concern the backend's certificate.
 const NOT_VALID: &str = "upstream_tls_certificate";
@@ -30,9 +36,90 @@ pub fn client_config(terms: &BackendTls, alpn: &[u8]) -> Option<Arc<ClientConfig
     }
     let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()));
     let builder = builder.with_protocol_versions(&[&TLS13, &TLS12]).ok()?;
-    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+    let builder = if terms.names.is_empty() {
+        builder.with_root_certificates(roots)
+    } else {
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(Named::new(roots, terms)?))
+    };
+    let mut config = builder.with_no_client_auth();
     config.alpn_protocols = vec![alpn.to_vec()];
     Some(Arc::new(config))
+}
+
+/// Takes a certificate that leads to a root and has one of some names.
+#[derive(Debug)]
+struct Named {
+    roots: Arc<RootCertStore>,
+    dns: Vec<DnsName<'static>>,
+    uris: Vec<Arc<str>>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl Named {
+    /// `None`: a name is none.
+    fn new(roots: Arc<RootCertStore>, terms: &BackendTls) -> Option<Self> {
+        let algorithms = default_provider().signature_verification_algorithms;
+        let mut named = Self { roots, dns: Vec::new(), uris: Vec::new(), algorithms };
+        for name in &terms.names {
+            match name {
+                BackendName::Dns(name) => named.dns.push(DnsName::try_from(name.to_string()).ok()?),
+                BackendName::Uri(uri) => named.uris.push(Arc::clone(uri)),
+            }
+        }
+        Some(named)
+    }
+
+    fn has_name(&self, certificate: &EndEntityCert<'_>) -> bool {
+        let is = |name: &DnsName<'static>| {
+            certificate.verify_is_valid_for_subject_name(&ServerName::DnsName(name.clone())).is_ok()
+        };
+        self.dns.iter().any(is)
+            || certificate.valid_uri_names().any(|uri| self.uris.iter().any(|own| **own == *uri))
+    }
+}
+
+impl ServerCertVerifier for Named {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let parsed = ParsedCertificate::try_from(end_entity)?;
+        let algorithms = self.algorithms.all;
+        verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)?;
+        let certificate = EndEntityCert::try_from(end_entity)
+            .map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))?;
+        if self.has_name(&certificate) {
+            Ok(ServerCertVerified::assertion())
+        } else {
+            Err(Error::InvalidCertificate(CertificateError::NotValidForName))
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
 }
 
 /// The CAs that the machine believes, as they were when they were first asked for.

@@ -48,7 +48,7 @@ pub use keeper::{Changes, Turned, WorkloadCertificates};
 pub use name::{NameError, NodeName, OperatorName, SpiffeId, TrustDomain};
 pub use node::NodeIdentity;
 pub use operator::OperatorIdentity;
-pub use peer::{Expected, PeerRole};
+pub use peer::{Expected, Peer, PeerRole};
 pub use proof::{Binding, Chain, PROOF_MAX_BYTES};
 pub use refusal::PeerRefusal;
 pub use revoke::{Listed, Target};

@@ -1,6 +1,7 @@
 //! Whether a TLS peer is the workload that it should be: its chain, its times, its one name, and the node on which that
 //! name was made. Pure but for the crypto: the time is passed in.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -24,6 +25,53 @@ pub struct Expected {
     pub id: SpiffeId,
     /// The node that runs it.
     pub node: Arc<str>,
+}
+
+/// Whom a handshake takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Peer {
+    /// The one workload at the peer's address.
+    Workload(Expected),
+    /// Any of these Gateways: the peer's address is no workload's. Every node may serve every Gateway, so that any node's
+    /// intermediate may have made the certificate.
+    Gateway(Arc<HashSet<SpiffeId>>),
+}
+
+impl From<Expected> for Peer {
+    fn from(expected: Expected) -> Self {
+        Self::Workload(expected)
+    }
+}
+
+impl Peer {
+    /// Who it has to be, where that is one.
+    pub fn id(&self) -> Option<&SpiffeId> {
+        match self {
+            Self::Workload(expected) => Some(&expected.id),
+            Self::Gateway(_) => None,
+        }
+    }
+
+    /// Who a peer has to be that shows this: of Gateways the one that it says, of the node that its issuer names. Neither is
+    /// believed before [`check`] has been asked.
+    pub fn expected(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+    ) -> Result<Expected, PeerRefusal> {
+        let ids = match self {
+            Self::Workload(expected) => return Ok(expected.clone()),
+            Self::Gateway(ids) => ids,
+        };
+        let id = WorkloadLeaf::read(leaf)?.id;
+        if !ids.contains(&id) {
+            return Err(PeerRefusal::OtherIdentity);
+        }
+        let issuers = intermediates.iter().take(INTERMEDIATES_MAX);
+        let node =
+            issuers.filter_map(|der| IntermediateCertificate::read(der).ok()).map(|issuer| issuer.node);
+        Ok(Expected { id, node: node.map(Arc::from).next().unwrap_or_default() })
+    }
 }
 
 /// Which end of a connection the peer is.

@@ -20,7 +20,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
-use super::peer::{self, PeerRole};
+use super::peer::{self, Peer, PeerRole};
 use super::{Expected, PeerRefusal, TrustBundle, WorkloadCertificate};
 
 /// What is spoken within.
@@ -34,7 +34,7 @@ pub struct Terms {
     /// Whom it believes.
     pub bundle: Arc<TrustBundle>,
     /// Who the peer has to be.
-    pub peer: Expected,
+    pub peer: Peer,
 }
 
 impl Terms {
@@ -116,17 +116,13 @@ pub fn check(
 #[derive(Debug)]
 struct Verifier {
     bundle: Arc<TrustBundle>,
-    expected: Expected,
+    peer: Peer,
     provider: Arc<CryptoProvider>,
 }
 
 impl Verifier {
     fn new(terms: &Terms, provider: &Arc<CryptoProvider>) -> Self {
-        Self {
-            bundle: Arc::clone(&terms.bundle),
-            expected: terms.peer.clone(),
-            provider: Arc::clone(provider),
-        }
+        Self { bundle: Arc::clone(&terms.bundle), peer: terms.peer.clone(), provider: Arc::clone(provider) }
     }
 
     fn check(
@@ -136,7 +132,8 @@ impl Verifier {
         (role, now): (PeerRole, UnixTime),
     ) -> Result<(), Error> {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(now.as_secs());
-        let checked = peer::check(&self.bundle, &self.expected, (leaf, intermediates), role, now);
+        let expected = self.peer.expected(leaf, intermediates).map_err(refused)?;
+        let checked = peer::check(&self.bundle, &expected, (leaf, intermediates), role, now);
         checked.map(|_| ()).map_err(refused)
     }
 

@@ -10,6 +10,7 @@ mod probe;
 mod route;
 pub(crate) mod serial;
 mod service;
+mod speaker;
 mod tls;
 mod workload;
 
@@ -31,9 +32,10 @@ pub use route::{
     RouteAction, RouteKind, RouteTable, Specificity, WeightedDestination,
 };
 pub use service::{AppProtocol, Endpoint, LbPolicy, Service, ServicePort, Subset, TrafficPolicy};
+pub use speaker::{GatewayKey, Speaker};
 pub use tls::{
-    BackendRoots, BackendTls, ClientMode, ClientValidation, ListenerTls, PrivateKey, ServerCertificate,
-    TlsVersion,
+    BackendName, BackendRoots, BackendTls, ClientMode, ClientValidation, ListenerTls, PrivateKey,
+    ServerCertificate, TlsVersion,
 };
 pub use workload::{Labels, Workload};
 

@@ -397,7 +397,7 @@ pub enum ListenerProtocol {
     Http,
     /// HTTP in TLS that ends here.
     Https,
-    /// TLS that is passed on as it is, by the server name that clients ask for.
+    /// Bytes in TLS, by the server name that clients ask for: passed on as they are, or without the TLS, which ends here then.
     Tls,
 }
 

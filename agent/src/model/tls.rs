@@ -45,10 +45,23 @@ pub enum ClientMode {
 /// How Gateways speak TLS with the endpoints of a port.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackendTls {
-    /// The name that they are asked for, and have to prove.
+    /// The name that they are asked for. They have to prove it, unless `names` has any.
     pub hostname: Arc<str>,
+    /// The names of which they have to prove one instead.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<BackendName>,
     /// Whom to believe.
     pub roots: BackendRoots,
+}
+
+/// A name in a backend's certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BackendName {
+    /// A DNS name, which a wildcard in the certificate covers too.
+    Dns(Arc<str>),
+    /// A URI, byte for byte.
+    Uri(Arc<str>),
 }
 
 /// Whom to believe of backends.

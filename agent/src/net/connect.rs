@@ -6,8 +6,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::time::Duration;
 
+use bytes::Bytes;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::TcpStream;
+
+use super::Relayed;
+use crate::model::GatewayKey;
 
 /// Where to connect and as whom.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -25,6 +29,8 @@ pub enum ConnectSource {
     Pod(IpAddr),
     /// The node.
     Node,
+    /// A Gateway: the node where it is told by addresses alone, the Gateway's own identity in a tunnel.
+    Gateway(GatewayKey),
     /// The node, as any of its processes: the address may be one that only the node's NAT understands, which never sees
     /// the packets of the agent's other connections.
     Translated,
@@ -34,6 +40,31 @@ pub enum ConnectSource {
 pub trait Connector: std::fmt::Debug {
     /// Connects, without a deadline of its own. `TCP_NODELAY` is set.
     fn connect(&self, target: ConnectTarget) -> Pin<Box<dyn Future<Output = io::Result<TcpStream>> + '_>>;
+
+    /// The same for who only relays, and need not have a socket.
+    fn open(&self, target: ConnectTarget) -> Pin<Box<dyn Future<Output = io::Result<Line>> + '_>> {
+        Box::pin(async move { self.connect(target).await.map(Line::Socket) })
+    }
+}
+
+/// The way to an endpoint.
+#[derive(Debug)]
+pub enum Line {
+    /// A connection.
+    Socket(TcpStream),
+    /// A stream of a connection that others share.
+    Stream(Box<dyn SharedStream>),
+}
+
+/// A stream of a connection that others share.
+pub trait SharedStream: std::fmt::Debug {
+    /// Sends what has been read of the client already, then copies as [`super::relay`] does.
+    fn relay<'a>(
+        self: Box<Self>,
+        downstream: &'a mut TcpStream,
+        read: Bytes,
+        stop: Pin<Box<dyn Future<Output = ()> + 'a>>,
+    ) -> Pin<Box<dyn Future<Output = Relayed> + 'a>>;
 }
 
 /// Idle connections are probed after three minutes, then every 15 seconds, and given up after nine probes: dead peers go,

@@ -70,6 +70,7 @@ impl Hash for PoolKey {
         match self.source {
             ConnectSource::Pod(pod) => hash_ip(pod, state),
             ConnectSource::Node => state.write_u8(0),
+            ConnectSource::Gateway(gateway) => gateway.hash(state),
             ConnectSource::Translated => state.write_u8(1),
         }
     }

@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 
 use super::Context;
 pub(super) use crate::compile::ACCESS_DENIED;
-use crate::compile::{Denied, Foreseen, PolicyClient, Way};
-use crate::model::Asked;
+use crate::compile::{Denied, Foreseen, PolicyClient, RoutingTable, Way};
+use crate::model::{Asked, GatewayKey};
 use crate::net::ConnectSource;
 use crate::telemetry::Origin;
 
@@ -22,14 +22,28 @@ pub(super) struct Client<'a> {
 
 impl Client<'_> {
     /// As policies see it.
-    fn of_policy(self) -> PolicyClient {
+    fn of_policy(self, table: &RoutingTable) -> PolicyClient {
         let way = match self.origin {
             Origin::Outbound | Origin::Inbound => Way::Direct,
-            Origin::Tunnel => Way::Tunnel,
-            Origin::Gateway(_) => Way::Relayed,
+            Origin::Tunnel(None) => Way::Tunnel,
+            Origin::Tunnel(Some(gateway)) => Way::GatewayTunnel(*gateway),
+            Origin::Gateway(name) => speaker(table, name).map_or(Way::Relayed, Way::Gateway),
         };
         PolicyClient { way, ..PolicyClient::direct(self.peer.ip()) }
     }
+}
+
+/// As whom a Gateway's listener speaks.
+fn speaker(table: &RoutingTable, listener: &str) -> Option<GatewayKey> {
+    let gateway = table.gateways.iter().find(|gateway| *gateway.name == *listener)?;
+    gateway.speaker.as_ref().map(|speaker| speaker.key)
+}
+
+/// Whom endpoints see that a Gateway's listener dials.
+pub(super) fn gateway_source(table: &RoutingTable, listener: &str) -> ConnectSource {
+    // Without tunnels there is nobody to be told.
+    let speaker = if table.realm.tunnels { speaker(table, listener) } else { None };
+    speaker.map_or(ConnectSource::Node, ConnectSource::Gateway)
 }
 
 /// A policy refuses, of which this is known; it has been counted.
@@ -57,7 +71,8 @@ pub(super) fn check(
 
 /// Tells of what policies say that refuse nobody.
 pub(super) fn observe(context: &Context, client: Client<'_>, endpoint: SocketAddr, asked: Asked<'_>) {
-    for observed in context.tables.load().observe_access(client.of_policy(), endpoint, asked) {
+    let table = context.tables.load();
+    for observed in table.observe_access(client.of_policy(&table), endpoint, asked) {
         context.recorder.observed(&observed, client.peer, endpoint);
     }
 }
@@ -69,7 +84,8 @@ fn judge(
     endpoint: SocketAddr,
     asked: Asked<'_>,
 ) -> Result<(), Refused> {
-    context.tables.load().check_access(client.of_policy(), endpoint, asked).map_err(|denied| {
+    let table = context.tables.load();
+    table.check_access(client.of_policy(&table), endpoint, asked).map_err(|denied| {
         context.recorder.denied(&denied, client.peer, endpoint);
         Refused(Some(denied))
     })
@@ -102,7 +118,8 @@ pub(super) fn foresee(
     endpoint: SocketAddr,
     asked: Asked<'_>,
 ) -> Result<(), Refused> {
-    let checked = context.tables.load().check_access(client.of_policy(), endpoint, asked);
+    let table = context.tables.load();
+    let checked = table.check_access(client.of_policy(&table), endpoint, asked);
     checked.map_err(|denied| Refused(Some(denied)))
 }
 
@@ -119,7 +136,8 @@ pub(super) fn may_go_on(
 
 /// Whether it depends on the request what a client may have; counts nothing.
 pub(super) fn depends_on_request(context: &Context, client: Client<'_>, endpoint: SocketAddr) -> bool {
-    matches!(context.tables.load().foresee_access(client.of_policy(), endpoint), Foreseen::ByRequest(_))
+    let table = context.tables.load();
+    matches!(table.foresee_access(client.of_policy(&table), endpoint), Foreseen::ByRequest(_))
 }
 
 /// Waits until a client may no longer have an endpoint's connection, of which the agent sees no requests. An endpoint that

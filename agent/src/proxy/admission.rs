@@ -56,7 +56,7 @@ impl From<&Origin> for Whose {
     fn from(origin: &Origin) -> Self {
         match origin {
             Origin::Outbound => Self::Pod,
-            Origin::Inbound | Origin::Tunnel | Origin::Gateway(_) => Self::Stranger,
+            Origin::Inbound | Origin::Tunnel(_) | Origin::Gateway(_) => Self::Stranger,
         }
     }
 }

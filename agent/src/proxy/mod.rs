@@ -4,6 +4,7 @@ mod access;
 mod admission;
 mod answer;
 mod captured;
+mod carrier;
 mod crowded;
 mod detect;
 mod handshakes;

@@ -161,11 +161,11 @@ impl OpenConnections {
             captured: match origin {
                 Origin::Outbound | Origin::Gateway(_) => Direction::Outbound,
                 Origin::Inbound => Direction::Inbound,
-                Origin::Tunnel => Direction::Tunnel,
+                Origin::Tunnel(_) => Direction::Tunnel,
             },
             since_ms: u64::try_from(since).unwrap_or(u64::MAX),
             gateway: match origin {
-                Origin::Outbound | Origin::Inbound | Origin::Tunnel => None,
+                Origin::Outbound | Origin::Inbound | Origin::Tunnel(_) => None,
                 Origin::Gateway(name) => Some(Arc::clone(name)),
             },
         };
@@ -233,7 +233,8 @@ impl Entry {
                 (Some(name), _) => Origin::Gateway(Arc::clone(name)),
                 (None, Direction::Outbound) => Origin::Outbound,
                 (None, Direction::Inbound) => Origin::Inbound,
-                (None, Direction::Tunnel) => Origin::Tunnel,
+                // What dials is not kept beside its address.
+                (None, Direction::Tunnel) => Origin::Tunnel(None),
             },
             protocol: self.protocol,
             since: UNIX_EPOCH + Duration::from_millis(self.since_ms),
@@ -317,7 +318,7 @@ mod tests {
     fn it_is_known_where_each_entered() {
         let open = Arc::new(OpenConnections::default());
         let gateway = Origin::Gateway("default/edge/http".into());
-        for origin in [Origin::Outbound, Origin::Inbound, Origin::Tunnel, gateway] {
+        for origin in [Origin::Outbound, Origin::Inbound, Origin::Tunnel(None), gateway] {
             let ends = (address("10.0.0.1:1"), address("10.0.0.2:80"));
             let _shown = open.show(ends.0, ends.1, (&origin, UNIX_EPOCH));
             assert_eq!(open.copy()[0].origin, origin);

@@ -1,29 +1,37 @@
-//! TLS of clients of Gateways that is passed on as it is: the server name chooses the backend, and no byte is changed.
+//! TLS of clients of Gateways with anything in it: the server name chooses the backend. It is passed on as it is, and no byte is
+//! changed, or ends here, and the backend gets what was in it.
 
 use std::sync::Arc;
 
+use super::carrier::Carrier;
 use super::http::plan;
 use super::tcp::{self, Dial};
-use super::{Context, Downstream};
+use super::{Context, Downstream, access};
 use crate::compile::{Action, Backend, Cluster, RoutingTable};
 use crate::route::{RequestOrigin, RequestView};
 use crate::telemetry::Origin;
 
-/// Serves a connection to its end; `downstream.read` has the client's first message.
-pub(super) async fn serve(context: &Context, downstream: Downstream, server_name: Option<&str>) {
+/// Serves a connection to its end; where TLS does not end here, `downstream.read` has the client's first message.
+pub(super) async fn serve<Io: Carrier>(
+    context: &Context,
+    downstream: Downstream<Io>,
+    server_name: Option<&str>,
+) {
     let table = context.tables.load_full();
     let host = server_name.unwrap_or_default();
     let Some(cluster) = backend(&table, &downstream, host) else {
-        // Nothing can be said to a client within somebody else's TLS: it sees a reset.
-        let _ = downstream.io.set_zero_linger();
-        return tracing::debug!(peer = %downstream.peer, host, "no route for TLS that is passed on");
+        // Nothing can be said to a client whose protocol is not known: it sees a reset.
+        downstream.io.reset();
+        return tracing::debug!(peer = %downstream.peer, host, "no route for a server name");
     };
-    let to = Dial::gateway(&cluster, downstream.original_destination);
+    let Origin::Gateway(name) = &downstream.origin else { return };
+    let source = access::gateway_source(&table, name);
+    let to = Dial::gateway(&cluster, (downstream.original_destination, source));
     tcp::serve(context, downstream, table, to, None).await;
 }
 
 /// Where the route for the server name leads.
-fn backend(table: &RoutingTable, downstream: &Downstream, host: &str) -> Option<Arc<Cluster>> {
+fn backend<Io>(table: &RoutingTable, downstream: &Downstream<Io>, host: &str) -> Option<Arc<Cluster>> {
     let Origin::Gateway(name) = &downstream.origin else { return None };
     let gateway = plan::gateway(table, name, downstream.original_destination)?;
     let rules = gateway.hosts.find(host)?;

@@ -2,20 +2,23 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use super::access::{self, ACCESS_DENIED, Client, Refused};
+use super::carrier::Carrier;
 use super::{Context, Downstream, Early, Protocol};
 use crate::balance::Pick;
 use crate::compile::{Cluster, Frontend, RoutingTable};
 use crate::identity::PeerRefusal;
 use crate::model::{Asked, Workload};
-use crate::net::{Bridging, ConnectSource, ConnectTarget, RelayFailure, Relayed, relay_bridged, tcp_info};
+use crate::net::{
+    Bridging, ConnectSource, ConnectTarget, Line, RelayFailure, Relayed, relay_bridged, tcp_info,
+};
 use crate::telemetry::{ConnectionRecord, Flag, ResponseFlags};
 
 /// How long one endpoint may take to accept.
@@ -31,47 +34,47 @@ pub(super) struct Dial {
     original: SocketAddr,
     /// Whether no table knows the address.
     unknown: bool,
-    /// Whether the node dials, and not the client.
-    as_node: bool,
+    /// Who dials instead of the client.
+    instead: Option<ConnectSource>,
 }
 
 impl Dial {
     /// Where the client dialled, which no table knows: the node's NAT may.
     pub(super) fn unknown(original: SocketAddr) -> Self {
-        Self { cluster: None, original, unknown: true, as_node: false }
+        Self { cluster: None, original, unknown: true, instead: None }
     }
 
     /// Whom the endpoint sees.
     fn source(&self, peer: SocketAddr) -> ConnectSource {
-        match (self.unknown, self.as_node) {
+        match (self.unknown, self.instead) {
             (true, _) => ConnectSource::Translated,
-            (false, true) => ConnectSource::Node,
-            (false, false) => ConnectSource::Pod(peer.ip()),
+            (false, Some(source)) => source,
+            (false, None) => ConnectSource::Pod(peer.ip()),
         }
     }
 
     /// An endpoint of a cluster, for a client of a Gateway.
-    pub(super) fn gateway(cluster: &Arc<Cluster>, original: SocketAddr) -> Self {
-        Self { cluster: Some(Arc::clone(cluster)), original, unknown: false, as_node: true }
+    pub(super) fn gateway(cluster: &Arc<Cluster>, (original, source): (SocketAddr, ConnectSource)) -> Self {
+        Self { cluster: Some(Arc::clone(cluster)), original, unknown: false, instead: Some(source) }
     }
 
     /// The pod that the client dialled.
     pub(super) fn pod(original: SocketAddr) -> Self {
-        Self { cluster: None, original, unknown: false, as_node: false }
+        Self { cluster: None, original, unknown: false, instead: None }
     }
 
     /// An endpoint of the service; of a headless one, the endpoint that the client dialled.
     pub(super) fn frontend(frontend: &Frontend, original: SocketAddr) -> Self {
         let cluster = (!frontend.headless).then(|| frontend.tcp.clone());
-        Self { cluster, original, unknown: false, as_node: false }
+        Self { cluster, original, unknown: false, instead: None }
     }
 }
 
 /// A connection to an endpoint.
 #[derive(Debug)]
-pub(super) struct Dialled {
-    pub(super) io: TcpStream,
-    address: SocketAddr,
+pub(super) struct Dialled<Io = TcpStream> {
+    pub(super) io: Io,
+    pub(super) address: SocketAddr,
     pick: Option<Pick>,
     client_error: Option<io::Error>,
 }
@@ -86,6 +89,11 @@ impl Dialled {
     pub(super) fn into_early(self) -> Early {
         let Self { io, pick, .. } = self;
         Early { io, pick }
+    }
+
+    fn map<Other>(self, io: impl FnOnce(TcpStream) -> Other) -> Dialled<Other> {
+        let Self { io: socket, address, pick, client_error } = self;
+        Dialled { io: io(socket), address, pick, client_error }
     }
 }
 
@@ -112,7 +120,18 @@ impl Undialled {
 /// Connects to an endpoint, and to another one where the first can't be reached. What a policy refuses is counted.
 pub(super) async fn dial(context: &Context, client: Client<'_>, dial: &Dial) -> Result<Dialled, Undialled> {
     let allowed = |endpoint| access::check(context, client, endpoint, Asked::Opaque);
-    dial_allowed(context, client.peer, dial, allowed).await
+    dial_allowed(context, client.peer, dial, (allowed, |target| connect(context, target))).await
+}
+
+/// The same for a connection of which nobody looks at a byte.
+pub(super) async fn dial_line(
+    context: &Context,
+    client: Client<'_>,
+    dial: &Dial,
+) -> Result<Dialled<Line>, Undialled> {
+    let allowed = |endpoint| access::check(context, client, endpoint, Asked::Opaque);
+    let open = |target: ConnectTarget| reached(context.connector.open(target), target.address);
+    dial_allowed(context, client.peer, dial, (allowed, open)).await
 }
 
 /// The same before the client's protocol is told: what a policy refuses now it may allow once there is a request, and it
@@ -123,20 +142,23 @@ pub(super) async fn dial_early(
     dial: &Dial,
 ) -> Result<Dialled, Undialled> {
     let allowed = |endpoint| access::foresee(context, client, endpoint, Asked::Opaque);
-    dial_allowed(context, client.peer, dial, allowed).await
+    dial_allowed(context, client.peer, dial, (allowed, |target| connect(context, target))).await
 }
 
-async fn dial_allowed(
+async fn dial_allowed<Io>(
     context: &Context,
     peer: SocketAddr,
     dial: &Dial,
-    allowed: impl Fn(SocketAddr) -> Result<(), Refused>,
-) -> Result<Dialled, Undialled> {
+    (allowed, connect): (
+        impl Fn(SocketAddr) -> Result<(), Refused>,
+        impl AsyncFn(ConnectTarget) -> Result<Io, Undialled>,
+    ),
+) -> Result<Dialled<Io>, Undialled> {
     let Some(cluster) = &dial.cluster else {
         let source = dial.source(peer);
         let translated = if dial.unknown { access::check_translated(context) } else { Ok(()) };
         translated.and_then(|()| allowed(dial.original)).map_err(|by| refused(dial.original, &by))?;
-        let io = connect(context, ConnectTarget { address: dial.original, source }).await?;
+        let io = connect(ConnectTarget { address: dial.original, source }).await?;
         return Ok(Dialled { io, address: dial.original, pick: None, client_error: None });
     };
     let mut tried = Vec::new();
@@ -148,7 +170,7 @@ async fn dial_allowed(
             break;
         }
         allowed(address).map_err(|by| refused(address, &by))?;
-        match connect(context, ConnectTarget { address, source: dial.source(peer) }).await {
+        match connect(ConnectTarget { address, source: dial.source(peer) }).await {
             Ok(io) => return Ok(Dialled { io, address, pick: Some(pick), client_error: None }),
             Err(error) => failure = error,
         }
@@ -164,9 +186,15 @@ fn refused(address: SocketAddr, by: &Refused) -> Undialled {
 
 /// Connects as somebody, within the time that an endpoint has.
 pub(super) async fn connect(context: &Context, target: ConnectTarget) -> Result<TcpStream, Undialled> {
-    let address = target.address;
+    reached(context.connector.connect(target), target.address).await
+}
+
+async fn reached<Io>(
+    connecting: impl Future<Output = io::Result<Io>>,
+    address: SocketAddr,
+) -> Result<Io, Undialled> {
     let failed = |details| Undialled { flag: Flag::UpstreamConnectFailure, details, last: Some(address) };
-    match tokio::time::timeout(CONNECT_TIMEOUT, context.connector.connect(target)).await {
+    match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
         Ok(Ok(io)) => Ok(io),
         Ok(Err(error)) => {
             tracing::debug!(%address, %error, "connecting upstream");
@@ -190,9 +218,9 @@ fn connect_details(error: &io::Error) -> &'static str {
 
 /// Relays a connection to its end and records it. `dialled`: what came of dialling already. The table is let go before the
 /// relaying, which may take days.
-pub(super) async fn serve(
+pub(super) async fn serve<Io: Carrier>(
     context: &Context,
-    mut downstream: Downstream,
+    mut downstream: Downstream<Io>,
     table: Arc<RoutingTable>,
     to: Dial,
     dialled: Option<Result<Dialled, Undialled>>,
@@ -205,9 +233,9 @@ pub(super) async fn serve(
                 let client = Client { peer, origin: &downstream.origin };
                 access::observe(context, client, early.address, Asked::Opaque);
             }
-            dialled
+            dialled.map(|dialled| dialled.map(Io::upstream))
         }
-        None => dial(context, Client { peer, origin: &downstream.origin }, &to).await,
+        None => Io::dial(context, Client { peer, origin: &downstream.origin }, &to).await,
     };
     let upstream = match &dialled {
         Ok(dialled) => Some(dialled.address),
@@ -221,10 +249,10 @@ pub(super) async fn serve(
     };
     drop(table);
     match dialled {
-        Ok(mut dialled) => {
+        Ok(dialled) => {
             downstream.shown.is(Protocol::Opaque, upstream);
             context.recorder.connection_opened(&record(&downstream, &to, start, &ended));
-            ended.relayed = relay_with_prefix(context, &mut downstream, &mut dialled, to.source(peer)).await;
+            ended.relayed = Io::carry(context, &mut downstream, dialled, to.source(peer)).await;
             (ended.flags, ended.details) = outcome(ended.relayed.failure.as_ref());
             ended.rtt = tcp_info(downstream.io.as_raw_fd()).and_then(|info| info.rtt);
         }
@@ -232,7 +260,7 @@ pub(super) async fn serve(
             (ended.flags, ended.details) = (undialled.flag.into(), undialled.details);
             context.recorder.connection_opened(&record(&downstream, &to, start, &ended));
             // The client sees a reset, as it would from the endpoint itself.
-            let _ = downstream.io.set_zero_linger();
+            downstream.io.reset();
         }
     }
     context.recorder.connection(&record(&downstream, &to, start, &ended));
@@ -250,22 +278,29 @@ struct Ended {
     rtt: Option<Duration>,
 }
 
-async fn relay_with_prefix(
+/// Sends on what was read before, then copies both ways.
+pub(super) async fn relay_with_prefix(
     context: &Context,
     downstream: &mut Downstream,
-    dialled: &mut Dialled,
+    dialled: Dialled<Line>,
     source: ConnectSource,
 ) -> Relayed {
     // A connection that was dialled before the client spoke may have been allowed when it was.
     let client = Client { peer: downstream.peer, origin: &downstream.origin };
     let refused = access::until_refused(context, client, (dialled.address, source), Asked::Opaque);
-    let upstream = &mut dialled.io;
-    if let Some(error) = dialled.client_error.take() {
+    let prefix = std::mem::take(&mut downstream.read);
+    let allowed = access::may_go_on(context, client, (dialled.address, source));
+    let mut upstream = match dialled.io {
+        Line::Socket(upstream) => upstream,
+        Line::Stream(stream) => {
+            let prefix = if allowed { prefix.freeze() } else { Bytes::new() };
+            return stream.relay(&mut downstream.io, prefix, Box::pin(refused)).await;
+        }
+    };
+    if let Some(error) = dialled.client_error {
         let _ = upstream.set_zero_linger();
         return Relayed { failure: Some(RelayFailure::Downstream(error)), ..Relayed::default() };
     }
-    let prefix = std::mem::take(&mut downstream.read);
-    let allowed = access::may_go_on(context, client, (dialled.address, source));
     if allowed
         && !prefix.is_empty()
         && let Err(error) = upstream.write_all(&prefix).await
@@ -274,8 +309,8 @@ async fn relay_with_prefix(
         return Relayed { failure: Some(RelayFailure::Upstream(error)), ..Relayed::default() };
     }
     let kernel = context.bridges.get().map(|kernel| &**kernel).filter(|_| allowed);
-    let bridging = Bridging::new(kernel, (&downstream.io, upstream), prefix.len() as u64);
-    let mut relayed = relay_bridged(&mut downstream.io, upstream, &bridging, refused).await;
+    let bridging = Bridging::new(kernel, (&downstream.io, &upstream), prefix.len() as u64);
+    let mut relayed = relay_bridged(&mut downstream.io, &mut upstream, &bridging, refused).await;
     if allowed {
         relayed.sent += prefix.len() as u64;
     }
@@ -291,8 +326,8 @@ fn outcome(failure: Option<&RelayFailure>) -> (ResponseFlags, &'static str) {
     }
 }
 
-fn record<'a>(
-    downstream: &'a Downstream,
+fn record<'a, Io>(
+    downstream: &'a Downstream<Io>,
     to: &'a Dial,
     (start, since): (SystemTime, Instant),
     ended: &'a Ended,

@@ -35,6 +35,8 @@ pub struct Handshaken {
     pub version: &'static str,
     /// Whether the listener checks its clients' certificates.
     pub asks_clients: bool,
+    /// Whether it carries bytes of which nothing is known, and not HTTP.
+    pub is_opaque: bool,
     /// The client's certificate, where it showed a valid one.
     pub client: Option<ClientCertificate>,
 }
@@ -170,7 +172,7 @@ async fn shake(io: TcpStream, port: &TlsPort) -> Result<Shook, Unshaken> {
         return Ok(Shook::PassedOn(io, read, server_name));
     }
     drop(read);
-    let Some(config) = server.config(edge::server_config) else {
+    let Some(config) = server.config(|terms| edge::server_config(terms, server.is_opaque)) else {
         say(&io, &INTERNAL_ERROR);
         return Err(Unshaken::Peer(PeerRefusal::NoOwnCertificate));
     };
@@ -186,17 +188,20 @@ async fn shake(io: TcpStream, port: &TlsPort) -> Result<Shook, Unshaken> {
         server_name,
         version,
         asks_clients: config.clients.is_some(),
-        client: config.clients.as_deref().and_then(|clients| client(&io, clients)),
+        is_opaque: server.is_opaque,
+        client: config.clients.as_deref().and_then(|clients| client(&io, clients, config.only_valid)),
     };
     Ok(Shook::Ended(io, told, how))
 }
 
 /// The client's certificate, if it is valid. One that had to be has been found so in the handshake; a listener that takes others
 /// too has looked at none.
-fn client(io: &TlsIo, clients: &dyn ClientCertVerifier) -> Option<ClientCertificate> {
+fn client(io: &TlsIo, clients: &dyn ClientCertVerifier, only_valid: bool) -> Option<ClientCertificate> {
     io.session(|session| {
         let (leaf, intermediates) = session.peer_certificates()?.split_first()?;
-        clients.verify_client_cert(leaf, intermediates, UnixTime::now()).ok()?;
+        if !only_valid {
+            clients.verify_client_cert(leaf, intermediates, UnixTime::now()).ok()?;
+        }
         ClientCertificate::read(leaf)
     })
 }

@@ -47,11 +47,11 @@ pub(super) async fn serve(
             return refused(peer, pod, why);
         }
     };
-    let proven = terms.peer.clone();
     let (mut tunnel, standing) = match Box::pin(hbone::accept(&mesh, io, terms)).await {
         Ok((tunnel, standing)) => (tunnel, Rc::new(standing)),
         Err(why) => return refused(peer, pod, why),
     };
+    let origin = Origin::Tunnel(mesh.gateway(peer.ip(), standing.peer()));
     let lost = watch::Sender::new(None);
     let mut losing = pin!(standing.lost(&mesh));
     let mut drain = context.drain.clone();
@@ -73,7 +73,7 @@ pub(super) async fn serve(
         };
         match next {
             // Its address may have become another's since; that one has proven nothing here.
-            Some(Ok((_, mut respond))) if mesh.expected(peer.ip()).as_ref() != Some(&proven) => {
+            Some(Ok((_, mut respond))) if !mesh.is_still(peer.ip(), standing.peer()) => {
                 mesh.counts().handshakes.refused(Role::Server, PeerRefusal::OtherIdentity);
                 answer_only(&mut respond, StatusCode::UNAUTHORIZED);
             }
@@ -83,7 +83,8 @@ pub(super) async fn serve(
             }
             Some(Ok((request, respond))) => {
                 let stop = stopped(lost.subscribe());
-                spawn_local(stream(context.clone(), (peer, pod), (request, respond), stop));
+                let from = (peer, origin.clone());
+                spawn_local(stream(context.clone(), (from, pod), (request, respond), stop));
             }
             Some(Err(error)) => return tracing::debug!(%peer, %error, "a tunnel broke"),
             None => return,
@@ -114,7 +115,7 @@ async fn stopped(mut lost: watch::Receiver<Option<PeerRefusal>>) -> &'static str
 
 async fn stream(
     context: Context,
-    (peer, pod): (SocketAddr, SocketAddr),
+    ((peer, origin), pod): ((SocketAddr, Origin), SocketAddr),
     (request, mut respond): (Request<RecvStream>, SendResponse<Bytes>),
     stop: impl Future<Output = &'static str> + 'static,
 ) {
@@ -123,11 +124,11 @@ async fn stream(
         Err(status) => return answer_only(&mut respond, status),
     };
     let receive = request.into_body();
-    let client = Client { peer, origin: &Origin::Tunnel };
+    let client = Client { peer, origin: &origin };
     if access::depends_on_request(&context, client, to) {
-        by_request(context, (peer, to), (receive, respond), stop).await;
+        by_request(context, ((peer, origin), to), (receive, respond), stop).await;
     } else {
-        Box::pin(opaque(&context, (peer, to), (receive, respond), stop)).await;
+        Box::pin(opaque(&context, ((peer, &origin), to), (receive, respond), stop)).await;
     }
 }
 
@@ -145,7 +146,7 @@ fn answer_only(respond: &mut SendResponse<Bytes>, status: StatusCode) {
 /// Each request is judged, as for a connection that was captured on its way to the pod.
 async fn by_request(
     context: Context,
-    (peer, to): (SocketAddr, SocketAddr),
+    ((peer, origin), to): ((SocketAddr, Origin), SocketAddr),
     (receive, mut respond): (RecvStream, SendResponse<Bytes>),
     stop: impl Future<Output = &'static str> + 'static,
 ) {
@@ -156,9 +157,8 @@ async fn by_request(
     spawn_local(async move {
         hbone::relay(&mut near, (send, receive), stop).await;
     });
-    let shown = context.open.show(peer, to, (&Origin::Tunnel, SystemTime::now()));
-    let (read, origin) = (BytesMut::new(), Origin::Tunnel);
-    let (early, tls) = (None, None);
+    let shown = context.open.show(peer, to, (&origin, SystemTime::now()));
+    let (read, early, tls) = (BytesMut::new(), None, None);
     let downstream = Downstream { io, read, peer, original_destination: to, origin, early, shown, tls };
     captured::serve_inbound(context, downstream).await;
 }
@@ -166,21 +166,21 @@ async fn by_request(
 /// No request is looked at.
 async fn opaque(
     context: &Context,
-    (peer, to): (SocketAddr, SocketAddr),
+    ((peer, origin), to): ((SocketAddr, &Origin), SocketAddr),
     (receive, mut respond): (RecvStream, SendResponse<Bytes>),
     stop: impl Future<Output = &'static str> + 'static,
 ) {
     let start = (SystemTime::now(), Instant::now());
-    let shown = context.open.show(peer, to, (&Origin::Tunnel, start.0));
+    let shown = context.open.show(peer, to, (origin, start.0));
     shown.is(Protocol::Opaque, Some(to));
     let source = ConnectSource::Pod(peer.ip());
-    let client = Client { peer, origin: &Origin::Tunnel };
+    let client = Client { peer, origin };
     let record = |ended: &Ended| {
         let table = context.tables.load();
         context.recorder.connection(&ConnectionRecord {
             start: start.0,
             duration: start.1.elapsed(),
-            origin: &Origin::Tunnel,
+            origin,
             peer,
             original_destination: to,
             source: table.workloads.get(&peer.ip()),

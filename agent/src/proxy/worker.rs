@@ -198,8 +198,12 @@ async fn gateway(context: Context, io: TcpStream, peer: SocketAddr, origin: Orig
         }
     };
     let read = BytesMut::new();
+    let server_name = tls.as_ref().filter(|told| told.is_opaque).map(|told| told.server_name.clone());
     let downstream = Downstream { io, read, peer, original_destination, origin, early: None, shown, tls };
-    http::serve(context, downstream).await;
+    match server_name {
+        Some(name) => Box::pin(passthrough::serve(&context, downstream, name.as_deref())).await,
+        None => http::serve(context, downstream).await,
+    }
 }
 
 fn accept_on<Serve, Served>(

@@ -169,7 +169,7 @@ impl Ends<'_> {
     fn write(&self, line: &mut JsonLine<'_>) {
         match self.origin {
             Origin::Outbound => line.text("direction", "outbound"),
-            Origin::Inbound | Origin::Tunnel => line.text("direction", "inbound"),
+            Origin::Inbound | Origin::Tunnel(_) => line.text("direction", "inbound"),
             Origin::Gateway(listener) => line.text("direction", "gateway").text("listener", listener),
         };
         line.display("downstream_remote_address", self.peer)
@@ -180,7 +180,7 @@ impl Ends<'_> {
         };
         match (self.cluster, self.origin) {
             (Some(cluster), _) => line.display("upstream_cluster", ClusterName(cluster)),
-            (None, Origin::Inbound | Origin::Tunnel) => {
+            (None, Origin::Inbound | Origin::Tunnel(_)) => {
                 let port = self.original_destination.port();
                 line.display("upstream_cluster", format_args!("inbound|{port}||"))
             }

@@ -61,12 +61,14 @@ pub(super) fn values(traffic: &Traffic<'_>, cluster: &str) -> Vec<String> {
     // A gateway is the client of what it forwards to.
     let reporter = match traffic.origin {
         Origin::Outbound | Origin::Gateway(_) => "source",
-        Origin::Inbound | Origin::Tunnel => "destination",
+        Origin::Inbound | Origin::Tunnel(_) => "destination",
     };
     let mut values = vec![reporter.to_owned()];
     match (traffic.origin, traffic.source) {
         (Origin::Gateway(listener), _) => values.extend(gateway(listener, cluster)),
-        (Origin::Outbound | Origin::Inbound | Origin::Tunnel, source) => values.extend(side(source, cluster)),
+        (Origin::Outbound | Origin::Inbound | Origin::Tunnel(_), source) => {
+            values.extend(side(source, cluster));
+        }
     }
     values.extend(side(traffic.destination, cluster));
     let service = traffic.service.map(|service| (service.fqdn(), &*service.name, &*service.namespace));
@@ -77,7 +79,8 @@ pub(super) fn values(traffic: &Traffic<'_>, cluster: &str) -> Vec<String> {
         (Some(_), false) => "http",
         (Some(_), true) => "grpc",
     };
-    let security = if *traffic.origin == Origin::Tunnel { "mutual_tls" } else { "none" };
+    let is_proven = matches!(traffic.origin, Origin::Tunnel(_));
+    let security = if is_proven { "mutual_tls" } else { "none" };
     values.extend([protocol.to_owned(), traffic.flags.to_string(), security.to_owned()]);
     if let Some(status) = traffic.status {
         let grpc_status = traffic.grpc_status.map(|status| status.0.to_string()).unwrap_or_default();

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use super::ResponseFlags;
 use crate::compile::{ClusterKey, Denied, Observed, RouteName};
 use crate::http::grpc::GrpcStatus;
-use crate::model::Workload;
+use crate::model::{GatewayKey, Workload};
 
 /// Where a connection entered the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -16,8 +16,8 @@ pub enum Origin {
     Outbound,
     /// Captured on its way into a pod of this node.
     Inbound,
-    /// Come through a tunnel to a pod of this node, from the pod that certificates have proven.
-    Tunnel,
+    /// Come through a tunnel to a pod of this node, from the pod that certificates have proven, or from this Gateway.
+    Tunnel(Option<GatewayKey>),
     /// Accepted on a Gateway listener, by `namespace/gateway/listener`.
     Gateway(Arc<str>),
 }
@@ -25,7 +25,7 @@ pub enum Origin {
 impl Origin {
     /// Whether it is on its way into a pod of this node.
     pub fn is_inbound(&self) -> bool {
-        matches!(self, Self::Inbound | Self::Tunnel)
+        matches!(self, Self::Inbound | Self::Tunnel(_))
     }
 }
 

@@ -197,7 +197,7 @@ impl Recorder for WorkerRecorder {
         let index = known.iter().position(|entry| entry.origin == *origin).unwrap_or_else(|| {
             let name = match origin {
                 Origin::Outbound => "outbound",
-                Origin::Inbound | Origin::Tunnel => "inbound",
+                Origin::Inbound | Origin::Tunnel(_) => "inbound",
                 Origin::Gateway(listener) => listener,
             };
             known.push(Downstream {

@@ -67,7 +67,7 @@ impl Pki {
         self.path("ca.pem")
     }
 
-    /// A certificate for DNS names, of which the first is its subject too.
+    /// A certificate for DNS names and URIs.
     pub fn issue(&self, file: &str, names: &[&str]) -> Result<Issued> {
         self.issue_with(file, names, &["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"])
     }
@@ -75,7 +75,8 @@ impl Pki {
     /// The same with a key of the caller's kind, as `openssl req` is told.
     pub fn issue_with(&self, file: &str, names: &[&str], key_kind: &[&str]) -> Result<Issued> {
         let (key_path, chain_path) = (self.path(&format!("{file}.key")), self.path(&format!("{file}.crt")));
-        let names: Vec<String> = names.iter().map(|name| format!("DNS:{name}")).collect();
+        let kind = |name: &str| if name.contains("://") { "URI" } else { "DNS" };
+        let names: Vec<String> = names.iter().map(|name| format!("{}:{name}", kind(name))).collect();
         run(command("openssl", ["req", "-x509", "-nodes", "-days", "30", "-CA"])
             .arg(self.root())
             .arg("-CAkey")

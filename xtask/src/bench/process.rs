@@ -6,6 +6,8 @@
 use std::fs;
 
 use anyhow::{Context, Result};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 
 /// What /proc counts time in, on every Linux (`USER_HZ`).
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -28,6 +30,22 @@ pub fn rss_kib(pid: u32) -> Result<f64> {
         kib += resident(&status).context("a status without VmRSS")?;
     }
     Ok(kib)
+}
+
+/// Keeps a process or thread, and whatever it starts later, on one core.
+pub fn bind(id: i32, core: usize) -> Result<()> {
+    let mut one = CpuSet::new();
+    one.set(core).context("a set of cores")?;
+    sched_setaffinity(Pid::from_raw(id), &one).with_context(|| format!("binding {id} to core {core}"))
+}
+
+/// Keeps all threads of a process, and whatever they start later, on one core.
+pub fn bind_threads(pid: u32, core: usize) -> Result<()> {
+    for thread in fs::read_dir(format!("/proc/{pid}/task")).context("a process's threads")?.flatten() {
+        let number = thread.file_name().to_str().and_then(|name| name.parse().ok());
+        bind(number.context("a thread's number")?, core)?;
+    }
+    Ok(())
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]

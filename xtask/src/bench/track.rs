@@ -113,12 +113,7 @@ impl Track {
 
     /// Starts a program that stays, its output in a file named after it.
     pub fn start(&self, place: Place, name: &str, argv: &[String]) -> Result<Server> {
-        let log = self.directory.join(format!("{name}.log"));
-        let output = fs::File::create(&log).with_context(|| format!("creating {}", log.display()))?;
-        let mut command = self.command(place, argv);
-        command.stdout(output.try_clone().context("sharing a log")?).stderr(output);
-        let child = command.spawn().with_context(|| format!("starting {name}"))?;
-        Ok(Server { child, name: name.to_owned(), log })
+        Server::start(self.command(place, argv), name, &self.directory)
     }
 }
 
@@ -143,6 +138,15 @@ pub struct Server {
 }
 
 impl Server {
+    /// Starts a program that stays, its output in a file named after it in a directory.
+    pub fn start(mut command: Command, name: &str, directory: &Path) -> Result<Self> {
+        let log = directory.join(format!("{name}.log"));
+        let output = fs::File::create(&log).with_context(|| format!("creating {}", log.display()))?;
+        command.stdout(output.try_clone().context("sharing a log")?).stderr(output);
+        let child = command.spawn().with_context(|| format!("starting {name}"))?;
+        Ok(Self { child, name: name.to_owned(), log })
+    }
+
     /// The number of its process.
     pub fn pid(&self) -> u32 {
         self.child.id()

@@ -12,14 +12,15 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use crate::model::{
-    Account, AppProtocol, AuthorizationPolicy, BackendRoots, BackendTls, Cidr, ClientMode, ClientValidation,
-    Destination, DirectResponse, EdgeGuard, Endpoint, FieldTerm, HeaderChange, HeaderOp, HostPattern,
-    HttpRule, KeyPart, Labels, LbPolicy, Limit, LimitTarget, LimitedRoute, Listener, ListenerProtocol,
-    ListenerTls, MatchPath, MatchValue, Missing, Model, MtlsMode, NamespacePattern, ObjectName, PathPart,
-    PathPattern, PathRewrite, PeerAuthentication, PolicyAction, PolicyMatch, PolicyRule, PolicyScope,
-    PrivateKey, Probe, ProbeCheck, Quota, RateLimit, Redirect, RedirectPath, RedirectPort, RequestMatch,
-    RequestTerms, RewriteRegex, RouteAction, RouteKind, RouteTable, ServerCertificate, Service, ServicePort,
-    SourceRate, Subset, TextPattern, TlsVersion, TrafficPolicy, WeightedDestination, Workload, expression,
+    Account, AppProtocol, AuthorizationPolicy, BackendName, BackendRoots, BackendTls, Cidr, ClientMode,
+    ClientValidation, Destination, DirectResponse, EdgeGuard, Endpoint, FieldTerm, HeaderChange, HeaderOp,
+    HostPattern, HttpRule, KeyPart, Labels, LbPolicy, Limit, LimitTarget, LimitedRoute, Listener,
+    ListenerProtocol, ListenerTls, MatchPath, MatchValue, Missing, Model, MtlsMode, NamespacePattern,
+    ObjectName, PathPart, PathPattern, PathRewrite, PeerAuthentication, PolicyAction, PolicyMatch,
+    PolicyRule, PolicyScope, PrivateKey, Probe, ProbeCheck, Quota, RateLimit, Redirect, RedirectPath,
+    RedirectPort, RequestMatch, RequestTerms, RewriteRegex, RouteAction, RouteKind, RouteTable,
+    ServerCertificate, Service, ServicePort, SourceRate, Subset, TextPattern, TlsVersion, TrafficPolicy,
+    WeightedDestination, Workload, expression,
 };
 
 /// A model, sorted as [`Model`] says. Some endpoints, routes and listeners have the names of others.
@@ -100,8 +101,10 @@ fn service_port() -> impl Strategy<Value = ServicePort> {
         [AppProtocol::Http, AppProtocol::Http2, AppProtocol::Grpc, AppProtocol::Tcp, AppProtocol::Undeclared];
     let bundles = vec(text(&["roots", "others"]), 0..2).prop_map(BackendRoots::Bundles);
     let roots = prop_oneof![Just(BackendRoots::System), bundles];
-    let tls = (text(&["a.example", "b.example"]), roots)
-        .prop_map(|(hostname, roots)| Arc::new(BackendTls { hostname, roots }));
+    let both = |text: Arc<str>| [BackendName::Dns(Arc::clone(&text)), BackendName::Uri(text)];
+    let names = vec(text(&["a.example", "b.example"]).prop_map(both), 0..2).prop_map(|names| names.concat());
+    let tls = (text(&["a.example", "b.example"]), names, roots)
+        .prop_map(|(hostname, names, roots)| Arc::new(BackendTls { hostname, names, roots }));
     (text(&["", "http"]), port(), one_of(&protocols), option::of(tls))
         .prop_map(|(name, port, protocol, tls)| ServicePort { name, port, protocol, tls })
 }

@@ -6,21 +6,17 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::super::field::Field;
-use super::super::node::{DecodeError, Extra, Known};
+use super::super::node::{DecodeError, Extra};
 use super::super::object::Notes;
 use super::gateway_clients::BundleRef;
 use super::gateway_tls::RefSpec;
 use super::name::host_pattern;
 use super::{DOCUMENT, Source, decode_spec};
-use crate::model::{HostPattern, ObjectName};
+use crate::model::{BackendName, HostPattern, ObjectName};
 
-const EXTRAS: &[&[Extra]] = &[
-    DOCUMENT,
-    &[Extra {
-        of: "ValidationSpec",
-        fields: &[Known::Later("subjectAltNames", &["hostname", "type", "uri"])],
-    }],
-];
+const EXTRAS: &[&[Extra]] = &[DOCUMENT];
+/// As many names as one policy may ask for (Gateway API).
+const MAX_NAMES: usize = 5;
 /// As many bundles as one policy may name (Gateway API).
 const MAX_BUNDLES: usize = 8;
 
@@ -29,8 +25,10 @@ const MAX_BUNDLES: usize = 8;
 pub(crate) struct BackendTlsPolicy {
     /// The Services, each with the name of one of its ports or as a whole.
     pub targets: Vec<(ObjectName, Option<Arc<str>>)>,
-    /// The name that backends are asked for, and have to prove.
+    /// The name that backends are asked for; they have to prove it where `names` is empty.
     pub hostname: Arc<str>,
+    /// The names of which they have to prove one.
+    pub names: Vec<BackendName>,
     /// Whom to believe; `None`: the CAs that the machine believes.
     pub bundles: Option<Vec<BundleRef>>,
 }
@@ -61,6 +59,19 @@ struct ValidationSpec {
     ca_certificate_refs: Vec<RefSpec>,
     #[serde(rename = "wellKnownCACertificates")]
     well_known: Option<String>,
+    #[serde(default)]
+    subject_alt_names: Vec<NameSpec>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NameSpec {
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(default)]
+    hostname: String,
+    #[serde(default)]
+    uri: String,
 }
 
 /// Decodes a BackendTLSPolicy.
@@ -82,8 +93,41 @@ pub(super) fn decode(source: &Source<'_>, notes: &mut Notes<'_>) -> Result<Backe
     if let Some(name) = spec.options.keys().find(|name| name.starts_with("sluice.dev/")) {
         notes.error(&field.key("options").key(name), "no such option");
     }
-    let (hostname, bundles) = validation(&spec.validation, namespace, &field.key("validation"), notes);
-    Ok(BackendTlsPolicy { targets, hostname, bundles })
+    let field = field.key("validation");
+    let (hostname, bundles) = validation(&spec.validation, namespace, &field, notes);
+    let names = names(&spec.validation.subject_alt_names, &field.key("subjectAltNames"), notes);
+    Ok(BackendTlsPolicy { targets, hostname, names, bundles })
+}
+
+/// The names of which one has to be proven.
+fn names(written: &[NameSpec], field: &Field, notes: &mut Notes<'_>) -> Vec<BackendName> {
+    if written.len() > MAX_NAMES {
+        notes.error(field, format!("more than {MAX_NAMES} names"));
+    }
+    let mut names = Vec::with_capacity(written.len());
+    for (index, one) in written.iter().enumerate() {
+        let field = field.index(index);
+        match (one.kind.as_str(), one.hostname.as_str(), one.uri.as_str()) {
+            ("Hostname", text, "") => match exact_host(text) {
+                Some(name) => names.push(BackendName::Dns(name)),
+                None => notes.error(&field.key("hostname"), format!("`{text}` is no host name")),
+            },
+            ("URI", "", uri) if uri.contains("://") => names.push(BackendName::Uri(uri.into())),
+            ("URI", "", uri) => notes.error(&field.key("uri"), format!("`{uri}` is no URI")),
+            ("Hostname" | "URI", ..) => notes.error(&field, "either hostname or uri, as the type says"),
+            (other, ..) => {
+                notes.error(&field.key("type"), format!("`{other}` is none of Hostname, URI"));
+            }
+        }
+    }
+    names
+}
+
+fn exact_host(text: &str) -> Option<Arc<str>> {
+    match host_pattern(text) {
+        Some(HostPattern::Exact(name)) if name.parse::<IpAddr>().is_err() => Some(name),
+        _ => None,
+    }
 }
 
 fn validation(
@@ -92,14 +136,10 @@ fn validation(
     field: &Field,
     notes: &mut Notes<'_>,
 ) -> (Arc<str>, Option<Vec<BundleRef>>) {
-    let name = match host_pattern(&written.hostname) {
-        Some(HostPattern::Exact(name)) if name.parse::<IpAddr>().is_err() => name,
-        _ => {
-            let text = format!("`{}` is no host name", written.hostname);
-            notes.error(&field.key("hostname"), text);
-            "".into()
-        }
-    };
+    let name = exact_host(&written.hostname).unwrap_or_else(|| {
+        notes.error(&field.key("hostname"), format!("`{}` is no host name", written.hostname));
+        "".into()
+    });
     let list = field.key("caCertificateRefs");
     let mut bundles = Vec::new();
     for (index, one) in written.ca_certificate_refs.iter().enumerate() {

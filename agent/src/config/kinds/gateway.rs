@@ -271,14 +271,14 @@ fn listener(
         kinds.is_empty() || kinds.iter().any(is_it)
     };
     let (protocol, tls) = protocol(written, (gateway, clients), field, notes)?;
-    let passes_on = protocol == ListenerProtocol::Tls;
+    let is_opaque = protocol == ListenerProtocol::Tls;
     Some(GatewayListenerSpec {
         name: written.name.as_str().into(),
         port: written.port,
         hostname,
         namespaces,
-        takes_http_routes: !passes_on && takes("HTTPRoute"),
-        takes_tls_routes: passes_on && takes("TLSRoute"),
+        takes_http_routes: !is_opaque && takes("HTTPRoute"),
+        takes_tls_routes: is_opaque && takes("TLSRoute"),
         protocol,
         tls,
         index,
@@ -308,7 +308,13 @@ fn protocol(
         "TLS" if gateway_tls::passes_on(written.tls.as_ref(), field, notes) => {
             Some((ListenerProtocol::Tls, None))
         }
-        "TLS" | "TCP" | "UDP" => {
+        "TLS" => {
+            let of_gateway = clients.of_port(written.port);
+            let tls = written.tls.as_ref();
+            let tls = gateway_tls::decode(tls, of_gateway, &gateway.namespace, field, notes)?;
+            Some((ListenerProtocol::Tls, Some(tls)))
+        }
+        "TCP" | "UDP" => {
             notes.later(&field.key("protocol"));
             None
         }

@@ -63,8 +63,8 @@ pub(super) struct RefSpec {
     namespace: Option<String>,
 }
 
-/// Decodes `tls` of an HTTPS listener of a Gateway in `namespace`, which has its Gateway's word on clients where it has none of its
-/// own; `None`: it is not served.
+/// Decodes `tls` of a listener that ends it, of a Gateway in `namespace`, which has its Gateway's word on clients where it has none of
+/// its own; `None`: it is not served.
 pub(super) fn decode(
     written: Option<&TlsSpec>,
     of_gateway: Option<(&ValidationSpec, Field)>,
@@ -74,7 +74,7 @@ pub(super) fn decode(
 ) -> Option<GatewayTls> {
     let field = field.key("tls");
     let Some(written) = written else {
-        notes.error(&field, "a listener of the protocol HTTPS needs tls with certificateRefs");
+        notes.error(&field, "a listener of the protocol HTTPS or TLS needs tls");
         return None;
     };
     if written.mode == Mode::Passthrough {
@@ -99,7 +99,7 @@ pub(super) fn decode(
     Some(GatewayTls { certificates, min_version: min_version(&written.options, &field, notes), clients })
 }
 
-/// Whether a listener of the protocol TLS passes it on as it is; it needs nothing else then.
+/// Whether a listener of the protocol TLS passes it on as it is, and does not end it; it needs nothing else then.
 pub(super) fn passes_on(written: Option<&TlsSpec>, field: &Field, notes: &mut Notes<'_>) -> bool {
     let Some(written) = written.filter(|written| written.mode == Mode::Passthrough) else { return false };
     let field = field.key("tls");

@@ -71,8 +71,9 @@ fn terms(
     (position, object, policy): &Policy<'_>,
     notes: &mut LinkNotes<'_>,
 ) -> BackendTls {
-    let hostname = Arc::clone(&policy.hostname);
-    let Some(bundles) = &policy.bundles else { return BackendTls { hostname, roots: BackendRoots::System } };
+    let terms =
+        |roots| BackendTls { hostname: Arc::clone(&policy.hostname), names: policy.names.clone(), roots };
+    let Some(bundles) = &policy.bundles else { return terms(BackendRoots::System) };
     let list = Field::spec().key("validation").key("caCertificateRefs");
     let mut roots = Vec::with_capacity(bundles.len());
     let mut failed = false;
@@ -89,5 +90,5 @@ fn terms(
     if failed {
         roots.clear();
     }
-    BackendTls { hostname, roots: BackendRoots::Bundles(roots) }
+    terms(BackendRoots::Bundles(roots))
 }

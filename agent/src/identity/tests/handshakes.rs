@@ -175,7 +175,7 @@ impl Mesh {
         Terms {
             own: Arc::new(own),
             bundle: Arc::new(bundle(&[&self.root])),
-            peer: Expected { id: leaf.id, node: "node1".into() },
+            peer: Expected { id: leaf.id, node: "node1".into() }.into(),
         }
     }
 }

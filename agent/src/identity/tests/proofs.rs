@@ -29,7 +29,7 @@ async fn connection(root: &Party) -> [Binding; 2] {
     let terms = || Terms {
         own: workload(root),
         bundle: Arc::new(bundle(&[root])),
-        peer: Expected { id: CART.parse().expect("an id"), node: "node1".into() },
+        peer: Expected { id: CART.parse().expect("an id"), node: "node1".into() }.into(),
     };
     let (near, far) = duplex(64 * 1024);
     let dialling = tls::connect(near, terms(), Arc::new(Present));

@@ -49,7 +49,7 @@ async fn meet(
     let terms = |keeper: &WorkloadCertificates, own: &str, peer: &str, node: &str| Terms {
         own: keeper.get(&id(own), now).expect("a certificate"),
         bundle: keeper.bundle(),
-        peer: Expected { id: id(peer), node: node.into() },
+        peer: Expected { id: id(peer), node: node.into() }.into(),
     };
     let (near, far) = duplex(64 * 1024);
     let clock = || Arc::new(DefaultTimeProvider);

@@ -23,7 +23,7 @@ use crate::proxy::access::Client;
 use crate::proxy::admission::Slot;
 use crate::proxy::answer::Problem;
 use crate::proxy::open::Shown;
-use crate::proxy::{Context, Handshaken};
+use crate::proxy::{Context, Handshaken, access};
 use crate::route::{Normalisation, RequestView, rewrite_path};
 use crate::telemetry::{Origin, ServedRecord};
 
@@ -132,7 +132,7 @@ impl Caller<'_> {
     pub fn wire(&self, protocol: AppProtocol, client: Version) -> Wire {
         match (protocol, self.origin) {
             (AppProtocol::Http2 | AppProtocol::Grpc, _) => Wire::Http2,
-            (AppProtocol::Undeclared, Origin::Outbound | Origin::Inbound | Origin::Tunnel)
+            (AppProtocol::Undeclared, Origin::Outbound | Origin::Inbound | Origin::Tunnel(_))
                 if client == Version::Http2 =>
             {
                 Wire::Http2
@@ -167,8 +167,8 @@ impl Caller<'_> {
     pub fn upstream_source(&self, goal: Goal<'_>) -> ConnectSource {
         match (self.origin, goal) {
             (_, Goal::Unknown(_)) => ConnectSource::Translated,
-            (Origin::Outbound | Origin::Inbound | Origin::Tunnel, _) => ConnectSource::Pod(self.peer.ip()),
-            (Origin::Gateway(_), _) => ConnectSource::Node,
+            (Origin::Outbound | Origin::Inbound | Origin::Tunnel(_), _) => ConnectSource::Pod(self.peer.ip()),
+            (Origin::Gateway(name), _) => access::gateway_source(&self.ctx.tables.load(), name),
         }
     }
 

@@ -156,7 +156,7 @@ pub(in crate::proxy) fn plan<'t>(
             None => return Planned::unrouted(Plan::Original { protocol }),
         },
         // Whoever sent it has routed it; it is for the pod that it is on its way into.
-        Origin::Inbound | Origin::Tunnel => return Planned::unrouted(Plan::Original { protocol }),
+        Origin::Inbound | Origin::Tunnel(_) => return Planned::unrouted(Plan::Original { protocol }),
         Origin::Gateway(name) => {
             let gateway = gateway(table, name, entry.original_destination);
             match gateway

@@ -240,7 +240,7 @@ impl HttpWorker {
     pub(in crate::proxy) fn load(&self, origin: &Origin) -> &Rc<Load> {
         match origin {
             Origin::Outbound => &self.loads.0,
-            Origin::Inbound | Origin::Tunnel | Origin::Gateway(_) => &self.loads.1,
+            Origin::Inbound | Origin::Tunnel(_) | Origin::Gateway(_) => &self.loads.1,
         }
     }
 
@@ -262,7 +262,7 @@ impl HttpWorker {
     fn of(&self, origin: &Origin) -> &Rc<HttpSettings> {
         match origin {
             Origin::Outbound => &self.captured,
-            Origin::Inbound | Origin::Tunnel => &self.inbound,
+            Origin::Inbound | Origin::Tunnel(_) => &self.inbound,
             Origin::Gateway(_) => &self.gateway,
         }
     }

@@ -1,7 +1,6 @@
 //! Where the socket rows are measured: a node with a client's and a server's pod, with an agent or without, each process bound
 //! to a core, and the agent's own word on which way the traffic took.
 
-use std::fs;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -10,9 +9,8 @@ use lab::agent::{Agent, AgentOptions, METRICS};
 use lab::exec;
 use lab::http::get;
 use lab::{Lab, PodSpec, Program, ServiceSpec, Topology};
-use nix::sched::{CpuSet, sched_setaffinity};
-use nix::unistd::Pid;
 
+use super::super::process::{bind, bind_threads};
 use super::Setup;
 
 const NODE: &str = "node1";
@@ -113,12 +111,7 @@ impl Ground {
             "off",
         ]);
         let agent = node.start_agent(&options)?;
-        let process = i32::try_from(agent.pid()).context("a process number")?;
-        for thread in fs::read_dir(format!("/proc/{process}/task")).context("the agent's threads")?.flatten()
-        {
-            let number = thread.file_name().to_str().and_then(|name| name.parse().ok());
-            bind(number.context("a thread's number")?, OTHER_CORE)?;
-        }
+        bind_threads(agent.pid(), OTHER_CORE)?;
         Ok(agent)
     }
 
@@ -154,13 +147,6 @@ impl Ground {
 fn sum(exposition: &str, series: &str) -> f64 {
     let lines = exposition.lines().filter(|line| line.starts_with(series));
     lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
-}
-
-/// Keeps a process or thread, and whatever it starts later, on one core.
-fn bind(id: i32, core: usize) -> Result<()> {
-    let mut one = CpuSet::new();
-    one.set(core).context("a set of cores")?;
-    sched_setaffinity(Pid::from_raw(id), &one).with_context(|| format!("binding {id} to core {core}"))
 }
 
 #[cfg(test)]

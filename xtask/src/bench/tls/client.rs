@@ -13,12 +13,11 @@ use nix::unistd::Pid;
 use rustls::client::Resumption;
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, RootCertStore, StreamOwned};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, ServerName};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
 use super::super::load::Counted;
+use super::material::{Material, NAME};
 
-/// The name in the certificate.
-pub const NAME: &str = "bench.test";
 /// Clients at a time; they share one core.
 const THREADS: usize = 4;
 /// How long one read or write may take.
@@ -29,17 +28,33 @@ const KEPT: &[u8] = b"GET /100 HTTP/1.1\r\nHost: bench.test\r\n\r\n";
 /// A connection with TLS on it.
 pub type Connected = StreamOwned<ClientConnection, TcpStream>;
 
-/// A client that believes one certificate; each keeps its own sessions.
-pub fn config(root: &Path, resumes: bool) -> Result<Arc<ClientConfig>> {
+/// How a client shakes hands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Manner {
+    /// Whether it resumes sessions.
+    pub resumes: bool,
+    /// Whether it shows a certificate.
+    pub mutual: bool,
+}
+
+/// A client that believes the bench's CA; each keeps its own sessions.
+pub fn config(material: &Material, manner: Manner) -> Result<Arc<ClientConfig>> {
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(root).context("reading the certificate")?)?;
+    roots.add(CertificateDer::from_pem_file(material.ca()).context("reading the CA")?)?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
+    let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+        .with_root_certificates(roots);
+    let mut config = if manner.mutual {
+        let chain = vec![CertificateDer::from_pem_file(material.client()).context("reading a certificate")?];
+        let key = PrivateKeyDer::from_pem_file(material.client()).context("reading a key")?;
+        builder.with_client_auth_cert(chain, key)?
+    } else {
+        builder.with_no_client_auth()
+    };
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    config.resumption = if resumes { Resumption::in_memory_sessions(32) } else { Resumption::disabled() };
+    config.resumption =
+        if manner.resumes { Resumption::in_memory_sessions(32) } else { Resumption::disabled() };
     Ok(Arc::new(config))
 }
 
@@ -68,8 +83,8 @@ pub fn once(address: SocketAddr, config: &Arc<ClientConfig>) -> Result<Handshake
 /// Connections for so long from the calling thread's namespace, on one core.
 pub fn run(
     address: SocketAddr,
-    root: &Path,
-    resumes: bool,
+    material: &Material,
+    manner: Manner,
     (seconds, core): (u32, usize),
 ) -> Result<Counted> {
     let mut cores = CpuSet::new();
@@ -80,8 +95,8 @@ pub fn run(
     // Threads inherit namespace and core.
     let clients: Vec<_> = (0..THREADS)
         .map(|_| {
-            let config = config(root, resumes)?;
-            Ok(thread::spawn(move || client(address, &config, resumes, until)))
+            let config = config(material, manner)?;
+            Ok(thread::spawn(move || client(address, &config, manner.resumes, until)))
         })
         .collect::<Result<_>>()?;
     let mut requests = 0;
@@ -107,9 +122,9 @@ fn client(address: SocketAddr, config: &Arc<ClientConfig>, resumes: bool, until:
     Ok(count)
 }
 
-/// Connections that have had one answer each and then stay silent.
-pub fn idle(address: SocketAddr, root: &Path, count: usize) -> Result<Vec<Connected>> {
-    let config = config(root, false)?;
+/// Connections of clients with certificates that have had one answer each and then stay silent.
+pub fn idle(address: SocketAddr, material: &Material, count: usize) -> Result<Vec<Connected>> {
+    let config = config(material, Manner { resumes: false, mutual: true })?;
     (0..count)
         .map(|index| {
             let what = || format!("idle connection {index} of {count}");
@@ -134,7 +149,7 @@ pub fn signatures_per_second(key: &Path, core: usize) -> Result<f64> {
     let mut cores = CpuSet::new();
     cores.set(core).context("that core")?;
     sched_setaffinity(Pid::from_raw(0), &cores).context("binding to a core")?;
-    let key = rustls_pki_types::PrivateKeyDer::from_pem_file(key).context("reading the key")?;
+    let key = PrivateKeyDer::from_pem_file(key).context("reading the key")?;
     let key = rustls::crypto::ring::sign::any_supported_type(&key)?;
     let scheme = rustls::SignatureScheme::ECDSA_NISTP256_SHA256;
     let signer = key.choose_scheme(&[scheme]).context("the key signs otherwise")?;

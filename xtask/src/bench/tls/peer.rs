@@ -5,42 +5,23 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use lab::exec::{command, run};
 use lab::wait::{PATIENCE, wait_until};
 
 use super::super::contender::{Binaries, Contender, Running};
 use super::super::track::{BACKEND, PROXY, Place, Server, Track};
-use super::client;
+use super::client::{self, Manner};
+use super::material::Material;
 
 /// Who takes part, in the order of the table.
 pub const ALL: [Contender; 4] = [Contender::Nginx, Contender::Haproxy, Contender::Envoy, Contender::Sluice];
+/// Who asks clients for certificates.
+pub const MUTUAL: [Contender; 3] = [Contender::Nginx, Contender::Haproxy, Contender::Sluice];
 /// The backend's port.
 const BACKEND_PORT: u16 = 8000;
-/// The certificate and its key, in the track's directory.
-const PEM: &str = "tls.pem";
 
-/// Makes the certificate that all of them show, and gives the file, which has its key too.
-pub fn certificate(track: &Track) -> Result<PathBuf> {
-    let path = |name: &str| track.directory().join(name);
-    let (pem, key, config) = (path(PEM), path("tls.key"), path("openssl.cnf"));
-    fs::write(&config, "[req]\ndistinguished_name=dn\n[dn]\n").context("writing a configuration")?;
-    run(command("openssl", ["req", "-x509", "-nodes", "-days", "2", "-newkey", "ec"])
-        .args(["-pkeyopt", "ec_paramgen_curve:P-256", "-subj", "/CN=bench", "-addext"])
-        .arg(format!("subjectAltName=DNS:{}", client::NAME))
-        .arg("-config")
-        .arg(config)
-        .arg("-keyout")
-        .arg(&key)
-        .arg("-out")
-        .arg(&pem))?;
-    let both = fs::read_to_string(&pem)? + &fs::read_to_string(&key)?;
-    fs::write(&pem, both).context("writing the certificate")?;
-    Ok(pem)
-}
-
-/// Where clients find one.
-pub fn address(contender: Contender) -> SocketAddr {
-    SocketAddr::new(PROXY.into(), port(contender))
+/// Where clients find one; where they show certificates, on a port of its own.
+pub fn address(contender: Contender, mutual: bool) -> SocketAddr {
+    SocketAddr::new(PROXY.into(), port(contender) + u16::from(mutual))
 }
 
 fn port(contender: Contender) -> u16 {
@@ -48,22 +29,29 @@ fn port(contender: Contender) -> u16 {
 }
 
 /// Starts one and waits until it passes requests on.
-pub fn start(contender: Contender, track: &Track, binaries: &Binaries) -> Result<Running> {
-    let argv = argv(contender, track, binaries)?;
+pub fn start(
+    contender: Contender,
+    (track, material): (&Track, &Material),
+    binaries: &Binaries,
+) -> Result<Running> {
+    let argv = argv(contender, (track, material), binaries)?;
     let mut server = track.start(Place::Proxy, &format!("tls-{}", contender.name()), &argv)?;
-    let pem = track.directory().join(PEM);
-    let config = client::config(&pem, false)?;
+    let config = client::config(material, Manner { resumes: false, mutual: false })?;
     wait_until(&format!("{} to answer", contender.name()), PATIENCE, || {
         if let Err(error) = Server::check(&mut server) {
             return Some(Err(error));
         }
-        let once = track.client.enter(|| client::once(address(contender), &config));
+        let once = track.client.enter(|| client::once(address(contender, false), &config));
         matches!(once, Ok(Ok(_))).then_some(Ok(()))
     })??;
     Ok(Running { contender, server: Some(server) })
 }
 
-fn argv(contender: Contender, track: &Track, binaries: &Binaries) -> Result<Vec<String>> {
+fn argv(
+    contender: Contender,
+    (track, material): (&Track, &Material),
+    binaries: &Binaries,
+) -> Result<Vec<String>> {
     let program = contender.program(binaries).map_err(anyhow::Error::msg)?.display().to_string();
     let directory = track.directory();
     let text = filled(contender, &directory.display().to_string());
@@ -73,7 +61,7 @@ fn argv(contender: Contender, track: &Track, binaries: &Binaries) -> Result<Vec<
         let documents = directory.join("tls-sluice");
         fs::create_dir_all(&documents).context("creating the directory of documents")?;
         fs::write(documents.join("bench.yaml"), text).context("writing the agent's documents")?;
-        fs::write(documents.join("secret.yaml"), secret(track)?).context("writing the agent's Secret")?;
+        fs::write(documents.join("secret.yaml"), secrets(material)?).context("writing the agent's Secret")?;
         let config = documents.display().to_string();
         let mut argv =
             words(&[&program, "agent", "--node", "bench", "--config", &config, "--capture", "off"]);
@@ -115,6 +103,7 @@ fn filled(contender: Contender, directory: &str) -> String {
         ("{{DIR}}", directory.to_owned()),
         ("{{ADDRESS}}", PROXY.to_string()),
         ("{{PORT}}", port(contender).to_string()),
+        ("{{MUTUAL_PORT}}", (port(contender) + 1).to_string()),
         ("{{ADMIN_PORT}}", (port(contender) + 2).to_string()),
         ("{{BACKEND}}", BACKEND.to_string()),
         ("{{BACKEND_PORT}}", BACKEND_PORT.to_string()),
@@ -123,13 +112,18 @@ fn filled(contender: Contender, directory: &str) -> String {
     .fold(template.to_owned(), |text, (name, value)| text.replace(name, value))
 }
 
-/// The certificate as the agent reads it.
-fn secret(track: &Track) -> Result<String> {
-    let pem = fs::read_to_string(track.directory().join(PEM)).context("reading the certificate")?;
-    let block = pem.lines().fold(String::new(), |all, line| all + "    " + line + "\n");
+/// The certificate and the clients' CA as the agent reads them.
+fn secrets(material: &Material) -> Result<String> {
+    let block = |path: PathBuf| -> Result<String> {
+        let pem = fs::read_to_string(path).context("reading a certificate")?;
+        Ok(pem.lines().fold(String::new(), |all, line| all + "    " + line + "\n"))
+    };
+    let (server, ca) = (block(material.server())?, block(material.ca())?);
     Ok(format!(
         "apiVersion: v1\nkind: Secret\nmetadata: {{name: bench, namespace: default}}\ntype: kubernetes.io/tls\n\
-         stringData:\n  tls.crt: |\n{block}  tls.key: |\n{block}"
+         stringData:\n  tls.crt: |\n{server}  tls.key: |\n{server}\
+         ---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: clients, namespace: default}}\n\
+         data:\n  ca.crt: |\n{ca}"
     ))
 }
 
