@@ -12,6 +12,12 @@ pub(super) fn run(args: &ClientArgs) -> anyhow::Result<ExitCode> {
         Format::Table => {
             let heads = ["policy", "limit", "about", "tier", "quota", "key", "admitted", "refused", "keys"];
             output::table(heads, &rows(&dump))?;
+            if let Some(store) = &dump.store {
+                output::text(&format!(
+                    "\nlimits of the cluster: Redis is {}, {} nodes share; {} calls, {} failed",
+                    store.state, store.nodes, store.calls, store.failures
+                ))?;
+            }
         }
     }
     Ok(ExitCode::SUCCESS)

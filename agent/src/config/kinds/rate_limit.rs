@@ -12,9 +12,10 @@ use super::super::node::{DecodeError, Extra};
 use super::super::object::Notes;
 use super::name::is_object_name;
 use super::{DOCUMENT, GATEWAY_API, ISTIO, Source, decode_spec, duration};
+use crate::limit::shared::shared_rate;
 use crate::limit::{Rate, RateError};
 use crate::model::{
-    DirectResponse, KeyPart, Limit, LimitTarget, LimitedRoute, Missing, ObjectName, Quota, RateLimit,
+    ClusterCount, ClusterMode, DirectResponse, FailMode, KeyPart, Limit, LimitTarget, LimitedRoute, Missing, ObjectName, Quota, RateLimit,
 };
 
 const EXTRAS: &[&[Extra]] = &[DOCUMENT];
@@ -73,6 +74,29 @@ struct LimitSpec {
     #[serde(default)]
     exempt: Vec<String>,
     max_keys: Option<u32>,
+    cluster: Option<ClusterSpec>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct ClusterSpec {
+    mode: ModeSpec,
+    #[serde(default)]
+    fail: FailSpec,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+enum ModeSpec {
+    Exact,
+    Leased,
+}
+
+#[derive(Debug, Default, Clone, Copy, Deserialize)]
+enum FailSpec {
+    Open,
+    Closed,
+    #[default]
+    Share,
 }
 
 #[derive(Debug, Deserialize)]
@@ -202,7 +226,34 @@ fn read_limit(spec: &LimitSpec, field: &Field, notes: &mut Notes<'_>) -> Option<
         notes.error(&field.key("maxKeys"), format!("{max_keys} is not from 1 to {KEYS_MAX}"));
     }
     let quota = quota(spec, field, notes)?;
-    Some(Limit { name: spec.name.as_str().into(), key, missing, quota, exempt, max_keys })
+    let cluster = spec.cluster.as_ref().map(|cluster| {
+        cluster_count(cluster, (quota, &field.key("cluster")), notes)
+    });
+    Some(Limit { name: spec.name.as_str().into(), key, missing, quota, exempt, max_keys, cluster })
+}
+
+fn cluster_count(spec: &ClusterSpec, (quota, field): (Quota, &Field), notes: &mut Notes<'_>) -> ClusterCount {
+    match quota {
+        Quota::InFlight { .. } => {
+            notes.error(field, "requests in flight are counted by each node for itself");
+        }
+        Quota::Rate { requests, window_ns, burst } => {
+            if shared_rate(requests, window_ns, burst).is_none() {
+                notes.error(field, "the burst is too large for this rate to be counted in whole numbers by Redis");
+            }
+        }
+        Quota::Window { .. } => {}
+    }
+    let mode = match spec.mode {
+        ModeSpec::Exact => ClusterMode::Exact,
+        ModeSpec::Leased => ClusterMode::Leased,
+    };
+    let fail = match spec.fail {
+        FailSpec::Open => FailMode::Open,
+        FailSpec::Closed => FailMode::Closed,
+        FailSpec::Share => FailMode::Share,
+    };
+    ClusterCount { mode, fail }
 }
 
 fn quota(spec: &LimitSpec, field: &Field, notes: &mut Notes<'_>) -> Option<Quota> {
