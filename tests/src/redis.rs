@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -19,7 +19,7 @@ pub const PORT: u16 = 6379;
 /// Where every Sentinel listens, at its own address.
 pub const SENTINEL_PORT: u16 = 26379;
 
-/// How far the clock is ahead, for libfaketime.
+/// How far the clock is ahead.
 const CLOCK: &str = "clock";
 /// A line of the configuration that says that the clock can be moved.
 const CLOCK_MARK: &str = "# with a clock of its own";
@@ -42,7 +42,7 @@ impl Redis {
         Self::prepare(&format!("port {PORT}\n{common}{config}"), PORT, false)
     }
 
-    /// Starts a server whose clock can be moved, by [`Redis::set_clock_ahead`]; that of its timers goes on as ever.
+    /// Starts a server whose clock can be moved, by [`Redis::set_clock_ahead`]; its timers go on as ever.
     pub fn start_with_clock() -> Result<Self> {
         let common = "protected-mode no\nsave \"\"\nappendonly no\n";
         Self::prepare(&format!("port {PORT}\n{common}{CLOCK_MARK}\n"), PORT, false)
@@ -50,7 +50,7 @@ impl Redis {
 
     /// Sets its clock so far ahead of the machine's.
     pub fn set_clock_ahead(&self, ahead: Duration) -> Result<()> {
-        replace_file(&self.file(CLOCK), &format!("+{}", ahead.as_secs()))
+        replace_file(&self.file(CLOCK), &ahead.as_secs().to_string())
     }
 
     /// Starts a Sentinel for a server, which it calls `sluice`.
@@ -71,7 +71,7 @@ impl Redis {
         let directory = tempfile::Builder::new().prefix("sluice-redis-").tempdir()?;
         let root = directory.path().display().to_string();
         let config = config.replace("IP", &ip.to_string()).replace("DIR", &root);
-        fs::write(directory.path().join(CLOCK), "+0")?;
+        fs::write(directory.path().join(CLOCK), "0")?;
         fs::write(directory.path().join("redis.conf"), format!("bind {ip}\ndir {root}\n{config}"))?;
         let address = SocketAddr::new(IpAddr::V4(ip), port);
         let child = spawn(directory.path(), sentinel)?;
@@ -135,14 +135,18 @@ impl Drop for Redis {
     }
 }
 
-/// The library that moves clocks, of the package `libfaketime`.
-fn faketime() -> Result<PathBuf> {
-    let architectures = fs::read_dir("/usr/lib").context("/usr/lib")?.filter_map(Result::ok);
-    let mut places = architectures.map(|entry| entry.path().join("faketime/libfaketimeMT.so.1"));
-    places.find(|place| place.exists()).context("no libfaketime here; scripts/setup installs it")
+/// Builds what gives a server a clock of its own.
+fn build_clock(directory: &Path) -> Result<PathBuf> {
+    let (source, library) = (directory.join("clock.c"), directory.join("clock.so"));
+    fs::write(&source, include_str!("redis/clock.c"))?;
+    let mut compiler = Command::new("gcc");
+    let built = compiler.args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(&source).output();
+    let built = built.context("gcc, which scripts/setup installs")?;
+    ensure!(built.status.success(), "gcc: {}", String::from_utf8_lossy(&built.stderr));
+    Ok(library)
 }
 
-fn spawn(directory: &std::path::Path, sentinel: bool) -> Result<Child> {
+fn spawn(directory: &Path, sentinel: bool) -> Result<Child> {
     let log = File::create(directory.join("redis.log"))?;
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--", "redis-server"]).arg(directory.join("redis.conf"));
@@ -150,8 +154,7 @@ fn spawn(directory: &std::path::Path, sentinel: bool) -> Result<Child> {
         command.arg("--sentinel");
     }
     if fs::read_to_string(directory.join("redis.conf"))?.contains(CLOCK_MARK) {
-        command.env("LD_PRELOAD", faketime()?).env("FAKETIME_TIMESTAMP_FILE", directory.join(CLOCK));
-        command.env("FAKETIME_NO_CACHE", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        command.env("LD_PRELOAD", build_clock(directory)?).env("CLOCK_AHEAD_FILE", directory.join(CLOCK));
     }
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     command.spawn().context("starting redis-server")

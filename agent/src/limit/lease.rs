@@ -4,7 +4,7 @@
 //! those who come for nothing cost the store little. One that is leased is taken in portions: each that was used up doubles the
 //! next, each that ran out unused halves it.
 
-/// How long a portion may be spent, in nanoseconds.
+/// How long a portion may be spent at most, in nanoseconds; what is counted in a shorter span is spent within that.
 pub const LEASE: u64 = 1_000_000_000;
 /// How long a quota is taken to be used up at most, before the store is asked again.
 const USED_UP_MAX: u64 = 100_000_000;
@@ -21,7 +21,11 @@ pub struct Lease {
     left: u32,
     /// Until when.
     until: u64,
-    /// The store's time of the last portion.
+    /// So many of them are of the last portion, and that portion's time; those before it are spent first.
+    last: (u32, u64),
+    /// The time of the portion before.
+    before: u64,
+    /// The store's time of what it granted last.
     granted_at: u64,
     /// The size of the next portion.
     portion: u32,
@@ -70,7 +74,12 @@ pub struct Grant {
     pub wait: u64,
     /// The store's time.
     pub at: u64,
+    /// Nanoseconds for which a portion may be spent.
+    pub life: u64,
 }
+
+/// What goes back to the store: so many, and its time of the portion that they are of.
+pub type RanOut = [(u32, u64); 2];
 
 /// The largest portion of a quota of which so many may come at once, among so many nodes.
 pub fn largest_portion(budget: u64, nodes: u32) -> u32 {
@@ -99,8 +108,8 @@ impl Lease {
         Step::Ask { count: self.portion, portion: true }
     }
 
-    /// The store has answered. What had run out is taken away before: how much, and the store's time of that portion.
-    pub fn settle(&mut self, grant: Grant, now: u64, most: u32) -> Option<(u32, u64)> {
+    /// The store has answered. What had run out is taken away before.
+    pub fn settle(&mut self, grant: Grant, now: u64, most: u32) -> RanOut {
         let ran_out = self.run_out(now);
         if grant.portion {
             self.asking = false;
@@ -110,8 +119,9 @@ impl Lease {
         }
         let kept = grant.granted.saturating_sub(grant.spent);
         if kept > 0 {
+            (self.before, self.last) = (self.last.1, (kept, grant.at));
             self.left = self.left.saturating_add(kept);
-            self.until = now.saturating_add(LEASE);
+            self.until = now.saturating_add(grant.life);
         }
         if grant.granted >= grant.asked {
             if grant.portion {
@@ -140,13 +150,15 @@ impl Lease {
         None
     }
 
-    /// Takes away what has run out: how much, and the store's time of the portion.
-    pub fn run_out(&mut self, now: u64) -> Option<(u32, u64)> {
+    /// Takes away what has run out.
+    pub fn run_out(&mut self, now: u64) -> RanOut {
         if self.left == 0 || now < self.until {
-            return None;
+            return RanOut::default();
         }
         self.portion = (self.portion / 2).max(1);
-        Some((std::mem::take(&mut self.left), self.granted_at))
+        let left = std::mem::take(&mut self.left);
+        let last = left.min(self.last.0);
+        [(left - last, self.before), (last, self.last.1)]
     }
 
     /// What may still be let through.
@@ -169,7 +181,7 @@ mod tests {
     const MS: u64 = 1_000_000;
 
     fn grant(asked: u32, granted: u32) -> Grant {
-        Grant { asked, granted, spent: 1, portion: true, wait: 5 * MS, at: 7 }
+        Grant { asked, granted, spent: 1, portion: true, wait: 5 * MS, at: 7, life: LEASE }
     }
 
     #[test]
@@ -190,9 +202,21 @@ mod tests {
         assert_eq!(sizes, [1, 2, 4, 8, 16, 16, 16]);
         lease.step(0, 16);
         lease.settle(grant(16, 16), 0, 16);
-        assert_eq!(lease.run_out(LEASE - 1), None);
-        assert_eq!(lease.run_out(LEASE), Some((15, 7)));
+        assert_eq!(lease.run_out(LEASE - 1), RanOut::default());
+        assert_eq!(lease.run_out(LEASE), [(0, 7), (15, 7)]);
         assert_eq!(lease.step(LEASE, 16), Step::Ask { count: 8, portion: true });
+    }
+
+    #[test]
+    fn what_runs_out_is_told_by_its_portion() {
+        let mut lease = Lease { portion: 8, ..Lease::default() };
+        for (at, granted) in [(1, 8), (2, 8)] {
+            lease.settle(Grant { at, spent: 0, ..grant(granted, granted) }, 0, 8);
+        }
+        for _ in 0..5 {
+            assert!(matches!(lease.step(0, 8), Step::Spend { .. }));
+        }
+        assert_eq!(lease.run_out(LEASE), [(3, 1), (8, 2)], "the older is spent first");
     }
 
     #[test]
@@ -225,6 +249,10 @@ mod tests {
         }
     }
 
+    fn sum(ran_out: RanOut) -> u64 {
+        ran_out.iter().map(|(left, _)| u64::from(*left)).sum()
+    }
+
     proptest! {
         #[test]
         fn no_more_is_spent_than_was_granted(
@@ -232,8 +260,8 @@ mod tests {
             events in prop::collection::vec((0_u8..4, 0_u64..200), 1..300),
         ) {
             let (mut lease, mut now) = (Lease::default(), 0);
-            let (mut granted, mut spent, mut returned) = (0_u64, 0_u64, 0_u64);
-            let mut asked: Vec<(u32, bool, bool)> = Vec::new();
+            let (mut all, mut spent, mut returned) = (0_u64, 0_u64, 0_u64);
+            let mut questions: Vec<(u32, bool, bool)> = Vec::new();
             for (what, gap) in events {
                 now += gap * MS;
                 match what {
@@ -241,24 +269,25 @@ mod tests {
                         Step::Spend { refill, .. } => {
                             spent += 1;
                             if refill > 0 {
-                                asked.push((refill, true, false));
+                                questions.push((refill, true, false));
                             }
                         }
-                        Step::Ask { count, portion } => asked.push((count, portion, true)),
+                        Step::Ask { count, portion } => questions.push((count, portion, true)),
                         Step::Refused { wait } => prop_assert!(wait > 0),
                     },
-                    2 => if let Some((count, portion, waits)) = asked.pop() {
+                    2 => if let Some((count, portion, waits)) = questions.pop() {
                         let some = u32::try_from(gap % u64::from(count + 1)).unwrap();
                         let used = u32::from(waits && some > 0);
-                        granted += u64::from(some);
+                        all += u64::from(some);
                         spent += u64::from(used);
                         let wait = gap * MS;
-                        let grant = Grant { asked: count, granted: some, spent: used, portion, wait, at: now };
-                        returned += lease.settle(grant, now, most).map_or(0, |(left, _)| u64::from(left));
+                        let (asked, granted, at, life) = (count, some, now, LEASE);
+                        let grant = Grant { asked, granted, spent: used, portion, wait, at, life };
+                        returned += sum(lease.settle(grant, now, most));
                     },
-                    _ => returned += lease.run_out(now).map_or(0, |(left, _)| u64::from(left)),
+                    _ => returned += sum(lease.run_out(now)),
                 }
-                prop_assert_eq!(granted, spent + returned + u64::from(lease.left));
+                prop_assert_eq!(all, spent + returned + u64::from(lease.left));
                 let portion = most.max(1);
                 prop_assert!(lease.left <= portion + portion / 2 + 1, "{lease:?}");
             }

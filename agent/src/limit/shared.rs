@@ -9,7 +9,7 @@ use std::time::Duration;
 use ring::digest::{Context, SHA256};
 use tokio::sync::oneshot;
 
-use super::lease::{Grant, LEASE, Lease, Step, largest_portion};
+use super::lease::{Grant, LEASE, Lease, RanOut, Step, largest_portion};
 use super::share::Own;
 use super::{Counter, Rate, Store, Verdict, Window};
 
@@ -286,6 +286,11 @@ impl SharedQuota {
         }
     }
 
+    /// How long a portion may be spent.
+    fn life(self) -> u64 {
+        self.span().clamp(1, LEASE)
+    }
+
     /// The time after which nothing is remembered, in nanoseconds.
     fn span(self) -> u64 {
         match self {
@@ -448,17 +453,16 @@ impl SharedLimit {
             portion,
             wait: answer.wait.saturating_mul(MICROSECOND),
             at: answer.at,
+            life: self.quota.life(),
         };
         let kept = self.held.with(key.local(), now, |_, lease| {
             let ran_out = lease.settle(grant, now, most);
             (ran_out, lease.left(now) > 0)
         });
         // What there is no room to keep goes back at once.
-        let all = (grant.granted - grant.spent, answer.at);
-        let (back, kept) = kept.unwrap_or((Some(all), false));
-        if let Some((count, at)) = back.filter(|(count, _)| *count > 0) {
-            counters.give_back(Ask { count, ..ask }, at);
-        }
+        let all = [(grant.granted - grant.spent, answer.at), (0, 0)];
+        let (back, kept) = kept.unwrap_or((all, false));
+        self.send_back(key, back, &**counters);
         if kept {
             self.watch(key, now, counters);
         }
@@ -467,13 +471,18 @@ impl SharedLimit {
     /// Gives a portion back to the store when it has run out.
     fn watch(self: &Arc<Self>, key: SharedKey, now: u64, counters: &Arc<dyn Counters>) {
         let (limit, with) = (Arc::clone(self), Arc::clone(counters));
-        let over = now.saturating_add(LEASE);
+        let life = self.quota.life();
+        let over = now.saturating_add(life);
         let then = move || {
-            let ran_out = limit.held.with(key.local(), over, |_, lease| lease.run_out(over)).flatten();
-            if let Some((count, at)) = ran_out {
-                with.give_back(Ask { key, rule: limit.quota.rule(), count }, at);
-            }
+            let ran_out = limit.held.with(key.local(), over, |_, lease| lease.run_out(over));
+            limit.send_back(key, ran_out.unwrap_or_default(), &*with);
         };
-        counters.later(Duration::from_nanos(LEASE), Box::new(then));
+        counters.later(Duration::from_nanos(life), Box::new(then));
+    }
+
+    fn send_back(&self, key: SharedKey, what: RanOut, counters: &dyn Counters) {
+        for (count, at) in what.into_iter().filter(|(count, _)| *count > 0) {
+            counters.give_back(Ask { key, rule: self.quota.rule(), count }, at);
+        }
     }
 }
