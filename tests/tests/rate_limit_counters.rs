@@ -8,7 +8,9 @@ use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use agent::cluster::{RedisCounters, RedisOptions};
-use agent::limit::shared::{Answer, Ask, Counters, KeyWriter, SharedQuota, SharedRule, WhenAway, shared_rate};
+use agent::limit::shared::{
+    Answer, Ask, Counters, KeyWriter, SharedQuota, SharedRule, WhenAway, shared_rate,
+};
 use agent::limit::{Bucket, Counter, Log, Verdict, Window};
 use anyhow::{Context, Result, ensure};
 use lab::redis::Redis;
@@ -211,8 +213,8 @@ async fn a_foreign_value_is_of_no_concern_to_other_keys() -> Result<()> {
     let redis = Redis::start("")?;
     let nodes = start(&redis, window(90), exact(WhenAway::Share))?;
     let key = nodes[0].key("one");
-    let digits: String = key.0.iter().map(|byte| format!("{byte:02x}")).collect();
-    redis.ask(&["HSET", &format!("sluice:x:limit:{{{digits}}}"), "a", "b"])?;
+    let counter = format!("sluice:x:limit:{{{:032x}}}", u128::from_be_bytes(key.0));
+    redis.ask(&["HSET", &counter, "a", "b"])?;
     ensure!(nodes[0].lets_through(key, 60).await == 30, "the node's share");
     let counts = together(&nodes, "two", 60).await?;
     ensure!(counts.iter().sum::<usize>() == 90 && nodes[0].reading().state == "up", "{counts:?}");
@@ -269,10 +271,7 @@ async fn the_script_counts_as_the_node_does() -> Result<()> {
     let quick = Window { requests: 7, window: 40_000 };
     let steady = shared_rate(997, 1_000_000_000, 13).context("a rate")?;
     let (unit, leak, capacity) = steady.numbers();
-    let rules = [
-        SharedRule::Window { requests: 7, span: 40_000 },
-        SharedRule::Rate { unit, leak, capacity },
-    ];
+    let rules = [SharedRule::Window { requests: 7, span: 40_000 }, SharedRule::Rate { unit, leak, capacity }];
     let mut random = 88_172_645_463_325_252_u64;
     for (name, rule) in ["window", "rate"].into_iter().zip(rules) {
         let counters = RedisCounters::start(RedisOptions::new(&format!("redis://{}", redis.address), "x"))?;
@@ -298,7 +297,10 @@ async fn the_script_counts_as_the_node_does() -> Result<()> {
                     }
                 }
             }
-            ensure!(answer.granted == expected, "{rule:?} {step}: {answer:?} of {count}, and it is {expected}");
+            ensure!(
+                answer.granted == expected,
+                "{rule:?} {step}: {answer:?} of {count}, and it is {expected}"
+            );
             tokio::time::sleep(Duration::from_micros(random % 6000)).await;
         }
     }

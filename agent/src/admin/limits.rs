@@ -70,6 +70,12 @@ pub struct LimitDump {
     pub evicted: u64,
     /// Requests that were let through uncounted, as nothing could be forgotten for them.
     pub uncounted: u64,
+    /// When the guard keeps a source out, e.g. `after 100 refusals in 10s, for 60s`; none: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub push_down: Option<String>,
+    /// Sources that the guard was told to keep out.
+    #[serde(default)]
+    pub pushed_down: u64,
     /// Of a limit of the cluster, how it is used on this node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster: Option<SharedDump>,
@@ -80,7 +86,10 @@ pub fn limits(table: &RoutingTable) -> LimitsDump {
     let of_policy = |policy: &LimitPolicy| -> Vec<LimitDump> {
         policy.limits.iter().map(|counter| limit(policy, counter)).collect()
     };
-    LimitsDump { limits: table.limits.policies().iter().flat_map(|policy| of_policy(policy)).collect(), store: None }
+    LimitsDump {
+        limits: table.limits.policies().iter().flat_map(|policy| of_policy(policy)).collect(),
+        store: None,
+    }
 }
 
 fn limit(policy: &LimitPolicy, counter: &LimitCounter) -> LimitDump {
@@ -98,6 +107,11 @@ fn limit(policy: &LimitPolicy, counter: &LimitCounter) -> LimitDump {
         keys: usage.keys,
         evicted: usage.evicted,
         uncounted: usage.uncounted,
+        push_down: counter.limit.push_down.map(|rule| {
+            let (within, lasts) = (span(rule.within_ns), span(rule.lasts_ns));
+            format!("after {} refusals in {within}, for {lasts}", rule.after)
+        }),
+        pushed_down: usage.pushed,
         cluster: counter.shared().map(|shared| {
             let SharedUse { asked, away, leased, .. } = shared.usage(limit_time(Instant::now()));
             SharedDump { asked, away, leased }
@@ -125,8 +139,11 @@ fn target(target: &LimitTarget) -> String {
     }
 }
 
+fn span(nanoseconds: u64) -> String {
+    format!("{:?}", std::time::Duration::from_nanos(nanoseconds))
+}
+
 fn quota(quota: Quota) -> String {
-    let span = |nanoseconds: u64| format!("{:?}", std::time::Duration::from_nanos(nanoseconds));
     match quota {
         Quota::Rate { requests, window_ns, burst } => {
             format!("{requests} in {}, {burst} at once", span(window_ns))
@@ -165,6 +182,7 @@ pub fn read_limits(table: &RoutingTable) -> Vec<RateLimitReading> {
             requests,
             keys: limit.keys,
             evicted: limit.evicted,
+            pushed: limit.push_down.is_some().then_some(limit.pushed_down),
             store: limit.cluster.map(|cluster| (cluster.asked, cluster.away)),
         }
     };

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::Context as _;
 use tokio::sync::watch;
 
-use super::{DocumentSource, Settings};
 use super::follow::Follower;
 use super::status::Observed;
+use super::{DocumentSource, Settings};
 use crate::admin::{
     ClusterDump, DocumentsDump, InForceDump, LeaderDump, NodeDump, OutReasons, RefusedDocumentsDump,
     RefusedDump, SealDump,
@@ -18,7 +18,9 @@ use crate::admin::{
 use crate::cluster::disk::KeptDocuments;
 use crate::cluster::registry::{Node, NodeRecord, NodeState};
 use crate::cluster::seal::Position;
-use crate::cluster::{self, Agent, ClusterSettings, ClusterView, RedisCounters, RedisOptions, RedisStore, Trust};
+use crate::cluster::{
+    self, Agent, ClusterSettings, ClusterView, RedisCounters, RedisOptions, RedisStore, Trust,
+};
 use crate::compile::wire::{Parts, Touched};
 use crate::compile::{RoutingTable, TableVersion, compile_parts, recompile};
 use crate::config::{self, InputFile, State, load, stored_files};

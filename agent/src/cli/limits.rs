@@ -25,8 +25,13 @@ pub(super) fn run(args: &ClientArgs) -> anyhow::Result<ExitCode> {
 
 fn rows(dump: &LimitsDump) -> Vec<[String; 9]> {
     let row = |limit: &crate::admin::LimitDump| {
-        let tier =
-            if limit.mode == "shadow" { format!("{}, shadow", limit.tier) } else { limit.tier.clone() };
+        let mut tier = limit.tier.clone();
+        if limit.push_down.is_some() {
+            tier += &format!(", {} pushed down", limit.pushed_down);
+        }
+        if limit.mode == "shadow" {
+            tier += ", shadow";
+        }
         [
             limit.policy.clone(),
             limit.limit.clone(),

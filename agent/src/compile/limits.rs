@@ -9,13 +9,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
-use crate::limit::shared::{
-    KeyWriter, SharedLimit, SharedQuota, SharedSettings, WhenAway, shared_rate,
-};
+use crate::limit::shared::{KeyWriter, SharedLimit, SharedQuota, SharedSettings, WhenAway, shared_rate};
 use crate::limit::{Concurrency, Permit, Rate, Store, Verdict, Window};
 use crate::model::{
     ClusterMode, DirectResponse, FailMode, Limit, LimitTarget, LimitedRoute, ObjectName, Quota, RateLimit,
 };
+
+/// How many limits there were.
+static LIMITS: AtomicU64 = AtomicU64::new(0);
 
 /// Keys that a limit remembers, whatever another agent asks for.
 const KEYS_MAX: u32 = 4_194_304;
@@ -56,8 +57,11 @@ pub struct LimitCounter {
     /// The secret of its keys.
     hasher: RandomState,
     keys: Keys,
+    /// Tells it from all others that there ever were.
+    id: u64,
     admitted: AtomicU64,
     refused: AtomicU64,
+    pushed: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -88,6 +92,8 @@ pub struct LimitUse {
     pub evicted: u64,
     /// Requests that were let through uncounted.
     pub uncounted: u64,
+    /// Sources that the guard was told to keep out.
+    pub pushed: u64,
 }
 
 /// Nanoseconds since the first look: the time of all counters.
@@ -156,8 +162,14 @@ impl LimitCounter {
         let size = usize::try_from(limit.max_keys.min(KEYS_MAX)).unwrap_or(1);
         let shared = shared_limit(document, limit, size).map(|shared| Keys::Shared(Arc::new(shared)));
         let keys = shared.unwrap_or_else(|| Self::of_node(limit.quota, size));
-        let (admitted, refused) = Default::default();
-        Self { limit: limit.clone(), hasher: RandomState::new(), keys, admitted, refused }
+        let (admitted, refused, pushed) = Default::default();
+        let id = LIMITS.fetch_add(1, Ordering::Relaxed);
+        Self { limit: limit.clone(), hasher: RandomState::new(), keys, id, admitted, refused, pushed }
+    }
+
+    /// What tells it from all others that there ever were.
+    pub fn id(&self) -> u64 {
+        self.id
     }
 
     fn of_node(quota: Quota, size: usize) -> Keys {
@@ -234,6 +246,11 @@ impl LimitCounter {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Counts a source that the guard was told to keep out.
+    pub fn count_pushed(&self) {
+        self.pushed.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// How it is used.
     pub fn usage(&self) -> LimitUse {
         let (keys, evicted, uncounted) = match &self.keys {
@@ -247,7 +264,8 @@ impl LimitCounter {
         };
         let (admitted, refused) =
             (self.admitted.load(Ordering::Relaxed), self.refused.load(Ordering::Relaxed));
-        LimitUse { admitted, refused, keys, evicted, uncounted }
+        let pushed = self.pushed.load(Ordering::Relaxed);
+        LimitUse { admitted, refused, keys, evicted, uncounted, pushed }
     }
 }
 
@@ -346,6 +364,7 @@ mod tests {
                 exempt: Vec::new(),
                 max_keys: 8,
                 cluster: None,
+                push_down: None,
             }],
             answer: DirectResponse { status: 429, body: body.as_bytes().into() },
         }

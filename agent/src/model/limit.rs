@@ -74,6 +74,20 @@ pub struct Limit {
     /// How all nodes count together; `None`: each counts for itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster: Option<ClusterCount>,
+    /// When the guard at the edge keeps a source out that goes on being refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub push_down: Option<PushDown>,
+}
+
+/// When a source is kept out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PushDown {
+    /// After so many refusals
+    pub after: u32,
+    /// within so many nanoseconds of the first,
+    pub within_ns: u64,
+    /// and for so many nanoseconds.
+    pub lasts_ns: u64,
 }
 
 /// How all nodes count together.

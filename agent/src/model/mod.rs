@@ -22,7 +22,8 @@ pub use authorization::{
 };
 pub use guard::{EdgeGuard, SourceRate};
 pub use limit::{
-    ClusterCount, ClusterMode, FailMode, KeyPart, Limit, LimitTarget, LimitedRoute, Missing, Quota, RateLimit,
+    ClusterCount, ClusterMode, FailMode, KeyPart, Limit, LimitTarget, LimitedRoute, Missing, PushDown, Quota,
+    RateLimit,
 };
 pub use name::ObjectName;
 pub use peer_authentication::{MtlsMode, PeerAuthentication, PeerLevel};

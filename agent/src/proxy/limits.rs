@@ -93,13 +93,30 @@ impl Caller<'_> {
         let policies = self.policies(table, &planned, head);
         let (shadows, enforced): (Vec<_>, Vec<_>) = policies.into_iter().partition(|policy| policy.shadow);
         // What shadows would hold is held too, so that they count what they would count.
-        let shadows = shadows.into_iter().filter_map(|policy| admit(&[policy], &asking).ok()).collect::<Vec<_>>();
+        let shadows =
+            shadows.into_iter().filter_map(|policy| admit(&[policy], &asking).ok()).collect::<Vec<_>>();
         match admit(&enforced, &asking) {
-            Ok(enforced) => Limiting::of(planned, (shadows, enforced), (&self.ctx.counters, asking.now), kept),
+            Ok(enforced) => {
+                Limiting::of(planned, (shadows, enforced), (&self.ctx.counters, asking.now), kept)
+            }
             Err(limited) => {
                 // They go on by themselves where the request does not.
-                Limiting::of(planned.limited(limited), (shadows, Group::default()), (&self.ctx.counters, asking.now), kept)
+                Limiting::of(
+                    planned.limited(limited),
+                    (shadows, Group::default()),
+                    (&self.ctx.counters, asking.now),
+                    kept,
+                )
             }
+        }
+    }
+
+    /// A request was refused by a limit. Clients of Gateways that go on may be kept out by the guard; pods never are: the guard
+    /// stands where strangers come in.
+    pub(super) fn refused_by(&self, limited: &Limited<'_>, now: tokio::time::Instant) {
+        if limited.limit.limit.push_down.is_some() && matches!(self.origin, Origin::Gateway(_)) {
+            let refusals = self.ctx.http.admission().refusals();
+            refusals.limited(limited.limit, self.peer.ip(), now.into_std());
         }
     }
 

@@ -17,6 +17,8 @@ pub struct RateLimitReading {
     pub keys: usize,
     /// Keys that were forgotten although they counted something.
     pub evicted: u64,
+    /// Sources that the guard was told to keep out, where the limit has that done.
+    pub pushed: Option<u64>,
     /// Of a limit of the cluster: questions to the store, and requests that were decided while it was away.
     pub store: Option<(u64, u64)>,
 }
@@ -42,6 +44,7 @@ pub(super) struct RateLimitSeries {
     requests: IntCounterVec,
     keys: IntGaugeVec,
     evicted: IntCounterVec,
+    pushed: IntCounterVec,
     asked: IntCounterVec,
     away: IntCounterVec,
     store: StoreSeries,
@@ -60,7 +63,10 @@ impl StoreSeries {
     fn new(registry: &Registry) -> Result<Self, Error> {
         let calls = Opts::new("sluice_rate_limit_store_calls_total", "Scripts for limits of the cluster.");
         let series = Self {
-            up: IntGauge::new("sluice_rate_limit_store_up", "Whether limits of the cluster are counted by Redis.")?,
+            up: IntGauge::new(
+                "sluice_rate_limit_store_up",
+                "Whether limits of the cluster are counted by Redis.",
+            )?,
             nodes: IntGauge::new("sluice_rate_limit_nodes", "Nodes that share limits of the cluster.")?,
             calls: IntCounterVec::new(calls, &["outcome"])?,
             read: OnceLock::new(),
@@ -92,6 +98,10 @@ impl RateLimitSeries {
             "sluice_rate_limit_evicted_total",
             "Keys that a limit forgot for others although they counted something.",
         );
+        let pushed = Opts::new(
+            "sluice_rate_limit_pushed_down_total",
+            "Sources that the guard was told to keep out as a limit went on refusing them.",
+        );
         let asked = Opts::new("sluice_rate_limit_asked_total", "Questions to Redis about a limit.");
         let away = Opts::new(
             "sluice_rate_limit_away_total",
@@ -101,11 +111,13 @@ impl RateLimitSeries {
             requests: IntCounterVec::new(requests, &["policy", "limit", "outcome"])?,
             keys: IntGaugeVec::new(keys, &["policy", "limit"])?,
             evicted: IntCounterVec::new(evicted, &["policy", "limit"])?,
+            pushed: IntCounterVec::new(pushed, &["policy", "limit"])?,
             asked: IntCounterVec::new(asked, &["policy", "limit"])?,
             away: IntCounterVec::new(away, &["policy", "limit"])?,
             store: StoreSeries::new(registry)?,
             read: OnceLock::new(),
         };
+        registry.register(Box::new(series.pushed.clone()))?;
         registry.register(Box::new(series.asked.clone()))?;
         registry.register(Box::new(series.away.clone()))?;
         registry.register(Box::new(series.requests.clone()))?;
@@ -128,6 +140,7 @@ impl RateLimitSeries {
     pub fn refresh(&self) {
         self.store.refresh();
         let Some(read) = self.read.get() else { return };
+        self.pushed.reset();
         self.asked.reset();
         self.away.reset();
         self.requests.reset();
@@ -141,6 +154,9 @@ impl RateLimitSeries {
             let keys = i64::try_from(reading.keys).unwrap_or(i64::MAX);
             self.keys.with_label_values(&[policy, limit]).set(keys);
             self.evicted.with_label_values(&[policy, limit]).inc_by(reading.evicted);
+            if let Some(pushed) = reading.pushed {
+                self.pushed.with_label_values(&[policy, limit]).inc_by(pushed);
+            }
             if let Some((asked, away)) = reading.store {
                 self.asked.with_label_values(&[policy, limit]).inc_by(asked);
                 self.away.with_label_values(&[policy, limit]).inc_by(away);

@@ -109,8 +109,7 @@ impl RedisCounters {
             let _ = rustls::crypto::ring::default_provider().install_default();
         }
         let failed = |error: std::io::Error| StoreError::Unfit(format!("no thread for limits: {error}"));
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let inner = Arc::new(Inner {
             options,
             target,
@@ -228,8 +227,7 @@ impl Inner {
     }
 
     fn key(&self, key: SharedKey) -> String {
-        let digits: String = key.0.iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("{}{{{digits}}}", self.keys.limit)
+        format!("{}{{{:032x}}}", self.keys.limit, u128::from_be_bytes(key.0))
     }
 
     /// Asks for all of them at once; who came first is let through first.
@@ -294,9 +292,7 @@ impl Inner {
     async fn line(&self) -> Option<Alone> {
         if self.state.load(Ordering::Acquire) == CONNECTING {
             let mut line = self.line.subscribe();
-            let dialled = |line: &Option<Alone>| {
-                line.is_some() || self.state.load(Ordering::Acquire) == AWAY
-            };
+            let dialled = |line: &Option<Alone>| line.is_some() || self.state.load(Ordering::Acquire) == AWAY;
             let _ = line.wait_for(dialled).await;
         }
         self.line.borrow().clone()
@@ -352,8 +348,8 @@ async fn keep(inner: &Inner) {
 /// What the keeper of the line remembers.
 struct Keeper<'a> {
     inner: &'a Inner,
-    /// The last server.
-    known: Option<Option<String>>,
+    /// The run of the last server; empty where several are behind one line.
+    known: Option<String>,
     redial: Duration,
     /// Looks without an answer.
     missed: u32,
@@ -368,7 +364,7 @@ impl Keeper<'_> {
             Ok(Ok(line)) => {
                 let run = line.run.clone();
                 // Several servers, or another run of one, may have forgotten what was counted.
-                if self.known.as_ref().is_some_and(|known| run.is_none() || *known != run) {
+                if self.known.as_ref().is_some_and(|known| run.is_empty() || *known != run) {
                     inner.forgot.store(limit_time(Instant::now()).max(1), Ordering::Relaxed);
                 }
                 (self.known, self.redial, self.missed) = (Some(run), REDIAL_MIN, 0);

@@ -15,7 +15,8 @@ use super::{DOCUMENT, GATEWAY_API, ISTIO, Source, decode_spec, duration};
 use crate::limit::shared::shared_rate;
 use crate::limit::{Rate, RateError};
 use crate::model::{
-    ClusterCount, ClusterMode, DirectResponse, FailMode, KeyPart, Limit, LimitTarget, LimitedRoute, Missing, ObjectName, Quota, RateLimit,
+    ClusterCount, ClusterMode, DirectResponse, FailMode, KeyPart, Limit, LimitTarget, LimitedRoute, Missing,
+    ObjectName, PushDown, Quota, RateLimit,
 };
 
 const EXTRAS: &[&[Extra]] = &[DOCUMENT];
@@ -28,6 +29,8 @@ const WINDOW_REQUESTS_MAX: u32 = 10_000;
 const WINDOW_MAX: Duration = Duration::from_hours(24);
 const KEYS_DEFAULT: u32 = 65_536;
 const KEYS_MAX: u32 = 4_194_304;
+/// Refusals after which a source is kept out, where the document does not say.
+const PUSH_DOWN_AFTER: u32 = 100;
 /// What the body of an answer may have.
 const BODY_MAX: usize = 64 * 1024;
 const BODY_DEFAULT: &str = "Too many requests";
@@ -75,6 +78,16 @@ struct LimitSpec {
     exempt: Vec<String>,
     max_keys: Option<u32>,
     cluster: Option<ClusterSpec>,
+    push_down: Option<PushDownSpec>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct PushDownSpec {
+    after: Option<u32>,
+    within: Option<String>,
+    #[serde(rename = "for")]
+    lasts: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -226,10 +239,30 @@ fn read_limit(spec: &LimitSpec, field: &Field, notes: &mut Notes<'_>) -> Option<
         notes.error(&field.key("maxKeys"), format!("{max_keys} is not from 1 to {KEYS_MAX}"));
     }
     let quota = quota(spec, field, notes)?;
-    let cluster = spec.cluster.as_ref().map(|cluster| {
-        cluster_count(cluster, (quota, &field.key("cluster")), notes)
-    });
-    Some(Limit { name: spec.name.as_str().into(), key, missing, quota, exempt, max_keys, cluster })
+    let cluster =
+        spec.cluster.as_ref().map(|cluster| cluster_count(cluster, (quota, &field.key("cluster")), notes));
+    let push_down =
+        spec.push_down.as_ref().and_then(|spec| push_down(spec, (&key, &field.key("pushDown")), notes));
+    Some(Limit { name: spec.name.as_str().into(), key, missing, quota, exempt, max_keys, cluster, push_down })
+}
+
+fn push_down(
+    spec: &PushDownSpec,
+    (key, field): (&[KeyPart], &Field),
+    notes: &mut Notes<'_>,
+) -> Option<PushDown> {
+    // Whom the guard keeps out must be whom the limit counts, or strangers would go with them.
+    if *key != [KeyPart::SourceAddress { v4: 32, v6: 64 }] {
+        let text = "the guard keeps out an IPv4 address or an IPv6 /64, so the key has to be that alone:                     `{type: SourceAddress, prefixLengthV6: 64}`";
+        notes.error(field, text);
+    }
+    let after = spec.after.unwrap_or(PUSH_DOWN_AFTER);
+    if after == 0 {
+        notes.error(&field.key("after"), "0 would keep out whoever was never refused; the least is 1");
+    }
+    let within_ns = window_of(spec.within.as_deref().unwrap_or("10s"), &field.key("within"), notes)?;
+    let lasts_ns = window_of(spec.lasts.as_deref().unwrap_or("1m"), &field.key("for"), notes)?;
+    Some(PushDown { after, within_ns, lasts_ns })
 }
 
 fn cluster_count(spec: &ClusterSpec, (quota, field): (Quota, &Field), notes: &mut Notes<'_>) -> ClusterCount {
@@ -239,7 +272,10 @@ fn cluster_count(spec: &ClusterSpec, (quota, field): (Quota, &Field), notes: &mu
         }
         Quota::Rate { requests, window_ns, burst } => {
             if shared_rate(requests, window_ns, burst).is_none() {
-                notes.error(field, "the burst is too large for this rate to be counted in whole numbers by Redis");
+                notes.error(
+                    field,
+                    "the burst is too large for this rate to be counted in whole numbers by Redis",
+                );
             }
         }
         Quota::Window { .. } => {}

@@ -68,6 +68,13 @@ fn wrong_ones_are_named() {
         (with("inFlight: 1, key: [{type: Header}]"), "6 spec.limits[0].key[0].name: ", "missing"),
         (with("inFlight: 1, key: [{type: Path, name: x}]"), "6 spec.limits[0].key[0].name: ", "no name"),
         (with("inFlight: 1, exempt: [here]"), "6 spec.limits[0].exempt[0]: ", "neither"),
+        (
+            with("inFlight: 1, key: [{type: SourceAddress}], pushDown: {}"),
+            "6 spec.limits[0].pushDown: ",
+            "prefixLengthV6: 64",
+        ),
+        (with("inFlight: 1, pushDown: {after: 0}"), "6 spec.limits[0].pushDown.after: ", "least is 1"),
+        (with("inFlight: 1, pushDown: {for: 25h}"), "6 spec.limits[0].pushDown.for: ", "24h"),
         (with("inFlight: 1, cluster: {mode: Exact}"), "6 spec.limits[0].cluster: ", "each node for itself"),
         (with("window: {requests: 1, per: 1s}, cluster: {}"), "6 spec.limits[0].cluster", "mode"),
         (

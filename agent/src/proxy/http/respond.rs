@@ -92,6 +92,7 @@ impl Connection {
             }
             Plan::Limited(limited) => {
                 trail.fail(Problem::RateLimited);
+                self.caller().refused_by(&limited, trail.start);
                 Box::pin(self.answer(Answer::limited(limited), Changes::default(), &mut trail)).await
             }
             Plan::Fail(problem) => Box::pin(self.fail(problem, &mut trail)).await,

@@ -173,6 +173,7 @@ impl Stream<'_> {
             }
             Plan::Limited(limited) => {
                 trail.fail(Problem::RateLimited);
+                self.session.caller().refused_by(&limited, trail.start);
                 self.answer(Answer::limited(limited), Changes::default(), trail);
             }
             Plan::Fail(problem) => self.fail(problem, trail),

@@ -11,8 +11,8 @@ use crate::cluster::redis::scripts;
 #[derive(Clone)]
 pub(in crate::cluster::redis) struct Alone {
     line: Line,
-    /// Which run of which server this is; `None` where several are behind it.
-    pub run: Option<String>,
+    /// Which run of which server this is; empty where several are behind it.
+    pub run: String,
 }
 
 impl Alone {
@@ -61,13 +61,13 @@ pub(in crate::cluster::redis) async fn dial_alone(
         }
     };
     let single = matches!(line, Line::One(_));
-    let mut alone = Alone { line, run: None };
+    let mut alone = Alone { line, run: String::new() };
     let info = match alone.call(&scripts::FITNESS, &keys.leader, &[]).await? {
         Value::VerbatimString { text, .. } | Value::SimpleString(text) => text,
         other => reply::text(other)?.unwrap_or_default(),
     };
     fit(&info, matches!(target.way, Way::Sentinel { .. } | Way::Cluster))?;
-    alone.run =
-        info.lines().find_map(|line| line.strip_prefix("run_id:")).filter(|_| single).map(str::to_owned);
+    let run = info.lines().find_map(|line| line.strip_prefix("run_id:")).filter(|_| single);
+    alone.run = run.unwrap_or_default().to_owned();
     Ok(alone)
 }
