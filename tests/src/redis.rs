@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::documents::replace_file;
-use crate::wait::{PATIENCE, wait_until};
+use crate::wait::{PATIENCE, wait_for, wait_until};
 
 /// Where every server listens, at its own address.
 pub const PORT: u16 = 6379;
@@ -51,6 +51,24 @@ impl Redis {
     /// Sets its clock so far ahead of the machine's.
     pub fn set_clock_ahead(&self, ahead: Duration) -> Result<()> {
         replace_file(&self.file(CLOCK), &ahead.as_secs().to_string())
+    }
+
+    /// Starts three servers that are a Redis Cluster, with `config` added to each one's.
+    pub fn start_cluster(config: &str) -> Result<Vec<Self>> {
+        let own = "cluster-enabled yes\ncluster-config-file DIR/nodes.conf\ncluster-announce-ip IP\n";
+        let servers: Vec<_> =
+            (0..3).map(|_| Self::start(&format!("{own}{config}"))).collect::<Result<_>>()?;
+        let addresses: Vec<_> = servers.iter().map(|server| server.address.to_string()).collect();
+        let mut words = vec!["--cluster", "create"];
+        words.extend(addresses.iter().map(String::as_str));
+        words.push("--cluster-yes");
+        servers[0].ask(&words)?;
+        wait_for("the cluster to be whole", PATIENCE, || {
+            servers.iter().all(|server| {
+                server.ask(&["CLUSTER", "INFO"]).is_ok_and(|info| info.contains("cluster_state:ok"))
+            })
+        })?;
+        Ok(servers)
     }
 
     /// Starts a Sentinel for a server, which it calls `sluice`.

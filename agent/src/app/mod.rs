@@ -34,7 +34,7 @@ use crate::capture::{
 };
 use crate::cluster::RedisCounters;
 use crate::hbone::{Mesh, TunnelConnector};
-use crate::limit::shared::Counters;
+use crate::limit::counters::Counters;
 use crate::net::{Connector, PlainConnector, server_listener};
 use crate::priority::Priority;
 use crate::proxy::http::Share;

@@ -25,13 +25,9 @@ pub(super) fn run(args: &ClientArgs) -> anyhow::Result<ExitCode> {
 
 fn rows(dump: &LimitsDump) -> Vec<[String; 9]> {
     let row = |limit: &crate::admin::LimitDump| {
-        let mut tier = limit.tier.clone();
-        if limit.push_down.is_some() {
-            tier += &format!(", {} pushed down", limit.pushed_down);
-        }
-        if limit.mode == "shadow" {
-            tier += ", shadow";
-        }
+        let pushed = limit.push_down.as_ref().map(|_| format!(", {} pushed down", limit.pushed_down));
+        let shadow = if limit.mode == "shadow" { ", shadow" } else { "" };
+        let tier = format!("{}{}{shadow}", limit.tier, pushed.unwrap_or_default());
         [
             limit.policy.clone(),
             limit.limit.clone(),

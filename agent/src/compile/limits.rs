@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
-use crate::limit::shared::{KeyWriter, SharedLimit, SharedQuota, SharedSettings, WhenAway, shared_rate};
+use crate::limit::counters::KeyWriter;
+use crate::limit::shared::{SharedLimit, SharedQuota, SharedSettings, WhenAway, shared_rate};
 use crate::limit::{Concurrency, Permit, Rate, Store, Verdict, Window};
 use crate::model::{
     ClusterMode, DirectResponse, FailMode, Limit, LimitTarget, LimitedRoute, ObjectName, Quota, RateLimit,

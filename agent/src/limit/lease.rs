@@ -33,6 +33,10 @@ pub struct Lease {
     asking: bool,
     /// Until when the store has nothing more.
     used_up_until: u64,
+    /// Requests that were let through without the store's knowing, which are paid for by the next that is granted.
+    owed: u32,
+    /// After this time nobody counts them any more.
+    owed_until: u64,
 }
 
 /// What becomes of a request.
@@ -66,8 +70,8 @@ pub struct Grant {
     pub asked: u32,
     /// so many are granted,
     pub granted: u32,
-    /// and so many of them are spent on requests that waited.
-    pub spent: u32,
+    /// and whether one is for a request that waits.
+    pub waits: bool,
     /// Whether a portion was asked for.
     pub portion: bool,
     /// Nanoseconds until there is more, where less was granted.
@@ -76,6 +80,15 @@ pub struct Grant {
     pub at: u64,
     /// Nanoseconds for which a portion may be spent.
     pub life: u64,
+}
+
+/// What an answer comes to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// Whether the request that waits is let through.
+    pub admits: bool,
+    /// What had run out before.
+    pub ran_out: RanOut,
 }
 
 /// What goes back to the store: so many, and its time of the portion that they are of.
@@ -90,7 +103,8 @@ pub fn largest_portion(budget: u64, nodes: u32) -> u32 {
 impl Lease {
     /// A request comes. `most`: the largest portion; 0: each is asked for alone.
     pub fn step(&mut self, now: u64, most: u32) -> Step {
-        if self.left > 0 && now < self.until {
+        self.pay(now);
+        if self.left > 0 && now < self.until && self.owed == 0 {
             self.left -= 1;
             let refill = self.left < self.portion / 2 && !self.asking && now >= self.used_up_until;
             self.asking |= refill;
@@ -101,15 +115,35 @@ impl Lease {
             return Step::Refused { wait: self.used_up_until - now };
         }
         if most == 0 || self.asking {
-            return Step::Ask { count: 1, portion: false };
+            return Step::Ask { count: self.owed.saturating_add(1), portion: false };
         }
         self.asking = true;
         self.portion = self.portion.clamp(1, most);
-        Step::Ask { count: self.portion, portion: true }
+        Step::Ask { count: self.owed.saturating_add(self.portion), portion: true }
     }
 
-    /// The store has answered. What had run out is taken away before.
-    pub fn settle(&mut self, grant: Grant, now: u64, most: u32) -> RanOut {
+    /// A request was let through without the store's knowing; after `span` it would not be counted any more.
+    pub fn owe(&mut self, now: u64, span: u64) {
+        if self.owed == 0 || now >= self.owed_until {
+            (self.owed, self.owed_until) = (0, now.saturating_add(span));
+        }
+        self.owed = self.owed.saturating_add(1);
+    }
+
+    /// Pays for what was let through of what is left.
+    fn pay(&mut self, now: u64) {
+        if now >= self.owed_until {
+            self.owed = 0;
+        }
+        if now < self.until {
+            let paid = self.owed.min(self.left);
+            self.owed -= paid;
+            self.left -= paid;
+        }
+    }
+
+    /// The store has answered. What had run out is taken away before; what is owed is paid first.
+    pub fn settle(&mut self, grant: Grant, now: u64, most: u32) -> Settled {
         let ran_out = self.run_out(now);
         if grant.portion {
             self.asking = false;
@@ -117,7 +151,12 @@ impl Lease {
         if grant.granted > 0 {
             self.granted_at = grant.at;
         }
-        let kept = grant.granted.saturating_sub(grant.spent);
+        self.pay(now);
+        let paid = self.owed.min(grant.granted);
+        self.owed -= paid;
+        let admits = grant.waits && grant.granted > paid;
+        let kept = grant.granted - paid - u32::from(admits);
+        let settled = Settled { admits, ran_out };
         if kept > 0 {
             (self.before, self.last) = (self.last.1, (kept, grant.at));
             self.left = self.left.saturating_add(kept);
@@ -127,12 +166,21 @@ impl Lease {
             if grant.portion {
                 self.portion = self.portion.saturating_mul(2).clamp(1, most.max(1));
             }
-            return ran_out;
+            return settled;
         }
         let pause = if most == 0 { grant.wait } else { grant.wait.max(SCARCE) };
         // With some left, nobody is refused; the store is left alone all the same.
         self.used_up_until = now.saturating_add(pause.min(USED_UP_MAX));
-        ran_out
+        settled
+    }
+
+    /// Nobody waits any more for what was granted: one more may be let through.
+    pub fn keep(&mut self, now: u64, life: u64) {
+        self.left = self.left.saturating_add(1);
+        self.last.0 = self.last.0.saturating_add(1);
+        self.last.1 = self.granted_at;
+        self.until = self.until.max(now.saturating_add(life));
+        self.pay(now);
     }
 
     /// The store could not be asked.
@@ -168,7 +216,10 @@ impl Lease {
 
     /// Whether it says no more than that of a key that was never seen.
     pub fn is_idle(&self, now: u64) -> bool {
-        self.left == 0 && !self.asking && now >= self.used_up_until
+        self.left == 0
+            && !self.asking
+            && now >= self.used_up_until
+            && (self.owed == 0 || now >= self.owed_until)
     }
 }
 
@@ -181,7 +232,7 @@ mod tests {
     const MS: u64 = 1_000_000;
 
     fn grant(asked: u32, granted: u32) -> Grant {
-        Grant { asked, granted, spent: 1, portion: true, wait: 5 * MS, at: 7, life: LEASE }
+        Grant { asked, granted, waits: true, portion: true, wait: 5 * MS, at: 7, life: LEASE }
     }
 
     #[test]
@@ -211,7 +262,7 @@ mod tests {
     fn what_runs_out_is_told_by_its_portion() {
         let mut lease = Lease { portion: 8, ..Lease::default() };
         for (at, granted) in [(1, 8), (2, 8)] {
-            lease.settle(Grant { at, spent: 0, ..grant(granted, granted) }, 0, 8);
+            lease.settle(Grant { at, waits: false, ..grant(granted, granted) }, 0, 8);
         }
         for _ in 0..5 {
             assert!(matches!(lease.step(0, 8), Step::Spend { .. }));
@@ -236,10 +287,35 @@ mod tests {
         {
             let mut lease = Lease::default();
             lease.step(0, most);
-            lease.settle(Grant { wait, spent: 0, portion: most > 0, ..grant(1, 0) }, 0, most);
+            lease.settle(Grant { wait, portion: most > 0, ..grant(1, 0) }, 0, most);
             assert_eq!(lease.step(0, most), Step::Refused { wait: pause }, "{most} {wait}");
             assert!(matches!(lease.step(pause, most), Step::Ask { .. }), "{most} {wait}");
         }
+    }
+
+    #[test]
+    fn what_was_let_through_unknown_is_paid_first() {
+        let exact = |granted, owed| Grant { portion: false, ..grant(owed + 1, granted) };
+        // (owed, granted) -> whether the one that waits is let through, and what is owed then
+        for (owed, granted, admits, rest) in
+            [(2, 3, true, 0), (2, 2, false, 0), (2, 1, false, 1), (2, 0, false, 2)]
+        {
+            let mut lease = Lease::default();
+            for _ in 0..owed {
+                lease.owe(0, 1000 * MS);
+            }
+            assert_eq!(lease.step(1, 0), Step::Ask { count: owed + 1, portion: false });
+            assert_eq!(lease.settle(exact(granted, owed), 1, 0).admits, admits, "{owed} {granted}");
+            assert_eq!((lease.owed, lease.left), (rest, 0), "{owed} {granted}");
+        }
+        // An answer that comes too late for its request pays for it.
+        let mut lease = Lease::default();
+        assert_eq!(lease.step(0, 0), Step::Ask { count: 1, portion: false });
+        lease.owe(0, 1000 * MS);
+        assert!(!lease.settle(exact(1, 0), 1, 0).admits && lease.owed == 0 && lease.left == 0);
+        // After the span nobody counts it.
+        lease.owe(0, MS);
+        assert_eq!(lease.step(MS, 0), Step::Ask { count: 1, portion: false });
     }
 
     #[test]
@@ -277,13 +353,12 @@ mod tests {
                     },
                     2 => if let Some((count, portion, waits)) = questions.pop() {
                         let some = u32::try_from(gap % u64::from(count + 1)).unwrap();
-                        let used = u32::from(waits && some > 0);
                         all += u64::from(some);
-                        spent += u64::from(used);
                         let wait = gap * MS;
                         let (asked, granted, at, life) = (count, some, now, LEASE);
-                        let grant = Grant { asked, granted, spent: used, portion, wait, at, life };
-                        returned += sum(lease.settle(grant, now, most));
+                        let settled = lease.settle(Grant { asked, granted, waits, portion, wait, at, life }, now, most);
+                        returned += sum(settled.ran_out);
+                        spent += u64::from(settled.admits);
                     },
                     _ => returned += sum(lease.run_out(now)),
                 }

@@ -5,6 +5,7 @@
 //! passed in. All arithmetic is in integers and saturates.
 
 mod bucket;
+pub mod counters;
 pub mod lease;
 mod share;
 pub mod shared;

@@ -6,104 +6,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use ring::digest::{Context, SHA256};
 use tokio::sync::oneshot;
 
-use super::lease::{Grant, LEASE, Lease, RanOut, Step, largest_portion};
+use super::counters::{Answer, Ask, Away, Counters, KeyWriter, SharedKey, SharedRule, Standing};
+use super::lease::{Grant, LEASE, Lease, RanOut, Settled, Step, largest_portion};
 use super::share::Own;
 use super::{Counter, Rate, Store, Verdict, Window};
 
+/// How long a request waits for the store.
+const PATIENCE: Duration = Duration::from_millis(100);
 /// How long a request is told to wait that is refused because the store is away.
 const AWAY_WAIT: u64 = 1_000_000_000;
 /// Nanoseconds of a microsecond, the unit of the store's time.
 const MICROSECOND: u64 = 1000;
-
-/// A key, as all nodes name it: 128 bits of a SHA-256 of the limit and the key's values. Nobody can choose two that are the same, and
-/// the store learns no value.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct SharedKey(pub [u8; 16]);
-
-/// Writes a key.
-#[derive(Clone)]
-pub struct KeyWriter(Context);
-
-/// How the store counts. Times are in microseconds, as those of the store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SharedRule {
-    /// A level that each request raises by `unit`, up to `capacity`, and each microsecond lowers by `leak`.
-    Rate {
-        /// Of one request.
-        unit: u64,
-        /// Of one microsecond.
-        leak: u64,
-        /// The highest level.
-        capacity: u64,
-    },
-    /// At most so many requests in any span.
-    Window {
-        /// How many.
-        requests: u64,
-        /// Microseconds.
-        span: u64,
-    },
-}
-
-/// What the store is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ask {
-    /// Of which key.
-    pub key: SharedKey,
-    /// How it is counted.
-    pub rule: SharedRule,
-    /// For how many requests.
-    pub count: u32,
-}
-
-/// What the store answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Answer {
-    /// How many are let through.
-    pub granted: u32,
-    /// How many more would be.
-    pub remaining: u64,
-    /// Microseconds until one more would be, where fewer are than were asked for.
-    pub wait: u64,
-    /// The store's time.
-    pub at: u64,
-}
-
-/// The store could not be asked, or what it said is none of its answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Away;
-
-/// How the store stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Standing {
-    /// Whether it can be asked.
-    pub up: bool,
-    /// How many nodes share limits; at least 1.
-    pub nodes: u32,
-    /// When it came back without what it had counted, as the limits' time has it.
-    pub forgot: Option<u64>,
-}
-
-/// What is done with an answer; called on any thread.
-pub type OnAnswer = Box<dyn FnOnce(Result<Answer, Away>) + Send>;
-
-/// Counters that all nodes share. No method waits.
-pub trait Counters: Send + Sync {
-    /// How they stand.
-    fn standing(&self) -> Standing;
-
-    /// Asks; `done` is called within a bounded time.
-    fn take(&self, ask: Ask, done: OnAnswer);
-
-    /// Gives back what was taken at that time of the store.
-    fn give_back(&self, ask: Ask, at: u64);
-
-    /// Calls `then` after so much time.
-    fn later(&self, after: Duration, then: Box<dyn FnOnce() + Send>);
-}
 
 /// What holds while the store is away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,8 +60,23 @@ pub struct SharedLimit {
     away: AtomicU64,
 }
 
+/// Where a request waits for its answer.
+type Waiter = oneshot::Sender<Result<Answer, Away>>;
+
 /// What a request waits for.
 pub struct Waiting(oneshot::Receiver<Result<Answer, Away>>);
+
+impl Waiting {
+    /// The answer, if one comes in time.
+    async fn answer(mut self) -> Option<Answer> {
+        if let Ok(answer) = tokio::time::timeout(PATIENCE, &mut self.0).await {
+            return answer.ok()?.ok();
+        }
+        // It may have come in this very moment; after this, whoever answers knows that nobody waits.
+        self.0.close();
+        self.0.try_recv().ok()?.ok()
+    }
+}
 
 /// What is known of a request without the store.
 pub enum Begun {
@@ -199,55 +129,6 @@ impl Counter for Leases {
 impl fmt::Debug for SharedLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SharedLimit").field("quota", &self.quota).finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for KeyWriter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("KeyWriter")
-    }
-}
-
-impl KeyWriter {
-    /// For a limit whose meaning these bytes are.
-    pub fn new(meaning: &[u8]) -> Self {
-        let mut context = Context::new(&SHA256);
-        context.update(&(meaning.len() as u64).to_le_bytes());
-        context.update(meaning);
-        Self(context)
-    }
-
-    /// The key.
-    pub fn key(self) -> SharedKey {
-        let digest = self.0.finish();
-        let mut key = [0; 16];
-        key.copy_from_slice(&digest.as_ref()[..16]);
-        SharedKey(key)
-    }
-}
-
-impl std::hash::Hasher for KeyWriter {
-    fn write(&mut self, bytes: &[u8]) {
-        self.0.update(bytes);
-    }
-
-    /// The same on every machine.
-    fn write_usize(&mut self, number: usize) {
-        self.0.update(&(number as u64).to_le_bytes());
-    }
-
-    /// Not what a key is known by; see [`KeyWriter::key`].
-    fn finish(&self) -> u64 {
-        self.clone().key().local()
-    }
-}
-
-impl SharedKey {
-    /// What the node's own memory knows it by.
-    fn local(self) -> u64 {
-        let mut low = [0; 8];
-        low.copy_from_slice(&self.0[..8]);
-        u64::from_le_bytes(low)
     }
 }
 
@@ -357,15 +238,15 @@ impl SharedLimit {
         waiting: Waiting,
         counters: Option<&Arc<dyn Counters>>,
     ) -> Verdict {
-        let answer = waiting.0.await;
+        let answer = waiting.answer().await;
         let nodes = counters.map_or(1, |counters| counters.standing().nodes);
         match answer {
-            Ok(Ok(answer)) if answer.granted > 0 => {
+            Some(answer) if answer.granted > 0 => {
                 self.own.note(key.local(), now, nodes);
                 Verdict::Admitted { remaining: answer.remaining }
             }
-            Ok(Ok(answer)) => Verdict::Refused { wait: answer.wait.saturating_mul(MICROSECOND).max(1) },
-            Ok(Err(Away)) | Err(_) => self.without(key.local(), now, nodes),
+            Some(answer) => Verdict::Refused { wait: answer.wait.saturating_mul(MICROSECOND).max(1) },
+            None => self.without(key.local(), now, nodes),
         }
     }
 
@@ -411,7 +292,14 @@ impl SharedLimit {
                 Verdict::Admitted { remaining: 0 }
             }
             WhenAway::Closed => Verdict::Refused { wait: AWAY_WAIT },
-            WhenAway::Share => self.own.take(local, now, nodes),
+            WhenAway::Share => {
+                let verdict = self.own.take(local, now, nodes);
+                if matches!(verdict, Verdict::Admitted { .. }) {
+                    // The store hears of it when it is asked again.
+                    self.held.with(local, now, |_, lease| lease.owe(now, self.quota.span()));
+                }
+                verdict
+            }
         }
     }
 
@@ -420,19 +308,18 @@ impl SharedLimit {
         self: &Arc<Self>,
         (key, now): (SharedKey, u64),
         (count, portion): (u32, bool),
-        waiter: Option<oneshot::Sender<Result<Answer, Away>>>,
+        waiter: Option<Waiter>,
         counters: &Arc<dyn Counters>,
     ) {
         self.asked.fetch_add(1, Ordering::Relaxed);
         let (limit, with) = (Arc::clone(self), Arc::clone(counters));
         let ask = Ask { key, rule: self.quota.rule(), count };
-        let done = move |answer: Result<Answer, Away>| {
-            let taken = waiter.is_some_and(|waiter| waiter.send(answer).is_ok());
-            match answer {
-                Ok(answer) => limit.settle((key, now), (ask, portion, taken), answer, &with),
-                Err(Away) => {
-                    limit.held.with(key.local(), now, |_, lease| lease.failed(portion));
-                }
+        let done = move |answer: Result<Answer, Away>| match answer {
+            Ok(answer) => limit.settle((key, now), (ask, portion, waiter), answer, &with),
+            Err(Away) => {
+                limit.held.with(key.local(), now, |_, lease| lease.failed(portion));
+                // Nobody may be waiting any more.
+                let _ = waiter.map(|waiter| waiter.send(Err(Away)));
             }
         };
         counters.take(ask, Box::new(done));
@@ -441,29 +328,36 @@ impl SharedLimit {
     fn settle(
         self: &Arc<Self>,
         (key, now): (SharedKey, u64),
-        (ask, portion, taken): (Ask, bool, bool),
+        (ask, portion, waiter): (Ask, bool, Option<Waiter>),
         answer: Answer,
         counters: &Arc<dyn Counters>,
     ) {
         let most = self.largest_portion(counters.standing().nodes);
+        let (local, life) = (key.local(), self.quota.life());
         let grant = Grant {
             asked: ask.count,
             granted: answer.granted,
-            spent: u32::from(taken && answer.granted > 0),
+            waits: waiter.is_some(),
             portion,
             wait: answer.wait.saturating_mul(MICROSECOND),
             at: answer.at,
-            life: self.quota.life(),
+            life,
         };
-        let kept = self.held.with(key.local(), now, |_, lease| {
-            let ran_out = lease.settle(grant, now, most);
-            (ran_out, lease.left(now) > 0)
-        });
+        let settled = self.held.with(local, now, |_, lease| lease.settle(grant, now, most));
         // What there is no room to keep goes back at once.
-        let all = [(grant.granted - grant.spent, answer.at), (0, 0)];
-        let (back, kept) = kept.unwrap_or((all, false));
-        self.send_back(key, back, &**counters);
-        if kept {
+        let settled = settled.unwrap_or_else(|| {
+            let admits = grant.waits && grant.granted > 0;
+            let back = grant.granted - u32::from(admits);
+            Settled { admits, ran_out: [(back, answer.at), (0, 0)] }
+        });
+        self.send_back(key, settled.ran_out, &**counters);
+        if let Some(waiter) = waiter {
+            let told = Answer { granted: settled.admits.into(), ..answer };
+            if waiter.send(Ok(told)).is_err() && settled.admits {
+                self.held.with(local, now, |_, lease| lease.keep(now, life));
+            }
+        }
+        if self.held.with(local, now, |_, lease| lease.left(now) > 0) == Some(true) {
             self.watch(key, now, counters);
         }
     }

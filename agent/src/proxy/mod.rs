@@ -41,7 +41,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::balance::Pick;
 use crate::compile::RoutingTable;
-use crate::limit::shared::Counters;
+use crate::limit::counters::Counters;
 use crate::net::{Bridges, Connector, Stream};
 use crate::telemetry::{Origin, Recorder};
 

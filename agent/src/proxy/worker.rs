@@ -24,7 +24,7 @@ use super::{
 };
 use crate::compile::RoutingTable;
 use crate::hbone::Mesh;
-use crate::limit::shared::Counters;
+use crate::limit::counters::Counters;
 use crate::net::{Connector, Stream, keepalive};
 use crate::telemetry::{Origin, Recorder};
 

@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use agent::cluster::{CountersReading, RedisCounters, RedisOptions};
-use agent::limit::shared::{
-    Begun, Counters, KeyWriter, SharedKey, SharedLimit, SharedQuota, SharedSettings, WhenAway, shared_rate,
-};
+use agent::limit::counters::{Counters, KeyWriter, SharedKey};
+use agent::limit::shared::{Begun, SharedLimit, SharedQuota, SharedSettings, WhenAway, shared_rate};
 use agent::limit::{Rate, Verdict, Window};
 use anyhow::{Context, Result};
 use lab::redis::Redis;
@@ -39,12 +38,21 @@ pub struct Node {
 impl Node {
     /// Whether it lets a request of a key through.
     pub async fn asks(&self, key: SharedKey) -> bool {
-        let now = u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX) + SECOND;
+        let now = self.now();
         let verdict = match self.limit.begin(key, now, Some(&self.counters)) {
             Begun::Known(verdict) => verdict,
             Begun::Asked(waiting) => self.limit.finish(key, now, waiting, Some(&self.counters)).await,
         };
         matches!(verdict, Verdict::Admitted { .. })
+    }
+
+    /// Gives back a request that was let through.
+    pub fn gives_back(&self, key: SharedKey) {
+        self.limit.give_back(key, self.now(), Some(&self.counters));
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX) + SECOND
     }
 
     /// How many of so many requests it lets through, one after the other.

@@ -7,40 +7,36 @@
 //!     +------------------- failed -----------------+
 //! ```
 //!
-//! While one question about a key is under way, those that come are asked together by the next one. A question that fails, or takes
-//! longer than [`CALL_MAX`], is answered with [`Away`], and so is everything else at once until the store answers again.
+//! While one question about a key is under way, those that come are asked together by the next one. A question that fails is answered with
+//! [`Away`]. One that takes longer than [`CALL_MAX`] sends the store away, so that nobody asks until it answers again, and its
+//! answer is still heard.
+
+mod keeper;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ::redis::Value;
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
-use super::dial::{Alone, dial_alone};
+use self::keeper::keep;
+use super::dial::Alone;
 use super::failure::Failure;
 use super::keys::Keys;
 use super::target::Target;
 use super::{RedisOptions, reply, scripts};
 use crate::cluster::StoreError;
-use crate::compile::limit_time;
-use crate::limit::shared::{Answer, Ask, Away, Counters, OnAnswer, SharedKey, SharedRule, Standing};
+use crate::limit::counters::{Answer, Ask, Away, Counters, OnAnswer, SharedKey, SharedRule, Standing};
 
 /// How long a question may take. What a limit says of a store that is away holds no later than this.
-const CALL_MAX: Duration = Duration::from_millis(50);
-/// How often a store that answers is asked how many nodes there are, and one that does not whether it answers again.
-const ROUND: Duration = Duration::from_millis(250);
-const ROUND_AWAY: Duration = Duration::from_millis(50);
-/// A store that can't be dialled is dialled again after this long, and no later than this.
-const REDIAL_MIN: Duration = Duration::from_millis(100);
-const REDIAL_MAX: Duration = Duration::from_secs(1);
-/// A line without an answer for so many looks is given up: what was sent on it may be sent again only much later.
-const LOOKS_MAX: u32 = 10;
-/// For how long after the store was away nodes that it has not heard of yet are counted all the same.
-const NODES_KEPT: Duration = Duration::from_mins(1);
+const CALL_MAX: Duration = Duration::from_millis(90);
+/// How long an answer is still heard that comes later: it tells what the store has counted.
+const LATE_MAX: Duration = Duration::from_secs(2);
 /// Keys that are asked about at the same time. Beyond it, what a limit says of a store that is away holds.
 const KEYS_MAX: usize = 16_384;
 /// Questions about one key that wait for the one under way. Likewise.
@@ -266,12 +262,17 @@ impl Inner {
     /// Runs a script within the time of a call. One that gets no answer, or whose line breaks, sends the store away.
     async fn call(&self, script: &scripts::Script, key: &str, arguments: &[String]) -> Result<Value, Away> {
         self.calls.fetch_add(1, Ordering::Relaxed);
-        let called = timeout(CALL_MAX, async {
+        let mut called = pin!(async {
             let mut line = self.line().await.ok_or(None)?;
             let arguments: Vec<_> = arguments.iter().map(String::as_bytes).collect();
             line.call(script, key, &arguments).await.map_err(|error| Some(Failure::from(error)))
         });
-        let failure = match called.await {
+        let mut answer = timeout(CALL_MAX, &mut called).await;
+        if answer.is_err() {
+            self.away(false, &unanswered().to_string());
+            answer = timeout(LATE_MAX, called).await;
+        }
+        let failure = match answer {
             Ok(Ok(value)) => return Ok(value),
             Ok(Err(failure)) => failure,
             Err(_) => None,
@@ -327,76 +328,6 @@ impl Inner {
         let least = if fewer { 1 } else { self.nodes.load(Ordering::Relaxed) };
         self.nodes.store(nodes.max(least), Ordering::Relaxed);
         Ok(())
-    }
-}
-
-/// Keeps the line.
-async fn keep(inner: &Inner) {
-    let mut wanted = inner.wanted.subscribe();
-    // Both senders live as long as this does.
-    let _ = wanted.wait_for(|wanted| *wanted).await;
-    let mut keeper = Keeper { inner, known: None, redial: REDIAL_MIN, missed: 0, back: Instant::now() };
-    loop {
-        if inner.line.borrow().is_some() {
-            keeper.look().await;
-        } else {
-            keeper.dial().await;
-        }
-    }
-}
-
-/// What the keeper of the line remembers.
-struct Keeper<'a> {
-    inner: &'a Inner,
-    /// The run of the last server; empty where several are behind one line.
-    known: Option<String>,
-    redial: Duration,
-    /// Looks without an answer.
-    missed: u32,
-    /// When the store was away last.
-    back: Instant,
-}
-
-impl Keeper<'_> {
-    async fn dial(&mut self) {
-        let (inner, limit) = (self.inner, self.inner.options.limit * 4);
-        let why = match timeout(limit, dial_alone(&inner.options, &inner.target, &inner.keys)).await {
-            Ok(Ok(line)) => {
-                let run = line.run.clone();
-                // Several servers, or another run of one, may have forgotten what was counted.
-                if self.known.as_ref().is_some_and(|known| run.is_empty() || *known != run) {
-                    inner.forgot.store(limit_time(Instant::now()).max(1), Ordering::Relaxed);
-                }
-                (self.known, self.redial, self.missed) = (Some(run), REDIAL_MIN, 0);
-                inner.line.send_replace(Some(line));
-                return;
-            }
-            Ok(Err(failure)) => failure.error.to_string(),
-            Err(_) => format!("no connection within {limit:?}"),
-        };
-        // Whoever waits for the first line need not any more.
-        inner.away(true, &why);
-        sleep(self.redial).await;
-        self.redial = (self.redial * 2).min(REDIAL_MAX);
-    }
-
-    async fn look(&mut self) {
-        let inner = self.inner;
-        if inner.state.load(Ordering::Acquire) == AWAY {
-            self.back = Instant::now();
-        }
-        match inner.look(self.back.elapsed() > NODES_KEPT).await {
-            Ok(()) => {
-                self.missed = 0;
-                inner.up();
-                let _ = timeout(ROUND, inner.failed.notified()).await;
-            }
-            Err(failure) => {
-                self.missed += 1;
-                inner.away(failure.fatal || self.missed >= LOOKS_MAX, &failure.error.to_string());
-                sleep(ROUND_AWAY).await;
-            }
-        }
     }
 }
 

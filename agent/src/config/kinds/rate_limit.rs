@@ -1,5 +1,7 @@
 //! `sluice.dev/v1alpha1` RateLimit: how many requests are let through to services, by Gateways and by routes.
 
+mod tiers;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,12 +14,11 @@ use super::super::node::{DecodeError, Extra};
 use super::super::object::Notes;
 use super::name::is_object_name;
 use super::{DOCUMENT, GATEWAY_API, ISTIO, Source, decode_spec, duration};
-use crate::limit::shared::shared_rate;
 use crate::limit::{Rate, RateError};
 use crate::model::{
-    ClusterCount, ClusterMode, DirectResponse, FailMode, KeyPart, Limit, LimitTarget, LimitedRoute, Missing,
-    ObjectName, PushDown, Quota, RateLimit,
+    DirectResponse, KeyPart, Limit, LimitTarget, LimitedRoute, Missing, ObjectName, Quota, RateLimit,
 };
+use tiers::{ClusterSpec, PushDownSpec, cluster_count, push_down};
 
 const EXTRAS: &[&[Extra]] = &[DOCUMENT];
 /// Limits of one document.
@@ -29,8 +30,6 @@ const WINDOW_REQUESTS_MAX: u32 = 10_000;
 const WINDOW_MAX: Duration = Duration::from_hours(24);
 const KEYS_DEFAULT: u32 = 65_536;
 const KEYS_MAX: u32 = 4_194_304;
-/// Refusals after which a source is kept out, where the document does not say.
-const PUSH_DOWN_AFTER: u32 = 100;
 /// What the body of an answer may have.
 const BODY_MAX: usize = 64 * 1024;
 const BODY_DEFAULT: &str = "Too many requests";
@@ -79,37 +78,6 @@ struct LimitSpec {
     max_keys: Option<u32>,
     cluster: Option<ClusterSpec>,
     push_down: Option<PushDownSpec>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct PushDownSpec {
-    after: Option<u32>,
-    within: Option<String>,
-    #[serde(rename = "for")]
-    lasts: Option<String>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct ClusterSpec {
-    mode: ModeSpec,
-    #[serde(default)]
-    fail: FailSpec,
-}
-
-#[derive(Debug, Clone, Copy, Deserialize)]
-enum ModeSpec {
-    Exact,
-    Leased,
-}
-
-#[derive(Debug, Default, Clone, Copy, Deserialize)]
-enum FailSpec {
-    Open,
-    Closed,
-    #[default]
-    Share,
 }
 
 #[derive(Debug, Deserialize)]
@@ -244,52 +212,6 @@ fn read_limit(spec: &LimitSpec, field: &Field, notes: &mut Notes<'_>) -> Option<
     let push_down =
         spec.push_down.as_ref().and_then(|spec| push_down(spec, (&key, &field.key("pushDown")), notes));
     Some(Limit { name: spec.name.as_str().into(), key, missing, quota, exempt, max_keys, cluster, push_down })
-}
-
-fn push_down(
-    spec: &PushDownSpec,
-    (key, field): (&[KeyPart], &Field),
-    notes: &mut Notes<'_>,
-) -> Option<PushDown> {
-    // Whom the guard keeps out must be whom the limit counts, or strangers would go with them.
-    if *key != [KeyPart::SourceAddress { v4: 32, v6: 64 }] {
-        let text = "the guard keeps out an IPv4 address or an IPv6 /64, so the key has to be that alone:                     `{type: SourceAddress, prefixLengthV6: 64}`";
-        notes.error(field, text);
-    }
-    let after = spec.after.unwrap_or(PUSH_DOWN_AFTER);
-    if after == 0 {
-        notes.error(&field.key("after"), "0 would keep out whoever was never refused; the least is 1");
-    }
-    let within_ns = window_of(spec.within.as_deref().unwrap_or("10s"), &field.key("within"), notes)?;
-    let lasts_ns = window_of(spec.lasts.as_deref().unwrap_or("1m"), &field.key("for"), notes)?;
-    Some(PushDown { after, within_ns, lasts_ns })
-}
-
-fn cluster_count(spec: &ClusterSpec, (quota, field): (Quota, &Field), notes: &mut Notes<'_>) -> ClusterCount {
-    match quota {
-        Quota::InFlight { .. } => {
-            notes.error(field, "requests in flight are counted by each node for itself");
-        }
-        Quota::Rate { requests, window_ns, burst } => {
-            if shared_rate(requests, window_ns, burst).is_none() {
-                notes.error(
-                    field,
-                    "the burst is too large for this rate to be counted in whole numbers by Redis",
-                );
-            }
-        }
-        Quota::Window { .. } => {}
-    }
-    let mode = match spec.mode {
-        ModeSpec::Exact => ClusterMode::Exact,
-        ModeSpec::Leased => ClusterMode::Leased,
-    };
-    let fail = match spec.fail {
-        FailSpec::Open => FailMode::Open,
-        FailSpec::Closed => FailMode::Closed,
-        FailSpec::Share => FailMode::Share,
-    };
-    ClusterCount { mode, fail }
 }
 
 fn quota(spec: &LimitSpec, field: &Field, notes: &mut Notes<'_>) -> Option<Quota> {

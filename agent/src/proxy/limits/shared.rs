@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::{Held, Limited};
 use crate::compile::{LimitCounter, LimitPolicy};
 use crate::limit::Verdict;
-use crate::limit::shared::{Begun, Counters, SharedKey, SharedLimit};
+use crate::limit::counters::{Counters, SharedKey};
+use crate::limit::shared::{Begun, SharedLimit};
 use crate::proxy::http::plan::Planned;
 
 /// What limits say of a request.
