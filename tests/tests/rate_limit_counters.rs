@@ -38,7 +38,8 @@ async fn together(nodes: &[Node], key: &str, of: usize) -> Result<Vec<usize>> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hundred_in_a_quarter_of_an_hour_whoever_is_asked() -> Result<()> {
     let redis = Redis::start_with_clock()?;
-    let nodes = start(&redis, window(100), exact(WhenAway::Share))?;
+    // Whoever is in doubt refuses, so that a slow machine is told from a wrong count.
+    let nodes = start(&redis, window(100), exact(WhenAway::Closed))?;
     for run in 0..20_u32 {
         let key = format!("client-{run}");
         let begun = MINUTE * 60 * run;

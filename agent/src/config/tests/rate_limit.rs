@@ -88,7 +88,7 @@ fn wrong_ones_are_named() {
             "burst",
         ),
         (
-            with("rate: {requests: 7, per: 1h, burst: 90000000}, cluster: {mode: Exact}"),
+            with("rate: {requests: 7, per: 1h, burst: 2000000}, cluster: {mode: Exact}"),
             "6 spec.limits[0].cluster: ",
             "too large",
         ),
