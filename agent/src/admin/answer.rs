@@ -9,7 +9,7 @@ use serde_json::json;
 use super::config_dump::config_dump;
 use super::stats::{StatsFilter, clusters, stats};
 use super::why::{Asked, Transport, add_seen, why};
-use super::{Role, Source, dump, limits};
+use super::{Role, Source, dump};
 use crate::compile::RoutingTable;
 use crate::telemetry::log::LogError;
 
@@ -94,7 +94,7 @@ fn admin(question: Question<'_>, source: &Source) -> Option<Answer> {
         "/config_dump" => Answer::json(&config_dump(&table, &(source.certificates)())),
         "/connections" => Answer::json(&(source.connections)()),
         "/endpoints" => Answer::json(&(source.endpoints)()),
-        "/limits" => Answer::json(&limits::limits(&table)),
+        "/limits" => Answer::json(&(source.limits)()),
         "/routes" => Answer::json(&dump::routes(&table)),
         "/status" => Answer::json(&(source.status)()),
         "/server_info" => server_info(source),

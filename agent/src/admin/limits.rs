@@ -1,9 +1,12 @@
 //! Rate limits as they are shown.
 
+use std::time::Instant;
+
 use serde::{Deserialize, Serialize};
 
-use crate::compile::{LimitCounter, LimitPolicy, RoutingTable};
-use crate::model::{KeyPart, LimitTarget, Quota};
+use crate::compile::{LimitCounter, LimitPolicy, RoutingTable, limit_time};
+use crate::limit::shared::SharedUse;
+use crate::model::{ClusterMode, KeyPart, LimitTarget, Quota};
 use crate::telemetry::RateLimitReading;
 
 /// The limits in force.
@@ -11,6 +14,33 @@ use crate::telemetry::RateLimitReading;
 pub struct LimitsDump {
     /// One entry for each limit of each document, by name.
     pub limits: Vec<LimitDump>,
+    /// What those of the cluster are counted by; none where there are none, or the agent is alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<LimitStoreDump>,
+}
+
+/// What limits of the cluster are counted by.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitStoreDump {
+    /// `up`, `away`, or `connecting`.
+    pub state: String,
+    /// How many nodes share limits.
+    pub nodes: u32,
+    /// Scripts that were run.
+    pub calls: u64,
+    /// Those of them that failed.
+    pub failures: u64,
+}
+
+/// How a limit of the cluster is used on this node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedDump {
+    /// Questions to the store.
+    pub asked: u64,
+    /// Requests that were decided while it was away.
+    pub away: u64,
+    /// Requests that may be let through of what was leased.
+    pub leased: u64,
 }
 
 /// A limit.
@@ -22,7 +52,7 @@ pub struct LimitDump {
     pub limit: String,
     /// What it is about.
     pub targets: Vec<String>,
-    /// Where it is kept: `node`, by this agent for this node.
+    /// Where it is kept: `node`, by this agent for this node; `cluster, exact` or `cluster, leased`, by all nodes together.
     pub tier: String,
     /// `enforce`, or `shadow` where it only counts.
     pub mode: String,
@@ -40,6 +70,15 @@ pub struct LimitDump {
     pub evicted: u64,
     /// Requests that were let through uncounted, as nothing could be forgotten for them.
     pub uncounted: u64,
+    /// When the guard keeps a source out, e.g. `after 100 refusals in 10s, for 60s`; none: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub push_down: Option<String>,
+    /// Sources that the guard was told to keep out.
+    #[serde(default)]
+    pub pushed_down: u64,
+    /// Of a limit of the cluster, how it is used on this node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<SharedDump>,
 }
 
 /// The table's limits.
@@ -47,7 +86,10 @@ pub fn limits(table: &RoutingTable) -> LimitsDump {
     let of_policy = |policy: &LimitPolicy| -> Vec<LimitDump> {
         policy.limits.iter().map(|counter| limit(policy, counter)).collect()
     };
-    LimitsDump { limits: table.limits.policies().iter().flat_map(|policy| of_policy(policy)).collect() }
+    LimitsDump {
+        limits: table.limits.policies().iter().flat_map(|policy| of_policy(policy)).collect(),
+        store: None,
+    }
 }
 
 fn limit(policy: &LimitPolicy, counter: &LimitCounter) -> LimitDump {
@@ -56,7 +98,7 @@ fn limit(policy: &LimitPolicy, counter: &LimitCounter) -> LimitDump {
         policy: policy.name.to_string(),
         limit: counter.limit.name.to_string(),
         targets: policy.targets.iter().map(target).collect(),
-        tier: "node".to_owned(),
+        tier: tier(counter).to_owned(),
         mode: if policy.shadow { "shadow" } else { "enforce" }.to_owned(),
         quota: quota(counter.limit.quota),
         key: counter.limit.key.iter().map(part).collect(),
@@ -65,6 +107,23 @@ fn limit(policy: &LimitPolicy, counter: &LimitCounter) -> LimitDump {
         keys: usage.keys,
         evicted: usage.evicted,
         uncounted: usage.uncounted,
+        push_down: counter.limit.push_down.map(|rule| {
+            let (within, lasts) = (span(rule.within_ns), span(rule.lasts_ns));
+            format!("after {} refusals in {within}, for {lasts}", rule.after)
+        }),
+        pushed_down: usage.pushed,
+        cluster: counter.shared().map(|shared| {
+            let SharedUse { asked, away, leased, .. } = shared.usage(limit_time(Instant::now()));
+            SharedDump { asked, away, leased }
+        }),
+    }
+}
+
+fn tier(counter: &LimitCounter) -> &'static str {
+    match counter.limit.cluster.map(|cluster| cluster.mode).filter(|_| counter.shared().is_some()) {
+        None => "node",
+        Some(ClusterMode::Exact) => "cluster, exact",
+        Some(ClusterMode::Leased) => "cluster, leased",
     }
 }
 
@@ -80,8 +139,11 @@ fn target(target: &LimitTarget) -> String {
     }
 }
 
+fn span(nanoseconds: u64) -> String {
+    format!("{:?}", std::time::Duration::from_nanos(nanoseconds))
+}
+
 fn quota(quota: Quota) -> String {
-    let span = |nanoseconds: u64| format!("{:?}", std::time::Duration::from_nanos(nanoseconds));
     match quota {
         Quota::Rate { requests, window_ns, burst } => {
             format!("{requests} in {}, {burst} at once", span(window_ns))
@@ -120,6 +182,8 @@ pub fn read_limits(table: &RoutingTable) -> Vec<RateLimitReading> {
             requests,
             keys: limit.keys,
             evicted: limit.evicted,
+            pushed: limit.push_down.is_some().then_some(limit.pushed_down),
+            store: limit.cluster.map(|cluster| (cluster.asked, cluster.away)),
         }
     };
     dump.limits.into_iter().map(read).collect()

@@ -36,7 +36,7 @@ pub use dump::{
     routes,
 };
 pub use flows::{FlowDump, FlowsDump, protocol_name};
-pub use limits::{LimitDump, LimitsDump, read_limits};
+pub use limits::{LimitDump, LimitStoreDump, LimitsDump, limits, read_limits};
 pub use server::{Role, serve};
 pub use status::{
     AccelerationStatus, CaptureStatus, CertificateStatus, ConnectStatus, DrainStatus, ForeignProgram,
@@ -68,6 +68,8 @@ pub struct Source {
     pub endpoints: Box<dyn Fn() -> EndpointsDump + Send + Sync>,
     /// The cluster.
     pub cluster: Box<dyn Fn() -> ClusterDump + Send + Sync>,
+    /// The rate limits.
+    pub limits: Box<dyn Fn() -> LimitsDump + Send + Sync>,
     /// What the kernel's maps hold of a source and of what it dials.
     pub held: Box<dyn Fn(IpAddr, SocketAddr) -> Held + Send + Sync>,
     /// What this node's workloads show.

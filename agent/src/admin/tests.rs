@@ -183,6 +183,10 @@ fn fixture() -> Fixture {
         },
         connections: Box::new(super::ConnectionsDump::default),
         cluster: Box::new(super::ClusterDump::default),
+        limits: {
+            let table = Arc::clone(&table);
+            Box::new(move || super::limits(&table))
+        },
         held: Box::new(|_, _| super::Held::default()),
         certificates: Box::new(|| vec![certificate()]),
         flows: Box::new(|since| super::FlowsDump { next: since + 1, ..super::FlowsDump::default() }),

@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
+use tokio::sync::watch;
 
-use super::Settings;
 use super::follow::Follower;
 use super::status::Observed;
+use super::{DocumentSource, Settings};
 use crate::admin::{
     ClusterDump, DocumentsDump, InForceDump, LeaderDump, NodeDump, OutReasons, RefusedDocumentsDump,
     RefusedDump, SealDump,
@@ -17,9 +18,11 @@ use crate::admin::{
 use crate::cluster::disk::KeptDocuments;
 use crate::cluster::registry::{Node, NodeRecord, NodeState};
 use crate::cluster::seal::Position;
-use crate::cluster::{self, Agent, ClusterSettings, ClusterView, RedisOptions, RedisStore, Trust};
+use crate::cluster::{
+    self, Agent, ClusterSettings, ClusterView, RedisCounters, RedisOptions, RedisStore, Trust,
+};
 use crate::compile::wire::{Parts, Touched};
-use crate::compile::{TableVersion, compile_parts, recompile};
+use crate::compile::{RoutingTable, TableVersion, compile_parts, recompile};
 use crate::config::{self, InputFile, State, load, stored_files};
 use crate::health::PodHealth;
 use crate::identity::NodeDirectory;
@@ -125,6 +128,22 @@ pub(super) fn join(
     let handle = cluster::start(store, taking_part, trust, member).context("--state")?;
     observed.set_cluster(handle.view(), signed);
     Ok(handle)
+}
+
+/// What limits of the cluster are counted by; none for an agent that runs alone.
+pub(super) fn counters(settings: &Settings) -> anyhow::Result<Option<Arc<RedisCounters>>> {
+    let DocumentSource::Cluster(options) = &settings.documents else { return Ok(None) };
+    Ok(Some(Arc::new(RedisCounters::start(options.redis.clone()).context("--redis")?)))
+}
+
+/// Connects them as soon as a table has such a limit, before the first request meets it.
+pub(super) async fn open_counters(
+    counters: Arc<RedisCounters>,
+    mut tables: watch::Receiver<Arc<RoutingTable>>,
+) {
+    if tables.wait_for(|table| table.limits.are_shared()).await.is_ok() {
+        counters.open();
+    }
 }
 
 /// The cluster of an agent that runs alone.

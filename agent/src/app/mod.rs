@@ -9,6 +9,7 @@ mod follow;
 mod following;
 mod gateways;
 mod hold;
+mod limits;
 mod mesh;
 mod probes;
 mod settings;
@@ -31,7 +32,9 @@ use crate::admin::{self, Role, Source};
 use crate::capture::{
     CaptureListeners, CaptureSettings, Claim, Engine, EngineHandle, LocalAddresses, SpoofingConnector,
 };
+use crate::cluster::RedisCounters;
 use crate::hbone::{Mesh, TunnelConnector};
+use crate::limit::counters::Counters;
 use crate::net::{Connector, PlainConnector, server_listener};
 use crate::priority::Priority;
 use crate::proxy::http::Share;
@@ -111,6 +114,7 @@ pub async fn start(
     tables.settle(mesh::realm(&settings.node, mesh.as_deref()));
     let local = LocalAddresses::default();
     let admission = edge_tls::admission(&settings.proxy.admission, (&observed.metrics, &tables.current));
+    let counters = cluster::counters(&settings)?;
     let workers = Workers {
         settings: &settings,
         observed: &observed,
@@ -118,11 +122,16 @@ pub async fn start(
         local: &local,
         admission: Arc::clone(&admission),
         bridges: SharedBridges::default(),
+        counters: counters.clone(),
         mesh: mesh.clone(),
     };
     let bridges = Arc::clone(&workers.bridges);
     let workers = workers.start(&listeners)?;
 
+    if let Some(counters) = counters {
+        tokio::spawn(cluster::open_counters(Arc::clone(&counters), tables.subscribe()));
+        observed.set_counters(counters);
+    }
     let follower = follow::Follower::new(Arc::clone(&tables), Arc::clone(&observed), workers);
     let mut following = Following::start(&settings, &observed, follower)?;
     let probes = probes::start(&settings, &observed, &tables, following.health());
@@ -278,6 +287,7 @@ struct Workers<'a> {
     local: &'a LocalAddresses,
     admission: Arc<Admission>,
     bridges: SharedBridges,
+    counters: Option<Arc<RedisCounters>>,
     mesh: Option<Arc<Mesh>>,
 }
 
@@ -322,6 +332,7 @@ impl Workers<'_> {
             share: Share { workers: self.settings.workers, admission: Arc::clone(&self.admission) },
             open: Arc::clone(&self.observed.open[index]),
             bridges: Arc::clone(&self.bridges),
+            counters: self.counters.clone().map(|counters| counters as Arc<dyn Counters>),
             connector: Box::new(move || {
                 let direct: Rc<dyn Connector> = match own_mark {
                     Some(mark) => Rc::new(SpoofingConnector::new(mark, local, spread)),

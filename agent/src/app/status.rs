@@ -20,7 +20,7 @@ use crate::admin::{
     InterfaceStatus, ListenerStatus, PolicyStatus, Source, Status, TableStatus, TierStatus, WorkerStatus,
 };
 use crate::capture::{self, DropCause, EngineHandle, PolicyDrops};
-use crate::cluster::ClusterView;
+use crate::cluster::{ClusterView, RedisCounters};
 use crate::compile::{DeniedBy, RoutingTable};
 use crate::config::{Message, ObjectState, Report, Severity};
 use crate::hbone::Mesh;
@@ -67,6 +67,8 @@ struct Changing {
     mesh: Option<Arc<Mesh>>,
     /// What is known of the cluster, and whether its tables are signed; `None`: the agent runs alone.
     cluster: Option<(Arc<Mutex<ClusterView>>, bool)>,
+    /// What limits of the cluster are counted by.
+    counters: Option<Arc<RedisCounters>>,
     /// The pods of this node.
     health: Option<watch::Receiver<Arc<PodHealth>>>,
 }
@@ -118,6 +120,7 @@ impl Observed {
         let endpoints = Arc::clone(self);
         let asked = Arc::clone(self);
         let shown = Arc::clone(self);
+        let limiting = Arc::clone(self);
         Source {
             tables: Arc::clone(&self.tables),
             metrics: self.metrics.clone(),
@@ -127,6 +130,9 @@ impl Observed {
             status: Box::new(move || observed.status()),
             connections: Box::new(move || opened.connections()),
             cluster: Box::new(move || among.cluster()),
+            limits: Box::new(move || {
+                super::limits::dump(limiting.changing().counters.as_deref(), &limiting.tables.load())
+            }),
             endpoints: Box::new(move || endpoints.endpoints()),
             flows: Box::new(move |since| super::flows::dump(&flows, since)),
             held: Box::new(move |source, destination| asked.held(source, destination)),
@@ -166,6 +172,12 @@ impl Observed {
         drop(changing);
         let out = super::cluster::reasons(&self.node, health.as_deref(), view.as_deref());
         crate::admin::endpoints(&self.tables.load(), &out)
+    }
+
+    /// Shows what limits of the cluster are counted by.
+    pub(super) fn set_counters(&self, counters: Arc<RedisCounters>) {
+        super::limits::watch(&self.metrics, Arc::clone(&counters));
+        self.changing().counters = Some(counters);
     }
 
     pub(super) fn set_cluster(&self, view: Arc<Mutex<ClusterView>>, signed: bool) {

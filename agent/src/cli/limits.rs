@@ -12,6 +12,12 @@ pub(super) fn run(args: &ClientArgs) -> anyhow::Result<ExitCode> {
         Format::Table => {
             let heads = ["policy", "limit", "about", "tier", "quota", "key", "admitted", "refused", "keys"];
             output::table(heads, &rows(&dump))?;
+            if let Some(store) = &dump.store {
+                output::text(&format!(
+                    "\nlimits of the cluster: Redis is {}, {} nodes share; {} calls, {} failed",
+                    store.state, store.nodes, store.calls, store.failures
+                ))?;
+            }
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -19,8 +25,9 @@ pub(super) fn run(args: &ClientArgs) -> anyhow::Result<ExitCode> {
 
 fn rows(dump: &LimitsDump) -> Vec<[String; 9]> {
     let row = |limit: &crate::admin::LimitDump| {
-        let tier =
-            if limit.mode == "shadow" { format!("{}, shadow", limit.tier) } else { limit.tier.clone() };
+        let pushed = limit.push_down.as_ref().map(|_| format!(", {} pushed down", limit.pushed_down));
+        let shadow = if limit.mode == "shadow" { ", shadow" } else { "" };
+        let tier = format!("{}{}{shadow}", limit.tier, pushed.unwrap_or_default());
         [
             limit.policy.clone(),
             limit.limit.clone(),

@@ -2,6 +2,7 @@
 //!
 //! Every method is one script, so that it happens as a whole; times are the server's. `docs/cluster.md` lists the keys.
 
+mod counters;
 mod dial;
 mod failure;
 mod keys;
@@ -19,6 +20,7 @@ use ::redis::Value;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::broadcast;
 
+pub use self::counters::{CountersReading, RedisCounters};
 use self::keys::Keys;
 use self::link::Link;
 use self::target::Target;

@@ -9,8 +9,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
+use crate::limit::counters::KeyWriter;
+use crate::limit::shared::{SharedLimit, SharedQuota, SharedSettings, WhenAway, shared_rate};
 use crate::limit::{Concurrency, Permit, Rate, Store, Verdict, Window};
-use crate::model::{DirectResponse, Limit, LimitTarget, LimitedRoute, ObjectName, Quota, RateLimit};
+use crate::model::{
+    ClusterMode, DirectResponse, FailMode, Limit, LimitTarget, LimitedRoute, ObjectName, Quota, RateLimit,
+};
+
+/// How many limits there were.
+static LIMITS: AtomicU64 = AtomicU64::new(0);
 
 /// Keys that a limit remembers, whatever another agent asks for.
 const KEYS_MAX: u32 = 4_194_304;
@@ -51,8 +58,11 @@ pub struct LimitCounter {
     /// The secret of its keys.
     hasher: RandomState,
     keys: Keys,
+    /// Tells it from all others that there ever were.
+    id: u64,
     admitted: AtomicU64,
     refused: AtomicU64,
+    pushed: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -60,6 +70,8 @@ enum Keys {
     Rate(Store<Rate>),
     Window(Store<Window>),
     InFlight(Arc<Store<Concurrency>>),
+    /// All nodes count together.
+    Shared(Arc<SharedLimit>),
 }
 
 /// What a request holds while it is in flight.
@@ -81,6 +93,8 @@ pub struct LimitUse {
     pub evicted: u64,
     /// Requests that were let through uncounted.
     pub uncounted: u64,
+    /// Sources that the guard was told to keep out.
+    pub pushed: u64,
 }
 
 /// Nanoseconds since the first look: the time of all counters.
@@ -99,6 +113,12 @@ impl LimitTable {
     /// All documents, sorted by name.
     pub fn policies(&self) -> &[Arc<LimitPolicy>] {
         &self.all
+    }
+
+    /// Whether all nodes count together for any.
+    pub fn are_shared(&self) -> bool {
+        let mut limits = self.all.iter().flat_map(|policy| &policy.limits);
+        limits.any(|limit| limit.shared().is_some())
     }
 
     /// Those about a service.
@@ -139,9 +159,22 @@ fn of_part<'a>(parts: Option<&'a Vec<Part>>, wanted: &'a str) -> impl Iterator<I
 }
 
 impl LimitCounter {
-    fn new(limit: &Limit) -> Self {
+    fn new(document: &ObjectName, limit: &Limit) -> Self {
         let size = usize::try_from(limit.max_keys.min(KEYS_MAX)).unwrap_or(1);
-        let keys = match limit.quota {
+        let shared = shared_limit(document, limit, size).map(|shared| Keys::Shared(Arc::new(shared)));
+        let keys = shared.unwrap_or_else(|| Self::of_node(limit.quota, size));
+        let (admitted, refused, pushed) = Default::default();
+        let id = LIMITS.fetch_add(1, Ordering::Relaxed);
+        Self { limit: limit.clone(), hasher: RandomState::new(), keys, id, admitted, refused, pushed }
+    }
+
+    /// What tells it from all others that there ever were.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    fn of_node(quota: Quota, size: usize) -> Keys {
+        match quota {
             // What came from documents was checked; what another agent sent in another form holds to the least.
             Quota::Rate { requests, window_ns, burst } => {
                 let rate = Rate::new(requests.into(), window_ns, burst.into());
@@ -159,9 +192,15 @@ impl LimitCounter {
             Quota::InFlight { requests } => {
                 Keys::InFlight(Arc::new(Store::new(Concurrency { most: requests }, size)))
             }
-        };
-        let (admitted, refused) = Default::default();
-        Self { limit: limit.clone(), hasher: RandomState::new(), keys, admitted, refused }
+        }
+    }
+
+    /// What all nodes count by, where they do.
+    pub fn shared(&self) -> Option<&Arc<SharedLimit>> {
+        match &self.keys {
+            Keys::Shared(shared) => Some(shared),
+            Keys::Rate(_) | Keys::Window(_) | Keys::InFlight(_) => None,
+        }
     }
 
     /// A key's hash: that of its parts in order, each behind its length.
@@ -169,7 +208,7 @@ impl LimitCounter {
         self.hasher.build_hasher()
     }
 
-    /// Takes one request; in-flight ones are held by what is returned beside.
+    /// Takes one request; in-flight ones are held by what is returned beside. What all nodes count is not taken here.
     pub fn take(&self, key: u64, now: u64) -> (Verdict, Option<InFlight>) {
         match &self.keys {
             Keys::Rate(store) => (store.take(key, now), None),
@@ -179,6 +218,7 @@ impl LimitCounter {
                 let taken = matches!(verdict, Verdict::Admitted { .. });
                 (verdict, taken.then(|| InFlight(Permit::new(store, key, now))))
             }
+            Keys::Shared(_) => (Verdict::Admitted { remaining: 0 }, None),
         }
     }
 
@@ -188,6 +228,7 @@ impl LimitCounter {
             Keys::Rate(store) => store.peek(key, now),
             Keys::Window(store) => store.peek(key, now),
             Keys::InFlight(store) => store.peek(key, now),
+            Keys::Shared(_) => Verdict::Admitted { remaining: 0 },
         }
     }
 
@@ -196,7 +237,7 @@ impl LimitCounter {
         match &self.keys {
             Keys::Rate(store) => store.give_back(key, now),
             Keys::Window(store) => store.give_back(key, now),
-            Keys::InFlight(_) => {}
+            Keys::InFlight(_) | Keys::Shared(_) => {}
         }
     }
 
@@ -206,17 +247,52 @@ impl LimitCounter {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Counts a source that the guard was told to keep out.
+    pub fn count_pushed(&self) {
+        self.pushed.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// How it is used.
     pub fn usage(&self) -> LimitUse {
         let (keys, evicted, uncounted) = match &self.keys {
             Keys::Rate(store) => (store.len(), store.evicted(), store.uncounted()),
             Keys::Window(store) => (store.len(), store.evicted(), store.uncounted()),
             Keys::InFlight(store) => (store.len(), store.evicted(), store.uncounted()),
+            Keys::Shared(shared) => {
+                let usage = shared.usage(limit_time(Instant::now()));
+                (usage.keys, usage.evicted, usage.uncounted)
+            }
         };
         let (admitted, refused) =
             (self.admitted.load(Ordering::Relaxed), self.refused.load(Ordering::Relaxed));
-        LimitUse { admitted, refused, keys, evicted, uncounted }
+        let pushed = self.pushed.load(Ordering::Relaxed);
+        LimitUse { admitted, refused, keys, evicted, uncounted, pushed }
     }
+}
+
+/// What all nodes count by; `None` where each counts for itself, as it does for a form that only another agent's documents have.
+fn shared_limit(document: &ObjectName, limit: &Limit, size: usize) -> Option<SharedLimit> {
+    let cluster = limit.cluster?;
+    let quota = match limit.quota {
+        Quota::Rate { requests, window_ns, burst } => {
+            let rate = Rate::new(requests.into(), window_ns, burst.into()).ok()?;
+            SharedQuota::Rate(rate, shared_rate(requests, window_ns, burst)?)
+        }
+        Quota::Window { requests, window_ns } => SharedQuota::Window(Window { requests, window: window_ns }),
+        Quota::InFlight { .. } => return None,
+    };
+    let settings = SharedSettings {
+        leased: cluster.mode == ClusterMode::Leased,
+        away: match cluster.fail {
+            FailMode::Open => WhenAway::Open,
+            FailMode::Closed => WhenAway::Closed,
+            FailMode::Share => WhenAway::Share,
+        },
+    };
+    // How nodes come by it means nothing to what is counted; where the sources are that it does not hold for, neither.
+    let meaning = (&document.namespace, &document.name, &limit.name, &limit.key, limit.missing, limit.quota);
+    let meaning = serde_json::to_vec(&meaning).ok()?;
+    Some(SharedLimit::new(settings, quota, KeyWriter::new(&meaning), size))
 }
 
 /// Compiles the documents; counters of limits that mean the same go on.
@@ -235,7 +311,7 @@ pub(super) fn compile<'m>(
     for document in documents {
         let counter = |limit: &Limit| match known.get(&(&document.name, &*limit.name)) {
             Some(counter) if counter.limit == *limit => Arc::clone(counter),
-            _ => Arc::new(LimitCounter::new(limit)),
+            _ => Arc::new(LimitCounter::new(&document.name, limit)),
         };
         table.add(Arc::new(LimitPolicy {
             name: document.name.clone(),
@@ -288,6 +364,8 @@ mod tests {
                 quota: Quota::Window { requests, window_ns: 1000 },
                 exempt: Vec::new(),
                 max_keys: 8,
+                cluster: None,
+                push_down: None,
             }],
             answer: DirectResponse { status: 429, body: body.as_bytes().into() },
         }

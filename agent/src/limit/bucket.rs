@@ -56,6 +56,45 @@ impl Rate {
         Ok(Self { unit, leak, capacity: burst * unit })
     }
 
+    /// The numbers that it is computed with, for whoever counts elsewhere: what a request adds, what a unit of time takes away (a
+    /// nanosecond's where the window was given in them), and the highest level.
+    pub fn numbers(&self) -> (u64, u64, u64) {
+        (self.unit, self.leak, self.capacity)
+    }
+
+    /// As [`Counter::take`], for a request that weighs as much as so many; an empty bucket takes one of any weight.
+    pub fn take_weighed(&self, bucket: &mut Bucket, now: u64, weight: u64) -> Verdict {
+        let verdict = self.peek_weighed(bucket, now, weight);
+        if matches!(verdict, Verdict::Admitted { .. }) {
+            bucket.level = bucket.level.saturating_add(self.unit.saturating_mul(weight));
+        }
+        verdict
+    }
+
+    /// What [`Self::take_weighed`] would say.
+    pub fn peek_weighed(&self, bucket: &mut Bucket, now: u64, weight: u64) -> Verdict {
+        *bucket = self.leaked(bucket, now);
+        let unit = self.unit.saturating_mul(weight);
+        let capacity = self.capacity.max(unit);
+        let level = bucket.level.saturating_add(unit);
+        match level.checked_sub(capacity) {
+            None | Some(0) => Verdict::Admitted { remaining: (capacity - level) / unit.max(1) },
+            Some(over) => Verdict::Refused { wait: over.div_ceil(self.leak) },
+        }
+    }
+
+    /// Fills the bucket by a request of this weight that was let through whatever it held; it is never more than full.
+    pub fn pour(&self, bucket: &mut Bucket, now: u64, weight: u64) {
+        *bucket = self.leaked(bucket, now);
+        let full = self.capacity.max(bucket.level);
+        bucket.level = bucket.level.saturating_add(self.unit.saturating_mul(weight)).min(full);
+    }
+
+    /// Takes out again what a request of this weight filled in.
+    pub fn drain(&self, bucket: &mut Bucket, weight: u64) {
+        bucket.level = bucket.level.saturating_sub(self.unit.saturating_mul(weight));
+    }
+
     fn leaked(&self, bucket: &Bucket, now: u64) -> Bucket {
         let leaked = now.saturating_sub(bucket.at).saturating_mul(self.leak);
         // Another thread's clock may have been read a moment later.
@@ -67,24 +106,15 @@ impl Counter for Rate {
     type State = Bucket;
 
     fn take(&self, bucket: &mut Bucket, now: u64) -> Verdict {
-        let verdict = self.peek(bucket, now);
-        if matches!(verdict, Verdict::Admitted { .. }) {
-            bucket.level += self.unit;
-        }
-        verdict
+        self.take_weighed(bucket, now, 1)
     }
 
     fn peek(&self, bucket: &mut Bucket, now: u64) -> Verdict {
-        *bucket = self.leaked(bucket, now);
-        let level = bucket.level + self.unit;
-        match level.checked_sub(self.capacity) {
-            None | Some(0) => Verdict::Admitted { remaining: (self.capacity - level) / self.unit },
-            Some(over) => Verdict::Refused { wait: over.div_ceil(self.leak) },
-        }
+        self.peek_weighed(bucket, now, 1)
     }
 
     fn give_back(&self, bucket: &mut Bucket, _: u64) {
-        bucket.level = bucket.level.saturating_sub(self.unit);
+        self.drain(bucket, 1);
     }
 
     fn is_idle(&self, bucket: &Bucket, now: u64) -> bool {

@@ -1,9 +1,14 @@
-//! Rate limits within one node: pure algorithms over counters, and the store that keeps a counter for each key.
+//! Rate limits: pure algorithms over counters, the store that keeps a counter for each key of one node, and what nodes count
+//! together.
 //!
 //! Nothing here looks at a clock or at a request: the time, in nanoseconds since any fixed moment, and the key's hash are
 //! passed in. All arithmetic is in integers and saturates.
 
 mod bucket;
+pub mod counters;
+pub mod lease;
+mod share;
+pub mod shared;
 mod store;
 mod window;
 

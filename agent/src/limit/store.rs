@@ -105,6 +105,24 @@ impl<C: Counter> Store<C> {
         self.counter.take(&mut way.state, now)
     }
 
+    /// Looks at all states.
+    pub fn each(&self, mut look: impl FnMut(&C::State)) {
+        for set in &self.sets {
+            lock(set).iter().for_each(|way| look(&way.state));
+        }
+    }
+
+    /// Lets a key's state be changed in other ways; `None` where there is no room for the key.
+    pub fn with<T>(&self, key: u64, now: u64, change: impl FnOnce(&C, &mut C::State) -> T) -> Option<T> {
+        let mut set = self.set(key);
+        let Some(way) = self.find(&mut set, key, now) else {
+            self.uncounted.fetch_add(1, Ordering::Relaxed);
+            return None;
+        };
+        way.used = now;
+        Some(change(&self.counter, &mut way.state))
+    }
+
     /// What [`Self::take`] would say.
     pub fn peek(&self, key: u64, now: u64) -> Verdict {
         let mut set = self.set(key);

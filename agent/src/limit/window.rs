@@ -18,6 +18,16 @@ pub struct Window {
 pub struct Log(VecDeque<u64>);
 
 impl Window {
+    /// Remembers a request that was let through whatever the log held, of at most as many as the window has.
+    pub fn note(&self, log: &mut Log, now: u64) {
+        self.forget(log, now);
+        if log.0.len() >= self.requests as usize {
+            log.0.pop_front();
+        }
+        let at = log.0.back().map_or(now, |last| now.max(*last));
+        log.0.push_back(at);
+    }
+
     fn forget(&self, log: &mut Log, now: u64) {
         while log.0.front().is_some_and(|at| at.saturating_add(self.window) <= now) {
             log.0.pop_front();

@@ -71,6 +71,54 @@ pub struct Limit {
     pub exempt: Vec<IpNet>,
     /// How many keys are remembered.
     pub max_keys: u32,
+    /// How all nodes count together; `None`: each counts for itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<ClusterCount>,
+    /// When the guard at the edge keeps a source out that goes on being refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub push_down: Option<PushDown>,
+}
+
+/// When a source is kept out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PushDown {
+    /// After so many refusals
+    pub after: u32,
+    /// within so many nanoseconds of the first,
+    pub within_ns: u64,
+    /// and for so many nanoseconds.
+    pub lasts_ns: u64,
+}
+
+/// How all nodes count together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterCount {
+    /// How a node comes by what it lets through.
+    pub mode: ClusterMode,
+    /// What holds while the store is away.
+    pub fail: FailMode,
+}
+
+/// How a node comes by what it lets through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClusterMode {
+    /// The store decides each request.
+    Exact,
+    /// It leases portions from the store.
+    Leased,
+}
+
+/// What holds while the store is away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailMode {
+    /// Requests are let through.
+    Open,
+    /// They are refused.
+    Closed,
+    /// Each node lets its share through.
+    Share,
 }
 
 /// A part of a key.

@@ -22,7 +22,10 @@ pub use authorization::{
     RequestTerms, TextPattern,
 };
 pub use guard::{EdgeGuard, SourceRate};
-pub use limit::{KeyPart, Limit, LimitTarget, LimitedRoute, Missing, Quota, RateLimit};
+pub use limit::{
+    ClusterCount, ClusterMode, FailMode, KeyPart, Limit, LimitTarget, LimitedRoute, Missing, PushDown, Quota,
+    RateLimit,
+};
 pub use name::ObjectName;
 pub use peer_authentication::{MtlsMode, PeerAuthentication, PeerLevel};
 pub use probe::{Probe, ProbeCheck};

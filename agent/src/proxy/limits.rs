@@ -1,7 +1,9 @@
 //! Rate limits on the way of a request: which hold for it, what it is counted by, and what it gets where it is refused.
 
-use std::hash::Hasher;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+mod key;
+mod shared;
+
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::http::caller::Caller;
@@ -10,9 +12,12 @@ use crate::compile::{InFlight, LimitCounter, LimitPolicy, RoutingTable, limit_ti
 use crate::http::FieldSink;
 use crate::http::h1::RequestHead;
 use crate::limit::Verdict;
-use crate::model::{HostPattern, KeyPart, Missing, ObjectName, Quota, Workload};
-use crate::route::{RequestView, query_parameter};
+use crate::model::{HostPattern, ObjectName, Quota, Workload};
+use crate::route::RequestView;
 use crate::telemetry::Origin;
+use key::Key;
+pub(super) use shared::Limiting;
+use shared::{Group, SharedAsk};
 
 /// Nanoseconds of a second.
 const SECOND: u64 = 1_000_000_000;
@@ -74,9 +79,9 @@ impl Caller<'_> {
         (table, head): (&'t RoutingTable, &RequestHead),
         (source, now): (Option<&Arc<Workload>>, tokio::time::Instant),
         kept: &mut Held,
-    ) -> Planned<'t> {
+    ) -> Limiting<'t> {
         if table.limits.is_empty() || matches!(planned.plan, Plan::Fail(_)) {
-            return planned;
+            return Limiting::Known(planned);
         }
         let asking = Asking {
             head,
@@ -87,13 +92,31 @@ impl Caller<'_> {
         };
         let policies = self.policies(table, &planned, head);
         let (shadows, enforced): (Vec<_>, Vec<_>) = policies.into_iter().partition(|policy| policy.shadow);
-        for policy in shadows {
-            // What it would hold is held too, so that it counts what it would count.
-            let _ = admit(&[policy], &asking, kept);
+        // What shadows would hold is held too, so that they count what they would count.
+        let shadows =
+            shadows.into_iter().filter_map(|policy| admit(&[policy], &asking).ok()).collect::<Vec<_>>();
+        match admit(&enforced, &asking) {
+            Ok(enforced) => {
+                Limiting::of(planned, (shadows, enforced), (&self.ctx.counters, asking.now), kept)
+            }
+            Err(limited) => {
+                // They go on by themselves where the request does not.
+                Limiting::of(
+                    planned.limited(limited),
+                    (shadows, Group::default()),
+                    (&self.ctx.counters, asking.now),
+                    kept,
+                )
+            }
         }
-        match admit(&enforced, &asking, kept) {
-            Ok(()) => planned,
-            Err(limited) => planned.limited(limited),
+    }
+
+    /// A request was refused by a limit. Clients of Gateways that go on may be kept out by the guard; pods never are: the guard
+    /// stands where strangers come in.
+    pub(super) fn refused_by(&self, limited: &Limited<'_>, now: tokio::time::Instant) {
+        if limited.limit.limit.push_down.is_some() && matches!(self.origin, Origin::Gateway(_)) {
+            let refusals = self.ctx.http.admission().refusals();
+            refusals.limited(limited.limit, self.peer.ip(), now.into_std());
         }
     }
 
@@ -141,41 +164,43 @@ impl Caller<'_> {
     }
 }
 
-/// Takes from all limits, or from none: what was taken before one refused is given back.
-fn admit<'t>(policies: &[&'t LimitPolicy], asking: &Asking<'_>, held: &mut Held) -> Result<(), Limited<'t>> {
-    let before = held.len();
-    let mut taken: Vec<(&LimitCounter, u64)> = Vec::new();
+/// Takes from all limits of this node, or from none: what was taken before one refused is given back. Those of the cluster are asked
+/// after them.
+fn admit<'t>(policies: &[&'t LimitPolicy], asking: &Asking<'_>) -> Result<Group<'t>, Limited<'t>> {
+    let mut group = Group::default();
     let mut limits = policies.iter().flat_map(|policy| policy.limits.iter().map(|limit| (*policy, &**limit)));
     let mut refused: Option<Limited<'t>> = None;
     for (policy, limit) in limits.by_ref() {
-        let wait = match asking.key(limit) {
-            Key::Exempt => continue,
-            Key::Of(key) => match limit.take(key, asking.now) {
-                (Verdict::Admitted { .. }, in_flight) => {
-                    held.extend(in_flight);
-                    taken.push((limit, key));
+        let wait = match limit.shared() {
+            Some(shared) => match asking.shared_key(limit, shared) {
+                Key::Exempt => continue,
+                Key::Of(key) => {
+                    group.asks.push(SharedAsk { policy, limit, shared, key });
                     continue;
                 }
-                (Verdict::Refused { wait }, _) => wait,
+                Key::Refused => SECOND,
             },
-            Key::Refused => SECOND,
+            None => match asking.key(limit) {
+                Key::Exempt => continue,
+                Key::Of(key) => match limit.take(key, asking.now) {
+                    (Verdict::Admitted { .. }, in_flight) => {
+                        group.held.extend(in_flight);
+                        group.taken.push((limit, key));
+                        continue;
+                    }
+                    (Verdict::Refused { wait }, _) => wait,
+                },
+                Key::Refused => SECOND,
+            },
         };
         limit.count(false);
         refused = Some(Limited { policy, limit, wait });
         break;
     }
-    let Some(mut refused) = refused else {
-        for (limit, _) in taken {
-            limit.count(true);
-        }
-        return Ok(());
-    };
-    held.truncate(before);
-    for (limit, key) in taken {
-        limit.give_back(key, asking.now);
-    }
+    let Some(mut refused) = refused else { return Ok(group) };
+    group.give_back(asking.now);
     // The one that holds longest is told.
-    for (policy, limit) in limits {
+    for (policy, limit) in limits.filter(|(_, limit)| limit.shared().is_none()) {
         if let Key::Of(key) = asking.key(limit)
             && let Verdict::Refused { wait } = limit.peek(key, asking.now)
             && wait > refused.wait
@@ -184,125 +209,4 @@ fn admit<'t>(policies: &[&'t LimitPolicy], asking: &Asking<'_>, held: &mut Held)
         }
     }
     Err(refused)
-}
-
-/// What a request is counted by.
-enum Key {
-    /// The limit does not hold for it.
-    Exempt,
-    /// It lacks a value without which it is refused.
-    Refused,
-    /// This hash.
-    Of(u64),
-}
-
-/// What begins a key, so that keys of one kind are never those of another.
-#[derive(Clone, Copy)]
-enum Beginning {
-    Whole = 0,
-    Missing = 1,
-    Shared = 2,
-}
-
-impl Asking<'_> {
-    fn key(&self, limit: &LimitCounter) -> Key {
-        let rule = &limit.limit;
-        if rule.exempt.iter().any(|net| net.contains(&self.client)) {
-            return Key::Exempt;
-        }
-        let mut hasher = limit.hasher();
-        hasher.write_u8(Beginning::Whole as u8);
-        if rule.key.iter().all(|part| self.write(part, &mut hasher)) {
-            return Key::Of(hasher.finish());
-        }
-        let mut hasher = limit.hasher();
-        match rule.missing {
-            Missing::Exempt => return Key::Exempt,
-            Missing::Refuse => return Key::Refused,
-            Missing::Shared => hasher.write_u8(Beginning::Shared as u8),
-            Missing::SourceAddress => {
-                hasher.write_u8(Beginning::Missing as u8);
-                write_address(self.client, (32, 64), &mut hasher);
-            }
-        }
-        Key::Of(hasher.finish())
-    }
-
-    /// Writes a part of a key; false where the request has no such value.
-    fn write(&self, part: &KeyPart, hasher: &mut impl Hasher) -> bool {
-        let mut text = |value: &[u8]| {
-            hasher.write_usize(value.len());
-            hasher.write(value);
-        };
-        match part {
-            KeyPart::SourceAddress { v4, v6 } => write_address(self.client, (*v4, *v6), hasher),
-            KeyPart::SourceIdentity => {
-                let Some(source) = self.source else { return false };
-                text(source.name.namespace.as_bytes());
-                text(source.service_account.as_bytes());
-            }
-            KeyPart::Header(name) => return self.write_header(name, hasher),
-            KeyPart::Cookie(name) => {
-                let fields =
-                    self.head.fields().iter().filter(|field| field.name.eq_ignore_ascii_case(b"cookie"));
-                let Some(value) = fields.flat_map(|field| cookies(field.value, name.as_bytes())).next()
-                else {
-                    return false;
-                };
-                text(value);
-            }
-            KeyPart::Query(name) => {
-                let Some(value) = self.head.query().and_then(|query| query_parameter(query, name)) else {
-                    return false;
-                };
-                text(&value);
-            }
-            KeyPart::Path => text(self.head.path().as_bytes()),
-            KeyPart::Method => text(self.head.method().as_bytes()),
-            KeyPart::Host => text(self.head.host().as_bytes()),
-            KeyPart::Route => {
-                let Some((source, rule)) = self.route else { return false };
-                text(source.namespace.as_bytes());
-                text(source.name.as_bytes());
-                text(rule.as_bytes());
-            }
-        }
-        true
-    }
-
-    /// All values count, so that nobody gets a key of its own by putting another value beside the one that the server heeds.
-    fn write_header(&self, name: &str, hasher: &mut impl Hasher) -> bool {
-        let mut found = false;
-        for field in
-            self.head.fields().iter().filter(|field| field.name.eq_ignore_ascii_case(name.as_bytes()))
-        {
-            found = true;
-            hasher.write_usize(field.value.len());
-            hasher.write(field.value);
-        }
-        found
-    }
-}
-
-/// Writes the network of an address.
-fn write_address(address: IpAddr, (v4, v6): (u8, u8), hasher: &mut impl Hasher) {
-    match address {
-        IpAddr::V4(address) => {
-            let mask = u32::MAX.checked_shl(32 - u32::from(v4)).unwrap_or(0);
-            hasher.write(&Ipv4Addr::from_bits(address.to_bits() & mask).octets());
-        }
-        IpAddr::V6(address) => {
-            let mask = u128::MAX.checked_shl(128 - u32::from(v6)).unwrap_or(0);
-            hasher.write(&Ipv6Addr::from_bits(address.to_bits() & mask).octets());
-        }
-    }
-}
-
-/// The values of a cookie in a field (RFC 6265 section 4.2.1).
-fn cookies<'a>(field: &'a [u8], name: &[u8]) -> impl Iterator<Item = &'a [u8]> {
-    field.split(|byte| *byte == b';').filter_map(move |pair| {
-        let pair = pair.trim_ascii();
-        let at = pair.iter().position(|byte| *byte == b'=')?;
-        (pair[..at] == *name).then(|| &pair[at + 1..])
-    })
 }

@@ -42,6 +42,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::balance::Pick;
 use crate::compile::RoutingTable;
+use crate::limit::counters::Counters;
 use crate::net::{Bridges, Connector, Stream};
 use crate::telemetry::{Origin, Recorder};
 
@@ -69,6 +70,8 @@ pub struct Context {
     pub random: Rc<Random>,
     /// Lets bytes of opaque connections go past the agent.
     pub bridges: SharedBridges,
+    /// What limits of the cluster are counted by; `None`: this agent is alone.
+    pub counters: Option<Arc<dyn Counters>>,
     /// What the worker's HTTP connections share.
     pub http: Rc<HttpWorker>,
 }

@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::admission::Source;
+use crate::compile::LimitCounter;
 
 /// Sources whose refusals are counted at once. While it is full, further ones are not pushed down.
 const SOURCES_MAX: usize = 16_384;
@@ -35,14 +37,16 @@ type Sink = Box<dyn Fn(IpAddr, Duration) + Send + Sync>;
 /// Counts refusals of all workers. Costs nothing until there is somebody to tell.
 pub struct Refusals {
     settings: PushDownSettings,
-    counts: Mutex<Counts>,
+    counts: Mutex<Counts<Source>>,
+    /// Of limits, by their ids.
+    limited: Mutex<Counts<(u64, Source)>>,
     sink: OnceLock<Sink>,
 }
 
 impl Refusals {
     /// Nobody was refused.
     pub(super) fn new(settings: PushDownSettings) -> Self {
-        Self { settings, counts: Mutex::default(), sink: OnceLock::new() }
+        Self { settings, counts: Mutex::default(), limited: Mutex::default(), sink: OnceLock::new() }
     }
 
     /// From now on sources that keep being refused are told to `sink`. Only the first is taken.
@@ -58,6 +62,17 @@ impl Refusals {
             sink(address, self.settings.lasts);
         }
     }
+
+    /// A request of a source was refused by a limit that may have said when such sources are kept out.
+    pub(super) fn limited(&self, limit: &LimitCounter, address: IpAddr, now: Instant) {
+        let Some((sink, rule)) = self.sink.get().zip(limit.limit.push_down) else { return };
+        let mut counts = self.limited.lock().unwrap_or_else(PoisonError::into_inner);
+        let within = (rule.after, Duration::from_nanos(rule.within_ns));
+        if counts.refused((limit.id(), Source::from(address)), within, now) {
+            limit.count_pushed();
+            sink(address, Duration::from_nanos(rule.lasts_ns));
+        }
+    }
 }
 
 impl fmt::Debug for Refusals {
@@ -67,16 +82,22 @@ impl fmt::Debug for Refusals {
 }
 
 /// Refusals by source, each since the first of its window.
-#[derive(Debug, Default)]
-struct Counts {
-    sources: HashMap<Source, (u32, Instant), foldhash::fast::RandomState>,
+#[derive(Debug)]
+struct Counts<K> {
+    sources: HashMap<K, (u32, Instant), foldhash::fast::RandomState>,
     /// When the full table was last cleared of windows that are over.
     swept: Option<Instant>,
 }
 
-impl Counts {
+impl<K> Default for Counts<K> {
+    fn default() -> Self {
+        Self { sources: HashMap::default(), swept: None }
+    }
+}
+
+impl<K: Copy + Eq + Hash> Counts<K> {
     /// Counts a refusal; true where it is the one too many, after which counting begins anew.
-    fn refused(&mut self, source: Source, (after, window): (u32, Duration), now: Instant) -> bool {
+    fn refused(&mut self, source: K, (after, window): (u32, Duration), now: Instant) -> bool {
         let over = |since: Instant| now.saturating_duration_since(since) >= window;
         if self.sources.len() >= SOURCES_MAX && !self.sources.contains_key(&source) {
             if self.swept.is_none_or(over) {
@@ -115,7 +136,7 @@ mod tests {
 
     #[test]
     fn the_third_within_the_window() {
-        let (mut counts, start) = (Counts::default(), Instant::now());
+        let (mut counts, start) = (Counts::<Source>::default(), Instant::now());
         // (seconds, source) -> pushed
         for ((at, from), pushed) in [
             ((0, 1), false),
@@ -135,7 +156,7 @@ mod tests {
 
     #[test]
     fn a_full_table_makes_room_after_the_window() {
-        let (mut counts, start) = (Counts::default(), Instant::now());
+        let (mut counts, start) = (Counts::<Source>::default(), Instant::now());
         for n in 0..u32::try_from(SOURCES_MAX).unwrap() {
             counts.refused(source(n), RULE, start);
         }

@@ -24,6 +24,7 @@ use super::{
 };
 use crate::compile::RoutingTable;
 use crate::hbone::Mesh;
+use crate::limit::counters::Counters;
 use crate::net::{Connector, Stream, keepalive};
 use crate::telemetry::{Origin, Recorder};
 
@@ -50,6 +51,8 @@ pub struct WorkerSettings {
     pub recorder: Box<dyn FnOnce() -> Rc<dyn Recorder> + Send>,
     /// Lets bytes of opaque connections go past the agent.
     pub bridges: SharedBridges,
+    /// What limits of the cluster are counted by; `None`: this agent is alone.
+    pub counters: Option<Arc<dyn Counters>>,
     /// Seeds its random numbers.
     pub seed: u64,
 }
@@ -320,6 +323,7 @@ impl Context {
             drain: settings.drain,
             open: settings.open,
             bridges: settings.bridges,
+            counters: settings.counters,
             http: Rc::new(http),
             random,
         }

@@ -13,7 +13,7 @@ use super::acceleration::{AccelerationCounts, AccelerationSeries};
 use super::cluster::{ClusterReading, ClusterSeries, ProbeReading};
 use super::guard::{GuardReading, GuardSeries};
 use super::limits::LIMITS;
-use super::rate_limits::{RateLimitReading, RateLimitSeries};
+use super::rate_limits::{LimitStoreReading, RateLimitReading, RateLimitSeries};
 use super::recorder::WorkerRecorder;
 use super::series::TrafficSeries;
 use super::tls::{TlsReading, TlsSeries};
@@ -214,6 +214,11 @@ impl Metrics {
     /// Shows what rate limits let through; read whenever the metrics are. Only the first reader is taken.
     pub fn watch_rate_limits(&self, read: impl Fn() -> Vec<RateLimitReading> + Send + Sync + 'static) {
         self.shared.rate_limits.watch(read);
+    }
+
+    /// Likewise what limits of the cluster are counted by.
+    pub fn watch_limit_store(&self, read: impl Fn() -> LimitStoreReading + Send + Sync + 'static) {
+        self.shared.rate_limits.watch_store(read);
     }
 
     /// Shows what the guard says; read whenever the metrics are. Only the first reader is taken.

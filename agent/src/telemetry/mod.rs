@@ -27,7 +27,7 @@ pub use flags::{Flag, ResponseFlags};
 pub use flows::{Flow, FlowEvent, FlowKind, FlowLog, FlowRule, FlowTier};
 pub use guard::{GuardReading, MapReading};
 pub use metrics::{BuildInfo, ConfigState, KernelGauges, Metrics, MetricsError};
-pub use rate_limits::RateLimitReading;
+pub use rate_limits::{LimitStoreReading, RateLimitReading};
 pub use record::{ConnectionRecord, Origin, Recorder, RequestRecord, ServedRecord, TlsRecord};
 pub use time::rfc3339;
 pub use tls::TlsReading;

@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use prometheus::{Error, IntCounterVec, IntGaugeVec, Opts, Registry};
+use prometheus::{Error, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 /// What is known of one limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,16 +17,76 @@ pub struct RateLimitReading {
     pub keys: usize,
     /// Keys that were forgotten although they counted something.
     pub evicted: u64,
+    /// Sources that the guard was told to keep out, where the limit has that done.
+    pub pushed: Option<u64>,
+    /// Of a limit of the cluster: questions to the store, and requests that were decided while it was away.
+    pub store: Option<(u64, u64)>,
+}
+
+/// What limits of the cluster are counted by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LimitStoreReading {
+    /// Whether it answers.
+    pub up: bool,
+    /// How many nodes share limits.
+    pub nodes: u32,
+    /// Scripts that were run.
+    pub calls: u64,
+    /// Those of them that failed.
+    pub failures: u64,
 }
 
 type Read = Box<dyn Fn() -> Vec<RateLimitReading> + Send + Sync>;
+type ReadStore = Box<dyn Fn() -> LimitStoreReading + Send + Sync>;
 
 /// The series, and who is asked for them.
 pub(super) struct RateLimitSeries {
     requests: IntCounterVec,
     keys: IntGaugeVec,
     evicted: IntCounterVec,
+    pushed: IntCounterVec,
+    asked: IntCounterVec,
+    away: IntCounterVec,
+    store: StoreSeries,
     read: OnceLock<Read>,
+}
+
+/// The series of the store.
+struct StoreSeries {
+    up: IntGauge,
+    nodes: IntGauge,
+    calls: IntCounterVec,
+    read: OnceLock<ReadStore>,
+}
+
+impl StoreSeries {
+    fn new(registry: &Registry) -> Result<Self, Error> {
+        let calls = Opts::new("sluice_rate_limit_store_calls_total", "Scripts for limits of the cluster.");
+        let series = Self {
+            up: IntGauge::new(
+                "sluice_rate_limit_store_up",
+                "Whether limits of the cluster are counted by Redis.",
+            )?,
+            nodes: IntGauge::new("sluice_rate_limit_nodes", "Nodes that share limits of the cluster.")?,
+            calls: IntCounterVec::new(calls, &["outcome"])?,
+            read: OnceLock::new(),
+        };
+        registry.register(Box::new(series.up.clone()))?;
+        registry.register(Box::new(series.nodes.clone()))?;
+        registry.register(Box::new(series.calls.clone()))?;
+        Ok(series)
+    }
+
+    fn refresh(&self) {
+        let Some(read) = self.read.get() else { return };
+        let reading = read();
+        self.up.set(reading.up.into());
+        self.nodes.set(reading.nodes.into());
+        self.calls.reset();
+        let answered = reading.calls.saturating_sub(reading.failures);
+        self.calls.with_label_values(&["answered"]).inc_by(answered);
+        self.calls.with_label_values(&["failed"]).inc_by(reading.failures);
+    }
 }
 
 impl RateLimitSeries {
@@ -38,12 +98,28 @@ impl RateLimitSeries {
             "sluice_rate_limit_evicted_total",
             "Keys that a limit forgot for others although they counted something.",
         );
+        let pushed = Opts::new(
+            "sluice_rate_limit_pushed_down_total",
+            "Sources that the guard was told to keep out as a limit went on refusing them.",
+        );
+        let asked = Opts::new("sluice_rate_limit_asked_total", "Questions to Redis about a limit.");
+        let away = Opts::new(
+            "sluice_rate_limit_away_total",
+            "Requests that a limit of the cluster decided while Redis was away.",
+        );
         let series = Self {
             requests: IntCounterVec::new(requests, &["policy", "limit", "outcome"])?,
             keys: IntGaugeVec::new(keys, &["policy", "limit"])?,
             evicted: IntCounterVec::new(evicted, &["policy", "limit"])?,
+            pushed: IntCounterVec::new(pushed, &["policy", "limit"])?,
+            asked: IntCounterVec::new(asked, &["policy", "limit"])?,
+            away: IntCounterVec::new(away, &["policy", "limit"])?,
+            store: StoreSeries::new(registry)?,
             read: OnceLock::new(),
         };
+        registry.register(Box::new(series.pushed.clone()))?;
+        registry.register(Box::new(series.asked.clone()))?;
+        registry.register(Box::new(series.away.clone()))?;
         registry.register(Box::new(series.requests.clone()))?;
         registry.register(Box::new(series.keys.clone()))?;
         registry.register(Box::new(series.evicted.clone()))?;
@@ -55,9 +131,18 @@ impl RateLimitSeries {
         let _ = self.read.set(Box::new(read));
     }
 
+    /// Likewise for the store.
+    pub fn watch_store(&self, read: impl Fn() -> LimitStoreReading + Send + Sync + 'static) {
+        let _ = self.store.read.set(Box::new(read));
+    }
+
     /// Asks for the counts anew. Limits come and go with their documents, and their series with them.
     pub fn refresh(&self) {
+        self.store.refresh();
         let Some(read) = self.read.get() else { return };
+        self.pushed.reset();
+        self.asked.reset();
+        self.away.reset();
         self.requests.reset();
         self.keys.reset();
         self.evicted.reset();
@@ -69,6 +154,13 @@ impl RateLimitSeries {
             let keys = i64::try_from(reading.keys).unwrap_or(i64::MAX);
             self.keys.with_label_values(&[policy, limit]).set(keys);
             self.evicted.with_label_values(&[policy, limit]).inc_by(reading.evicted);
+            if let Some(pushed) = reading.pushed {
+                self.pushed.with_label_values(&[policy, limit]).inc_by(pushed);
+            }
+            if let Some((asked, away)) = reading.store {
+                self.asked.with_label_values(&[policy, limit]).inc_by(asked);
+                self.away.with_label_values(&[policy, limit]).inc_by(away);
+            }
         }
     }
 }

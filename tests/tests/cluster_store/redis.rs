@@ -141,22 +141,11 @@ async fn a_redis_behind_tls_keeps_its_promises() -> Result<()> {
 
 #[tokio::test]
 async fn a_redis_cluster_keeps_its_promises() -> Result<()> {
-    let config = "cluster-enabled yes\ncluster-config-file DIR/nodes.conf\ncluster-announce-ip IP\n";
     let text = include_str!("../../../docs/cluster.md");
     let (_, further) = text.split_once("In Redis Cluster also `").context("no rights for Redis Cluster")?;
     let (further, _) = further.split_once('`').context("no end of the rights")?;
-    let config = format!("{config}{} {further}\n", documented_user()?);
-    let servers: Vec<Redis> = (0..3).map(|_| Redis::start(&config)).collect::<Result<_>>()?;
+    let servers = Redis::start_cluster(&format!("{} {further}\n", documented_user()?))?;
     let addresses: Vec<_> = servers.iter().map(|server| server.address.to_string()).collect();
-    let mut words = vec!["--cluster", "create"];
-    words.extend(addresses.iter().map(String::as_str));
-    words.push("--cluster-yes");
-    servers[0].ask(&words)?;
-    wait_for("the cluster to be whole", PATIENCE, || {
-        servers.iter().all(|server| {
-            server.ask(&["CLUSTER", "INFO"]).is_ok_and(|info| info.contains("cluster_state:ok"))
-        })
-    })?;
     let url = format!("redis+cluster://sluice:s3cr3t%2F%40@{}", addresses.join(","));
     let site = Servers { servers, options: patient(RedisOptions::new(&url, "x")) };
     suite::run(&site).await?;

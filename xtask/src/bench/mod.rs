@@ -9,6 +9,7 @@ mod figure;
 mod floods;
 mod idle;
 mod kernel;
+mod limit;
 mod load;
 mod open_loop;
 mod process;
@@ -41,6 +42,8 @@ pub enum Verb {
     Kernel(kernel::Options),
     /// TLS that ends at a gateway: requests, full and resumed handshakes, processor time, memory
     Tls(tls::Options),
+    /// A limit on every request: requests per second and processor time, each proxy by itself without one
+    Limit(limit::Options),
     /// A table of 10,000 services: bytes published, time to apply a change, memory
     Cluster(cluster::Options),
     /// One end of the traffic of `kernel`
@@ -85,6 +88,7 @@ pub fn run(verb: &Verb) -> Result<ExitCode> {
         Verb::Floods(options) => return floods::run(options),
         Verb::Kernel(options) => return kernel::run(options),
         Verb::Tls(options) => return tls::run(options),
+        Verb::Limit(options) => return limit::run(options),
         Verb::Cluster(options) => return cluster::run(options),
         Verb::Peer { verb } => return kernel::peer::run(verb),
     };

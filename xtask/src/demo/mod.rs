@@ -5,6 +5,7 @@ mod canary;
 mod cluster;
 mod ledger;
 mod lifecycle;
+mod limits;
 pub mod shop;
 mod site;
 mod strangler;
@@ -79,6 +80,7 @@ fn show(lab: &Lab, options: &Options, ledger: &mut Ledger) -> Result<()> {
     cluster::show_registered(&site, ledger)?;
     canary::show(lab, ledger)?;
     strangler::show(&site, &examples, ledger)?;
+    limits::show(&site, ledger)?;
     cluster::show(&mut site, &mut agents, ledger)?;
     agents.show_kill(lab, ledger)?;
     agents.show_stop(lab, ledger)?;

@@ -13,7 +13,7 @@ use lab::store::{ClusterStore, certificates, certify, operator};
 use lab::{AgentOptions, Lab, exec};
 use serde_json::Value;
 
-use super::shop;
+use super::{limits, shop};
 
 /// The name of the cluster, and the life of its leader's lease.
 pub const CLUSTER: &str = "shop";
@@ -45,7 +45,8 @@ impl<'a> Site<'a> {
             let (ca, state) = (ca.display().to_string(), state.display().to_string());
             let options = AgentOptions::clustered(self.store.url())?;
             let arguments = ["--cluster", CLUSTER, "--lease-ttl", LEASE, "--ca", &ca, "--state", &state];
-            Ok(options.with(arguments))
+            let guard: &[&str] = if node == limits::GUARDED { &["--guard", "eth0"] } else { &[] };
+            Ok(options.with(arguments).with(guard.iter().copied()))
         };
         shop::NODES.into_iter().map(|node| Ok((node.to_owned(), options(node)?))).collect()
     }
@@ -68,6 +69,11 @@ impl<'a> Site<'a> {
         exec::run_with_input(self.sluice(node)?.args(["apply", "-f", "-"]), text).map(drop)
     }
 
+    /// `sluice delete NAME` on a node.
+    pub fn delete(&self, node: &str, name: &str) -> Result<()> {
+        exec::run(self.sluice(node)?.args(["delete", name])).map(drop)
+    }
+
     /// `sluice get` on a node: the documents' names.
     pub fn documents(&self, node: &str) -> Result<Vec<String>> {
         let text = exec::stdout(self.sluice(node)?.args(["get", "-o", "json"]))?;
@@ -85,7 +91,8 @@ impl<'a> Site<'a> {
         self.look(node, "/status")?["table"]["epoch"].as_u64().context("status names no epoch")
     }
 
-    fn look(&self, node: &str, path: &str) -> Result<Value> {
+    /// What a node's agent answers at a path.
+    pub fn look(&self, node: &str, path: &str) -> Result<Value> {
         let text = self.lab.node(node)?.in_netns(|| get(ADMIN, "localhost", path, LOOK_TIMEOUT))??.text();
         serde_json::from_str(&text).with_context(|| text.clone())
     }

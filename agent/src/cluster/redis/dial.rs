@@ -1,5 +1,7 @@
 //! A connection to the server that has our keys: found, opened, looked at, subscribed.
 
+mod alone;
+
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -20,6 +22,8 @@ use super::scripts::{self, Script};
 use super::target::{Target, Way};
 use super::{RedisOptions, reply};
 use crate::cluster::StoreError;
+
+pub(super) use self::alone::{Alone, dial_alone};
 
 /// The oldest major version that has ACL, RESP3 and scripts that replicate what they did.
 const OLDEST: u32 = 6;

@@ -21,6 +21,8 @@ pub(super) struct Keys {
     pub log: String,
     /// The channel.
     pub events: String,
+    /// What the keys of counters begin with. They are many, and so spread over a Redis Cluster: their hash tag comes after.
+    pub limit: String,
 }
 
 impl Keys {
@@ -47,6 +49,7 @@ impl Keys {
             table: key("table"),
             log: key("log"),
             events: key("events"),
+            limit: format!("sluice:{cluster}:limit:"),
         })
     }
 

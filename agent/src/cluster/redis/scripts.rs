@@ -34,6 +34,9 @@ scripts! {
     SNAPSHOT = "scripts/snapshot.lua";
     DELTAS = "scripts/deltas.lua";
     FITNESS = "scripts/fitness.lua";
+    TAKE = "scripts/take.lua";
+    GIVE = "scripts/give.lua";
+    SHARERS = "scripts/sharers.lua";
 }
 
 impl Script {

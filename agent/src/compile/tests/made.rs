@@ -295,6 +295,8 @@ fn limit() -> impl Strategy<Value = RateLimit> {
                 quota,
                 exempt: vec!["10.0.0.0/8".parse().expect("a network")],
                 max_keys: 8,
+                cluster: None,
+                push_down: None,
             };
             RateLimit {
                 name,

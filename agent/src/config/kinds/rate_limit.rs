@@ -1,5 +1,7 @@
 //! `sluice.dev/v1alpha1` RateLimit: how many requests are let through to services, by Gateways and by routes.
 
+mod tiers;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +18,7 @@ use crate::limit::{Rate, RateError};
 use crate::model::{
     DirectResponse, KeyPart, Limit, LimitTarget, LimitedRoute, Missing, ObjectName, Quota, RateLimit,
 };
+use tiers::{ClusterSpec, PushDownSpec, cluster_count, push_down};
 
 const EXTRAS: &[&[Extra]] = &[DOCUMENT];
 /// Limits of one document.
@@ -73,6 +76,8 @@ struct LimitSpec {
     #[serde(default)]
     exempt: Vec<String>,
     max_keys: Option<u32>,
+    cluster: Option<ClusterSpec>,
+    push_down: Option<PushDownSpec>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -202,7 +207,11 @@ fn read_limit(spec: &LimitSpec, field: &Field, notes: &mut Notes<'_>) -> Option<
         notes.error(&field.key("maxKeys"), format!("{max_keys} is not from 1 to {KEYS_MAX}"));
     }
     let quota = quota(spec, field, notes)?;
-    Some(Limit { name: spec.name.as_str().into(), key, missing, quota, exempt, max_keys })
+    let cluster =
+        spec.cluster.as_ref().map(|cluster| cluster_count(cluster, (quota, &field.key("cluster")), notes));
+    let push_down =
+        spec.push_down.as_ref().and_then(|spec| push_down(spec, (&key, &field.key("pushDown")), notes));
+    Some(Limit { name: spec.name.as_str().into(), key, missing, quota, exempt, max_keys, cluster, push_down })
 }
 
 fn quota(spec: &LimitSpec, field: &Field, notes: &mut Notes<'_>) -> Option<Quota> {

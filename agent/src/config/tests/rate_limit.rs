@@ -1,7 +1,7 @@
 //! RateLimit documents: what they become, and how wrong ones are named.
 
 use super::*;
-use crate::model::{KeyPart, LimitTarget, Missing, ObjectName, Quota};
+use crate::model::{ClusterCount, ClusterMode, FailMode, KeyPart, LimitTarget, Missing, ObjectName, Quota};
 
 const WEB: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\n\
                    spec: {clusterIP: 10.96.0.9, ports: [{name: http, port: 80}]}\n";
@@ -26,6 +26,8 @@ fn limits_are_read() {
              \x20   window: {requests: 100, per: 15m}\n    exempt: [10.0.0.0/8, '2001:db8::1']\n\
              \x20 - {name: all, rate: {requests: 50, per: 1s}, ifMissing: Shared, maxKeys: 9}\n\
              \x20 - {name: busy, inFlight: 3}\n\
+             \x20 - {name: once, rate: {requests: 9, per: 1s}, cluster: {mode: Leased, fail: Closed}}\n\
+             \x20 - {name: twice, window: {requests: 9, per: 1s}, cluster: {mode: Exact}}\n\
              \x20 mode: Shadow\n  response: {status: 503, body: later}\n",
         ),
     ]);
@@ -34,13 +36,16 @@ fn limits_are_read() {
     assert_eq!(limit.targets, [LimitTarget::Service(ObjectName::new("shop", "web"))]);
     assert!(limit.shadow);
     assert_eq!((limit.answer.status, &*limit.answer.body), (503, &b"later"[..]));
-    let [each, all, busy] = &limit.limits[..] else { panic!("{:?}", limit.limits) };
+    let [each, all, busy, once, twice] = &limit.limits[..] else { panic!("{:?}", limit.limits) };
     assert_eq!(each.key, [KeyPart::SourceAddress { v4: 32, v6: 64 }, KeyPart::Header("x-user".into())]);
     assert_eq!(each.quota, Quota::Window { requests: 100, window_ns: 900_000_000_000 });
     assert_eq!((each.exempt.len(), each.max_keys, each.missing), (2, 65_536, Missing::SourceAddress));
     assert_eq!(all.quota, Quota::Rate { requests: 50, window_ns: 1_000_000_000, burst: 50 });
     assert_eq!((all.max_keys, all.missing), (9, Missing::Shared));
     assert_eq!(busy.quota, Quota::InFlight { requests: 3 });
+    let count = |mode, fail| Some(ClusterCount { mode, fail });
+    assert_eq!((each.cluster, once.cluster), (None, count(ClusterMode::Leased, FailMode::Closed)));
+    assert_eq!(twice.cluster, count(ClusterMode::Exact, FailMode::Share), "who says nothing has its share");
 }
 
 #[test]
@@ -63,6 +68,30 @@ fn wrong_ones_are_named() {
         (with("inFlight: 1, key: [{type: Header}]"), "6 spec.limits[0].key[0].name: ", "missing"),
         (with("inFlight: 1, key: [{type: Path, name: x}]"), "6 spec.limits[0].key[0].name: ", "no name"),
         (with("inFlight: 1, exempt: [here]"), "6 spec.limits[0].exempt[0]: ", "neither"),
+        (
+            with("inFlight: 1, key: [{type: SourceAddress}], pushDown: {}"),
+            "6 spec.limits[0].pushDown: ",
+            "prefixLengthV6: 64",
+        ),
+        (with("inFlight: 1, pushDown: {after: 0}"), "6 spec.limits[0].pushDown.after: ", "least is 1"),
+        (with("inFlight: 1, pushDown: {for: 25h}"), "6 spec.limits[0].pushDown.for: ", "24h"),
+        (with("inFlight: 1, cluster: {mode: Exact}"), "6 spec.limits[0].cluster: ", "each node for itself"),
+        (with("window: {requests: 1, per: 1s}, cluster: {}"), "6 spec.limits[0].cluster", "mode"),
+        (
+            with("window: {requests: 1, per: 1s}, cluster: {mode: Loose}"),
+            "6 spec.limits[0].cluster.mode: ",
+            "Loose",
+        ),
+        (
+            with("rate: {requests: 1, per: 24h, burst: 4000000000}, cluster: {mode: Exact}"),
+            "6 spec.limits[0]",
+            "burst",
+        ),
+        (
+            with("rate: {requests: 7, per: 1h, burst: 2000000}, cluster: {mode: Exact}"),
+            "6 spec.limits[0].cluster: ",
+            "too large",
+        ),
         (with("inFlight: 1, burst: 5"), "6 spec.limits[0].burst: ", ""),
         (on_web("  limits: []\n"), "6 spec.limits: ", "from 1 to 16"),
         (on_web("  limits: [{name: A b, inFlight: 1}]\n"), "6 spec.limits[0].name: ", "lower case"),

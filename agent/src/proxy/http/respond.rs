@@ -23,6 +23,7 @@ use crate::http::body::{BodyTransfer, Framing};
 use crate::http::h1::Version;
 use crate::pool::Liveness;
 use crate::proxy::answer::{Answer, AnswerTo, Problem};
+use crate::proxy::limits::Limiting;
 use crate::route::{RequestView, redirect_location};
 
 /// One try's terms.
@@ -54,7 +55,11 @@ impl Connection {
             Err(refusal) => Planned::refused(refusal),
         };
         let asked = (trail.source, trail.start);
-        let planned = self.caller().limit(planned, (&table, &self.buffers.head), asked, &mut trail.held);
+        let limiting = self.caller().limit(planned, (&table, &self.buffers.head), asked, &mut trail.held);
+        let planned = match limiting {
+            Limiting::Known(planned) => planned,
+            Limiting::Asked(asked) => Box::pin(asked.settle(&mut trail.held)).await,
+        };
         trail.slot = slot.ok();
         trail.route = planned.route.map(|matched| &**matched.route);
         let ending = match planned.plan {
@@ -87,6 +92,7 @@ impl Connection {
             }
             Plan::Limited(limited) => {
                 trail.fail(Problem::RateLimited);
+                self.caller().refused_by(&limited, trail.start);
                 Box::pin(self.answer(Answer::limited(limited), Changes::default(), &mut trail)).await
             }
             Plan::Fail(problem) => Box::pin(self.fail(problem, &mut trail)).await,

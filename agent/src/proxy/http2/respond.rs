@@ -33,6 +33,7 @@ use crate::proxy::http::silence::Timer;
 use crate::proxy::http::upstream::{Deadline, Goal, UpstreamConnection, Wanted};
 use crate::proxy::http::vet::vet;
 use crate::proxy::http::worker::{Buffers, Held};
+use crate::proxy::limits::Limiting;
 use crate::route::{RequestView, redirect_location};
 
 /// How a stream ended.
@@ -142,7 +143,11 @@ impl Stream<'_> {
             Err(refusal) => Planned::refused(refusal),
         };
         let asked = (trail.source, trail.start);
-        let planned = caller.limit(planned, (table, &self.buffers.head), asked, &mut trail.held);
+        let limiting = caller.limit(planned, (table, &self.buffers.head), asked, &mut trail.held);
+        let planned = match limiting {
+            Limiting::Known(planned) => planned,
+            Limiting::Asked(asked) => Box::pin(asked.settle(&mut trail.held)).await,
+        };
         trail.route = planned.route.map(|matched| &**matched.route);
         match planned.plan {
             Plan::Forward { cluster, .. } => {
@@ -168,6 +173,7 @@ impl Stream<'_> {
             }
             Plan::Limited(limited) => {
                 trail.fail(Problem::RateLimited);
+                self.session.caller().refused_by(&limited, trail.start);
                 self.answer(Answer::limited(limited), Changes::default(), trail);
             }
             Plan::Fail(problem) => self.fail(problem, trail),

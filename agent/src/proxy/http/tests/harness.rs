@@ -188,6 +188,7 @@ impl Setup {
             http: Rc::clone(&worker),
             open: Arc::default(),
             bridges: Arc::default(),
+            counters: None,
             random,
         };
         let (origin, original_destination) = (self.origin, self.original_destination);
