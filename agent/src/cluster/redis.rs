@@ -25,7 +25,7 @@ use self::target::Target;
 use super::store::{
     Acquired, BYTES_MAX, Candidate, DELETED_MAX, DELTAS_MAX, Delta, Deltas, Document, DocumentWrite,
     Documents, EPOCH_MAX, Event, HISTORY_MAX, Lease, LeaseState, MEMBER_KEPT, Member, Published, RECORD_MAX,
-    Snapshot, Store, StoreError, Written, checked_node, checked_size, write_bytes,
+    RECORDS_MAX, Snapshot, Store, StoreError, Written, checked_node, checked_size, write_bytes,
 };
 use crate::compile::Token;
 
@@ -46,7 +46,8 @@ pub struct RedisOptions {
     pub ca_file: Option<PathBuf>,
     /// The certificate, as PEM, that is shown to the server, and its key.
     pub client_certificate: Option<(PathBuf, PathBuf)>,
-    /// How long one call may take: less than a third of the shortest time that a lease or a heartbeat lives.
+    /// How long one call may take: less than a third of the shortest time that a lease or a heartbeat lives. What may be as
+    /// large as a table has a minute, and no longer than this without any sign of the server.
     pub limit: Duration,
 }
 
@@ -223,7 +224,7 @@ impl Store for RedisStore {
     async fn members(&self) -> Result<Vec<Member>, StoreError> {
         let keys = self.keys();
         let (kept, most) = (milliseconds(MEMBER_KEPT), digits(RECORD_MAX as u64));
-        let arguments = [keys.node.as_bytes(), &kept, &most, &digits(BYTES_MAX as u64)];
+        let arguments = [keys.node.as_bytes(), &kept, &most, &digits(RECORDS_MAX as u64)];
         let answer = self.link.run(&scripts::MEMBERS, &[&keys.nodes], &arguments).await?;
         let mut members = Vec::new();
         for member in reply::list(answer)? {
