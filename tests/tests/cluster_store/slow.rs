@@ -1,12 +1,15 @@
 //! What is large travels beside what can't wait.
 
-use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
 use agent::cluster::{Event, Lease, RedisOptions, RedisStore, Store, StoreError};
 use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::signal::Signal;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::time::MissedTickBehavior;
 
 use crate::redis::Servers;
 use crate::suite::{Site, candidate, put, snapshot, taken, told};
@@ -15,42 +18,45 @@ use crate::suite::{Site, candidate, put, snapshot, taken, told};
 const LIMIT: Duration = Duration::from_secs(1);
 /// The life of its lease.
 const TTL: Duration = Duration::from_secs(6);
-/// What is read and written: at [`RATE`] three times [`LIMIT`], and more than the sockets on the way hold.
+/// What is read and written: it takes three times [`LIMIT`], and is more than the sockets on the way hold.
 const LARGE: usize = 24 << 20;
-/// Bytes a second that each connection gets through, in either direction.
-const RATE: f64 = 8e6;
-/// A piece of them.
+/// What each connection gets through at a turn, in either direction.
 const PIECE: usize = 64 << 10;
+/// Between two turns: 8 MB/s.
+const TURN: Duration = Duration::from_millis(8);
 
 /// A way to a server on which each connection is slow.
 fn slow_way(to: SocketAddr) -> Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
-    std::thread::spawn(move || -> std::io::Result<()> {
-        for client in listener.incoming() {
-            let (client, server) = (client?, TcpStream::connect(to)?);
-            let (back, forth) = (server.try_clone()?, client.try_clone()?);
-            std::thread::spawn(move || slowly(client, server));
-            std::thread::spawn(move || slowly(back, forth));
+    listener.set_nonblocking(true)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let serve = async move {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        loop {
+            let ((client, _), server) = (listener.accept().await?, TcpStream::connect(to).await?);
+            let ((from_client, to_client), (from_server, to_server)) =
+                (client.into_split(), server.into_split());
+            tokio::spawn(slowly(from_client, to_server));
+            tokio::spawn(slowly(from_server, to_client));
         }
-        Ok(())
-    });
+    };
+    std::thread::spawn(move || -> std::io::Result<()> { runtime.block_on(serve) });
     Ok(address)
 }
 
-fn slowly(mut from: TcpStream, mut to: TcpStream) -> std::io::Result<()> {
+/// Passes on one piece at each turn.
+async fn slowly(mut from: OwnedReadHalf, mut to: OwnedWriteHalf) -> std::io::Result<()> {
+    let mut turns = tokio::time::interval(TURN);
+    turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut piece = vec![0; PIECE];
     loop {
-        let begun = Instant::now();
-        let length = from.read(&mut piece)?;
+        turns.tick().await;
+        let length = from.read(&mut piece).await?;
         if length == 0 {
-            return to.shutdown(Shutdown::Write);
+            return to.shutdown().await;
         }
-        to.write_all(&piece[..length])?;
-        // The pace of the link is what is tested.
-        #[expect(clippy::cast_precision_loss, reason = "a piece is small")]
-        let due = Duration::from_secs_f64(length as f64 / RATE);
-        std::thread::sleep(due.saturating_sub(begun.elapsed()));
+        to.write_all(&piece[..length]).await?;
     }
 }
 
