@@ -8,5 +8,7 @@ mod foreign;
 mod memory;
 #[path = "cluster_store/redis.rs"]
 mod redis;
+#[path = "cluster_store/slow.rs"]
+mod slow;
 #[path = "cluster_store/suite.rs"]
 mod suite;

@@ -154,7 +154,7 @@ fn stream(view: &View<'_>, said: &mut Explanation, step: &mut impl FnMut(&str, S
         said.judged(("agent", "agent L7", "gateway"), None);
         let endpoints = gateway::endpoints(listener);
         if !endpoints.is_empty()
-            && let Some(denied) = policies::judge_relayed(view, &endpoints, step)
+            && let Some(denied) = policies::judge_relayed(view, (listener, &endpoints), step)
         {
             said.refused(&denied);
         }

@@ -46,23 +46,23 @@ pub struct ClusterOptions {
 struct Member {
     observed: Arc<Observed>,
     follower: Arc<Mutex<Follower>>,
+    documents: Mutex<Documents>,
+}
+
+/// The documents as they were read last.
+#[derive(Default)]
+struct Documents {
     state: State,
     /// What the state was made of.
     read: Option<Arc<KeptDocuments>>,
 }
 
 impl Agent for Member {
-    fn read(&mut self, documents: &Arc<KeptDocuments>) -> cluster::Read {
-        let touched = self.update(documents);
-        if touched.is_none() {
-            self.state = load(&self.state, files(documents.texts.iter()));
-            self.observed.reported(&self.state.report);
-        }
-        self.read = Some(Arc::clone(documents));
-        cluster::Read { model: Arc::clone(&self.state.model), touched }
+    fn read(&self, documents: &Arc<KeptDocuments>) -> cluster::Read {
+        self.documents.lock().unwrap_or_else(PoisonError::into_inner).take_in(documents, &self.observed)
     }
 
-    fn apply(&mut self, parts: &Parts, touched: Option<&Touched>, at: Position) {
+    fn apply(&self, parts: &Parts, touched: Option<&Touched>, at: Position) {
         let mut follower = self.follower.lock().unwrap_or_else(PoisonError::into_inner);
         follower.table(|previous| match touched {
             Some(touched) => recompile(parts, touched, previous, at.version),
@@ -71,7 +71,17 @@ impl Agent for Member {
     }
 }
 
-impl Member {
+impl Documents {
+    fn take_in(&mut self, documents: &Arc<KeptDocuments>, observed: &Observed) -> cluster::Read {
+        let touched = self.update(documents);
+        if touched.is_none() {
+            self.state = load(&self.state, files(documents.texts.iter()));
+            observed.reported(&self.state.report);
+        }
+        self.read = Some(Arc::clone(documents));
+        cluster::Read { model: Arc::clone(&self.state.model), touched }
+    }
+
     /// Takes in what changed, where no more follows from it than endpoints of these services.
     fn update(&mut self, documents: &KeptDocuments) -> Option<BTreeSet<ObjectName>> {
         let before = self.read.as_ref().filter(|before| before.store == documents.store)?;
@@ -115,8 +125,7 @@ pub(super) fn join(
     let member = Member {
         observed: Arc::clone(observed),
         follower: Arc::clone(follower),
-        state: State::default(),
-        read: None,
+        documents: Mutex::default(),
     };
     let taking_part = ClusterSettings {
         node: settings.node.as_str().into(),

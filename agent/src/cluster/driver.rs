@@ -64,12 +64,13 @@ pub struct Read {
     pub touched: Option<BTreeSet<ObjectName>>,
 }
 
-/// What the agent does with what the cluster agrees on. It is called on a thread that may be kept busy.
-pub trait Agent: Send + 'static {
+/// What the agent does with what the cluster agrees on. It is called on threads that may be kept busy: a leader reads documents
+/// for seconds, and tables come into force meanwhile.
+pub trait Agent: Send + Sync + 'static {
     /// Reads the documents of the cluster.
-    fn read(&mut self, documents: &Arc<KeptDocuments>) -> Read;
+    fn read(&self, documents: &Arc<KeptDocuments>) -> Read;
     /// Puts a table in force. `touched`: what differs from the one before; `None`: everything may.
-    fn apply(&mut self, parts: &Parts, touched: Option<&Touched>, at: Position);
+    fn apply(&self, parts: &Parts, touched: Option<&Touched>, at: Position);
 }
 
 /// Whether there is a table.
@@ -174,7 +175,7 @@ pub fn start<S: Store>(
     store: S,
     settings: ClusterSettings,
     trust: Trust,
-    mut agent: impl Agent,
+    agent: impl Agent,
 ) -> Result<Handle, DiskError> {
     let disk = settings.state.as_deref().map(Disk::open).transpose()?.map(Arc::new);
     let view = Arc::new(Mutex::new(ClusterView::default()));

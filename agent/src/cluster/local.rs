@@ -151,10 +151,9 @@ impl LocalStore {
     }
 
     fn enter(&self) -> Result<(MutexGuard<'_, Inner>, Duration), StoreError> {
-        match &*self.client.failure() {
-            Some(failure) => Err(failure.clone()),
-            None => Ok((self.shared.inner(), (self.shared.clock)())),
-        }
+        // Not held while the other is waited for: whoever tells of something holds that one and looks at this.
+        let failure = self.client.failure().clone();
+        failure.map_or_else(|| Ok((self.shared.inner(), (self.shared.clock)())), Err)
     }
 }
 

@@ -11,6 +11,7 @@ mod reply;
 mod scripts;
 mod target;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,13 +28,15 @@ use self::target::Target;
 use super::store::{
     Acquired, BYTES_MAX, Candidate, DELETED_MAX, DELTAS_MAX, Delta, Deltas, Document, DocumentWrite,
     Documents, EPOCH_MAX, Event, HISTORY_MAX, Lease, LeaseState, MEMBER_KEPT, Member, Published, RECORD_MAX,
-    Snapshot, Store, StoreError, Written, checked_node, checked_size, write_bytes,
+    RECORDS_MAX, Snapshot, Store, StoreError, Written, checked_node, checked_size, write_bytes,
 };
 use crate::compile::Token;
 
 /// How far above all that a candidate knows a stored epoch may be: more than one term each second for a century, and
 /// so little that somebody who writes nonsense there can do it two million times before no epoch is left.
 const EPOCH_STEP: u64 = 1 << 32;
+/// How many documents are read at a time: some milliseconds of the server's, in which it answers nobody else.
+const DOCUMENTS_AT_A_TIME: u64 = 500;
 
 /// How Redis is reached.
 #[derive(Clone)]
@@ -48,7 +51,8 @@ pub struct RedisOptions {
     pub ca_file: Option<PathBuf>,
     /// The certificate, as PEM, that is shown to the server, and its key.
     pub client_certificate: Option<(PathBuf, PathBuf)>,
-    /// How long one call may take: less than a third of the shortest time that a lease or a heartbeat lives.
+    /// How long one call may take: less than a third of the shortest time that a lease or a heartbeat lives. What may be as
+    /// large as a table has a minute, and no longer than this without any sign of the server.
     pub limit: Duration,
 }
 
@@ -225,7 +229,7 @@ impl Store for RedisStore {
     async fn members(&self) -> Result<Vec<Member>, StoreError> {
         let keys = self.keys();
         let (kept, most) = (milliseconds(MEMBER_KEPT), digits(RECORD_MAX as u64));
-        let arguments = [keys.node.as_bytes(), &kept, &most, &digits(BYTES_MAX as u64)];
+        let arguments = [keys.node.as_bytes(), &kept, &most, &digits(RECORDS_MAX as u64)];
         let answer = self.link.run(&scripts::MEMBERS, &[&keys.nodes], &arguments).await?;
         let mut members = Vec::new();
         for member in reply::list(answer)? {
@@ -241,16 +245,36 @@ impl Store for RedisStore {
     }
 
     async fn documents(&self, store: &str, after: u64) -> Result<Documents, StoreError> {
-        let arguments: [&[u8]; 2] = [store.as_bytes(), &digits(after)];
-        let answer = self.link.run(&scripts::DOCUMENTS, &self.document_keys(), &arguments).await?;
-        let [store, revision, found] = reply::fields(answer)?;
-        let mut changed = Vec::new();
-        for document in reply::list(found)? {
-            changed.push(self.document(document)?);
+        let (mut store, mut revision): (Arc<str>, _) = (store.into(), after);
+        let mut found = BTreeMap::new();
+        loop {
+            let arguments: [&[u8]; 3] = [store.as_bytes(), &digits(revision), &digits(DOCUMENTS_AT_A_TIME)];
+            let answer = self.link.run(&scripts::DOCUMENTS, &self.document_keys(), &arguments).await?;
+            let [of, upto, changed, more] = reply::fields(answer)?;
+            let of: Arc<str> = reply::text(of)?.unwrap_or_default().into();
+            let (more, upto) = (reply::number(&more)? == 1, reply::number(&upto)?);
+            if of != store {
+                // Another one, of which this is the beginning.
+                found.clear();
+                revision = 0;
+            }
+            if more && upto <= revision {
+                let what = "has revisions that are no whole numbers".to_owned();
+                return Err(StoreError::Foreign { key: self.keys().revisions.clone(), what });
+            }
+            (store, revision) = (of, upto);
+            // What changes meanwhile comes again, at a higher revision: together they are what is there at the end.
+            for document in reply::list(changed)? {
+                let document = self.document(document)?;
+                found.insert(Arc::clone(&document.id), document);
+            }
+            if !more {
+                break;
+            }
         }
+        let mut changed: Vec<Document> = found.into_values().collect();
         changed.sort_by(|one, other| (one.revision, &one.id).cmp(&(other.revision, &other.id)));
-        let store = reply::text(store)?.unwrap_or_default().into();
-        Ok(Documents { store, revision: reply::number(&revision)?, changed })
+        Ok(Documents { store, revision, changed })
     }
 
     async fn write(&self, writes: &[DocumentWrite]) -> Result<Written, StoreError> {

@@ -87,6 +87,9 @@ pub const BYTES_MAX: usize = 64 << 20;
 /// The most bytes of what a node says of itself.
 pub const RECORD_MAX: usize = 4 << 20;
 
+/// The most bytes of what all nodes say of themselves; a node beyond that is there without a record.
+pub const RECORDS_MAX: usize = 16 << 20;
+
 /// The most deltas after a table.
 pub const DELTAS_MAX: usize = 4096;
 

@@ -314,9 +314,10 @@ impl SharedLimit {
         self.asked.fetch_add(1, Ordering::Relaxed);
         let (limit, with) = (Arc::clone(self), Arc::clone(counters));
         let ask = Ask { key, rule: self.quota.rule(), count };
-        let done = move |answer: Result<Answer, Away>| match answer {
-            Ok(answer) => limit.settle((key, now), (ask, portion, waiter), answer, &with),
-            Err(Away) => {
+        let done = move |answer: Result<Answer, Away>| {
+            if let Ok(answer) = answer {
+                limit.settle((key, now), (ask, portion, waiter), answer, &with);
+            } else {
                 limit.held.with(key.local(), now, |_, lease| lease.failed(portion));
                 // Nobody may be waiting any more.
                 let _ = waiter.map(|waiter| waiter.send(Err(Away)));

@@ -1,13 +1,13 @@
 //! What every store promises, written once: each check begins with an empty store and is run on every kind of them.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use agent::cluster::{
-    Acquired, BYTES_MAX, Candidate, DELETED_MAX, DELTAS_MAX, Delta, DocumentWrite, Event, HISTORY_MAX, Lease,
-    NODE_NAME_MAX, Published, Snapshot, Store, StoreError, Written,
+    Acquired, BYTES_MAX, Candidate, DELETED_MAX, DELTAS_MAX, Delta, DocumentWrite, Documents, Event,
+    HISTORY_MAX, Lease, NODE_NAME_MAX, Published, Snapshot, Store, StoreError, Written,
 };
 use anyhow::{Context, Result, bail, ensure};
 use tokio::sync::broadcast;
@@ -49,6 +49,7 @@ pub async fn run(site: &impl Site) -> Result<()> {
         terms_are_remembered_newest_first,
         nodes_come_and_go,
         documents_are_told_since_a_revision,
+        many_documents_are_told_as_they_were_at_one_moment,
         a_conflict_writes_nothing,
         deleted_documents_are_forgotten_at_last,
         a_store_that_lost_everything_is_another_one,
@@ -287,6 +288,64 @@ async fn documents_are_told_since_a_revision(site: &impl Site) -> Result<()> {
     );
     ensure!(changes(&other, &name, 3).await? == (name, 4, vec!["K/n/b=again@4".into()]));
     Ok(())
+}
+
+/// More than are read at a time, some of them written at once, and others changed meanwhile.
+async fn many_documents_are_told_as_they_were_at_one_moment(site: &impl Site) -> Result<()> {
+    let (store, other) = (site.client().await?, site.client().await?);
+    let mut expected = BTreeMap::new();
+    for (write, count) in [3_usize, 700, 1, 499, 500, 1].into_iter().enumerate() {
+        let ids: Vec<String> = (0..count).map(|number| format!("d{write}-{number:03}")).collect();
+        let revision = write as u64 + 1;
+        let writes: Vec<_> = ids.iter().map(|id| put(id, "x", None)).collect();
+        ensure!(store.write(&writes).await? == Written::At(revision));
+        expected.extend(ids.into_iter().map(|id| (id, revision)));
+    }
+    store.write(&[gone("d1-007", None), put("d0-001", "y", None)]).await?;
+    expected.remove("d1-007");
+    expected.insert("d0-001".to_owned(), 7);
+    let found = other.documents("", 0).await?;
+    let there = |found: &Documents| -> BTreeMap<String, u64> {
+        let live = found.changed.iter().filter(|one| one.text.is_some());
+        live.map(|one| (one.id.to_string(), one.revision)).collect()
+    };
+    ensure!(
+        found.revision == 7 && there(&found) == expected,
+        "{} at {}",
+        found.changed.len(),
+        found.revision
+    );
+    let order: Vec<_> = found.changed.iter().map(|one| (one.revision, &one.id)).collect();
+    ensure!(order.is_sorted(), "they come in another order than they were written");
+    let later = other.documents(&found.store, 2).await?;
+    expected.retain(|_, revision| *revision > 2);
+    ensure!(
+        later.changed.len() == expected.len() + 1 && there(&later) == expected,
+        "{}",
+        later.changed.len()
+    );
+
+    // Two that are always written together are never read apart.
+    let writing = async {
+        for number in 0..100 {
+            let text = number.to_string();
+            store.write(&[put("d0-000", &text, None), put("d4-000", &text, None)]).await?;
+        }
+        anyhow::Ok(())
+    };
+    let reading = async {
+        for _ in 0..20 {
+            let found = other.documents("", 0).await?;
+            let of = |id: &str| {
+                found.changed.iter().find(|one| &*one.id == id).map(|one| (one.revision, one.text.clone()))
+            };
+            let (one, two) = (of("d0-000"), of("d4-000"));
+            ensure!(one == two || found.revision == 7, "{one:?} and {two:?}");
+        }
+        Ok(())
+    };
+    let (written, read) = tokio::join!(writing, reading);
+    written.and(read)
 }
 
 async fn a_conflict_writes_nothing(site: &impl Site) -> Result<()> {

@@ -5,7 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 use super::{Transport, View, inbound};
 use agent_common::balance::Tier;
 
-use crate::compile::{Denied, DeniedBy, Foreseen, Observed, PolicyClient, RoutingTable, Way};
+use crate::compile::{
+    Denied, DeniedBy, Foreseen, GatewayListener, Observed, PolicyClient, RoutingTable, Way,
+};
 use crate::model::{Asked, MtlsMode};
 
 /// The first refusal where all endpoints refuse the source, which comes to them as packets do, or as the agent brings it.
@@ -24,13 +26,14 @@ pub(super) fn judge(
     judge_as(view, endpoints, (of, carried), step)
 }
 
-/// The same of what a Gateway brings, which speaks as no workload.
+/// The same of what a Gateway brings, as whom it speaks.
 pub(super) fn judge_relayed(
     view: &View<'_>,
-    endpoints: &[SocketAddr],
+    (listener, endpoints): (&GatewayListener, &[SocketAddr]),
     step: &mut impl FnMut(&str, String),
 ) -> Option<Denied> {
-    let client = PolicyClient { way: Way::Relayed, ..PolicyClient::direct(view.asked.source) };
+    let way = listener.speaker.as_ref().map_or(Way::Relayed, |speaker| Way::Gateway(speaker.key));
+    let client = PolicyClient { way, ..PolicyClient::direct(view.asked.source) };
     judge_as(view, endpoints, (|_| client, false), step)
 }
 

@@ -146,6 +146,14 @@ impl<S: Store> Shared<S> {
             let unfit = ["shrinks", "older_documents"].contains(&refused.reason.as_str());
             Token { epoch: refused.epoch, nonce: refused.nonce } == lease.token && unfit
         };
+        // Who has lost its table, and not its number, takes no table of a term before: there has to be a whole one of this term.
+        let lost = |record: &NodeRecord| {
+            let outdated = record.refused.as_ref().is_some_and(|refused| refused.reason == "outdated");
+            outdated && record.in_force().is_none()
+        };
+        if records().any(lost) {
+            self.spoilt.notify_one();
+        }
         if records().any(|record| has_more(record) || record.refused.as_ref().is_some_and(ours)) {
             let _ = self.election.send(election::Event::Unfit).await;
         }

@@ -1,6 +1,6 @@
 //! The table that is applied: reads what is published and puts it in force.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use tokio::sync::watch;
@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use super::{Agent, Readiness, Shared, Woken, wait_for};
 use crate::cluster::election;
 use crate::cluster::follower::{Follower, Refusal, Step};
-use crate::cluster::seal::{Digest, Position, Sealed};
+use crate::cluster::seal::{Digest, Form, Position, Sealed};
 use crate::cluster::store::{Event, Store, StoreError};
 use crate::compile::TableVersion;
 
@@ -17,7 +17,7 @@ const READS_MAX: usize = 16;
 
 pub(super) async fn run<S: Store, A: Agent>(
     shared: Arc<Shared<S>>,
-    (agent, follower): (Arc<Mutex<A>>, Follower),
+    (agent, follower): (Arc<A>, Follower),
     ready: watch::Sender<Readiness>,
     mut stop: watch::Receiver<bool>,
 ) {
@@ -50,7 +50,7 @@ pub(super) async fn run<S: Store, A: Agent>(
 
 struct Following<S, A> {
     shared: Arc<Shared<S>>,
-    agent: Arc<Mutex<A>>,
+    agent: Arc<A>,
     follower: Follower,
     /// Where the deltas are read on; `None`: the snapshot comes first.
     position: Option<String>,
@@ -60,11 +60,44 @@ struct Following<S, A> {
     applied: Option<Position>,
 }
 
+/// What was read at one look, in the order of the store.
+#[derive(Default)]
+struct Course {
+    /// The last table.
+    last: Option<Position>,
+    /// Somewhere a table does not follow the one before it.
+    broken: bool,
+    /// The last one of a term before the one in force.
+    outdated: Option<(Refusal, Option<Position>)>,
+}
+
+impl Course {
+    fn note(&mut self, bytes: &[u8]) {
+        let sealed = Sealed::open(bytes).ok();
+        if let Some(Form::Delta { previous }) = sealed.as_ref().map(|sealed| sealed.header.form) {
+            self.broken |= self.last.is_some_and(|last| last.chain != previous);
+        }
+        self.last = sealed.map(|sealed| sealed.position());
+    }
+}
+
 impl<S: Store, A: Agent> Following<S, A> {
     /// Takes in all that is published and not here yet.
     async fn read(&mut self) -> Result<(), StoreError> {
+        let mut course = Course::default();
+        self.read_on(&mut course).await?;
+        let here = self.follower.in_force();
+        // A term goes on with the table of the one before: what leads to the table in force is no step back.
+        let leads_here =
+            !course.broken && course.last.zip(here).is_some_and(|(last, here)| last.version >= here.version);
+        if let Some((refusal, at)) = course.outdated.filter(|_| !leads_here) {
+            self.refuse(&refusal, at).await;
+        }
+        Ok(())
+    }
+
+    async fn read_on(&mut self, course: &mut Course) -> Result<(), StoreError> {
         let mut whole = false;
-        let mut last = None;
         for _ in 0..READS_MAX {
             let position = match self.position.clone() {
                 Some(position) => position,
@@ -73,10 +106,9 @@ impl<S: Store, A: Agent> Following<S, A> {
                 None => {
                     whole = true;
                     let Some((sealed, position)) = self.shared.store.snapshot().await? else { return Ok(()) };
-                    self.receive(&sealed).await;
-                    let there = Sealed::open(&sealed).map(|sealed| sealed.position()).ok();
-                    self.snapshot = there.map(|there| there.chain.to_string());
-                    last = there;
+                    *course = Course::default();
+                    self.receive(&sealed, course).await;
+                    self.snapshot = course.last.map(|there| there.chain.to_string());
                     position
                 }
             };
@@ -89,12 +121,11 @@ impl<S: Store, A: Agent> Following<S, A> {
             }
             self.position = Some(deltas.position);
             if deltas.sealed.is_empty() {
-                self.compare(last);
+                self.compare(course.last);
                 return Ok(());
             }
             for sealed in &deltas.sealed {
-                last = Sealed::open(sealed).ok().map(|sealed| sealed.position());
-                if self.receive(sealed).await == Some(Step::Gap) {
+                if self.receive(sealed, course).await == Some(Step::Gap) {
                     // What comes between is lost to this node: it begins with the snapshot.
                     self.position = None;
                     break;
@@ -114,8 +145,11 @@ impl<S: Store, A: Agent> Following<S, A> {
     }
 
     /// Takes in one table; `None`: it is refused.
-    async fn receive(&mut self, bytes: &[u8]) -> Option<Step> {
-        match self.follower.receive(bytes, &*self.shared.trust) {
+    async fn receive(&mut self, bytes: &[u8], course: &mut Course) -> Option<Step> {
+        course.note(bytes);
+        // A whole table takes its time, and a lease must be renewed meanwhile.
+        let received = tokio::task::block_in_place(|| self.follower.receive(bytes, &*self.shared.trust));
+        match received {
             Ok(step) => {
                 if matches!(step, Step::Applied | Step::Behind)
                     && let Ok(sealed) = Sealed::open(bytes)
@@ -124,27 +158,33 @@ impl<S: Store, A: Agent> Following<S, A> {
                 }
                 Some(step)
             }
-            Err(refusal) => {
-                let at = Sealed::open(bytes).ok().map(|sealed| sealed.position());
-                self.shared.refused(&refusal, at);
-                self.shared.spoilt.notify_one();
-                // Its own, which is signed and can't be applied: the next would be no better.
-                let own = |at: Position| {
-                    self.shared.term.borrow().as_ref().is_some_and(|lease| lease.token == at.version.token)
-                };
-                let of_contents = matches!(
-                    refusal,
-                    Refusal::Records(_) | Refusal::Shrinks { .. } | Refusal::OlderDocuments(..)
-                );
-                if of_contents && at.is_some_and(own) {
-                    let _ = self.shared.election.send(election::Event::Unfit).await;
-                }
-                // Who leads under a lower token shall hear of the higher one.
-                if let Refusal::Outdated { highest } = refusal {
-                    let _ = self.shared.election.send(election::Event::Saw(highest.token)).await;
-                }
+            Err(refusal @ Refusal::Outdated { .. }) => {
+                course.outdated = Some((refusal, course.last));
                 None
             }
+            Err(refusal) => {
+                self.refuse(&refusal, course.last).await;
+                None
+            }
+        }
+    }
+
+    /// Says that a table is refused, to whoever has to do something about it.
+    async fn refuse(&self, refusal: &Refusal, at: Option<Position>) {
+        self.shared.refused(refusal, at);
+        self.shared.spoilt.notify_one();
+        // Its own, which is signed and can't be applied: the next would be no better.
+        let own = |at: Position| {
+            self.shared.term.borrow().as_ref().is_some_and(|lease| lease.token == at.version.token)
+        };
+        let of_contents =
+            matches!(refusal, Refusal::Records(_) | Refusal::Shrinks { .. } | Refusal::OlderDocuments(..));
+        if of_contents && at.is_some_and(own) {
+            let _ = self.shared.election.send(election::Event::Unfit).await;
+        }
+        // Who leads under a lower token shall hear of the higher one.
+        if let Refusal::Outdated { highest } = refusal {
+            let _ = self.shared.election.send(election::Event::Saw(highest.token)).await;
         }
     }
 
@@ -192,9 +232,7 @@ impl<S: Store, A: Agent> Following<S, A> {
         let _ = self.shared.election.send(election::Event::Saw(at.version.token)).await;
         let touched = self.follower.take_touched();
         let parts = self.follower.parts();
-        tokio::task::block_in_place(|| {
-            self.agent.lock().unwrap_or_else(PoisonError::into_inner).apply(parts, touched.as_ref(), at);
-        });
+        tokio::task::block_in_place(|| self.agent.apply(parts, touched.as_ref(), at));
         self.applied = Some(at);
         let mut view = self.shared.view();
         view.in_force = Some((at, SystemTime::now()));

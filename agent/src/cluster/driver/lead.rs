@@ -1,7 +1,7 @@
 //! What this agent does while it leads: reads the documents, publishes the table that follows from them and from what nodes say.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -26,8 +26,10 @@ const COALESCE: Duration = Duration::from_millis(20);
 const REST_MAX: Duration = Duration::from_millis(200);
 /// After a publication that the store did not take.
 const RETRY: Duration = Duration::from_millis(500);
-/// The last table of the term before may still be on its way to this node when its own begins.
-const CATCH_UP: Duration = Duration::from_millis(100);
+/// The last tables of the term before may still be on their way to this node when its own begins: for how long it waits for
+/// each, and for how many. To write the table whole instead takes seconds where it is large.
+const CATCH_UP: Duration = Duration::from_millis(300);
+const CATCH_UP_TABLES: usize = 4;
 /// How long it may take to say what a table in force holds.
 const FIND: Duration = Duration::from_secs(5);
 /// Whoever spoils the table in the store again and again is not followed at every turn.
@@ -35,7 +37,7 @@ const PATIENCE_MAX: Duration = Duration::from_secs(30);
 
 pub(super) async fn run<S: Store, A: Agent>(
     shared: Arc<Shared<S>>,
-    agent: Arc<Mutex<A>>,
+    agent: Arc<A>,
     mut stop: watch::Receiver<bool>,
 ) {
     let mut term = shared.term.subscribe();
@@ -89,7 +91,7 @@ impl Known {
 }
 
 /// One term, until somebody else leads.
-async fn lead<S: Store, A: Agent>(shared: &Arc<Shared<S>>, agent: &Arc<Mutex<A>>, lease: Lease) {
+async fn lead<S: Store, A: Agent>(shared: &Arc<Shared<S>>, agent: &Arc<A>, lease: Lease) {
     let mut publisher = Publisher::new(Arc::clone(&shared.settings.cluster), lease.clone());
     shared.go_on(&mut publisher).await;
     let (mut documents, mut nodes) = (shared.documents.subscribe(), shared.nodes.subscribe());
@@ -165,9 +167,9 @@ fn is_one_version(nodes: &[Node], own: &str) -> bool {
 }
 
 /// Reads documents on a thread that may be busy with it. `None`: the agent ends.
-async fn reading<A: Agent>(agent: &Arc<Mutex<A>>, documents: &Arc<KeptDocuments>) -> Option<Read> {
+async fn reading<A: Agent>(agent: &Arc<A>, documents: &Arc<KeptDocuments>) -> Option<Read> {
     let (agent, documents) = (Arc::clone(agent), Arc::clone(documents));
-    let read = move || agent.lock().unwrap_or_else(PoisonError::into_inner).read(&documents);
+    let read = move || agent.read(&documents);
     tokio::task::spawn_blocking(read).await.ok()
 }
 
@@ -235,7 +237,7 @@ impl<S: Store> Shared<S> {
     /// it has read a document. Where nothing comes of it the first table is whole.
     async fn go_on(&self, publisher: &mut Publisher) {
         let mut continued = self.continued.subscribe();
-        for _ in 0..2 {
+        for _ in 0..=CATCH_UP_TABLES {
             let Some(with) = *continued.borrow_and_update() else { return };
             let draft = publisher.go_on(with, |bytes| self.trust.sign(bytes));
             let Some(draft) = draft.filter(|_| self.leads(publisher.lease())) else { return };

@@ -95,14 +95,14 @@ pub(super) fn begin<S: Store>(
     let resting = watch::Sender::new(false);
     let (view, health, state) = (Arc::clone(&shared.view), shared.health.clone(), shared.state.clone());
     let (told, is_resting, is_ready) = (shared.told.subscribe(), resting.subscribe(), ready.subscribe());
-    let life = Life { agent: Arc::new(Mutex::new(agent)), ready, ends: ends.clone(), resting };
+    let life = Life { agent: Arc::new(agent), ready, ends: ends.clone(), resting };
     let life = tokio::spawn(life.run(shared, heard, follower));
     Handle { view, health, state, told, ends, resting: is_resting, life, ready: is_ready }
 }
 
 /// What outlives faults.
 struct Life<A> {
-    agent: Arc<Mutex<A>>,
+    agent: Arc<A>,
     ready: watch::Sender<Readiness>,
     ends: Ends,
     resting: watch::Sender<bool>,

@@ -3,7 +3,8 @@
 use std::sync::atomic::AtomicUsize;
 
 use super::*;
-use crate::cluster::store::DocumentWrite;
+use crate::cluster::publisher::{Contents, DraftForm, Publisher};
+use crate::cluster::store::{Acquired, Candidate, DocumentWrite, Published};
 use crate::cluster::{LocalStore, sample};
 
 /// Nothing waits longer for what follows from an event.
@@ -15,11 +16,11 @@ struct Faulty {
 }
 
 impl Agent for Faulty {
-    fn read(&mut self, _documents: &Arc<KeptDocuments>) -> Read {
+    fn read(&self, _documents: &Arc<KeptDocuments>) -> Read {
         Read { model: Arc::new(sample::model(3, 1)), touched: None }
     }
 
-    fn apply(&mut self, _parts: &Parts, _touched: Option<&Touched>, _at: Position) {
+    fn apply(&self, _parts: &Parts, _touched: Option<&Touched>, _at: Position) {
         let before = self.applied.fetch_add(1, Ordering::SeqCst);
         assert!(before > 0, "the first table is too much");
     }
@@ -91,12 +92,12 @@ async fn an_agent_that_drains_says_so_and_stays_until_it_leaves() {
 struct Counting;
 
 impl Agent for Counting {
-    fn read(&mut self, documents: &Arc<KeptDocuments>) -> Read {
+    fn read(&self, documents: &Arc<KeptDocuments>) -> Read {
         let endpoints = u8::try_from(documents.texts.len()).expect("there are few");
         Read { model: Arc::new(sample::model(endpoints, 1)), touched: None }
     }
 
-    fn apply(&mut self, _parts: &Parts, _touched: Option<&Touched>, _at: Position) {}
+    fn apply(&self, _parts: &Parts, _touched: Option<&Touched>, _at: Position) {}
 }
 
 async fn write(store: &LocalStore, id: &str) {
@@ -137,6 +138,87 @@ async fn the_next_leader_goes_on_with_the_table_in_force() {
     let deltas: Vec<_> = deltas.iter().map(|sealed| of(sealed)).collect();
     assert_eq!(deltas, [(1, 1), (2, 0), (2, 1)]);
     second.stop(LIMIT).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_begins_on_what_an_earlier_term_wrote_whole_gets_the_table_in_force() {
+    let (store, dir) = (LocalStore::alone(), tempfile::tempdir().expect("a directory"));
+    let begin = |node: &str, state: Option<PathBuf>| {
+        let settings = ClusterSettings { node: node.into(), state, ..settings() };
+        start(store.client(), settings, Trust::Unsigned, Counting).expect("starts")
+    };
+    write(&store, "Service/default/a").await;
+    let first = begin("a", None);
+    until("a table", &first.view(), |view| in_force(view) == (1, 1)).await;
+    let second = begin("b", None);
+    until("the same table", &second.view(), |view| in_force(view) == (1, 1)).await;
+    first.stop(LIMIT).await;
+    until("it to lead", &second.view(), |view| in_force(view) == (2, 1)).await;
+    let third = begin("c", Some(dir.path().to_owned()));
+    until("its table", &third.view(), |view| in_force(view) == (2, 1)).await;
+    third.stop(LIMIT).await;
+    // With the table of its disk: what the first term wrote is no step back.
+    let third = begin("c", Some(dir.path().to_owned()));
+    write(&store, "Service/default/b").await;
+    until("what follows", &third.view(), |view| in_force(view) == (2, 2)).await;
+    assert_eq!(lock(&third.view()).refusals, BTreeMap::new());
+    third.stop(LIMIT).await;
+    // Without it, and with its number: what the first term wrote is no beginning.
+    for file in std::fs::read_dir(dir.path()).expect("is read") {
+        let file = file.expect("is read").path();
+        if file.file_name().is_some_and(|name| name != "highest") {
+            std::fs::remove_file(file).expect("is removed");
+        }
+    }
+    let third = begin("c", Some(dir.path().to_owned()));
+    until("a table of this term", &third.view(), |view| in_force(view) == (2, 2)).await;
+    third.stop(LIMIT).await;
+    second.stop(LIMIT).await;
+}
+
+/// Says that it reads, and does not end before it is told to.
+struct Slow {
+    reads: tokio::sync::mpsc::UnboundedSender<()>,
+    told: Mutex<std::sync::mpsc::Receiver<()>>,
+}
+
+impl Agent for Slow {
+    fn read(&self, documents: &Arc<KeptDocuments>) -> Read {
+        // Whoever listened may have heard enough; whoever has gone has told.
+        let _ = self.reads.send(());
+        let _ = self.told.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        Counting.read(documents)
+    }
+
+    fn apply(&self, _parts: &Parts, _touched: Option<&Touched>, _at: Position) {}
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_comes_into_force_while_documents_are_read() {
+    let store = LocalStore::alone();
+    write(&store, "Service/default/a").await;
+    let ((reads, mut reading), (go, told)) =
+        (tokio::sync::mpsc::unbounded_channel(), std::sync::mpsc::channel());
+    let agent = Slow { reads, told: Mutex::new(told) };
+    let handle = start(store.client(), settings(), Trust::Unsigned, agent).expect("starts");
+    let began = tokio::time::timeout(LIMIT, reading.recv()).await;
+    assert_eq!(began, Ok(Some(())), "it leads and reads");
+    // Somebody else leads meanwhile.
+    let ours = store.lease().await.expect("is read").held.expect("it leads").0;
+    assert_eq!(store.release(&ours).await, Ok(true));
+    let candidate = Candidate { node: "b".into(), nonce: 1, above: 1 };
+    let Ok(Acquired::Yes(lease)) = store.acquire(&candidate, LIMIT).await else {
+        panic!("the lease is free")
+    };
+    let mut publisher = Publisher::new("test".into(), lease.clone());
+    let model = Arc::new(sample::model(3, 1));
+    let contents = Contents { model, revision: 1, generation: 0, allow_shrink: false, since: None };
+    let draft = publisher.draft(&contents, true, |_| Vec::new()).expect("nothing is out");
+    let DraftForm::Whole(snapshot) = &draft.form else { panic!("{draft:?}") };
+    assert_eq!(store.publish(&lease, snapshot).await, Ok(Published::Yes));
+    until("the other's table", &handle.view(), |view| in_force(view) == (2, 3)).await;
+    drop(go);
+    handle.stop(LIMIT).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -18,26 +18,28 @@ use ::redis::{
 
 use super::failure::Failure;
 use super::keys::Keys;
-use super::scripts::{self, Script};
+use super::scripts::{self, Lane, Script};
 use super::target::{Target, Way};
 use super::{RedisOptions, reply};
 use crate::cluster::StoreError;
 
 pub(super) use self::alone::{Alone, dial_alone};
 
+/// How long a call may take whose question or answer may be as large as a table: 64 MiB at 9 Mbit/s.
+pub(super) const BULK_LIMIT: Duration = Duration::from_mins(1);
 /// The oldest major version that has ACL, RESP3 and scripts that replicate what they did.
 const OLDEST: u32 = 6;
 
 /// Where pushed messages go; called on the connection's task.
 pub(super) type OnPush = Arc<dyn Fn(PushInfo) + Send + Sync>;
 
-/// Two lines to the server: commands share one, events come by the other. Redis ends a subscriber's when more than 32 MiB wait
-/// to be sent by it (`client-output-buffer-limit pubsub`), which the documents of a large cluster exceed.
+/// Two lines to the server, so that what is short never waits behind what is long: answers come in the order of the questions.
+/// Events come by the prompt one. Redis ends a subscriber's when more than 32 MiB wait to be sent by it
+/// (`client-output-buffer-limit pubsub`), which the documents of a large cluster exceed.
 #[derive(Clone)]
 pub(super) struct Connection {
-    commands: Line,
-    /// Ends with the last clone.
-    _events: Line,
+    prompt: Line,
+    bulk: Line,
 }
 
 /// A line to one server, or to those of a Redis Cluster.
@@ -50,12 +52,21 @@ enum Line {
 impl Connection {
     /// Runs a script, by name if the server knows it.
     pub async fn run(&mut self, script: &Script, keys: &[&str], arguments: &[&[u8]]) -> RedisResult<Value> {
-        match self.commands.send(&script.call(true, keys, arguments)).await {
+        let line = match script.lane {
+            Lane::Prompt => &mut self.prompt,
+            Lane::Bulk => &mut self.bulk,
+        };
+        match line.send(&script.call(true, keys, arguments)).await {
             Err(error) if error.code() == Some("NOSCRIPT") => {
-                self.commands.send(&script.call(false, keys, arguments)).await
+                line.send(&script.call(false, keys, arguments)).await
             }
             answer => answer,
         }
+    }
+
+    /// Asks for next to nothing, to see that the server that has this key answers.
+    pub async fn probe(&mut self, key: &str) -> RedisResult<()> {
+        self.prompt.send(::redis::cmd("TYPE").arg(key)).await.map(drop)
     }
 }
 
@@ -92,7 +103,7 @@ pub(super) async fn dial(
         .set_connection_timeout(Some(options.limit))
         // Every call has a limit of its own around it.
         .set_response_timeout(None);
-    let (commands, mut events) = match &target.way {
+    let (bulk, prompt) = match &target.way {
         Way::Single { database } => {
             let client = access.client(&target.hosts[0], *database)?;
             lines(&client, &config.set_push_sender(push)).await?
@@ -103,21 +114,23 @@ pub(super) async fn dial(
         }
         Way::Cluster => {
             let nodes: Result<Vec<_>, _> = target.hosts.iter().map(|host| access.info(host, 0)).collect();
-            let mut builder = ClusterClientBuilder::new(nodes?)
-                .connection_timeout(options.limit)
-                .response_timeout(options.limit)
-                .tcp_settings(tcp())
-                .use_protocol(ProtocolVersion::RESP3)
-                .push_sender(push);
-            if let Some(certificates) = &access.certificates {
-                builder = builder.certs(certificates.clone());
-            }
-            let client = builder.build()?;
-            let line = async || client.get_async_connection().await.map(Line::Many);
-            (line().await?, line().await?)
+            let nodes = nodes?;
+            let line = async |limit| {
+                let mut builder = ClusterClientBuilder::new(nodes.clone())
+                    .connection_timeout(options.limit)
+                    .response_timeout(limit)
+                    .tcp_settings(tcp())
+                    .use_protocol(ProtocolVersion::RESP3)
+                    .push_sender(push.clone());
+                if let Some(certificates) = &access.certificates {
+                    builder = builder.certs(certificates.clone());
+                }
+                builder.build()?.get_async_connection().await.map(Line::Many)
+            };
+            (line(BULK_LIMIT).await?, line(options.limit).await?)
         }
     };
-    let mut connection = Connection { commands, _events: events.clone() };
+    let mut connection = Connection { prompt, bulk };
     let info = connection.run(&scripts::FITNESS, &[&keys.leader], &[]).await?;
     let promoted = matches!(target.way, Way::Sentinel { .. } | Way::Cluster);
     let info = match info {
@@ -125,7 +138,7 @@ pub(super) async fn dial(
         other => reply::text(other)?.unwrap_or_default(),
     };
     fit(&info, promoted)?;
-    events.subscribe(&keys.events).await?;
+    connection.prompt.subscribe(&keys.events).await?;
     Ok(connection)
 }
 

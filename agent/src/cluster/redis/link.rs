@@ -18,10 +18,10 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::RedisOptions;
-use super::dial::{Connection, OnPush, dial};
+use super::dial::{BULK_LIMIT, Connection, OnPush, dial};
 use super::failure::Failure;
 use super::keys::Keys;
-use super::scripts::Script;
+use super::scripts::{Lane, Script};
 use super::target::Target;
 use crate::cluster::store::EVENTS_KEPT;
 use crate::cluster::{Event, StoreError};
@@ -79,7 +79,7 @@ impl Link {
         self.inner.events.subscribe()
     }
 
-    /// Runs a script, within the limit.
+    /// Runs a script: a prompt one within the limit, another one for as long as the server answers otherwise.
     pub async fn run(
         &self,
         script: &Script,
@@ -88,15 +88,20 @@ impl Link {
     ) -> Result<Value, StoreError> {
         let limit = self.inner.options.limit;
         let mut used = None;
-        let asked = timeout(limit, async {
-            let (mut connection, number) = self.connection().await?;
+        let whole = if script.lane == Lane::Prompt { limit } else { limit + BULK_LIMIT };
+        let asked = within(whole, async {
+            let (mut connection, number) = within(limit, self.connection()).await?;
             used = Some(number);
-            connection.run(script, keys, arguments).await.map_err(Failure::from)
+            let probe = self.probe(connection.clone(), number);
+            let answer = connection.run(script, keys, arguments);
+            tokio::select! {
+                answer = answer => answer.map_err(Failure::from),
+                failure = probe, if script.lane == Lane::Bulk => Err(failure),
+            }
         });
         let failure = match asked.await {
-            Ok(Ok(answer)) => return Ok(answer),
-            Ok(Err(failure)) => failure,
-            Err(_) => StoreError::Unreachable(format!("no answer within {limit:?}")).into(),
+            Ok(answer) => return Ok(answer),
+            Err(failure) => failure,
         };
         // A master that takes no writes is none any more: whoever knows the new one has to be asked.
         let demoted = self.inner.target.is_watched()
@@ -105,6 +110,29 @@ impl Link {
             self.inner.lose(number);
         }
         Err(failure.error)
+    }
+
+    /// Ends when the connection is of no use any more: given up, or without an answer to what is answered at once.
+    async fn probe(&self, mut connection: Connection, number: u64) -> Failure {
+        let limit = self.inner.options.limit;
+        let mut state = self.inner.state.subscribe();
+        let lost = state.wait_for(|state| !matches!(state, State::Up(_, current) if *current == number));
+        let silent = async {
+            loop {
+                sleep(limit).await;
+                let probe = async { connection.probe(&self.inner.keys.leader).await.map_err(Failure::from) };
+                // What else it says has nothing to do with the call.
+                if let Err(failure) = within(limit, probe).await
+                    && failure.fatal
+                {
+                    return failure;
+                }
+            }
+        };
+        tokio::select! {
+            _ = lost => StoreError::Unreachable("the connection is lost".to_owned()).into(),
+            failure = silent => failure,
+        }
     }
 
     /// The connection as soon as there is one; at once an error if the last try to get one failed.
@@ -135,6 +163,14 @@ impl Inner {
     fn tell(&self, event: Event) {
         // Nobody may be listening.
         let _ = self.events.send(event);
+    }
+}
+
+/// What is done in time, or an error.
+async fn within<T>(limit: Duration, asked: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    match timeout(limit, asked).await {
+        Ok(answer) => answer,
+        Err(_) => Err(StoreError::Unreachable(format!("no answer within {limit:?}")).into()),
     }
 }
 

@@ -6,48 +6,59 @@ use std::sync::LazyLock;
 use ::redis::Cmd;
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 
+/// Which of a connection's lines a call takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lane {
+    /// Its question and its answer are short, and what is not in time is of no use.
+    Prompt,
+    /// Either may be as large as a table.
+    Bulk,
+}
+
 /// A script with the name that Redis knows it by.
 pub(super) struct Script {
+    pub lane: Lane,
     source: &'static str,
     sha1: String,
 }
 
 macro_rules! scripts {
-    ($($name:ident = $file:literal;)+) => {$(
-        pub(super) static $name: LazyLock<Script> =
-            LazyLock::new(|| Script::new(concat!(include_str!("scripts/prelude.lua"), include_str!($file))));
+    ($($name:ident: $lane:ident = $file:literal;)+) => {$(
+        pub(super) static $name: LazyLock<Script> = LazyLock::new(|| {
+            Script::new(Lane::$lane, concat!(include_str!("scripts/prelude.lua"), include_str!($file)))
+        });
     )+};
 }
 
 scripts! {
-    ACQUIRE = "scripts/acquire.lua";
-    RENEW = "scripts/renew.lua";
-    RELEASE = "scripts/release.lua";
-    LEASE = "scripts/lease.lua";
-    BEAT = "scripts/beat.lua";
-    LEAVE = "scripts/leave.lua";
-    MEMBERS = "scripts/members.lua";
-    DOCUMENTS = "scripts/documents.lua";
-    WRITE = "scripts/write.lua";
-    PUBLISH = "scripts/publish.lua";
-    APPEND = "scripts/append.lua";
-    SNAPSHOT = "scripts/snapshot.lua";
-    DELTAS = "scripts/deltas.lua";
-    FITNESS = "scripts/fitness.lua";
-    TAKE = "scripts/take.lua";
-    GIVE = "scripts/give.lua";
-    SHARERS = "scripts/sharers.lua";
+    ACQUIRE: Prompt = "scripts/acquire.lua";
+    RENEW: Prompt = "scripts/renew.lua";
+    RELEASE: Prompt = "scripts/release.lua";
+    LEASE: Prompt = "scripts/lease.lua";
+    BEAT: Prompt = "scripts/beat.lua";
+    LEAVE: Prompt = "scripts/leave.lua";
+    MEMBERS: Prompt = "scripts/members.lua";
+    DOCUMENTS: Bulk = "scripts/documents.lua";
+    WRITE: Bulk = "scripts/write.lua";
+    PUBLISH: Bulk = "scripts/publish.lua";
+    APPEND: Bulk = "scripts/append.lua";
+    SNAPSHOT: Bulk = "scripts/snapshot.lua";
+    DELTAS: Bulk = "scripts/deltas.lua";
+    FITNESS: Prompt = "scripts/fitness.lua";
+    TAKE: Prompt = "scripts/take.lua";
+    GIVE: Prompt = "scripts/give.lua";
+    SHARERS: Prompt = "scripts/sharers.lua";
 }
 
 impl Script {
-    fn new(source: &'static str) -> Self {
+    fn new(lane: Lane, source: &'static str) -> Self {
         let sum = digest(&SHA1_FOR_LEGACY_USE_ONLY, source.as_bytes());
         let sha1 = sum.as_ref().iter().fold(String::new(), |mut text, byte| {
             // Writing to a String cannot fail.
             let _ = write!(text, "{byte:02x}");
             text
         });
-        Self { source, sha1 }
+        Self { lane, source, sha1 }
     }
 
     /// The call by name, or with the whole text for a server that does not know it yet.
