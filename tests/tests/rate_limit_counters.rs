@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use agent::cluster::{RedisCounters, RedisOptions};
 use agent::limit::counters::{Answer, Ask, Counters, KeyWriter, SharedRule};
-use agent::limit::shared::{SharedQuota, WhenAway, shared_rate};
+use agent::limit::quota::{SharedQuota, WhenAway, shared_rate};
 use agent::limit::{Bucket, Counter, Log, Verdict, Window};
 use anyhow::{Context, Result, ensure};
 use lab::redis::Redis;

@@ -5,7 +5,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use crate::compile::{LimitCounter, LimitPolicy, RoutingTable, limit_time};
-use crate::limit::shared::SharedUse;
+use crate::limit::quota::SharedUse;
 use crate::model::{ClusterMode, KeyPart, LimitTarget, Quota};
 use crate::telemetry::RateLimitReading;
 
@@ -73,7 +73,7 @@ pub struct LimitDump {
     /// When the guard keeps a source out, e.g. `after 100 refusals in 10s, for 60s`; none: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub push_down: Option<String>,
-    /// Sources that the guard was told to keep out.
+    /// How often the guard was told to keep a source out; of one that goes on before it acts, again.
     #[serde(default)]
     pub pushed_down: u64,
     /// Of a limit of the cluster, how it is used on this node.

@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
-use tokio::sync::watch;
 
 use super::follow::Follower;
 use super::status::Observed;
+use super::tables::Tables;
 use super::{DocumentSource, Settings};
 use crate::admin::{
     ClusterDump, DocumentsDump, InForceDump, LeaderDump, NodeDump, OutReasons, RefusedDocumentsDump,
@@ -22,7 +22,7 @@ use crate::cluster::{
     self, Agent, ClusterSettings, ClusterView, RedisCounters, RedisOptions, RedisStore, Trust,
 };
 use crate::compile::wire::{Parts, Touched};
-use crate::compile::{RoutingTable, TableVersion, compile_parts, recompile};
+use crate::compile::{TableVersion, compile_parts, recompile};
 use crate::config::{self, InputFile, State, load, stored_files};
 use crate::health::PodHealth;
 use crate::identity::NodeDirectory;
@@ -140,19 +140,22 @@ pub(super) fn join(
 }
 
 /// What limits of the cluster are counted by; none for an agent that runs alone.
-pub(super) fn counters(settings: &Settings) -> anyhow::Result<Option<Arc<RedisCounters>>> {
+pub(super) fn counters(
+    settings: &Settings,
+    observed: &Observed,
+    tables: &Tables,
+) -> anyhow::Result<Option<Arc<RedisCounters>>> {
     let DocumentSource::Cluster(options) = &settings.documents else { return Ok(None) };
-    Ok(Some(Arc::new(RedisCounters::start(options.redis.clone()).context("--redis")?)))
-}
-
-/// Connects them as soon as a table has such a limit, before the first request meets it.
-pub(super) async fn open_counters(
-    counters: Arc<RedisCounters>,
-    mut tables: watch::Receiver<Arc<RoutingTable>>,
-) {
-    if tables.wait_for(|table| table.limits.are_shared()).await.is_ok() {
-        counters.open();
-    }
+    let counters = Arc::new(RedisCounters::start(options.redis.clone()).context("--redis")?);
+    observed.set_counters(Arc::clone(&counters));
+    let (opened, mut tables) = (Arc::clone(&counters), tables.subscribe());
+    tokio::spawn(async move {
+        // Connected as soon as a table has such a limit, before the first request meets it.
+        if tables.wait_for(|table| table.limits.are_shared()).await.is_ok() {
+            opened.open();
+        }
+    });
+    Ok(Some(counters))
 }
 
 /// The cluster of an agent that runs alone.

@@ -114,7 +114,7 @@ pub async fn start(
     tables.settle(mesh::realm(&settings.node, mesh.as_deref()));
     let local = LocalAddresses::default();
     let admission = edge_tls::admission(&settings.proxy.admission, (&observed.metrics, &tables.current));
-    let counters = cluster::counters(&settings)?;
+    let counters = cluster::counters(&settings, &observed, &tables)?;
     let workers = Workers {
         settings: &settings,
         observed: &observed,
@@ -122,16 +122,12 @@ pub async fn start(
         local: &local,
         admission: Arc::clone(&admission),
         bridges: SharedBridges::default(),
-        counters: counters.clone(),
+        counters,
         mesh: mesh.clone(),
     };
     let bridges = Arc::clone(&workers.bridges);
     let workers = workers.start(&listeners)?;
 
-    if let Some(counters) = counters {
-        tokio::spawn(cluster::open_counters(Arc::clone(&counters), tables.subscribe()));
-        observed.set_counters(counters);
-    }
     let follower = follow::Follower::new(Arc::clone(&tables), Arc::clone(&observed), workers);
     let mut following = Following::start(&settings, &observed, follower)?;
     let probes = probes::start(&settings, &observed, &tables, following.health());

@@ -10,7 +10,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use crate::limit::counters::KeyWriter;
-use crate::limit::shared::{SharedLimit, SharedQuota, SharedSettings, WhenAway, shared_rate};
+use crate::limit::quota::{SharedLimit, SharedQuota, SharedSettings, WhenAway, shared_rate};
 use crate::limit::{Concurrency, Permit, Rate, Store, Verdict, Window};
 use crate::model::{
     ClusterMode, DirectResponse, FailMode, Limit, LimitTarget, LimitedRoute, ObjectName, Quota, RateLimit,

@@ -7,8 +7,8 @@
 mod bucket;
 pub mod counters;
 pub mod lease;
+pub mod quota;
 mod share;
-pub mod shared;
 mod store;
 mod window;
 

@@ -1,7 +1,7 @@
 //! Rate limits on the way of a request: which hold for it, what it is counted by, and what it gets where it is refused.
 
 mod key;
-mod shared;
+mod question;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,8 +16,8 @@ use crate::model::{HostPattern, ObjectName, Quota, Workload};
 use crate::route::RequestView;
 use crate::telemetry::Origin;
 use key::Key;
-pub(super) use shared::Limiting;
-use shared::{Group, SharedAsk};
+pub(super) use question::Limiting;
+use question::{Group, SharedAsk};
 
 /// Nanoseconds of a second.
 const SECOND: u64 = 1_000_000_000;

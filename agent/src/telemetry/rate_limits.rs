@@ -100,7 +100,7 @@ impl RateLimitSeries {
         );
         let pushed = Opts::new(
             "sluice_rate_limit_pushed_down_total",
-            "Sources that the guard was told to keep out as a limit went on refusing them.",
+            "How often the guard was told to keep out a source that a limit went on refusing.",
         );
         let asked = Opts::new("sluice_rate_limit_asked_total", "Questions to Redis about a limit.");
         let away = Opts::new(

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use agent::cluster::{CountersReading, RedisCounters, RedisOptions};
 use agent::limit::counters::{Counters, KeyWriter, SharedKey};
-use agent::limit::shared::{Begun, SharedLimit, SharedQuota, SharedSettings, WhenAway, shared_rate};
+use agent::limit::quota::{Begun, SharedLimit, SharedQuota, SharedSettings, WhenAway, shared_rate};
 use agent::limit::{Rate, Verdict, Window};
 use anyhow::{Context, Result};
 use lab::redis::Redis;

@@ -123,7 +123,8 @@ fn show_flood(site: &Site<'_>, ledger: &mut Ledger) -> Result<()> {
     let pushed =
         limits.find(|limit| limit["limit"] == "strangers").and_then(|one| one["pushed_down"].as_u64());
     let pushed = pushed.unwrap_or_default();
-    ledger.equal("sources pushed down, as sluice limits says", &1, &pushed);
+    let seen = format!("{pushed} times");
+    ledger.check("the guard was told, as sluice limits says", "at least once", seen, pushed >= 1);
     let goes_on = answers(&other, to)?;
     ledger.check(
         &format!("another client, {}", WORLD.v4),

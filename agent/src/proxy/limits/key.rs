@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::Asking;
 use crate::compile::LimitCounter;
 use crate::limit::counters::{KeyWriter, SharedKey};
-use crate::limit::shared::SharedLimit;
+use crate::limit::quota::SharedLimit;
 use crate::model::{KeyPart, Missing};
 use crate::route::{RequestView, query_parameter};
 

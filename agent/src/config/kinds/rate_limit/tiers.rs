@@ -5,7 +5,7 @@ use serde::Deserialize;
 use super::super::super::field::Field;
 use super::super::super::object::Notes;
 use super::window_of;
-use crate::limit::shared::shared_rate;
+use crate::limit::quota::shared_rate;
 use crate::model::{ClusterCount, ClusterMode, FailMode, KeyPart, PushDown, Quota};
 
 /// Refusals after which a source is kept out, where the document does not say.

@@ -6,7 +6,7 @@ use super::{Held, Limited};
 use crate::compile::{LimitCounter, LimitPolicy};
 use crate::limit::Verdict;
 use crate::limit::counters::{Counters, SharedKey};
-use crate::limit::shared::{Begun, SharedLimit};
+use crate::limit::quota::{Begun, SharedLimit};
 use crate::proxy::http::plan::Planned;
 
 /// What limits say of a request.
