@@ -324,6 +324,7 @@ fn context(upstreams: &Rc<Upstreams>) -> (watch::Sender<bool>, Context) {
         tables: TABLE.with(|table| Arc::new(ArcSwap::from(Arc::clone(table)))),
         table_changed: Rc::default(),
         connector: Rc::<Upstreams>::clone(upstreams),
+        counters: None,
         bridges: Arc::default(),
         recorder: Rc::new(Unrecorded),
         drain: draining,

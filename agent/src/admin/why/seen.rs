@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::{Asked, Explanation, Step, Transport, gateway};
 use crate::admin::{ConnectionDump, FlowDump};
-use crate::compile::RoutingTable;
+use crate::compile::{ACCESS_DENIED, MTLS_REQUIRED, RoutingTable};
 
 /// Connections and events that are shown at the most.
 const SHOWN_MAX: usize = 10;
@@ -70,7 +70,11 @@ fn told_before(told: &[FlowDump], first: usize) -> Option<usize> {
     let by_agent = |flow: &FlowDump| !begins(flow) && flow.tier.starts_with("agent");
     let (before, last) = told.split_at(first);
     let awaited = last.iter().any(|flow| flow.kind == "verdict" && flow.verdict == "agent");
-    if !awaited || last.iter().any(by_agent) {
+    // Its end names no rule: the refusal was told before.
+    let shut = |flow: &FlowDump| {
+        flow.kind == "close" && [ACCESS_DENIED, MTLS_REQUIRED].contains(&flow.reason.as_str())
+    };
+    if !awaited || last.iter().any(|flow| by_agent(flow) && !shut(flow)) {
         return None;
     }
     let end = before.iter().rposition(by_agent)?;
@@ -277,13 +281,16 @@ mod tests {
                 "verdict" => ("verdict", "agent L4", "agent"),
                 "direct" => ("verdict", "kernel", "direct"),
                 "drop" => ("drop", "agent", "refused"),
-                "served" => ("close", "agent L4", "agent"),
+                "served" | "shut" => ("close", "agent L4", "agent"),
                 kind => (kind, "kernel", "plain"),
             };
-            event(kind, "10.0.0.1:1", "10.96.0.1:80", (tier, verdict, ""))
+            let reason = if word == "shut" { ACCESS_DENIED } else { "" };
+            event(kind, "10.0.0.1:1", "10.96.0.1:80", (tier, verdict, reason))
         };
         for (told, judged) in [
             ("drop served verdict open close", "refused"),
+            ("drop verdict shut open close", "refused"),
+            ("verdict served close drop verdict shut", "refused"),
             ("verdict open served close drop served verdict open close", "refused"),
             ("verdict open served drop served close verdict open close", "refused"),
             // What was refused before, with a beginning of its own, is another connection.
