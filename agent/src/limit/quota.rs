@@ -314,13 +314,13 @@ impl SharedLimit {
         self.asked.fetch_add(1, Ordering::Relaxed);
         let (limit, with) = (Arc::clone(self), Arc::clone(counters));
         let ask = Ask { key, rule: self.quota.rule(), count };
-        let done = move |answer: Result<Answer, Away>| match answer {
-            Ok(answer) => limit.settle((key, now), (ask, portion, waiter), answer, &with),
-            Err(Away) => {
-                limit.held.with(key.local(), now, |_, lease| lease.failed(portion));
-                // Nobody may be waiting any more.
-                let _ = waiter.map(|waiter| waiter.send(Err(Away)));
+        let done = move |answer: Result<Answer, Away>| {
+            if let Ok(answer) = answer {
+                return limit.settle((key, now), (ask, portion, waiter), answer, &with);
             }
+            limit.held.with(key.local(), now, |_, lease| lease.failed(portion));
+            // Nobody may be waiting any more.
+            let _ = waiter.map(|waiter| waiter.send(Err(Away)));
         };
         counters.take(ask, Box::new(done));
     }

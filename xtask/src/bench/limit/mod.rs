@@ -76,7 +76,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     );
     for (variant, _, measured) in &running {
         let own = running.iter().find(|(other, ..)| other.contender == variant.contender && other.is_off());
-        println!("{}", line(*variant, measured, own.map(|(_, _, off)| off)));
+        println!("{}", line(variant, measured, own.map(|(_, _, off)| off)));
     }
     println!(
         "cpu s: processor seconds for 100,000 requests; ratios are of values of the same round, [lowest-highest]"
