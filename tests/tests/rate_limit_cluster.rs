@@ -41,6 +41,20 @@ fn statuses(site: &Site, node: &str, user: &str, times: usize) -> Result<BTreeMa
     })?
 }
 
+/// What a user who has used up his limit is told to wait, asked again at once.
+fn told_to_wait(site: &Site, node: &str, user: &str) -> Result<Vec<u64>> {
+    let to = SocketAddr::new(IpAddr::from(site.lab.cluster_ip(site::HOST)?.v4), 80);
+    site.lab.pod(&format!("client-{node}"))?.in_netns(|| -> Result<Vec<u64>> {
+        let mut connection = Connection::open(to, TIMEOUT)?;
+        (0..3)
+            .map(|_| {
+                let response = connection.request("GET", site::HOST, "/", &[("x-user", user)])?;
+                response.header("retry-after").context("no wait")?.parse().context("no number")
+            })
+            .collect()
+    })?
+}
+
 /// The same on all nodes at once, together.
 fn on_all(site: &Site, user: &str, times: usize) -> Result<BTreeMap<u16, usize>> {
     let seen: Vec<_> = std::thread::scope(|scope| {
@@ -92,6 +106,8 @@ fn one_client_spread_over_three_nodes_gets_exactly_a_hundred() -> Result<()> {
         ensure!(seen == BTreeMap::from([(200, 100), (429, 50)]), "run {run}: {seen:?}");
     }
     for node in NODES {
+        let waits = told_to_wait(&site, node, "user-19")?;
+        ensure!(waits.iter().all(|wait| (800..=900).contains(wait)), "{node}: {waits:?}");
         let shown = limits(&site, node)?;
         let limit = &shown["limits"][0];
         ensure!(limit["tier"] == "cluster, exact", "{node}: {shown}");

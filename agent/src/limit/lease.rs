@@ -33,6 +33,8 @@ pub struct Lease {
     asking: bool,
     /// Until when the store has nothing more.
     used_up_until: u64,
+    /// When it said that it would have more.
+    more_at: u64,
     /// Requests that were let through without the store's knowing, which are paid for by the next that is granted.
     owed: u32,
     /// After this time nobody counts them any more.
@@ -112,7 +114,7 @@ impl Lease {
             return Step::Spend { left: self.left, refill: if refill { portion } else { 0 } };
         }
         if now < self.used_up_until {
-            return Step::Refused { wait: self.used_up_until - now };
+            return Step::Refused { wait: self.used_up_until.max(self.more_at) - now };
         }
         if most == 0 || self.asking {
             return Step::Ask { count: self.owed.saturating_add(1), portion: false };
@@ -170,6 +172,7 @@ impl Lease {
         }
         let pause = if most == 0 { grant.wait } else { grant.wait.max(SCARCE) };
         // With some left, nobody is refused; the store is left alone all the same.
+        self.more_at = now.saturating_add(grant.wait);
         self.used_up_until = now.saturating_add(pause.min(USED_UP_MAX));
         settled
     }
@@ -281,14 +284,14 @@ mod tests {
 
     #[test]
     fn a_store_that_has_nothing_is_left_alone() {
-        // (largest portion, wait) -> how long
+        // (largest portion, wait) -> how long; who is refused meanwhile is told the whole wait.
         for (most, wait, pause) in
             [(0, 5 * MS, 5 * MS), (0, 900 * MS, 100 * MS), (8, 5 * MS, 10 * MS), (8, 900 * MS, 100 * MS)]
         {
             let mut lease = Lease::default();
             lease.step(0, most);
             lease.settle(Grant { wait, portion: most > 0, ..grant(1, 0) }, 0, most);
-            assert_eq!(lease.step(0, most), Step::Refused { wait: pause }, "{most} {wait}");
+            assert_eq!(lease.step(0, most), Step::Refused { wait: pause.max(wait) }, "{most} {wait}");
             assert!(matches!(lease.step(pause, most), Step::Ask { .. }), "{most} {wait}");
         }
     }

@@ -316,12 +316,11 @@ impl SharedLimit {
         let ask = Ask { key, rule: self.quota.rule(), count };
         let done = move |answer: Result<Answer, Away>| {
             if let Ok(answer) = answer {
-                limit.settle((key, now), (ask, portion, waiter), answer, &with);
-            } else {
-                limit.held.with(key.local(), now, |_, lease| lease.failed(portion));
-                // Nobody may be waiting any more.
-                let _ = waiter.map(|waiter| waiter.send(Err(Away)));
+                return limit.settle((key, now), (ask, portion, waiter), answer, &with);
             }
+            limit.held.with(key.local(), now, |_, lease| lease.failed(portion));
+            // Nobody may be waiting any more.
+            let _ = waiter.map(|waiter| waiter.send(Err(Away)));
         };
         counters.take(ask, Box::new(done));
     }
