@@ -289,7 +289,8 @@ mod tests {
         };
         for (told, judged) in [
             ("drop served verdict open close", "refused"),
-            ("drop verdict shut open close", "refused"),
+            ("drop verdict shut", "refused"),
+            ("drop verdict open shut close", "refused"),
             ("verdict served close drop verdict shut", "refused"),
             ("verdict open served close drop served verdict open close", "refused"),
             ("verdict open served drop served close verdict open close", "refused"),
