@@ -469,7 +469,7 @@ fn why_says_what_the_kernel_does() -> Result<()> {
     for (source, destination, word) in [
         ("nobody", "echo:81", "source `nobody`"),
         ("client", "echo", "no port"),
-        ("client", "echo:99", "the service has no port 99; it has "),
+        ("client", "echo:99", "the service has no TCP port 99; it has "),
         ("a b", "echo:81", "neither"),
     ] {
         let (code, said) = why(source, destination, &[])?;
