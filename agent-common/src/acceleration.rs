@@ -14,7 +14,11 @@
 //! So no connection ever has bytes on both ways at once, which the receiver could read in the wrong order, and no socket
 //! stays in the map that receives by TCP, for which kernels report `FIONREAD` 0 with bytes waiting. One exception: the agent
 //! makes the sending end of a joined connection plain when its receiver is flooded. A receiver that reads what was handed over
-//! does so before it reads what TCP has, so the order holds.
+//! does so before it reads what TCP has, so the order holds. Until a pod's receiver has shown that it is one, the sender's
+//! packets are dropped where they leave its pod, as if they were lost: TCP stops the sender, and sends them again later.
+
+/// The most senders that can be held back at once.
+pub const HELD_BACK_MAX: u32 = 4096;
 
 /// One end of a connection: a socket's own view of it.
 #[repr(C)]

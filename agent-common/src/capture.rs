@@ -104,11 +104,13 @@ pub enum Reason {
     AssignFailed = 11,
     /// Given to a worker's inbound listener: a new connection to a pod whose policy asks of requests.
     CapturedInbound = 12,
+    /// Dropped: its sender is held back until its receiver has read what was handed over (see [`crate::acceleration`]).
+    HeldBack = 13,
 }
 
 impl Reason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Captured,
         Self::Established,
         Self::NoRoute,
@@ -122,6 +124,7 @@ impl Reason {
         Self::Malformed,
         Self::AssignFailed,
         Self::CapturedInbound,
+        Self::HeldBack,
     ];
 
     /// The name that metrics and dumps show.
@@ -140,6 +143,7 @@ impl Reason {
             Self::Malformed => "malformed",
             Self::AssignFailed => "assign_failed",
             Self::CapturedInbound => "captured_inbound",
+            Self::HeldBack => "held_back",
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! What is not plain TCP over IPv4 or IPv6 is passed, never guessed at: a wrong reading would steal someone's packet.
 
+use crate::acceleration::EndKey;
 use crate::capture::Reason;
 
 /// `EtherType` of IPv4.
@@ -23,6 +24,8 @@ const FRAGMENT_MASK: u16 = 0x3fff;
 
 /// TCP flag bits.
 pub const TCP_SYN: u8 = 0x02;
+/// TCP flag bits.
+pub const TCP_RST: u8 = 0x04;
 /// TCP flag bits.
 pub const TCP_ACK: u8 = 0x10;
 
@@ -70,6 +73,29 @@ impl Segment {
     #[inline(always)]
     pub fn opens(&self) -> bool {
         self.flags & (TCP_SYN | TCP_ACK) == TCP_SYN
+    }
+
+    /// Whether it breaks its connection off.
+    #[inline(always)]
+    pub fn resets(&self) -> bool {
+        self.flags & TCP_RST != 0
+    }
+
+    /// The sender's end of the connection, whose namespace a packet does not tell.
+    #[inline(always)]
+    pub fn sender(&self) -> EndKey {
+        EndKey {
+            cookie: 0,
+            local: self.source,
+            remote: self.destination,
+            local_port_be: self.source_port,
+            remote_port_be: self.destination_port,
+            family: match self.family {
+                Family::V4 => 4,
+                Family::V6 => 6,
+            },
+            padding: [0; 3],
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! Every map, with the one who writes it.
 
-use agent_common::acceleration::{AccelerationConfig, AccelerationReason, EndKey, EndValue, PodValue};
+use agent_common::acceleration::{
+    AccelerationConfig, AccelerationReason, EndKey, EndValue, HELD_BACK_MAX, PodValue,
+};
 use agent_common::balance::{
     AffinityKey, AffinityValue, ConnectReason, End, FrontendValue, MemberKey, SlotKey, SlotValue, SocketKey,
     SocketValue,
@@ -186,6 +188,15 @@ pub static WAITING: HashMap<EndKey, u8> = HashMap::with_max_entries(131_072, BPF
 /// leads a joined end back to TCP.
 #[map]
 pub static ENDS: HashMap<EndKey, EndValue> = HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
+
+/// Senders that are held back, by their ends without a namespace, and until when, in the kernel's monotonic nanoseconds.
+/// Written by the agent.
+#[map]
+pub static HELD_BACK: HashMap<EndKey, u64> = HashMap::with_max_entries(HELD_BACK_MAX, BPF_F_NO_PREALLOC);
+
+/// The latest end in [`HELD_BACK`]: later, nobody is looked for there. Written by the agent.
+#[map]
+pub static HELD_BACK_UNTIL: Array<u64> = Array::with_max_entries(1, 0);
 
 /// The bridge of a sender, by its number in [`BRIDGES`]. Written by the agent.
 #[map]

@@ -165,8 +165,7 @@ fn iperf3() -> Result<()> {
     let apps = Apps::up("apps_iperf", vec![Program::Server { argv, port: IPERF }])?;
     for way in WAYS {
         let (host, port) = (apps.host(way)?.to_string(), IPERF.to_string());
-        // Both ways without a bound, each would flood the other: docs/acceleration.md, "backpressure".
-        for mode in [["-P", "2"], ["-R", "-i0"], ["--bidir", "-b2G"]] {
+        for mode in [["-P", "2"], ["-R", "-i0"], ["--bidir", "-b2G"], ["--bidir", "-t3"]] {
             let argv = ["iperf3", "-J", "-t", "1", "-c", &host, "-p", &port];
             // Control, and one for the bytes at least.
             let said = apps.client(way, 2.0, &[&argv[..], &mode].concat())?;

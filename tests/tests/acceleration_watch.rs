@@ -20,6 +20,7 @@ const JOINED: &str = "sluice_acceleration_connections_total{reason=\"joined\"}";
 const OPTED_OUT: &str = "sluice_acceleration_connections_total{reason=\"opted_out\"}";
 const STALLED: &str = "sluice_acceleration_faults_total{reason=\"stalled\"}";
 const FLOODED: &str = "sluice_acceleration_faults_total{reason=\"flooded\"}";
+const HELD_BACK: &str = "sluice_capture_packets_total{reason=\"held_back\"}";
 const SOCKETS: &str = "sluice_acceleration_sockets";
 
 /// What a flood has in a guest: more than receivers may hold.
@@ -132,6 +133,39 @@ fn a_receiver_that_does_not_keep_up_stops_its_sender() -> Result<()> {
     ensure!(client.wait().context("its end")?.success(), "the client failed after {line:?}");
     ensure!(line.trim() == format!("{size} bytes"), "{line:?}");
     wait_for("the sockets to leave", LIMIT, || mesh.metric(NODE, SOCKETS).is_ok_and(|sockets| sockets < 0.5))
+}
+
+#[test]
+fn the_sender_of_a_receiver_that_is_not_known_to_read_is_held_back_until_it_is() -> Result<()> {
+    if unprivileged("the_sender_of_a_receiver_that_is_not_known_to_read_is_held_back_until_it_is")
+        || unaccelerated("the_sender_of_a_receiver_that_is_not_known_to_read_is_held_back_until_it_is")
+    {
+        return Ok(());
+    }
+    let mesh = accelerated("watch_held")?;
+    let size = transfer(1 << 30, FLOOD);
+    let (mut client, mut output) = start(&mesh, "sip", size)?;
+    let mut line = String::new();
+    output.read_line(&mut line).context("the client's first line")?;
+    ensure!(line.starts_with("stopped at ") && !line.contains(&size.to_string()), "{line:?}");
+    ensure!(mesh.metric(NODE, HELD_BACK)? > 0.5, "none of its packets was dropped");
+    // Longer than a receiver that takes nothing has.
+    let before = mesh.metric(NODE, HELD_BACK)?;
+    wait_for("TCP to try again", LIMIT, || mesh.metric(NODE, HELD_BACK).is_ok_and(|now| now > before + 0.5))?;
+    ensure!(case(&mesh, "other", "go", 0)? == "ok", "the server does not answer");
+    line.clear();
+    output.read_line(&mut line).context("the client's last line")?;
+    ensure!(client.wait().context("its end")?.success(), "the client failed after {line:?}");
+    ensure!(line.trim() == format!("{size} bytes"), "{line:?}");
+    ensure!((mesh.metric(NODE, FLOODED)? - 1.0).abs() < 0.5, "one flood is one");
+    let status = mesh.verb(NODE, "status")?["capture"]["acceleration"].clone();
+    ensure!(status["withdrawn"] == 0, "it reads: {status}");
+    // Nobody is held back any more.
+    let before = mesh.metric(NODE, HELD_BACK)?;
+    let said = case(&mesh, "other", "swap", 1 << 20)?;
+    ensure!(said == "1048576 bytes each way", "{said}");
+    ensure!((mesh.metric(NODE, HELD_BACK)? - before).abs() < 0.5, "packets are dropped still");
+    Ok(())
 }
 
 #[test]

@@ -8,6 +8,7 @@
 
 mod backlog;
 mod bridges;
+mod hold;
 pub(super) mod namespaces;
 mod self_test;
 mod trials;
@@ -19,10 +20,10 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use agent_common::acceleration::{AccelerationConfig, AccelerationReason, EndKey, EndValue, PodValue};
+use agent_common::acceleration::{AccelerationConfig, AccelerationReason, EndKey, PodValue};
 use agent_common::bridge::BRIDGES_MAX;
 use agent_common::capture::AddressKey;
-use aya::maps::{Array, HashMap as KernelMap, MapData, PerCpuArray, SockHash};
+use aya::maps::{Array, MapData, PerCpuArray, SockHash};
 use aya::programs::sock_ops::SockOpsLink;
 use aya::programs::{CgroupAttachMode, SkMsg, SockOps};
 use aya::{Ebpf, EbpfLoader};
@@ -36,13 +37,15 @@ use super::{CaptureError, CaptureSettings};
 use crate::compile::RoutingTable;
 use crate::telemetry::AccelerationCounts;
 
-use watcher::{Watcher, Withdrawn};
+use hold::Holds;
+use watcher::{Watched, Watcher, Withdrawn};
 
 pub use bridges::Bridges;
 pub use self_test::{TrialReport, VERB, run_trials, self_test};
 
 /// The maps that are of no use where acceleration is off.
-pub const MAPS: [&str; 5] = ["ACCELERATION_PODS", "JOINED_SOCKETS", "WAITING", "ENDS", "BRIDGE_OF"];
+pub const MAPS: [&str; 6] =
+    ["ACCELERATION_PODS", "JOINED_SOCKETS", "WAITING", "ENDS", "BRIDGE_OF", "HELD_BACK"];
 /// The map that is small unless acceleration is on, and then as large.
 pub const BRIDGES: (&str, u32) = ("BRIDGES", BRIDGES_MAX);
 const SOCKOPS: &str = "accelerate";
@@ -106,7 +109,7 @@ pub struct Acceleration {
     looked_for: Option<(BTreeSet<u32>, BTreeSet<IpAddr>)>,
     status: AccelerationStatus,
     /// Until the first pods are known, what the watcher will look at.
-    ends: Option<KernelMap<MapData, EndKey, EndValue>>,
+    watched: Option<Watched>,
     watcher: Option<Watcher>,
 }
 
@@ -135,7 +138,7 @@ impl Acceleration {
                 withdrawn: Arc::default(),
                 bridges,
             },
-            ends: Some(map(ebpf, "ENDS")?),
+            watched: Some((map(ebpf, "ENDS")?, Holds::new(ebpf)?)),
             watcher: None,
             namespaces: HashMap::new(),
             looked_for: None,
@@ -149,7 +152,7 @@ impl Acceleration {
         for map in ["DESTINATIONS", "LOCAL_ADDRESSES", "ACCELERATION_PODS"]
             .into_iter()
             .chain(connect::MAPS)
-            .chain(["BRIDGE_OF"])
+            .chain(["BRIDGE_OF", "HELD_BACK"])
         {
             loader.map_max_entries(map, 1);
         }
@@ -178,8 +181,8 @@ impl Acceleration {
         pods: (&Handle, BTreeSet<u32>),
         again: bool,
     ) -> Result<(), CaptureError> {
-        if let Some(ends) = self.ends.take() {
-            self.watcher = Watcher::start(ends, self.counters.clone());
+        if let Some(watched) = self.watched.take() {
+            self.watcher = Watcher::start(watched, self.counters.clone());
         }
         let (handle, interfaces) = pods;
         let here = table.workloads.iter().filter(|(_, pod)| pod.node.as_deref().is_none_or(|at| at == node));

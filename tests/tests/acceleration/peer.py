@@ -236,6 +236,16 @@ def flood_server(s, size):
     s.sendall(receive(s, size - len(BLOCK), sum=sum).encode())
 
 
+def sip_server(s, size):
+    """Reads byte by byte, so that it is not known to read, and the rest when it is told to."""
+    send_pattern(s, BACK)
+    sum, sips = hashlib.sha256(), 0
+    while not GO.wait(0.05):
+        receive(s, 1, sum=sum)
+        sips += 1
+    s.sendall(receive(s, size - sips, sum=sum).encode())
+
+
 DROWNED = queue.Queue()
 
 
@@ -557,6 +567,7 @@ CASES = {
     "rounds": (rounds_client, rounds_server),
     "splice": (splice_client, splice_server),
     "flood": (flood_client, flood_server),
+    "sip": (flood_client, sip_server),
     "go": (go_client, go_server),
     "drown": (drown_client, drown_server),
     "drowned": (drowned_client, drowned_server),

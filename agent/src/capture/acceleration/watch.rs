@@ -6,7 +6,7 @@
 //! acceleration.
 //!
 //! Whoever finds a flood needs to know one thing more: whether the receiver is one that finds what was handed over. If it is
-//! not, it would go on with what comes by TCP, as if nothing were between.
+//! not, it would go on with what comes by TCP, as if nothing were between. Until that is known its sender is held back.
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
@@ -20,9 +20,9 @@ pub const STALLED_AFTER: Duration = Duration::from_secs(10);
 const FLOOD: u64 = 64 << 20;
 /// Who has taken so much finds what is handed over: those that splice look at less before they do.
 const TAKEN_BY_READERS: u64 = 256 << 10;
-/// How long a flooded receiver may take to show that it reads, where it holds no more than [`DROWNED`].
+/// How long a flooded receiver may take nothing before it counts as one that never will.
 const PROOF_AFTER: Duration = Duration::from_secs(1);
-/// What ends the patience with one that does not read.
+/// What ends the patience with one whose sender cannot be held back.
 const DROWNED: u64 = 16 * FLOOD;
 
 /// What is wrong.
@@ -56,6 +56,8 @@ pub struct Sighting {
     pub unread: u64,
     /// Bytes that it was ever handed, seen before those that it holds.
     pub handed: u64,
+    /// Whether its sender is held back.
+    pub held_back: bool,
 }
 
 impl Sighting {
@@ -70,6 +72,17 @@ impl Sighting {
     }
 }
 
+/// Whether a receiver finds what is handed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Proof {
+    /// It has not shown it, and had no time to.
+    None,
+    /// It has not shown it, though it had.
+    Missing,
+    /// It was seen to read.
+    Reads,
+}
+
 /// An end with a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Found {
@@ -77,8 +90,10 @@ pub struct Found {
     pub key: EndKey,
     /// What is wrong with it.
     pub fault: Fault,
-    /// Whether it was seen to read what is handed over.
-    pub reads: bool,
+    /// Whether it finds what is handed over.
+    pub proof: Proof,
+    /// Whether the fault was not told before, with less proof.
+    pub is_new: bool,
 }
 
 /// What was seen of an end before.
@@ -90,8 +105,8 @@ struct Seen {
     since: Instant,
     /// It has read what was handed over.
     reads: bool,
-    /// The worst that was told of it: each is told once.
-    told: Option<Fault>,
+    /// The last that was told of it: each is told once.
+    told: Option<(Fault, Proof)>,
 }
 
 impl Seen {
@@ -104,6 +119,38 @@ impl Seen {
     fn again(self, sighting: &Sighting, now: Instant) -> Self {
         let fresh = Self::first(sighting, now);
         if fresh.taken > self.taken { Self { told: self.told, ..fresh } } else { self }
+    }
+
+    /// What is wrong with it, if that was not told.
+    fn judge(&mut self, sighting: &Sighting, exceeds: bool, now: Instant) -> Option<Found> {
+        let idle = now.saturating_duration_since(self.since);
+        let was_told = self.told.is_some_and(|(fault, _)| fault == Fault::Flooded);
+        let (fault, proof) = if exceeds || sighting.unread > FLOOD || sighting.held_back {
+            let drowned = sighting.unread > DROWNED && !sighting.held_back;
+            let proof = match self.reads {
+                true => Proof::Reads,
+                false if was_told && (drowned || idle >= PROOF_AFTER) => Proof::Missing,
+                false => Proof::None,
+            };
+            (Fault::Flooded, proof)
+        } else if idle >= STALLED_AFTER {
+            (Fault::Stalled, if self.reads { Proof::Reads } else { Proof::Missing })
+        } else {
+            return None;
+        };
+        let told_already = |(before, before_proof): (Fault, Proof)| match fault {
+            Fault::Stalled => true,
+            Fault::Flooded => before == fault && before_proof >= proof,
+        };
+        if self.told.is_some_and(told_already) {
+            return None;
+        }
+        if proof == Proof::None {
+            // It has the time to show it from now on.
+            self.since = now;
+        }
+        self.told = Some((fault, proof));
+        Some(Found { key: sighting.key, fault, proof, is_new: !was_told })
     }
 }
 
@@ -122,17 +169,7 @@ impl Watch {
         for sighting in sightings {
             let before = self.seen.get(&sighting.key);
             let mut end = before.map_or_else(|| Seen::first(sighting, now), |end| end.again(sighting, now));
-            let idle = now.saturating_duration_since(end.since);
-            let judged = end.reads || idle >= PROOF_AFTER || (before.is_some() && sighting.unread > DROWNED);
-            let fault = if judged && (sighting.unread > FLOOD || excess.contains(&sighting.key)) {
-                Some(Fault::Flooded)
-            } else {
-                (idle >= STALLED_AFTER).then_some(Fault::Stalled)
-            };
-            if let Some(fault) = fault.filter(|fault| Some(*fault) > end.told) {
-                end.told = Some(fault);
-                found.push(Found { key: sighting.key, fault, reads: end.reads });
-            }
+            found.extend(end.judge(sighting, excess.contains(&sighting.key), now));
             seen.insert(sighting.key, end);
         }
         self.seen = seen;
@@ -177,16 +214,21 @@ mod tests {
         }
     }
 
-    /// Looks at one end at these seconds, with these (unread, handed), and tells when which fault was found.
-    fn faults(looks: &[(u64, u64, u64)]) -> Vec<(u64, Fault)> {
-        let (begin, mut watch) = (Instant::now(), Watch::default());
+    /// Looks at one end at these seconds, with these (unread, handed), and tells when what was found. Its sender can be held back
+    /// or not.
+    fn faults(looks: &[(u64, u64, u64)], can_be_held: bool) -> Vec<(u64, Fault, Proof)> {
+        let (begin, mut watch, mut held_back) = (Instant::now(), Watch::default(), false);
         let mut found = Vec::new();
         for (second, unread, handed) in looks {
             let now = begin + Duration::from_secs(*second);
-            let there = Sighting { key: end(1), unread: *unread, handed: *handed };
+            let there = Sighting { key: end(1), unread: *unread, handed: *handed, held_back };
             let sightings = if *unread > 0 { vec![there] } else { vec![] };
-            let told = watch.look(now, &sightings, 16 * FLOOD);
-            found.extend(told.into_iter().map(|found| (*second, found.fault)));
+            for told in watch.look(now, &sightings, 16 * FLOOD) {
+                let before = found.iter().any(|(_, fault, _)| *fault == told.fault);
+                assert_eq!(told.is_new, !before, "{looks:?}: {told:?}");
+                held_back = can_be_held && told.fault == Fault::Flooded && told.proof == Proof::None;
+                found.push((*second, told.fault, told.proof));
+            }
         }
         found
     }
@@ -194,12 +236,15 @@ mod tests {
     #[test]
     fn ends_are_judged_by_what_they_take() {
         use Fault::{Flooded, Stalled};
-        type Case<'a> = (&'a [(u64, u64, u64)], &'a [(u64, Fault)]);
-        let cases: [Case<'_>; 14] = [
+        use Proof::{Missing, Reads};
+        type Case<'a> = (&'a [(u64, u64, u64)], &'a [(u64, Fault, Proof)]);
+        let cases: [Case<'_>; 15] = [
             // Nothing is taken.
-            (&[(0, 64, 64), (5, 64, 64), (10, 64, 64), (20, 64, 64)], &[(10, Stalled)]),
+            (&[(0, 64, 64), (5, 64, 64), (10, 64, 64), (20, 64, 64)], &[(10, Stalled, Missing)]),
             // More comes, nothing is taken.
-            (&[(0, 64, 64), (5, 128, 128), (10, 192, 192)], &[(10, Stalled)]),
+            (&[(0, 64, 64), (5, 128, 128), (10, 192, 192)], &[(10, Stalled, Missing)]),
+            // It has read before.
+            (&[(0, 64, FLOOD), (10, 64, FLOOD)], &[(10, Stalled, Reads)]),
             // As much is unread whenever one looks, and yet it goes on.
             (&[(0, 64, 64), (5, 64, 6400), (10, 64, 64_000), (15, 64, 640_000)], &[]),
             // Slowly.
@@ -209,42 +254,74 @@ mod tests {
             // Not yet.
             (&[(0, 64, 64), (9, 64, 64)], &[]),
             // Nothing says yet whether it reads; once.
-            (&[(0, FLOOD + 1, FLOOD + 1), (1, 2 * FLOOD, 2 * FLOOD), (30, 5, 9)], &[(1, Flooded)]),
-            (&[(0, FLOOD + 1, FLOOD + 1), (0, 2 * FLOOD, 2 * FLOOD)], &[]),
-            (&[(0, DROWNED, DROWNED), (0, DROWNED, DROWNED)], &[]),
-            (&[(0, 2 * DROWNED, 2 * DROWNED), (0, 2 * DROWNED, 2 * DROWNED)], &[(0, Flooded)]),
+            (&[(0, FLOOD + 1, FLOOD + 1), (0, FLOOD + 1, FLOOD + 1)], &[(0, Flooded, Proof::None)]),
+            (&[(0, DROWNED, DROWNED), (0, DROWNED, DROWNED)], &[(0, Flooded, Proof::None)]),
+            // It had a second to show it, and read nothing; once.
+            (
+                &[(0, FLOOD + 1, FLOOD + 1), (1, 2 * FLOOD, 2 * FLOOD), (30, 2 * FLOOD, 2 * FLOOD)],
+                &[(0, Flooded, Proof::None), (1, Flooded, Missing)],
+            ),
+            // It shows it.
+            (
+                &[(0, FLOOD + 1, FLOOD + 1), (0, FLOOD + 1, 2 * FLOOD), (9, 9, 2 * FLOOD)],
+                &[(0, Flooded, Proof::None), (0, Flooded, Reads)],
+            ),
             // At once, as it has read.
-            (&[(0, FLOOD + 1, 2 * FLOOD), (1, 2 * FLOOD, 3 * FLOOD)], &[(0, Flooded)]),
+            (&[(0, FLOOD + 1, 2 * FLOOD), (1, 2 * FLOOD, 3 * FLOOD)], &[(0, Flooded, Reads)]),
             // It reads, if slowly.
             (&[(0, FLOOD, 2 * FLOOD), (1, FLOOD, 3 * FLOOD)], &[]),
             // What was told of a stall hides no flood.
-            (&[(0, 64, 64), (10, 64, 64), (20, FLOOD + 1, FLOOD + 1)], &[(10, Stalled), (20, Flooded)]),
-            (&[(0, FLOOD, FLOOD), (1, FLOOD + 1, 2 * FLOOD)], &[(1, Flooded)]),
+            (
+                &[(0, 64, 64), (10, 64, 64), (20, FLOOD + 1, FLOOD + 1), (20, FLOOD + 1, FLOOD + 1)],
+                &[(10, Stalled, Missing), (20, Flooded, Proof::None)],
+            ),
+            (&[(0, FLOOD, FLOOD), (1, FLOOD + 1, 2 * FLOOD)], &[(1, Flooded, Reads)]),
         ];
         for (looks, expected) in cases {
-            assert_eq!(faults(looks), expected, "{looks:?}");
+            for can_be_held in [false, true] {
+                assert_eq!(faults(looks, can_be_held), expected, "{looks:?} {can_be_held}");
+            }
         }
     }
 
     #[test]
+    fn patience_depends_on_whether_the_flood_is_stopped() {
+        use Fault::Flooded;
+        use Proof::{Missing, Reads};
+        let (none, missing) = ((0, Flooded, Proof::None), (0, Flooded, Missing));
+        let drowns: [_; 2] = [(0, 2 * DROWNED, 2 * DROWNED); 2];
+        assert_eq!(faults(&drowns, false), [none, missing]);
+        assert_eq!(faults(&drowns, true), [none]);
+        // Held back, it is not forgotten before it has shown that it reads, however little is left.
+        let slow = [(0, FLOOD + 1, FLOOD + 1), (1, FLOOD, FLOOD + 1), (2, 9, FLOOD + 1)];
+        assert_eq!(faults(&slow, true), [none, (2, Flooded, Reads)]);
+        let stops = [(0, FLOOD + 1, FLOOD + 1), (1, FLOOD, FLOOD + 1), (2, FLOOD, FLOOD + 1)];
+        assert_eq!(faults(&stops, true), [none, (2, Flooded, Missing)]);
+        assert_eq!(faults(&stops, false), [none]);
+    }
+
+    #[test]
     fn who_reads_is_told_from_who_looks_elsewhere() {
+        use Proof::{Missing, Reads};
         // What was unread of what was handed over at the first look, and a second later.
         let cases = [
-            ((2 * FLOOD, 2 * FLOOD), (2 * FLOOD, 2 * FLOOD), false),
+            ((2 * FLOOD, 2 * FLOOD), (2 * FLOOD, 2 * FLOOD), Some(Missing)),
             // A request's head was read before the rest was spliced.
-            ((2 * FLOOD, 2 * FLOOD + 8192), (3 * FLOOD, 3 * FLOOD + 8192), false),
-            ((2 * DROWNED, 2 * DROWNED), (2 * DROWNED - 9, 2 * DROWNED), false),
-            ((2 * FLOOD, 2 * FLOOD), (2 * FLOOD - TAKEN_BY_READERS, 2 * FLOOD), true),
-            ((FLOOD, FLOOD + TAKEN_BY_READERS), (2 * FLOOD, 2 * FLOOD + TAKEN_BY_READERS), true),
+            ((2 * FLOOD, 2 * FLOOD + 8192), (3 * FLOOD, 3 * FLOOD + 8192), Some(Missing)),
+            // It has begun to read, or a packet's memory was counted otherwise: another second.
+            ((2 * DROWNED, 2 * DROWNED), (2 * DROWNED - 9, 2 * DROWNED), None),
+            ((2 * FLOOD, 2 * FLOOD), (2 * FLOOD - TAKEN_BY_READERS, 2 * FLOOD), Some(Reads)),
+            ((FLOOD + 1, FLOOD + 1), (2 * FLOOD, 2 * FLOOD + TAKEN_BY_READERS), Some(Reads)),
             // The kernel charges more than the bytes.
-            ((FLOOD, FLOOD - 1), (2 * FLOOD, 2 * FLOOD - 1), false),
+            ((FLOOD + 1, FLOOD - 1), (2 * FLOOD, 2 * FLOOD - 1), Some(Missing)),
         ];
-        for (first, second, reads) in cases {
+        for (first, second, expected) in cases {
             let (begin, mut watch) = (Instant::now(), Watch::default());
-            let at = |(unread, handed)| [Sighting { key: end(1), unread, handed }];
-            assert!(watch.look(begin, &at(first), u64::MAX).is_empty(), "{first:?}");
-            let found = watch.look(begin + PROOF_AFTER, &at(second), u64::MAX);
-            assert_eq!(found, [Found { key: end(1), fault: Fault::Flooded, reads }], "{first:?} {second:?}");
+            let at = |(unread, handed)| [Sighting { key: end(1), unread, handed, held_back: true }];
+            let proofs = |found: Vec<Found>| found.iter().map(|found| found.proof).collect::<Vec<_>>();
+            assert_eq!(proofs(watch.look(begin, &at(first), u64::MAX)), [Proof::None], "{first:?}");
+            let later = proofs(watch.look(begin + PROOF_AFTER, &at(second), u64::MAX));
+            assert_eq!(later, expected.into_iter().collect::<Vec<_>>(), "{first:?} {second:?}");
         }
     }
 
@@ -266,16 +343,18 @@ mod tests {
                 key: end(port(at)),
                 unread: *unread,
                 handed: unread + TAKEN_BY_READERS,
+                held_back: false,
             };
             let sightings: Vec<_> = held.iter().enumerate().map(sighting).collect();
             let found = Watch::default().look(Instant::now(), &sightings, limit);
             let ports: Vec<_> = found.iter().map(|found| found.key.local_port_be[1]).collect();
             assert_eq!(ports, expected, "{held:?} {limit}");
-            assert!(found.iter().all(|found| found.fault == Fault::Flooded && found.reads), "{found:?}");
+            let as_readers = |found: &Found| found.fault == Fault::Flooded && found.proof == Proof::Reads;
+            assert!(found.iter().all(as_readers), "{found:?}");
         }
         // A hundred slow ones.
-        let many: Vec<_> =
-            (0..100).map(|port| Sighting { key: end(port), unread: 60 << 20, handed: 120 << 20 }).collect();
+        let one = |port| Sighting { key: end(port), unread: 60 << 20, handed: 120 << 20, held_back: false };
+        let many: Vec<_> = (0..100).map(one).collect();
         let found = Watch::default().look(Instant::now(), &many, 512 << 20);
         assert_eq!(many.len() - found.len(), 8);
     }
@@ -283,11 +362,11 @@ mod tests {
     #[test]
     fn ends_are_told_apart_and_forgotten() {
         let (begin, mut watch) = (Instant::now(), Watch::default());
-        let at = |port| Sighting { key: end(port), unread: 1, handed: 1 };
+        let at = |port| Sighting { key: end(port), unread: 1, handed: 1, held_back: false };
         let mut look = |after, sightings: &[Sighting]| watch.look(begin + after, sightings, u64::MAX);
         assert!(look(Duration::ZERO, &[at(1)]).is_empty());
         assert!(look(STALLED_AFTER / 2, &[at(1), at(2)]).is_empty());
-        let stalled = Found { key: end(1), fault: Fault::Stalled, reads: false };
+        let stalled = Found { key: end(1), fault: Fault::Stalled, proof: Proof::Missing, is_new: true };
         assert_eq!(look(STALLED_AFTER, &[at(1), at(2)]), [stalled]);
         assert!(look(STALLED_AFTER, &[]).is_empty());
         assert!(watch.seen.is_empty());

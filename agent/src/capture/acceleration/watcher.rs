@@ -4,8 +4,8 @@
 //! A connection that floods its receiver is led back to TCP: the sending end's decision becomes `plain`, so that its next bytes
 //! come by TCP, which stops the sender when they are not read. No byte is overtaken: a receiver that reads what was handed over
 //! does so before it reads what TCP has, and nothing is handed over any more. One that splices would read what TCP has
-//! alone, and miss the rest without a sign. So the connection of a receiver that never showed that it reads is broken instead,
-//! which both ends are told.
+//! alone, and miss the rest without a sign. So the sender of a receiver that has not shown that it reads is held back, that
+//! TCP brings nothing, and if it does not show it then, the connection is broken, which both ends are told.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, File};
@@ -21,7 +21,8 @@ use aya::maps::{HashMap as KernelMap, MapData};
 
 use super::backlog::{Backlog, Sockets};
 use super::bridges::Past;
-use super::watch::{Fault, Found, Sighting, Watch};
+use super::hold::Holds;
+use super::watch::{Fault, Found, Proof, Sighting, Watch};
 use super::{AccelerationCounters, namespaces, node_cookie};
 
 /// Between two looks at how much memory TCP has: a fast sender fills some 400 MiB meanwhile.
@@ -84,6 +85,9 @@ impl Withdrawn {
     }
 }
 
+/// What was decided of ends, and the senders that are held back.
+pub type Watched = (KernelMap<MapData, EndKey, EndValue>, Holds);
+
 /// The thread; it ends when this is dropped.
 pub struct Watcher {
     _stop: mpsc::Sender<()>,
@@ -91,7 +95,7 @@ pub struct Watcher {
 
 impl Watcher {
     /// Starts it; without it, acceleration goes on unwatched, which is said.
-    pub fn start(ends: KernelMap<MapData, EndKey, EndValue>, counters: AccelerationCounters) -> Option<Self> {
+    pub fn start((ends, holds): Watched, counters: AccelerationCounters) -> Option<Self> {
         let (stop, stopped) = mpsc::channel();
         let withdrawn = counters.withdrawn.clone();
         let begin = || -> io::Result<()> {
@@ -102,6 +106,7 @@ impl Watcher {
             let much = words(&limits).nth(1).map_or(MUCH, |pressure| MUCH.min(pressure / MUCH_PART));
             let look = Look {
                 ends,
+                holds,
                 counters,
                 node,
                 files: HashMap::from([own]),
@@ -124,8 +129,27 @@ impl Watcher {
     }
 }
 
+/// A receiver with unread bytes.
+struct Seen {
+    sighting: Sighting,
+    socket: Backlog,
+    /// The other end.
+    sender: EndKey,
+    /// Who sends to it past the agent.
+    feeder: Option<EndKey>,
+}
+
+/// What the programs and the agent have decided, at one time.
+struct Known {
+    ends: HashMap<EndKey, EndValue>,
+    /// Of each end that is handed bytes, the other one.
+    senders: HashMap<EndKey, EndKey>,
+    past: Past,
+}
+
 struct Look {
     ends: KernelMap<MapData, EndKey, EndValue>,
+    holds: Holds,
     counters: AccelerationCounters,
     node: u64,
     /// Namespaces in which joined sockets were seen.
@@ -142,14 +166,15 @@ fn run(mut look: Look, much: u64, stopped: &mpsc::Receiver<()>) {
     let begin = Instant::now();
     let (mut due, mut earliest) = (begin + LOOK_EVERY, begin);
     while stopped.recv_timeout(GLANCE_EVERY) == Err(RecvTimeoutError::Timeout) {
-        if look.counters.read().sockets == 0 {
+        if look.counters.read().sockets == 0 && look.holds.is_empty() {
             look.forget();
             continue;
         }
         let now = Instant::now();
         // The file is one for all namespaces in what it says of memory.
         let held = || fs::read_to_string("/proc/net/sockstat").ok().and_then(|text| held(&text)).unwrap_or(0);
-        if now >= earliest && (now >= due || held() > much) {
+        let waited_for = !look.holds.is_empty();
+        if waited_for || now >= earliest && (now >= due || held() > much) {
             look.take(now);
             due = now + LOOK_EVERY;
             // A look takes longest where the node is busiest.
@@ -170,11 +195,22 @@ fn words(text: &str) -> impl Iterator<Item = u64> {
 
 impl Look {
     fn take(&mut self, now: Instant) {
-        let (sightings, sockets): (Vec<_>, Vec<_>) = self.sightings().into_iter().unzip();
+        let seen = self.sightings();
+        let sightings: Vec<_> = seen.iter().map(|seen| seen.sighting).collect();
+        // Before somebody is held back anew.
+        let there: HashSet<_> = sightings.iter().map(|sighting| sighting.key).collect();
+        self.keep(|receiver| there.contains(receiver));
         for found in self.watch.look(now, &sightings, self.limit) {
-            if let Some(socket) = sockets.iter().find(|socket| socket.key == found.key) {
-                self.act(&found, socket);
+            if let Some(seen) = seen.iter().find(|seen| seen.sighting.key == found.key) {
+                self.act(&found, seen);
             }
+        }
+    }
+
+    /// Ends the holds of receivers for which that is not so: they have read everything, or are gone.
+    fn keep(&mut self, keeps: impl FnMut(&EndKey) -> bool) {
+        if let Err(error) = self.holds.keep(keeps) {
+            tracing::error!(%error, "senders of accelerated connections may be held back for some seconds");
         }
     }
 
@@ -186,19 +222,27 @@ impl Look {
     }
 
     /// Joined ends with unread bytes.
-    fn sightings(&mut self) -> Vec<(Sighting, Backlog)> {
+    fn sightings(&mut self) -> Vec<Seen> {
         // Before what is unread, so that what comes meanwhile does not count as read.
         let ends: HashMap<EndKey, EndValue> = self.ends.iter().take(ENDS_MAX).flatten().collect();
         let past = self.counters.bridges.past();
         let there: BTreeSet<u64> = ends.keys().map(|key| key.cookie).collect();
+        let joined = ends.iter().filter(|(_, end)| end.is_joined());
+        let known = Known {
+            senders: joined.map(|(key, end)| (key.peer(end.peer_cookie), *key)).collect(),
+            ends,
+            past,
+        };
         self.seek(&there);
         let (mut sightings, mut blind) = (Vec::new(), None);
         for (cookie, file) in self.files.iter().filter(|(cookie, _)| there.contains(cookie)) {
             let found = Sockets::enter(file).and_then(|sockets| Ok((sockets.unread(*cookie)?, sockets)));
             match found {
-                Ok((found, sockets)) => sightings.extend(
-                    found.into_iter().filter_map(|socket| self.sighting((&ends, &past), &sockets, socket)),
-                ),
+                Ok((found, sockets)) => {
+                    sightings.extend(
+                        found.into_iter().filter_map(|socket| self.sighting(&known, &sockets, socket)),
+                    );
+                }
                 Err(error) => blind = Some(format!("a namespace's sockets are not shown: {error}")),
             }
         }
@@ -211,33 +255,34 @@ impl Look {
 
     /// What a joined end has unread. All ends were read before all sockets, and a fast sender hands over much between the one and
     /// the other, so that its receiver would never be seen to read: where it matters, both are read again, one after the other.
-    fn sighting(
-        &self,
-        (ends, past): (&HashMap<EndKey, EndValue>, &Past),
-        sockets: &Sockets,
-        socket: Backlog,
-    ) -> Option<(Sighting, Backlog)> {
-        let end = ends.get(&socket.key).filter(|end| end.is_joined())?;
-        let peer = socket.key.peer(end.peer_cookie);
-        let feeds = |end: &EndKey| ends.get(end).is_some_and(|end| end.is_joined());
-        if !feeds(&peer) && !past.to(&socket.key).is_some_and(|(sender, _)| feeds(&sender)) {
+    fn sighting(&self, known: &Known, sockets: &Sockets, socket: Backlog) -> Option<Seen> {
+        let joined = |end: &EndKey| known.ends.get(end).filter(|end| end.is_joined());
+        let held_back = self.holds.sender(&socket.key);
+        let feeder = known.past.to(&socket.key).map(|(feeder, _)| feeder);
+        let feeder = feeder.filter(|feeder| joined(feeder).is_some() || held_back == Some(*feeder));
+        let feeds = known.senders.get(&socket.key).copied();
+        if feeds.is_none() && feeder.is_none() && held_back.is_none() {
             return None;
         }
+        // Who hands nothing over any more is known by the other end, or by its hold.
+        let answers = joined(&socket.key).map(|end| socket.key.peer(end.peer_cookie));
+        let sender = feeds.or(answers).or(held_back)?;
         // Who sends past the agent fills this end as well, and what its own peer sends past the agent is elsewhere.
         let received = |end: &EndValue, past: &Past| {
             let to = past.to(&socket.key).map_or(0, |(_, moved)| moved);
-            (end.handed + to).saturating_sub(past.of(&peer))
+            (end.handed + to).saturating_sub(past.of(&sender))
         };
-        let handed = received(ends.get(&peer)?, past);
-        let mut sighting = Sighting { key: socket.key, unread: socket.unread, handed };
+        let handed = received(known.ends.get(&sender)?, &known.past);
+        let (unread, held_back) = (socket.unread, held_back.is_some());
+        let mut sighting = Sighting { key: socket.key, unread, handed, held_back };
         if sighting.is_vague()
-            && let Ok(end) = self.ends.get(&peer, 0)
+            && let Ok(end) = self.ends.get(&sender, 0)
             && let past = self.counters.bridges.past()
             && let Ok(unread) = sockets.unread_of(&socket)
         {
             sighting = Sighting { unread, handed: received(&end, &past), ..sighting };
         }
-        Some((sighting, socket))
+        Some(Seen { sighting, socket, sender, feeder })
     }
 
     /// Finds the namespaces of these cookies, and lets others go.
@@ -258,36 +303,52 @@ impl Look {
         self.not_found.extend(missing.map(|cookie| (*cookie, SOUGHT_EVERY)));
     }
 
-    /// The other end of a joined one.
-    fn sender(&self, key: &EndKey) -> Option<EndKey> {
-        let end = self.ends.get(key, 0).ok().filter(|end| end.is_joined())?;
-        Some(key.peer(end.peer_cookie))
-    }
-
-    fn act(&mut self, found: &Found, socket: &Backlog) {
+    fn act(&mut self, found: &Found, seen: &Seen) {
         let (key, fault) = (&found.key, found.fault);
         // The agent reads what is handed over, and no faster than the other side of the connection takes it.
         let agent = key.cookie == self.node;
-        let Some(sender) = self.sender(key).filter(|_| !agent || fault == Fault::Flooded) else { return };
-        self.counters.withdrawn.counts[fault as usize].fetch_add(1, Ordering::Relaxed);
-        if fault == Fault::Flooded {
-            if agent || found.reads {
+        if agent && fault != Fault::Flooded {
+            return;
+        }
+        if found.is_new {
+            self.counters.withdrawn.counts[fault as usize].fetch_add(1, Ordering::Relaxed);
+        }
+        let reads = agent || found.proof == Proof::Reads;
+        match (fault, found.proof) {
+            (Fault::Stalled, _) => {}
+            (Fault::Flooded, _) if reads => {
                 // First who sends past the agent, or the agent would go on with what it is sent from now on.
-                let feeder = self.counters.bridges.past().to(key).map(|(sender, _)| sender);
-                feeder.iter().chain([&sender]).for_each(|end| self.lead_back(end));
-            } else {
-                self.abort(socket);
+                seen.feeder.iter().chain([&seen.sender]).for_each(|end| self.lead_back(end));
+                self.keep(|receiver| receiver != key);
+            }
+            (Fault::Flooded, Proof::None) => return self.hold_back(seen),
+            (Fault::Flooded, _) => {
+                self.abort(&seen.socket);
+                self.keep(|receiver| receiver != key);
             }
         }
         // Who reads, and is only slower than its sender, needs no more than that.
-        let suffices = fault == Fault::Flooded && found.reads;
+        let suffices = fault == Fault::Flooded && reads;
         if !agent && !suffices && self.counters.withdrawn.add(key.cookie) {
             tracing::warn!(
                 fault = fault.as_str(),
                 pod = %address(key),
-                peer = %address(&sender),
+                peer = %address(&seen.sender),
                 "bytes of an accelerated connection are not read; the pod's new connections use TCP"
             );
+        }
+    }
+
+    /// Holds back who fills a receiver, if that is a pod: its next bytes go by TCP, and wait in its pod. The agent's own cannot be
+    /// held back.
+    fn hold_back(&mut self, seen: &Seen) {
+        let sender = seen.feeder.unwrap_or(seen.sender);
+        if sender.cookie == self.node {
+            return;
+        }
+        match self.holds.hold(seen.sighting.key, sender) {
+            Ok(()) => self.lead_back(&sender),
+            Err(error) => tracing::debug!(%error, "a flooded receiver's sender goes on"),
         }
     }
 
