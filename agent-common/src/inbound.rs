@@ -84,7 +84,7 @@ mod tests {
     #[test]
     fn only_what_the_request_decides_is_taken() {
         use Access::{Allowed, ByRequest, Denied, DeniedEverywhere};
-        let pod = |captured, set| Some(PolicyPod { set, side: 1, captured, proofs: 1, padding: 0 });
+        let pod = |captured, set| Some(PolicyPod { set, side: 1, captured, proofs: 1, padding: 0, since: 0 });
         let here = pod(1, 7);
         // (pod, verdicts on port 80 of 10.0.0.1 and on the rest), (source, destination, port) -> taken
         let cases = [

@@ -2,7 +2,7 @@
 
 /// Bumped when the meaning of a pinned map's keys or values changes. Kinds, sizes and capacities need no bump: they are
 /// part of the layout's name anyway.
-pub const MEANING: u32 = 3;
+pub const MEANING: u32 = 4;
 
 /// What the kernel knows of a map's shape.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,7 +1,9 @@
 //! Policy: which packets may enter a pod, and what the agent tells the kernel programs about it.
 //!
 //! The agent has decided beforehand what each class of sources may do with each port of a pod; the programs only look it up.
-//! What opens a connection is always judged. What belongs to one that the pod itself has opened passes.
+//! What opens a connection is always judged. What belongs to one that the pod itself has opened passes. Where a pod comes under
+//! policy in the midst of a conversation by datagrams, nobody has seen who began it: it is the pod's where its port is one that
+//! kernels choose, and otherwise the peer's, until the pod has been silent for a while.
 
 mod reading;
 
@@ -72,9 +74,11 @@ pub struct PolicyPod {
     pub proofs: u8,
     /// Spelled out.
     pub padding: u8,
+    /// Since when it is under policy, in seconds since the machine started; 0: for longer than anybody remembers.
+    pub since: u32,
 }
 
-const _: () = assert!(size_of::<PolicyPod>() == 8);
+const _: () = assert!(size_of::<PolicyPod>() == 12);
 
 /// A verdict's key.
 #[repr(C)]
@@ -139,6 +143,41 @@ const _: () = assert!(size_of::<PolicyFlow>() == 44 && align_of::<PolicyFlow>() 
 pub const BEGUN_BY_POD: u32 = 0;
 /// A conversation's value where its peer has.
 pub const BEGUN_BY_PEER: u32 = 1;
+/// A conversation's value where nobody knows, and above it the second since the machine started in which the pod last sent.
+pub const BEGUN_UNSEEN: u32 = 1 << 31;
+/// Seconds for which a pod's datagrams may answer what came before it was under policy, or what came before they did.
+pub const ANSWERS_FOR: u32 = 30;
+
+/// What a packet that begins a conversation or goes on with one, sent by a pod under policy, says of who began it, where
+/// `before` is what was noted of it; `None`: nothing new. `now` says the second since the machine started.
+#[inline(always)]
+pub fn noted(
+    before: Option<u32>,
+    packet: &PolicyPacket,
+    pod: &PolicyPod,
+    now: impl FnOnce() -> u32,
+) -> Option<u32> {
+    let Some(before) = before else {
+        let ephemeral = u16::from_be_bytes(packet.source_port) >= EPHEMERAL_FIRST;
+        if packet.kind != PacketKind::Datagram || ephemeral || pod.since == 0 {
+            return Some(BEGUN_BY_POD);
+        }
+        let now = now();
+        let answers = now.saturating_sub(pod.since) <= ANSWERS_FOR;
+        return Some(if answers { BEGUN_UNSEEN | now } else { BEGUN_BY_POD });
+    };
+    if before < BEGUN_UNSEEN {
+        return None;
+    }
+    let (last, now) = (before & !BEGUN_UNSEEN, now());
+    if now.saturating_sub(last) > ANSWERS_FOR {
+        Some(BEGUN_BY_POD)
+    } else if now == last {
+        None
+    } else {
+        Some(BEGUN_UNSEEN | now)
+    }
+}
 
 /// What a packet is to its receiver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,8 +7,9 @@
 
 use agent_common::policy::{
     BEGUN_BY_PEER, BEGUN_BY_POD, PacketKind, PolicyAddress, PolicyFlow, PolicyMaps, PolicyPod, PolicyRuleKey,
-    PolicyRuleValue, PolicySourceKey, SOURCE_BITS, read, refuses,
+    PolicyRuleValue, PolicySourceKey, SOURCE_BITS, noted, read, refuses,
 };
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
@@ -37,7 +38,7 @@ pub fn guard_pod(context: TcContext) -> i32 {
     }
     // The pod's answers to what was let in shall not look like something that it has begun.
     if read.kind == PacketKind::Datagram {
-        note(&read.destination, &read.flow_of_receiver(packet.interface()), BEGUN_BY_PEER);
+        note(&read.destination, &read.flow_of_receiver(packet.interface()));
     }
     NEXT
 }
@@ -50,18 +51,25 @@ pub fn watch_pod(context: TcContext) -> i32 {
         return NEXT;
     }
     let Some(read) = read(&packet) else { return NEXT };
-    if let Some(flow) = read.flow_of_sender(packet.interface()) {
-        note(&read.source, &flow, BEGUN_BY_POD);
+    let Some(flow) = read.flow_of_sender(packet.interface()) else { return NEXT };
+    let Some(pod) = KernelMaps(&packet).pod(&read.source) else { return NEXT };
+    // SAFETY: the kernel keeps a map value's memory valid for the run of the program.
+    let before = POLICY_FLOWS.get_ptr(&flow).map(|who| unsafe { *who });
+    // SAFETY: the helper takes nothing and touches nothing.
+    let now = || unsafe { (bpf_ktime_get_ns() / 1_000_000_000) as u32 };
+    if let Some(who) = noted(before, &read, &pod, now) {
+        // As below.
+        let _ = POLICY_FLOWS.insert(flow, &who, 0);
     }
     NEXT
 }
 
-/// Notes who began a conversation of a pod under policy, where that is not known yet.
+/// Notes that its peer has begun a conversation of a pod under policy, where that is not known yet.
 #[inline(always)]
-fn note(pod: &PolicyAddress, flow: &PolicyFlow, who: u32) {
+fn note(pod: &PolicyAddress, flow: &PolicyFlow) {
     if POLICY_PODS.get_ptr(pod).is_some() && POLICY_FLOWS.get_ptr(flow).is_none() {
         // Without room an old conversation makes way; should even that fail, answers to this one are judged.
-        let _ = POLICY_FLOWS.insert(flow, &who, 0);
+        let _ = POLICY_FLOWS.insert(flow, &BEGUN_BY_PEER, 0);
     }
 }
 

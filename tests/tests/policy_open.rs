@@ -49,11 +49,16 @@ struct Talk {
 impl Talk {
     /// Connects from a pod, or from the node itself.
     fn open(mesh: &Mesh, from: &str, to: (IpAddr, u16)) -> Result<Self> {
+        Self::start(mesh, from, "talk", to)
+    }
+
+    /// Connects, or streams datagrams.
+    fn start(mesh: &Mesh, from: &str, how: &str, to: (IpAddr, u16)) -> Result<Self> {
         let mut command = match from {
             NODE => mesh.lab.node(NODE)?.command("python3")?,
             pod => mesh.lab.pod(pod)?.command("python3")?,
         };
-        command.args(["-c", PEER, "talk", &to.0.to_string(), &to.1.to_string()]);
+        command.args(["-c", PEER, how, &to.0.to_string(), &to.1.to_string()]);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("a client")?;
         let input = child.stdin.take().context("a client's input")?;
         let output = BufReader::new(child.stdout.take().context("a client's output")?);
@@ -74,6 +79,12 @@ impl Talk {
         let said = self.line()?;
         ensure!(said == "x", "{}: {said:?} instead of an answer", self.what);
         Ok(())
+    }
+
+    /// Whether nothing of what it sends comes back any more.
+    fn is_silent(&mut self) -> Result<bool> {
+        self.input.write_all(b"ask\n").context("asking a client")?;
+        Ok(self.line()? == "silence")
     }
 
     /// Whether it is cut, without a word of its own.
@@ -136,6 +147,33 @@ fn connections_to_high_ports_are_reset_when_a_policy_comes() -> Result<()> {
     let told = exec::stdout(observe.args(filter).args(["--policy", "default/p"]))?;
     ensure!(told.lines().count() == cut.len(), "{} were reset, and this is told:\n{told}", cut.len());
     Ok(())
+}
+
+#[test]
+fn datagrams_under_way_are_cut_when_a_policy_comes() -> Result<()> {
+    if unprivileged("datagrams_under_way_are_cut_when_a_policy_comes") {
+        return Ok(());
+    }
+    let mesh = Mesh::up("udpopen", topology(), &[])?;
+    let (mut cut, mut kept) = (Vec::new(), Vec::new());
+    for family in 0..2 {
+        let to = (mesh.pod_ip("server", family)?, LOW);
+        for foe in ["foe", "far-foe"] {
+            cut.push(Talk::start(&mesh, foe, "stream", to)?);
+        }
+        kept.push(Talk::start(&mesh, "friend", "stream", to)?);
+        // What the pod has begun itself.
+        kept.push(Talk::start(&mesh, "server", "stream", (mesh.pod_ip("foe", family)?, LOW))?);
+    }
+    mesh.write("policy.yaml", DENY)?;
+    for talk in &mut cut {
+        wait_for(&format!("{} to be cut", talk.what.clone()), LIMIT, || talk.is_silent().unwrap_or(false))?;
+    }
+    // For good, and nobody else.
+    for talk in &mut cut {
+        ensure!(talk.is_silent()?, "{} goes on", talk.what);
+    }
+    kept.iter_mut().try_for_each(Talk::goes_on)
 }
 
 #[test]

@@ -7,9 +7,9 @@ use std::net::IpAddr;
 use agent::capture::OBJECT;
 use agent_common::capture::CaptureConfig;
 use agent_common::policy::{
-    Access, BEGUN_BY_PEER, BEGUN_BY_POD, CLOSED, HIDDEN_SLOT, PROVEN, PacketKind, PolicyAddress, PolicyFlow,
-    PolicyMaps, PolicyPacket, PolicyPod, PolicyRuleKey, PolicyRuleValue, PolicySourceKey, SOURCE_HEAD_BITS,
-    read, refuses,
+    ANSWERS_FOR, Access, BEGUN_BY_PEER, BEGUN_BY_POD, BEGUN_UNSEEN, CLOSED, HIDDEN_SLOT, PROVEN, PacketKind,
+    PolicyAddress, PolicyFlow, PolicyMaps, PolicyPacket, PolicyPod, PolicyRuleKey, PolicyRuleValue,
+    PolicySourceKey, SOURCE_HEAD_BITS, noted, read, refuses,
 };
 use anyhow::{Context, Result, ensure};
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -19,6 +19,7 @@ use aya::{Ebpf, EbpfLoader};
 use lab::ethernet::{ETHERNET_LEN, datagram, frame, patched, tagged, tcp, udp};
 use lab::random::Random;
 use lab::unprivileged;
+use nix::time::{ClockId, clock_gettime};
 
 /// `TCX_NEXT` and `TC_ACT_SHOT`.
 const NEXT: u32 = u32::MAX;
@@ -90,6 +91,12 @@ impl PolicyMaps for Host {
     }
 }
 
+/// The second since the machine started.
+fn now() -> u32 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("the clock runs");
+    u32::try_from(now.tv_sec()).expect("the machine has not run for a century")
+}
+
 impl Host {
     fn new() -> Self {
         use Access::{Allowed, Denied, DeniedEverywhere};
@@ -97,7 +104,7 @@ impl Host {
         for family in 0..2 {
             for (pod, set) in [(STRICT, 4), (OPEN, 5), (SHUT, CLOSED)] {
                 // Proof is asked for, and a test run's frames come by no way that leads anywhere.
-                let value = PolicyPod { set, side: SIDE, captured: 0, proofs: 1, padding: 0 };
+                let value = PolicyPod { set, side: SIDE, captured: 0, proofs: 1, padding: 0, since: 0 };
                 host.pods.insert(kept(address(pod[family])), value);
             }
             host.classes.insert(kept(address(FRIEND[family])), 1);
@@ -118,9 +125,9 @@ impl Host {
         host
     }
 
-    fn note(&mut self, pod: &PolicyAddress, flow: PolicyFlow, who: u32) {
+    fn note(&mut self, pod: &PolicyAddress, flow: PolicyFlow) {
         if self.pods.contains_key(pod) {
-            self.flows.entry(flow).or_insert(who);
+            self.flows.entry(flow).or_insert(BEGUN_BY_PEER);
         }
     }
 
@@ -129,7 +136,7 @@ impl Host {
         let packet: PolicyPacket = read(frame)?;
         let refused = refuses(&packet, LO, self);
         if refused.is_none() && packet.kind == PacketKind::Datagram {
-            self.note(&packet.destination, packet.flow_of_receiver(LO), BEGUN_BY_PEER);
+            self.note(&packet.destination, packet.flow_of_receiver(LO));
         }
         refused
     }
@@ -138,7 +145,9 @@ impl Host {
         if let Some(packet) = read(frame)
             && let Some(flow) = packet.flow_of_sender(LO)
         {
-            self.note(&packet.source, flow, BEGUN_BY_POD);
+            let Some(pod) = self.pods.get(&packet.source) else { return };
+            let who = noted(self.flows.get(&flow).copied(), &packet, pod, now);
+            who.map(|who| self.flows.insert(flow, who));
         }
     }
 }
@@ -332,6 +341,50 @@ fn conversations_are_remembered_by_who_began_them() -> Result<()> {
         host.watch(&turned(&udp((open, friend), b"welcome"), at));
         let flow = read(&udp((friend, open), b"hello")[..]).context("a datagram")?.flow_of_receiver(LO);
         ensure!(host.flows.get(&flow) == Some(&BEGUN_BY_PEER), "the host's own notes are wrong");
+    }
+    Ok(())
+}
+
+/// What a pod sends right after it has come under policy may answer what came before: such a conversation is nobody's whom the pod
+/// has asked, unless its port is one that kernels choose.
+#[test]
+fn answers_to_what_came_before_the_policy_ask_nobody() -> Result<()> {
+    if unprivileged("answers_to_what_came_before_the_policy_ask_nobody") {
+        return Ok(());
+    }
+    for (since, low_port) in [(now().saturating_sub(1).max(1), DROP), (0, NEXT)] {
+        let mut host = Host::new();
+        host.pods.values_mut().for_each(|pod| pod.since = since);
+        let mut kernel = Kernel::load(&host)?;
+        for family in 0..2 {
+            let at = ETHERNET_LEN + if family == 0 { 20 } else { 40 };
+            let (pod, foe) = (address(STRICT[family]), address(FOE[family]));
+            // The pod's port, and the peer's.
+            for ([here, there], expected) in [([[0, 53], [0, 9]], low_port), ([[0x9c, 0x40], [0, 9]], NEXT)] {
+                let ports = |frame: &[u8], [a, b]: [u8; 2], [c, d]: [u8; 2]| {
+                    patched(frame, &[(at, a), (at + 1, b), (at + 2, c), (at + 3, d)])
+                };
+                let answer = ports(&udp((pod, foe), b"!"), here, there);
+                let question = ports(&udp((foe, pod), b"?"), there, here);
+                kernel.run("watch_pod", &answer, (2, 0))?;
+                host.watch(&answer);
+                let said = kernel.run("guard_pod", &question, (2, 0))?;
+                ensure!(said == Some(expected), "{since}, family {family}, from port {here:?}: {said:x?}");
+                ensure!(kernel.agrees(&mut host, &question)?, "the test run refuses the question");
+                if expected == NEXT {
+                    continue;
+                }
+                // Once the pod has been silent for a while, what it sends is its own.
+                let flow = read(&question[..]).context("a datagram")?.flow_of_receiver(LO);
+                let mut flows: KernelMap<_, PolicyFlow, u32> =
+                    KernelMap::try_from(kernel.ebpf.map_mut("POLICY_FLOWS").context("no conversations")?)?;
+                let kept = flows.get(&flow, 0).context("it was not noted")?;
+                ensure!(kept >= BEGUN_UNSEEN && kept - BEGUN_UNSEEN >= now().saturating_sub(60), "{kept:#x}");
+                flows.insert(flow, BEGUN_UNSEEN | now().saturating_sub(ANSWERS_FOR + 1), 0)?;
+                kernel.run("watch_pod", &answer, (2, 0))?;
+                ensure!(kernel.run("guard_pod", &question, (2, 0))? == Some(NEXT), "it is an answer now");
+            }
+        }
     }
     Ok(())
 }

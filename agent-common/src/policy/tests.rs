@@ -167,7 +167,7 @@ fn maps(rules: &[Rule]) -> Maps {
     for (family, pod, client) in [(4, widen(POD), widen(CLIENT)), (6, POD6, CLIENT6)] {
         maps.pods.insert(
             PolicyAddress { family, address: pod },
-            PolicyPod { set: 7, side: 1, captured: 0, proofs: 0, padding: 0 },
+            PolicyPod { set: 7, side: 1, captured: 0, proofs: 0, padding: 0, since: 0 },
         );
         let source = PolicyAddress { family, address: client };
         maps.classes.insert(PolicySourceKey { side: 1, source }, 1);
@@ -263,7 +263,7 @@ fn conversations_that_the_pod_began_go_on() {
 fn a_closed_pod_takes_nothing_new_and_others_are_left_alone() {
     let mut maps = maps(&[]);
     let pod = PolicyAddress { family: 4, address: widen(POD) };
-    maps.pods.insert(pod, PolicyPod { set: CLOSED, side: 0, captured: 0, proofs: 0, padding: 0 });
+    maps.pods.insert(pod, PolicyPod { set: CLOSED, side: 0, captured: 0, proofs: 0, padding: 0, since: 0 });
     let syn = read(ipv4(6, 0, 0, &tcp(4000, 80, SYN)).as_slice()).expect("a packet");
     assert_eq!(refuses(&syn, VETH, &maps), Some(0));
     maps.pods.clear();
@@ -281,12 +281,55 @@ fn a_proven_source_has_a_class_of_its_own_where_somebody_asks_for_proof() {
         [(1, true, true), (1, true, false), (1, false, true), (0, true, true), (0, false, false)]
     {
         let mut maps = maps(&[(0, 0, DeniedEverywhere), (1, 0, DeniedEverywhere), (2, 0, Allowed)]);
-        maps.pods.insert(pod, PolicyPod { set: 7, side: 1, captured: 0, proofs: asked, padding: 0 });
+        maps.pods
+            .insert(pod, PolicyPod { set: 7, side: 1, captured: 0, proofs: asked, padding: 0, since: 0 });
         maps.proven = given;
         if known {
             maps.classes.insert(PolicySourceKey { side: 1, source: itself }, 2);
         }
         let expected = asked == 1 && given && known;
         assert_eq!(refuses(&syn, VETH, &maps).is_none(), expected, "{asked} {given} {known}");
+    }
+}
+
+#[test]
+fn who_began_what_is_noted() {
+    use PacketKind::{Datagram, Opening};
+    let pod = |since| PolicyPod { set: 7, side: 1, captured: 0, proofs: 0, padding: 0, since };
+    let unseen = |second: u32| BEGUN_UNSEEN | second;
+    let recent = 100 + ANSWERS_FOR;
+    // (noted before, kind, the pod's port, since when it is under policy, now) -> noted
+    let cases = [
+        // Not in the first seconds, or for longer than anybody remembers.
+        ((None, Datagram, 53, 100, recent + 1), Some(BEGUN_BY_POD)),
+        ((None, Datagram, 53, 0, 5), Some(BEGUN_BY_POD)),
+        // It may be an answer.
+        ((None, Datagram, 53, 100, 100), Some(unseen(100))),
+        ((None, Datagram, 32_767, 100, recent), Some(unseen(recent))),
+        // Chosen by the pod's kernel.
+        ((None, Datagram, 32_768, 100, 100), Some(BEGUN_BY_POD)),
+        // A request for a connection is nobody's answer.
+        ((None, Opening, 53, 100, 100), Some(BEGUN_BY_POD)),
+        // What is known stays.
+        ((Some(BEGUN_BY_POD), Datagram, 53, 100, 100), None),
+        ((Some(BEGUN_BY_PEER), Datagram, 53, 100, 900), None),
+        // It goes on, or begins anew after a while.
+        ((Some(unseen(100)), Datagram, 53, 100, 100), None),
+        ((Some(unseen(100)), Datagram, 53, 100, recent), Some(unseen(recent))),
+        ((Some(unseen(100)), Datagram, 53, 100, recent + 1), Some(BEGUN_BY_POD)),
+        // Clocks of two processors.
+        ((Some(unseen(100)), Datagram, 53, 100, 99), Some(unseen(99))),
+    ];
+    for ((before, kind, port, since, now), expected) in cases {
+        let packet = PolicyPacket {
+            source: PolicyAddress { family: 4, address: widen(POD) },
+            destination: PolicyAddress { family: 4, address: widen(CLIENT) },
+            protocol: 17,
+            source_port: u16::to_be_bytes(port),
+            destination_port: [1, 1],
+            kind,
+        };
+        let said = noted(before, &packet, &pod(since), || now);
+        assert_eq!(said, expected, "{before:x?} {kind:?} {port} {since} {now}");
     }
 }

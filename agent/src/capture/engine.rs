@@ -98,6 +98,7 @@ impl Engine {
         let (netlink, changes) = Netlink::open()?;
         let ipv6 = listeners.iter().all(CaptureListeners::has_ipv6);
         let plumbing = check(&netlink, &settings, ipv6).await?;
+        let expeller = Expeller::start(tables.clone(), settings.flows.clone())?;
         let accelerated = acceleration::wanted(&settings).await;
         let mut programs = Programs::load(&settings, accelerated.is_ok())?;
         if let (OnStop::Keep, Err(reason)) = (settings.on_stop, programs.pins().directory()) {
@@ -120,7 +121,6 @@ impl Engine {
         let counters = programs.counters();
         let events = programs.events();
         let names = (readings.drops.clone(), readings.guard.as_ref().map(|(_, counters)| counters.clone()));
-        let expeller = Expeller::start(netlink.handle().clone(), tables.clone(), settings.flows.clone());
         let mut engine = Self {
             settings,
             programs,

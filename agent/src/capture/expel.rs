@@ -5,20 +5,22 @@
 //! been seen by none. So whenever pods get other rules, and whenever an interface is guarded, the sockets of the pods are
 //! looked at: what came to a listener of a pod from somebody who is refused now is reset (`SOCK_DESTROY`, 4.9,
 //! `CONFIG_INET_DIAG_DESTROY`). Sockets of the node itself reach every pod, and the pod's own reach it without a hook; the
-//! agent's ask the policy themselves.
+//! agent's ask the policy themselves. What can't be looked at is looked at again.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use agent_common::balance::TCP;
 use nix::sched::{CloneFlags, setns};
-use rtnetlink::Handle;
+use rtnetlink::{Handle, new_connection};
 use socket2::Socket;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::CaptureError;
 use super::acceleration::namespaces;
 use super::sock_diag::{self, Kind, SocketId};
 use super::vanished::{self, exchange};
@@ -26,6 +28,9 @@ use crate::compile::{Denied, PolicyClient, RoutingTable};
 use crate::model::Asked;
 use crate::telemetry::{FlowEvent, FlowKind, FlowLog, FlowRule, FlowTier};
 
+/// Before what failed is tried again; twice as long each time, up to the longest.
+const AGAIN: Duration = Duration::from_secs(1);
+const AGAIN_MAX: Duration = Duration::from_secs(60);
 const KINDS: [Kind; 2] = [Kind { family: 2, protocol: TCP }, Kind { family: 10, protocol: TCP }];
 
 /// The two ends of a connection, as the socket that is named first sees them.
@@ -38,17 +43,26 @@ pub struct Expeller {
 
 impl Expeller {
     /// Starts the task that looks, beside the caller, for as long as the answer lives. `flows` is told of what it closes.
-    pub fn start(handle: Handle, tables: watch::Receiver<Arc<RoutingTable>>, flows: FlowLog) -> Self {
+    pub fn start(tables: watch::Receiver<Arc<RoutingTable>>, flows: FlowLog) -> Result<Self, CaptureError> {
+        // Of its own: the kernel lists for one at a time on a connection, and refuses the other (EBUSY).
+        let (connection, handle, _) =
+            new_connection().map_err(CaptureError::listener("opening a netlink socket"))?;
         let (asked, mut waiting) = mpsc::unbounded_channel::<BTreeSet<u32>>();
+        tokio::spawn(connection);
         tokio::spawn(async move {
             while let Some(mut interfaces) = waiting.recv().await {
-                while let Ok(more) = waiting.try_recv() {
-                    interfaces.extend(more);
+                let mut pause = AGAIN;
+                while !look(&handle, &interfaces, (&tables, &flows)).await {
+                    // What is asked for meanwhile comes along, and at once.
+                    match tokio::time::timeout(pause, waiting.recv()).await {
+                        Ok(Some(more)) => interfaces.extend(more),
+                        Ok(None) => return,
+                        Err(_) => pause = (2 * pause).min(AGAIN_MAX),
+                    }
                 }
-                look(&handle, &interfaces, (&tables, &flows)).await;
             }
         });
-        Self { asked }
+        Ok(Self { asked })
     }
 
     /// Closes what is refused in the namespaces behind these interfaces.
@@ -58,54 +72,62 @@ impl Expeller {
     }
 }
 
+/// Whether all could be looked at.
 async fn look(
     handle: &Handle,
     interfaces: &BTreeSet<u32>,
     (tables, flows): (&watch::Receiver<Arc<RoutingTable>>, &FlowLog),
-) {
+) -> bool {
     let pods = match namespaces::files_behind(handle, interfaces).await {
         Ok(pods) => pods,
         Err(error) => {
-            tracing::error!(%error, "pods' namespaces were not found; refused connections to high ports go on");
-            return;
+            tracing::error!(%error, "pods' namespaces were not found; refused connections may go on until they are");
+            return false;
         }
     };
     let (tables, flows) = (tables.clone(), flows.clone());
     let (done, ended) = oneshot::channel();
     // The thread enters the namespaces and ends in the last one.
     let started = std::thread::Builder::new().name("expel".to_owned()).spawn(move || {
-        expel_all(&pods, &tables, &flows);
         // Whoever waits may be gone.
-        let _ = done.send(());
+        let _ = done.send(expel_all(&pods, &tables, &flows));
     });
     match started {
         // A thread that panics has let go of its end.
-        Ok(_) => drop(ended.await),
-        Err(error) => tracing::error!(%error, "refused connections to high ports go on"),
+        Ok(_) => ended.await.unwrap_or(false),
+        Err(error) => {
+            tracing::error!(%error, "refused connections may go on until a thread can look at them");
+            false
+        }
     }
 }
 
-fn expel_all(pods: &[File], tables: &watch::Receiver<Arc<RoutingTable>>, flows: &FlowLog) {
+/// Whether all could be looked at.
+fn expel_all(pods: &[File], tables: &watch::Receiver<Arc<RoutingTable>>, flows: &FlowLog) -> bool {
     // It stays in the node's namespace, whichever the thread goes to.
     let node = match vanished::open_sock_diag() {
         Ok(node) => node,
         Err(error) => {
-            tracing::error!(%error, "the node's sockets can't be listed; refused connections to high ports go on");
-            return;
+            tracing::error!(%error, "the node's sockets can't be listed; refused connections may go on until they can");
+            return false;
         }
     };
-    let mut closed = 0;
+    let (mut closed, mut all) = (0, true);
     for pod in pods {
         // What a later table allows is let be.
         let table = tables.borrow().clone();
         match expel_in(pod, &table, &node, flows) {
             Ok(count) => closed += count,
-            Err(error) => tracing::warn!(%error, "connections that policies refuse may go on in a pod"),
+            Err(error) => {
+                tracing::warn!(%error, "connections that policies refuse may go on in a pod for now");
+                all = false;
+            }
         }
     }
     if closed > 0 {
         tracing::info!(closed, "connections that policies refuse were reset");
     }
+    all
 }
 
 /// The connections of the node's own sockets, those of the agent in pods' names among them.

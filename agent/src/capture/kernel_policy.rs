@@ -14,6 +14,7 @@ use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap as KernelMap, MapData, MapError, PerCpuArray};
 
+use super::guard::kernel_now_ns;
 use super::lowering::{Lowered, Room, captured, ip_address, lower, policy_address, proven_address};
 use super::programs::map;
 use super::{CaptureError, kernel_call};
@@ -39,8 +40,8 @@ pub struct KernelPolicy {
     revision: u32,
     /// Whether that failed halfway, so that the next table is written whatever it is.
     incomplete: bool,
-    /// Pods whose entry is in the map.
-    held: BTreeSet<IpAddr>,
+    /// Pods whose entry is in the map, and since when, as the programs have it.
+    held: BTreeMap<IpAddr, u32>,
     /// What an earlier agent has left and nobody leads to once the first table is in force.
     inherited: Inherited,
 }
@@ -115,7 +116,7 @@ impl KernelPolicy {
             revision: 0,
             // An earlier agent's rules are no table of this one.
             incomplete: !(found.is_empty() && inherited.sources.is_empty() && inherited.rules.is_empty()),
-            held: found.iter().map(|(pod, _)| ip_address(*pod)).collect(),
+            held: found.iter().map(|(pod, value)| (ip_address(*pod), value.since)).collect(),
             inherited,
         })
     }
@@ -198,21 +199,23 @@ impl KernelPolicy {
     fn switch(&mut self, lowered: &Lowered, at: Generation) -> Result<(), CaptureError> {
         let mut outcome = Ok(());
         let error = |source| CaptureError::Map { map: "POLICY_PODS", source };
-        let gone: Vec<_> = self.held.iter().filter(|pod| !lowered.pods.contains_key(pod)).copied().collect();
+        let gone: Vec<_> = self.held.keys().filter(|pod| !lowered.pods.contains_key(pod)).copied().collect();
         for pod in gone {
             match self.pods.remove(&policy_address(pod)).map_err(error) {
                 Ok(()) => drop(self.held.remove(&pod)),
                 failed => outcome = failed,
             }
         }
+        let now = second_now();
         for (pod, set) in &lowered.pods {
+            let since = self.held.get(pod).copied().unwrap_or(now);
             let set = if *set == CLOSED { CLOSED } else { at.first_set + set };
             let captured = u8::from(self.captured.contains(pod));
             let proofs = u8::from(!lowered.proven.is_empty());
-            let value = PolicyPod { set, side: at.side, captured, proofs, padding: 0 };
+            let value = PolicyPod { set, side: at.side, captured, proofs, padding: 0, since };
             match self.pods.insert(policy_address(*pod), value, 0) {
                 Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::E2BIG) => {}
-                Ok(()) => drop(self.held.insert(*pod)),
+                Ok(()) => drop(self.held.insert(*pod, since)),
                 failed => outcome = failed.map_err(error),
             }
         }
@@ -239,6 +242,11 @@ impl KernelPolicy {
             let _ = self.sources.remove(&key);
         }
     }
+}
+
+/// The second since the machine started, as the programs count them.
+fn second_now() -> u32 {
+    u32::try_from(kernel_now_ns() / 1_000_000_000).unwrap_or(u32::MAX)
 }
 
 /// Rules in an order in which they can go one by one while somebody looks them up: what was found stays found or nothing is,

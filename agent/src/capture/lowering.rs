@@ -1,7 +1,9 @@
 //! The policies of a table -> what the kernel programs look up. Pure.
 //!
-//! Sources are cut into classes of which all members are treated alike: by the ranges that policies name, and by the
+//! Sources are cut into classes of which all members are treated alike: by the lists of ranges that policies have, and by the
 //! namespaces of pods. Each set of policies is then asked once for every class and port that could matter.
+
+mod ranges;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -13,6 +15,7 @@ use agent_common::policy::{
 
 use crate::compile::{Denied, Foreseen, PodPolicy, RoutingTable};
 use crate::model::{Account, Cidr, NamespacePattern, PolicyMatch, PolicySource, TextPattern};
+use ranges::{Lists, Ranges};
 
 /// How much of the kernel's maps one generation may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,14 +57,14 @@ pub struct Verdict {
     pub denied: Option<Denied>,
 }
 
-/// What of all that policies name holds of a source: ranges, namespaces, principals, accounts, and whether it is proven, where
-/// they ask for that.
-type Signature = ([BTreeSet<usize>; 4], bool);
+/// What of all that policies name holds of a source: lists of ranges; namespaces, principals, accounts; and whether it is
+/// proven, where they ask for that.
+type Signature = (Lists, [BTreeSet<usize>; 3], bool);
 
 /// All that policies name.
 #[derive(Default)]
 struct Named<'t> {
-    cidrs: BTreeSet<Cidr>,
+    ranges: Ranges,
     patterns: BTreeSet<&'t NamespacePattern>,
     principals: BTreeSet<&'t TextPattern>,
     accounts: BTreeSet<&'t Account>,
@@ -143,7 +146,7 @@ fn classify<'t>(table: &'t RoutingTable, sets: &[&'t Arc<PodPolicy>]) -> Classif
     // All of a family is in no narrower range. Where policies name all of both, nobody is left to be of class 0.
     let [v4, v6] = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)]
         .map(|first| Cidr::new(first, 0).expect("no prefix is longer than an address"));
-    let rest = if named.cidrs.contains(&v6) { v4 } else { v6 };
+    let rest = if named.ranges.contains(&v6) { v4 } else { v6 };
     let nobody = |addresses| PolicySource { addresses, namespace: None, identity: None };
     let mut classes = vec![nobody(rest)];
     let mut numbers: HashMap<Signature, u32> = HashMap::from([(Signature::default(), 0)]);
@@ -155,16 +158,17 @@ fn classify<'t>(table: &'t RoutingTable, sets: &[&'t Arc<PodPolicy>]) -> Classif
         })
     };
     let mut sources = BTreeMap::new();
-    for cidr in &named.cidrs {
+    for cidr in named.ranges.iter() {
         sources.insert(*cidr, number(nobody(*cidr)));
     }
-    let ranges: Vec<Cidr> = named.cidrs.iter().copied().collect();
     let mut proven = BTreeMap::new();
     for (address, workload) in table.workloads.iter() {
         let addresses = Cidr::host(*address);
         let pod = PolicySource { namespace: Some(&workload.name.namespace), ..nobody(addresses) };
         let class = number(pod);
-        if class != class_around(&sources, &ranges, addresses) {
+        // The class that it has by the ranges alone.
+        let around = named.ranges.around(&addresses).map_or(0, |range| sources[range]);
+        if class != around {
             sources.insert(addresses, class);
         }
         if named.proof && table.realm.runs(workload) {
@@ -177,19 +181,13 @@ fn classify<'t>(table: &'t RoutingTable, sets: &[&'t Arc<PodPolicy>]) -> Classif
     Classified { sources, proven, classes }
 }
 
-/// The class that an address has by the ranges alone.
-fn class_around(sources: &BTreeMap<Cidr, u32>, ranges: &[Cidr], address: Cidr) -> u32 {
-    let holding = ranges.iter().filter(|range| range.contains(&address));
-    holding.max_by_key(|range| range.prefix()).map_or(0, |range| sources[range])
-}
-
 impl<'t> Named<'t> {
     fn of(sets: &[&'t Arc<PodPolicy>]) -> Self {
         let strict = sets.iter().any(|set| set.mtls().is_strict());
-        let mut named = Self { strict, proof: strict, ..Self::default() };
-        for alternative in sets.iter().flat_map(|set| alternatives(set)) {
-            named.cidrs.extend(alternative.cidrs.iter().chain(&alternative.not_cidrs));
-            named.cidrs.extend(&alternative.remote_cidrs);
+        let all = || sets.iter().flat_map(|set| alternatives(set));
+        let lists = all().flat_map(|one| [&one.cidrs[..], &one.not_cidrs, &one.remote_cidrs]);
+        let mut named = Self { ranges: Ranges::of(lists), strict, proof: strict, ..Self::default() };
+        for alternative in all() {
             named.patterns.extend(alternative.namespaces.iter().chain(&alternative.not_namespaces));
             named.principals.extend(alternative.principals.iter().chain(&alternative.not_principals));
             named.accounts.extend(alternative.accounts.iter().chain(&alternative.not_accounts));
@@ -202,12 +200,11 @@ impl<'t> Named<'t> {
         let (within, namespace) = (source.addresses, source.namespace);
         let identity = source.identity.filter(|_| self.proof);
         let holding = [
-            holding(&self.cidrs, |cidr| cidr.contains(&within)),
             holding(&self.patterns, |pattern| namespace.is_some_and(|name| pattern.matches(name))),
             holding(&self.principals, |principal| identity.is_some_and(|identity| identity.is(principal))),
             holding(&self.accounts, |account| identity.is_some_and(|identity| account.has(&identity))),
         ];
-        (holding, self.strict && identity.is_some())
+        (self.ranges.lists(&within), holding, self.strict && identity.is_some())
     }
 }
 

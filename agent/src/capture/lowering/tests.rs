@@ -23,7 +23,7 @@ impl PolicyMaps for Lowered {
     fn pod(&self, address: &PolicyAddress) -> Option<PolicyPod> {
         let pod = self.pods.iter().find(|(pod, _)| policy_address(**pod) == *address);
         let proofs = u8::from(!self.proven.is_empty());
-        pod.map(|(_, set)| PolicyPod { set: *set, side: 0, captured: 1, proofs, padding: 0 })
+        pod.map(|(_, set)| PolicyPod { set: *set, side: 0, captured: 1, proofs, padding: 0, since: 0 })
     }
     fn class(&self, key: &PolicySourceKey) -> u32 {
         let address = plain_address(&key.source);
@@ -377,6 +377,38 @@ fn what_finds_no_room_is_closed() {
     let lowered = lower(&table, "here", Room { sources: 2, rules: 0 });
     let [foreign, pod] = ["8.8.8.8", "10.0.0.1"].map(|text| text.parse().expect("an address"));
     assert_eq!(refuses(&syn(foreign, pod, 80), 1, &lowered), Some(0));
+}
+
+#[test]
+fn ranges_of_one_list_are_one_class_however_many_they_are() {
+    let list = |from: u32| (0..65_536).map(|low| Cidr::host(Ipv4Addr::from(from + 2 * low).into())).collect();
+    let rule = |index, cidrs: Vec<Cidr>| PolicyRule {
+        index,
+        clauses: vec![vec![PolicyMatch { cidrs, ports: vec![80, 443], ..PolicyMatch::default() }]],
+    };
+    let policy = AuthorizationPolicy {
+        name: ObjectName::new("a", "p"),
+        scope: PolicyScope::Namespace,
+        selector: [].into(),
+        action: PolicyAction::Deny,
+        dry_run: false,
+        rules: vec![rule(0, list(0x0b00_0000)), rule(1, list(0x0b01_0000))],
+    };
+    let lowered = lower(&table(vec![policy]), "here", Room::default());
+    // Half of the second list is in the first as well.
+    assert_eq!(lowered.sources.len(), 98_304);
+    let classes: BTreeSet<u32> = lowered.sources.values().copied().collect();
+    assert_eq!(classes.len(), 3);
+    // Everybody on any port; both ports of the one list or of both, and of the other.
+    assert_eq!(lowered.rules.len(), 1 + 3 * 3);
+    let pod = "10.0.0.1".parse().expect("an address");
+    for (source, refused) in
+        [("11.0.0.2", true), ("11.1.0.2", true), ("11.2.255.254", true), ("11.0.0.3", false)]
+    {
+        let source = source.parse().expect("an address");
+        assert_eq!(refuses(&syn(source, pod, 443), 1, &lowered).is_some(), refused, "{source}");
+        assert_eq!(refuses(&syn(source, pod, 444), 1, &lowered), None, "{source}");
+    }
 }
 
 #[test]
