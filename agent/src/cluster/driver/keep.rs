@@ -18,7 +18,7 @@ use crate::priority::Priority;
 /// Between two times at which what changed is kept on disk, at least.
 const KEEP_EVERY: Duration = Duration::from_secs(1);
 /// As many times as it took to keep the last one pass before the next.
-const KEEP_REST: u32 = 20;
+const KEEP_REST: u32 = 100;
 
 /// Where it is told what is to be kept. Without a disk nothing is.
 pub(super) struct Keeper {
