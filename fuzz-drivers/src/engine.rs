@@ -365,7 +365,12 @@ fn model() -> Model {
         port_lb: vec![],
         subsets: vec![],
     };
-    Model { services: vec![service], endpoints: vec![endpoint], policies: vec![policy], ..Model::default() }
+    Model {
+        services: vec![service].into(),
+        endpoints: vec![endpoint].into(),
+        policies: vec![policy].into(),
+        ..Model::default()
+    }
 }
 
 #[cfg(test)]

@@ -6,13 +6,13 @@ mod common;
 #[path = "cluster/site.rs"]
 mod site;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use agent::cluster::documents::sealed::{Head, SEAL};
 use agent::identity::{NodeIdentity, OperatorIdentity};
+use agent::model::SharedMap;
 use anyhow::{Context, Result, ensure};
 use lab::{unprivileged, wait_for};
 use site::{NODES, Site, service_to};
@@ -22,7 +22,7 @@ const ROUTE: &str = "HTTPRoute/default/web";
 const CLUSTER: &str = "shop";
 
 /// Texts by id, each with a revision.
-type Texts = BTreeMap<Arc<str>, (u64, Arc<str>)>;
+type Texts = SharedMap<Arc<str>, (u64, Arc<str>)>;
 
 /// Writes as whoever has the password could, past all scripts, and tells everybody.
 struct Raw<'a>(&'a Site);
@@ -142,6 +142,25 @@ fn who_can_only_write_to_redis_moves_no_traffic() -> Result<()> {
     // The next proper one counts.
     site.sluice_with("node3", &["apply", "-f", "-"], service_to("v1"))?;
     site.wait_answers("the route to steer", "v1")?;
+    Ok(())
+}
+
+/// Nobody is told, and there is nothing new by its number: it is found by looking.
+#[test]
+fn a_text_that_was_changed_without_a_new_revision_is_noticed() -> Result<()> {
+    if unprivileged("a_text_that_was_changed_without_a_new_revision_is_noticed") {
+        return Ok(());
+    }
+    let site = at_v2("sealed_by_hand")?;
+    let altered = || NODES.iter().map(|node| refusals(&site, node, "altered")).sum::<u64>();
+    let before = altered();
+    site.redis_cli(&["HSET", &Site::key("config"), ROUTE, &service_to("v1")])?;
+    wait_for("somebody to refuse it", LIMIT, || altered() > before)
+        .with_context(|| format!("{:?}", NODES.map(|node| site.cluster(node))))?;
+    healed(&site, &service_to("v2"))?;
+    for node in NODES {
+        ensure!(site.answer(node)? == "v2", "{node} was moved");
+    }
     Ok(())
 }
 

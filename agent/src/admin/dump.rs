@@ -149,7 +149,7 @@ pub(super) struct TableHost<'a> {
 /// Virtual hosts of services, by name, and then of gateways.
 pub(super) fn virtual_hosts(table: &RoutingTable) -> Vec<TableHost<'_>> {
     let mut services: BTreeMap<&str, TableHost<'_>> = BTreeMap::new();
-    for (address, frontend) in &table.frontends {
+    for (address, frontend) in table.frontends.iter() {
         let entry = services.entry(&frontend.http.name).or_insert_with(|| TableHost {
             listener: None,
             addresses: Vec::new(),

@@ -66,17 +66,19 @@ pub(super) fn model() -> Model {
             ports: vec![port],
             datagram_ports: Vec::new(),
             affinity: None,
-        }],
-        endpoints: vec![endpoint("10.0.0.1:8080", true), endpoint("10.0.0.2:8080", false)],
-        workloads: vec![workload],
+        }]
+        .into(),
+        endpoints: vec![endpoint("10.0.0.1:8080", true), endpoint("10.0.0.2:8080", false)].into(),
+        workloads: vec![workload].into(),
         mesh_routes: vec![RouteTable {
             source: order.clone(),
             kind: RouteKind::VirtualService,
             services: vec![(order.clone(), None)],
             hosts: Vec::new(),
             rules: rules(&order),
-        }],
-        listeners: vec![listener],
+        }]
+        .into(),
+        listeners: vec![listener].into(),
         ..Model::default()
     }
 }

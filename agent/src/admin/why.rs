@@ -501,7 +501,7 @@ mod tests {
             dry_run: false,
             rules: vec![PolicyRule { index: 0, clauses: Vec::new() }],
         };
-        let model = Model { authorization: vec![nobody], ..model() };
+        let model = Model { authorization: vec![nobody].into(), ..model() };
         let table = compile(&model, &RoutingTable::default(), TableVersion::default());
         let said = |destination| {
             let asked = Asked::read("10.9.9.9", destination, None, &table).unwrap();
@@ -526,10 +526,11 @@ mod tests {
             mode: Some(MtlsMode::Strict),
             ports: [(8080, None)].into(),
         };
-        let mut model = Model { peers: vec![strict], ..model() };
+        let mut model = Model { peers: vec![strict].into(), ..model() };
         let name = ObjectName::new("default", "order-2");
         let addresses = vec!["10.0.0.2".parse().unwrap()];
-        model.workloads.push(Workload { name, addresses, ..model.workloads[0].clone() });
+        let other = Workload { name, addresses, ..model.workloads[0].clone() };
+        model.workloads.push(other);
         for pod in &mut model.workloads {
             let tunnel = ("networking.istio.io/tunnel".into(), "http".into());
             pod.labels = Arc::new([tunnel].into());
@@ -569,7 +570,7 @@ mod tests {
                 clauses: vec![vec![PolicyMatch { request: get, ..PolicyMatch::default() }]],
             }],
         };
-        let model = Model { authorization: vec![policy], ..model() };
+        let model = Model { authorization: vec![policy].into(), ..model() };
         let table = compile(&model, &RoutingTable::default(), TableVersion::default());
         let asked = Asked::read("10.9.9.9", "10.0.0.1:8080", None, &table).unwrap();
         let mut status = capturing();

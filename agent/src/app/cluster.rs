@@ -85,11 +85,11 @@ impl Documents {
     /// Takes in what changed, where no more follows from it than endpoints of these services.
     fn update(&mut self, documents: &KeptDocuments) -> Option<BTreeSet<ObjectName>> {
         let before = self.read.as_ref().filter(|before| before.store == documents.store)?;
-        let changed: Vec<_> =
-            documents.texts.iter().filter(|(_, (revision, _))| *revision > before.revision).collect();
-        // None is gone where as many are there and all that changed were there before.
-        let same_ids = before.texts.len() == documents.texts.len()
-            && changed.iter().all(|(id, _)| before.texts.contains_key(*id));
+        let (mut changed, mut same_ids) = (Vec::new(), true);
+        before.texts.differences(&documents.texts, PartialEq::eq, |id, was, is| {
+            same_ids &= was.is_some() && is.is_some();
+            changed.extend(is.map(|text| (id, text)));
+        });
         if same_ids { self.state.update(&files(changed.into_iter())) } else { None }
     }
 }

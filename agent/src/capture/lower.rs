@@ -211,18 +211,21 @@ mod tests {
                 ports: vec![port(81, AppProtocol::Tcp), port(80, AppProtocol::Http)],
                 datagram_ports: vec![port(53, AppProtocol::Tcp)],
                 affinity: Some(Duration::from_secs(30)),
-            }],
+            }]
+            .into(),
             endpoints: vec![
                 endpoint(80, "10.0.0.1:8080", true),
                 endpoint(81, "10.0.0.2:8081", true),
                 endpoint(81, "10.0.0.1:8081", true),
                 endpoint(81, "10.0.0.3:8081", false),
                 endpoint(81, "[fd00::1]:8081", true),
-            ],
+            ]
+            .into(),
             datagram_endpoints: vec![
                 endpoint(53, "10.0.0.1:5353", true),
                 endpoint(53, "[fd00::1]:5353", false),
-            ],
+            ]
+            .into(),
             ..Model::default()
         }
     }

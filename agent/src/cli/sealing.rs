@@ -1,6 +1,5 @@
 //! The seal over the documents that `sluice apply` and `delete` write: what is there is checked, and what will be is sealed.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -13,6 +12,7 @@ use crate::cluster::documents::{ALLOW_SHRINK, SPOILT};
 use crate::cluster::registry;
 use crate::cluster::{DocumentWrite, Documents, RedisStore, Store as _};
 use crate::identity::OperatorIdentity;
+use crate::model::SharedMap;
 
 #[derive(Debug, Clone, Args)]
 pub(super) struct SealArgs {
@@ -22,7 +22,7 @@ pub(super) struct SealArgs {
 }
 
 /// Texts by id, with their revisions.
-pub(super) type Texts = BTreeMap<Arc<str>, (u64, Arc<str>)>;
+pub(super) type Texts = SharedMap<Arc<str>, (u64, Arc<str>)>;
 
 /// What becomes of documents that are not what was sealed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,7 +7,6 @@
 
 mod changes;
 
-use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -21,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use self::changes::Changes;
 use super::seal::{Digest, Position, Version};
 use crate::compile::{TableVersion, Token};
+use crate::model::SharedMap;
 
 pub use self::changes::KeptChange;
 
@@ -85,7 +85,7 @@ pub struct KeptDocuments {
     /// Its revision.
     pub revision: u64,
     /// Texts by `KIND/NAMESPACE/NAME`, each with the revision at which it came to be so.
-    pub texts: BTreeMap<Arc<str>, (u64, Arc<str>)>,
+    pub texts: SharedMap<Arc<str>, (u64, Arc<str>)>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -306,7 +306,7 @@ mod tests {
         }
         disk.keep_table(&table(1)).expect("writes");
         disk.keep_table(&table(2)).expect("writes");
-        let texts = BTreeMap::from([("Service/a/b".into(), (7, "kind: Service\n".into()))]);
+        let texts = SharedMap::from([("Service/a/b".into(), (7, "kind: Service\n".into()))]);
         let documents = KeptDocuments { store: "s".into(), revision: 7, texts };
         disk.keep_documents(&documents).expect("writes");
         let again = Disk::open(dir.path()).expect("opens");

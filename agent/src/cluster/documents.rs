@@ -10,6 +10,7 @@ use sealed::{Refused, SEAL};
 
 use super::disk::KeptDocuments;
 use super::store::{Document, DocumentWrite, Documents};
+use crate::model::SharedMap;
 
 /// How the ids of documents begin that say something about the others, and nothing about traffic.
 pub const RESERVED: &str = "sluice.dev/";
@@ -64,7 +65,7 @@ pub fn knows_more(documents: &KeptDocuments, store: &str, revision: u64) -> bool
 }
 
 fn adopt(kept: &KeptDocuments, heard: Documents, all: bool) -> KeptDocuments {
-    let mut texts = if all { BTreeMap::default() } else { kept.texts.clone() };
+    let mut texts = if all { SharedMap::default() } else { kept.texts.clone() };
     for Document { id, text, revision } in heard.changed {
         match text {
             Some(text) => texts.insert(id, (revision, text)),

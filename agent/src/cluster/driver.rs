@@ -4,6 +4,7 @@
 //! Nothing here waits for the store before traffic is served: what the disk holds comes into force first, and a store that is
 //! away is asked again and again.
 
+mod audit;
 mod beat;
 mod follow;
 mod keep;

@@ -34,6 +34,6 @@ pub use redis::{CountersReading, RedisCounters, RedisOptions, RedisStore};
 pub use store::{
     Acquired, BYTES_MAX, Candidate, DELETED_MAX, DELTAS_MAX, Delta, Deltas, Document, DocumentWrite,
     Documents, EPOCH_MAX, Event, HISTORY_MAX, Lease, LeaseState, MEMBER_KEPT, Member, NODE_NAME_MAX,
-    Published, Snapshot, Store, StoreError, Written,
+    Published, Snapshot, Store, StoreError, Sums, Written, sum_of,
 };
 pub use trust::Trust;

@@ -28,7 +28,7 @@ use self::target::Target;
 use super::store::{
     Acquired, BYTES_MAX, Candidate, DELETED_MAX, DELTAS_MAX, Delta, Deltas, Document, DocumentWrite,
     Documents, EPOCH_MAX, Event, HISTORY_MAX, Lease, LeaseState, MEMBER_KEPT, Member, Published, RECORD_MAX,
-    RECORDS_MAX, Snapshot, Store, StoreError, Written, checked_node, checked_size, write_bytes,
+    RECORDS_MAX, Snapshot, Store, StoreError, Sums, Written, checked_node, checked_size, write_bytes,
 };
 use crate::compile::Token;
 
@@ -275,6 +275,16 @@ impl Store for RedisStore {
         let mut changed: Vec<Document> = found.into_values().collect();
         changed.sort_by(|one, other| (one.revision, &one.id).cmp(&(other.revision, &other.id)));
         Ok(Documents { store, revision, changed })
+    }
+
+    async fn sums(&self, ids: &[Arc<str>]) -> Result<Sums, StoreError> {
+        let keys = self.keys();
+        let arguments: Vec<&[u8]> = ids.iter().map(|id| id.as_bytes()).collect();
+        let of = [keys.store.as_str(), &keys.revision, &keys.config];
+        let [store, revision, sums] = reply::fields(self.link.run(&scripts::SUMS, &of, &arguments).await?)?;
+        let sums = reply::list(sums)?.into_iter().map(reply::text).collect::<Result<Vec<_>, _>>()?;
+        let store = reply::text(store)?.unwrap_or_default().into();
+        Ok(Sums { store, revision: reply::number(&revision)?, sums })
     }
 
     async fn write(&self, writes: &[DocumentWrite]) -> Result<Written, StoreError> {

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::store::{Member, RECORD_MAX};
 use crate::compile::{TableVersion, Token};
 use crate::health::{PodHealth, take_out};
-use crate::model::Model;
+use crate::model::{Endpoint, Model};
 
 /// Pods of one node that are told as failing; further ones are not.
 pub const UNHEALTHY_MAX: usize = 4096;
@@ -219,12 +219,9 @@ impl Health {
         }
         let dead = |node: Option<&Arc<str>>| node.is_some_and(|node| self.withdrawn.contains(node));
         for endpoints in [&mut model.endpoints, &mut model.datagram_endpoints] {
-            let mut ready = endpoints.iter().filter(|endpoint| endpoint.ready).peekable();
-            if ready.peek().is_some() && ready.all(|one| dead(one.node.as_ref())) {
-                continue;
-            }
-            for endpoint in endpoints.iter_mut() {
-                endpoint.ready &= !dead(endpoint.node.as_ref());
+            let stays = |endpoint: &Endpoint| endpoint.ready && !dead(endpoint.node.as_ref());
+            if endpoints.iter().any(stays) {
+                endpoints.take_out(|endpoint| dead(endpoint.node.as_ref()));
             }
         }
         if !self.unhealthy.is_empty() {
@@ -266,7 +263,7 @@ mod tests {
 
     /// The last bytes of the addresses that are ready.
     fn ready(nodes: &[Node], endpoints: Vec<Endpoint>) -> Vec<u8> {
-        let mut model = Model { endpoints, ..Model::default() };
+        let mut model = Model { endpoints: endpoints.into(), ..Model::default() };
         Health::of(nodes).overlay(&mut model);
         let last = |endpoint: &Endpoint| match endpoint.address.ip() {
             std::net::IpAddr::V4(ip) => ip.octets()[3],
@@ -325,7 +322,8 @@ mod tests {
             probes: Vec::new(),
         };
         let named = Endpoint { pod: Some(name), node: None, ..endpoint(None, 7, true) };
-        let mut model = Model { endpoints: vec![named], workloads: vec![pod], ..Model::default() };
+        let mut model =
+            Model { endpoints: vec![named].into(), workloads: vec![pod].into(), ..Model::default() };
         Health::of(&nodes).overlay(&mut model);
         assert!(!model.endpoints[0].ready);
     }

@@ -3,11 +3,12 @@
 //! Every method is one atomic step of the store, and none waits longer than the store's own time limit. What is read is bytes
 //! that anybody may have written: who uses them checks them.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use tokio::sync::broadcast;
 
 use crate::compile::Token;
@@ -121,6 +122,27 @@ pub struct Documents {
     pub revision: u64,
     /// Documents whose revision is above the one that was asked for, in the order of their revisions.
     pub changed: Vec<Document>,
+}
+
+/// What the texts of some documents are at a revision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sums {
+    /// Which store it is.
+    pub store: Arc<str>,
+    /// Its revision.
+    pub revision: u64,
+    /// The [`sum_of`] of each document's text, in the order in which they were named; `None`: there is no such document.
+    pub sums: Vec<Option<String>>,
+}
+
+/// What tells one text from another: its SHA-1, the only one that Redis has, in hexadecimal digits. It proves nothing of who wrote it.
+pub fn sum_of(text: &str) -> String {
+    let sum = digest(&SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes());
+    sum.as_ref().iter().fold(String::new(), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// A change of one document.
@@ -276,6 +298,9 @@ pub trait Store: Send + Sync + 'static {
         store: &str,
         after: u64,
     ) -> impl Future<Output = Result<Documents, StoreError>> + Send;
+
+    /// What the texts of these documents are, as [`sum_of`] has it.
+    fn sums(&self, ids: &[Arc<str>]) -> impl Future<Output = Result<Sums, StoreError>> + Send;
 
     /// Writes all of these documents or none. To delete what is not there changes nothing.
     fn write(&self, writes: &[DocumentWrite]) -> impl Future<Output = Result<Written, StoreError>> + Send;

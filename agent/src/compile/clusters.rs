@@ -1,16 +1,15 @@
 //! Endpoints of services and of their subsets.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::source::Pods;
 use super::{Cluster, ClusterKey, RoutingTable, Upstream, UpstreamTls};
-use crate::model::{Endpoint, LbPolicy, Service, ServicePort, Subset, TrafficPolicy};
+use crate::model::{Endpoint, LbPolicy, Service, ServicePort, SharedMap, Subset, TrafficPolicy};
 
 /// Clusters by what they are.
-pub(super) type Clusters = BTreeMap<ClusterKey, Arc<Cluster>>;
+pub(super) type Clusters = SharedMap<ClusterKey, Arc<Cluster>>;
 
 /// Adds the clusters of a service: one for each port, and one for each subset of it.
 pub(super) fn add(clusters: &mut Clusters, service: &Service, pods: Pods<'_>, previous: &RoutingTable) {
@@ -100,7 +99,9 @@ fn insert(clusters: &mut Clusters, cluster: Cluster, previous: &RoutingTable) {
         }
         None => Arc::new(cluster),
     };
-    clusters.entry(shared.key.clone()).or_insert(shared);
+    if !clusters.contains_key(&shared.key) {
+        clusters.insert(shared.key.clone(), shared);
+    }
 }
 
 fn same(before: &Cluster, after: &Cluster) -> bool {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::source::Source;
 use super::{DatagramFrontend, RoutingTable};
-use crate::model::{Endpoint, ObjectName, Service, ServicePort};
+use crate::model::{Endpoint, ObjectName, Service, ServicePort, SharedIndex};
 
 /// Frontends that a table had, by service and port.
 pub(super) type Known<'a> = HashMap<(&'a ObjectName, u16), &'a Arc<DatagramFrontend>>;
@@ -16,7 +16,7 @@ pub(super) fn compile(
     services: &[Service],
     source: &dyn Source,
     previous: &RoutingTable,
-) -> HashMap<SocketAddr, Arc<DatagramFrontend>> {
+) -> SharedIndex<SocketAddr, Arc<DatagramFrontend>> {
     let known = known(previous.datagrams.values());
     let mut frontends = HashMap::new();
     for service in services {
@@ -27,7 +27,7 @@ pub(super) fn compile(
             }
         }
     }
-    frontends
+    frontends.into_iter().collect()
 }
 
 /// Frontends by what they are the frontends of.

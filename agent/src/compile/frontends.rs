@@ -12,7 +12,7 @@ use super::source::Source;
 use super::{Cluster, ClusterKey, Frontend, RoutingTable, VirtualHost};
 use crate::model::{
     AppProtocol, HostPattern, MatchValue, ObjectName, RequestMatch, RouteKind, RouteTable, Service,
-    ServicePort,
+    ServicePort, SharedIndex,
 };
 use crate::route::{Rule, RuleSet};
 
@@ -24,7 +24,7 @@ pub(super) fn compile(
     services: &[Service],
     previous: &RoutingTable,
     scope: &Scope<'_>,
-) -> HashMap<SocketAddr, Arc<Frontend>> {
+) -> SharedIndex<SocketAddr, Arc<Frontend>> {
     let known = known(previous.frontends.values());
     let mut frontends = HashMap::new();
     for service in services {
@@ -34,7 +34,7 @@ pub(super) fn compile(
             }
         }
     }
-    frontends
+    frontends.into_iter().collect()
 }
 
 /// Frontends by what they are the frontends of.

@@ -1,15 +1,18 @@
 //! Endpoints that a table no longer has.
 
-use std::cmp::Ordering;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::{Cluster, ClusterKey, RoutingTable};
+use super::{Cluster, RoutingTable};
 
 /// The uids of endpoints and pods that a table had and the next has not. What both share is passed over unread; only where
 /// something may be gone is the rest of the next one asked whether it has it elsewhere.
 pub fn gone(before: &RoutingTable, after: &RoutingTable) -> HashSet<Arc<str>> {
-    let (old, new) = replaced(&before.clusters, &after.clusters);
+    let (mut old, mut new) = (Vec::new(), Vec::new());
+    before.clusters.differences(&after.clusters, Arc::ptr_eq, |_, was, is| {
+        old.extend(was);
+        new.extend(is);
+    });
     let mut gone: HashSet<Arc<str>> = old.into_iter().flat_map(uids).cloned().collect();
     if !Arc::ptr_eq(&before.workloads, &after.workloads) {
         let stays = |address| after.workloads.get(address);
@@ -31,33 +34,6 @@ pub fn gone(before: &RoutingTable, after: &RoutingTable) -> HashSet<Arc<str>> {
 
 fn uids(cluster: &Arc<Cluster>) -> impl Iterator<Item = &Arc<str>> {
     cluster.endpoints.iter().chain(&cluster.unready).map(|endpoint| &endpoint.uid)
-}
-
-type Clusters = BTreeMap<ClusterKey, Arc<Cluster>>;
-
-/// The clusters of each that the other does not share.
-fn replaced<'a>(before: &'a Clusters, after: &'a Clusters) -> (Vec<&'a Arc<Cluster>>, Vec<&'a Arc<Cluster>>) {
-    let (mut old, mut new) = (Vec::new(), Vec::new());
-    let (mut before, mut after) = (before.iter().peekable(), after.iter().peekable());
-    loop {
-        let order = match (before.peek(), after.peek()) {
-            (None, None) => return (old, new),
-            (Some(_), None) => Ordering::Less,
-            (None, Some(_)) => Ordering::Greater,
-            (Some((_, was)), Some((_, is))) if Arc::ptr_eq(was, is) => {
-                before.next();
-                after.next();
-                continue;
-            }
-            (Some((was, _)), Some((is, _))) => was.cmp(is),
-        };
-        if order != Ordering::Greater {
-            old.extend(before.next().map(|(_, cluster)| cluster));
-        }
-        if order != Ordering::Less {
-            new.extend(after.next().map(|(_, cluster)| cluster));
-        }
-    }
 }
 
 #[cfg(test)]
@@ -84,7 +60,7 @@ mod tests {
                 datagram_ports: Vec::new(),
                 affinity: None,
             });
-            model.endpoints.extend((0_u8..).zip(*uids).map(|(nth, uid)| Endpoint {
+            let endpoints = (0_u8..).zip(*uids).map(|(nth, uid)| Endpoint {
                 service: name.clone(),
                 service_port: 80,
                 address: ([10, 0, index, nth], 80).into(),
@@ -93,7 +69,8 @@ mod tests {
                 uid: uid.to_lowercase().into(),
                 node: None,
                 labels: Arc::default(),
-            }));
+            });
+            model.endpoints.edit(|all| all.extend(endpoints));
         }
         model.workloads = (0_u8..).zip(pods).map(|(nth, uid)| pod(uid, nth)).collect();
         compile(&model, before, TableVersion::default())

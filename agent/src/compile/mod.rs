@@ -62,7 +62,7 @@ pub fn compile(model: &Model, previous: &RoutingTable, version: TableVersion) ->
     let workloads::Workloads { by_address, by_name } = workloads::compile(model, previous);
     let source = source::ModelIndex::new(model, by_name);
     let pods = source::Pods { source: &source, by_address: &by_address };
-    let mut clusters = clusters::Clusters::new();
+    let mut clusters = clusters::Clusters::default();
     for service in &model.services {
         clusters::add(&mut clusters, service, pods, previous);
     }

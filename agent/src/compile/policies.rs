@@ -404,7 +404,11 @@ mod tests {
             pod(("default", "web2"), &["10.0.0.2"], "web"),
             pod(("good", "friend"), &["10.0.1.1"], "web"),
         ];
-        let model = Model { workloads, authorization: policies.to_vec(), ..Model::default() };
+        let model = Model {
+            workloads: workloads.into(),
+            authorization: policies.to_vec().into(),
+            ..Model::default()
+        };
         compile_table(&model, previous, TableVersion::default())
     }
 

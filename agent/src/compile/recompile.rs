@@ -21,7 +21,7 @@ use super::{
     ClusterKey, DatagramFrontend, Frontend, GatewayListener, PolicyTable, RoutingTable, TableVersion,
     compile, datagrams, frontends, gateways, guard, limits, policies,
 };
-use crate::model::{ObjectName, Workload};
+use crate::model::{ObjectName, SharedIndex, Workload};
 
 /// Compiles what changes touched. `previous` was compiled of the parts as they were before these changes.
 pub fn recompile(
@@ -105,7 +105,7 @@ impl Work<'_> {
         let mut clusters = self.base.clusters.clone();
         for name in &self.touched.services {
             let first = ClusterKey { service: name.clone(), port: 0, subset: None };
-            let of_service = clusters.range(first..).take_while(|(key, _)| key.service == *name);
+            let of_service = clusters.starting_at(&first).take_while(|(key, _)| key.service == *name);
             for key in of_service.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
                 clusters.remove(&key);
             }
@@ -116,7 +116,7 @@ impl Work<'_> {
         clusters
     }
 
-    fn frontends(&self, scope: &Scope<'_>) -> HashMap<SocketAddr, Arc<Frontend>> {
+    fn frontends(&self, scope: &Scope<'_>) -> SharedIndex<SocketAddr, Arc<Frontend>> {
         let touched = &self.touched.services;
         let mut names: HashSet<&ObjectName> = touched.iter().chain(&self.touched.routed).collect();
         names.extend(touched.iter().flat_map(|name| self.parts.callers(name)));
@@ -165,7 +165,7 @@ impl Work<'_> {
         self.parts.service(service).is_some_and(|service| service.cluster_ips.contains(&address))
     }
 
-    fn datagrams(&self) -> HashMap<SocketAddr, Arc<DatagramFrontend>> {
+    fn datagrams(&self) -> SharedIndex<SocketAddr, Arc<DatagramFrontend>> {
         let mut addresses: BTreeSet<SocketAddr> = self.touched.datagrams.clone();
         let mut names: BTreeSet<&ObjectName> = self.touched.services.iter().collect();
         addresses.extend(names.iter().flat_map(|name| self.datagrams_of(name)));

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::model::{Endpoint, Model, ObjectName, RouteTable, Service, TrafficPolicy, Workload};
+use crate::model::{Endpoint, Endpoints, Model, ObjectName, RouteTable, Service, TrafficPolicy, Workload};
 
 /// Routes that name a service, each with the port that it is for; `None`: all.
 pub(super) type ServiceRoutes<'a> = Vec<(&'a RouteTable, Option<u16>)>;
@@ -73,9 +73,9 @@ impl<'m> ModelIndex<'m> {
     }
 }
 
-fn by_port(endpoints: &[Endpoint]) -> ByPort<'_> {
+fn by_port(endpoints: &Endpoints) -> ByPort<'_> {
     let mut by_port: ByPort<'_> = HashMap::new();
-    for endpoint in endpoints {
+    for endpoint in endpoints.iter() {
         by_port.entry((&endpoint.service, endpoint.service_port)).or_default().push(endpoint);
     }
     by_port

@@ -1,7 +1,7 @@
 //! The compiled table: plain data with one `Arc` per service, route and endpoint, so that a table that differs in one
 //! entry shares all the others with its predecessor (and with them the balancing state that hangs off them).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::model::{
     AppProtocol, DirectResponse, HeaderOp, HostPattern, LbPolicy, ListenerProtocol, ObjectName, PathRewrite,
-    Redirect, RequestMatch, Speaker, Workload,
+    Redirect, RequestMatch, SharedIndex, SharedMap, Speaker, Workload,
 };
 use crate::route::{HostTable, RequestOrigin, RequestView, RouteMatch, RuleSet};
 
@@ -21,9 +21,9 @@ pub struct RoutingTable {
     /// Which table this is.
     pub version: TableVersion,
     /// Captured destinations: `ClusterIP:port`, and `pod:port` of headless services.
-    pub frontends: HashMap<SocketAddr, Arc<Frontend>>,
+    pub frontends: SharedIndex<SocketAddr, Arc<Frontend>>,
     /// UDP ports of services by `ClusterIP:port`; the agent relays no datagram, the kernel balances them.
-    pub datagrams: HashMap<SocketAddr, Arc<DatagramFrontend>>,
+    pub datagrams: SharedIndex<SocketAddr, Arc<DatagramFrontend>>,
     /// Pods by address.
     pub workloads: Arc<HashMap<IpAddr, Arc<Workload>>>,
     /// Who may reach which pods.
@@ -33,7 +33,7 @@ pub struct RoutingTable {
     /// Gateway listeners, one entry for each port that is bound.
     pub gateways: Vec<Arc<GatewayListener>>,
     /// Every destination that a route can name.
-    pub clusters: BTreeMap<ClusterKey, Arc<Cluster>>,
+    pub clusters: SharedMap<ClusterKey, Arc<Cluster>>,
     /// What the guard at the edge holds sources to.
     pub guard: Arc<GuardPolicy>,
     /// How many requests are let through.

@@ -151,30 +151,34 @@ fn canary() -> Model {
         services: vec![
             service("order", &["10.96.0.1", "fd00::1"], &[80]),
             service("user", &["10.96.0.2"], &[80]),
-        ],
-        datagram_endpoints: Vec::new(),
+        ]
+        .into(),
+        datagram_endpoints: Vec::new().into(),
         endpoints: vec![
             endpoint("order", 80, "10.0.0.1:8080", "v1"),
             endpoint("order", 80, "10.0.0.2:8080", "v1"),
             endpoint("order", 80, "10.0.0.3:8080", "v2"),
             endpoint("user", 80, "10.0.1.1:8080", "v1"),
-        ],
-        workloads: vec![pod("order-1", "10.0.0.1"), pod("user-1", "10.0.1.1")],
-        authorization: Vec::new(),
-        peers: Vec::new(),
+        ]
+        .into(),
+        workloads: vec![pod("order-1", "10.0.0.1"), pod("user-1", "10.0.1.1")].into(),
+        authorization: Vec::new().into(),
+        peers: Vec::new().into(),
         policies: vec![TrafficPolicy {
             source: name("order"),
             service: name("order"),
             lb: LbPolicy::RoundRobin,
             port_lb: Vec::new(),
             subsets: vec![subset("v1"), subset("v2")],
-        }],
+        }]
+        .into(),
         mesh_routes: vec![routes(
             RouteKind::VirtualService,
             "order",
             "order",
             vec![rule("canary", vec![], shares)],
-        )],
+        )]
+        .into(),
         ..Model::default()
     }
 }
@@ -255,7 +259,7 @@ fn a_canary_becomes_two_weighted_clusters() {
 #[test]
 fn endpoints_know_their_pods() {
     let mut model = canary();
-    model.endpoints[1].pod = Some(name("user-1"));
+    model.endpoints.edit(|all| all[1].pod = Some(name("user-1")));
     let table = fresh(&model);
     let pods: Vec<_> = table.clusters[&key("order", 80, None)]
         .endpoints
@@ -279,7 +283,7 @@ fn a_headless_service_is_met_at_its_endpoints() {
     model.services[0].cluster_ips.clear();
     model.services[0].headless = true;
     model.mesh_routes.clear();
-    model.endpoints[2].ready = false;
+    model.endpoints.edit(|all| all[2].ready = false);
     let table = fresh(&model);
     // One that is not ready keeps its own address, and gets nothing by balancing.
     for address in ["10.0.0.1:8080", "10.0.0.2:8080", "10.0.0.3:8080"] {
@@ -311,7 +315,7 @@ fn a_rule_of_a_headless_service_for_itself_keeps_the_pod_that_was_dialled() {
     ] {
         let rules = vec![rule("r", vec![], vec![destination])];
         let mesh_routes = vec![routes(RouteKind::VirtualService, "v", "order", rules)];
-        let table = fresh(&Model { mesh_routes, ..model.clone() });
+        let table = fresh(&Model { mesh_routes: mesh_routes.into(), ..model.clone() });
         let route = found(frontend(&table, "10.0.0.1:8080"), "/").expect("fits");
         assert_eq!(backends(route), [Ok(expected.to_owned())]);
     }
@@ -325,17 +329,18 @@ fn a_service_of_which_nothing_is_known_is_not_captured() {
         change(&mut model);
         fresh(&model).frontends.contains_key(&socket("10.96.0.1:80"))
     };
-    let unknown: fn(&mut Model) = |model| model.endpoints.retain(|one| one.service != name("order"));
+    let unknown: fn(&mut Model) =
+        |model| model.endpoints.edit(|all| all.retain(|one| one.service != name("order")));
     assert!(captured(|_| {}));
     assert!(!captured(unknown));
-    assert!(captured(|model| model.endpoints.iter_mut().for_each(|one| one.ready = false)));
+    assert!(captured(|model| model.endpoints.take_out(|_| true)));
     let with_rules = |model: &mut Model| {
-        model.endpoints.clear();
+        model.endpoints.edit(Vec::clear);
         model.mesh_routes = canary().mesh_routes;
     };
     assert!(captured(with_rules));
     assert!(!captured(|model| {
-        model.endpoints.clear();
+        model.endpoints.edit(Vec::clear);
         model.mesh_routes = canary().mesh_routes;
         model.services[0].ports[0].protocol = AppProtocol::Tcp;
     }));
@@ -376,7 +381,7 @@ fn destination_ports_are_resolved() {
     model.services[1].ports[0].port = 3001;
     let check = |kind, destination: WeightedDestination, dialled: &str, expected: Result<&str, u16>| {
         let table = routes(kind, "r", "order", vec![rule("r", vec![], vec![destination.clone()])]);
-        let model = Model { mesh_routes: vec![table], ..model.clone() };
+        let model = Model { mesh_routes: vec![table].into(), ..model.clone() };
         let table = fresh(&model);
         let shown = backends(found(frontend(&table, dialled), "/").expect("fits"));
         assert_eq!(shown, [expected.map(str::to_owned)], "{destination:?}");
@@ -411,7 +416,8 @@ fn a_port_that_neither_fits_nor_is_alone_is_unresolved() {
         "r",
         "user",
         vec![rule("r", vec![], vec![to("order", None, None, 1)])],
-    )];
+    )]
+    .into();
     let table = fresh(&model);
     assert_eq!(backends(found(frontend(&table, "10.96.0.2:80"), "/").expect("fits")), [Err(503)]);
 }
@@ -458,7 +464,7 @@ fn precedence_of_the_gateway_api() {
     let rules =
         matches.iter().enumerate().rev().map(|(index, one)| says(&index.to_string(), vec![one.clone()]));
     let mut model = canary();
-    model.mesh_routes = vec![routes(RouteKind::HttpRoute, "r", "order", rules.collect())];
+    model.mesh_routes = vec![routes(RouteKind::HttpRoute, "r", "order", rules.collect())].into();
     let table = fresh(&model);
     let order: Vec<usize> = frontend(&table, "10.96.0.1:80")
         .http
@@ -474,7 +480,8 @@ fn only_the_first_virtual_service_of_a_host_counts() {
     model.mesh_routes = vec![
         routes(RouteKind::VirtualService, "first", "order", vec![says("first", vec![under("/a")])]),
         routes(RouteKind::VirtualService, "second", "order", vec![says("second", vec![])]),
-    ];
+    ]
+    .into();
     let table = fresh(&model);
     let entry = frontend(&table, "10.96.0.1:80");
     assert_eq!(rule_name(found(entry, "/a")), Some("first"));
@@ -485,7 +492,7 @@ fn only_the_first_virtual_service_of_a_host_counts() {
 fn rules_for_other_ports_are_left_out() {
     let on_port = |port| RequestMatch { port: Some(port), ..RequestMatch::default() };
     let mut model = canary();
-    model.endpoints.push(endpoint("order", 81, "10.0.0.1:8081", "v1"));
+    model.endpoints.edit(|all| all.push(endpoint("order", 81, "10.0.0.1:8081", "v1")));
     model.services[0].ports.push(ServicePort {
         name: "b".into(),
         port: 81,
@@ -497,7 +504,8 @@ fn rules_for_other_ports_are_left_out() {
         "r",
         "order",
         vec![says("here", vec![on_port(80), on_port(90)])],
-    )];
+    )]
+    .into();
     let table = fresh(&model);
     assert_eq!(rule_name(found(frontend(&table, "10.96.0.1:80"), "/")), Some("here"));
     assert_eq!(rule_name(found(frontend(&table, "10.96.0.1:81"), "/")), Some("default"));
@@ -506,7 +514,7 @@ fn rules_for_other_ports_are_left_out() {
 #[test]
 fn a_parent_reference_with_a_port_is_for_that_port() {
     let mut model = canary();
-    model.endpoints.push(endpoint("order", 81, "10.0.0.1:8081", "v1"));
+    model.endpoints.edit(|all| all.push(endpoint("order", 81, "10.0.0.1:8081", "v1")));
     model.services[0].ports.push(ServicePort {
         name: "b".into(),
         port: 81,
@@ -515,7 +523,7 @@ fn a_parent_reference_with_a_port_is_for_that_port() {
     });
     let mut table = routes(RouteKind::HttpRoute, "r", "order", vec![says("here", vec![])]);
     table.services[0].1 = Some(81);
-    model.mesh_routes = vec![table];
+    model.mesh_routes = vec![table].into();
     let table = fresh(&model);
     assert_eq!(rule_name(found(frontend(&table, "10.96.0.1:80"), "/")), Some("default"));
     assert_eq!(rule_name(found(frontend(&table, "10.96.0.1:81"), "/")), Some("here"));
@@ -526,7 +534,7 @@ fn hosts_of_a_mesh_route_are_conditions() {
     let mut model = canary();
     let mut table = routes(RouteKind::HttpRoute, "r", "order", vec![says("here", vec![under("/")])]);
     table.hosts = vec![host("a.example"), host("*.wild.example")];
-    model.mesh_routes = vec![table];
+    model.mesh_routes = vec![table].into();
     let table = fresh(&model);
     let rules = &frontend(&table, "10.96.0.1:80").http;
     for (name, expected) in [

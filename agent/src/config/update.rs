@@ -34,8 +34,8 @@ impl State {
         let made: Vec<_> = services.iter().filter_map(|name| Some((name, self.linked(name)?))).collect();
         let model = Arc::make_mut(&mut self.model);
         for (name, [streams, datagrams]) in made {
-            replace(&mut model.endpoints, name, streams);
-            replace(&mut model.datagram_endpoints, name, datagrams);
+            model.endpoints.replace(name, streams);
+            model.datagram_endpoints.replace(name, datagrams);
         }
         Some(services)
     }
@@ -119,11 +119,4 @@ fn names_pods(slice: &EndpointSlice) -> bool {
 
 fn core(kind: &str, name: &ObjectName) -> ObjectId {
     ObjectId { group: "".into(), kind: kind.into(), name: name.clone() }
-}
-
-/// Puts other endpoints of a service in the place of its own; endpoints are sorted by service first.
-fn replace(all: &mut Vec<Endpoint>, service: &ObjectName, new: Vec<Endpoint>) {
-    let begin = all.partition_point(|endpoint| endpoint.service < *service);
-    let count = all[begin..].partition_point(|endpoint| endpoint.service == *service);
-    all.splice(begin..begin + count, new);
 }

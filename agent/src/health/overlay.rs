@@ -18,9 +18,9 @@ pub fn take_out(model: &mut Model, fails: impl Fn(Option<&Arc<str>>, &Arc<str>) 
         .map(|pod| pod.name.clone())
         .collect();
     for endpoints in [&mut model.endpoints, &mut model.datagram_endpoints] {
-        for endpoint in endpoints {
+        endpoints.take_out(|endpoint| {
             let named = endpoint.pod.as_ref().is_some_and(|pod| pods.contains(pod));
-            endpoint.ready &= !named && !fails(endpoint.node.as_ref(), &endpoint.uid);
-        }
+            named || fails(endpoint.node.as_ref(), &endpoint.uid)
+        });
     }
 }

@@ -1,6 +1,7 @@
 //! Checked, version-neutral values: what the documents mean once their spelling no longer matters. No I/O.
 
 mod authorization;
+mod endpoints;
 pub(crate) mod expression;
 mod guard;
 mod limit;
@@ -10,6 +11,9 @@ mod probe;
 mod route;
 pub(crate) mod serial;
 mod service;
+mod shared_index;
+mod shared_list;
+mod shared_map;
 mod speaker;
 mod tls;
 mod workload;
@@ -21,6 +25,7 @@ pub use authorization::{
     PathPattern, PolicyAction, PolicyMatch, PolicyRequest, PolicyRule, PolicyScope, PolicySource,
     RequestTerms, TextPattern,
 };
+pub use endpoints::Endpoints;
 pub use guard::{EdgeGuard, SourceRate};
 pub use limit::{
     ClusterCount, ClusterMode, FailMode, KeyPart, Limit, LimitTarget, LimitedRoute, Missing, PushDown, Quota,
@@ -35,6 +40,9 @@ pub use route::{
     RouteAction, RouteKind, RouteTable, Specificity, WeightedDestination,
 };
 pub use service::{AppProtocol, Endpoint, LbPolicy, Service, ServicePort, Subset, TrafficPolicy};
+pub use shared_index::SharedIndex;
+pub use shared_list::SharedList;
+pub use shared_map::SharedMap;
 pub use speaker::{GatewayKey, Speaker};
 pub use tls::{
     BackendName, BackendRoots, BackendTls, ClientMode, ClientValidation, ListenerTls, PrivateKey,
@@ -44,29 +52,30 @@ pub use workload::{Labels, Workload};
 
 /// Everything the documents say, checked; the input of [`crate::compile`].
 ///
-/// Collections are sorted by name, so that the same documents always give the same model.
+/// Collections are sorted by name, so that the same documents always give the same model. Copies share them: a model in which the
+/// endpoints of a service change costs about as much as these.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Model {
     /// Services with their ports, sorted by name.
-    pub services: Vec<Service>,
+    pub services: SharedList<Service>,
     /// Endpoints of the services, each naming its service and port; sorted by (service, port, address).
-    pub endpoints: Vec<Endpoint>,
+    pub endpoints: Endpoints,
     /// Endpoints of the services' UDP ports, sorted likewise.
-    pub datagram_endpoints: Vec<Endpoint>,
+    pub datagram_endpoints: Endpoints,
     /// Pods known by address, sorted by name.
-    pub workloads: Vec<Workload>,
+    pub workloads: SharedList<Workload>,
     /// Subsets and load balancing by service host, from DestinationRules.
-    pub policies: Vec<TrafficPolicy>,
+    pub policies: SharedList<TrafficPolicy>,
     /// Who may reach which pods, sorted by name.
-    pub authorization: Vec<AuthorizationPolicy>,
+    pub authorization: SharedList<AuthorizationPolicy>,
     /// Which pods take plaintext, sorted by name.
-    pub peers: Vec<PeerAuthentication>,
+    pub peers: SharedList<PeerAuthentication>,
     /// Mesh routes (VirtualService, HTTPRoute with a Service parent) in order of precedence within one host.
-    pub mesh_routes: Vec<RouteTable>,
+    pub mesh_routes: SharedList<RouteTable>,
     /// Gateway listeners with their own routes (HTTPRoute with a Gateway parent).
-    pub listeners: Vec<Listener>,
+    pub listeners: SharedList<Listener>,
     /// What the guard at the edge shall keep out, sorted by name.
-    pub guards: Vec<EdgeGuard>,
+    pub guards: SharedList<EdgeGuard>,
     /// How many requests are let through, sorted by name.
-    pub limits: Vec<RateLimit>,
+    pub limits: SharedList<RateLimit>,
 }

@@ -288,6 +288,14 @@ impl Site {
             .collect())
     }
 
+    /// The table that an answer to a pod of a node names.
+    pub fn answered_table(&self, node: &str) -> Result<String> {
+        let to = (std::net::IpAddr::from(self.lab.cluster_ip(HOST)?.v4), 80).into();
+        let pod = self.lab.pod(&format!("client-{node}"))?;
+        let response = pod.in_netns(|| get(to, HOST, "/", TIMEOUT))??;
+        Ok(response.header("x-table").unwrap_or_default().to_owned())
+    }
+
     /// The version that answers a pod of a node.
     pub fn answer(&self, node: &str) -> Result<String> {
         let to = (std::net::IpAddr::from(self.lab.cluster_ip(HOST)?.v4), 80).into();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use agent::cluster::{
     Acquired, BYTES_MAX, Candidate, DELETED_MAX, DELTAS_MAX, Delta, DocumentWrite, Documents, Event,
-    HISTORY_MAX, Lease, NODE_NAME_MAX, Published, Snapshot, Store, StoreError, Written,
+    HISTORY_MAX, Lease, NODE_NAME_MAX, Published, Snapshot, Store, StoreError, Written, sum_of,
 };
 use anyhow::{Context, Result, bail, ensure};
 use tokio::sync::broadcast;
@@ -50,6 +50,7 @@ pub async fn run(site: &impl Site) -> Result<()> {
         nodes_come_and_go,
         documents_are_told_since_a_revision,
         many_documents_are_told_as_they_were_at_one_moment,
+        texts_are_told_apart_by_their_sums,
         a_conflict_writes_nothing,
         deleted_documents_are_forgotten_at_last,
         a_store_that_lost_everything_is_another_one,
@@ -287,6 +288,25 @@ async fn documents_are_told_since_a_revision(site: &impl Site) -> Result<()> {
         "it can't be made again"
     );
     ensure!(changes(&other, &name, 3).await? == (name, 4, vec!["K/n/b=again@4".into()]));
+    Ok(())
+}
+
+async fn texts_are_told_apart_by_their_sums(site: &impl Site) -> Result<()> {
+    let (store, other) = (site.client().await?, site.client().await?);
+    let ids = ["K/n/b", "K/n/none", "K/n/a", "K/n/gone"].map(Arc::<str>::from);
+    let nothing = other.sums(&ids).await?;
+    ensure!((&*nothing.store, nothing.revision, nothing.sums) == ("", 0, vec![None; 4]));
+    store
+        .write(&[put("K/n/b", "1", None), put("K/n/a", "2\n\u{e9}", None), put("K/n/gone", "", None)])
+        .await?;
+    store.write(&[gone("K/n/gone", None)]).await?;
+    let found = other.sums(&ids).await?;
+    let (name, ..) = changes(&other, "", 0).await?;
+    ensure!((&*found.store, found.revision) == (&*name, 2), "{found:?}");
+    let expected = vec![Some(sum_of("1")), None, Some(sum_of("2\n\u{e9}")), None];
+    ensure!(found.sums == expected, "{found:?}");
+    ensure!(sum_of("1") == "356a192b7913b04c54574d18c28d46e6395428ab");
+    ensure!(other.sums(&[]).await?.sums.is_empty());
     Ok(())
 }
 

@@ -53,14 +53,14 @@ fn cluster() -> Model {
         service("dns", Some("10.96.0.3"), &[], &[53]),
         service("remote", Some("10.96.0.4"), &[82], &[54]),
     ]);
-    model.endpoints.extend([
+    let streams = [
         endpoint("db", 81, "10.0.0.1:8081"),
         endpoint("all", 8081, "10.0.0.1:8081"),
         endpoint("remote", 82, "10.0.1.1:8082"),
-    ]);
-    model
-        .datagram_endpoints
-        .extend([endpoint("dns", 53, "10.0.0.1:5353"), endpoint("remote", 54, "10.0.1.1:5353")]);
+    ];
+    model.endpoints.edit(|all| all.extend(streams));
+    let datagrams = [endpoint("dns", 53, "10.0.0.1:5353"), endpoint("remote", 54, "10.0.1.1:5353")];
+    model.datagram_endpoints.edit(|all| all.extend(datagrams));
     model
 }
 
@@ -170,7 +170,7 @@ fn another_nodes_pod_is_asked_of_there() {
 
 #[test]
 fn the_nodes_own_sockets_and_a_pods_own_address_pass_policy() {
-    let cluster = Cluster::of(&Model { authorization: vec![denying_all()], ..cluster() });
+    let cluster = Cluster::of(&Model { authorization: vec![denying_all()].into(), ..cluster() });
     let refused = ["refused", "kernel", "rbac_access_denied"];
     cluster.check("client order-1:9000", refused, &["10.0.0.1:9000 refuses the source"]);
     cluster.check(&format!("{NODE} order-1:9000"), ["direct", "kernel", "not_ours"], &["as for probes"]);
@@ -223,7 +223,7 @@ fn what_goes_past_the_agent_proves_nobody() {
         mode: Some(MtlsMode::Strict),
         ports: [].into(),
     };
-    let mut model = Model { peers: vec![strict], ..cluster() };
+    let mut model = Model { peers: vec![strict].into(), ..cluster() };
     for pod in &mut model.workloads {
         pod.labels = Arc::new([("networking.istio.io/tunnel".into(), "http".into())].into());
     }
@@ -244,14 +244,14 @@ fn what_goes_past_the_agent_proves_nobody() {
 
 #[test]
 fn another_nodes_pod_is_refused_by_the_hook_of_the_pod_that_it_dials() {
-    let cluster = Cluster::of(&Model { authorization: vec![denying_all()], ..cluster() });
+    let cluster = Cluster::of(&Model { authorization: vec![denying_all()].into(), ..cluster() });
     cluster.check("far order-1:9000", ["refused", "kernel", "rbac_access_denied"], &[]);
     cluster.check("far order:80", ["refused", "node node-b", "rbac_access_denied"], &[]);
 }
 
 #[test]
 fn a_gateway_is_asked_the_policies_of_what_it_leads_to() {
-    let mut model = Model { authorization: vec![denying_all()], ..cluster() };
+    let mut model = Model { authorization: vec![denying_all()].into(), ..cluster() };
     model.listeners[0].routes = vec![model.mesh_routes[0].clone()];
     let cluster = Cluster::of(&model);
     let to = format!("198.51.100.1 {NODE}:8080");
@@ -274,7 +274,7 @@ fn endpoints_whose_answers_are_dropped_make_a_service_silent() {
         packets: None,
         syns: None,
     };
-    let mut cluster = Cluster::of(&Model { guards: vec![guard], ..cluster() });
+    let mut cluster = Cluster::of(&Model { guards: vec![guard].into(), ..cluster() });
     let eth0 = GuardedInterface { name: "eth0".to_owned(), ..GuardedInterface::default() };
     cluster.status.guard = Some(GuardStatus { interfaces: vec![eth0], ..GuardStatus::default() });
     for ends in ["client remote:82", "client remote:54"] {

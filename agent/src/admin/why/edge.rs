@@ -183,7 +183,11 @@ mod tests {
             edge_guard("a", &["192.0.2.0/24"], &["192.0.2.7/32"]),
             edge_guard("b", &["192.0.2.128/25", "192.0.2.0/24", "10.0.0.0/8"], &[]),
         ];
-        let table = compile(&Model { guards, ..model() }, &RoutingTable::default(), TableVersion::default());
+        let table = compile(
+            &Model { guards: guards.into(), ..model() },
+            &RoutingTable::default(),
+            TableVersion::default(),
+        );
         let eth0 = GuardedInterface { name: "eth0".to_owned(), ..GuardedInterface::default() };
         let status = Status {
             node: "node-a".to_owned(),
@@ -218,7 +222,11 @@ mod tests {
     #[test]
     fn what_the_kernel_holds_counts_and_not_what_the_documents_say() {
         let guards = vec![edge_guard("a", &["192.0.2.0/24"], &["192.0.2.7/32"])];
-        let table = compile(&Model { guards, ..model() }, &RoutingTable::default(), TableVersion::default());
+        let table = compile(
+            &Model { guards: guards.into(), ..model() },
+            &RoutingTable::default(),
+            TableVersion::default(),
+        );
         let eth0 = GuardedInterface { name: "eth0".to_owned(), ..GuardedInterface::default() };
         let status = Status {
             guard: Some(GuardStatus { interfaces: vec![eth0], ..GuardStatus::default() }),

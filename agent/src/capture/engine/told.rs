@@ -49,8 +49,11 @@ impl Told {
 }
 
 fn has_same_addresses(before: &RoutingTable, after: &RoutingTable) -> bool {
-    before.frontends.len() == after.frontends.len()
-        && after.frontends.keys().all(|address| before.frontends.contains_key(address))
+    let mut same = true;
+    before
+        .frontends
+        .differences(&after.frontends, Arc::ptr_eq, |_, was, is| same &= was.is_some() && is.is_some());
+    same
 }
 
 #[cfg(test)]
@@ -75,7 +78,8 @@ mod tests {
                 }],
                 datagram_ports: Vec::new(),
                 affinity: None,
-            }],
+            }]
+            .into(),
             endpoints: vec![Endpoint {
                 service,
                 service_port: 80,
@@ -85,7 +89,8 @@ mod tests {
                 uid: "u".into(),
                 node: None,
                 labels: Arc::default(),
-            }],
+            }]
+            .into(),
             workloads: vec![Workload {
                 name: pod,
                 uid: "u".into(),
@@ -97,7 +102,8 @@ mod tests {
                 accelerated: true,
                 ready: true,
                 probes: Vec::new(),
-            }],
+            }]
+            .into(),
             ..Model::default()
         }
     }
@@ -116,7 +122,7 @@ mod tests {
         let now = now.next(&first, true);
         assert_eq!(told(&now), (false, true, false), "nothing is captured any more");
         documents.services[0].ports[0].port = 81;
-        documents.endpoints[0].service_port = 81;
+        documents.endpoints.edit(|all| all[0].service_port = 81);
         let second = Arc::new(RoutingTable {
             workloads: Arc::clone(&first.workloads),
             guard: Arc::clone(&first.guard),

@@ -56,9 +56,15 @@ impl Follower {
     }
 
     fn change(&mut self, before: &RoutingTable, after: &RoutingTable) -> Changes {
-        let (streams, datagrams) = (&before.frontends, &before.datagrams);
-        let gone = missing(streams, &after.frontends).map(|(at, one)| of_stream(*at, one));
-        let gone = gone.chain(missing(datagrams, &after.datagrams).map(|(at, one)| of_datagrams(*at, one)));
+        let (mut gone, mut new) = (Vec::new(), Vec::new());
+        before.frontends.differences(&after.frontends, Arc::ptr_eq, |at, was, is| {
+            gone.extend(was.map(|one| of_stream(*at, one)));
+            new.extend(is.map(|one| of_stream(*at, one)));
+        });
+        before.datagrams.differences(&after.datagrams, Arc::ptr_eq, |at, was, is| {
+            gone.extend(was.map(|one| of_datagrams(*at, one)));
+            new.extend(is.map(|one| of_datagrams(*at, one)));
+        });
         let mut changes = Changes::default();
         for told in gone {
             changes.gone.extend(told.backends.iter().copied());
@@ -68,8 +74,6 @@ impl Follower {
             }
             changes.frontends.insert(told.at, None);
         }
-        let new = missing(&after.frontends, streams).map(|(at, one)| of_stream(*at, one));
-        let new = new.chain(missing(&after.datagrams, datagrams).map(|(at, one)| of_datagrams(*at, one)));
         for told in new {
             self.learn(&told);
             if let Some((name, pool)) = told.decision.pool.clone().zip(told.pool) {
@@ -100,14 +104,6 @@ impl Follower {
             release(&mut self.users, name);
         }
     }
-}
-
-/// The entries that the other map does not share.
-fn missing<'a, K: Hash + Eq, V>(
-    these: &'a HashMap<K, Arc<V>>,
-    others: &'a HashMap<K, Arc<V>>,
-) -> impl Iterator<Item = (&'a K, &'a Arc<V>)> {
-    these.iter().filter(|(key, one)| others.get(key).is_none_or(|other| !Arc::ptr_eq(one, other)))
 }
 
 fn release<K: Hash + Eq>(counts: &mut HashMap<K, u32>, key: &K) {
@@ -158,14 +154,14 @@ mod tests {
                     node: None,
                     labels: Arc::default(),
                 };
-                model.endpoints.push(endpoint(80, 8080));
+                model.endpoints.edit(|all| all.push(endpoint(80, 8080)));
                 if *kind >= 2 {
-                    model.datagram_endpoints.push(endpoint(53, 5353));
+                    model.datagram_endpoints.edit(|all| all.push(endpoint(53, 5353)));
                 }
             }
         }
-        model.endpoints.sort();
-        model.datagram_endpoints.sort();
+        model.endpoints.edit(|all| all.sort());
+        model.datagram_endpoints.edit(|all| all.sort());
         model
     }
 

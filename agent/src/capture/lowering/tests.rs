@@ -213,7 +213,12 @@ fn table(policies: Vec<AuthorizationPolicy>) -> RoutingTable {
 fn strict_table(authorization: Vec<AuthorizationPolicy>, peers: Vec<PeerAuthentication>) -> RoutingTable {
     let realm = Realm { node: "here".into(), ..Realm::default() };
     let before = RoutingTable { realm: Arc::new(realm), ..RoutingTable::default() };
-    let model = Model { workloads: workloads(), authorization, peers, ..Model::default() };
+    let model = Model {
+        workloads: workloads().into(),
+        authorization: authorization.into(),
+        peers: peers.into(),
+        ..Model::default()
+    };
     compile(&model, &before, TableVersion::default())
 }
 
@@ -430,7 +435,7 @@ fn only_pods_here_whose_requests_decide_are_captured() {
     pods[0].node = Some("here".into());
     pods[1].node = Some("there".into());
     let authorization = vec![policy("a", rule(get)), policy("c", rule(RequestTerms::default()))];
-    let model = Model { workloads: pods, authorization, ..Model::default() };
+    let model = Model { workloads: pods.into(), authorization: authorization.into(), ..Model::default() };
     let table = compile(&model, &RoutingTable::default(), TableVersion::default());
     let taken = |node| {
         let lowered = lower(&table, node, Room::default());
@@ -461,7 +466,7 @@ fn what_becomes_of_other_nodes_pods_is_nothing_to_this_one() {
             pod.node = node.map(Into::into);
         }
         let authorization = policies.iter().map(|namespace| policy(namespace)).collect();
-        let model = Model { workloads: pods, authorization, ..Model::default() };
+        let model = Model { workloads: pods.into(), authorization, ..Model::default() };
         lower(&compile(&model, &RoutingTable::default(), TableVersion::default()), "here", Room::default())
     };
     let under = |lowered: &Lowered| lowered.pods.keys().map(ToString::to_string).collect::<Vec<_>>();

@@ -5,7 +5,6 @@
 //! delete one, nor bring back a set that was sealed before: a node takes over a set only as a whole, with a seal that fits
 //! it, of a generation above the one that it has.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -19,6 +18,7 @@ use crate::cluster::disk::KeptDocuments;
 use crate::cluster::seal::Digest;
 use crate::cluster::store::Documents;
 use crate::identity::{Signature, TrustBundle, Untrusted};
+use crate::model::SharedMap;
 use crate::telemetry::rfc3339;
 
 /// The document that is the seal over the others.
@@ -31,7 +31,7 @@ const SEAL_MAX_BYTES: usize = 8192;
 const NAMED: usize = 3;
 
 /// Texts by id, each with a revision, which no seal is over.
-type Texts = BTreeMap<Arc<str>, (u64, Arc<str>)>;
+type Texts = SharedMap<Arc<str>, (u64, Arc<str>)>;
 
 /// What a seal says. Fields that this version does not know are ignored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

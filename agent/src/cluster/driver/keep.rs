@@ -7,6 +7,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::time::{ClockId, clock_gettime};
 use tokio::sync::oneshot;
 
 use self::table::Table;
@@ -17,8 +18,8 @@ use crate::priority::Priority;
 
 /// Between two times at which what changed is kept on disk, at least.
 const KEEP_EVERY: Duration = Duration::from_secs(1);
-/// As many times as it took to keep the last one pass before the next.
-const KEEP_REST: u32 = 20;
+/// As many times as the processor was kept busy with the last one pass before the next: a hundredth of one is spent so at most.
+const KEEP_REST: u32 = 100;
 
 /// Where it is told what is to be kept. Without a disk nothing is.
 pub(super) struct Keeper {
@@ -122,9 +123,10 @@ impl Pace {
         self.next.map_or(Duration::ZERO, |next| next.saturating_duration_since(Instant::now()))
     }
 
-    /// Something was kept, or could not be.
-    fn kept(&mut self, begin: Instant, kept: bool) {
-        self.next = Some(Instant::now() + KEEP_EVERY.max(begin.elapsed() * KEEP_REST));
+    /// Something was kept, or could not be, since this thread had been busy for that long.
+    fn kept(&mut self, before: Duration, kept: bool) {
+        let took = busy().saturating_sub(before);
+        self.next = Some(Instant::now() + KEEP_EVERY.max(took * KEEP_REST));
         self.failed = !kept;
     }
 }
@@ -194,7 +196,7 @@ impl Keeping {
     }
 
     fn keep_table(&mut self) {
-        let begin = Instant::now();
+        let before = busy();
         let Some(put_together) = self.table.put_together() else { return };
         let kept = match put_together {
             Ok(table) => written(&self.view, "table", self.disk.keep_table(table)),
@@ -213,18 +215,23 @@ impl Keeping {
                 *gap = None;
             }
         }
-        self.tables.kept(begin, kept);
+        self.tables.kept(before, kept);
     }
 
     fn keep_documents(&mut self) {
         let Some(documents) = self.documents.take() else { return };
-        let begin = Instant::now();
+        let before = busy();
         let kept = written(&self.view, "documents", self.disk.keep_documents(&documents));
         if !kept {
             self.documents = Some(documents);
         }
-        self.texts.kept(begin, kept);
+        self.texts.kept(before, kept);
     }
+}
+
+/// For how long a processor was busy with the calling thread: on a machine that has other things to do it takes longer by the clock.
+fn busy() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
 fn gap_of(gap: &Gap) -> MutexGuard<'_, Option<Position>> {

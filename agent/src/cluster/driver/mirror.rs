@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use super::audit::Audit;
 use super::{Shared, Woken, lock, wait_for};
 use crate::cluster::disk::KeptDocuments;
 use crate::cluster::documents::sealed::{Refused, Seal, Sums, check, compare_sealed};
@@ -20,6 +21,8 @@ struct Sealing {
     held: Option<Seal>,
     /// The store and the revision that were refused last.
     refused: Option<(Arc<str>, u64)>,
+    /// The store has a text that this node does not have, at the revision that it has.
+    doubted: bool,
 }
 
 impl Sealing {
@@ -37,13 +40,17 @@ impl Sealing {
 pub(super) async fn run<S: Store>(shared: Arc<Shared<S>>, mut stop: watch::Receiver<bool>) {
     let mut events = shared.store.events();
     let mut term = shared.term.subscribe();
-    let mut sealing = Sealing::default();
+    let (mut sealing, mut audit) = (Sealing::default(), Audit::default());
     shared.look_at_kept(&mut sealing);
     loop {
         let lease = term.borrow_and_update().clone();
         // What went wrong has been told; the next look is soon enough.
         if let Ok(true) = shared.heard(shared.mirror(&mut sealing, lease.as_ref()).await) {
-            shared.synced.send_replace(lease);
+            shared.synced.send_replace(lease.clone());
+        }
+        if lease.is_some() && matches!(shared.heard(shared.audit(&mut audit).await), Ok(true)) {
+            sealing.doubted = true;
+            continue;
         }
         tokio::select! {
             woken = wait_for(&mut events, &[Event::Documents], shared.pause(), &mut stop) => {
@@ -65,12 +72,18 @@ impl<S: Store> Shared<S> {
         let heard = self.store.documents(&kept.store, kept.revision).await?;
         let at = (Arc::clone(&heard.store), heard.revision);
         // Of the many looks most find nothing, and must not copy all there is to see it.
-        if (&*kept.store, kept.revision) == (&*at.0, at.1) && heard.changed.is_empty() {
+        if (&*kept.store, kept.revision) == (&*at.0, at.1) && heard.changed.is_empty() && !sealing.doubted {
             sealing.refused = None;
             self.view().documents_refused = None;
             return Ok(true);
         }
+        let doubted = sealing.doubted;
         let step = match self.compare(sealing, &kept, heard, false) {
+            _ if doubted => {
+                let all = self.store.documents("", 0).await?;
+                sealing.doubted = false;
+                self.compare(sealing, &kept, all, true)
+            }
             // Who does not lead has nothing to do about what it refuses: to read it once is enough.
             Step::AskAll if lease.is_none() && sealing.refused.as_ref() == Some(&at) => return Ok(false),
             Step::AskAll => self.compare(sealing, &kept, self.store.documents("", 0).await?, true),
@@ -80,7 +93,10 @@ impl<S: Store> Shared<S> {
             Step::Adopt(documents) => {
                 sealing.refused = None;
                 self.view().documents_refused = None;
-                self.adopt(&kept, documents);
+                let by_hand = doubted && self.trust.operators().is_none();
+                if !(by_hand && self.renumber(&kept, &documents).await?) {
+                    self.adopt(&kept, documents);
+                }
                 Ok(true)
             }
             Step::AskAll => Ok(false),
@@ -154,7 +170,8 @@ impl<S: Store> Shared<S> {
     }
 
     fn note(&self, documents: &KeptDocuments) {
-        let count = documents.texts.keys().filter(|id| !id.starts_with(RESERVED)).count();
+        let reserved = documents.texts.starting_at(RESERVED).take_while(|(id, _)| id.starts_with(RESERVED));
+        let count = documents.texts.len() - reserved.count();
         self.view().documents = (Arc::clone(&documents.store), documents.revision, count);
     }
 

@@ -141,6 +141,26 @@ async fn the_next_leader_goes_on_with_the_table_in_force() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_text_that_was_changed_without_a_revision_gets_one_where_nobody_seals() {
+    let store = LocalStore::alone();
+    write(&store, "Service/default/a").await;
+    let first = start(store.client(), settings(), Trust::Unsigned, Counting).expect("starts");
+    until("it to lead", &first.view(), |view| view.leads.is_some()).await;
+    let second = ClusterSettings { node: "b".into(), ..settings() };
+    let second = start(store.client(), second, Trust::Unsigned, Counting).expect("starts");
+    until("its documents", &second.view(), |view| view.documents.1 == 1).await;
+    store.overwrite("Service/default/a", "another");
+    for view in [first.view(), second.view()] {
+        until("the next revision", &view, |view| view.documents.1 == 2).await;
+    }
+    let documents = store.documents("", 0).await.expect("is read");
+    assert_eq!(documents.revision, 2, "it is written once");
+    assert_eq!(documents.changed[0].text.as_deref(), Some("another"));
+    first.stop(LIMIT).await;
+    second.stop(LIMIT).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_begins_on_what_an_earlier_term_wrote_whole_gets_the_table_in_force() {
     let (store, dir) = (LocalStore::alone(), tempfile::tempdir().expect("a directory"));
     let begin = |node: &str, state: Option<PathBuf>| {

@@ -334,9 +334,11 @@ fn what_is_counted_before_a_change_is_what_is_there_after_it() {
         // Whether an endpoint is ready goes by its number and by how many there are.
         let model = |(endpoints, routes): &(u8, u8)| {
             let mut model = sample::model(*endpoints, *routes);
-            for endpoint in model.endpoints.iter_mut().skip(usize::from(endpoints % 2)).step_by(2) {
-                endpoint.ready = false;
-            }
+            model.endpoints.edit(|all| {
+                for endpoint in all.iter_mut().skip(usize::from(endpoints % 2)).step_by(2) {
+                    endpoint.ready = false;
+                }
+            });
             model
         };
         let (before, after) = (model(before), model(after));

@@ -143,13 +143,14 @@ fn the_table_is_written_whole_after_many_changes() {
 #[test]
 fn a_change_of_nearly_everything_is_written_whole() {
     let many = |ready| {
-        let mut model = sample::model(0, 0);
-        for number in 0..=DELTA_RECORDS_MAX {
+        let endpoint = |number| {
             let mut endpoint = sample::endpoint(0, None);
             endpoint.address.set_port(u16::try_from(number).expect("is a port"));
             endpoint.ready = ready;
-            model.endpoints.push(endpoint);
-        }
+            endpoint
+        };
+        let endpoints = (0..=DELTA_RECORDS_MAX).map(endpoint).collect();
+        let model = Model { endpoints, ..sample::model(0, 0) };
         Contents { model: Arc::new(model), revision: 1, generation: 0, allow_shrink: false, since: None }
     };
     let mut publisher = publisher();

@@ -39,6 +39,7 @@ scripts! {
     LEAVE: Prompt = "scripts/leave.lua";
     MEMBERS: Prompt = "scripts/members.lua";
     DOCUMENTS: Bulk = "scripts/documents.lua";
+    SUMS: Bulk = "scripts/sums.lua";
     WRITE: Bulk = "scripts/write.lua";
     PUBLISH: Bulk = "scripts/publish.lua";
     APPEND: Bulk = "scripts/append.lua";

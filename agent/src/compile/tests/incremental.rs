@@ -12,7 +12,7 @@ use crate::compile::wire::{Change, Parts, Touched};
 use crate::compile::{
     Action, Backend, RoutingTable, TableVersion, VirtualHost, compile, compile_parts, recompile,
 };
-use crate::model::Model;
+use crate::model::{Endpoints, Model};
 
 /// A table, readable and in a fixed order.
 fn described(table: &RoutingTable) -> BTreeMap<String, String> {
@@ -24,11 +24,11 @@ fn described(table: &RoutingTable) -> BTreeMap<String, String> {
         let rules: Vec<_> = host.layers.iter().map(|layer| format!("{:?}", layer.rules())).collect();
         (host.name.clone(), rules, format!("{:?}", host.default))
     };
-    for (address, one) in &table.frontends {
+    for (address, one) in table.frontends.iter() {
         let head = (&one.service, one.port, one.protocol, one.headless, one.affinity, &one.tcp);
         line(format!("frontend {address}"), &(head, host(&one.http)));
     }
-    for (address, one) in &table.datagrams {
+    for (address, one) in table.datagrams.iter() {
         line(format!("datagrams {address}"), one);
     }
     for (address, one) in table.workloads.iter() {
@@ -37,7 +37,7 @@ fn described(table: &RoutingTable) -> BTreeMap<String, String> {
     for (address, one) in table.policies.iter() {
         line(format!("policy {address}"), one);
     }
-    for (key, one) in &table.clusters {
+    for (key, one) in table.clusters.iter() {
         line(format!("cluster {key:?}"), one);
     }
     for (index, one) in table.gateways.iter().enumerate() {
@@ -132,8 +132,9 @@ fn changed(model: &Model, other: &Model, steps: &[Step]) -> Model {
     let mut next = model.clone();
     take(&mut next.services, &other.services, steps[0], |one| one.name.clone());
     let place = |one: &crate::model::Endpoint| (one.service.clone(), one.service_port, one.address);
-    take(&mut next.endpoints, &other.endpoints, steps[1], place);
-    take(&mut next.datagram_endpoints, &other.datagram_endpoints, steps[2], place);
+    let all = |endpoints: &Endpoints| endpoints.iter().cloned().collect::<Vec<_>>();
+    next.endpoints.edit(|own| take(own, &all(&other.endpoints), steps[1], place));
+    next.datagram_endpoints.edit(|own| take(own, &all(&other.datagram_endpoints), steps[2], place));
     take(&mut next.workloads, &other.workloads, steps[3], |one| one.name.clone());
     take(&mut next.policies, &other.policies, steps[4], |one| one.service.clone());
     take(&mut next.authorization, &other.authorization, steps[5], |one| one.name.clone());

@@ -3,7 +3,7 @@
 use super::*;
 
 fn check_gateway(listeners: Vec<Listener>, cases: &[(&str, &str, Option<&str>)]) {
-    let table = fresh(&Model { listeners, ..canary() });
+    let table = fresh(&Model { listeners: listeners.into(), ..canary() });
     assert_eq!(table.gateways.len(), 1);
     for (name, path, expected) in cases {
         let host = table.gateways[0].hosts.find(name);
@@ -56,7 +56,7 @@ fn listeners_are_bound_once_for_each_port_and_address() {
     three.addresses = vec![ip("127.0.0.1")];
     let mut four = listener("four", "d.com", &[]);
     four.port = 8081;
-    let table = fresh(&Model { listeners: vec![one, two, three, four], ..Model::default() });
+    let table = fresh(&Model { listeners: vec![one, two, three, four].into(), ..Model::default() });
     let names: Vec<&str> = table.gateways.iter().map(|gateway| &*gateway.name).collect();
     assert_eq!(names, ["infra/edge/one", "infra/edge/three", "infra/edge/four"]);
     assert_eq!(table.gateways[0].hosts.iter().count(), 2);

@@ -37,17 +37,17 @@ pub(in crate::compile) fn model() -> impl Strategy<Value = Model> {
             listeners,
         )| {
             Model {
-                services: by_name(services, |service| &service.name),
-                endpoints: in_order(endpoints),
-                datagram_endpoints: in_order(datagrams),
-                workloads: by_name(workloads, |workload| &workload.name),
-                policies: by_name(policies, |policy| &policy.service),
-                authorization: by_name(authorization, |policy| &policy.name),
-                peers: by_name(peers, |peer| &peer.name),
-                mesh_routes: routes,
-                listeners,
-                guards: by_name(guards, |guard| &guard.name),
-                limits: by_name(limits, |limit| &limit.name),
+                services: by_name(services, |service| &service.name).into(),
+                endpoints: in_order(endpoints).into(),
+                datagram_endpoints: in_order(datagrams).into(),
+                workloads: by_name(workloads, |workload| &workload.name).into(),
+                policies: by_name(policies, |policy| &policy.service).into(),
+                authorization: by_name(authorization, |policy| &policy.name).into(),
+                peers: by_name(peers, |peer| &peer.name).into(),
+                mesh_routes: routes.into(),
+                listeners: listeners.into(),
+                guards: by_name(guards, |guard| &guard.name).into(),
+                limits: by_name(limits, |limit| &limit.name).into(),
             }
         },
     )

@@ -55,7 +55,7 @@ fn the_default_is_shown_where_it_can_be_met() {
     let names = |matches: Vec<RequestMatch>| -> Vec<String> {
         let rules = vec![says("rule", matches)];
         let mesh_routes = vec![routes(RouteKind::VirtualService, "v", "order", rules)];
-        let table = fresh(&Model { mesh_routes, ..canary() });
+        let table = fresh(&Model { mesh_routes: mesh_routes.into(), ..canary() });
         let host = &frontend(&table, "10.96.0.1:80").http;
         host.rules().map(|(_, route)| route.name.rule.to_string()).collect()
     };

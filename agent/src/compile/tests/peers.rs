@@ -57,7 +57,7 @@ fn table(peers: &[&str], workloads: Vec<Workload>, tunnels: bool) -> RoutingTabl
     peers.sort_by(|a, b| a.name.cmp(&b.name));
     let realm = Realm { node: "here".into(), tunnels, ..Realm::default() };
     let before = RoutingTable { realm: Arc::new(realm), ..RoutingTable::default() };
-    let model = Model { workloads, peers, ..Model::default() };
+    let model = Model { workloads: workloads.into(), peers: peers.into(), ..Model::default() };
     compile(&model, &before, TableVersion::default())
 }
 

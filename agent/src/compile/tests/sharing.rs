@@ -9,7 +9,7 @@ fn next(model: &Model, previous: &RoutingTable) -> RoutingTable {
 
 #[test]
 fn the_same_model_shares_everything() {
-    let model = Model { listeners: vec![listener("any", "*", &[("all", &[])])], ..canary() };
+    let model = Model { listeners: vec![listener("any", "*", &[("all", &[])])].into(), ..canary() };
     let first = fresh(&model);
     let second = next(&model, &first);
     assert!(first.frontends.iter().all(|(address, entry)| Arc::ptr_eq(entry, &second.frontends[address])));
@@ -32,7 +32,7 @@ fn a_change_of_one_endpoint_shares_all_the_rest() {
         forward.weights.drawn.load(std::sync::atomic::Ordering::Relaxed)
     };
     assert_eq!(forward_draws(&first), 1);
-    model.endpoints.remove(2);
+    model.endpoints.edit(|all| drop(all.remove(2)));
     let second = next(&model, &first);
 
     assert!(!Arc::ptr_eq(frontend(&first, "10.96.0.1:80"), frontend(&second, "10.96.0.1:80")));

@@ -10,7 +10,7 @@ use super::record::{
     AuthorizationRecord, EndpointRecord, GuardRecord, LimitRecord, ListenerRecord, PeerRecord, PolicyRecord,
     RouteRecord, ServiceRecord, WorkloadRecord, write,
 };
-use crate::model::{Endpoint, Listener, Model, ObjectName, RouteTable};
+use crate::model::{Endpoint, Endpoints, Listener, Model, ObjectName, RouteTable, SharedList};
 
 /// How a value with a name is written: its key, and itself.
 type Written<T> = (fn(NameKey) -> Key, fn(&T) -> Box<[u8]>);
@@ -66,17 +66,21 @@ impl Draft {
             |limit| &limit.name,
             (Key::Limit, |limit| write(&LimitRecord::from(limit))),
         );
-        draft.routes(&before.mesh_routes, &after.mesh_routes, &Key::Route);
-        draft.listeners(&before.listeners, &after.listeners);
+        if !before.mesh_routes.is(&after.mesh_routes) {
+            draft.routes(&before.mesh_routes, &after.mesh_routes, &Key::Route);
+        }
+        if !before.listeners.is(&after.listeners) {
+            draft.listeners(&before.listeners, &after.listeners);
+        }
         draft
     }
 
     pub(super) fn between_endpoints(before: &Model, after: &Model, services: &BTreeSet<ObjectName>) -> Self {
         let mut draft = Self::default();
         for name in services {
-            let of = |endpoints| of_service(endpoints, name);
-            draft.endpoints(of(&before.endpoints), of(&after.endpoints), Key::Endpoint);
-            draft.endpoints(of(&before.datagram_endpoints), of(&after.datagram_endpoints), Key::Datagram);
+            draft.of_service(before.endpoints.of(name), after.endpoints.of(name), Key::Endpoint);
+            let datagrams = (before.datagram_endpoints.of(name), after.datagram_endpoints.of(name));
+            draft.of_service(datagrams.0, datagrams.1, Key::Datagram);
         }
         draft
     }
@@ -95,16 +99,23 @@ impl Draft {
 
     fn named<T: PartialEq>(
         &mut self,
-        (before, after): (&[T], &[T]),
+        (before, after): (&SharedList<T>, &SharedList<T>),
         name: fn(&T) -> &ObjectName,
         (key, value): Written<T>,
     ) {
+        if before.is(after) {
+            return;
+        }
         let order = |a: &T, b: &T| name(a).cmp(name(b));
         let key = |of: &T, nth| key(NameKey { name: name(of).clone(), nth });
         self.sorted((before, after), order, key, value);
     }
 
-    fn endpoints(&mut self, before: &[Endpoint], after: &[Endpoint], key: fn(EndpointKey) -> Key) {
+    fn endpoints(&mut self, before: &Endpoints, after: &Endpoints, key: fn(EndpointKey) -> Key) {
+        before.differences(after, |before, after| self.of_service(before, after, key));
+    }
+
+    fn of_service(&mut self, before: &[Endpoint], after: &[Endpoint], key: fn(EndpointKey) -> Key) {
         let order = |a: &Endpoint, b: &Endpoint| {
             let place = |of: &Endpoint| (of.service_port, of.address);
             a.service.cmp(&b.service).then_with(|| place(a).cmp(&place(b)))
@@ -166,12 +177,6 @@ impl Draft {
             self.routes(&link.value.routes, &[], &|route| Key::Attached(link.key.clone(), route));
         }
     }
-}
-
-/// Those of a service, where they are sorted by service first.
-fn of_service<'m>(endpoints: &'m [Endpoint], service: &ObjectName) -> &'m [Endpoint] {
-    let from = &endpoints[endpoints.partition_point(|endpoint| endpoint.service < *service)..];
-    &from[..from.partition_point(|endpoint| endpoint.service == *service)]
 }
 
 fn same_apart_from_routes(a: &Listener, b: &Listener) -> bool {

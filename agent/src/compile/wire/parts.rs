@@ -79,11 +79,10 @@ pub struct Counts {
 impl Counts {
     /// How much a model holds.
     pub fn of(model: &Model) -> Self {
-        let endpoints = || model.endpoints.iter().chain(&model.datagram_endpoints);
         Self {
             services: model.services.len(),
-            endpoints: endpoints().count(),
-            ready: endpoints().filter(|endpoint| endpoint.ready).count(),
+            endpoints: model.endpoints.len() + model.datagram_endpoints.len(),
+            ready: model.endpoints.ready() + model.datagram_endpoints.ready(),
             routes: model.mesh_routes.len()
                 + model.listeners.iter().map(|listener| listener.routes.len()).sum::<usize>(),
         }
@@ -231,7 +230,7 @@ impl Parts {
             policies: self.policies.values().cloned().collect(),
             authorization: self.authorization.values().cloned().collect(),
             peers: self.peers.values().cloned().collect(),
-            mesh_routes: tables(&self.routes),
+            mesh_routes: tables(&self.routes).into(),
             listeners: self.listeners.iter().map(with_routes).collect(),
             guards: self.guards.values().cloned().collect(),
             limits: self.limits.values().cloned().collect(),

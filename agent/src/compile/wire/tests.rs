@@ -47,13 +47,14 @@ proptest! {
     #[test]
     fn a_change_of_endpoints_is_found_by_their_services(a in made::model(), b in made::model()) {
         let mut after = Model { endpoints: b.endpoints, datagram_endpoints: b.datagram_endpoints, ..a.clone() };
-        after.endpoints.sort();
-        after.datagram_endpoints.sort();
+        after.endpoints.edit(|all| all.sort());
+        after.datagram_endpoints.edit(|all| all.sort());
         let mut before = a;
-        before.endpoints.sort();
-        before.datagram_endpoints.sort();
-        let streams = before.endpoints.iter().chain(&after.endpoints);
-        let all = streams.chain(&before.datagram_endpoints).chain(&after.datagram_endpoints);
+        before.endpoints.edit(|all| all.sort());
+        before.datagram_endpoints.edit(|all| all.sort());
+        let streams = before.endpoints.iter().chain(after.endpoints.iter());
+        let datagrams = before.datagram_endpoints.iter().chain(after.datagram_endpoints.iter());
+        let all = streams.chain(datagrams);
         let services = all.map(|endpoint| endpoint.service.clone()).collect();
         let by_services = Change::between_endpoints(&before, &after, &services);
         prop_assert_eq!(by_services, Change::between(&before, &after));

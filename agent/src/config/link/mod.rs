@@ -59,17 +59,17 @@ pub(super) fn link(objects: &[Arc<Object>]) -> (Model, Vec<LinkedObject>) {
     let mut workloads: Vec<_> = workloads.into_values().map(|(workload, _)| workload).collect();
     workloads.sort_by(|a, b| a.name.cmp(&b.name));
     let model = Model {
-        services,
-        endpoints,
-        datagram_endpoints: datagrams,
-        workloads,
-        policies,
-        authorization,
-        peers,
-        mesh_routes,
-        listeners,
-        guards,
-        limits,
+        services: services.into(),
+        endpoints: endpoints.into(),
+        datagram_endpoints: datagrams.into(),
+        workloads: workloads.into(),
+        policies: policies.into(),
+        authorization: authorization.into(),
+        peers: peers.into(),
+        mesh_routes: mesh_routes.into(),
+        listeners: listeners.into(),
+        guards: guards.into(),
+        limits: limits.into(),
     };
     (model, notes.linked)
 }

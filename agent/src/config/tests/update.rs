@@ -122,7 +122,7 @@ proptest! {
             let before = state.model.clone();
             if let Some(touched) = state.update(&files) {
                 let of_others = |model: &crate::model::Model| -> Vec<_> {
-                    let all = model.endpoints.iter().chain(&model.datagram_endpoints);
+                    let all = model.endpoints.iter().chain(model.datagram_endpoints.iter());
                     all.filter(|one| !touched.contains(&one.service)).cloned().collect()
                 };
                 prop_assert_eq!(of_others(&before), of_others(&state.model));

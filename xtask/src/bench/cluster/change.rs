@@ -1,4 +1,5 @@
-//! One endpoint changes, again and again, beside requests through one of the agents.
+//! One endpoint changes, again and again, beside requests through one of the agents. Quiet times and times with changes take turns,
+//! so that whatever else becomes of the machine meanwhile is in both.
 
 use std::time::{Duration, Instant};
 
@@ -10,8 +11,9 @@ use super::site::{NODES, Plans, Site};
 
 /// Requests a second.
 const RATE: u32 = 200;
-/// How long requests are made while nothing changes.
-const QUIET: usize = 10 * RATE as usize;
+/// So many changes are made one after another, and as many requests pass before them in which nothing changes.
+const TURN: u32 = 40;
+const QUIET: usize = 5 * RATE as usize;
 /// Between two changes at least.
 const EVERY: Duration = Duration::from_millis(150);
 /// What is asked: milliseconds, bytes for a follower, and the p99 of requests by that of quiet times.
@@ -26,13 +28,15 @@ pub fn run(plans: &Plans, changes: u32, followers: usize) -> Result<Vec<Row>> {
     let simulated = Followers::start(&site.runtime, followers, &options, &trust);
     let load = site.load(NODES[0], RATE)?;
     load.wait_requests(RATE as usize, Duration::from_mins(1))?;
-    let quiet = load.so_far().samples.len();
-    load.wait_requests(QUIET, Duration::from_mins(1))?;
-    let busy = load.so_far().samples.len();
     let before = simulated.taken();
-    let mut times = Vec::new();
+    let (mut times, mut quiet) = (Vec::new(), Vec::new());
     // The first service has an endpoint that is not ready from the start.
     for number in 1..=changes {
+        if (number - 1) % TURN == 0 {
+            let begin = Instant::now();
+            load.wait_requests(QUIET, Duration::from_mins(1))?;
+            quiet.push(begin..Instant::now());
+        }
         let service = number.wrapping_mul(97) % site.documents.0.services;
         let write = site.documents.slice(service, |nth| nth != number % site.documents.0.endpoints);
         let begin = Instant::now();
@@ -40,16 +44,20 @@ pub fn run(plans: &Plans, changes: u32, followers: usize) -> Result<Vec<Row>> {
         times.push(site.wait_revision(begin, revision)? - begin);
         std::thread::sleep(EVERY.saturating_sub(begin.elapsed()));
     }
+    let busy = quiet.first().map(|first| first.end).context("nothing was changed")?..Instant::now();
     let after = simulated.taken();
     let report = load.stop()?;
     ensure!(report.failures().next().is_none(), "requests failed: {:?}", report.failure_kinds());
     ensure!(simulated.refused() == 0, "simulated nodes refused tables");
-    let took = |samples: &[lab::load::Sample]| -> Vec<Duration> {
-        samples.iter().map(|sample| sample.done - sample.due).collect()
+    let is_quiet = |sample: &&lab::load::Sample| quiet.iter().any(|turn| turn.contains(&sample.due));
+    let took = |samples: Vec<&lab::load::Sample>| -> Vec<Duration> {
+        samples.into_iter().map(|sample| sample.done - sample.due).collect()
     };
-    let quiet = Row::percentile("p99 of requests, quiet", &took(&report.samples[quiet..busy]), 99)?;
-    let busy =
-        Row::percentile("p99 of requests, while endpoints change", &took(&report.samples[busy..]), 99)?;
+    let within = report.samples.iter().filter(|sample| sample.due < busy.end);
+    let (still, moving): (Vec<_>, Vec<_>) =
+        within.filter(|sample| is_quiet(sample) || busy.contains(&sample.due)).partition(is_quiet);
+    let quiet = Row::percentile("p99 of requests, quiet", &took(still), 99)?;
+    let busy = Row::percentile("p99 of requests, while endpoints change", &took(moving), 99)?;
     let slower = busy.value.median / quiet.value.median;
     let mut rows = vec![
         Row::percentile("one endpoint -> applied on all three, p50", &times, 50)?,

@@ -29,16 +29,13 @@ pub struct World {
 impl World {
     /// All of it.
     pub fn model(self) -> Model {
-        let mut model = Model {
-            services: (0..self.services).map(service).collect(),
-            endpoints: Vec::new(),
-            ..Model::default()
-        };
+        let mut model = Model { services: (0..self.services).map(service).collect(), ..Model::default() };
+        let mut endpoints = Vec::new();
         for index in 0..self.services {
             let labels = Arc::new(labels(index));
             for nth in 0..self.endpoints {
                 let pod = self.pod(index, nth, &labels);
-                model.endpoints.push(endpoint(index, &pod));
+                endpoints.push(endpoint(index, &pod));
                 model.workloads.push(pod);
             }
         }
@@ -56,21 +53,23 @@ impl World {
             hostname: HostPattern::Any,
             routes: on_gateway.into_iter().map(|index| route(index, vec![], host(index))).collect(),
             tls: None,
-        }];
+        }]
+        .into();
         model.services.sort_by(|a, b| a.name.cmp(&b.name));
-        model.endpoints.sort();
+        endpoints.sort();
+        model.endpoints = endpoints.into();
         model.workloads.sort_by(|a, b| a.name.cmp(&b.name));
         model
     }
 
     /// Makes an endpoint ready that is not, or the other way round.
     pub fn flip(self, model: &mut Model, service: u32, nth: u32) {
-        let key = (name(service), SocketAddr::new(self.address(service, nth), 8080));
-        let found =
-            model.endpoints.binary_search_by(|one| (&one.service, &one.address).cmp(&(&key.0, &key.1)));
-        if let Ok(index) = found {
-            model.endpoints[index].ready ^= true;
+        let (service, address) = (name(service), SocketAddr::new(self.address(service, nth), 8080));
+        let mut endpoints = model.endpoints.of(&service).to_vec();
+        for endpoint in endpoints.iter_mut().filter(|endpoint| endpoint.address == address) {
+            endpoint.ready ^= true;
         }
+        model.endpoints.replace(&service, endpoints);
     }
 
     /// The address of a service.

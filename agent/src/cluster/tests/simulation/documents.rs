@@ -54,7 +54,7 @@ pub(super) fn model(texts: &Texts) -> Model {
     let sum: u64 = texts.values().filter_map(|text| text.parse::<u64>().ok()).sum();
     for number in 0..u8::try_from(sum % 6).expect("is small") {
         let node: Arc<str> = format!("node{}", number % 3).into();
-        model.endpoints.push(sample::endpoint(number, Some(&node)));
+        model.endpoints.edit(|all| all.push(sample::endpoint(number, Some(&node))));
     }
     model
 }

@@ -473,5 +473,10 @@ fn model(endpoints: &[SocketAddr]) -> Model {
     };
     let mut endpoints: Vec<_> = endpoints.iter().map(endpoint).collect();
     endpoints.sort();
-    Model { services: vec![service], endpoints, policies: vec![policy], ..Model::default() }
+    Model {
+        services: vec![service].into(),
+        endpoints: endpoints.into(),
+        policies: vec![policy].into(),
+        ..Model::default()
+    }
 }

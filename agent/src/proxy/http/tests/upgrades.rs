@@ -148,7 +148,11 @@ fn a_tunnel_to_what_no_table_knows_is_cut_once_there_are_policies() {
             dry_run: false,
             rules: Vec::new(),
         };
-        proxy.apply(&Model { workloads: vec![pod], authorization: vec![policy], ..Model::default() });
+        proxy.apply(&Model {
+            workloads: vec![pod].into(),
+            authorization: vec![policy].into(),
+            ..Model::default()
+        });
         assert_eq!(client.until_reset().await, (String::new(), true));
         let seen = proxy.records(1).await.remove(0);
         assert_eq!((seen.flags.as_str(), seen.details), ("UAEX", "rbac_access_denied"));
