@@ -1,6 +1,7 @@
 //! Checked, version-neutral values: what the documents mean once their spelling no longer matters. No I/O.
 
 mod authorization;
+mod client_tls;
 pub(crate) mod expression;
 mod guard;
 mod limit;
@@ -21,6 +22,7 @@ pub use authorization::{
     PathPattern, PolicyAction, PolicyMatch, PolicyRequest, PolicyRule, PolicyScope, PolicySource,
     RequestTerms, TextPattern,
 };
+pub use client_tls::{ClientTls, TlsRules};
 pub use guard::{EdgeGuard, SourceRate};
 pub use limit::{
     ClusterCount, ClusterMode, FailMode, KeyPart, Limit, LimitTarget, LimitedRoute, Missing, PushDown, Quota,
