@@ -104,11 +104,13 @@ pub enum TierReason {
     NoRoom = 6,
     /// An endpoint is reached through a tunnel, which the agent makes.
     Tunnelled = 7,
+    /// A rule asks for TLS that the agent makes.
+    Secured = 8,
 }
 
 impl TierReason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Opaque,
         Self::Datagrams,
         Self::NoEndpoint,
@@ -117,6 +119,7 @@ impl TierReason {
         Self::DetectsProtocol,
         Self::NoRoom,
         Self::Tunnelled,
+        Self::Secured,
     ];
 
     /// The name that dumps show.
@@ -130,6 +133,7 @@ impl TierReason {
             Self::DetectsProtocol => "detects_protocol",
             Self::NoRoom => "no_room",
             Self::Tunnelled => "tunnelled",
+            Self::Secured => "secured",
         }
     }
 }

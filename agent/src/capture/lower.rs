@@ -273,6 +273,7 @@ mod tests {
             service: ObjectName::new("default", "mix"),
             lb: LbPolicy::SourceIp,
             port_lb: Vec::new(),
+            tls: crate::model::TlsRules::default(),
             subsets: Vec::new(),
         });
         let lowered = lowered(&model);

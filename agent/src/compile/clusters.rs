@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::source::Pods;
-use super::{Cluster, ClusterKey, RoutingTable, Upstream, UpstreamTls};
-use crate::model::{Endpoint, LbPolicy, Service, ServicePort, SharedMap, Subset, TrafficPolicy};
+use super::{Cluster, ClusterKey, RoutingTable, Security, Upstream, UpstreamTls};
+use crate::model::{AppProtocol, Endpoint, LbPolicy, Service, ServicePort, SharedMap, Subset, TrafficPolicy};
 
 /// Clusters by what they are.
 pub(super) type Clusters = SharedMap<ClusterKey, Arc<Cluster>>;
@@ -18,18 +18,14 @@ pub(super) fn add(clusters: &mut Clusters, service: &Service, pods: Pods<'_>, pr
         let key = ClusterKey { service: service.name.clone(), port: port.port, subset: None };
         let endpoints = in_order(pods.source.endpoints(&service.name, port.port));
         let members = upstreams(&endpoints, previous.clusters.get(&key), pods);
-        // What is offered within TLS depends on the protocol.
-        let before = previous.clusters.get(&key).filter(|cluster| cluster.protocol == port.protocol);
-        let before = before.and_then(|cluster| cluster.tls.as_ref());
-        let tls = port.tls.as_ref().map(|terms| UpstreamTls::keep(terms, before));
         for subset in policy.map_or(&[][..], |policy| &policy.subsets) {
             let key = ClusterKey { subset: Some(Arc::clone(&subset.name)), ..key.clone() };
             let chosen = members.iter().filter(|(endpoint, _)| belongs(endpoint, subset));
-            let cluster = build(key, (port, &tls), balancing(policy, port, Some(subset)), chosen);
-            insert(clusters, cluster, previous);
+            let cluster = build(key, port.protocol, balancing(policy, port, Some(subset)), chosen);
+            insert(clusters, secured(cluster, (policy, port, Some(subset)), previous), previous);
         }
-        let cluster = build(key, (port, &tls), balancing(policy, port, None), members.iter());
-        insert(clusters, cluster, previous);
+        let cluster = build(key, port.protocol, balancing(policy, port, None), members.iter());
+        insert(clusters, secured(cluster, (policy, port, None), previous), previous);
     }
 }
 
@@ -76,17 +72,38 @@ fn balancing(policy: Option<&TrafficPolicy>, port: &ServicePort, subset: Option<
     subset.and_then(|subset| subset.lb).or_else(of_port).unwrap_or(policy.lb)
 }
 
+/// With what connections to it are kept within: what the subset says, else the port, else the service (Istio's order). For Gateways
+/// a BackendTLSPolicy says it before any of them.
+fn secured(
+    cluster: Cluster,
+    (policy, port, subset): (Option<&TrafficPolicy>, &ServicePort, Option<&Subset>),
+    previous: &RoutingTable,
+) -> Cluster {
+    let before = previous.clusters.get(&cluster.key);
+    let said = subset.and_then(|subset| subset.tls.on(port.port));
+    let said = said.or_else(|| policy?.tls.on(port.port)).flatten();
+    let from_pods = Security::keep(said, before.map(|before| &before.from_pods));
+    let from_gateways = match &port.tls {
+        Some(terms) => {
+            let before = before.map(|before| &before.from_gateways);
+            Security::Tls(UpstreamTls::keep(terms, before))
+        }
+        None => from_pods.clone(),
+    };
+    Cluster { from_gateways, from_pods, ..cluster }
+}
+
 fn build<'a>(
     key: ClusterKey,
-    (port, tls): (&ServicePort, &Option<Arc<UpstreamTls>>),
+    protocol: AppProtocol,
     policy: LbPolicy,
     members: impl Iterator<Item = &'a (&'a Endpoint, Arc<Upstream>)>,
 ) -> Cluster {
     let (ready, unready): (Vec<_>, Vec<_>) = members.partition(|(endpoint, _)| endpoint.ready);
     let upstreams =
         |list: Vec<&(_, Arc<Upstream>)>| list.into_iter().map(|(_, upstream)| Arc::clone(upstream)).collect();
-    let cluster = Cluster::new(key, port.protocol, policy, upstreams(ready));
-    Cluster { unready: upstreams(unready), tls: tls.clone(), ..cluster }
+    let cluster = Cluster::new(key, protocol, policy, upstreams(ready));
+    Cluster { unready: upstreams(unready), ..cluster }
 }
 
 fn insert(clusters: &mut Clusters, cluster: Cluster, previous: &RoutingTable) {
@@ -107,7 +124,8 @@ fn insert(clusters: &mut Clusters, cluster: Cluster, previous: &RoutingTable) {
 fn same(before: &Cluster, after: &Cluster) -> bool {
     before.protocol == after.protocol
         && before.policy == after.policy
-        && before.tls == after.tls
+        && before.from_gateways == after.from_gateways
+        && before.from_pods == after.from_pods
         && same_upstreams(&before.endpoints, &after.endpoints)
         && same_upstreams(&before.unready, &after.unready)
 }

@@ -44,7 +44,7 @@ pub use table::{
     Action, Backend, Cluster, ClusterKey, DatagramFrontend, Forward, Frontend, GatewayListener, HeaderOps,
     Route, RouteName, RoutingTable, Upstream, VirtualHost, WeightedBackend,
 };
-pub use upstream_tls::UpstreamTls;
+pub use upstream_tls::{Security, UpstreamTls, Within};
 pub use version::{TableVersion, Token};
 pub use watched::{Observed, Outcome};
 pub use weights::Weights;

@@ -41,13 +41,20 @@ impl PodMtls {
         mtls
     }
 
+    /// What holds for the ports of a pod.
+    pub fn of_pod<'m>(peers: impl Iterator<Item = &'m PeerAuthentication>, pod: &Workload) -> Self {
+        let peers = by_age(peers);
+        let counting: Vec<_> = counting(&peers, pod).into_iter().map(|at| &peers[at]).collect();
+        Self::of(&counting)
+    }
+
     /// What holds for a port; `None`: nobody says anything, and both are taken. `port`: `None` is any that has no entry of its own.
     pub fn on(&self, port: Option<u16>) -> Option<&PeerMode> {
         port.and_then(|port| self.ports.get(&port)).or(self.others.as_ref())
     }
 
     /// The document by which plaintext is refused at a port.
-    pub(super) fn strict_on(&self, port: Option<u16>) -> Option<&ObjectName> {
+    pub fn strict_on(&self, port: Option<u16>) -> Option<&ObjectName> {
         self.on(port).filter(|mode| mode.mode == MtlsMode::Strict).map(|mode| &mode.by)
     }
 

@@ -13,7 +13,7 @@ use crate::model::{
 };
 use crate::route::{HostTable, RequestOrigin, RequestView, RouteMatch, RuleSet};
 
-use super::{GuardPolicy, LimitTable, PolicyTable, Realm, TableVersion, TlsPort, UpstreamTls, Weights};
+use super::{GuardPolicy, LimitTable, PolicyTable, Realm, Security, TableVersion, TlsPort, Weights};
 
 /// Everything that the proxies look up. Immutable; a request keeps the one it started with.
 #[derive(Debug, Default)]
@@ -237,8 +237,10 @@ pub struct Cluster {
     pub protocol: AppProtocol,
     /// How one is chosen.
     pub policy: LbPolicy,
-    /// How those who come by a Gateway speak TLS with them, where they do.
-    pub tls: Option<Arc<UpstreamTls>>,
+    /// What connections of those who come by a Gateway are kept within.
+    pub from_gateways: Security,
+    /// What those of this node's pods are.
+    pub from_pods: Security,
     /// The ready endpoints, sorted by address; may be empty.
     pub endpoints: Vec<Arc<Upstream>>,
     /// The endpoints that may not be given new work, sorted by address; for dumps alone.
@@ -255,7 +257,9 @@ impl Cluster {
         policy: LbPolicy,
         endpoints: Vec<Arc<Upstream>>,
     ) -> Self {
-        Self { key, protocol, policy, tls: None, endpoints, unready: Vec::new(), turn: AtomicU64::new(0) }
+        let (from_gateways, from_pods) = <(Security, Security)>::default();
+        let (unready, turn) = (Vec::new(), AtomicU64::new(0));
+        Self { key, protocol, policy, from_gateways, from_pods, endpoints, unready, turn }
     }
 }
 

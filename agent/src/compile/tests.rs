@@ -145,6 +145,7 @@ fn canary() -> Model {
         name: version.into(),
         labels: BTreeMap::from([("version".into(), version.into())]),
         lb: None,
+        tls: crate::model::TlsRules::default(),
     };
     let shares = vec![to("order", None, Some("v1"), 90), to("order", None, Some("v2"), 10)];
     Model {
@@ -169,6 +170,7 @@ fn canary() -> Model {
             service: name("order"),
             lb: LbPolicy::RoundRobin,
             port_lb: Vec::new(),
+            tls: crate::model::TlsRules::default(),
             subsets: vec![subset("v1"), subset("v2")],
         }]
         .into(),

@@ -2,7 +2,7 @@
 
 use agent_common::balance::{Tier, TierReason};
 
-use super::{DatagramFrontend, Frontend};
+use super::{DatagramFrontend, Frontend, Security};
 use crate::model::AppProtocol;
 
 impl Frontend {
@@ -18,6 +18,7 @@ impl Frontend {
             AppProtocol::Tcp if !self.tcp.endpoints.iter().any(|one| one.address.is_ipv4() == ipv4) => {
                 (Tier::AgentL4, TierReason::NoEndpoint)
             }
+            AppProtocol::Tcp if self.tcp.from_pods != Security::Way => (Tier::AgentL4, TierReason::Secured),
             // What the kernel would send in plaintext a pod may well refuse that takes tunnels.
             AppProtocol::Tcp if self.tcp.endpoints.iter().any(|one| one.is_tunnelled()) => {
                 (Tier::AgentL4, TierReason::Tunnelled)

@@ -30,7 +30,7 @@ pub(in crate::compile) use touched::Whole;
 /// through what a policy refuses or sending traffic where it must not go; otherwise the number is raised. It is raised as well
 /// when something comes to mean something else, or when a field that was always there no longer is. A variant that an agent
 /// does not know is never passed over: it makes the agent refuse the table.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;
 
 /// Why a change can't be read or applied. None of it is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

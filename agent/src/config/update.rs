@@ -66,11 +66,12 @@ impl State {
 
     /// Whether of a service's endpoints nothing else depends, and they depend on what slices and pods' names say alone.
     fn is_plain(&self, name: &ObjectName) -> bool {
-        // Whether a subset has any endpoint is said of its DestinationRule.
+        // Whether a subset has any endpoint is said of its DestinationRule, and which endpoints its TLS does not go with.
         let policies = &self.model.policies;
         let policy = policies.binary_search_by(|policy| policy.service.cmp(name));
-        let has_subsets = policy.is_ok_and(|at| !policies[at].subsets.is_empty());
-        self.service(name).is_some() && !has_subsets && self.slices_of(name).all(names_pods)
+        let has_more =
+            policy.is_ok_and(|at| !policies[at].subsets.is_empty() || !policies[at].tls.is_silent());
+        self.service(name).is_some() && !has_more && self.slices_of(name).all(names_pods)
     }
 
     fn linked(&self, name: &ObjectName) -> Option<[Vec<Endpoint>; 2]> {

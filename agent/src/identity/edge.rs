@@ -58,7 +58,7 @@ pub fn check(chain: &str, key: &PrivateKey) -> Result<(), (Part, UnusableMateria
 }
 
 /// The chain in the TLS library's form.
-fn read(chain: &str, key: &PrivateKey) -> Result<CertifiedKey, (Part, UnusableMaterial)> {
+pub(super) fn read(chain: &str, key: &PrivateKey) -> Result<CertifiedKey, (Part, UnusableMaterial)> {
     let of_chain = |problem| (Part::Certificate, problem);
     let mut certificates = Vec::new();
     for (index, certificate) in CertificateDer::pem_slice_iter(chain.as_bytes()).enumerate() {

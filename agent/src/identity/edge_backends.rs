@@ -1,4 +1,4 @@
-//! TLS to backends of Gateways: whom they are believed to be.
+//! TLS to backends of Gateways and of pods: whom they are believed to be, and what they are shown.
 
 use std::io;
 use std::sync::{Arc, OnceLock};
@@ -8,20 +8,46 @@ use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::ring::default_provider;
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::server::ParsedCertificate;
+use rustls::sign::SingleCertAndKey;
 use rustls::version::{TLS12, TLS13};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, DnsName, ServerName, UnixTime};
 use webpki::EndEntityCert;
 
+use super::edge;
 use super::edge_clients::add_roots;
 use crate::model::{BackendName, BackendRoots, BackendTls};
 
 /// What the library's own reasons are called, where they concern the backend's certificate.
 const NOT_VALID: &str = "upstream_tls_certificate";
 
-/// How a backend is dialled, whose port speaks `alpn`; `None`: there is nobody to believe, and it can't be dialled.
-pub fn client_config(terms: &BackendTls, alpn: &[u8]) -> Option<Arc<ClientConfig>> {
+/// How a backend is dialled, whose port speaks `alpn`, or what is told by no name; `None`: there is nobody to believe, or nothing
+/// to show, and it can't be dialled.
+pub fn client_config(terms: &BackendTls, alpn: Option<&[u8]>) -> Option<Arc<ClientConfig>> {
+    let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()));
+    let builder = builder.with_protocol_versions(&[&TLS13, &TLS12]).ok()?;
+    let builder = match roots(terms)? {
+        None => builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody::default())),
+        Some(roots) if terms.names.is_empty() => builder.with_root_certificates(roots),
+        Some(roots) => {
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(Named::new(roots, terms)?))
+        }
+    };
+    let mut config = match &terms.client {
+        None => builder.with_no_client_auth(),
+        Some(client) => {
+            let key = edge::read(&client.chain, &client.key).ok()?;
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key)))
+        }
+    };
+    config.alpn_protocols = alpn.into_iter().map(<[u8]>::to_vec).collect();
+    Some(Arc::new(config))
+}
+
+/// Whom to believe; none: anybody. `None`: there is nobody to believe.
+fn roots(terms: &BackendTls) -> Option<Option<Arc<RootCertStore>>> {
     let roots = match &terms.roots {
+        BackendRoots::Anybody => return Some(None),
         BackendRoots::System => system()?,
         BackendRoots::Bundles(bundles) => {
             let mut roots = RootCertStore::empty();
@@ -31,19 +57,52 @@ pub fn client_config(terms: &BackendTls, alpn: &[u8]) -> Option<Arc<ClientConfig
             Arc::new(roots)
         }
     };
-    if roots.is_empty() {
-        return None;
+    (!roots.is_empty()).then_some(Some(roots))
+}
+
+/// Takes any certificate whose key the backend has (`insecureSkipVerify`).
+#[derive(Debug)]
+struct Anybody(WebPkiSupportedAlgorithms);
+
+impl Default for Anybody {
+    fn default() -> Self {
+        Self(default_provider().signature_verification_algorithms)
     }
-    let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()));
-    let builder = builder.with_protocol_versions(&[&TLS13, &TLS12]).ok()?;
-    let builder = if terms.names.is_empty() {
-        builder.with_root_certificates(roots)
-    } else {
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(Named::new(roots, terms)?))
-    };
-    let mut config = builder.with_no_client_auth();
-    config.alpn_protocols = vec![alpn.to_vec()];
-    Some(Arc::new(config))
+}
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, certificate, signature, &self.0)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, certificate, signature, &self.0)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_schemes()
+    }
 }
 
 /// Takes a certificate that leads to a root and has one of some names.

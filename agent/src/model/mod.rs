@@ -1,6 +1,7 @@
 //! Checked, version-neutral values: what the documents mean once their spelling no longer matters. No I/O.
 
 mod authorization;
+mod client_tls;
 mod endpoints;
 pub(crate) mod expression;
 mod guard;
@@ -25,6 +26,7 @@ pub use authorization::{
     PathPattern, PolicyAction, PolicyMatch, PolicyRequest, PolicyRule, PolicyScope, PolicySource,
     RequestTerms, TextPattern,
 };
+pub use client_tls::{ClientTls, TlsRules};
 pub use endpoints::Endpoints;
 pub use guard::{EdgeGuard, SourceRate};
 pub use limit::{

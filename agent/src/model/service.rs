@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{BackendTls, Labels, ObjectName};
+use super::{BackendTls, ClientTls, Labels, ObjectName, TlsRules};
 
 /// What a port's owner says that is spoken on it (`appProtocol`, else the port name's prefix as in Istio).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -118,6 +118,8 @@ pub struct TrafficPolicy {
     pub lb: LbPolicy,
     /// Balancing by service port, where `portLevelSettings` give one.
     pub port_lb: Vec<(u16, LbPolicy)>,
+    /// The TLS that clients speak with its endpoints.
+    pub tls: TlsRules<ClientTls>,
     /// Named subsets.
     pub subsets: Vec<Subset>,
 }
@@ -133,4 +135,7 @@ pub struct Subset {
     /// The subset's own balancing, where it overrides the service's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lb: Option<LbPolicy>,
+    /// The TLS that clients speak with its endpoints, where that differs from the service's.
+    #[serde(default, skip_serializing_if = "TlsRules::is_empty")]
+    pub tls: TlsRules<ClientTls>,
 }

@@ -42,16 +42,20 @@ pub enum ClientMode {
     Optional,
 }
 
-/// How Gateways speak TLS with the endpoints of a port.
+/// How Gateways, or pods, speak TLS with the endpoints of a port.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackendTls {
-    /// The name that they are asked for. They have to prove it, unless `names` has any.
+    /// The name that they are asked for. They have to prove it, unless `names` has any. Empty: the host that the client asks for,
+    /// or the Service where it asks for none.
     pub hostname: Arc<str>,
     /// The names of which they have to prove one instead.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub names: Vec<BackendName>,
     /// Whom to believe.
     pub roots: BackendRoots,
+    /// What is shown to them where they ask for a certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<Arc<ServerCertificate>>,
 }
 
 /// A name in a backend's certificate.
@@ -72,6 +76,8 @@ pub enum BackendRoots {
     System,
     /// Bundles of CA certificates, in PEM. None: what is referred to can't be used, and the backends can't be reached.
     Bundles(Vec<Arc<str>>),
+    /// Anybody, whatever they show.
+    Anybody,
 }
 
 /// A version of TLS.

@@ -340,7 +340,8 @@ mod tests {
             uid: None,
             address: SocketAddr::from(([127, 0, 0, 1], 1)),
             source: crate::net::ConnectSource::Node,
-            tls: None,
+            security: crate::compile::Security::Way,
+            server_name: None,
         }
     }
 

@@ -21,7 +21,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use crate::compile::UpstreamTls;
+use crate::compile::Security;
 use crate::net::{ConnectSource, Stream};
 
 /// Bounds of a pool.
@@ -58,8 +58,10 @@ pub struct PoolKey {
     pub address: SocketAddr,
     /// The address that the endpoint sees; `None`: the node's own.
     pub source: ConnectSource,
-    /// The TLS that is spoken with it.
-    pub tls: Option<Arc<UpstreamTls>>,
+    /// What it is kept within.
+    pub security: Security,
+    /// The name that was asked for in TLS, where its terms name none.
+    pub server_name: Option<Arc<str>>,
 }
 
 /// The addresses tell nearly all keys apart, and cost less to hash than the name.
@@ -274,7 +276,8 @@ mod tests {
             uid: Some(uid.into()),
             address: SocketAddr::from(([127, 0, 0, 1], 1)),
             source: ConnectSource::Node,
-            tls: None,
+            security: Security::Way,
+            server_name: None,
         }
     }
 

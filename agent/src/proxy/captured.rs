@@ -89,6 +89,7 @@ async fn by_protocol(
         }
         AppProtocol::Undeclared => match Box::pin(detect(&context, &mut downstream, &dial)).await {
             Told::Http(dialled) => {
+                let dialled = dialled.filter(|_| dial.is_as_it_comes());
                 downstream.early = dialled.map(tcp::Dialled::into_early);
                 drop((table, dial));
                 http::serve(context, downstream).await;

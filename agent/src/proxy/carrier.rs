@@ -12,6 +12,8 @@ use crate::net::{ConnectSource, Line, Relayed, Stream, relay_stream};
 
 /// What carries a client's bytes.
 pub(super) trait Carrier: AsRawFd + Sized {
+    /// Whether its bytes are what a client sent, and not what was within its TLS.
+    const IS_RAW: bool;
     /// What is dialled for it.
     type Upstream;
 
@@ -38,6 +40,7 @@ pub(super) trait Carrier: AsRawFd + Sized {
 }
 
 impl Carrier for TcpStream {
+    const IS_RAW: bool = true;
     type Upstream = Line;
 
     fn upstream(io: TcpStream) -> Line {
@@ -64,6 +67,7 @@ impl Carrier for TcpStream {
 
 /// Nobody dials for TLS before it has ended here, and nothing of what is within was read before.
 impl Carrier for Stream {
+    const IS_RAW: bool = false;
     type Upstream = TcpStream;
 
     fn upstream(io: TcpStream) -> TcpStream {

@@ -26,7 +26,7 @@ pub(super) async fn serve<Io: Carrier>(
     };
     let Origin::Gateway(name) = &downstream.origin else { return };
     let source = access::gateway_source(&table, name);
-    let to = Dial::gateway(&cluster, (downstream.original_destination, source));
+    let to = Dial::gateway(&cluster, (downstream.original_destination, source), Io::IS_RAW);
     tcp::serve(context, downstream, table, to, None).await;
 }
 

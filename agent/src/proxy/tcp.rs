@@ -11,11 +11,11 @@ use tokio::net::TcpStream;
 
 use super::access::{self, ACCESS_DENIED, Client, Refused};
 use super::carrier::Carrier;
-use super::{Context, Downstream, Early, Protocol};
+use super::{Context, Downstream, Early, Protocol, upstream_tls};
 use crate::balance::Pick;
-use crate::compile::{Cluster, Frontend, RoutingTable};
+use crate::compile::{Cluster, Frontend, RoutingTable, Security, UpstreamTls};
 use crate::identity::PeerRefusal;
-use crate::model::{Asked, Workload};
+use crate::model::{Asked, ObjectName, Workload};
 use crate::net::{
     Bridging, ConnectSource, ConnectTarget, Line, RelayFailure, Relayed, relay_bridged, tcp_info,
 };
@@ -36,12 +36,14 @@ pub(super) struct Dial {
     unknown: bool,
     /// Who dials instead of the client.
     instead: Option<ConnectSource>,
+    /// What the connection is kept within, and the Service that is asked for in TLS whose terms name nobody.
+    security: Option<(Security, ObjectName)>,
 }
 
 impl Dial {
     /// Where the client dialled, which no table knows: the node's NAT may.
     pub(super) fn unknown(original: SocketAddr) -> Self {
-        Self { cluster: None, original, unknown: true, instead: None }
+        Self { cluster: None, original, unknown: true, instead: None, security: None }
     }
 
     /// Whom the endpoint sees.
@@ -53,21 +55,53 @@ impl Dial {
         }
     }
 
-    /// An endpoint of a cluster, for a client of a Gateway.
-    pub(super) fn gateway(cluster: &Arc<Cluster>, (original, source): (SocketAddr, ConnectSource)) -> Self {
-        Self { cluster: Some(Arc::clone(cluster)), original, unknown: false, instead: Some(source) }
+    /// An endpoint of a cluster, for a client of a Gateway. `is_tls`: the client's bytes are TLS already, and get no other.
+    pub(super) fn gateway(
+        cluster: &Arc<Cluster>,
+        (original, source): (SocketAddr, ConnectSource),
+        is_tls: bool,
+    ) -> Self {
+        let security = secured(cluster, &cluster.from_gateways);
+        let security = security.filter(|(security, _)| !is_tls || *security == Security::Mesh);
+        let cluster = Some(Arc::clone(cluster));
+        Self { cluster, original, unknown: false, instead: Some(source), security }
     }
 
     /// The pod that the client dialled.
     pub(super) fn pod(original: SocketAddr) -> Self {
-        Self { cluster: None, original, unknown: false, instead: None }
+        Self { cluster: None, original, unknown: false, instead: None, security: None }
     }
 
     /// An endpoint of the service; of a headless one, the endpoint that the client dialled.
     pub(super) fn frontend(frontend: &Frontend, original: SocketAddr) -> Self {
         let cluster = (!frontend.headless).then(|| frontend.tcp.clone());
-        Self { cluster, original, unknown: false, instead: None }
+        let security = secured(&frontend.tcp, &frontend.tcp.from_pods);
+        Self { cluster, original, unknown: false, instead: None, security }
     }
+
+    /// Whether HTTP may use a connection that was opened by it.
+    pub(super) fn is_as_it_comes(&self) -> bool {
+        self.security.is_none()
+    }
+
+    /// Whether an endpoint may be dialled at all.
+    fn may_reach(&self, context: &Context, target: ConnectTarget) -> Result<(), Undialled> {
+        let by_mesh = matches!(self.security, Some((Security::Mesh, _)));
+        if by_mesh && !upstream_tls::is_in_mesh(&context.tables.load(), target.source, target.address.ip()) {
+            return Err(unreached(target.address, upstream_tls::OUTSIDE_MESH));
+        }
+        Ok(())
+    }
+
+    fn tls(&self) -> Option<(&UpstreamTls, String)> {
+        let (security, service) = self.security.as_ref()?;
+        security.tls().map(|tls| (&**tls, service.fqdn()))
+    }
+}
+
+/// What connections to a cluster are kept within, where the way alone does not say.
+fn secured(cluster: &Cluster, security: &Security) -> Option<(Security, ObjectName)> {
+    (*security != Security::Way).then(|| (security.clone(), cluster.key.service.clone()))
 }
 
 /// A connection to an endpoint.
@@ -120,7 +154,8 @@ impl Undialled {
 /// Connects to an endpoint, and to another one where the first can't be reached. What a policy refuses is counted.
 pub(super) async fn dial(context: &Context, client: Client<'_>, dial: &Dial) -> Result<Dialled, Undialled> {
     let allowed = |endpoint| access::check(context, client, endpoint, Asked::Opaque);
-    dial_allowed(context, client.peer, dial, (allowed, |target| connect(context, target))).await
+    let connect = |target| connect_secured(context, dial, target);
+    dial_allowed(context, client.peer, dial, (allowed, connect)).await
 }
 
 /// The same for a connection of which nobody looks at a byte.
@@ -130,7 +165,13 @@ pub(super) async fn dial_line(
     dial: &Dial,
 ) -> Result<Dialled<Line>, Undialled> {
     let allowed = |endpoint| access::check(context, client, endpoint, Asked::Opaque);
-    let open = |target: ConnectTarget| reached(context.connector.open(target), target.address);
+    let open = async |target: ConnectTarget| {
+        if dial.tls().is_some() {
+            return connect_secured(context, dial, target).await.map(Line::Socket);
+        }
+        dial.may_reach(context, target)?;
+        reached(context.connector.open(target), target.address).await
+    };
     dial_allowed(context, client.peer, dial, (allowed, open)).await
 }
 
@@ -142,7 +183,8 @@ pub(super) async fn dial_early(
     dial: &Dial,
 ) -> Result<Dialled, Undialled> {
     let allowed = |endpoint| access::foresee(context, client, endpoint, Asked::Opaque);
-    dial_allowed(context, client.peer, dial, (allowed, |target| connect(context, target))).await
+    let connect = |target| connect_secured(context, dial, target);
+    dial_allowed(context, client.peer, dial, (allowed, connect)).await
 }
 
 async fn dial_allowed<Io>(
@@ -184,6 +226,26 @@ fn refused(address: SocketAddr, by: &Refused) -> Undialled {
     Undialled { flag: Flag::AccessDenied, details: by.details(), last: Some(address) }
 }
 
+/// Connects as somebody, within what the connection shall be kept within; each step has the time that an endpoint has.
+async fn connect_secured(
+    context: &Context,
+    dial: &Dial,
+    target: ConnectTarget,
+) -> Result<TcpStream, Undialled> {
+    dial.may_reach(context, target)?;
+    let io = connect(context, target).await?;
+    let Some((tls, name)) = dial.tls() else { return Ok(io) };
+    let shaking = upstream_tls::shake_opaque(io, tls, &name);
+    match tokio::time::timeout(CONNECT_TIMEOUT, shaking).await {
+        Ok(shaken) => shaken.map_err(|details| unreached(target.address, details)),
+        Err(_) => Err(unreached(target.address, "connect_timeout")),
+    }
+}
+
+fn unreached(address: SocketAddr, details: &'static str) -> Undialled {
+    Undialled { flag: Flag::UpstreamConnectFailure, details, last: Some(address) }
+}
+
 /// Connects as somebody, within the time that an endpoint has.
 pub(super) async fn connect(context: &Context, target: ConnectTarget) -> Result<TcpStream, Undialled> {
     reached(context.connector.connect(target), target.address).await
@@ -193,7 +255,7 @@ async fn reached<Io>(
     connecting: impl Future<Output = io::Result<Io>>,
     address: SocketAddr,
 ) -> Result<Io, Undialled> {
-    let failed = |details| Undialled { flag: Flag::UpstreamConnectFailure, details, last: Some(address) };
+    let failed = |details| unreached(address, details);
     match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
         Ok(Ok(io)) => Ok(io),
         Ok(Err(error)) => {

@@ -13,14 +13,14 @@ use proptest::sample::select;
 
 use crate::model::{
     Account, AppProtocol, AuthorizationPolicy, BackendName, BackendRoots, BackendTls, Cidr, ClientMode,
-    ClientValidation, Destination, DirectResponse, EdgeGuard, Endpoint, FieldTerm, HeaderChange, HeaderOp,
-    HostPattern, HttpRule, KeyPart, Labels, LbPolicy, Limit, LimitTarget, LimitedRoute, Listener,
+    ClientTls, ClientValidation, Destination, DirectResponse, EdgeGuard, Endpoint, FieldTerm, HeaderChange,
+    HeaderOp, HostPattern, HttpRule, KeyPart, Labels, LbPolicy, Limit, LimitTarget, LimitedRoute, Listener,
     ListenerProtocol, ListenerTls, MatchPath, MatchValue, Missing, Model, MtlsMode, NamespacePattern,
     ObjectName, PathPart, PathPattern, PathRewrite, PeerAuthentication, PolicyAction, PolicyMatch,
     PolicyRule, PolicyScope, PrivateKey, Probe, ProbeCheck, Quota, RateLimit, Redirect, RedirectPath,
     RedirectPort, RequestMatch, RequestTerms, RewriteRegex, RouteAction, RouteKind, RouteTable,
-    ServerCertificate, Service, ServicePort, SourceRate, Subset, TextPattern, TlsVersion, TrafficPolicy,
-    WeightedDestination, Workload, expression,
+    ServerCertificate, Service, ServicePort, SourceRate, Subset, TextPattern, TlsRules, TlsVersion,
+    TrafficPolicy, WeightedDestination, Workload, expression,
 };
 
 /// A model, sorted as [`Model`] says. Some endpoints, routes and listeners have the names of others.
@@ -104,7 +104,7 @@ fn service_port() -> impl Strategy<Value = ServicePort> {
     let both = |text: Arc<str>| [BackendName::Dns(Arc::clone(&text)), BackendName::Uri(text)];
     let names = vec(text(&["a.example", "b.example"]).prop_map(both), 0..2).prop_map(|names| names.concat());
     let tls = (text(&["a.example", "b.example"]), names, roots)
-        .prop_map(|(hostname, names, roots)| Arc::new(BackendTls { hostname, names, roots }));
+        .prop_map(|(hostname, names, roots)| Arc::new(BackendTls { hostname, names, roots, client: None }));
     (text(&["", "http"]), port(), one_of(&protocols), option::of(tls))
         .prop_map(|(name, port, protocol, tls)| ServicePort { name, port, protocol, tls })
 }
@@ -190,14 +190,30 @@ fn lb() -> impl Strategy<Value = LbPolicy> {
 }
 
 fn policy() -> impl Strategy<Value = TrafficPolicy> {
-    let subset = (text(&["v1", "v2"]), labels(), option::of(lb())).prop_map(|(name, labels, lb)| Subset {
-        name,
-        labels,
-        lb,
-    });
-    (name(), name(), lb(), vec((port(), lb()), 0..2), vec(subset, 0..3)).prop_map(
-        |(source, service, lb, port_lb, subsets)| TrafficPolicy { source, service, lb, port_lb, subsets },
+    let subset = (text(&["v1", "v2"]), labels(), option::of(lb()), client_tls())
+        .prop_map(|(name, labels, lb, tls)| Subset { name, labels, lb, tls });
+    (name(), name(), lb(), vec((port(), lb()), 0..2), client_tls(), vec(subset, 0..3)).prop_map(
+        |(source, service, lb, port_lb, tls, subsets)| TrafficPolicy {
+            source,
+            service,
+            lb,
+            port_lb,
+            tls,
+            subsets,
+        },
     )
+}
+
+fn client_tls() -> impl Strategy<Value = TlsRules<ClientTls>> {
+    let own = |hostname: Arc<str>| {
+        let roots = BackendRoots::Anybody;
+        ClientTls::Own(Arc::new(BackendTls { hostname, names: Vec::new(), roots, client: None }))
+    };
+    let one =
+        prop_oneof![Just(ClientTls::Disable), Just(ClientTls::Mesh), text(&["", "a.example"]).prop_map(own)];
+    let one = one.boxed();
+    (option::of(one.clone()), vec((port(), option::of(one)), 0..2))
+        .prop_map(|(others, ports)| TlsRules { others, ports })
 }
 
 fn cidr() -> impl Strategy<Value = Cidr> {

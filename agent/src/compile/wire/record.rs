@@ -13,10 +13,10 @@ use super::WireError;
 use super::key::{EndpointKey, ListenerKey, RouteKey};
 use crate::model::serial::nanoseconds;
 use crate::model::{
-    AuthorizationPolicy, DirectResponse, EdgeGuard, Endpoint, HostPattern, HttpRule, Labels, LbPolicy, Limit,
-    LimitTarget, Listener, ListenerProtocol, ListenerTls, MtlsMode, ObjectName, PeerAuthentication,
-    PolicyAction, PolicyRule, PolicyScope, Probe, RateLimit, RouteTable, Service, ServicePort, SourceRate,
-    Subset, TrafficPolicy, Workload,
+    AuthorizationPolicy, ClientTls, DirectResponse, EdgeGuard, Endpoint, HostPattern, HttpRule, Labels,
+    LbPolicy, Limit, LimitTarget, Listener, ListenerProtocol, ListenerTls, MtlsMode, ObjectName,
+    PeerAuthentication, PolicyAction, PolicyRule, PolicyScope, Probe, RateLimit, RouteTable, Service,
+    ServicePort, SourceRate, Subset, TlsRules, TrafficPolicy, Workload,
 };
 
 #[derive(Serialize, Deserialize)]
@@ -142,6 +142,8 @@ pub(super) struct PolicyRecord {
     lb: LbPolicy,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     port_lb: Vec<(u16, LbPolicy)>,
+    #[serde(default, skip_serializing_if = "TlsRules::is_empty")]
+    tls: TlsRules<ClientTls>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     subsets: Vec<Subset>,
 }
@@ -152,6 +154,7 @@ impl From<&TrafficPolicy> for PolicyRecord {
             source: policy.source.clone(),
             lb: policy.lb,
             port_lb: policy.port_lb.clone(),
+            tls: policy.tls.clone(),
             subsets: policy.subsets.clone(),
         }
     }
@@ -159,8 +162,8 @@ impl From<&TrafficPolicy> for PolicyRecord {
 
 impl PolicyRecord {
     pub(super) fn of(self, service: ObjectName) -> TrafficPolicy {
-        let Self { source, lb, port_lb, subsets } = self;
-        TrafficPolicy { source, service, lb, port_lb, subsets }
+        let Self { source, lb, port_lb, tls, subsets } = self;
+        TrafficPolicy { source, service, lb, port_lb, tls, subsets }
     }
 }
 

@@ -8,8 +8,9 @@ use serde::Deserialize;
 use super::super::field::Field;
 use super::super::node::{DecodeError, Extra, Known};
 use super::super::object::Notes;
+use super::client_tls::{self, ClientTlsSpec, ClientTlsText};
 use super::{DOCUMENT, Source, decode_spec, host_pattern, meta, service_of_host};
-use crate::model::{HostPattern, LbPolicy, ObjectName, Subset};
+use crate::model::{HostPattern, LbPolicy, ObjectName, Subset, TlsRules};
 
 const OUTLIER_DETECTION: &[&str] = &[
     "baseEjectionTime",
@@ -21,18 +22,6 @@ const OUTLIER_DETECTION: &[&str] = &[
     "maxEjectionPercent",
     "minHealthPercent",
     "splitExternalLocalOriginErrors",
-];
-
-const CLIENT_TLS: &[&str] = &[
-    "caCertificates",
-    "caCrl",
-    "clientCertificate",
-    "credentialName",
-    "insecureSkipVerify",
-    "mode",
-    "privateKey",
-    "sni",
-    "subjectAltNames",
 ];
 
 const EXTRAS: &[&[Extra]] = &[
@@ -47,7 +36,6 @@ const EXTRAS: &[&[Extra]] = &[
             fields: &[
                 Known::Later("connectionPool", &["http", "tcp"]),
                 Known::Later("outlierDetection", OUTLIER_DETECTION),
-                Known::Later("tls", CLIENT_TLS),
                 Known::Later("tunnel", &["protocol", "targetHost", "targetPort"]),
                 Known::Later("proxyProtocol", &["version"]),
                 Known::Later("retryBudget", &["minRetryConcurrency", "percent"]),
@@ -87,12 +75,14 @@ pub(crate) struct DestinationRule {
     pub lb: Option<LbPolicy>,
     /// Balancing by service port.
     pub port_lb: Vec<(u16, LbPolicy)>,
+    /// The TLS that clients speak.
+    pub tls: TlsRules<ClientTlsSpec>,
     /// Subsets in written order.
     pub subsets: Vec<SubsetPolicy>,
 }
 
-/// A subset with its position in `spec.subsets`.
-pub(crate) type SubsetPolicy = (usize, Subset);
+/// A subset with its position in `spec.subsets` and the TLS that clients speak with it.
+pub(crate) type SubsetPolicy = (usize, Subset, TlsRules<ClientTlsSpec>);
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -107,6 +97,7 @@ struct DestinationRuleSpec {
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 struct Policy {
     load_balancer: Option<LoadBalancer>,
+    tls: Option<ClientTlsText>,
     port_level_settings: Vec<Policy>,
     port: Option<PolicyPort>,
 }
@@ -152,11 +143,17 @@ pub(super) fn decode(source: &Source<'_>, notes: &mut Notes<'_>) -> Result<Desti
     if policy.port.is_some() {
         notes.error(&policy_field.key("port"), "a port stands in portLevelSettings alone");
     }
+    let ports_field = policy_field.key("portLevelSettings");
+    let ports = ports(&policy, &ports_field, notes);
     Ok(DestinationRule {
         service: service_of_host(&spec.host, &source.name.namespace),
         pattern,
         lb: balancing(&policy, &policy_field, notes),
-        port_lb: port_balancing(&policy, &policy_field.key("portLevelSettings"), notes),
+        port_lb: ports
+            .iter()
+            .filter_map(|(port, settings, field)| Some((*port, balancing(settings, field, notes)?)))
+            .collect(),
+        tls: tls(&policy, (&policy_field, &ports), notes),
         subsets: subsets(&spec.subsets, &field.key("subsets"), notes),
     })
 }
@@ -190,8 +187,9 @@ fn balancing(policy: &Policy, field: &Field, notes: &mut Notes<'_>) -> Option<Lb
     }
 }
 
-fn port_balancing(policy: &Policy, field: &Field, notes: &mut Notes<'_>) -> Vec<(u16, LbPolicy)> {
-    let mut ports: Vec<(u16, LbPolicy)> = Vec::new();
+/// The settings of ports, each with where they stand.
+fn ports<'a>(policy: &'a Policy, field: &Field, notes: &mut Notes<'_>) -> Vec<(u16, &'a Policy, Field)> {
+    let mut ports: Vec<(u16, &Policy, Field)> = Vec::new();
     for (index, settings) in policy.port_level_settings.iter().enumerate() {
         let field = field.index(index);
         if !settings.port_level_settings.is_empty() {
@@ -201,33 +199,52 @@ fn port_balancing(policy: &Policy, field: &Field, notes: &mut Notes<'_>) -> Vec<
             notes.error(&field.key("port"), "the number of the port is missing");
             continue;
         };
-        if ports.iter().any(|(before, _)| *before == port) {
+        if ports.iter().any(|(before, ..)| *before == port) {
             notes.error(&field.key("port").key("number"), format!("port {port} is given twice"));
-        } else if let Some(lb) = balancing(settings, &field, notes) {
-            ports.push((port, lb));
+        } else {
+            ports.push((port, settings, field));
         }
     }
     ports
 }
 
+fn tls(
+    policy: &Policy,
+    (field, ports): (&Field, &[(u16, &Policy, Field)]),
+    notes: &mut Notes<'_>,
+) -> TlsRules<ClientTlsSpec> {
+    let mut of = |policy: &Policy, field: &Field| {
+        policy.tls.as_ref().and_then(|text| client_tls::check(text, &field.key("tls"), notes))
+    };
+    TlsRules {
+        others: of(policy, field),
+        ports: ports.iter().map(|(port, settings, field)| (*port, of(settings, field))).collect(),
+    }
+}
+
 fn subsets(written: &[SubsetSpec], field: &Field, notes: &mut Notes<'_>) -> Vec<SubsetPolicy> {
     let mut subsets: Vec<SubsetPolicy> = Vec::new();
+    let none = Policy::default();
     for (index, subset) in written.iter().enumerate() {
         let field = field.index(index);
         if subset.name.is_empty() {
             notes.error(&field.key("name"), "a subset needs a name");
         }
-        if subsets.iter().any(|(_, before)| *before.name == *subset.name) {
+        if subsets.iter().any(|(_, before, _)| *before.name == *subset.name) {
             notes.error(&field.key("name"), format!("the subset {} is given twice", subset.name));
         }
-        let policy_field = field.key("trafficPolicy");
-        let policy = subset.traffic_policy.as_ref();
-        if policy.is_some_and(|policy| !policy.port_level_settings.is_empty()) {
-            notes.later(&policy_field.key("portLevelSettings"));
+        let field = field.key("trafficPolicy");
+        let policy = subset.traffic_policy.as_ref().unwrap_or(&none);
+        let ports = ports(policy, &field.key("portLevelSettings"), notes);
+        for (_, settings, field) in &ports {
+            if settings.load_balancer.is_some() {
+                notes.later(&field.key("loadBalancer"));
+            }
         }
-        let name: Arc<str> = subset.name.as_str().into();
-        let lb = policy.and_then(|policy| balancing(policy, &policy_field, notes));
-        subsets.push((index, Subset { name, labels: meta::labels(&subset.labels), lb }));
+        let (name, lb) = (Arc::from(subset.name.as_str()), balancing(policy, &field, notes));
+        let tls = tls(policy, (&field, &ports), notes);
+        let (labels, unlinked) = (meta::labels(&subset.labels), TlsRules::default());
+        subsets.push((index, Subset { name, labels, lb, tls: unlinked }, tls));
     }
     subsets
 }

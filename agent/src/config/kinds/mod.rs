@@ -3,6 +3,7 @@
 
 mod authorization_policy;
 mod backend_tls_policy;
+mod client_tls;
 mod config_map;
 mod destination_rule;
 mod duration;
@@ -29,8 +30,9 @@ mod virtual_service;
 pub(crate) use authorization_policy::AuthorizationPolicy;
 pub(in crate::config) use authorization_policy::DRY_RUN;
 pub(crate) use backend_tls_policy::BackendTlsPolicy;
+pub(crate) use client_tls::{ClientTlsMode, ClientTlsSpec, OwnTls};
 pub(crate) use config_map::{ConfigMap, has_roots};
-pub(crate) use destination_rule::DestinationRule;
+pub(crate) use destination_rule::{DestinationRule, SubsetPolicy};
 pub(crate) use endpoint_slice::{EndpointSlice, SliceEndpoint};
 pub(crate) use gateway::{AllowedNamespaces, Gateway, GatewayClass, GatewayListenerSpec};
 pub(crate) use gateway_clients::{BundleRef, GatewayClients};

@@ -1,4 +1,5 @@
-//! Core Secret: of type `kubernetes.io/tls`, a certificate with its key. No message quotes what one holds.
+//! Core Secret: of type `kubernetes.io/tls`, a certificate with its key; of any, CA certificates. No message quotes what one
+//! holds.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use super::super::node::{DecodeError, Decoded, Extra, Known, decode as decode_no
 use super::super::object::Notes;
 use super::Source;
 use crate::identity::edge::{self, Part};
+use crate::identity::edge_clients;
 use crate::model::{ObjectName, PrivateKey, ServerCertificate};
 
 const EXTRAS: &[&[Extra]] = &[&[Extra {
@@ -22,13 +24,17 @@ const EXTRAS: &[&[Extra]] = &[&[Extra {
 }]];
 /// The type of Secrets that hold a certificate.
 const TLS_TYPE: &str = "kubernetes.io/tls";
+/// The keys of CA certificates, the first one before the second.
+const ROOTS: [&str; 2] = ["ca.crt", "cacert"];
 const BASE64: GeneralPurpose = GeneralPurpose::new(&STANDARD, GeneralPurposeConfig::new());
 
 /// A checked Secret.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Secret {
-    /// Its certificate; `None`: it is of another type, and not looked at.
+    /// Its certificate; `None`: it is of another type.
     pub certificate: Option<Arc<ServerCertificate>>,
+    /// Its CA certificates, in PEM (`ca.crt`, or `cacert` as Istio has it); `None`: it has none that can be used.
+    pub roots: Option<Arc<str>>,
 }
 
 #[derive(Deserialize)]
@@ -57,10 +63,10 @@ impl From<String> for Text {
 pub(super) fn decode(source: &Source<'_>, notes: &mut Notes<'_>) -> Result<Secret, DecodeError> {
     let Decoded { value: document, .. } = decode_node::<SecretDocument>(source.node, EXTRAS)?;
     if document.secret_type.as_deref() != Some(TLS_TYPE) {
-        return Ok(Secret { certificate: None });
+        return Ok(Secret { certificate: None, roots: roots(&document) });
     }
     let certificate = certificate(&document, source.name, notes).map(Arc::new);
-    Ok(Secret { certificate })
+    Ok(Secret { certificate, roots: roots(&document) })
 }
 
 fn certificate(
@@ -80,6 +86,28 @@ fn certificate(
         return None;
     }
     Some(ServerCertificate { secret: name.clone(), chain: chain.as_str().into(), key })
+}
+
+/// CA certificates. Many Secrets have an entry of this name that is empty, or is none of this kind: what can't be used is as if it
+/// were not there, and whoever refers to it is told so.
+fn roots(document: &SecretDocument) -> Option<Arc<str>> {
+    let text = |key: &str| match (document.string_data.get(key), document.data.get(key)) {
+        (Some(Text(text)), _) => Some(text.clone()),
+        (None, Some(Text(encoded))) => decoded(encoded),
+        (None, None) => None,
+    };
+    let found = ROOTS.iter().find_map(|key| text(key))?;
+    edge_clients::check_roots(&found).ok()?;
+    Some(found.as_str().into())
+}
+
+/// A text that was packed; `None`: it is no base64, or no text.
+fn decoded(packed: &Zeroizing<String>) -> Option<Zeroizing<String>> {
+    let packed: Zeroizing<Vec<u8>> =
+        Zeroizing::new(packed.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect());
+    let mut decoded = Zeroizing::new(vec![0; packed.len()]);
+    let length = BASE64.decode_slice(&packed[..], &mut decoded).ok()?;
+    std::str::from_utf8(&decoded[..length]).ok().map(|text| Zeroizing::new(text.to_owned()))
 }
 
 /// An entry with its field; `stringData` wins, as the API server has it.

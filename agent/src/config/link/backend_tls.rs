@@ -71,8 +71,10 @@ fn terms(
     (position, object, policy): &Policy<'_>,
     notes: &mut LinkNotes<'_>,
 ) -> BackendTls {
-    let terms =
-        |roots| BackendTls { hostname: Arc::clone(&policy.hostname), names: policy.names.clone(), roots };
+    let terms = |roots| {
+        let (hostname, names) = (Arc::clone(&policy.hostname), policy.names.clone());
+        BackendTls { hostname, names, roots, client: None }
+    };
     let Some(bundles) = &policy.bundles else { return terms(BackendRoots::System) };
     let list = Field::spec().key("validation").key("caCertificateRefs");
     let mut roots = Vec::with_capacity(bundles.len());

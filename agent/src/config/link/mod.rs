@@ -6,6 +6,7 @@ mod authorization;
 mod backend_tls;
 mod bundle;
 mod certificate;
+mod client_tls;
 mod edge_guard;
 mod endpoints;
 mod gateway;
@@ -47,7 +48,8 @@ pub(super) fn link(objects: &[Arc<Object>]) -> (Model, Vec<LinkedObject>) {
         endpoints::endpoints(&world, &workloads, &mut notes);
     let authorization = authorization::policies(&world);
     let peers = peers::peers(&world, workloads.values().map(|(workload, _)| workload), &mut notes);
-    let policies = policy::policies(&world, &endpoints, &mut notes);
+    let surroundings = client_tls::Surroundings { workloads: &workloads, peers: &peers };
+    let policies = policy::policies(&world, &endpoints, &surroundings, &mut notes);
     let mut mesh_routes = mesh::routes(&world, &policies, &mut notes);
     mesh_routes.extend(http_route::mesh_routes(&world, &mut notes));
     let listeners = gateway::listeners(&world, &mut notes);
@@ -56,6 +58,7 @@ pub(super) fn link(objects: &[Arc<Object>]) -> (Model, Vec<LinkedObject>) {
     addresses::report_shared(&world, &mut notes);
     let mut services = endpoints::services(&world);
     backend_tls::apply(&world, &mut services, &mut notes);
+    policy::report_backend_policies(&world, &services, &policies, &mut notes);
     let mut workloads: Vec<_> = workloads.into_values().map(|(workload, _)| workload).collect();
     workloads.sort_by(|a, b| a.name.cmp(&b.name));
     let model = Model {
@@ -205,7 +208,7 @@ impl LinkNotes<'_> {
             linked.as_whole = match &object.spec {
                 Spec::Later => true,
                 Spec::Service(service) => service.external,
-                Spec::Secret(secret) => secret.certificate.is_none(),
+                Spec::Secret(secret) => secret.certificate.is_none() && secret.roots.is_none(),
                 Spec::AuthorizationPolicy(policy) => policy.action.is_none(),
                 Spec::VirtualService(route) => !route.mesh || route.hosts.is_empty(),
                 _ => false,

@@ -1,6 +1,7 @@
 //! Documents in, model and report out: the whole of the module as its users see it.
 
 mod authorization_policy;
+mod client_tls;
 mod core_kinds;
 mod destination_rule;
 mod edge_guard;

@@ -6,6 +6,7 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::uri::Scheme;
 use tokio::time::Instant;
 
 use super::HttpSettings;
@@ -13,7 +14,7 @@ use super::heads::{ForwardedCertificate, RequestWriter};
 use super::pace::BODY_TOO_LONG;
 use super::plan::{Entry, Plan, Planned, plan};
 use super::upstream::Goal;
-use crate::compile::{RoutingTable, UpstreamTls};
+use crate::compile::{RoutingTable, Security};
 use crate::http::body::Framing;
 use crate::http::grpc;
 use crate::http::h1::{Known, RequestHead, Version};
@@ -172,12 +173,36 @@ impl Caller<'_> {
         }
     }
 
-    /// The TLS that is spoken with an endpoint.
-    pub fn upstream_tls(&self, goal: Goal<'_>) -> Option<Arc<UpstreamTls>> {
-        match (self.origin, goal) {
-            (Origin::Gateway(_), Goal::Cluster(cluster)) => cluster.tls.clone(),
-            _ => None,
-        }
+    /// What a connection to an endpoint is kept within, and the name that is asked for in TLS whose terms have none: the host that
+    /// the client asks for, or the Service where it asks for none.
+    pub fn security(&self, goal: Goal<'_>, host: &str) -> (Security, Option<Arc<str>>) {
+        let (table, frontend);
+        let (security, service) = match (self.origin, goal) {
+            (Origin::Gateway(_), Goal::Cluster(cluster)) => (&cluster.from_gateways, &cluster.key.service),
+            (Origin::Outbound, Goal::Cluster(cluster)) => (&cluster.from_pods, &cluster.key.service),
+            (Origin::Outbound, Goal::Address(_)) => {
+                table = self.ctx.tables.load();
+                frontend = table.frontends.get(&self.original_destination);
+                match frontend {
+                    Some(frontend) => (&frontend.tcp.from_pods, &frontend.service),
+                    None => return (Security::Way, None),
+                }
+            }
+            _ => return (Security::Way, None),
+        };
+        let name = security.tls().filter(|tls| tls.terms.hostname.is_empty());
+        let name = name.map(|_| if host.is_empty() { service.fqdn().into() } else { host.into() });
+        (security.clone(), name)
+    }
+
+    /// The scheme in which the upstream is asked.
+    pub fn upstream_scheme(&self, planned: &Planned<'_>) -> Scheme {
+        let goal = match planned.plan {
+            Plan::Forward { cluster } => Goal::Cluster(cluster),
+            _ => self.original(planned),
+        };
+        let (security, _) = self.security(goal, "");
+        if security.tls().is_some() { Scheme::HTTPS } else { Scheme::HTTP }
     }
 
     /// Where a request goes that is sent to the address that the client dialled.

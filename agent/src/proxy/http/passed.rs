@@ -39,6 +39,11 @@ impl<'a> Passed<'a> {
         Self { caller, planned: *planned, head, request_id, outgoing, fields }
     }
 
+    /// The host that the client asks for, without a port.
+    pub fn asked_host(&self) -> &str {
+        self.head.host()
+    }
+
     fn outgoing(&self) -> &Outgoing<'a> {
         self.outgoing.get_or_init(|| self.caller.outgoing(&self.planned, self.head))
     }

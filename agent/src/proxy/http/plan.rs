@@ -3,8 +3,6 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use http::uri::Scheme;
-
 use super::changes::Changes;
 use crate::compile::{Action, Backend, Cluster, GatewayListener, RoutingTable, VirtualHost, WeightedBackend};
 use crate::http::Refusal;
@@ -73,16 +71,6 @@ impl<'t> Planned<'t> {
             Plan::Redirect(_) | Plan::Respond(_) | Plan::Limited(_) | Plan::Fail(_) => {
                 AppProtocol::Undeclared
             }
-        }
-    }
-
-    /// The scheme in which the upstream is asked, for who came in at `origin`.
-    pub fn upstream_scheme(&self, origin: &Origin) -> Scheme {
-        match self.plan {
-            Plan::Forward { cluster } if cluster.tls.is_some() && matches!(origin, Origin::Gateway(_)) => {
-                Scheme::HTTPS
-            }
-            _ => Scheme::HTTP,
         }
     }
 

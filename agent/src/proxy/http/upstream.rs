@@ -11,8 +11,8 @@ use super::connection::Connection;
 use super::passed::Passed;
 use super::plan::Planned;
 use crate::balance::Pick;
-use crate::compile::{Cluster, Denied, Upstream};
-use crate::model::{AppProtocol, Asked};
+use crate::compile::{Cluster, Denied, Security, Upstream, Within};
+use crate::model::Asked;
 use crate::net::{ConnectTarget, Stream};
 use crate::pool::{Liveness, PoolKey, is_quiet};
 use crate::proxy::access::Refused;
@@ -99,11 +99,13 @@ impl Caller<'_> {
         early: Option<Early>,
         passed: &Passed<'_>,
     ) -> Result<UpstreamConnection, Unreached> {
+        let (security, server_name) = self.security(goal, passed.asked_host());
+        let early = early.filter(|_| security == Security::Way);
         if let Some((Early { io, pick }, address)) =
             take_early(early, goal, |io| is_quiet(io, Liveness::Asked))
             && access::may_reach(self.ctx, self.client(), address, Asked::Request(passed))
         {
-            let key = self.pool_key(goal, address, pick.as_ref());
+            let key = self.pool_key(goal, address, pick.as_ref(), (security, server_name));
             // It may have been closed meanwhile, like one that was kept.
             return Ok(UpstreamConnection { io: io.into(), key, reused: true, at_once: true, pick });
         }
@@ -115,7 +117,7 @@ impl Caller<'_> {
             {
                 return Ok((io, key, true));
             }
-            let io = self.dial(&key, AppProtocol::Http, wanted.deadline).await?;
+            let io = self.dial(&key, Within::Http1, wanted.deadline).await?;
             Ok((io, key, false))
         };
         let reached = self.reach(goal, passed, connect).await;
@@ -137,6 +139,7 @@ impl Caller<'_> {
         mut connect: impl AsyncFnMut(PoolKey) -> Result<T, Problem>,
     ) -> Result<(T, Option<Pick>), Unreached> {
         let mut avoid = Vec::new();
+        let security = self.security(goal, passed.asked_host());
         let mut unreached = Unreached { problem: Problem::NoEndpoint, last: None, denied: None };
         for _ in 0..self.settings.connect_attempts.max(1) {
             let (address, pick) = match goal {
@@ -157,7 +160,14 @@ impl Caller<'_> {
                 let endpoint = pick.map(|pick| Arc::clone(pick.upstream()));
                 return Err(Unreached { problem: Problem::Denied, last: Some((address, endpoint)), denied });
             }
-            match connect(self.pool_key(goal, address, pick.as_ref())).await {
+            if security.0 == Security::Mesh && !self.is_in_mesh(goal, address) {
+                let endpoint = pick.map(|pick| Arc::clone(pick.upstream()));
+                let problem = Problem::UpstreamTls(upstream_tls::OUTSIDE_MESH);
+                unreached = Unreached { problem, last: Some((address, endpoint)), denied: None };
+                avoid.push(address);
+                continue;
+            }
+            match connect(self.pool_key(goal, address, pick.as_ref(), security.clone())).await {
                 Ok(connection) => return Ok((connection, pick)),
                 Err(problem) => {
                     let endpoint = pick.map(|pick| Arc::clone(pick.upstream()));
@@ -172,6 +182,11 @@ impl Caller<'_> {
         Err(unreached)
     }
 
+    /// Whether the mesh proves both ends of a connection to an endpoint.
+    fn is_in_mesh(self, goal: Goal<'_>, address: SocketAddr) -> bool {
+        upstream_tls::is_in_mesh(&self.ctx.tables.load(), self.upstream_source(goal), address.ip())
+    }
+
     /// Whether the client may have what it asks for of an address.
     fn check_access(self, goal: Goal<'_>, address: SocketAddr, passed: &Passed<'_>) -> Result<(), Refused> {
         if matches!(goal, Goal::Unknown(_)) {
@@ -181,7 +196,13 @@ impl Caller<'_> {
     }
 
     /// What a connection to this endpoint is kept under.
-    pub fn pool_key(self, goal: Goal<'_>, address: SocketAddr, pick: Option<&Pick>) -> PoolKey {
+    pub fn pool_key(
+        self,
+        goal: Goal<'_>,
+        address: SocketAddr,
+        pick: Option<&Pick>,
+        (security, server_name): (Security, Option<Arc<str>>),
+    ) -> PoolKey {
         let uid = match (pick, goal) {
             (Some(pick), _) => Some(Arc::clone(&pick.upstream().uid)),
             // A pod that was dialled by its own address, which will be another's one day.
@@ -191,16 +212,11 @@ impl Caller<'_> {
             }
             (None, _) => None,
         };
-        PoolKey { uid, address, source: self.upstream_source(goal), tls: self.upstream_tls(goal) }
+        PoolKey { uid, address, source: self.upstream_source(goal), security, server_name }
     }
 
     /// Connects within the connect timeout and the request's own.
-    pub async fn dial(
-        self,
-        key: &PoolKey,
-        protocol: AppProtocol,
-        deadline: Deadline,
-    ) -> Result<Stream, Problem> {
+    pub async fn dial(self, key: &PoolKey, within: Within, deadline: Deadline) -> Result<Stream, Problem> {
         let (until, late) = self.connect_by(deadline);
         let target = ConnectTarget { address: key.address, source: key.source };
         let connecting = tokio::time::timeout_at(until, self.ctx.connector.connect(target));
@@ -209,8 +225,9 @@ impl Caller<'_> {
             Ok(Err(error)) => return Err(Problem::Connect(error.kind())),
             Err(_) => return Err(late),
         };
-        let Some(tls) = &key.tls else { return Ok(Stream::Plain(io)) };
-        match Box::pin(tokio::time::timeout_at(until, upstream_tls::shake(io, tls, protocol))).await {
+        let Some(tls) = key.security.tls() else { return Ok(Stream::Plain(io)) };
+        let asked = (within, key.server_name.as_deref().unwrap_or_default());
+        match Box::pin(tokio::time::timeout_at(until, upstream_tls::shake(io, tls, asked))).await {
             Ok(shaken) => shaken.map_err(Problem::UpstreamTls),
             Err(_) => Err(late),
         }

@@ -11,10 +11,11 @@ use h2::server::SendResponse;
 use http::{Method, Request, Version};
 
 use crate::balance::Pick;
+use crate::compile::{Security, Within};
 use crate::http::Refusal;
 use crate::http::h1::RequestHead;
 use crate::http::h2::request_uri;
-use crate::model::{AppProtocol, Asked};
+use crate::model::Asked;
 use crate::pool::{Lease, PoolKey, Turn, is_open};
 use crate::proxy::Early;
 use crate::proxy::access;
@@ -46,10 +47,12 @@ impl Caller<'_> {
         early: Option<Early>,
         passed: &Passed<'_>,
     ) -> Result<UpstreamStream, Unreached> {
+        let (security, server_name) = self.security(goal, passed.asked_host());
+        let early = early.filter(|_| security == Security::Way);
         if let Some((Early { io, pick }, address)) = take_early(early, goal, is_open)
             && access::may_reach(self.ctx, self.client(), address, Asked::Request(passed))
         {
-            let key = self.pool_key(goal, address, pick.as_ref());
+            let key = self.pool_key(goal, address, pick.as_ref(), (security, server_name));
             let (builder, keepalive) = (builder(self.settings), self.settings.http2.upstream_keepalive());
             if let Ok(mut lease) = self.ctx.http.http2().add(&key, io, &builder, keepalive).await {
                 // It may have been closed meanwhile, like one that has served before.
@@ -73,7 +76,7 @@ impl Caller<'_> {
                     tokio::time::timeout_at(until, dialled.notified()).await.map_err(|_| late)?;
                 }
                 Turn::Dial(turn) => {
-                    let io = self.dial(key, AppProtocol::Http2, deadline).await?;
+                    let io = self.dial(key, Within::Http2, deadline).await?;
                     let keepalive = self.settings.http2.upstream_keepalive();
                     let added = turn.add(io, &builder(self.settings), keepalive).await;
                     return added.map_err(|_| Problem::UpstreamClosed);
@@ -95,7 +98,7 @@ impl Caller<'_> {
         *request.method_mut() = Method::from_bytes(head.method().as_bytes())
             .map_err(|_| Refusal::bad("method_untranslatable"))?;
         *request.uri_mut() =
-            request_uri(planned.upstream_scheme(self.origin), &outgoing.authority, &target(&outgoing, head))?;
+            request_uri(self.upstream_scheme(planned), &outgoing.authority, &target(&outgoing, head))?;
         *request.headers_mut() = self.writer(planned, &outgoing, head, request_id).write_map();
         Ok(request)
     }

@@ -469,6 +469,7 @@ fn model(endpoints: &[SocketAddr]) -> Model {
         service: name(),
         lb: LbPolicy::RoundRobin,
         port_lb: vec![],
+        tls: crate::model::TlsRules::default(),
         subsets: vec![],
     };
     let mut endpoints: Vec<_> = endpoints.iter().map(endpoint).collect();

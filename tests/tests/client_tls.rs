@@ -1,0 +1,308 @@
+//! TLS that pods' connections are wrapped in for DestinationRules: what a real nginx in the lab is asked for and shown, whom the
+//! agent believes, and that nothing goes in plaintext where TLS can't be had.
+
+mod common;
+mod edge_tls;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use common::{LIMIT, Mesh, TIMEOUT};
+use edge_tls::{Issued, Pki, indented};
+use lab::agent::{AgentOptions, built_binary};
+use lab::documents::replace_file;
+use lab::http::get;
+use lab::{Lab, PodSpec, Program, ServiceSpec, Topology, exec, unprivileged, wait_for, wait_until};
+use serde_json::Value;
+
+const TLS_TARGET: u16 = 8443;
+const HTTP: u16 = 80;
+const OPAQUE: u16 = 81;
+const UNDECLARED: u16 = 82;
+
+/// An nginx that ends TLS in a pod, until it is dropped.
+struct Nginx(Child);
+
+impl Nginx {
+    fn start(mesh: &Mesh, pod: &str, issued: &Issued, pki: &Pki) -> Result<Self> {
+        let directory = mesh.lab.pod(pod)?.directory();
+        let (root, path) = (pki.root().display().to_string(), directory.display());
+        let config = format!(
+            "daemon off; master_process off; pid {path}/tls.pid; error_log stderr crit;\nevents {{}}\nhttp {{\n  \
+             access_log off; client_body_temp_path {path}/b; proxy_temp_path {path}/p; fastcgi_temp_path {path}/f; \
+             uwsgi_temp_path {path}/u; scgi_temp_path {path}/s;\n  server {{\n    \
+             listen {TLS_TARGET} ssl; listen [::]:{TLS_TARGET} ssl;\n    \
+             ssl_certificate {}; ssl_certificate_key {}; ssl_verify_client optional; ssl_client_certificate {root};\n    \
+             location / {{ return 200 \"<$ssl_server_name $ssl_protocol $ssl_client_verify $ssl_alpn_protocol $remote_addr>\"; }}\n  \
+             }}\n}}\n",
+            issued.chain_path.display(),
+            issued.key_path.display(),
+        );
+        let file = directory.join("tls.conf");
+        fs::write(&file, config)?;
+        let mut command = mesh.lab.pod(pod)?.command("nginx")?;
+        command.arg("-e").arg("stderr").arg("-c").arg(&file).arg("-p").arg(&directory);
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().context("starting nginx")?;
+        let nginx = Self(child);
+        let to = SocketAddr::new(mesh.pod_ip(pod, 0)?, TLS_TARGET);
+        let netns = mesh.lab.pod(pod)?;
+        wait_for("nginx", LIMIT, || {
+            netns.in_netns(|| TcpStream::connect_timeout(&to, TIMEOUT)).is_ok_and(|io| io.is_ok())
+        })?;
+        Ok(nginx)
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// `web` ends TLS itself, on the other node.
+fn topology() -> Topology {
+    let ports = ServiceSpec::new("web")
+        .port("http", HTTP, TLS_TARGET)
+        .port("tcp", OPAQUE, TLS_TARGET)
+        .undeclared_port(UNDECLARED, TLS_TARGET);
+    Topology::with_nodes(2)
+        .pod(PodSpec::new("client", "node1"))
+        .pod(PodSpec::new("web", "node2").label("app", "web"))
+        .service(ports)
+}
+
+fn rule(policy: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: web, namespace: default}}\nspec:\n  \
+         host: web\n  trafficPolicy: {policy}\n"
+    )
+}
+
+fn tls(fields: &str) -> String {
+    rule(&format!("{{tls: {{{fields}}}}}"))
+}
+
+/// A Secret with CA certificates alone, and one with what a client shows as well.
+fn secrets(pki: &Pki, client: &Issued) -> Result<String> {
+    let root = indented(&fs::read_to_string(pki.root())?);
+    let tls = edge_tls::secret_of("default", "shown", &client.chain, &client.key);
+    Ok(format!(
+        "apiVersion: v1\nkind: Secret\nmetadata: {{name: ca, namespace: default}}\ntype: Opaque\nstringData:\n  cacert: |\n{root}\
+         {tls}  ca.crt: |\n{root}"
+    ))
+}
+
+/// What a client gets from a port: the answer's body where there is one, else why not.
+fn ask(mesh: &Mesh, family: usize, port: u16, host: &str) -> Result<String> {
+    let to = mesh.service("web", family, port)?;
+    if port == OPAQUE {
+        return mesh.lab.pod("client")?.in_netns(|| raw(to, host))?;
+    }
+    let answer = mesh.lab.pod("client")?.in_netns(|| get(to, host, "/", TIMEOUT))??;
+    let told = answer.header("proxy-status").unwrap_or_default();
+    Ok(format!("{} {} {told}", answer.status, answer.text()))
+}
+
+/// A request within bytes that the agent does not look at.
+fn raw(to: SocketAddr, host: &str) -> Result<String> {
+    let mut io = TcpStream::connect_timeout(&to, TIMEOUT)?;
+    io.set_read_timeout(Some(TIMEOUT))?;
+    io.write_all(format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").as_bytes())?;
+    let mut answer = Vec::new();
+    match io.read_to_end(&mut answer) {
+        Ok(_) => Ok(String::from_utf8_lossy(&answer).into_owned()),
+        Err(error) => Ok(format!("{:?}", error.kind())),
+    }
+}
+
+/// Waits until a document is in force, as a port's answer shows.
+fn expect(mesh: &Mesh, document: &str, cases: &[(u16, &str, &str)]) -> Result<()> {
+    mesh.write("rule.yaml", document)?;
+    for (port, host, part) in cases {
+        for family in 0..2 {
+            let mut last = String::new();
+            wait_until("the answer", LIMIT, || {
+                last = ask(mesh, family, *port, host).map_or_else(|error| format!("{error:#}"), |text| text);
+                last.contains(part).then_some(())
+            })
+            .with_context(|| {
+                format!("port {port}, family {family}, host {host}: {part:?} is not in {last:?}\n{document}")
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// The report on the rule.
+fn report(mesh: &Mesh) -> Result<Value> {
+    let status = mesh.verb("node1", "status")?;
+    Ok(status)
+}
+
+const PLAIN_TO_TLS: &str = "400";
+const RESET: &str = "ConnectionReset";
+
+#[test]
+fn pods_speak_the_tls_that_a_rule_asks_for_and_nothing_instead() -> Result<()> {
+    if unprivileged("pods_speak_the_tls_that_a_rule_asks_for_and_nothing_instead") {
+        return Ok(());
+    }
+    let (pki, strangers) = (Pki::new()?, Pki::new()?);
+    let mesh = Mesh::up("client_tls", topology(), &[])?;
+    let web = "web.default.svc.cluster.local";
+    let _nginx =
+        Nginx::start(&mesh, "web", &pki.issue("web", &["web.internal", web, "spiffe://x.test/web"])?, &pki)?;
+    let client = pki.issue("client", &["client.internal"])?;
+    mesh.write("secrets.yaml", &secrets(&pki, &client)?)?;
+    let all = |host: &'static str, part: &'static str| {
+        [(HTTP, host, part), (OPAQUE, host, part), (UNDECLARED, host, part)]
+    };
+    // Without a rule the server says that it was spoken to in plaintext.
+    expect(&mesh, "# nothing\n", &all("web.internal", PLAIN_TO_TLS))?;
+    let named = tls("mode: SIMPLE, sni: web.internal, credentialName: ca");
+    expect(&mesh, &named, &all("other.test", "<web.internal TLSv1.3 NONE "))?;
+    // What is offered within TLS is what is spoken, and the pod's own address arrives.
+    let from = mesh.pod_ip("client", 0)?;
+    expect(&mesh, &named, &[(HTTP, "web", "NONE http/1.1 "), (OPAQUE, "web", "NONE  ")])?;
+    let seen = ask(&mesh, 0, HTTP, "web")?;
+    ensure!(seen.contains(&format!(" {from}>")), "{seen}");
+    // Without a name it is the host's that the client asks for, and of bytes the Service's own.
+    let unnamed = tls("mode: SIMPLE, credentialName: ca");
+    expect(
+        &mesh,
+        &unnamed,
+        &[
+            (HTTP, "web.internal", "<web.internal TLSv1.3"),
+            (UNDECLARED, "web.internal", "<web.internal TLSv1.3"),
+            (HTTP, "other.test", "upstream_tls_wrong_name"),
+            (OPAQUE, "other.test", "<web.default.svc.cluster.local TLSv1.3"),
+        ],
+    )?;
+    let shown = tls("mode: MUTUAL, sni: web.internal, credentialName: shown");
+    expect(&mesh, &shown, &all("web", "<web.internal TLSv1.3 SUCCESS "))?;
+    for (names, part) in [
+        ("spiffe://x.test/web", "<other.internal TLSv1.3"),
+        ("no.internal, web.internal", "<other.internal TLSv1.3"),
+        ("other.internal", "upstream_tls_wrong_name"),
+    ] {
+        let document = tls(&format!(
+            "mode: SIMPLE, sni: other.internal, credentialName: ca, subjectAltNames: [{names}]"
+        ));
+        expect(&mesh, &document, &[(HTTP, "web", part)])?;
+    }
+    let anybody = tls("mode: SIMPLE, sni: any.internal, insecureSkipVerify: true");
+    expect(&mesh, &anybody, &all("web", "<any.internal TLSv1.3 NONE"))?;
+    // Ports have the first word, and inherit nothing.
+    let ports = rule(
+        "{tls: {mode: SIMPLE, sni: web.internal, credentialName: ca}, portLevelSettings: [{port: {number: 80}, \
+         tls: {mode: SIMPLE, sni: web.internal, insecureSkipVerify: true}}, {port: {number: 82}}]}",
+    );
+    expect(
+        &mesh,
+        &ports,
+        &[
+            (HTTP, "web", "<web.internal"),
+            (OPAQUE, "web", "<web.internal"),
+            (UNDECLARED, "web", PLAIN_TO_TLS),
+        ],
+    )?;
+    // Where TLS can't be had nothing is sent.
+    for (fields, reason) in [
+        ("mode: SIMPLE, sni: web.internal", "upstream_tls_unknown_issuer"),
+        ("mode: SIMPLE, sni: no.internal, credentialName: ca", "upstream_tls_wrong_name"),
+        ("mode: MUTUAL, sni: web.internal, credentialName: missing", "upstream_tls_no_ca"),
+        ("mode: ISTIO_MUTUAL", "upstream_outside_mesh"),
+    ] {
+        expect(
+            &mesh,
+            &tls(fields),
+            &[(HTTP, "web", reason), (OPAQUE, "web", RESET), (UNDECLARED, "web", reason)],
+        )?;
+    }
+    let told = report(&mesh)?.to_string();
+    ensure!(told.contains("is not in the mesh"), "{told}");
+    mesh.write("secrets.yaml", &secrets(&strangers, &client)?)?;
+    expect(&mesh, &named, &[(HTTP, "web", "upstream_tls_unknown_issuer")])?;
+    expect(&mesh, &tls("mode: DISABLE"), &all("web", PLAIN_TO_TLS))
+}
+
+#[test]
+fn the_meshs_own_tls_is_spoken_with_its_pods_and_with_nobody_else() -> Result<()> {
+    if unprivileged("the_meshs_own_tls_is_spoken_with_its_pods_and_with_nobody_else") {
+        return Ok(());
+    }
+    let labelled =
+        PodSpec::new("web", "node2").label("app", "web").label("networking.istio.io/tunnel", "http");
+    let ports = |name: &str| ServiceSpec::new(name).port("http", HTTP, 8080).port("tcp", OPAQUE, 8080);
+    let topology = Topology::with_nodes(2)
+        .pod(PodSpec::new("client", "node1"))
+        .pod(labelled.runs(Program::Http { port: 8080 }))
+        .pod(PodSpec::new("bare", "node2").label("app", "bare").runs(Program::Http { port: 8080 }))
+        .pod(PodSpec::new("near", "node1").label("app", "near").runs(Program::Http { port: 8080 }))
+        .service(ports("web"))
+        .service(ports("bare"))
+        .service(ports("near"));
+    let lab = Lab::for_test("client_mesh_tls", topology)?;
+    let config = lab.directory().join("config");
+    lab.write_documents(&config)?;
+    let of = |host: &str, mode: &str| {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: {host}, namespace: default}}\n\
+             spec: {{host: {host}, trafficPolicy: {{tls: {{mode: {mode}}}}}}}\n"
+        )
+    };
+    let rules = |mode: &str| ["web", "bare", "near"].map(|host| of(host, mode)).concat();
+    replace_file(&config.join("rules.yaml"), &rules("ISTIO_MUTUAL"))?;
+    let path = |name: &str| lab.directory().join(name).display().to_string();
+    let sluice = |words: &[&str]| exec::stdout(std::process::Command::new(built_binary()?).args(words));
+    let ca = path("ca");
+    sluice(&["ca", "init", "--dir", &ca, "--trust-domain", "mesh.test"])?;
+    let mut mesh = Mesh { agents: Vec::new(), lab, config };
+    for node in ["node1", "node2"] {
+        let out = mesh.lab.directory().join(format!("ca-{node}")).display().to_string();
+        sluice(&["ca", "node", "--dir", &ca, "--name", node, "--out", &out])?;
+        let options = AgentOptions::new(&mesh.config)?.with(["--ca", &out]);
+        let agent = mesh.lab.node(node)?.start_agent(&options)?;
+        mesh.agents.push(agent);
+    }
+    let ask = |service: &str, port: u16| -> Result<String> {
+        let to = mesh.service(service, 0, port)?;
+        if port == OPAQUE {
+            return mesh.lab.pod("client")?.in_netns(|| raw(to, service))?;
+        }
+        let answer = mesh.lab.pod("client")?.in_netns(|| get(to, service, "/", TIMEOUT))??;
+        Ok(format!("{} {}", answer.status, answer.header("proxy-status").unwrap_or_default()))
+    };
+    for (service, port, part) in [
+        ("web", HTTP, "200"),
+        ("web", OPAQUE, "200 OK"),
+        ("near", HTTP, "200"),
+        ("near", OPAQUE, "200 OK"),
+        ("bare", HTTP, "503 "),
+        ("bare", HTTP, "upstream_outside_mesh"),
+        ("bare", OPAQUE, RESET),
+    ] {
+        let seen = ask(service, port)?;
+        ensure!(seen.contains(part), "{service}:{port}: {part} is not in {seen:?}");
+    }
+    let tunnels = mesh.metric("node1", "sluice_tls_handshakes_total{outcome=\"ok\",role=\"client\"}")?;
+    ensure!(tunnels >= 1.0, "no tunnel was made");
+    // Plaintext that is asked for to who refuses it is told, and pods with tunnels are reached by them all the same.
+    let strict = "---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: strict, namespace: default}\n\
+                  spec: {mtls: {mode: STRICT}}\n";
+    let version = mesh.version("node1")?;
+    mesh.write("rules.yaml", &format!("{}{strict}", rules("DISABLE")))?;
+    mesh.wait_version_above("node1", version)?;
+    let told = mesh.verb("node1", "status")?.to_string();
+    ensure!(told.contains("Conflicted") && told.contains("mode STRICT"), "{told}");
+    let wire = mesh.lab.node("node2")?.in_netns(|| lab::ethernet::Wire::open("eth0"))??;
+    let seen = ask("web", HTTP)?;
+    ensure!(seen.contains("200"), "{seen}");
+    let (frames, holding) = wire.holding(b"HTTP/1.1")?;
+    ensure!(frames > 0 && holding == 0, "{holding} of {frames} frames were plaintext");
+    Ok(())
+}
