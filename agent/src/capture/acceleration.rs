@@ -33,7 +33,7 @@ use super::connect;
 use super::kernel_call::netns_cookie;
 use super::mirror::Mirror;
 use super::programs::{OBJECT, load_error, map, mirror, object_error, octets};
-use super::{CaptureError, CaptureSettings};
+use super::{CaptureError, CaptureSettings, MapUse};
 use crate::compile::RoutingTable;
 use crate::telemetry::AccelerationCounts;
 
@@ -164,6 +164,11 @@ impl Acceleration {
     /// What the programs count.
     pub fn counters(&self) -> AccelerationCounters {
         self.counters.clone()
+    }
+
+    /// How full the map of pods is.
+    pub fn map_use(&self) -> MapUse {
+        self.pods.usage()
     }
 
     /// How it stands.

@@ -182,4 +182,6 @@ pub struct MapUse {
     pub entries: usize,
     /// The most that it can hold.
     pub capacity: usize,
+    /// Entries that found no room.
+    pub left_out: usize,
 }
