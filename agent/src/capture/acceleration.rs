@@ -32,6 +32,7 @@ use rtnetlink::Handle;
 use super::connect;
 use super::kernel_call::netns_cookie;
 use super::mirror::Mirror;
+use super::privilege::Privileges;
 use super::programs::{OBJECT, load_error, map, mirror, object_error, octets};
 use super::{CaptureError, CaptureSettings, MapUse};
 use crate::compile::RoutingTable;
@@ -88,6 +89,9 @@ pub async fn wanted(settings: &CaptureSettings) -> Result<PathBuf, String> {
         (AccelerationMode::Off, _) => Err("--acceleration off".to_owned()),
         (_, None) => Err("no --cgroup names the pods' cgroup v2 directory".to_owned()),
         (mode, Some(cgroup)) => {
+            if let Some(lack) = Privileges::own().missing_for_acceleration() {
+                return Err(lack);
+            }
             let cgroup = cgroup.find().map_err(|error| error.to_string())?;
             let path = cgroup.clone();
             match tokio::task::spawn_blocking(move || self_test(&path, mode)).await {

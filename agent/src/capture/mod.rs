@@ -32,6 +32,7 @@ mod parts;
 mod pins;
 mod plumbing;
 mod pod_guard;
+mod privilege;
 mod programs;
 mod self_check;
 mod sock_diag;

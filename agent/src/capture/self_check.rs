@@ -15,6 +15,7 @@ use super::interfaces::{Desired, Hooked};
 use super::netlink::Netlink;
 use super::plumbing::{Plumbing, has_ipv6};
 use super::pod_guard::PodGuard;
+use super::privilege::Privileges;
 use super::programs::Programs;
 use super::{Bpffs, CaptureError, CaptureSettings};
 
@@ -56,8 +57,13 @@ impl Check {
 
 /// Looks at everything.
 pub async fn checks(settings: &CaptureSettings) -> Vec<Check> {
-    let mut checks =
-        vec![kernel(), programs(settings), nft(), forwarding("ipv4/ip_forward", "IPv4 forwarding")];
+    let mut checks = vec![
+        kernel(),
+        privileges(Privileges::own()),
+        programs(settings),
+        nft(),
+        forwarding("ipv4/ip_forward", "IPv4 forwarding"),
+    ];
     checks.push(if has_ipv6() {
         forwarding("ipv6/conf/all/forwarding", "IPv6 forwarding")
     } else {
@@ -95,6 +101,22 @@ fn kernel() -> Check {
         }
     };
     Check::new("kernel", Outcome::Ok, format!("{}: {attach}", release.trim()))
+}
+
+/// What the process may do, and what is done without where it may not.
+fn privileges(held: Privileges) -> Check {
+    let name = "privileges";
+    let missing = held.missing();
+    if !missing.is_empty() {
+        let text = format!("{} missing; {}", missing.join(" and "), CaptureError::Privilege);
+        return Check::new(name, Outcome::Failed, text);
+    }
+    if !held.sees_everything() {
+        let text = "no CAP_SYS_ADMIN: no acceleration, open connections that policy comes to refuse are not reset in \
+                    their pods, and programs of others are not seen";
+        return Check::new(name, Outcome::Warning, text);
+    }
+    Check::new(name, Outcome::Ok, "all that the agent has a use for")
 }
 
 fn programs(settings: &CaptureSettings) -> Check {
@@ -146,6 +168,9 @@ fn acceleration(settings: &CaptureSettings) -> Check {
         (_, None) => return off("no --cgroup names the pods' cgroup v2 directory".to_owned()),
         (mode, Some(choice)) => (mode, choice),
     };
+    if let Some(lack) = Privileges::own().missing_for_acceleration() {
+        return off(lack);
+    }
     let cgroup = match choice.find() {
         Ok(cgroup) => cgroup,
         Err(error) => return off(error.to_string()),
