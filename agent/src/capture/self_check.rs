@@ -69,7 +69,7 @@ pub async fn checks(settings: &CaptureSettings) -> Vec<Check> {
     } else {
         Check::new("IPv6", Outcome::Warning, "this node has none, or none on loopback: only IPv4 is captured")
     });
-    checks.push(pinning(&settings.bpffs));
+    checks.push(pinning(&settings.bpffs, settings.on_stop));
     checks.extend(features());
     checks.extend(settings.cgroup.as_ref().map(|choice| balancing(settings, choice)));
     checks.push(socket_events(settings));
