@@ -454,7 +454,8 @@ fn connecting(status: capture::ConnectStatus) -> ConnectStatus {
 
 fn foreign_program(foreign: capture::Foreign) -> ForeignProgram {
     let capture::Sighting { hook, place, program } = foreign.seen;
-    ForeignProgram { hook: hook.to_owned(), place, id: program, name: foreign.name }
+    let capture::Foreign { name, before_ours, .. } = foreign;
+    ForeignProgram { hook: hook.to_owned(), place, id: program, name, before_ours }
 }
 
 fn kernel_gauges(status: &capture::CaptureStatus) -> KernelGauges {

@@ -49,7 +49,8 @@ pub const MAPS: [&str; 6] =
     ["ACCELERATION_PODS", "JOINED_SOCKETS", "WAITING", "ENDS", "BRIDGE_OF", "HELD_BACK"];
 /// The map that is small unless acceleration is on, and then as large.
 pub const BRIDGES: (&str, u32) = ("BRIDGES", BRIDGES_MAX);
-const SOCKOPS: &str = "accelerate";
+/// The program of connections.
+pub const SOCKOPS: &str = "accelerate";
 const SK_MSG: &str = "hand_over";
 
 /// Whether acceleration is wanted.

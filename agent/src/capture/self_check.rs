@@ -80,6 +80,7 @@ pub async fn checks(settings: &CaptureSettings) -> Vec<Check> {
             if let Some(guard) = &settings.guard {
                 checks.push(edge(guard, &netlink).await);
             }
+            checks.push(others(settings, &netlink).await);
             checks.push(marks(settings, &netlink).await);
         }
         Err(error) => checks.push(Check::new("netlink", Outcome::Failed, error.to_string())),
@@ -117,6 +118,28 @@ fn privileges(held: Privileges) -> Check {
         return Check::new(name, Outcome::Warning, text);
     }
     Check::new(name, Outcome::Ok, "all that the agent has a use for")
+}
+
+/// Programs of others where ours are, or would be.
+async fn others(settings: &CaptureSettings, netlink: &Netlink) -> Check {
+    let name = "others' programs";
+    if !Privileges::own().sees_everything() {
+        return Check::new(name, Outcome::Warning, "cannot be looked for without CAP_SYS_ADMIN");
+    }
+    let interfaces = match netlink.snapshot().await {
+        Ok(snapshot) => snapshot.desired(settings),
+        Err(error) => return Check::new(name, Outcome::Warning, format!("could not be looked for: {error}")),
+    };
+    let interfaces: Vec<_> =
+        interfaces.into_iter().map(|(index, (interface, _))| (index, interface)).collect();
+    let cgroup = settings.cgroup.as_ref().and_then(|choice| choice.find().ok());
+    let seen = foreign::look(netlink.handle(), &interfaces, cgroup.as_deref()).await;
+    let found = foreign::not_an_agents(&seen, &foreign::names());
+    if found.is_empty() {
+        return Check::new(name, Outcome::Ok, "none on the hooks that ours use");
+    }
+    let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+    Check::new(name, Outcome::Warning, found.join("; "))
 }
 
 fn programs(settings: &CaptureSettings) -> Check {
