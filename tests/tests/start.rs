@@ -11,7 +11,11 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use common::{LIMIT, Mesh};
 use lab::wait::wait_until;
-use lab::{AgentOptions, Footprint, Lab, PodSpec, Program, ServiceSpec, Topology, exec, unprivileged};
+use lab::{
+    AgentOptions, Footprint, Lab, PodSpec, Program, ServiceSpec, Topology, exec, kernel_version,
+    unprivileged, wait_for,
+};
+use serde_json::Value;
 
 const NODE: &str = "node1";
 
@@ -198,12 +202,114 @@ fn a_privilege_that_is_missing() -> Result<()> {
     let binary = binary.to_string_lossy();
     let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", &binary];
     let no_bpf = ["setpriv", "--bounding-set=-all,+net_admin", &binary];
+    let no_perfmon = ["setpriv", "--bounding-set=-all,+net_admin,+bpf", &binary];
     let no_net = ["setpriv", "--bounding-set=-all,+bpf,+sys_admin", &binary];
-    for words in [&nobody[..], &no_bpf, &no_net] {
+    for (words, missing) in [
+        (&nobody[..], "CAP_NET_ADMIN and CAP_BPF and CAP_PERFMON missing"),
+        (&no_bpf, "CAP_BPF and CAP_PERFMON missing"),
+        (&no_perfmon, "CAP_PERFMON missing"),
+        (&no_net, "CAP_NET_ADMIN missing"),
+    ] {
         let mut command = site.command(words)?;
         usual(&mut command, &site.config, ETH0, &[]);
         refuses(&site, words[1], command, &["needs root", "CAP_NET_ADMIN", "--capture off"])?;
+        let mut check = site.command(words)?;
+        check.args(["check", "-o", "json", "--pod-interfaces", "pod-*"]).args(ETH0);
+        let output = check.output()?;
+        ensure!(output.status.code() == Some(1), "{words:?}: check ended with {}", output.status);
+        let row = row(&output.stdout, "privileges")?;
+        let detail = row["detail"].as_str().unwrap_or_default();
+        ensure!(row["outcome"] == "failed" && detail.starts_with(missing), "{words:?}: {row}");
     }
+    starts_without_sys_admin(&site, &binary)
+}
+
+/// Nothing that the agent cannot do without is lacking, and check says what is done without.
+fn starts_without_sys_admin(site: &Site, binary: &str) -> Result<()> {
+    let cgroup = site.lab.node(NODE)?.cgroup().path().display().to_string();
+    let words = ["setpriv", "--bounding-set=-sys_admin", binary];
+    let mut check = site.command(&words)?;
+    check.args(["check", "-o", "json", "--pod-interfaces", "pod-*", "--cgroup", &cgroup]).args(ETH0);
+    let output = check.output()?;
+    ensure!(output.status.success(), "check: {}", String::from_utf8_lossy(&output.stdout));
+    for name in ["privileges", "acceleration", "others' programs"] {
+        let row = row(&output.stdout, name)?;
+        let detail = row["detail"].as_str().unwrap_or_default();
+        ensure!(row["outcome"] == "warning" && detail.contains("CAP_SYS_ADMIN"), "{name}: {row}");
+        ensure!(!detail.contains("this kernel fails"), "{name} blames the kernel: {row}");
+    }
+    let mut command = site.command(&words)?;
+    usual(&mut command, &site.config, ETH0, &["--bpffs", "off"]);
+    let log = site.lab.directory().join("without-sys-admin");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(fs::File::create(&log)?);
+    let mut agent = command.spawn().context("starting the agent")?;
+    let said = || fs::read_to_string(&log).unwrap_or_default();
+    let ready = wait_for("the agent to be ready", LIMIT, || said().contains("ready"));
+    let running = agent.try_wait()?.is_none();
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(i32::try_from(agent.id())?),
+        nix::sys::signal::Signal::SIGTERM,
+    )?;
+    let ended = agent.wait()?;
+    ensure!(ready.is_ok() && running && ended.success(), "{ended}:\n{}", said());
+    Ok(())
+}
+
+/// A row of what check answers.
+fn row(answer: &[u8], name: &str) -> Result<Value> {
+    let rows: Value = serde_json::from_slice(answer).context("the answer of check")?;
+    let found = rows.as_array().into_iter().flatten().find(|row| row["name"] == name);
+    found.cloned().with_context(|| format!("no row {name}: {rows}"))
+}
+
+#[test]
+fn programs_of_others_that_come_first_are_told() -> Result<()> {
+    if unprivileged("programs_of_others_that_come_first_are_told") {
+        return Ok(());
+    }
+    // The order of programs on a hook came with tcx.
+    if kernel_version() < (6, 6) {
+        return Ok(());
+    }
+    let site = Site::up("others")?;
+    let interface = site.lab.pod("client")?.host_interface();
+    let node = site.lab.node(NODE)?;
+    let cgroup = node.cgroup().path().display().to_string();
+    let check = || -> Result<String> {
+        let mut check = site.command(&[&site.binary.to_string_lossy()])?;
+        check.args(["check", "-o", "json", "--pod-interfaces", "pod-*", "--acceleration", "off"]);
+        let output = check.args(["--cgroup", &cgroup]).args(ETH0).output()?;
+        let row = row(&output.stdout, "others' programs")?;
+        Ok(row["detail"].as_str().unwrap_or_default().to_owned())
+    };
+    let agent = node.start_agent(&AgentOptions::new(&site.config)?.with(["--cgroup", &cgroup]))?;
+    let alone = check()?;
+    ensure!(
+        !alone.contains(&interface) && !alone.contains(&cgroup),
+        "an agent's own are called others': {alone}"
+    );
+    let index = || nix::net::if_::if_nametoindex(&*interface).context("the interface's number");
+    let program = pass_program()?;
+    let first =
+        node.in_netns(|| Ok::<_, anyhow::Error>(link(&program, index()?, BPF_TCX_INGRESS, BPF_F_BEFORE)?))??;
+    let last = node.in_netns(|| Ok::<_, anyhow::Error>(link(&program, index()?, BPF_TCX_EGRESS, 0)?))??;
+    let group = fs::File::open(&cgroup)?;
+    let socket = link(&connect_program()?, u32::try_from(group.as_raw_fd())?, BPF_CGROUP_INET4_CONNECT, 0)?;
+    let said = check()?;
+    for words in [
+        format!("tcx {interface} ingress: without a name"),
+        format!("tcx {interface} egress: without a name"),
+        format!("cgroup connect4 of {cgroup}: without a name"),
+    ] {
+        ensure!(said.contains(&words), "no {words:?} in {said:?}");
+    }
+    ensure!(said.matches("BEFORE OURS").count() == 1, "only one comes before ours: {said}");
+    ensure!(!said.contains("from_pod"), "ours are called others': {said}");
+    let status = || exec::stdout(&mut site.command(&[&site.binary.to_string_lossy(), "status"])?);
+    wait_for("the agent to tell of it", LIMIT, || {
+        status().is_ok_and(|text| text.contains("COMES BEFORE OURS") && text.contains("connect4 of"))
+    })?;
+    drop((first, last, socket, agent));
     Ok(())
 }
 
@@ -261,7 +367,7 @@ fn fill_hook(interface: &str) -> Result<Vec<OwnedFd>> {
     let mut links = Vec::new();
     while links.len() < PROGRAMS_MAX {
         // One program cannot be there twice.
-        match tcx_link(&pass_program().context("loading a program")?, index) {
+        match link(&pass_program().context("loading a program")?, index, BPF_TCX_INGRESS, 0) {
             Ok(link) => links.push(link),
             Err(error) if error.raw_os_error() == Some(libc::ERANGE) => return Ok(links),
             Err(error) => return Err(error).context("attaching a program"),
@@ -273,40 +379,61 @@ fn fill_hook(interface: &str) -> Result<Vec<OwnedFd>> {
 const BPF_PROG_LOAD: i64 = 5;
 const BPF_LINK_CREATE: i64 = 28;
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
+const BPF_PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
+const BPF_CGROUP_INET4_CONNECT: u32 = 10;
 const BPF_TCX_INGRESS: u32 = 46;
+const BPF_TCX_EGRESS: u32 = 47;
+/// Without a program that it is relative to: before all.
+const BPF_F_BEFORE: u32 = 1 << 3;
 
 /// `r0 = -1; exit`: nothing decided, the next program is asked.
 fn pass_program() -> std::io::Result<OwnedFd> {
     const CODE: [u64; 2] = [0xffff_ffff_0000_00b7, 0x0000_0000_0000_0095];
+    load(BPF_PROG_TYPE_SCHED_CLS, &CODE, 0)
+}
+
+/// `r0 = 1; exit`: sockets may connect to where they want.
+fn connect_program() -> std::io::Result<OwnedFd> {
+    const CODE: [u64; 2] = [0x0000_0001_0000_00b7, 0x0000_0000_0000_0095];
+    load(BPF_PROG_TYPE_CGROUP_SOCK_ADDR, &CODE, BPF_CGROUP_INET4_CONNECT)
+}
+
+fn load(kind: u32, code: &'static [u64; 2], attach_type: u32) -> std::io::Result<OwnedFd> {
     #[repr(C)]
     struct Load {
         kind: u32,
         instructions: u32,
         code: u64,
         licence: u64,
-        rest: [u64; 12],
+        log_and_name: [u64; 5],
+        interface: u32,
+        attach_type: u32,
+        rest: [u64; 6],
     }
     let load = Load {
-        kind: BPF_PROG_TYPE_SCHED_CLS,
+        kind,
         instructions: 2,
-        code: CODE.as_ptr() as u64,
+        code: code.as_ptr() as u64,
         licence: c"GPL".as_ptr() as u64,
-        rest: [0; 12],
+        log_and_name: [0; 5],
+        interface: 0,
+        attach_type,
+        rest: [0; 6],
     };
     bpf(BPF_PROG_LOAD, &load)
 }
 
-fn tcx_link(program: &OwnedFd, interface: u32) -> std::io::Result<OwnedFd> {
+/// Attaches a program to an interface, or to the cgroup of a file descriptor.
+fn link(program: &OwnedFd, target: u32, attach_type: u32, flags: u32) -> std::io::Result<OwnedFd> {
     #[repr(C)]
     struct Link {
         program: i32,
-        interface: u32,
-        side: u32,
+        target: u32,
+        attach_type: u32,
         flags: u32,
         rest: [u64; 6],
     }
-    let side = BPF_TCX_INGRESS;
-    bpf(BPF_LINK_CREATE, &Link { program: program.as_raw_fd(), interface, side, flags: 0, rest: [0; 6] })
+    bpf(BPF_LINK_CREATE, &Link { program: program.as_raw_fd(), target, attach_type, flags, rest: [0; 6] })
 }
 
 /// The system call, for commands that answer with a file descriptor.

@@ -160,6 +160,9 @@ pub struct ForeignProgram {
     pub id: u32,
     /// Its name; empty where it has none.
     pub name: String,
+    /// Whether it comes before one of ours there, and can let through or take what policy would refuse.
+    #[serde(default)]
+    pub before_ours: bool,
 }
 
 /// Addresses of pods under policy.

@@ -27,7 +27,9 @@ use crate::hbone::Mesh;
 use crate::health::{PodHealth, ProbeCounts};
 use crate::proxy::OpenConnections;
 use crate::telemetry::log::LogHandle;
-use crate::telemetry::{AccessLog, BuildInfo, ConfigState, FlowLog, KernelGauges, Metrics, rfc3339};
+use crate::telemetry::{
+    AccessLog, BuildInfo, ConfigState, FlowLog, KernelGauges, MapReading, Metrics, rfc3339,
+};
 
 /// The agent's version.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -452,15 +454,21 @@ fn connecting(status: capture::ConnectStatus) -> ConnectStatus {
 
 fn foreign_program(foreign: capture::Foreign) -> ForeignProgram {
     let capture::Sighting { hook, place, program } = foreign.seen;
-    ForeignProgram { hook: hook.to_owned(), place, id: program, name: foreign.name }
+    let capture::Foreign { name, before_ours, .. } = foreign;
+    ForeignProgram { hook: hook.to_owned(), place, id: program, name, before_ours }
 }
 
 fn kernel_gauges(status: &capture::CaptureStatus) -> KernelGauges {
     let on = |hook| (hook, status.foreign.iter().filter(|foreign| foreign.seen.hook == hook).count());
     KernelGauges {
         foreign: capture::HOOKS.map(on).into(),
-        maps: status.maps.iter().map(|map| (map.name, map.entries, map.capacity)).collect(),
+        maps: status.maps.iter().map(map_reading).collect(),
     }
+}
+
+fn map_reading(map: &capture::MapUse) -> MapReading {
+    let capture::MapUse { name, entries, capacity, left_out } = *map;
+    MapReading { map: name, entries, capacity, left_out }
 }
 
 fn guarding(guard: &capture::GuardStatus) -> GuardStatus {

@@ -32,8 +32,9 @@ use rtnetlink::Handle;
 use super::connect;
 use super::kernel_call::netns_cookie;
 use super::mirror::Mirror;
+use super::privilege::Privileges;
 use super::programs::{OBJECT, load_error, map, mirror, object_error, octets};
-use super::{CaptureError, CaptureSettings};
+use super::{CaptureError, CaptureSettings, MapUse};
 use crate::compile::RoutingTable;
 use crate::telemetry::AccelerationCounts;
 
@@ -48,7 +49,8 @@ pub const MAPS: [&str; 6] =
     ["ACCELERATION_PODS", "JOINED_SOCKETS", "WAITING", "ENDS", "BRIDGE_OF", "HELD_BACK"];
 /// The map that is small unless acceleration is on, and then as large.
 pub const BRIDGES: (&str, u32) = ("BRIDGES", BRIDGES_MAX);
-const SOCKOPS: &str = "accelerate";
+/// The program of connections.
+pub const SOCKOPS: &str = "accelerate";
 const SK_MSG: &str = "hand_over";
 
 /// Whether acceleration is wanted.
@@ -88,6 +90,9 @@ pub async fn wanted(settings: &CaptureSettings) -> Result<PathBuf, String> {
         (AccelerationMode::Off, _) => Err("--acceleration off".to_owned()),
         (_, None) => Err("no --cgroup names the pods' cgroup v2 directory".to_owned()),
         (mode, Some(cgroup)) => {
+            if let Some(lack) = Privileges::own().missing_for_acceleration() {
+                return Err(lack);
+            }
             let cgroup = cgroup.find().map_err(|error| error.to_string())?;
             let path = cgroup.clone();
             match tokio::task::spawn_blocking(move || self_test(&path, mode)).await {
@@ -164,6 +169,11 @@ impl Acceleration {
     /// What the programs count.
     pub fn counters(&self) -> AccelerationCounters {
         self.counters.clone()
+    }
+
+    /// How full the map of pods is.
+    pub fn map_use(&self) -> MapUse {
+        self.pods.usage()
     }
 
     /// How it stands.

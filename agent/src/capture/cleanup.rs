@@ -105,9 +105,9 @@ async fn still_attached(netlink: &Netlink) -> Result<(), CaptureError> {
     let interfaces: Vec<_> = snapshot.links.into_iter().map(|(index, link)| (index, link.name)).collect();
     let end = Instant::now() + LET_GO;
     loop {
-        let seen = foreign::look(netlink.handle(), &interfaces).await;
-        let packets = seen.into_iter().filter(|seen| seen.hook != "cgroup").collect();
-        let left = left_of_agents(foreign::not_ours(packets, &BTreeSet::new(), foreign::names));
+        let seen = foreign::look(netlink.handle(), &interfaces, None).await;
+        let packets: Vec<_> = seen.into_iter().filter(|seen| seen.hook != "cgroup").collect();
+        let left = left_of_agents(foreign::not_ours(&packets, &BTreeSet::new(), foreign::names));
         let Some(left) = left else { return Ok(()) };
         if Instant::now() > end {
             return Err(CaptureError::StillAttached(left));
@@ -120,7 +120,7 @@ async fn still_attached(netlink: &Netlink) -> Result<(), CaptureError> {
 fn left_of_agents(seen: Vec<Foreign>) -> Option<String> {
     let own = seen.into_iter().filter(|one| foreign::is_an_agents(&one.name));
     let names: Vec<_> =
-        own.map(|Foreign { seen, name }| format!("{name} on {} {}", seen.hook, seen.place)).collect();
+        own.map(|Foreign { seen, name, .. }| format!("{name} on {} {}", seen.hook, seen.place)).collect();
     (!names.is_empty()).then(|| names.join(", "))
 }
 
@@ -155,6 +155,7 @@ mod tests {
         let on = |name: &str, hook| Foreign {
             seen: Sighting { hook, place: "pod-a egress".to_owned(), program: 7 },
             name: name.to_owned(),
+            before_ours: false,
         };
         assert_eq!(left_of_agents(vec![on("cil_from_pod", "tcx"), on("", "clsact")]), None);
         let left = left_of_agents(vec![on("cil_from_pod", "tcx"), on("guard_pod", "tcx")]);

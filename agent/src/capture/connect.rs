@@ -18,18 +18,18 @@ use aya::maps::{HashMap as KernelMap, MapData, PerCpuArray};
 use aya::programs::cgroup_sock_addr::CgroupSockAddrLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr};
 
-use super::CaptureError;
 use super::lower::{Changes, Decision, Follower, Pool, PoolName};
 use super::mirror::Mirror;
 use super::programs::{load_error, map, mirror};
 use super::vanished::{Sought, Vanished};
+use super::{CaptureError, MapUse};
 use crate::compile::RoutingTable;
 
 /// Slots of all tables together, as in the kernel's map.
 const SLOTS_MAX: usize = 262_144;
 
 /// Those that tell come first, so that no socket is led before it can be told of it.
-const PROGRAMS: [&str; 8] = [
+pub const PROGRAMS: [&str; 8] = [
     "balance_peername4",
     "balance_peername6",
     "balance_recvmsg4",
@@ -112,6 +112,8 @@ pub struct ConnectBalancer {
     /// them now.
     retired: Vec<(u32, u32)>,
     slots_used: usize,
+    /// Slots of pools that found no room.
+    slots_left_out: usize,
     next_pool: u32,
     next_table: u32,
     seed: u32,
@@ -151,6 +153,7 @@ impl ConnectBalancer {
             pools: BTreeMap::new(),
             retired: Vec::new(),
             slots_used: 0,
+            slots_left_out: 0,
             next_pool: 0,
             next_table: 0,
             seed: seed(),
@@ -175,6 +178,17 @@ impl ConnectBalancer {
         ConnectStatus { cgroup: Some(self.cgroup.clone()), unavailable: None, frontends: self.counts.clone() }
     }
 
+    /// How full the maps are that the agent writes.
+    pub fn map_use(&self) -> [MapUse; 3] {
+        let slots = MapUse {
+            name: "SLOTS",
+            entries: self.slots_used,
+            capacity: SLOTS_MAX,
+            left_out: self.slots_left_out,
+        };
+        [self.frontends.usage(), slots, self.members.usage()]
+    }
+
     /// What the programs count, and what became of vanished backends' sockets.
     pub fn counters(&self) -> ConnectCounters {
         self.counters.clone()
@@ -196,7 +210,13 @@ impl ConnectBalancer {
         let Changes { whole, frontends, pools, gone: _ } = changes;
         self.drop_retired();
         let has_room = self.hold_all(pools, whole);
-        self.members.set(&self.wanted_members())?;
+        let forgetful = self.members.set(&self.wanted_members())?;
+        if forgetful > 0 {
+            tracing::error!(
+                left_out = forgetful,
+                "more backends with affinity than the kernel's map holds; clients of those do not come back to them"
+            );
+        }
         let left_out = self.decide(frontends, whole)?;
         if left_out > 0 {
             tracing::error!(left_out, "more frontends than the kernel's map holds; those are not balanced");
@@ -208,6 +228,8 @@ impl ConnectBalancer {
     /// Brings pools into the kernel. `whole`: all others go. Whether there was room for all.
     fn hold_all(&mut self, pools: BTreeMap<PoolName, Option<Pool>>, whole: bool) -> bool {
         let (mut held, mut has_room) = (Vec::new(), true);
+        // Where something was left out, all of it is told again.
+        self.slots_left_out = 0;
         for (name, pool) in pools {
             let before = self.pools.remove(&name);
             match pool {
@@ -282,7 +304,9 @@ impl ConnectBalancer {
             }
         };
         let slots = pool.slots();
-        if self.slots_used + slots.len() > SLOTS_MAX {
+        let wanted = slots.len();
+        if self.slots_used + wanted > SLOTS_MAX {
+            self.slots_left_out += wanted;
             tracing::error!("more backends than the kernel's map holds; a service's port is not balanced");
             return None;
         }
@@ -292,6 +316,7 @@ impl ConnectBalancer {
         for value in slots {
             if let Err(error) = self.slots.insert(SlotKey { table, slot: count }, value, 0) {
                 tracing::error!(%error, "the kernel's map takes no backends; a service's port is not balanced");
+                self.slots_left_out += wanted;
                 self.retired.push((table, count));
                 return None;
             }

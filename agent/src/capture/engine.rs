@@ -285,11 +285,20 @@ impl Engine {
     /// Says which programs of others are new on our hooks.
     async fn look_for_others(&mut self) {
         let hooked = self.programs.attached().map(|(index, name, _)| (index, name.to_owned()));
-        let seen = foreign::look(self.netlink.handle(), &hooked.collect::<Vec<_>>()).await;
-        let found = foreign::not_ours(seen, &self.programs.own_ids(), foreign::names);
-        for Foreign { seen, name } in found.iter().filter(|one| !self.foreign.contains(one)) {
+        let hooked: Vec<_> = hooked.collect();
+        let cgroup = self.settings.cgroup.as_ref().and_then(|choice| choice.find().ok());
+        let seen = foreign::look(self.netlink.handle(), &hooked, cgroup.as_deref()).await;
+        let found = foreign::not_ours(&seen, &self.programs.own_ids(), foreign::names);
+        for Foreign { seen, name, before_ours } in found.iter().filter(|one| !self.foreign.contains(one)) {
             let Sighting { hook, place, program } = seen;
-            tracing::warn!(hook, place, program, name, "somebody else's program is on a hook that ours use");
+            tracing::warn!(
+                hook,
+                place,
+                program,
+                name,
+                before_ours,
+                "somebody else's program is on a hook that ours use"
+            );
         }
         self.foreign = found;
     }

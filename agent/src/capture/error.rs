@@ -8,7 +8,8 @@ use std::net::SocketAddr;
 pub enum CaptureError {
     /// The process lacks a privilege.
     #[error(
-        "capture needs root (CAP_NET_ADMIN, CAP_BPF and CAP_SYS_ADMIN): run as root, or use --capture off"
+        "capture needs root (CAP_NET_ADMIN, and CAP_BPF with CAP_PERFMON or else CAP_SYS_ADMIN): run as root, or use \
+         --capture off"
     )]
     Privilege,
     /// Another agent has the node.

@@ -12,6 +12,7 @@ use aya::sys::{is_map_supported, is_program_supported};
 use super::listener::set_port_range;
 use super::pins::{Bpffs, is_bpffs};
 use super::self_check::{Check, Outcome};
+use super::{CaptureError, OnStop};
 
 /// Something that a kernel may lack without capture failing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,9 +116,19 @@ fn check(feature: Feature, present: Result<bool, String>) -> Check {
     Check { name, outcome, detail }
 }
 
-/// Whether maps and links can outlive an agent.
-pub fn pinning(bpffs: &Bpffs) -> Check {
-    let gone = "maps and links go with the agent, and the next one starts anew";
+/// Whether maps and links can outlive an agent, as what it leaves at its stop may ask for.
+pub fn pinning(bpffs: &Bpffs, on_stop: OnStop) -> Check {
+    let gone = "nothing is pinned: the policies of pods and all that is captured end with the agent, and the next one \
+                starts anew";
+    let unpinned = match bpffs {
+        Bpffs::Off => Some(Bpffs::OFF),
+        Bpffs::Usual if !is_bpffs(Path::new("/sys/fs/bpf")) => Some(Bpffs::NOT_MOUNTED),
+        Bpffs::Usual | Bpffs::At(_) => None,
+    };
+    if let (Some(reason), OnStop::Keep) = (unpinned, on_stop) {
+        let detail = CaptureError::KeepWithoutPins(reason).to_string();
+        return Check { name: "bpffs", outcome: Outcome::Failed, detail };
+    }
     let (outcome, detail) = match bpffs {
         Bpffs::Off => (Outcome::Ok, format!("off: {gone}")),
         Bpffs::Usual if is_bpffs(Path::new("/sys/fs/bpf")) => {
@@ -196,9 +207,24 @@ mod tests {
     fn a_directory_for_pins_is_looked_at_and_not_made() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("pins");
-        let seen = pinning(&Bpffs::At(path.clone()));
+        let seen = pinning(&Bpffs::At(path.clone()), OnStop::Keep);
         assert_eq!(seen.outcome, Outcome::Failed, "{seen:?}");
         assert!(!path.exists());
-        assert_eq!(pinning(&Bpffs::Off).outcome, Outcome::Ok);
+    }
+
+    #[test]
+    fn what_ends_with_the_agent_is_said_and_refused_where_it_shall_stay() {
+        let off = pinning(&Bpffs::Off, OnStop::Remove);
+        assert_eq!(off.outcome, Outcome::Ok, "{off:?}");
+        assert!(
+            off.detail.contains("policies of pods") && off.detail.contains("end with the agent"),
+            "{off:?}"
+        );
+        let kept = pinning(&Bpffs::Off, OnStop::Keep);
+        assert_eq!(kept.outcome, Outcome::Failed, "{kept:?}");
+        assert!(
+            kept.detail.contains("--on-stop keep needs pins") && kept.detail.contains("--bpffs off"),
+            "{kept:?}"
+        );
     }
 }

@@ -7,8 +7,8 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use agent_common::policy::{
-    CLOSED, HIDDEN_SLOT, POLICY_SLOTS, PolicyAddress, PolicyPod, PolicyRuleKey, PolicyRuleValue,
-    PolicySourceKey, SOURCE_HEAD_BITS,
+    CLOSED, HIDDEN_SLOT, POLICY_PODS_MAX, POLICY_SLOTS, PolicyAddress, PolicyPod, PolicyRuleKey,
+    PolicyRuleValue, PolicySourceKey, SOURCE_HEAD_BITS,
 };
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -17,7 +17,7 @@ use aya::maps::{HashMap as KernelMap, MapData, MapError, PerCpuArray};
 use super::guard::kernel_now_ns;
 use super::lowering::{Lowered, Room, captured, ip_address, lower, policy_address, proven_address};
 use super::programs::map;
-use super::{CaptureError, kernel_call};
+use super::{CaptureError, MapUse, kernel_call};
 use crate::compile::{Denied, RoutingTable};
 use crate::model::Cidr;
 
@@ -164,6 +164,33 @@ impl KernelPolicy {
         let outcome = prepared.and(switched);
         self.incomplete = outcome.is_err();
         outcome.map(|()| self.status())
+    }
+
+    /// How full the maps are. Of sources and verdicts two generations are there while one replaces the other, so a table may
+    /// take half of the kernel's maps, and that is their capacity.
+    pub fn map_use(&self) -> [MapUse; 3] {
+        let Lowered { pods, sources, proven, rules, left_out, .. } = &self.written;
+        let Room { sources: most_sources, rules: most_rules } = Room::default();
+        [
+            MapUse {
+                name: "POLICY_PODS",
+                entries: self.held.len(),
+                capacity: POLICY_PODS_MAX as usize,
+                left_out: pods.keys().filter(|pod| !self.held.contains(pod)).count(),
+            },
+            MapUse {
+                name: "POLICY_SOURCES",
+                entries: sources.len() + proven.len() + self.inherited.sources.len(),
+                capacity: most_sources,
+                left_out: left_out.sources,
+            },
+            MapUse {
+                name: "POLICY_RULES",
+                entries: rules.len() + self.inherited.rules.len(),
+                capacity: most_rules,
+                left_out: left_out.rules,
+            },
+        ]
     }
 
     fn status(&self) -> PolicyStatus {

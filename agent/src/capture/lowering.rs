@@ -33,6 +33,15 @@ impl Default for Room {
     }
 }
 
+/// What found no room.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LeftOut {
+    /// Sources.
+    pub sources: usize,
+    /// Verdicts.
+    pub rules: usize,
+}
+
 /// What the kernel shall hold. Numbers of sets and classes mean something within one value alone.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Lowered {
@@ -46,6 +55,8 @@ pub struct Lowered {
     pub strict: usize,
     /// Verdicts; as the programs look them up.
     pub rules: HashMap<PolicyRuleKey, Verdict>,
+    /// What the pods that are closed for lack of room would have taken.
+    pub left_out: LeftOut,
 }
 
 /// What a class may do with a port.
@@ -104,6 +115,7 @@ pub fn lower(table: &RoutingTable, node: &str, room: Room) -> Lowered {
     let Classified { sources, proven, classes } = classify(table, &sets);
     if sources.len() + proven.len() > room.sources {
         lowered.pods.values_mut().for_each(|set| *set = CLOSED);
+        lowered.left_out.sources = sources.len() + proven.len();
         return lowered;
     }
     (lowered.sources, lowered.proven) = (sources, proven);
@@ -113,6 +125,7 @@ pub fn lower(table: &RoutingTable, node: &str, room: Room) -> Lowered {
             lowered.rules.extend(rules);
         } else {
             lowered.pods.values_mut().filter(|set| **set == number).for_each(|set| *set = CLOSED);
+            lowered.left_out.rules += rules.len();
         }
     }
     lowered

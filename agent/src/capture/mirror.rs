@@ -1,6 +1,6 @@
 //! A kernel map that the agent alone writes, with a copy of what is in it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 
 use aya::Pod;
@@ -14,6 +14,8 @@ pub struct Mirror<K, V> {
     kernel: KernelMap<MapData, K, V>,
     capacity: u32,
     held: HashMap<K, V>,
+    /// What was wanted last and found no room.
+    left_out: HashSet<K>,
 }
 
 impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Mirror<K, V> {
@@ -25,11 +27,12 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Mirror<K, V> {
     ) -> Result<Self, CaptureError> {
         let held = kernel.iter().collect::<Result<_, _>>();
         let held = held.map_err(|source| CaptureError::Map { map: name, source })?;
-        Ok(Self { name, kernel, capacity, held })
+        Ok(Self { name, kernel, capacity, held, left_out: HashSet::new() })
     }
 
     /// Makes the map hold what is wanted; what is already right is not touched. Answers how many entries found no room.
     pub fn set(&mut self, wanted: &HashMap<K, V>) -> Result<usize, CaptureError> {
+        self.left_out.clear();
         let gone = self.held.keys().filter(|key| !wanted.contains_key(key)).copied().collect::<Vec<_>>();
         self.remove(&gone)?;
         self.insert(wanted.iter())
@@ -38,6 +41,7 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Mirror<K, V> {
     /// Makes the map hold these entries, or not, where there is a `None`; all others stay as they are. Answers as
     /// [`Mirror::set`].
     pub fn change(&mut self, changes: &HashMap<K, Option<V>>) -> Result<usize, CaptureError> {
+        self.left_out.retain(|key| !changes.contains_key(key));
         let is_gone = |(key, value): &(&K, &Option<V>)| value.is_none() && self.held.contains_key(key);
         let gone = changes.iter().filter(is_gone).map(|(key, _)| *key).collect::<Vec<_>>();
         self.remove(&gone)?;
@@ -66,6 +70,7 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Mirror<K, V> {
             match self.kernel.insert(key, value, 0) {
                 Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::E2BIG) => {
                     over_capacity += 1;
+                    self.left_out.insert(*key);
                 }
                 result => {
                     result.map_err(error)?;
@@ -79,7 +84,7 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Mirror<K, V> {
     /// How full the map is.
     pub fn usage(&self) -> MapUse {
         let capacity = usize::try_from(self.capacity).unwrap_or(usize::MAX);
-        MapUse { name: self.name, entries: self.held.len(), capacity }
+        MapUse { name: self.name, entries: self.held.len(), capacity, left_out: self.left_out.len() }
     }
 
     /// How many entries the map holds.

@@ -32,6 +32,7 @@ mod parts;
 mod pins;
 mod plumbing;
 mod pod_guard;
+mod privilege;
 mod programs;
 mod self_check;
 mod sock_diag;
@@ -182,4 +183,6 @@ pub struct MapUse {
     pub entries: usize,
     /// The most that it can hold.
     pub capacity: usize,
+    /// Entries that found no room.
+    pub left_out: usize,
 }

@@ -135,10 +135,18 @@ impl Parts {
         self.socket_events.as_ref().err().cloned()
     }
 
-    /// How full the guard's maps are.
+    /// How full the maps are that the agent writes; none of those that are off.
     pub fn map_use(&self) -> impl Iterator<Item = MapUse> {
         let fills = self.guard.as_ref().map(|guard| guard.status().maps).unwrap_or_default();
-        fills.into_iter().map(|Fill { map, entries, capacity, .. }| MapUse { name: map, entries, capacity })
+        let guarding = fills.into_iter().map(|Fill { map, entries, capacity, left_out }| MapUse {
+            name: map,
+            entries,
+            capacity,
+            left_out,
+        });
+        let balancing = self.connect.iter().flat_map(ConnectBalancer::map_use);
+        let accelerating = self.acceleration.iter().map(Acceleration::map_use);
+        guarding.chain(balancing).chain(self.pod_guard.map_use()).chain(accelerating)
     }
 
     /// How acceleration stands.

@@ -53,11 +53,16 @@ impl FromStr for Bpffs {
 }
 
 impl Bpffs {
+    /// Why nothing is pinned, where nothing shall be.
+    pub const OFF: &'static str = "--bpffs off";
+    /// Why nothing is pinned, where nothing is asked for.
+    pub const NOT_MOUNTED: &'static str = "no BPF file system at /sys/fs/bpf";
+
     /// The directory, made where it is missing; `None` with the reason where nothing is pinned.
     fn directory(&self) -> Result<Result<PathBuf, &'static str>, CaptureError> {
         match self {
-            Self::Off => Ok(Err("--bpffs off")),
-            Self::Usual if !is_bpffs(Path::new(USUAL_MOUNT)) => Ok(Err("no BPF file system at /sys/fs/bpf")),
+            Self::Off => Ok(Err(Self::OFF)),
+            Self::Usual if !is_bpffs(Path::new(USUAL_MOUNT)) => Ok(Err(Self::NOT_MOUNTED)),
             Self::Usual => made(Path::new(USUAL_DIRECTORY)).map(Ok),
             Self::At(path) if path.ancestors().find(|path| path.exists()).is_some_and(is_bpffs) => {
                 made(path).map(Ok)

@@ -11,11 +11,11 @@ use aya::Ebpf;
 use aya::programs::tc::{SchedClassifierLink, qdisc_detach_program};
 use aya::programs::{SchedClassifier, TcAttachType};
 
-use super::CaptureError;
 use super::hook::{self, Place, attach_clsact, attach_tcx};
 use super::kernel_policy::{self, KernelPolicy, PolicyDrops, PolicyStatus};
 use super::pins::{Left, Link, Pins};
 use super::programs::{Attach, load_error};
+use super::{CaptureError, MapUse};
 use crate::compile::RoutingTable;
 
 /// What the names of pinned links begin with.
@@ -164,6 +164,11 @@ impl PodGuard {
     /// What is enforced.
     pub fn status(&self) -> PolicyStatus {
         PolicyStatus { outlives: self.outlives, ..self.status }
+    }
+
+    /// How full the maps of policy are.
+    pub fn map_use(&self) -> [MapUse; 3] {
+        self.policy.map_use()
     }
 
     /// Pods of this node whose requests the agent judges.

@@ -22,6 +22,7 @@ use super::layout::layout;
 use super::listener::CaptureListeners;
 use super::mirror::Mirror;
 use super::pins::{Left, Pins};
+use super::privilege::Privileges;
 use super::{CaptureError, CaptureSettings, MapUse};
 use super::{acceleration, connect, socket_events};
 
@@ -404,6 +405,12 @@ pub(super) fn object_error(error: EbpfError) -> CaptureError {
 pub(super) fn load_error(program: &'static str, source: ProgramError) -> CaptureError {
     match &source {
         ProgramError::LoadError { io_error, .. } if io_error.raw_os_error() == Some(libc::EPERM) => {
+            CaptureError::Privilege
+        }
+        // The verifier's answer to programs that it would let the privileged load.
+        ProgramError::LoadError { io_error, .. }
+            if io_error.raw_os_error() == Some(libc::EACCES) && !Privileges::own().loads_programs() =>
+        {
             CaptureError::Privilege
         }
         _ => CaptureError::Load { program, source: Box::new(source) },

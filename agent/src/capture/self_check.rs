@@ -15,6 +15,7 @@ use super::interfaces::{Desired, Hooked};
 use super::netlink::Netlink;
 use super::plumbing::{Plumbing, has_ipv6};
 use super::pod_guard::PodGuard;
+use super::privilege::Privileges;
 use super::programs::Programs;
 use super::{Bpffs, CaptureError, CaptureSettings};
 
@@ -56,14 +57,19 @@ impl Check {
 
 /// Looks at everything.
 pub async fn checks(settings: &CaptureSettings) -> Vec<Check> {
-    let mut checks =
-        vec![kernel(), programs(settings), nft(), forwarding("ipv4/ip_forward", "IPv4 forwarding")];
+    let mut checks = vec![
+        kernel(),
+        privileges(Privileges::own()),
+        programs(settings),
+        nft(),
+        forwarding("ipv4/ip_forward", "IPv4 forwarding"),
+    ];
     checks.push(if has_ipv6() {
         forwarding("ipv6/conf/all/forwarding", "IPv6 forwarding")
     } else {
         Check::new("IPv6", Outcome::Warning, "this node has none, or none on loopback: only IPv4 is captured")
     });
-    checks.push(pinning(&settings.bpffs));
+    checks.push(pinning(&settings.bpffs, settings.on_stop));
     checks.extend(features());
     checks.extend(settings.cgroup.as_ref().map(|choice| balancing(settings, choice)));
     checks.push(socket_events(settings));
@@ -74,6 +80,7 @@ pub async fn checks(settings: &CaptureSettings) -> Vec<Check> {
             if let Some(guard) = &settings.guard {
                 checks.push(edge(guard, &netlink).await);
             }
+            checks.push(others(settings, &netlink).await);
             checks.push(marks(settings, &netlink).await);
         }
         Err(error) => checks.push(Check::new("netlink", Outcome::Failed, error.to_string())),
@@ -95,6 +102,44 @@ fn kernel() -> Check {
         }
     };
     Check::new("kernel", Outcome::Ok, format!("{}: {attach}", release.trim()))
+}
+
+/// What the process may do, and what is done without where it may not.
+fn privileges(held: Privileges) -> Check {
+    let name = "privileges";
+    let missing = held.missing();
+    if !missing.is_empty() {
+        let text = format!("{} missing; {}", missing.join(" and "), CaptureError::Privilege);
+        return Check::new(name, Outcome::Failed, text);
+    }
+    if !held.sees_everything() {
+        let text = "no CAP_SYS_ADMIN: no acceleration, open connections that policy comes to refuse are not reset in \
+                    their pods, and programs of others are not seen";
+        return Check::new(name, Outcome::Warning, text);
+    }
+    Check::new(name, Outcome::Ok, "all that the agent has a use for")
+}
+
+/// Programs of others where ours are, or would be.
+async fn others(settings: &CaptureSettings, netlink: &Netlink) -> Check {
+    let name = "others' programs";
+    if !Privileges::own().sees_everything() {
+        return Check::new(name, Outcome::Warning, "cannot be looked for without CAP_SYS_ADMIN");
+    }
+    let interfaces = match netlink.snapshot().await {
+        Ok(snapshot) => snapshot.desired(settings),
+        Err(error) => return Check::new(name, Outcome::Warning, format!("could not be looked for: {error}")),
+    };
+    let interfaces: Vec<_> =
+        interfaces.into_iter().map(|(index, (interface, _))| (index, interface)).collect();
+    let cgroup = settings.cgroup.as_ref().and_then(|choice| choice.find().ok());
+    let seen = foreign::look(netlink.handle(), &interfaces, cgroup.as_deref()).await;
+    let found = foreign::not_an_agents(&seen, &foreign::names());
+    if found.is_empty() {
+        return Check::new(name, Outcome::Ok, "none on the hooks that ours use");
+    }
+    let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+    Check::new(name, Outcome::Warning, found.join("; "))
 }
 
 fn programs(settings: &CaptureSettings) -> Check {
@@ -146,6 +191,9 @@ fn acceleration(settings: &CaptureSettings) -> Check {
         (_, None) => return off("no --cgroup names the pods' cgroup v2 directory".to_owned()),
         (mode, Some(choice)) => (mode, choice),
     };
+    if let Some(lack) = Privileges::own().missing_for_acceleration() {
+        return off(lack);
+    }
     let cgroup = match choice.find() {
         Ok(cgroup) => cgroup,
         Err(error) => return off(error.to_string()),

@@ -15,7 +15,8 @@ use super::{CaptureError, CaptureSettings};
 
 /// The map that is of no use where sockets are not told of.
 pub const MAP: &str = "OPEN_SOCKETS";
-const PROGRAM: &str = "tell_sockets";
+/// The program.
+pub const PROGRAM: &str = "tell_sockets";
 
 /// Whether sockets are to be told of.
 pub fn wanted(settings: &CaptureSettings) -> bool {

@@ -108,9 +108,14 @@ fn capture(status: &Status) -> Vec<String> {
             lines.push(format!("             NOT CAPTURED {}: {reason}", interface.name));
         }
     }
-    for ForeignProgram { hook, place, id, name } in &capture.foreign {
+    for ForeignProgram { hook, place, id, name, before_ours } in &capture.foreign {
         let name = if name.is_empty() { "without a name" } else { name };
         lines.push(format!("             others' program on {hook} {place}: {name} (id {id})"));
+        if *before_ours {
+            lines.push(
+                "             it COMES BEFORE OURS there: it can let through or take what policy would refuse".to_owned(),
+            );
+        }
     }
     lines.extend(balancing(&capture.connect));
     lines.extend(policy(&capture.policy));

@@ -11,7 +11,7 @@ use prometheus::{
 
 use super::acceleration::{AccelerationCounts, AccelerationSeries};
 use super::cluster::{ClusterReading, ClusterSeries, ProbeReading};
-use super::guard::{GuardReading, GuardSeries};
+use super::guard::{GuardReading, GuardSeries, MapReading};
 use super::limits::LIMITS;
 use super::rate_limits::{LimitStoreReading, RateLimitReading, RateLimitSeries};
 use super::recorder::WorkerRecorder;
@@ -113,8 +113,8 @@ pub(super) struct Shared {
 pub struct KernelGauges {
     /// Programs of others, by hook.
     pub foreign: Vec<(&'static str, usize)>,
-    /// Maps by name, with their entries and their capacity.
-    pub maps: Vec<(&'static str, usize, usize)>,
+    /// How full maps are.
+    pub maps: Vec<MapReading>,
 }
 
 /// The series of [`KernelGauges`].
@@ -122,6 +122,7 @@ struct KernelSeries {
     foreign: IntGaugeVec,
     map_entries: IntGaugeVec,
     map_capacity: IntGaugeVec,
+    map_left_out: IntGaugeVec,
 }
 
 impl KernelSeries {
@@ -129,9 +130,10 @@ impl KernelSeries {
         for (hook, count) in &seen.foreign {
             self.foreign.with_label_values(&[*hook]).set(gauge_value(*count));
         }
-        for (map, entries, capacity) in &seen.maps {
+        for MapReading { map, entries, capacity, left_out } in &seen.maps {
             self.map_entries.with_label_values(&[*map]).set(gauge_value(*entries));
             self.map_capacity.with_label_values(&[*map]).set(gauge_value(*capacity));
+            self.map_left_out.with_label_values(&[*map]).set(gauge_value(*left_out));
         }
     }
 }
@@ -449,6 +451,11 @@ impl Maker<'_> {
             map_capacity: self.gauges(
                 "sluice_bpf_map_capacity",
                 "The most entries of a kernel map.",
+                &["map"],
+            )?,
+            map_left_out: self.gauges(
+                "sluice_bpf_map_left_out",
+                "Entries that found no room in a kernel map.",
                 &["map"],
             )?,
         })

@@ -379,6 +379,10 @@ fn what_finds_no_room_is_closed() {
     assert_eq!(sets(Room { sources: 2, rules: 4 }), [0, 0, 1, 0]);
     assert_eq!(sets(Room { sources: 2, rules: 3 }), [0, 0, CLOSED, 0]);
     assert_eq!(sets(Room { sources: 1, rules: 4 }), [CLOSED; 4]);
+    let left_out = |sources, rules| lower(&table, "here", Room { sources, rules }).left_out;
+    assert_eq!(left_out(2, 4), LeftOut::default());
+    assert_eq!(left_out(2, 3), LeftOut { sources: 0, rules: 2 });
+    assert_eq!(left_out(1, 4), LeftOut { sources: 2, rules: 0 });
     let lowered = lower(&table, "here", Room { sources: 2, rules: 0 });
     let [foreign, pod] = ["8.8.8.8", "10.0.0.1"].map(|text| text.parse().expect("an address"));
     assert_eq!(refuses(&syn(foreign, pod, 80), 1, &lowered), Some(0));
