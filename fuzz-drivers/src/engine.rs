@@ -17,7 +17,9 @@ use std::sync::Arc;
 
 use agent::compile::{RoutingTable, TableVersion, compile};
 use agent::http::h1::Limits;
-use agent::model::{AppProtocol, Endpoint, LbPolicy, Model, ObjectName, Service, ServicePort, TrafficPolicy};
+use agent::model::{
+    AppProtocol, Endpoint, LbPolicy, Model, ObjectName, Service, ServicePort, TlsRules, TrafficPolicy,
+};
 use agent::net::{ConnectTarget, Connector};
 use agent::proxy::http::{HttpSettings, HttpWorker, Share, Upgrades, serve};
 use agent::proxy::{Context, Downstream, ProxySettings, Random};
@@ -363,6 +365,7 @@ fn model() -> Model {
         service: name,
         lb: LbPolicy::RoundRobin,
         port_lb: vec![],
+        tls: TlsRules::default(),
         subsets: vec![],
     };
     Model {

@@ -176,7 +176,7 @@ impl KernelPolicy {
                 name: "POLICY_PODS",
                 entries: self.held.len(),
                 capacity: POLICY_PODS_MAX as usize,
-                left_out: pods.keys().filter(|pod| !self.held.contains(pod)).count(),
+                left_out: pods.keys().filter(|pod| !self.held.contains_key(pod)).count(),
             },
             MapUse {
                 name: "POLICY_SOURCES",
