@@ -444,8 +444,10 @@ fn why_says_what_the_kernel_does() -> Result<()> {
     let client = site.mesh.lab.pod("client")?;
     let backend = site.mesh.pod_ip("backend", 0)?;
     // Each is asked for and then done; the kernel's counters say whether the answer was true.
+    let echo = site.mesh.service("echo", 0, 81)?;
     for (destination, dialled, verdict, reason) in [
-        ("echo:81".to_owned(), site.mesh.service("echo", 0, 81)?, "agent", "captured"),
+        ("echo:81".to_owned(), echo, "agent", "captured"),
+        (format!("[::ffff:{}]:81", echo.ip()), echo, "agent", "captured"),
         (format!("{backend}:{DIRECT}"), SocketAddr::new(backend, DIRECT), "direct", "no_route"),
     ] {
         let (code, said) = why("client", &destination, &["-o", "json"])?;
@@ -469,6 +471,8 @@ fn why_says_what_the_kernel_does() -> Result<()> {
     for (source, destination, word) in [
         ("nobody", "echo:81", "source `nobody`"),
         ("client", "echo", "no port"),
+        ("client", "echo:65536", "destination `echo:65536`: the port is not a number from 1 to 65535"),
+        ("client:0", "echo:81", "source `client:0`: the port is not a number"),
         ("client", "echo:99", "the service has no TCP port 99; it has "),
         ("a b", "echo:81", "neither"),
     ] {

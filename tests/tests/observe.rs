@@ -69,10 +69,12 @@ fn each_verdict_is_seen_with_its_ends_and_its_reason() -> Result<()> {
             }
         }
     }
-    ensure!(observe(&mesh, &["--from", "nobody/"])?.is_empty(), "a filter let everything pass");
+    ensure!(observe(&mesh, &["--from", "backend"])?.is_empty(), "a filter let everything pass");
     // What nothing can fit is no empty answer.
     for (filter, words) in [
         (["--from", "nobody"], "no pod or service of this name"),
+        (["--pod", "nobody/"], "no pod or service in this namespace"),
+        (["--port", "0"], "--port"),
         (["--verdict", "bogus"], "captured_inbound"),
     ] {
         let mut command = mesh.lab.node(NODE)?.command(lab::agent::built_binary()?)?;

@@ -1,5 +1,7 @@
 //! `cargo xtask lab`: brings labs up by hand, looks into them, takes them down.
 
+use std::fmt::Display;
+use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::ExitCode;
@@ -75,12 +77,19 @@ fn up(id: &str, nodes: usize, agents: bool) -> Result<ExitCode> {
         let options = AgentOptions::new(&config)?;
         for node in lab.nodes() {
             let agent = node.start_agent(&options)?;
-            println!("agent of {}: pid {}, log {}", node.name(), agent.pid(), agent.log_path().display());
+            say(format_args!(
+                "agent of {}: pid {}, log {}",
+                node.name(),
+                agent.pid(),
+                agent.log_path().display()
+            ))?;
         }
     }
-    describe(&lab);
-    println!("documents: {}", config.display());
-    println!("try: cargo xtask lab exec --id {id} client -- curl -s http://order-service/api/orders/1");
+    say(describe(&lab))?;
+    say(format_args!("documents: {}", config.display()))?;
+    say(format_args!(
+        "try: cargo xtask lab exec --id {id} client -- curl -s http://order-service/api/orders/1"
+    ))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -92,7 +101,7 @@ fn down(id: &str, all: bool, stale: bool) -> Result<ExitCode> {
     };
     for id in ids {
         Lab::down(&id).with_context(|| format!("taking down lab '{id}'"))?;
-        println!("lab {id}: down");
+        say(format_args!("lab {id}: down"))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -120,37 +129,78 @@ fn exec(id: &str, name: &str, words: &[String]) -> Result<ExitCode> {
 fn status() -> Result<ExitCode> {
     let ids = all_ids()?;
     if ids.is_empty() {
-        println!("no lab is up");
+        say("no lab is up")?;
     }
     for id in ids {
         match Lab::open(&id) {
-            Ok(lab) => describe(&lab),
-            Err(_) => println!("lab {id}: broken; clear it with: cargo xtask lab down --id {id}"),
+            Ok(lab) => say(describe(&lab))?,
+            Err(_) => say(format_args!("lab {id}: broken; clear it with: cargo xtask lab down --id {id}"))?,
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn describe(lab: &Lab) {
-    println!("lab {}", lab.id());
+/// Prints a line. A reader that has gone away (`| head`) is no error.
+fn say(line: impl Display) -> Result<()> {
+    say_to(&mut io::stdout().lock(), line)
+}
+
+fn say_to(out: &mut impl Write, line: impl Display) -> Result<()> {
+    match writeln!(out, "{line}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+fn describe(lab: &Lab) -> String {
+    let mut lines = vec![format!("lab {}", lab.id())];
     for node in lab.nodes() {
         let address = node.address();
-        println!("  node {:<20} {:<14} {}", node.name(), address.v4, address.v6);
+        lines.push(format!("  node {:<20} {:<14} {}", node.name(), address.v4, address.v6));
         for pod in lab.pods().filter(|pod| pod.node().name() == node.name()) {
             let address = pod.address();
             let programs: Vec<String> = pod.spec().programs.iter().map(lab::Program::name).collect();
-            println!(
+            lines.push(format!(
                 "    pod {:<19} {:<14} {:<16} {}",
                 pod.name(),
                 address.v4,
                 address.v6,
                 programs.join(" ")
-            );
+            ));
         }
     }
     for service in &lab.topology().services {
         let Ok(address) = lab.cluster_ip(&service.name) else { continue };
         let ports: Vec<String> = service.ports.iter().map(|port| port.port.to_string()).collect();
-        println!("  service {:<17} {:<14} {:<18} {}", service.name, address.v4, address.v6, ports.join(" "));
+        let (name, ports) = (&service.name, ports.join(" "));
+        lines.push(format!("  service {name:<17} {:<14} {:<18} {ports}", address.v4, address.v6));
+    }
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fails as it is told.
+    struct Broken(io::ErrorKind);
+
+    impl Write for Broken {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(self.0.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_reader_that_has_gone_away_is_no_error() {
+        assert!(say_to(&mut Broken(io::ErrorKind::BrokenPipe), "x").is_ok());
+        assert!(say_to(&mut Broken(io::ErrorKind::StorageFull), "x").is_err());
+        let mut said = Vec::new();
+        say_to(&mut said, "x").expect("it can be written");
+        assert_eq!(said, b"x\n");
     }
 }

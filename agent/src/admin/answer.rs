@@ -191,6 +191,9 @@ fn why_answer(query: Option<&str>, table: &RoutingTable, source: &Source) -> Ans
         Ok(asked) => {
             let held = (source.held)(asked.source, asked.destination);
             let mut said = why(asked, table, &(source.status)(), held);
+            if asked.unserved {
+                to.clone_into(&mut said.destination);
+            }
             add_seen(&mut said, asked, table, ((source.connections)().connections, (source.flows)(0).flows));
             Answer::json(&said)
         }

@@ -147,7 +147,7 @@ pub fn why(asked: Asked, table: &RoutingTable, status: &Status, held: Held) -> E
 fn stream(view: &View<'_>, said: &mut Explanation, step: &mut impl FnMut(&str, String)) {
     let View { asked, table, .. } = *view;
     let frontend = table.frontends.get(&asked.destination);
-    step("frontends", describe_destination(asked.destination, frontend, table));
+    step("frontends", describe_destination(asked, frontend, table));
     let dropped = edge::guard(view, step);
     if let Some(listener) = gateway::listener(view) {
         step("gateway", gateway::describe(listener));
@@ -250,7 +250,15 @@ fn describe_source(source: Option<&Arc<Workload>>, status: &Status) -> String {
     }
 }
 
-fn describe_destination(to: SocketAddr, frontend: Option<&Arc<Frontend>>, table: &RoutingTable) -> String {
+/// Of a service that the table has no address of.
+const UNSERVED: &str = "the agent does nothing for this port: the service has no clusterIP, or none of its endpoints is \
+                        in the documents, so that it is left to whoever else serves it";
+
+fn describe_destination(asked: Asked, frontend: Option<&Arc<Frontend>>, table: &RoutingTable) -> String {
+    let to = asked.destination;
+    if asked.unserved {
+        return UNSERVED.to_owned();
+    }
     match (frontend, table.workloads.get(&to.ip())) {
         (Some(frontend), _) => {
             let headless = if frontend.headless { ", headless" } else { "" };
@@ -465,7 +473,19 @@ mod tests {
         for (source, destination, word) in [
             ("nobody", "order:80", "source `nobody`"),
             ("order-1", "order", "no port"),
-            ("order-1", "order:http", "no port"),
+            ("order-1", "order:http", "destination `order:http`: the port is not a number from 1 to 65535"),
+            ("order-1", "order:65536", "destination `order:65536`: the port is not a number"),
+            ("order-1", "order:80x", "the port is not a number"),
+            ("order-1", "order:", "the port is not a number"),
+            ("order-1", "order:0", "the port is not a number"),
+            ("order-1", "10.96.0.1:0", "destination `10.96.0.1:0`: the port is not a number"),
+            ("order-1", "10.96.0.1:65536", "the port is not a number"),
+            ("order-1", "10.96.0.1", "no port"),
+            ("order-1", "fd00::1", "no port"),
+            ("order-1", "[fd00::1]", "no port"),
+            ("order-1:0", "order:80", "source `order-1:0`: the port is not a number from 1 to 65535"),
+            ("10.0.0.1:65536", "order:80", "source `10.0.0.1:65536`: the port is not a number"),
+            ("order-1:http", "order:80", "source `order-1:http`: the port is not a number"),
             ("order-1", "nothing:80", "neither an address nor a service"),
             ("order-1", "order:81", "the service has no TCP port 81; it has 80"),
             ("::1", "order:80", "no address of the source's family"),
@@ -477,18 +497,57 @@ mod tests {
     }
 
     #[test]
+    fn an_address_in_disguise_is_the_address() {
+        let expected = asked("10.0.0.1:4000", "10.96.0.1:80");
+        for (source, destination) in [
+            ("[::ffff:10.0.0.1]:4000", "10.96.0.1:80"),
+            ("10.0.0.1:4000", "[::ffff:10.96.0.1]:80"),
+            ("[::ffff:10.0.0.1]:4000", "[::ffff:a60:1]:80"),
+        ] {
+            assert_eq!(asked(source, destination), expected, "{source} {destination}");
+        }
+        for source in ["10.0.0.1", "::ffff:10.0.0.1", "[::ffff:10.0.0.1]"] {
+            assert_eq!(asked(source, "order:80"), asked("10.0.0.1", "10.96.0.1:80"), "{source}");
+        }
+    }
+
+    #[test]
+    fn a_service_without_endpoints_has_one_verdict_by_name_and_by_address() {
+        let mut model = model();
+        model.endpoints.clear();
+        // A rule would be served without endpoints too.
+        model.mesh_routes.clear();
+        let table = compile(&model, &RoutingTable::default(), TableVersion::default());
+        let mut status = capturing();
+        for draining in [false, true] {
+            status.drain.draining = draining;
+            let said = |destination| {
+                let asked = Asked::read("10.0.0.1", destination, None, &table).unwrap();
+                why(asked, &table, &status, Held::default())
+            };
+            let (named, dialled) = (said("order:80"), said("10.96.0.1:80"));
+            let verdict = |said: &Explanation| [said.verdict.clone(), said.tier.clone(), said.reason.clone()];
+            assert_eq!(verdict(&named), ["direct", "kernel", "no_route"], "{named:?}");
+            assert_eq!(verdict(&named), verdict(&dialled), "{named:?}, {dialled:?}");
+            assert!(named.steps.iter().any(|step| step.found.contains("none of its endpoints")), "{named:?}");
+        }
+    }
+
+    #[test]
     fn a_service_without_an_address_is_told_from_one_without_the_port() {
         let mut model = model();
         for service in &mut model.services {
             service.cluster_ips.clear();
         }
         let table = compile(&model, &RoutingTable::default(), TableVersion::default());
-        for (destination, word) in
-            [("order:80", "the service has no clusterIP"), ("order:81", "the service has no TCP port 81")]
-        {
-            let error = Asked::read("10.0.0.1", destination, None, &table).unwrap_err().to_string();
-            assert!(error.contains(word), "{destination}: {error}");
-        }
+        let asked = Asked::read("10.0.0.1", "order:80", None, &table).unwrap();
+        let said = why(asked, &table, &capturing(), Held::default());
+        assert!(
+            said.steps.iter().any(|step| step.found.contains("the service has no clusterIP")),
+            "{said:?}"
+        );
+        let error = Asked::read("10.0.0.1", "order:81", None, &table).unwrap_err().to_string();
+        assert!(error.contains("the service has no TCP port 81"), "{error}");
     }
 
     #[test]

@@ -163,6 +163,13 @@ mod tests {
     }
 
     #[test]
+    fn no_connection_has_port_0() {
+        let refused = Line::try_parse_from(["x", "--port", "0"]).unwrap_err().to_string();
+        assert!(refused.contains("--port"), "{refused}");
+        assert!(Line::try_parse_from(["x", "--port", "65535"]).is_ok());
+    }
+
+    #[test]
     fn what_is_not_known_is_a_dash() {
         let row = row(&ConnectionDump { accelerated: true, ..seen() });
         assert_eq!(row[0], "10.0.0.1:40000 (default/client)");

@@ -20,7 +20,7 @@ pub(super) struct EndFilter {
     #[arg(long, value_name = "IP|POD|NAMESPACE/", visible_alias = "ip")]
     pub(super) pod: Option<String>,
     /// Only those to this port.
-    #[arg(long, visible_alias = "to-port")]
+    #[arg(long, visible_alias = "to-port", value_parser = clap::value_parser!(u16).range(1..))]
     pub(super) port: Option<u16>,
 }
 
@@ -36,14 +36,10 @@ pub(super) struct Ends<'a> {
 }
 
 impl EndFilter {
-    /// The names among what is wanted, which are neither addresses nor namespaces.
+    /// The names and namespaces among what is wanted: what is no address.
     fn names(&self) -> impl Iterator<Item = &str> {
         let wanted = [&self.from, &self.to, &self.pod].into_iter().flatten().map(String::as_str);
-        wanted.filter(|wanted| {
-            !wanted.ends_with('/')
-                && wanted.parse::<IpAddr>().is_err()
-                && wanted.parse::<SocketAddr>().is_err()
-        })
+        wanted.filter(|wanted| wanted.parse::<IpAddr>().is_err() && wanted.parse::<SocketAddr>().is_err())
     }
 
     /// Whether these ends are meant.
@@ -93,19 +89,27 @@ pub(super) fn unknown<'a>(
         missing.retain(|wanted| !is(wanted, ("", Some(&name))));
     }
     Ok(missing.first().map(|wanted| {
+        if wanted.ends_with('/') {
+            return format!("`{wanted}`: the agent knows no pod or service in this namespace");
+        }
         format!("`{wanted}`: the agent knows no pod or service of this name; say IP, NAME or NAMESPACE/NAME")
     }))
 }
 
-/// Whether an end is meant by its address, its name, its name in the namespace `default`, or its namespace.
+/// Whether an end is meant by its address, its name, its name in the namespace `default`, or its namespace. An IPv4 address
+/// in disguise is that address.
 fn is(wanted: &str, (address, name): End<'_>) -> bool {
-    let ip = address.parse().ok().map(|end: SocketAddr| end.ip().to_string());
+    let canonical = |end: SocketAddr| (end.ip().to_canonical(), end.port());
+    let is_address = address.parse().is_ok_and(|end: SocketAddr| {
+        wanted.parse().is_ok_and(|wanted: IpAddr| wanted.to_canonical() == end.ip().to_canonical())
+            || wanted.parse().is_ok_and(|wanted: SocketAddr| canonical(wanted) == canonical(end))
+    });
     let named = name.is_some_and(|name| {
         name == wanted
             || name.strip_prefix("default/") == Some(wanted)
             || wanted.ends_with('/') && name.starts_with(wanted)
     });
-    address == wanted || ip.as_deref() == Some(wanted) || named
+    address == wanted || is_address || named
 }
 
 #[cfg(test)]
@@ -113,10 +117,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_told_from_addresses_and_namespaces() {
+    fn names_and_namespaces_are_told_from_addresses() {
         let text = |text: &str| Some(text.to_owned());
         let filter = EndFilter { from: text("client"), to: text("fd00::1"), pod: text("shop/"), port: None };
-        assert_eq!(filter.names().collect::<Vec<_>>(), ["client"]);
+        assert_eq!(filter.names().collect::<Vec<_>>(), ["client", "shop/"]);
         let filter =
             EndFilter { from: text("10.0.0.1:80"), to: text("shop/web"), pod: text("10.0.0.1"), port: None };
         assert_eq!(filter.names().collect::<Vec<_>>(), ["shop/web"]);
@@ -146,6 +150,10 @@ mod tests {
             (EndFilter { pod: text("default/client"), ..EndFilter::default() }, true),
             (EndFilter { pod: text("shop/web-1"), ..EndFilter::default() }, true),
             (EndFilter { pod: text("shop/web-2"), ..EndFilter::default() }, false),
+            (EndFilter { from: text("::ffff:10.0.0.1"), ..EndFilter::default() }, true),
+            (EndFilter { from: text("[::ffff:10.0.0.1]:40000"), ..EndFilter::default() }, true),
+            (EndFilter { from: text("[::ffff:10.0.0.1]:40001"), ..EndFilter::default() }, false),
+            (EndFilter { to: text("fd00:0::1"), ..EndFilter::default() }, true),
             (EndFilter { port: Some(80), ..EndFilter::default() }, true),
             (EndFilter { port: Some(81), ..EndFilter::default() }, false),
             (EndFilter { from: text("client"), port: Some(81), ..EndFilter::default() }, false),

@@ -1,7 +1,7 @@
 //! The question: the two ends of a connection, read from addresses or from names that the table knows.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use crate::compile::RoutingTable;
@@ -13,6 +13,14 @@ pub enum Unreadable {
     /// Neither an address nor a pod.
     #[error("source `{0}`: neither an address nor a pod of the table; say IP, POD or NAMESPACE/POD")]
     Source(String),
+    /// A port that is none.
+    #[error("{end} `{text}`: the port is not a number from 1 to 65535")]
+    BadPort {
+        /// `source` or `destination`.
+        end: &'static str,
+        /// As it was asked for.
+        text: String,
+    },
     /// No port.
     #[error("destination `{0}`: no port; say IP:PORT, SERVICE:PORT or NAMESPACE/SERVICE:PORT")]
     Port(String),
@@ -32,17 +40,6 @@ pub enum Unreadable {
         /// Of what: `TCP` or `UDP`.
         protocol: &'static str,
         /// Those that there are.
-        ports: String,
-    },
-    /// A service that nobody can dial.
-    #[error(
-        "destination `{text}`: the agent does nothing for this port: the service has no clusterIP, or none of its \
-         endpoints is in the documents, so that it is left to whoever else serves it; its ports are {ports}"
-    )]
-    NoAddress {
-        /// As it was asked for.
-        text: String,
-        /// Its ports.
         ports: String,
     },
     /// Something else than TCP or UDP.
@@ -87,6 +84,9 @@ pub struct Asked {
     pub port: Option<u16>,
     /// What is dialled.
     pub destination: SocketAddr,
+    /// Whether the table has the service and port that are dialled, but no address of them: the destination stands for
+    /// whatever address they have.
+    pub unserved: bool,
     /// By what.
     pub protocol: Transport,
 }
@@ -100,30 +100,38 @@ impl Asked {
         protocol: Option<Transport>,
         table: &RoutingTable,
     ) -> Result<Self, Unreadable> {
-        let (name, port) = split_port(source);
-        let mut sources = match name.parse() {
-            Ok(address) => vec![address],
+        let (name, port) = split_port(source)?;
+        // An IPv4 address in disguise is that address to the programs as well.
+        let mut sources = match name.parse::<IpAddr>() {
+            Ok(address) => vec![address.to_canonical()],
             Err(_) => pod(name, table).map(|pod| pod.addresses.clone()).unwrap_or_default(),
         };
         // IPv4 first.
         sources.sort();
         let first = *sources.first().ok_or_else(|| Unreadable::Source(source.to_owned()))?;
         if let Ok(to) = destination.parse::<SocketAddr>() {
+            let to = SocketAddr::new(to.ip().to_canonical(), proper("destination", destination, to.port())?);
             let of_family = sources.into_iter().find(|from| from.is_ipv4() == to.is_ipv4());
             let source = of_family.ok_or_else(|| Unreadable::Family(destination.to_owned()))?;
             let known = (table.frontends.contains_key(&to), table.datagrams.contains_key(&to));
-            return Ok(Self { source, port, destination: to, protocol: inferred(protocol, known) });
+            let protocol = inferred(protocol, known);
+            return Ok(Self { source, port, destination: to, unserved: false, protocol });
         }
-        let (name, to_port) =
-            destination.rsplit_once(':').ok_or_else(|| Unreadable::Port(destination.to_owned()))?;
-        let to_port: u16 = to_port.parse().map_err(|_| Unreadable::Port(destination.to_owned()))?;
+        let bare = address_in(destination).is_some();
+        let split = destination.rsplit_once(':').filter(|_| !bare);
+        let (name, to_port) = split.ok_or_else(|| Unreadable::Port(destination.to_owned()))?;
+        let to_port = read_port("destination", destination, to_port)?;
         let has = |protocol| !frontends((name, to_port), protocol, table).is_empty();
         let protocol = inferred(protocol, (has(Transport::Tcp), has(Transport::Udp)));
         let service = frontends((name, to_port), protocol, table);
         let pods = pod(name, table).map(|pod| pod.addresses.clone()).unwrap_or_default();
         let dialled = service.into_iter().chain(pods).filter(|to| to.is_ipv4() == first.is_ipv4()).min();
-        let to = dialled.ok_or_else(|| undiallable(destination, (name, to_port), protocol, table))?;
-        Ok(Self { source: first, port, destination: SocketAddr::new(to, to_port), protocol })
+        let to = match dialled {
+            Some(to) => to,
+            None => undialled((destination, first), (name, to_port), protocol, table)?,
+        };
+        let (destination, unserved) = (SocketAddr::new(to, to_port), dialled.is_none());
+        Ok(Self { source: first, port, destination, unserved, protocol })
     }
 }
 
@@ -133,16 +141,16 @@ fn inferred(said: Option<Transport>, known: (bool, bool)) -> Transport {
     said.unwrap_or(if only_datagrams { Transport::Udp } else { Transport::Tcp })
 }
 
-/// Why a name and port are no destination.
-fn undiallable(
-    text: &str,
+/// What stands for the address of a name and port that the table knows without one; else why they are no destination.
+fn undialled(
+    (text, source): (&str, IpAddr),
     (name, port): (&str, u16),
     protocol: Transport,
     table: &RoutingTable,
-) -> Unreadable {
+) -> Result<IpAddr, Unreadable> {
     let text = text.to_owned();
     if pod(name, table).is_some() || !frontends((name, port), protocol, table).is_empty() {
-        return Unreadable::Family(text);
+        return Err(Unreadable::Family(text));
     }
     let (namespace, name) = qualified(name);
     let is = |service: &ObjectName| *service.namespace == *namespace && *service.name == *name;
@@ -151,29 +159,43 @@ fn undiallable(
     let (streams, datagrams): (BTreeSet<u16>, BTreeSet<u16>) = (streams.collect(), datagrams.collect());
     let of_protocol = if protocol == Transport::Udp { &datagrams } else { &streams };
     if streams.is_empty() && datagrams.is_empty() {
-        return Unreadable::Destination(text);
+        return Err(Unreadable::Destination(text));
     }
-    let has = of_protocol.contains(&port);
+    if of_protocol.contains(&port) {
+        let v4 = source.is_ipv4();
+        return Ok(if v4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() });
+    }
     let numbers = streams.iter().map(ToString::to_string);
     let ports = numbers.chain(datagrams.iter().map(|port| format!("{port}/udp")));
     let ports = ports.collect::<Vec<_>>().join(", ");
     let protocol = if protocol == Transport::Udp { "UDP" } else { "TCP" };
-    if has {
-        Unreadable::NoAddress { text, ports }
-    } else {
-        Unreadable::ServicePort { text, port, protocol, ports }
-    }
+    Err(Unreadable::ServicePort { text, port, protocol, ports })
 }
 
 /// A source without its port, where it has one.
-fn split_port(source: &str) -> (&str, Option<u16>) {
-    if source.parse::<IpAddr>().is_ok() {
-        return (source, None);
+fn split_port(source: &str) -> Result<(&str, Option<u16>), Unreadable> {
+    if let Some(address) = address_in(source) {
+        return Ok((address, None));
     }
-    match source.rsplit_once(':').map(|(name, port)| (name, port.parse())) {
-        Some((name, Ok(port))) => (name.trim_start_matches('[').trim_end_matches(']'), Some(port)),
-        _ => (source, None),
-    }
+    let Some((name, port)) = source.rsplit_once(':') else { return Ok((source, None)) };
+    let port = read_port("source", source, port)?;
+    Ok((address_in(name).unwrap_or(name), Some(port)))
+}
+
+/// An address alone, in brackets or not.
+fn address_in(text: &str) -> Option<&str> {
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    bare.parse::<IpAddr>().is_ok().then_some(bare)
+}
+
+/// Reads the port of one of the ends.
+fn read_port(end: &'static str, text: &str, port: &str) -> Result<u16, Unreadable> {
+    proper(end, text, port.parse().unwrap_or(0))
+}
+
+/// No connection has port 0.
+fn proper(end: &'static str, text: &str, port: u16) -> Result<u16, Unreadable> {
+    if port == 0 { Err(Unreadable::BadPort { end, text: text.to_owned() }) } else { Ok(port) }
 }
 
 /// `namespace/name`, `name.namespace` with whatever follows, or a name in the namespace `default`.

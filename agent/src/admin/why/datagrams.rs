@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use agent_common::balance::{ConnectReason, Tier};
 use agent_common::capture::Reason;
 
-use super::{Explanation, View, edge, policies};
+use super::{Explanation, UNSERVED, View, edge, policies};
 use crate::compile::DatagramFrontend;
 
 /// What becomes of what a UDP socket sends.
@@ -34,6 +34,9 @@ pub(super) fn decide(view: &View<'_>, said: &mut Explanation, step: &mut impl Fn
 
 fn describe(view: &View<'_>, frontend: Option<&DatagramFrontend>) -> String {
     let to = view.asked.destination;
+    if view.asked.unserved {
+        return UNSERVED.to_owned();
+    }
     match (frontend, view.table.workloads.get(&to.ip())) {
         (Some(frontend), _) => format!("{to} is service {} port {} (UDP)", frontend.service, frontend.port),
         (None, Some(pod)) => format!("{to} is pod {}, dialled by its own address", pod.name),

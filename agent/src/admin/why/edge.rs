@@ -113,7 +113,7 @@ fn judge(sender: IpAddr, held: Option<Reason>, table: &RoutingTable) -> Judged<'
 
 /// Whether a connection from socket to socket would skip TCP. `led`: the endpoints that the socket is led to one of.
 pub(super) fn acceleration(view: &View<'_>, led: Option<&[SocketAddr]>, step: &mut impl FnMut(&str, String)) {
-    let View { asked, table, status, .. } = *view;
+    let View { asked, table, status, held, .. } = *view;
     if !status.capture.acceleration.active {
         return;
     }
@@ -123,7 +123,8 @@ pub(super) fn acceleration(view: &View<'_>, led: Option<&[SocketAddr]>, step: &m
             && table.policies.of(ip).is_none()
     };
     let (from, to) = (takes_part(asked.source), takes_part(asked.destination.ip()));
-    let captured = led.is_none() && table.frontends.contains_key(&asked.destination);
+    let taken = !status.drain.draining && status.capture.paused.is_none() && held.destination != Some(false);
+    let captured = led.is_none() && taken && table.frontends.contains_key(&asked.destination);
     let ends = led.map(|endpoints| endpoints.iter().filter(|to| takes_part(to.ip())).count());
     let found = match (from, ends, to || captured) {
         (false, ..) => "the source takes no part: TCP carries its bytes".to_owned(),
@@ -169,6 +170,7 @@ mod tests {
             source: source.parse().expect("an address"),
             port: None,
             destination: destination.parse().expect("an address"),
+            unserved: false,
             protocol: Transport::Tcp,
         }
     }
@@ -269,6 +271,10 @@ mod tests {
             let said = said(source, destination, &status);
             assert!(said.contains(word), "{source} {destination}: {said}");
         }
+        // Nothing goes to an agent that takes nothing any more.
+        status.drain.draining = true;
+        let drained = said("10.0.0.1", "10.96.0.1:80", &status);
+        assert!(drained.contains("TCP carries the bytes"), "{drained}");
     }
 
     #[test]

@@ -173,6 +173,7 @@ mod tests {
             source: "10.0.0.1".parse().expect("an address"),
             port,
             destination: "10.96.0.1:80".parse().expect("an address"),
+            unserved: false,
             protocol: Transport::Tcp,
         }
     }
