@@ -111,9 +111,10 @@ fn ask(mesh: &Mesh, family: usize, port: u16, host: &str) -> Result<String> {
 fn raw(to: SocketAddr, host: &str) -> Result<String> {
     let mut io = TcpStream::connect_timeout(&to, TIMEOUT)?;
     io.set_read_timeout(Some(TIMEOUT))?;
-    io.write_all(format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").as_bytes())?;
+    let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
     let mut answer = Vec::new();
-    match io.read_to_end(&mut answer) {
+    // A reset may come before the request is sent, or after.
+    match io.write_all(request.as_bytes()).and_then(|()| io.read_to_end(&mut answer)) {
         Ok(_) => Ok(String::from_utf8_lossy(&answer).into_owned()),
         Err(error) => Ok(format!("{:?}", error.kind())),
     }
