@@ -100,23 +100,26 @@ fn secrets(pki: &Pki, client: &Issued) -> Result<String> {
 fn ask(mesh: &Mesh, family: usize, port: u16, host: &str) -> Result<String> {
     let to = mesh.service("web", family, port)?;
     if port == OPAQUE {
-        return mesh.lab.pod("client")?.in_netns(|| raw(to, host))?;
+        return mesh.lab.pod("client")?.in_netns(|| raw(to, host));
     }
     let answer = mesh.lab.pod("client")?.in_netns(|| get(to, host, "/", TIMEOUT))??;
     let told = answer.header("proxy-status").unwrap_or_default();
     Ok(format!("{} {} {told}", answer.status, answer.text()))
 }
 
-/// A request within bytes that the agent does not look at.
-fn raw(to: SocketAddr, host: &str) -> Result<String> {
-    let mut io = TcpStream::connect_timeout(&to, TIMEOUT)?;
-    io.set_read_timeout(Some(TIMEOUT))?;
+/// A request within bytes that the agent does not look at. A reset may come while the client connects, before its request is
+/// sent, or after.
+fn raw(to: SocketAddr, host: &str) -> String {
     let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
     let mut answer = Vec::new();
-    // A reset may come before the request is sent, or after.
-    match io.write_all(request.as_bytes()).and_then(|()| io.read_to_end(&mut answer)) {
-        Ok(_) => Ok(String::from_utf8_lossy(&answer).into_owned()),
-        Err(error) => Ok(format!("{:?}", error.kind())),
+    let asked = TcpStream::connect_timeout(&to, TIMEOUT).and_then(|mut io| {
+        io.set_read_timeout(Some(TIMEOUT))?;
+        io.write_all(request.as_bytes())?;
+        io.read_to_end(&mut answer)
+    });
+    match asked {
+        Ok(_) => String::from_utf8_lossy(&answer).into_owned(),
+        Err(error) => format!("{:?}", error.kind()),
     }
 }
 
@@ -193,6 +196,9 @@ fn pods_speak_the_tls_that_a_rule_asks_for() -> Result<()> {
     expect(mesh, &unnamed, &cases)?;
     let shown = tls("mode: MUTUAL, sni: web.internal, credentialName: shown");
     expect(mesh, &shown, &all("web", "<web.internal TLSv1.3 SUCCESS "))?;
+    let expiry = "sluice_certificate_expiry_timestamp_seconds{identity=\"secret/default/shown\"}";
+    let end = mesh.metric("node1", expiry)?;
+    ensure!(end > 1.7e9, "what is shown ends at {end}");
     for (names, part) in [
         ("spiffe://x.test/web", "<other.internal TLSv1.3"),
         ("no.internal, web.internal", "<other.internal TLSv1.3"),
@@ -288,7 +294,7 @@ fn the_meshs_own_tls_is_spoken_with_its_pods_and_with_nobody_else() -> Result<()
     let ask = |service: &str, port: u16| -> Result<String> {
         let to = mesh.service(service, 0, port)?;
         if port == OPAQUE {
-            return mesh.lab.pod("client")?.in_netns(|| raw(to, service))?;
+            return mesh.lab.pod("client")?.in_netns(|| raw(to, service));
         }
         let answer = mesh.lab.pod("client")?.in_netns(|| get(to, service, "/", TIMEOUT))??;
         Ok(format!("{} {}", answer.status, answer.header("proxy-status").unwrap_or_default()))
