@@ -16,7 +16,6 @@ use lab::agent::{AgentOptions, built_binary};
 use lab::documents::replace_file;
 use lab::http::get;
 use lab::{Lab, PodSpec, Program, ServiceSpec, Topology, exec, unprivileged, wait_for, wait_until};
-use serde_json::Value;
 
 const TLS_TARGET: u16 = 8443;
 const HTTP: u16 = 80;
@@ -29,13 +28,14 @@ struct Nginx(Child);
 impl Nginx {
     fn start(mesh: &Mesh, pod: &str, issued: &Issued, pki: &Pki) -> Result<Self> {
         let directory = mesh.lab.pod(pod)?.directory();
+        fs::create_dir_all(&directory)?;
         let (root, path) = (pki.root().display().to_string(), directory.display());
         let config = format!(
             "daemon off; master_process off; pid {path}/tls.pid; error_log stderr crit;\nevents {{}}\nhttp {{\n  \
              access_log off; client_body_temp_path {path}/b; proxy_temp_path {path}/p; fastcgi_temp_path {path}/f; \
              uwsgi_temp_path {path}/u; scgi_temp_path {path}/s;\n  server {{\n    \
              listen {TLS_TARGET} ssl; listen [::]:{TLS_TARGET} ssl;\n    \
-             ssl_certificate {}; ssl_certificate_key {}; ssl_verify_client optional; ssl_client_certificate {root};\n    \
+             ssl_certificate {}; ssl_certificate_key {}; ssl_protocols TLSv1.2 TLSv1.3; ssl_verify_client optional; ssl_client_certificate {root};\n    \
              location / {{ return 200 \"<$ssl_server_name $ssl_protocol $ssl_client_verify $ssl_alpn_protocol $remote_addr>\"; }}\n  \
              }}\n}}\n",
             issued.chain_path.display(),
@@ -100,22 +100,26 @@ fn secrets(pki: &Pki, client: &Issued) -> Result<String> {
 fn ask(mesh: &Mesh, family: usize, port: u16, host: &str) -> Result<String> {
     let to = mesh.service("web", family, port)?;
     if port == OPAQUE {
-        return mesh.lab.pod("client")?.in_netns(|| raw(to, host))?;
+        return mesh.lab.pod("client")?.in_netns(|| raw(to, host));
     }
     let answer = mesh.lab.pod("client")?.in_netns(|| get(to, host, "/", TIMEOUT))??;
     let told = answer.header("proxy-status").unwrap_or_default();
     Ok(format!("{} {} {told}", answer.status, answer.text()))
 }
 
-/// A request within bytes that the agent does not look at.
-fn raw(to: SocketAddr, host: &str) -> Result<String> {
-    let mut io = TcpStream::connect_timeout(&to, TIMEOUT)?;
-    io.set_read_timeout(Some(TIMEOUT))?;
-    io.write_all(format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").as_bytes())?;
+/// A request within bytes that the agent does not look at. A reset may come while the client connects, before its request is
+/// sent, or after.
+fn raw(to: SocketAddr, host: &str) -> String {
+    let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
     let mut answer = Vec::new();
-    match io.read_to_end(&mut answer) {
-        Ok(_) => Ok(String::from_utf8_lossy(&answer).into_owned()),
-        Err(error) => Ok(format!("{:?}", error.kind())),
+    let asked = TcpStream::connect_timeout(&to, TIMEOUT).and_then(|mut io| {
+        io.set_read_timeout(Some(TIMEOUT))?;
+        io.write_all(request.as_bytes())?;
+        io.read_to_end(&mut answer)
+    });
+    match asked {
+        Ok(_) => String::from_utf8_lossy(&answer).into_owned(),
+        Err(error) => format!("{:?}", error.kind()),
     }
 }
 
@@ -126,7 +130,7 @@ fn expect(mesh: &Mesh, document: &str, cases: &[(u16, &str, &str)]) -> Result<()
         for family in 0..2 {
             let mut last = String::new();
             wait_until("the answer", LIMIT, || {
-                last = ask(mesh, family, *port, host).map_or_else(|error| format!("{error:#}"), |text| text);
+                last = ask(mesh, family, *port, host).unwrap_or_else(|error| format!("{error:#}"));
                 last.contains(part).then_some(())
             })
             .with_context(|| {
@@ -137,104 +141,109 @@ fn expect(mesh: &Mesh, document: &str, cases: &[(u16, &str, &str)]) -> Result<()
     Ok(())
 }
 
-/// The report on the rule.
-fn report(mesh: &Mesh) -> Result<Value> {
-    let status = mesh.verb("node1", "status")?;
-    Ok(status)
-}
-
 const PLAIN_TO_TLS: &str = "400";
 const RESET: &str = "ConnectionReset";
 
+/// A mesh with `web`, whose server has a certificate for some names, and what a client may show.
+struct Site {
+    // The server goes before the lab does.
+    _nginx: Nginx,
+    mesh: Mesh,
+    /// Its files are in use.
+    _pki: Pki,
+    client: Issued,
+}
+
+impl Site {
+    fn up(name: &str) -> Result<Self> {
+        let (mesh, pki) = (Mesh::up(name, topology(), &[])?, Pki::new()?);
+        let names = ["web.internal", "web.default.svc.cluster.local", "spiffe://x.test/web"];
+        let nginx = Nginx::start(&mesh, "web", &pki.issue("web", &names)?, &pki)?;
+        let client = pki.issue("client", &["client.internal"])?;
+        mesh.write("secrets.yaml", &secrets(&pki, &client)?)?;
+        Ok(Self { _nginx: nginx, mesh, _pki: pki, client })
+    }
+}
+
+/// The same for each of the service's ports.
+fn all(host: &'static str, part: &'static str) -> [(u16, &'static str, &'static str); 3] {
+    [(HTTP, host, part), (OPAQUE, host, part), (UNDECLARED, host, part)]
+}
+
 #[test]
-fn pods_speak_the_tls_that_a_rule_asks_for_and_nothing_instead() -> Result<()> {
-    if unprivileged("pods_speak_the_tls_that_a_rule_asks_for_and_nothing_instead") {
+fn pods_speak_the_tls_that_a_rule_asks_for() -> Result<()> {
+    if unprivileged("pods_speak_the_tls_that_a_rule_asks_for") {
         return Ok(());
     }
-    let (pki, strangers) = (Pki::new()?, Pki::new()?);
-    let mesh = Mesh::up("client_tls", topology(), &[])?;
-    let web = "web.default.svc.cluster.local";
-    let _nginx =
-        Nginx::start(&mesh, "web", &pki.issue("web", &["web.internal", web, "spiffe://x.test/web"])?, &pki)?;
-    let client = pki.issue("client", &["client.internal"])?;
-    mesh.write("secrets.yaml", &secrets(&pki, &client)?)?;
-    let all = |host: &'static str, part: &'static str| {
-        [(HTTP, host, part), (OPAQUE, host, part), (UNDECLARED, host, part)]
-    };
+    let Site { mesh, .. } = &Site::up("client_tls")?;
     // Without a rule the server says that it was spoken to in plaintext.
-    expect(&mesh, "# nothing\n", &all("web.internal", PLAIN_TO_TLS))?;
+    expect(mesh, "# nothing\n", &all("web.internal", PLAIN_TO_TLS))?;
     let named = tls("mode: SIMPLE, sni: web.internal, credentialName: ca");
-    expect(&mesh, &named, &all("other.test", "<web.internal TLSv1.3 NONE "))?;
+    expect(mesh, &named, &all("other.test", "<web.internal TLSv1.3 NONE "))?;
     // What is offered within TLS is what is spoken, and the pod's own address arrives.
     let from = mesh.pod_ip("client", 0)?;
-    expect(&mesh, &named, &[(HTTP, "web", "NONE http/1.1 "), (OPAQUE, "web", "NONE  ")])?;
-    let seen = ask(&mesh, 0, HTTP, "web")?;
+    expect(mesh, &named, &[(HTTP, "web", "NONE http/1.1 "), (OPAQUE, "web", "NONE  ")])?;
+    let seen = ask(mesh, 0, HTTP, "web")?;
     ensure!(seen.contains(&format!(" {from}>")), "{seen}");
     // Without a name it is the host's that the client asks for, and of bytes the Service's own.
     let unnamed = tls("mode: SIMPLE, credentialName: ca");
-    expect(
-        &mesh,
-        &unnamed,
-        &[
-            (HTTP, "web.internal", "<web.internal TLSv1.3"),
-            (UNDECLARED, "web.internal", "<web.internal TLSv1.3"),
-            (HTTP, "other.test", "upstream_tls_wrong_name"),
-            (OPAQUE, "other.test", "<web.default.svc.cluster.local TLSv1.3"),
-        ],
-    )?;
+    let cases = [
+        (HTTP, "web.internal", "<web.internal TLSv1.3"),
+        (UNDECLARED, "web.internal", "<web.internal TLSv1.3"),
+        (HTTP, "other.test", "upstream_tls_wrong_name"),
+        (OPAQUE, "other.test", "<web.default.svc.cluster.local TLSv1.3"),
+    ];
+    expect(mesh, &unnamed, &cases)?;
     let shown = tls("mode: MUTUAL, sni: web.internal, credentialName: shown");
-    expect(&mesh, &shown, &all("web", "<web.internal TLSv1.3 SUCCESS "))?;
+    expect(mesh, &shown, &all("web", "<web.internal TLSv1.3 SUCCESS "))?;
+    let expiry = "sluice_certificate_expiry_timestamp_seconds{identity=\"secret/default/shown\"}";
+    let end = mesh.metric("node1", expiry)?;
+    ensure!(end > 1.7e9, "what is shown ends at {end}");
     for (names, part) in [
         ("spiffe://x.test/web", "<other.internal TLSv1.3"),
         ("no.internal, web.internal", "<other.internal TLSv1.3"),
         ("other.internal", "upstream_tls_wrong_name"),
     ] {
-        let document = tls(&format!(
-            "mode: SIMPLE, sni: other.internal, credentialName: ca, subjectAltNames: [{names}]"
-        ));
-        expect(&mesh, &document, &[(HTTP, "web", part)])?;
+        let fields = "mode: SIMPLE, sni: other.internal, credentialName: ca, subjectAltNames";
+        expect(mesh, &tls(&format!("{fields}: [{names}]")), &[(HTTP, "web", part)])?;
     }
     let anybody = tls("mode: SIMPLE, sni: any.internal, insecureSkipVerify: true");
-    expect(&mesh, &anybody, &all("web", "<any.internal TLSv1.3 NONE"))?;
+    expect(mesh, &anybody, &all("web", "<any.internal TLSv1.3 NONE"))?;
     // Ports have the first word, and inherit nothing.
     let ports = rule(
         "{tls: {mode: SIMPLE, sni: web.internal, credentialName: ca}, portLevelSettings: [{port: {number: 80}, \
          tls: {mode: SIMPLE, sni: web.internal, insecureSkipVerify: true}}, {port: {number: 82}}]}",
     );
-    expect(
-        &mesh,
-        &ports,
-        &[
-            (HTTP, "web", "<web.internal"),
-            (OPAQUE, "web", "<web.internal"),
-            (UNDECLARED, "web", PLAIN_TO_TLS),
-        ],
-    )?;
-    // Where TLS can't be had nothing is sent.
+    let cases =
+        [(HTTP, "web", "<web.internal"), (OPAQUE, "web", "<web.internal"), (UNDECLARED, "web", PLAIN_TO_TLS)];
+    expect(mesh, &ports, &cases)
+}
+
+#[test]
+fn where_tls_can_not_be_had_nothing_is_sent() -> Result<()> {
+    if unprivileged("where_tls_can_not_be_had_nothing_is_sent") {
+        return Ok(());
+    }
+    let Site { mesh, client, .. } = &Site::up("client_no_tls")?;
     for (fields, reason) in [
         ("mode: SIMPLE, sni: web.internal", "upstream_tls_unknown_issuer"),
         ("mode: SIMPLE, sni: no.internal, credentialName: ca", "upstream_tls_wrong_name"),
         ("mode: MUTUAL, sni: web.internal, credentialName: missing", "upstream_tls_no_ca"),
         ("mode: ISTIO_MUTUAL", "upstream_outside_mesh"),
     ] {
-        expect(
-            &mesh,
-            &tls(fields),
-            &[(HTTP, "web", reason), (OPAQUE, "web", RESET), (UNDECLARED, "web", reason)],
-        )?;
+        let cases = [(HTTP, "web", reason), (OPAQUE, "web", RESET), (UNDECLARED, "web", reason)];
+        expect(mesh, &tls(fields), &cases)?;
     }
-    let told = report(&mesh)?.to_string();
+    let told = mesh.verb("node1", "status")?.to_string();
     ensure!(told.contains("is not in the mesh"), "{told}");
-    mesh.write("secrets.yaml", &secrets(&strangers, &client)?)?;
-    expect(&mesh, &named, &[(HTTP, "web", "upstream_tls_unknown_issuer")])?;
-    expect(&mesh, &tls("mode: DISABLE"), &all("web", PLAIN_TO_TLS))
+    mesh.write("secrets.yaml", &secrets(&Pki::new()?, client)?)?;
+    let named = tls("mode: SIMPLE, sni: web.internal, credentialName: ca");
+    expect(mesh, &named, &[(HTTP, "web", "upstream_tls_unknown_issuer")])?;
+    expect(mesh, &tls("mode: DISABLE"), &all("web", PLAIN_TO_TLS))
 }
 
-#[test]
-fn the_meshs_own_tls_is_spoken_with_its_pods_and_with_nobody_else() -> Result<()> {
-    if unprivileged("the_meshs_own_tls_is_spoken_with_its_pods_and_with_nobody_else") {
-        return Ok(());
-    }
+/// Agents with certificates on two nodes; `web` is in the mesh, `bare` is not, `near` is on the client's own node.
+fn mesh_with_tunnels(rules: &str) -> Result<Mesh> {
     let labelled =
         PodSpec::new("web", "node2").label("app", "web").label("networking.istio.io/tunnel", "http");
     let ports = |name: &str| ServiceSpec::new(name).port("http", HTTP, 8080).port("tcp", OPAQUE, 8080);
@@ -249,14 +258,7 @@ fn the_meshs_own_tls_is_spoken_with_its_pods_and_with_nobody_else() -> Result<()
     let lab = Lab::for_test("client_mesh_tls", topology)?;
     let config = lab.directory().join("config");
     lab.write_documents(&config)?;
-    let of = |host: &str, mode: &str| {
-        format!(
-            "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: {host}, namespace: default}}\n\
-             spec: {{host: {host}, trafficPolicy: {{tls: {{mode: {mode}}}}}}}\n"
-        )
-    };
-    let rules = |mode: &str| ["web", "bare", "near"].map(|host| of(host, mode)).concat();
-    replace_file(&config.join("rules.yaml"), &rules("ISTIO_MUTUAL"))?;
+    replace_file(&config.join("rules.yaml"), rules)?;
     let path = |name: &str| lab.directory().join(name).display().to_string();
     let sluice = |words: &[&str]| exec::stdout(std::process::Command::new(built_binary()?).args(words));
     let ca = path("ca");
@@ -269,10 +271,30 @@ fn the_meshs_own_tls_is_spoken_with_its_pods_and_with_nobody_else() -> Result<()
         let agent = mesh.lab.node(node)?.start_agent(&options)?;
         mesh.agents.push(agent);
     }
+    Ok(mesh)
+}
+
+/// A rule for each of the services.
+fn rules(mode: &str) -> String {
+    let of = |host: &str| {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: {host}, namespace: default}}\n\
+             spec: {{host: {host}, trafficPolicy: {{tls: {{mode: {mode}}}}}}}\n"
+        )
+    };
+    ["web", "bare", "near"].map(of).concat()
+}
+
+#[test]
+fn the_meshs_own_tls_is_spoken_with_its_pods_and_with_nobody_else() -> Result<()> {
+    if unprivileged("the_meshs_own_tls_is_spoken_with_its_pods_and_with_nobody_else") {
+        return Ok(());
+    }
+    let mesh = mesh_with_tunnels(&rules("ISTIO_MUTUAL"))?;
     let ask = |service: &str, port: u16| -> Result<String> {
         let to = mesh.service(service, 0, port)?;
         if port == OPAQUE {
-            return mesh.lab.pod("client")?.in_netns(|| raw(to, service))?;
+            return mesh.lab.pod("client")?.in_netns(|| raw(to, service));
         }
         let answer = mesh.lab.pod("client")?.in_netns(|| get(to, service, "/", TIMEOUT))??;
         Ok(format!("{} {}", answer.status, answer.header("proxy-status").unwrap_or_default()))

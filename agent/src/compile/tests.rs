@@ -372,6 +372,28 @@ fn balancing_is_the_subsets_then_the_ports_then_the_services() {
 }
 
 #[test]
+fn tls_is_the_subsets_then_the_ports_then_the_services() {
+    use crate::compile::Security;
+    use crate::model::{ClientTls, TlsRules};
+    let mut model = canary();
+    model.policies[0].tls = TlsRules { others: Some(ClientTls::Mesh), ports: vec![(81, None)] };
+    model.policies[0].subsets[1].tls = TlsRules { others: Some(ClientTls::Disable), ports: Vec::new() };
+    let other = ServicePort { port: 81, ..model.services[0].ports[0].clone() };
+    model.services[0].ports.push(other);
+    let table = fresh(&model);
+    for (cluster, expected) in [
+        (key("order", 80, None), Security::Mesh),
+        (key("order", 80, Some("v1")), Security::Mesh),
+        (key("order", 80, Some("v2")), Security::Way),
+        (key("order", 81, None), Security::Way),
+        (key("user", 80, None), Security::Way),
+    ] {
+        let found = &table.clusters[&cluster];
+        assert_eq!((&found.from_pods, &found.from_gateways), (&expected, &expected), "{cluster:?}");
+    }
+}
+
+#[test]
 fn destination_ports_are_resolved() {
     let mut model = canary();
     model.services[0].ports.push(ServicePort {

@@ -116,6 +116,15 @@ mod tests {
     }
 
     #[test]
+    fn what_a_rule_wants_kept_secret_is_the_agents() {
+        let mut frontend = frontend(AppProtocol::Tcp, false, &["10.0.0.1:1"]);
+        let (key, endpoints) = (frontend.tcp.key.clone(), frontend.tcp.endpoints.clone());
+        let cluster = Cluster::new(key, AppProtocol::Tcp, LbPolicy::default(), endpoints);
+        frontend.tcp = Arc::new(Cluster { from_pods: Security::Mesh, ..cluster });
+        assert_eq!(frontend.tier(true), (Tier::AgentL4, TierReason::Secured));
+    }
+
+    #[test]
     fn datagrams_without_an_endpoint_go_directly() {
         let frontend = DatagramFrontend {
             service: ObjectName::new("kube-system", "dns"),

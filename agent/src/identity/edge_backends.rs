@@ -10,7 +10,10 @@ use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_t
 use rustls::server::ParsedCertificate;
 use rustls::sign::SingleCertAndKey;
 use rustls::version::{TLS12, TLS13};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use rustls::{
+    CertificateError, ClientConfig, ConfigBuilder, DigitallySignedStruct, Error, RootCertStore,
+    SignatureScheme, WantsVerifier,
+};
 use rustls_pki_types::{CertificateDer, DnsName, ServerName, UnixTime};
 use webpki::EndEntityCert;
 
@@ -26,12 +29,14 @@ const NOT_VALID: &str = "upstream_tls_certificate";
 pub fn client_config(terms: &BackendTls, alpn: Option<&[u8]>) -> Option<Arc<ClientConfig>> {
     let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()));
     let builder = builder.with_protocol_versions(&[&TLS13, &TLS12]).ok()?;
-    let builder = match roots(terms)? {
-        None => builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody::default())),
-        Some(roots) if terms.names.is_empty() => builder.with_root_certificates(roots),
-        Some(roots) => {
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(Named::new(roots, terms)?))
-        }
+    let dangerous = |builder: ConfigBuilder<ClientConfig, WantsVerifier>,
+                     verifier: Arc<dyn ServerCertVerifier>| {
+        builder.dangerous().with_custom_certificate_verifier(verifier)
+    };
+    let builder = match &terms.roots {
+        BackendRoots::Anybody => dangerous(builder, Arc::new(Anybody::default())),
+        roots if terms.names.is_empty() => builder.with_root_certificates(believed(roots)?),
+        roots => dangerous(builder, Arc::new(Named::new(believed(roots)?, terms)?)),
     };
     let mut config = match &terms.client {
         None => builder.with_no_client_auth(),
@@ -44,10 +49,10 @@ pub fn client_config(terms: &BackendTls, alpn: Option<&[u8]>) -> Option<Arc<Clie
     Some(Arc::new(config))
 }
 
-/// Whom to believe; none: anybody. `None`: there is nobody to believe.
-fn roots(terms: &BackendTls) -> Option<Option<Arc<RootCertStore>>> {
-    let roots = match &terms.roots {
-        BackendRoots::Anybody => return Some(None),
+/// Whom to believe by name; `None`: nobody.
+fn believed(roots: &BackendRoots) -> Option<Arc<RootCertStore>> {
+    let roots = match roots {
+        BackendRoots::Anybody => return None,
         BackendRoots::System => system()?,
         BackendRoots::Bundles(bundles) => {
             let mut roots = RootCertStore::empty();
@@ -57,7 +62,7 @@ fn roots(terms: &BackendTls) -> Option<Option<Arc<RootCertStore>>> {
             Arc::new(roots)
         }
     };
-    (!roots.is_empty()).then_some(Some(roots))
+    (!roots.is_empty()).then_some(roots)
 }
 
 /// Takes any certificate whose key the backend has (`insecureSkipVerify`).

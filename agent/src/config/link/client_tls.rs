@@ -1,6 +1,5 @@
 //! `tls` of DestinationRules: Secrets that they name, and endpoints that it does not go with.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::super::kinds::{ClientTlsMode, ClientTlsSpec, OwnTls};
@@ -85,7 +84,8 @@ pub(super) struct Surroundings<'a> {
     pub peers: &'a [PeerAuthentication],
 }
 
-/// Says which endpoints of one service can't be reached by what a rule asks for, or do not mean the same.
+/// Says which endpoint of one service can't be reached by what a rule asks for, or does not mean the same: one for each `tls`, as a
+/// rule may be about all services of a cluster.
 pub(super) fn check(
     position: usize,
     rules: (&TlsRules<ClientTlsSpec>, &TlsRules<ClientTls>),
@@ -94,13 +94,15 @@ pub(super) fn check(
     notes: &mut LinkNotes<'_>,
 ) {
     let (asked, linked) = rules;
-    let mut told = BTreeSet::new();
     for endpoint in endpoints {
         let port = endpoint.service_port;
         let (Some(Some(asked)), Some(Some(linked))) = (asked.on(port), linked.on(port)) else { continue };
-        let Some((code, text)) = problem(linked, endpoint, surroundings) else { continue };
-        if told.insert(asked.field.to_string()) {
-            notes.say(position, (Severity::Warning, code), &asked.field.key("mode"), text);
+        let field = asked.field.key("mode");
+        if notes.tells_of(position, &field) {
+            continue;
+        }
+        if let Some((code, text)) = problem(linked, endpoint, surroundings) {
+            notes.say(position, (Severity::Warning, code), &field, text);
         }
     }
 }

@@ -189,6 +189,12 @@ impl LinkNotes<'_> {
         }
     }
 
+    /// Whether anything is said on a field of an object.
+    fn tells_of(&self, position: usize, field: &Field) -> bool {
+        let path = field.to_string();
+        self.linked[position].messages.iter().any(|message| *message.field == *path)
+    }
+
     /// Lists a field of an object as not enforced.
     fn later(&mut self, position: usize, field: &Field) {
         let path = field.to_string();

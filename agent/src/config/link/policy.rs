@@ -137,7 +137,8 @@ pub(super) fn report_backend_policies(
         _ => None,
     });
     for policy in policies.iter().filter(|policy| !policy.tls.is_silent()) {
-        let service = services.iter().find(|service| service.name == policy.service);
+        let service = services.binary_search_by(|service| service.name.cmp(&policy.service));
+        let service = service.ok().map(|at| &services[at]);
         let Some((position, ..)) = rules.iter().find(|(_, object, _)| *object.name() == policy.source) else {
             continue;
         };
