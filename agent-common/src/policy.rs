@@ -3,7 +3,7 @@
 //! The agent has decided beforehand what each class of sources may do with each port of a pod; the programs only look it up.
 //! What opens a connection is always judged. What belongs to one that the pod itself has opened passes. Where a pod comes under
 //! policy in the midst of a conversation by datagrams, nobody has seen who began it: it is the pod's where its port is one that
-//! kernels choose, and otherwise the peer's, until the pod has been silent for a while.
+//! kernels choose, and otherwise the peer's, until it has been silent for a while.
 
 mod reading;
 
@@ -74,7 +74,7 @@ pub struct PolicyPod {
     pub proofs: u8,
     /// Spelled out.
     pub padding: u8,
-    /// Since when it is under policy, in seconds since the machine started; 0: for longer than anybody remembers.
+    /// Since when it is under policy, in [`TENTHS`]; 0: for longer than anybody remembers.
     pub since: u32,
 }
 
@@ -143,13 +143,18 @@ const _: () = assert!(size_of::<PolicyFlow>() == 44 && align_of::<PolicyFlow>() 
 pub const BEGUN_BY_POD: u32 = 0;
 /// A conversation's value where its peer has.
 pub const BEGUN_BY_PEER: u32 = 1;
-/// A conversation's value where nobody knows, and above it the second since the machine started in which the pod last sent.
+/// A conversation's value where nobody knows, and above it when one of the two sent last, in [`TENTHS`].
 pub const BEGUN_UNSEEN: u32 = 1 << 31;
-/// Seconds for which a pod's datagrams may answer what came before it was under policy, or what came before they did.
-pub const ANSWERS_FOR: u32 = 30;
+/// What times are counted in here: tenths of a second since the machine started, in nanoseconds.
+pub const TENTHS: u64 = 100_000_000;
+/// For how long a pod's datagrams, once it is under policy, may answer what came before: a second.
+pub const ANSWERS_FOR: u32 = 10;
+/// For how long what comes to a pod may go on with what was there before, and after which silence a conversation that nobody saw
+/// begin is over: half a minute.
+pub const UNSEEN_FOR: u32 = 300;
 
 /// What a packet that begins a conversation or goes on with one, sent by a pod under policy, says of who began it, where
-/// `before` is what was noted of it; `None`: nothing new. `now` says the second since the machine started.
+/// `before` is what was noted of it; `None`: nothing new. `now` says the time in [`TENTHS`].
 #[inline(always)]
 pub fn noted(
     before: Option<u32>,
@@ -158,8 +163,7 @@ pub fn noted(
     now: impl FnOnce() -> u32,
 ) -> Option<u32> {
     let Some(before) = before else {
-        let ephemeral = u16::from_be_bytes(packet.source_port) >= EPHEMERAL_FIRST;
-        if packet.kind != PacketKind::Datagram || ephemeral || pod.since == 0 {
+        if packet.kind != PacketKind::Datagram || is_ephemeral(packet.source_port) || pod.since == 0 {
             return Some(BEGUN_BY_POD);
         }
         let now = now();
@@ -169,14 +173,35 @@ pub fn noted(
     if before < BEGUN_UNSEEN {
         return None;
     }
-    let (last, now) = (before & !BEGUN_UNSEEN, now());
-    if now.saturating_sub(last) > ANSWERS_FOR {
-        Some(BEGUN_BY_POD)
-    } else if now == last {
-        None
-    } else {
-        Some(BEGUN_UNSEEN | now)
+    let now = now();
+    let over = now.saturating_sub(before & !BEGUN_UNSEEN) > UNSEEN_FOR;
+    Some(if over { BEGUN_BY_POD } else { BEGUN_UNSEEN | now })
+}
+
+/// What a datagram says of its conversation that a pod under policy may not get: as [`noted`]. Its sender may have spoken with the pod
+/// before, and the pod go on with that.
+#[inline(always)]
+pub fn noted_refused(
+    before: Option<u32>,
+    packet: &PolicyPacket,
+    pod: &PolicyPod,
+    now: impl FnOnce() -> u32,
+) -> Option<u32> {
+    if packet.kind != PacketKind::Datagram || is_ephemeral(packet.destination_port) || pod.since == 0 {
+        return None;
     }
+    let now = now();
+    let goes_on = match before {
+        None => now.saturating_sub(pod.since) <= UNSEEN_FOR,
+        Some(before) => before >= BEGUN_UNSEEN,
+    };
+    if goes_on { Some(BEGUN_UNSEEN | now) } else { None }
+}
+
+/// Whether a port, in network byte order, is one that kernels choose.
+#[inline(always)]
+fn is_ephemeral(port: [u8; 2]) -> bool {
+    u16::from_be_bytes(port) >= EPHEMERAL_FIRST
 }
 
 /// What a packet is to its receiver.
@@ -275,9 +300,8 @@ pub fn refuses(packet: &PolicyPacket, interface: u32, maps: &impl PolicyMaps) ->
     match packet.kind {
         PacketKind::Accepting | PacketKind::Control => return None,
         PacketKind::Continuing => {
-            let ephemeral = u16::from_be_bytes(packet.destination_port) >= EPHEMERAL_FIRST;
             // The pod may have begun it before anybody took notes.
-            if ephemeral || maps.began(&packet.flow_of_receiver(interface)) {
+            if is_ephemeral(packet.destination_port) || maps.began(&packet.flow_of_receiver(interface)) {
                 return None;
             }
         }

@@ -7,7 +7,8 @@
 
 use agent_common::policy::{
     BEGUN_BY_PEER, BEGUN_BY_POD, PacketKind, PolicyAddress, PolicyFlow, PolicyMaps, PolicyPod, PolicyRuleKey,
-    PolicyRuleValue, PolicySourceKey, SOURCE_BITS, noted, read, refuses,
+    PolicyRuleValue, PolicySourceKey, SOURCE_BITS, TENTHS, noted,
+    noted_refused, read, refuses,
 };
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::macros::classifier;
@@ -32,6 +33,9 @@ pub fn guard_pod(context: TcContext) -> i32 {
     }
     let Some(read) = read(&packet) else { return NEXT };
     if let Some(slot) = refuses(&read, packet.interface(), &KernelMaps(&packet)) {
+        keep(&read.destination, &read.flow_of_receiver(packet.interface()), |before, pod| {
+            noted_refused(before, &read, pod, now)
+        });
         count_refused(slot);
         events::tell_refused(&packet, &read, slot);
         return DROP;
@@ -52,16 +56,28 @@ pub fn watch_pod(context: TcContext) -> i32 {
     }
     let Some(read) = read(&packet) else { return NEXT };
     let Some(flow) = read.flow_of_sender(packet.interface()) else { return NEXT };
-    let Some(pod) = KernelMaps(&packet).pod(&read.source) else { return NEXT };
+    keep(&read.source, &flow, |before, pod| noted(before, &read, pod, now));
+    NEXT
+}
+
+/// Keeps what a packet says of who began a conversation of a pod under policy.
+#[inline(always)]
+fn keep(pod: &PolicyAddress, flow: &PolicyFlow, says: impl FnOnce(Option<u32>, &PolicyPod) -> Option<u32>) {
     // SAFETY: the kernel keeps a map value's memory valid for the run of the program.
-    let before = POLICY_FLOWS.get_ptr(&flow).map(|who| unsafe { *who });
-    // SAFETY: the helper takes nothing and touches nothing.
-    let now = || unsafe { (bpf_ktime_get_ns() / 1_000_000_000) as u32 };
-    if let Some(who) = noted(before, &read, &pod, now) {
+    let Some(pod) = POLICY_PODS.get_ptr(pod).map(|pod| unsafe { *pod }) else { return };
+    // SAFETY: as above.
+    let before = POLICY_FLOWS.get_ptr(flow).map(|who| unsafe { *who });
+    if let Some(who) = says(before, &pod) {
         // As below.
         let _ = POLICY_FLOWS.insert(flow, &who, 0);
     }
-    NEXT
+}
+
+/// The time, in [`TENTHS`].
+#[inline(always)]
+fn now() -> u32 {
+    // SAFETY: the helper takes nothing and touches nothing.
+    unsafe { (bpf_ktime_get_ns() / TENTHS) as u32 }
 }
 
 /// Notes that its peer has begun a conversation of a pod under policy, where that is not known yet.

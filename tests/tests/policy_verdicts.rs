@@ -3,13 +3,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use agent::capture::OBJECT;
 use agent_common::capture::CaptureConfig;
 use agent_common::policy::{
-    ANSWERS_FOR, Access, BEGUN_BY_PEER, BEGUN_BY_POD, BEGUN_UNSEEN, CLOSED, HIDDEN_SLOT, PROVEN, PacketKind,
+    Access, BEGUN_BY_PEER, BEGUN_BY_POD, BEGUN_UNSEEN, CLOSED, HIDDEN_SLOT, PROVEN, PacketKind,
     PolicyAddress, PolicyFlow, PolicyMaps, PolicyPacket, PolicyPod, PolicyRuleKey, PolicyRuleValue,
-    PolicySourceKey, SOURCE_HEAD_BITS, noted, read, refuses,
+    PolicySourceKey, SOURCE_HEAD_BITS, TENTHS, UNSEEN_FOR, noted, noted_refused, read, refuses,
 };
 use anyhow::{Context, Result, ensure};
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -91,10 +92,11 @@ impl PolicyMaps for Host {
     }
 }
 
-/// The second since the machine started.
+/// The time as the programs count it.
 fn now() -> u32 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("the clock runs");
-    u32::try_from(now.tv_sec()).expect("the machine has not run for a century")
+    let now = u64::try_from(Duration::from(now).as_nanos()).expect("the machine has not run for centuries");
+    u32::try_from(now / TENTHS).expect("nor for a decade")
 }
 
 impl Host {
@@ -135,6 +137,13 @@ impl Host {
     fn guard(&mut self, frame: &[u8]) -> Option<u32> {
         let packet: PolicyPacket = read(frame)?;
         let refused = refuses(&packet, LO, self);
+        if refused.is_some()
+            && let Some(pod) = self.pods.get(&packet.destination)
+        {
+            let flow = packet.flow_of_receiver(LO);
+            let who = noted_refused(self.flows.get(&flow).copied(), &packet, pod, now);
+            who.map(|who| self.flows.insert(flow, who));
+        }
         if refused.is_none() && packet.kind == PacketKind::Datagram {
             self.note(&packet.destination, packet.flow_of_receiver(LO));
         }
@@ -345,16 +354,25 @@ fn conversations_are_remembered_by_who_began_them() -> Result<()> {
     Ok(())
 }
 
-/// What a pod sends right after it has come under policy may answer what came before: such a conversation is nobody's whom the pod
-/// has asked, unless its port is one that kernels choose.
+/// What goes on between a pod that has just come under policy and a peer was there before: it is nobody's whom the pod has asked,
+/// unless its port is one that kernels choose.
 #[test]
-fn answers_to_what_came_before_the_policy_ask_nobody() -> Result<()> {
-    if unprivileged("answers_to_what_came_before_the_policy_ask_nobody") {
+fn what_goes_on_when_a_policy_comes_asks_nobody() -> Result<()> {
+    if unprivileged("what_goes_on_when_a_policy_comes_asks_nobody") {
         return Ok(());
     }
-    for (since, low_port) in [(now().saturating_sub(1).max(1), DROP), (0, NEXT)] {
+    const HOUR: u32 = 36_000;
+    // How long ago the policy came, who speaks first then, what becomes of the peer's next datagram to a low port.
+    for (ago, first, low_port) in [
+        (0, "pod", DROP),
+        (0, "peer", DROP),
+        (UNSEEN_FOR / 2, "pod", NEXT),
+        (UNSEEN_FOR / 2, "peer", DROP),
+        (HOUR, "pod", NEXT),
+        (HOUR, "peer", NEXT),
+    ] {
         let mut host = Host::new();
-        host.pods.values_mut().for_each(|pod| pod.since = since);
+        host.pods.values_mut().for_each(|pod| pod.since = now().saturating_sub(ago).max(1));
         let mut kernel = Kernel::load(&host)?;
         for family in 0..2 {
             let at = ETHERNET_LEN + if family == 0 { 20 } else { 40 };
@@ -366,21 +384,26 @@ fn answers_to_what_came_before_the_policy_ask_nobody() -> Result<()> {
                 };
                 let answer = ports(&udp((pod, foe), b"!"), here, there);
                 let question = ports(&udp((foe, pod), b"?"), there, here);
+                if first == "peer" {
+                    ensure!(kernel.run("guard_pod", &question, (2, 0))? == Some(DROP), "nobody asked");
+                    host.guard(&question);
+                }
                 kernel.run("watch_pod", &answer, (2, 0))?;
                 host.watch(&answer);
                 let said = kernel.run("guard_pod", &question, (2, 0))?;
-                ensure!(said == Some(expected), "{since}, family {family}, from port {here:?}: {said:x?}");
+                let what = format!("{ago} ago, the {first} first, family {family}, from port {here:?}");
+                ensure!(said == Some(expected), "{what}: {said:x?}");
                 ensure!(kernel.agrees(&mut host, &question)?, "the test run refuses the question");
                 if expected == NEXT {
                     continue;
                 }
-                // Once the pod has been silent for a while, what it sends is its own.
+                // Once both have been silent for a while, what the pod sends is its own.
                 let flow = read(&question[..]).context("a datagram")?.flow_of_receiver(LO);
                 let mut flows: KernelMap<_, PolicyFlow, u32> =
                     KernelMap::try_from(kernel.ebpf.map_mut("POLICY_FLOWS").context("no conversations")?)?;
                 let kept = flows.get(&flow, 0).context("it was not noted")?;
-                ensure!(kept >= BEGUN_UNSEEN && kept - BEGUN_UNSEEN >= now().saturating_sub(60), "{kept:#x}");
-                flows.insert(flow, BEGUN_UNSEEN | now().saturating_sub(ANSWERS_FOR + 1), 0)?;
+                ensure!(kept >= BEGUN_UNSEEN && kept - BEGUN_UNSEEN + HOUR >= now(), "{what}: {kept:#x}");
+                flows.insert(flow, BEGUN_UNSEEN | now().saturating_sub(UNSEEN_FOR + 1), 0)?;
                 kernel.run("watch_pod", &answer, (2, 0))?;
                 ensure!(kernel.run("guard_pod", &question, (2, 0))? == Some(NEXT), "it is an answer now");
             }

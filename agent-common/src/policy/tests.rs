@@ -296,40 +296,43 @@ fn a_proven_source_has_a_class_of_its_own_where_somebody_asks_for_proof() {
 fn who_began_what_is_noted() {
     use PacketKind::{Datagram, Opening};
     let pod = |since| PolicyPod { set: 7, side: 1, captured: 0, proofs: 0, padding: 0, since };
-    let unseen = |second: u32| BEGUN_UNSEEN | second;
-    let recent = 100 + ANSWERS_FOR;
-    // (noted before, kind, the pod's port, since when it is under policy, now) -> noted
+    let unseen = |time: u32| Some(BEGUN_UNSEEN | time);
+    let (answered, over) = (100 + ANSWERS_FOR, 100 + UNSEEN_FOR);
+    let (by_pod, by_peer) = (Some(BEGUN_BY_POD), Some(BEGUN_BY_PEER));
+    // (noted before, kind, the pod's port, since when it is under policy, now) -> noted when the pod sends, when it gets nothing
     let cases = [
-        // Not in the first seconds, or for longer than anybody remembers.
-        ((None, Datagram, 53, 100, recent + 1), Some(BEGUN_BY_POD)),
-        ((None, Datagram, 53, 0, 5), Some(BEGUN_BY_POD)),
-        // It may be an answer.
-        ((None, Datagram, 53, 100, 100), Some(unseen(100))),
-        ((None, Datagram, 32_767, 100, recent), Some(unseen(recent))),
+        // It may be an answer, and the other way round.
+        ((None, Datagram, 53, 100, 100), (unseen(100), unseen(100))),
+        ((None, Datagram, 32_767, 100, answered), (unseen(answered), unseen(answered))),
+        ((None, Datagram, 53, 100, answered + 1), (by_pod, unseen(answered + 1))),
+        ((None, Datagram, 53, 100, over), (by_pod, unseen(over))),
+        ((None, Datagram, 53, 100, over + 1), (by_pod, None)),
+        // Under policy for longer than anybody remembers.
+        ((None, Datagram, 53, 0, 5), (by_pod, None)),
         // Chosen by the pod's kernel.
-        ((None, Datagram, 32_768, 100, 100), Some(BEGUN_BY_POD)),
+        ((None, Datagram, 32_768, 100, 100), (by_pod, None)),
         // A request for a connection is nobody's answer.
-        ((None, Opening, 53, 100, 100), Some(BEGUN_BY_POD)),
+        ((None, Opening, 53, 100, 100), (by_pod, None)),
         // What is known stays.
-        ((Some(BEGUN_BY_POD), Datagram, 53, 100, 100), None),
-        ((Some(BEGUN_BY_PEER), Datagram, 53, 100, 900), None),
+        ((by_pod, Datagram, 53, 100, 100), (None, None)),
+        ((by_peer, Datagram, 53, 100, 900), (None, None)),
         // It goes on, or begins anew after a while.
-        ((Some(unseen(100)), Datagram, 53, 100, 100), None),
-        ((Some(unseen(100)), Datagram, 53, 100, recent), Some(unseen(recent))),
-        ((Some(unseen(100)), Datagram, 53, 100, recent + 1), Some(BEGUN_BY_POD)),
+        ((unseen(100), Datagram, 53, 100, over), (unseen(over), unseen(over))),
+        ((unseen(100), Datagram, 53, 100, over + 1), (by_pod, unseen(over + 1))),
         // Clocks of two processors.
-        ((Some(unseen(100)), Datagram, 53, 100, 99), Some(unseen(99))),
+        ((unseen(100), Datagram, 53, 100, 99), (unseen(99), unseen(99))),
     ];
     for ((before, kind, port, since, now), expected) in cases {
-        let packet = PolicyPacket {
+        let packet = |source: u16, destination: u16| PolicyPacket {
             source: PolicyAddress { family: 4, address: widen(POD) },
             destination: PolicyAddress { family: 4, address: widen(CLIENT) },
             protocol: 17,
-            source_port: u16::to_be_bytes(port),
-            destination_port: [1, 1],
+            source_port: source.to_be_bytes(),
+            destination_port: destination.to_be_bytes(),
             kind,
         };
-        let said = noted(before, &packet, &pod(since), || now);
-        assert_eq!(said, expected, "{before:x?} {kind:?} {port} {since} {now}");
+        let sends = noted(before, &packet(port, 1), &pod(since), || now);
+        let gets = noted_refused(before, &packet(1, port), &pod(since), || now);
+        assert_eq!((sends, gets), expected, "{before:x?} {kind:?} {port} {since} {now}");
     }
 }

@@ -514,7 +514,7 @@ mod tests {
     #[test]
     fn a_service_without_endpoints_has_one_verdict_by_name_and_by_address() {
         let mut model = model();
-        model.endpoints.clear();
+        model.endpoints = Default::default();
         // A rule would be served without endpoints too.
         model.mesh_routes.clear();
         let table = compile(&model, &RoutingTable::default(), TableVersion::default());

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use agent_common::policy::{
     CLOSED, HIDDEN_SLOT, POLICY_PODS_MAX, POLICY_SLOTS, PolicyAddress, PolicyPod, PolicyRuleKey,
-    PolicyRuleValue, PolicySourceKey, SOURCE_HEAD_BITS,
+    PolicyRuleValue, PolicySourceKey, SOURCE_HEAD_BITS, TENTHS,
 };
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -233,7 +233,7 @@ impl KernelPolicy {
                 failed => outcome = failed,
             }
         }
-        let now = second_now();
+        let now = tenths_now();
         for (pod, set) in &lowered.pods {
             let since = self.held.get(pod).copied().unwrap_or(now);
             let set = if *set == CLOSED { CLOSED } else { at.first_set + set };
@@ -271,9 +271,9 @@ impl KernelPolicy {
     }
 }
 
-/// The second since the machine started, as the programs count them.
-fn second_now() -> u32 {
-    u32::try_from(kernel_now_ns() / 1_000_000_000).unwrap_or(u32::MAX)
+/// The time, as the programs count it.
+fn tenths_now() -> u32 {
+    u32::try_from(kernel_now_ns() / TENTHS).unwrap_or(u32::MAX)
 }
 
 /// Rules in an order in which they can go one by one while somebody looks them up: what was found stays found or nothing is,
