@@ -44,7 +44,8 @@ pub fn run(plans: &Plans, changes: u32, followers: usize) -> Result<Vec<Row>> {
         times.push(site.wait_revision(begin, revision)? - begin);
         std::thread::sleep(EVERY.saturating_sub(begin.elapsed()));
     }
-    let busy = quiet.first().map(|first| first.end).context("nothing was changed")?..Instant::now();
+    let first = quiet.first().cloned().context("nothing was changed")?;
+    let busy = first.end..Instant::now();
     let after = simulated.taken();
     let report = load.stop()?;
     ensure!(report.failures().next().is_none(), "requests failed: {:?}", report.failure_kinds());
@@ -53,6 +54,8 @@ pub fn run(plans: &Plans, changes: u32, followers: usize) -> Result<Vec<Row>> {
     let took = |samples: Vec<&lab::load::Sample>| -> Vec<Duration> {
         samples.into_iter().map(|sample| sample.done - sample.due).collect()
     };
+    let untouched = report.samples.iter().filter(|sample| first.contains(&sample.due)).collect();
+    let untouched = Row::percentile("p99 of requests, before the first change", &took(untouched), 99)?;
     let within = report.samples.iter().filter(|sample| sample.due < busy.end);
     let (still, moving): (Vec<_>, Vec<_>) =
         within.filter(|sample| is_quiet(sample) || busy.contains(&sample.due)).partition(is_quiet);
@@ -62,6 +65,7 @@ pub fn run(plans: &Plans, changes: u32, followers: usize) -> Result<Vec<Row>> {
     let mut rows = vec![
         Row::percentile("one endpoint -> applied on all three, p50", &times, 50)?,
         Row::percentile("one endpoint -> applied on all three, p99", &times, 99)?.at_most(APPLIED_MOST),
+        untouched,
         quiet,
         busy,
         Row::one("p99 of requests, busy by quiet", "x", slower).at_most(SLOWER_MOST),
