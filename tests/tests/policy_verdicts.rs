@@ -354,6 +354,9 @@ fn conversations_are_remembered_by_who_began_them() -> Result<()> {
     Ok(())
 }
 
+/// An hour, as the programs count.
+const HOUR: u32 = 36_000;
+
 /// What goes on between a pod that has just come under policy and a peer was there before: it is nobody's whom the pod has asked,
 /// unless its port is one that kernels choose.
 #[test]
@@ -361,7 +364,6 @@ fn what_goes_on_when_a_policy_comes_asks_nobody() -> Result<()> {
     if unprivileged("what_goes_on_when_a_policy_comes_asks_nobody") {
         return Ok(());
     }
-    const HOUR: u32 = 36_000;
     // How long ago the policy came, who speaks first then, what becomes of the peer's next datagram to a low port.
     for (ago, first, low_port) in [
         (0, "pod", DROP),

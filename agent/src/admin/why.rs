@@ -389,8 +389,8 @@ mod tests {
     use crate::admin::{CaptureStatus, DrainStatus, WorkerStatus};
     use crate::compile::{ACCESS_DENIED, MTLS_REQUIRED, Realm, TableVersion, compile};
     use crate::model::{
-        AuthorizationPolicy, Labels, Model, MtlsMode, ObjectName, PeerAuthentication, PolicyAction,
-        PolicyMatch, PolicyRule, PolicyScope, RequestTerms, TextPattern,
+        AuthorizationPolicy, Endpoints, Labels, Model, MtlsMode, ObjectName, PeerAuthentication,
+        PolicyAction, PolicyMatch, PolicyRule, PolicyScope, RequestTerms, TextPattern,
     };
 
     fn capturing() -> Status {
@@ -514,7 +514,7 @@ mod tests {
     #[test]
     fn a_service_without_endpoints_has_one_verdict_by_name_and_by_address() {
         let mut model = model();
-        model.endpoints = Default::default();
+        model.endpoints = Endpoints::default();
         // A rule would be served without endpoints too.
         model.mesh_routes.clear();
         let table = compile(&model, &RoutingTable::default(), TableVersion::default());

@@ -30,7 +30,7 @@ use crate::telemetry::{FlowEvent, FlowKind, FlowLog, FlowRule, FlowTier};
 
 /// Before what failed is tried again; twice as long each time, up to the longest.
 const AGAIN: Duration = Duration::from_secs(1);
-const AGAIN_MAX: Duration = Duration::from_secs(60);
+const AGAIN_MAX: Duration = Duration::from_mins(1);
 const KINDS: [Kind; 2] = [Kind { family: 2, protocol: TCP }, Kind { family: 10, protocol: TCP }];
 
 /// The two ends of a connection, as the socket that is named first sees them.
