@@ -118,7 +118,13 @@ impl Seen {
     /// The same end, later.
     fn again(self, sighting: &Sighting, now: Instant) -> Self {
         let fresh = Self::first(sighting, now);
-        if fresh.taken > self.taken { Self { told: self.told, ..fresh } } else { self }
+        if fresh.taken > self.taken {
+            return Self { told: self.told, ..fresh };
+        }
+        // A message that was counted and not there yet had looked as if it were read; to one whose sender is held back none is
+        // on its way.
+        let taken = if sighting.held_back { fresh.taken } else { self.taken };
+        Self { taken, ..self }
     }
 
     /// What is wrong with it, if that was not told.
@@ -298,6 +304,10 @@ mod tests {
         let stops = [(0, FLOOD + 1, FLOOD + 1), (1, FLOOD, FLOOD + 1), (2, FLOOD, FLOOD + 1)];
         assert_eq!(faults(&stops, true), [none, (2, Flooded, Missing)]);
         assert_eq!(faults(&stops, false), [none]);
+        // A message was on its way at the first look, and looked as if it were read; after that it reads byte by byte.
+        let sips: Vec<_> = (0..9).map(|second| (second, 2 * FLOOD - second, 2 * FLOOD)).collect();
+        let first = [(0, 2 * FLOOD, 2 * FLOOD + 8192)];
+        assert_eq!(faults(&[&first, &sips[..]].concat(), true), [none]);
     }
 
     #[test]
