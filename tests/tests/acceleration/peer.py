@@ -237,13 +237,13 @@ def flood_server(s, size):
 
 
 def sip_server(s, size):
-    """Reads byte by byte, so that it is not known to read, and the rest when it is told to."""
+    """Reads one of its messages after another, slowly, so that it is not known to read, and the rest when it is told to."""
     send_pattern(s, BACK)
-    sum, sips = hashlib.sha256(), 0
-    while not GO.wait(0.05):
-        receive(s, 1, sum=sum)
-        sips += 1
-    s.sendall(receive(s, size - sips, sum=sum).encode())
+    sum, left = hashlib.sha256(), size
+    while not GO.wait(0.3):
+        receive(s, 8192, sum=sum)
+        left -= 8192
+    s.sendall(receive(s, left, sum=sum).encode())
 
 
 DROWNED = queue.Queue()
