@@ -19,7 +19,7 @@ use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use lab::ethernet::{ETHERNET_LEN, datagram, frame, patched, tagged, tcp, udp};
 use lab::random::Random;
-use lab::unprivileged;
+use lab::{unprivileged, wait_for};
 use nix::time::{ClockId, clock_gettime};
 
 /// `TCX_NEXT` and `TC_ACT_SHOT`.
@@ -364,6 +364,8 @@ fn what_goes_on_when_a_policy_comes_asks_nobody() -> Result<()> {
     if unprivileged("what_goes_on_when_a_policy_comes_asks_nobody") {
         return Ok(());
     }
+    // Nothing is longer ago than the machine's start, and virtual ones have started just now.
+    wait_for("the machine to be old enough", Duration::from_mins(1), || now() > 2 * UNSEEN_FOR)?;
     // How long ago the policy came, who speaks first then, what becomes of the peer's next datagram to a low port.
     for (ago, first, low_port) in [
         (0, "pod", DROP),
