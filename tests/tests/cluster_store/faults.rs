@@ -124,6 +124,24 @@ async fn a_server_that_is_gone_is_told_at_once_and_found_again() -> Result<()> {
 }
 
 #[tokio::test]
+async fn who_waits_in_vain_is_told_for_what() -> Result<()> {
+    // It takes connections, and speaks no TLS nor anything else.
+    let silent = TcpListener::bind("127.0.0.1:0")?;
+    let address = silent.local_addr()?;
+    for (url, what) in [
+        (format!("rediss://{address}"), format!("while connecting to {address} by TLS")),
+        (format!("redis://{address}"), format!("while connecting to {address}")),
+        (format!("redis+cluster://{address}"), format!("while connecting to {address}")),
+        ("redis://no-such-host.invalid".to_owned(), "while looking up no-such-host.invalid".to_owned()),
+    ] {
+        let error = refusal(RedisOptions::new(&url, "x")).await?;
+        let told = matches!(&error, StoreError::Unreachable(why) if why.ends_with(&what));
+        ensure!(told, "{url}: {error}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn wrong_credentials_are_told_and_tried_again() -> Result<()> {
     let site = Servers::one(&format!("{}\nrequirepass other\n", documented_user()?))?;
     let address = site.servers[0].address;

@@ -2,9 +2,10 @@
 
 mod alone;
 
+use std::fmt;
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ::redis::aio::{ConnectionLike, MultiplexedConnection};
@@ -87,13 +88,39 @@ impl Line {
     }
 }
 
+/// How far a connection that is being made has come: what is waited for.
+#[derive(Debug, Default)]
+pub(super) struct Stage(Mutex<String>);
+
+impl Stage {
+    fn set(&self, what: String) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = what;
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
 /// Opens a connection, and is done only when events arrive by it.
 pub(super) async fn dial(
     options: &RedisOptions,
     target: &Target,
     keys: &Keys,
     on_push: OnPush,
+    stage: &Stage,
 ) -> Result<Connection, Failure> {
+    let by = if target.tls { " by TLS" } else { "" };
+    if let (Way::Single { .. }, [(host, port)]) = (&target.way, &target.hosts[..]) {
+        stage.set(format!("looking up {host}"));
+        if let Err(error) = tokio::net::lookup_host((host.as_str(), *port)).await {
+            return Err(StoreError::Unreachable(error.to_string()).into());
+        }
+    }
+    let hosts: Vec<_> = target.hosts.iter().map(|(host, port)| format!("{host}:{port}")).collect();
+    stage.set(format!("connecting to {}{by}", hosts.join(", ")));
     let access = Access::read(options, target)?;
     let push = move |info: PushInfo| -> Result<(), RedisError> {
         on_push(info);
@@ -110,6 +137,7 @@ pub(super) async fn dial(
         }
         Way::Sentinel { master } => {
             let host = ask_sentinels(&access, &target.hosts, master, &config, options.limit).await?;
+            stage.set(format!("connecting to {}:{}{by}, the master", host.0, host.1));
             lines(&access.client(&host, 0)?, &config.set_push_sender(push)).await?
         }
         Way::Cluster => {
@@ -130,6 +158,7 @@ pub(super) async fn dial(
             (line(BULK_LIMIT).await?, line(options.limit).await?)
         }
     };
+    stage.set("asking what it is".to_owned());
     let mut connection = Connection { prompt, bulk };
     let info = connection.run(&scripts::FITNESS, &[&keys.leader], &[]).await?;
     let promoted = matches!(target.way, Way::Sentinel { .. } | Way::Cluster);

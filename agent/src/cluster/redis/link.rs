@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::RedisOptions;
-use super::dial::{BULK_LIMIT, Connection, OnPush, dial};
+use super::dial::{BULK_LIMIT, Connection, OnPush, Stage, dial};
 use super::failure::Failure;
 use super::keys::Keys;
 use super::scripts::{Lane, Script};
@@ -53,6 +53,8 @@ struct Inner {
     target: Target,
     keys: Keys,
     state: watch::Sender<State>,
+    /// What is waited for while there is no connection.
+    stage: Stage,
     events: broadcast::Sender<Event>,
 }
 
@@ -66,7 +68,7 @@ impl Link {
     /// Begins to connect, within a tokio runtime.
     pub fn new(options: RedisOptions, target: Target, keys: Keys) -> Self {
         let (state, events) = (watch::Sender::new(State::Connecting), broadcast::channel(EVENTS_KEPT).0);
-        let inner = Arc::new(Inner { options, target, keys, state, events });
+        let inner = Arc::new(Inner { options, target, keys, state, stage: Stage::default(), events });
         let keeper = tokio::spawn(keep(Arc::clone(&inner)));
         Self { inner, keeper }
     }
@@ -90,7 +92,10 @@ impl Link {
         let mut used = None;
         let whole = if script.lane == Lane::Prompt { limit } else { limit + BULK_LIMIT };
         let asked = within(whole, async {
-            let (mut connection, number) = within(limit, self.connection()).await?;
+            let (mut connection, number) = timeout(limit, self.connection()).await.unwrap_or_else(|_| {
+                let stage = &self.inner.stage;
+                Err(StoreError::Unreachable(format!("no answer within {limit:?}, while {stage}")).into())
+            })?;
             used = Some(number);
             let probe = self.probe(connection.clone(), number);
             let answer = connection.run(script, keys, arguments);
@@ -210,12 +215,17 @@ async fn keep(inner: Arc<Inner>) {
 }
 
 async fn dialled(inner: &Inner, on_push: OnPush) -> Result<Connection, StoreError> {
-    let dialled = dial(&inner.options, &inner.target, &inner.keys, on_push);
+    let dialled = dial(&inner.options, &inner.target, &inner.keys, on_push, &inner.stage);
     // Some hops, each with the limit: Sentinels, their master, what it says, the subscription.
     let limit = inner.options.limit * 4;
     match timeout(limit, dialled).await {
-        Ok(dialled) => dialled.map_err(|failure| failure.error),
-        Err(_) => Err(StoreError::Unreachable(format!("no connection within {limit:?}"))),
+        Ok(dialled) => dialled.map_err(|failure| match failure.error {
+            StoreError::Unreachable(why) => StoreError::Unreachable(format!("{why}, while {}", inner.stage)),
+            error => error,
+        }),
+        Err(_) => {
+            Err(StoreError::Unreachable(format!("no connection within {limit:?}, while {}", inner.stage)))
+        }
     }
 }
 
