@@ -5,7 +5,7 @@
 //! was cut at the end of the file goes when it is opened.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -53,7 +53,7 @@ struct Log {
 
 impl Changes {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
-        let file = opened(path)?;
+        let file = options().truncate(false).open(path)?;
         let (_, length) = entries(&read(&file)?);
         file.set_len(length)?;
         Ok(Self { path: path.to_owned(), log: Mutex::new(Log { file, length }) })
@@ -85,9 +85,10 @@ impl Changes {
             return Ok(());
         }
         let temporary = self.path.with_extension("new");
-        fs::write(&temporary, &stays)?;
+        let mut file = options().truncate(true).open(&temporary)?;
+        file.write_all(&stays)?;
         fs::rename(&temporary, &self.path)?;
-        *log = Log { file: opened(&self.path)?, length: stays.len() as u64 };
+        *log = Log { file, length: stays.len() as u64 };
         Ok(())
     }
 
@@ -96,8 +97,11 @@ impl Changes {
     }
 }
 
-fn opened(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+/// Nobody but the agent reads what is published.
+fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).mode(0o600);
+    options
 }
 
 fn read(file: &File) -> io::Result<Vec<u8>> {
@@ -158,6 +162,8 @@ fn first(bytes: &[u8]) -> Option<(KeptChange, &[u8])> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
     use crate::cluster::seal::first_digest;
     use crate::compile::Token;
@@ -186,6 +192,8 @@ mod tests {
         assert_eq!(again(&path), [change(4), change(5)]);
         changes.forget(change(5).at.version).expect("writes");
         assert_eq!((again(&path), changes.all().expect("reads")), (Vec::new(), Vec::new()));
+        let mode = fs::metadata(&path).expect("is there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "others can read it");
     }
 
     #[test]
