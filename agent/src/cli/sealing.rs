@@ -1,6 +1,6 @@
 //! The seal over the documents that `sluice apply` and `delete` write: what is there is checked, and what will be is sealed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -11,7 +11,7 @@ use crate::cluster::documents::sealed::{self, Head, Refused, SEAL, Seal, Sums};
 use crate::cluster::documents::{ALLOW_SHRINK, SPOILT};
 use crate::cluster::registry;
 use crate::cluster::{DocumentWrite, Documents, RedisStore, Store as _};
-use crate::identity::OperatorIdentity;
+use crate::identity::{OperatorIdentity, TrustBundle};
 use crate::model::SharedMap;
 
 #[derive(Debug, Clone, Args)]
@@ -77,6 +77,9 @@ impl SealArgs {
                     (Some(seal), !own)
                 }
                 Err(refused) => {
+                    if refused.is_by_another_root() {
+                        of_another_root(store, &texts, (directory, bundle), spoilt).await?;
+                    }
                     refuse(store, &texts, &refused, spoilt).await?;
                     // A seal that is good, though over other documents, says what generation there was.
                     (sealed::seal(cluster, &texts, bundle).ok(), true)
@@ -140,7 +143,9 @@ async fn refuse(store: &RedisStore, texts: &Texts, refused: &Refused, spoilt: Sp
         return Ok(());
     }
     let never = matches!(refused, Refused::Unsigned) && !texts.contains_key(SEAL);
-    if !never && !texts.contains_key(SPOILT) {
+    // Whom one believes depends on one's own directory and clock: only what agents would find too is told to them.
+    let own = matches!(refused, Refused::Untrusted(_));
+    if !never && !own && !texts.contains_key(SPOILT) {
         // Agents that did not notice look at all documents now; whoever leads gives back what was sealed.
         let write = DocumentWrite { id: SPOILT.into(), text: Some(reason.into()), expected: None };
         store.write(&[write]).await?;
@@ -153,6 +158,40 @@ async fn refuse(store: &RedisStore, texts: &Texts, refused: &Refused, spoilt: Sp
     bail!(
         "nothing was changed, as nobody has sealed the documents that are there: {reason}: {refused}. Agents take none of \
          them over{back}. `sluice apply --prune -f` with all documents puts those in their place"
+    )
+}
+
+/// What is there was sealed under a root that the operator's own directory does not have. It is most likely the wrong directory, so
+/// nothing is written, not even that somebody should look; all documents are replaced only where no agent counts on them.
+async fn of_another_root(
+    store: &RedisStore,
+    texts: &Texts,
+    (directory, bundle): (&Path, &TrustBundle),
+    spoilt: Spoilt,
+) -> anyhow::Result<()> {
+    let Ok((_, _, signature)) = sealed::open(texts) else { return Ok(()) };
+    let nodes = registry::read(store.members().await?);
+    let records = || nodes.iter().filter(|node| node.alive).filter_map(|node| node.record.as_ref().ok());
+    let refused = records().any(|record| record.sealing.refused.is_some());
+    let count = records().filter(|record| record.sealing.generation > 0).count();
+    if spoilt == Spoilt::Replace && (refused || count == 0) {
+        return Ok(());
+    }
+    let hint = if refused || count == 0 {
+        "If the directory is the right one, somebody else has sealed them: see `sluice status` of an agent. `sluice apply --prune \
+         -f` with all documents puts those in their place"
+            .to_owned()
+    } else {
+        format!("{count} agents count on them")
+    };
+    bail!(
+        "--ca {} does not fit this cluster: {} holds '{}' of {}, and the documents that are there were sealed under '{}'; nothing was \
+         changed. {hint}",
+        directory.display(),
+        directory.join("bundle.pem").display(),
+        bundle.names().join("', '"),
+        bundle.trust_domain(),
+        signature.issuer(),
     )
 }
 

@@ -6,6 +6,7 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::num_bigint::BigUint;
 use x509_parser::prelude::FromDer;
+use x509_parser::x509::X509Name;
 
 use super::error::RootFault;
 use super::{NodeName, OperatorName, SpiffeId, Untrusted};
@@ -282,6 +283,11 @@ impl Summary {
             validity: Validity::of(&certificate),
         })
     }
+}
+
+/// A name as people read it; empty for what is none.
+pub(super) fn readable(name: &[u8]) -> String {
+    X509Name::from_der(name).map(|(_, name)| name.to_string()).unwrap_or_default()
 }
 
 /// The certificate, with nothing behind it.

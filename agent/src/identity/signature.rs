@@ -9,6 +9,7 @@ use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::Untrusted;
+use super::certificate::{Serial, readable};
 
 /// The first byte of the one form that there is.
 const FORM: u8 = 1;
@@ -47,6 +48,11 @@ impl Signature {
     /// The signer's certificate, as it claims to be.
     pub(super) fn certificate(&self) -> &[u8] {
         &self.certificate
+    }
+
+    /// The name of whoever issued the signer's certificate, as that claims; empty where it can't be read.
+    pub fn issuer(&self) -> String {
+        Serial::read(&self.certificate).map(|serial| readable(&serial.issuer)).unwrap_or_default()
     }
 
     /// Both scalars, big-endian.

@@ -12,7 +12,8 @@ use webpki::ring::ECDSA_P256_SHA256;
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath, anchor_from_trusted_cert};
 
 use super::certificate::{
-    NodeCertificate, OperatorCertificate, PublicKey, RootCertificate, Serial, Summary, Validity, seconds,
+    NodeCertificate, OperatorCertificate, PublicKey, RootCertificate, Serial, Summary, Validity, readable,
+    seconds,
 };
 use super::error::{Content, RootFault};
 use super::revocation::{Revocations, Signer};
@@ -172,6 +173,11 @@ impl TrustBundle {
     /// The trust domain whose nodes are believed.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
+    }
+
+    /// The roots' names. Those that `sluice ca` makes have their key's number in it.
+    pub fn names(&self) -> Vec<String> {
+        self.roots.iter().map(|root| readable(&root.subject)).collect()
     }
 
     /// When the last of the roots ends.

@@ -165,6 +165,11 @@ impl Refused {
             Self::Forked(_) => "forked",
         }
     }
+
+    /// Whether the seal may be as good as any other to whoever trusts another root.
+    pub fn is_by_another_root(&self) -> bool {
+        matches!(self, Self::Untrusted(Untrusted::UnknownIssuer | Untrusted::WrongTrustDomain))
+    }
 }
 
 /// Who says which operator sealed something at a time.
