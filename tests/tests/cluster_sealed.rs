@@ -47,6 +47,16 @@ impl Raw<'_> {
         self.0.redis_cli(&["ZADD", &Site::key("deleted"), &revision, id]).map(drop)
     }
 
+    /// Puts it among the deleted ones as well.
+    fn also_deleted(&self, id: &str, revision: &str) -> Result<()> {
+        self.0.redis_cli(&["ZADD", &Site::key("deleted"), revision, id]).map(drop)
+    }
+
+    fn is_deleted(&self, id: &str) -> Result<bool> {
+        let said = self.0.redis_cli(&["ZSCORE", &Site::key("deleted"), id])?;
+        Ok(!said.trim_ascii().is_empty())
+    }
+
     fn tell(&self) -> Result<()> {
         self.0.redis_cli(&["PUBLISH", &Site::key("events"), "documents"]).map(drop)
     }
@@ -130,6 +140,10 @@ fn who_can_only_write_to_redis_moves_no_traffic() -> Result<()> {
     refused_everywhere(&site, ("a document is added", "altered"), |raw| {
         raw.put("HTTPRoute/default/a-evil", &evil())
     })?;
+    refused_everywhere(&site, ("a document is added that is among the deleted", "altered"), |raw| {
+        raw.put("HTTPRoute/default/a-evil", &evil())?;
+        raw.also_deleted("HTTPRoute/default/a-evil", "99999")
+    })?;
     refused_everywhere(&site, ("a document is changed", "altered"), |raw| raw.put(ROUTE, &service_to("v1")))?;
     refused_everywhere(&site, ("a document is deleted", "altered"), |raw| raw.delete(ROUTE))?;
     refused_everywhere(&site, ("a set is brought back that was sealed before", "outdated"), |raw| {
@@ -160,6 +174,78 @@ fn a_text_that_was_changed_without_a_new_revision_is_noticed() -> Result<()> {
     healed(&site, &service_to("v2"))?;
     for node in NODES {
         ensure!(site.answer(node)? == "v2", "{node} was moved");
+    }
+    Ok(())
+}
+
+/// One key says that a document is there, and another one that it was deleted.
+#[test]
+fn a_store_that_contradicts_itself_is_named_mended_and_holds_up_nobody() -> Result<()> {
+    if unprivileged("a_store_that_contradicts_itself_is_named_mended_and_holds_up_nobody") {
+        return Ok(());
+    }
+    let site = at_v2("sealed_at_odds")?;
+    let raw = Raw(&site);
+    let leader = site.leader()?;
+    // Below all revisions, so that nobody reads it by its number; and above.
+    for revision in ["1", "99999"] {
+        raw.also_deleted(ROUTE, revision)?;
+        let said = || site.sluice_plain(&leader, &["status"]).unwrap_or_default();
+        let named = format!("DOCUMENTS AT ODDS {ROUTE} is there and among the deleted ones");
+        wait_for("the leader to name it", LIMIT, || said().contains(&named))
+            .with_context(|| format!("{revision}: {}", said()))?;
+        wait_for("it to be mended", LIMIT, || {
+            !said().contains("AT ODDS") && raw.is_deleted(ROUTE).is_ok_and(|deleted| !deleted)
+        })
+        .with_context(|| format!("{revision}: {}", said()))?;
+    }
+    // Who applies needs not wait for that.
+    for (version, arguments) in
+        [("v1", &["apply", "-f", "-"][..]), ("v2", &["apply", "--allow-shrink", "-f", "-"])]
+    {
+        for id in [ROUTE, SEAL, "Service/default/web"] {
+            raw.also_deleted(id, "99999")?;
+        }
+        let said = site.sluice_with("node1", arguments, service_to(version))?;
+        ensure!(said.contains("web configured"), "{said}");
+        for id in [ROUTE, SEAL, "Service/default/web"] {
+            ensure!(!raw.is_deleted(id)?, "{id} is among the deleted ones still");
+        }
+        site.wait_answers("the route to steer", version)?;
+    }
+    raw.also_deleted(ROUTE, "99999")?;
+    site.sluice("node1", &["delete", "HTTPRoute/web"])?;
+    site.wait_answers("the route to be gone", "v1")?;
+    Ok(())
+}
+
+/// Whoever has the wrong directory blames nobody else, and leaves no trace.
+#[test]
+fn who_applies_with_the_wrong_ca_is_told_so_and_writes_nothing() -> Result<()> {
+    if unprivileged("who_applies_with_the_wrong_ca_is_told_so_and_writes_nothing") {
+        return Ok(());
+    }
+    let site = at_v2("sealed_wrong_ca")?;
+    let (ca, out) = (site.path("strange-ca"), site.path("strange-operator"));
+    site.sluice_plain("node1", &["ca", "init", "--dir", &ca, "--trust-domain", "shop.example"])?;
+    site.sluice_plain("node1", &["ca", "operator", "--dir", &ca, "--name", "alice", "--out", &out])?;
+    let before = Raw(&site).all()?;
+    let documents = site.path("documents");
+    for verb in [
+        &["apply", "-f", &documents][..],
+        &["apply", "--prune", "-f", &documents],
+        &["delete", "HTTPRoute/web"],
+    ] {
+        let arguments = [verb, &["--ca", &out]].concat();
+        let (code, said) = site.try_sluice_with("node1", &arguments, "")?;
+        let fits = said.contains(&format!("--ca {out} does not fit this cluster"))
+            && said.matches("sluice root ").count() == 2;
+        ensure!(code == 1 && fits && said.contains("nothing was changed"), "{verb:?}: {code}: {said}");
+    }
+    ensure!(Raw(&site).all()? == before, "something was written");
+    for node in NODES {
+        let said = site.sluice_plain(node, &["status"])?;
+        ensure!(!said.contains("REFUSE"), "{node}: {said}");
     }
     Ok(())
 }

@@ -40,6 +40,10 @@ pub struct ClusterDump {
     /// Why the documents of the store are not taken over; those before are what counts.
     #[serde(default)]
     pub documents_refused: Option<RefusedDocumentsDump>,
+    /// Documents about which the store contradicts itself, as somebody has written past all that writes documents; where this
+    /// agent leads. It writes them anew.
+    #[serde(default)]
+    pub at_odds: Option<String>,
     /// Documents that were refused, by the reason's stable name.
     #[serde(default)]
     pub document_refusals: BTreeMap<String, u64>,

@@ -212,6 +212,7 @@ pub(super) fn dump(view: &Mutex<ClusterView>, (node, cluster, signed): (&str, &s
         in_force,
         signed,
         refused,
+        at_odds: view.at_odds,
         unpublished: view.unpublished,
         cannot_lead: view.cannot_lead,
         fenced: view.fenced,

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use anyhow::bail;
 use clap::Args;
 
-use super::output;
-use super::sealing::{SealArgs, Sealer, Spoilt};
+use super::sealing::{SealArgs, Sealer, Spoilt, texts};
 use super::store::{StoreClientArgs, all};
+use super::output;
 use crate::cluster::documents::sealed::SEAL;
-use crate::cluster::documents::{ALLOW_SHRINK, RESERVED, RESTORED};
+use crate::cluster::documents::{ALLOW_SHRINK, RESERVED, RESTORED, mending};
 use crate::cluster::{Document, DocumentWrite, Documents, RedisStore, Store as _, Written};
 use crate::config::{InputFile, StoredDocument, check, documents, is_secret, read_inputs, stored_files};
 
@@ -102,7 +102,7 @@ pub(super) fn apply(args: &ApplyArgs) -> anyhow::Result<ExitCode> {
                 expected: Some(one.there.as_ref().map_or(0, |there| there.revision)),
             })
             .collect();
-        let pruned = if args.prune { prune(&there, &compared) } else { Vec::new() };
+        let pruned = if args.prune { prune(&found, &there, &compared) } else { Vec::new() };
         writes.extend(pruned.iter().cloned());
         write(store, sealer.as_ref(), &found, (writes, args.allow_shrink)).await?;
         for one in &compared {
@@ -123,8 +123,11 @@ pub(super) fn delete(args: &DeleteArgs) -> anyhow::Result<ExitCode> {
         let mut writes = Vec::new();
         for name in &args.documents {
             let id = super::get::full_id(name)?;
-            let Some(document) = there.get(&id) else { bail!("{id} is not there") };
-            writes.push(DocumentWrite { id, text: None, expected: Some(document.revision) });
+            // What is left of one goes as well.
+            let left = found.odd.iter().any(|odd| odd.id == id);
+            let revision = there.get(&id).map(|document| document.revision).or(left.then_some(0));
+            let Some(revision) = revision else { bail!("{id} is not there") };
+            writes.push(DocumentWrite { id, text: None, expected: Some(revision) });
         }
         let ids: Vec<_> = writes.iter().map(|write| Arc::clone(&write.id)).collect();
         write(store, sealer.as_ref(), &found, (writes, args.allow_shrink)).await?;
@@ -202,16 +205,22 @@ fn checked(
 }
 
 /// What deletes all that the files don't have. What a leader wrote of the store's past stays.
-fn prune(there: &BTreeMap<Arc<str>, Document>, compared: &[Compared]) -> Vec<DocumentWrite> {
+fn prune(
+    found: &Documents,
+    there: &BTreeMap<Arc<str>, Document>,
+    compared: &[Compared],
+) -> Vec<DocumentWrite> {
     let wanted: BTreeSet<&str> = compared.iter().map(|one| &*one.wanted.id).collect();
     let stays = |id: &str| wanted.contains(id) || id == SEAL || id == RESTORED;
-    let gone = there.values().filter(|document| !stays(&document.id));
-    let delete = |document: &Document| DocumentWrite {
-        id: Arc::clone(&document.id),
+    let gone = there.values().map(|document| (&document.id, document.revision));
+    // What is left of one goes as well.
+    let left = found.odd.iter().filter(|odd| !there.contains_key(&odd.id)).map(|odd| (&odd.id, 0));
+    let delete = |(id, revision): (&Arc<str>, u64)| DocumentWrite {
+        id: Arc::clone(id),
         text: None,
-        expected: Some(document.revision),
+        expected: Some(revision),
     };
-    gone.map(delete).collect()
+    gone.chain(left).filter(|(id, _)| !stays(id)).map(delete).collect()
 }
 
 async fn write(
@@ -229,6 +238,10 @@ async fn write(
             }
         }
     }
+    // What is odd is written anew as it counts. Only a seal tells that a text which is missing has to be.
+    let odd = found.odd.iter().filter(|odd| sealer.is_some() || !odd.what.is_loss());
+    let written: BTreeSet<_> = writes.iter().map(|write| Arc::clone(&write.id)).collect();
+    writes.extend(mending(odd.filter(|odd| !written.contains(&odd.id)), &texts(found)));
     if let Some(sealer) = sealer {
         sealer.seal(found, &mut writes);
     }

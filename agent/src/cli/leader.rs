@@ -126,10 +126,10 @@ pub(super) fn cluster_lines(cluster: &ClusterDump) -> Vec<String> {
         let table = if node.table.is_empty() { "no table" } else { &node.table };
         let since = node.applied_at.as_ref().map(|at| format!(" since {at}")).unwrap_or_default();
         let dead = if node.alive { "" } else { ", NO HEARTBEAT: its endpoints are withdrawn" };
-        lines.push(format!(
-            "             {} {}: {table}{since}, version {}{dead}",
-            node.node, node.state, node.version
-        ));
+        // Of a node without a record nothing is known but why.
+        let version =
+            if node.version.is_empty() { String::new() } else { format!(", version {}", node.version) };
+        lines.push(format!("             {} {}: {table}{since}{version}{dead}", node.node, node.state));
         if !node.unhealthy.is_empty() {
             lines.push(format!("             {} UNHEALTHY {}", node.node, node.unhealthy.join(", ")));
         }
@@ -138,11 +138,18 @@ pub(super) fn cluster_lines(cluster: &ClusterDump) -> Vec<String> {
         lines.extend(node.refused.iter().map(|why| format!("             {} REFUSES {why}", node.node)));
     }
     lines.extend(cluster.refused.iter().map(|refused| {
-        format!("REFUSED      the published table {}: {}: {}", refused.table, refused.reason, refused.detail)
+        let table = if refused.table.is_empty() { "of no known version" } else { &refused.table };
+        format!("REFUSED      the published table {table}: {}: {}", refused.reason, refused.detail)
     }));
     lines.extend(cluster.documents_refused.iter().map(|refused| {
         format!("DOCUMENTS REFUSED {}: {}; the last that were sealed count", refused.reason, refused.detail)
     }));
+    lines.extend(
+        cluster
+            .at_odds
+            .iter()
+            .map(|what| format!("DOCUMENTS AT ODDS {what}; it is written anew as it counts")),
+    );
     lines.extend(cluster.unpublished.iter().map(|why| format!("NOT PUBLISHED {why}")));
     lines.extend(cluster.cannot_lead.iter().map(|why| format!("CANNOT LEAD  {why}")));
     lines.extend(

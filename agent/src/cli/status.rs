@@ -40,7 +40,7 @@ fn render(status: &Status) -> String {
             table.applied_at.as_deref().unwrap_or("-")
         ),
         format!(
-            "             {} services, {} routes, {} clusters, {} endpoints",
+            "             {} services, {} routes, {} clusters, {} ready endpoints",
             counts.services, counts.routes, counts.clusters, counts.endpoints
         ),
         format!("connections  {connections} on {} workers", status.workers.len()),

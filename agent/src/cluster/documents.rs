@@ -9,7 +9,7 @@ use std::sync::Arc;
 use sealed::{Refused, SEAL};
 
 use super::disk::KeptDocuments;
-use super::store::{Document, DocumentWrite, Documents};
+use super::store::{Document, DocumentWrite, Documents, Odd, Oddity, StoreError};
 use crate::model::SharedMap;
 
 /// How the ids of documents begin that say something about the others, and nothing about traffic.
@@ -106,6 +106,29 @@ fn restoration(kept: &KeptDocuments, heard: &Documents) -> Vec<DocumentWrite> {
     missing.filter(|write| &*write.id != RESTORED).chain(over).chain([from]).collect()
 }
 
+/// Writes anew, as they count, documents that somebody wrote past all that writes documents. `texts`: what counts.
+pub fn mending<'a>(
+    odd: impl IntoIterator<Item = &'a Odd>,
+    texts: &SharedMap<Arc<str>, (u64, Arc<str>)>,
+) -> Vec<DocumentWrite> {
+    let write = |odd: &Odd| {
+        let counts = texts.get(&odd.id);
+        let there = counts.filter(|_| odd.what != Oddity::Textless);
+        DocumentWrite {
+            id: Arc::clone(&odd.id),
+            text: counts.map(|(_, text)| Arc::clone(text)),
+            expected: Some(there.map_or(0, |(revision, _)| *revision)),
+        }
+    };
+    odd.into_iter().map(write).collect()
+}
+
+/// What is wrong with documents that nobody sealed: without a seal nothing tells a text that was lost from one that was deleted.
+pub fn lost(heard: &Documents) -> Result<(), StoreError> {
+    let lost = heard.odd.iter().find(|odd| odd.what.is_loss());
+    lost.map_or(Ok(()), |odd| Err(StoreError::Foreign { key: "config".to_owned(), what: odd.to_string() }))
+}
+
 /// Whether what these documents say may take most of the table away, compared with one made of an earlier revision. `None`: there
 /// is no table, and so nobody can have meant it.
 pub fn may_shrink(documents: &KeptDocuments, before: Option<u64>) -> bool {
@@ -131,7 +154,8 @@ mod tests {
             text: text.map(Into::into),
             revision: *revision,
         };
-        Documents { store: store.into(), revision, changed: changed.iter().map(document).collect() }
+        let changed = changed.iter().map(document).collect();
+        Documents { store: store.into(), revision, changed, odd: Vec::new() }
     }
 
     fn write(id: &str, text: Option<&str>, expected: u64) -> DocumentWrite {
@@ -202,6 +226,34 @@ mod tests {
         let before = kept("s", 9, &[("a", 8, "x")]);
         let new = heard("t", 1, &[("b", 1, Some("y"))]);
         assert_eq!(compare(&before, new, true), Step::Adopt(kept("t", 1, &[("b", 1, "y")])));
+    }
+
+    #[test]
+    fn what_is_odd_is_written_as_it_counts() {
+        let counts = kept("s", 9, &[("a", 8, "x"), ("b", 2, "y")]);
+        let odd = |id: &str, what| Odd { id: id.into(), what };
+        let found = [
+            odd("a", Oddity::Deleted),
+            odd("b", Oddity::Textless),
+            odd("c", Oddity::Textless),
+            odd("d", Oddity::Left),
+        ];
+        let writes =
+            [write("a", Some("x"), 8), write("b", Some("y"), 0), write("c", None, 0), write("d", None, 0)];
+        assert_eq!(mending(&found, &counts.texts), writes);
+    }
+
+    #[test]
+    fn without_a_seal_a_missing_text_is_no_deletion() {
+        for (what, good) in [
+            (Oddity::Deleted, true),
+            (Oddity::Left, true),
+            (Oddity::Textless, false),
+            (Oddity::Garbled, false),
+        ] {
+            let odd = vec![Odd { id: "a".into(), what }];
+            assert_eq!(lost(&Documents { odd, ..heard("s", 1, &[]) }).is_ok(), good, "{what:?}");
+        }
     }
 
     #[test]

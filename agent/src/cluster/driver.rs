@@ -12,19 +12,20 @@ mod lead;
 mod lease;
 mod life;
 mod mirror;
+mod view;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use nix::time::{ClockId, clock_gettime};
 use tokio::sync::{Notify, broadcast, mpsc, watch};
 
 use self::keep::Keeper;
 use super::disk::{Disk, DiskError, KeptChange, KeptDocuments, KeptTable};
-use super::documents::sealed::{Seal, generation};
+use super::documents::sealed::generation;
 use super::election::{self, Millis};
 use super::follower::{Follower, Refusal};
 use super::publisher::Continued;
@@ -33,11 +34,12 @@ use super::seal::{Digest, Position};
 use super::store::{Event, Lease, Store, StoreError};
 use super::trust::Trust;
 use crate::compile::TableVersion;
-use crate::compile::wire::{Change, Counts, Parts, Touched};
+use crate::compile::wire::{Change, Parts, Touched};
 use crate::health::PodHealth;
 use crate::model::{Model, ObjectName};
 
 pub use life::Handle;
+pub use view::ClusterView;
 
 /// Events of the election that wait for it.
 const EVENTS: usize = 64;
@@ -83,55 +85,6 @@ pub enum Readiness {
     Empty,
     /// One is in force.
     InForce,
-}
-
-/// What is known of the cluster.
-#[derive(Debug, Clone, Default)]
-pub struct ClusterView {
-    /// The members, as they were read last.
-    pub nodes: Vec<Node>,
-    /// Who led when it was read last, and until when the lease was good then.
-    pub leader: Option<(Lease, Instant)>,
-    /// The term in which this agent leads.
-    pub leads: Option<Lease>,
-    /// Why this agent last stopped leading.
-    pub yielded: Option<&'static str>,
-    /// The highest table that was ever in force here.
-    pub highest: TableVersion,
-    /// What the table in force holds.
-    pub counts: Counts,
-    /// The table in force, and since when.
-    pub in_force: Option<(Position, SystemTime)>,
-    /// The last table that was refused: which, the reason's name, and the whole reason. A later one that is applied clears it.
-    pub refused: Option<(Option<Position>, &'static str, String)>,
-    /// Refusals by reason.
-    pub refusals: BTreeMap<&'static str, u64>,
-    /// Why what the documents say is not published.
-    pub unpublished: Option<String>,
-    /// Why this agent does not stand for election.
-    pub cannot_lead: Option<String>,
-    /// Publications that the store or others refused because this agent leads no more.
-    pub fenced: u64,
-    /// Tables that this agent has published.
-    pub publications: u64,
-    /// How often the store came back.
-    pub reconnects: u64,
-    /// The fault by which the tasks of the cluster ended last.
-    pub fault: Option<String>,
-    /// How often they did.
-    pub faults: u64,
-    /// The documents: the store's name, its revision, how many.
-    pub documents: (Arc<str>, u64, usize),
-    /// The seal of the documents that this node has.
-    pub seal: Option<Seal>,
-    /// Why the documents of the store are not taken over: the reason's name, and the whole reason.
-    pub documents_refused: Option<(&'static str, String)>,
-    /// Documents that were refused, by reason.
-    pub document_refusals: BTreeMap<&'static str, u64>,
-    /// What is wrong with the store; `None`: nothing.
-    pub store_error: Option<StoreError>,
-    /// What is wrong with the state directory, by what could not be kept or read.
-    pub disk_errors: BTreeMap<&'static str, String>,
 }
 
 /// What the tasks share.

@@ -334,14 +334,17 @@ impl Store for LocalStore {
         let newer = state.documents.values().filter(|document| document.revision > after);
         let mut changed: Vec<_> = newer.cloned().collect();
         changed.sort_by(|one, other| (one.revision, &one.id).cmp(&(other.revision, &other.id)));
-        Ok(Documents { store: state.store.clone(), revision: state.revision, changed })
+        let (store, revision) = (state.store.clone(), state.revision);
+        Ok(Documents { store, revision, changed, odd: Vec::new() })
     }
 
     async fn sums(&self, ids: &[Arc<str>]) -> Result<Sums, StoreError> {
         let (inner, _) = self.enter()?;
         let state = &inner.state;
         let sum = |id| Some(sum_of(state.documents.get(id)?.text.as_ref()?));
-        Ok(Sums { store: state.store.clone(), revision: state.revision, sums: ids.iter().map(sum).collect() })
+        let count = state.documents.values().filter(|document| document.text.is_some()).count() as u64;
+        let (store, revision) = (state.store.clone(), state.revision);
+        Ok(Sums { store, revision, sums: ids.iter().map(sum).collect(), count })
     }
 
     async fn write(&self, writes: &[DocumentWrite]) -> Result<Written, StoreError> {

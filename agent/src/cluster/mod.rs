@@ -33,7 +33,7 @@ pub use local::{Clock, LocalState, LocalStore};
 pub use redis::{CountersReading, RedisCounters, RedisOptions, RedisStore};
 pub use store::{
     Acquired, BYTES_MAX, Candidate, DELETED_MAX, DELTAS_MAX, Delta, Deltas, Document, DocumentWrite,
-    Documents, EPOCH_MAX, Event, HISTORY_MAX, Lease, LeaseState, MEMBER_KEPT, Member, NODE_NAME_MAX,
-    Published, Snapshot, Store, StoreError, Sums, Written, sum_of,
+    Documents, EPOCH_MAX, Event, HISTORY_MAX, Lease, LeaseState, MEMBER_KEPT, Member, NODE_NAME_MAX, Odd,
+    Oddity, Published, Snapshot, Store, StoreError, Sums, Written, sum_of,
 };
 pub use trust::Trust;

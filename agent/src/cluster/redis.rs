@@ -4,6 +4,7 @@
 
 mod counters;
 mod dial;
+mod documents;
 mod failure;
 mod keys;
 mod link;
@@ -11,7 +12,6 @@ mod reply;
 mod scripts;
 mod target;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,17 +26,15 @@ use self::keys::Keys;
 use self::link::Link;
 use self::target::Target;
 use super::store::{
-    Acquired, BYTES_MAX, Candidate, DELETED_MAX, DELTAS_MAX, Delta, Deltas, Document, DocumentWrite,
-    Documents, EPOCH_MAX, Event, HISTORY_MAX, Lease, LeaseState, MEMBER_KEPT, Member, Published, RECORD_MAX,
-    RECORDS_MAX, Snapshot, Store, StoreError, Sums, Written, checked_node, checked_size, write_bytes,
+    Acquired, BYTES_MAX, Candidate, DELTAS_MAX, Delta, Deltas, DocumentWrite, Documents, EPOCH_MAX, Event,
+    HISTORY_MAX, Lease, LeaseState, MEMBER_KEPT, Member, Published, RECORD_MAX, RECORDS_MAX, Snapshot, Store,
+    StoreError, Sums, Written, checked_node, checked_size,
 };
 use crate::compile::Token;
 
 /// How far above all that a candidate knows a stored epoch may be: more than one term each second for a century, and
 /// so little that somebody who writes nonsense there can do it two million times before no epoch is left.
 const EPOCH_STEP: u64 = 1 << 32;
-/// How many documents are read at a time: some milliseconds of the server's, in which it answers nobody else.
-const DOCUMENTS_AT_A_TIME: u64 = 500;
 
 /// How Redis is reached.
 #[derive(Clone)]
@@ -104,36 +102,6 @@ impl RedisStore {
 
     fn keys(&self) -> &Keys {
         self.link.keys()
-    }
-
-    /// The five keys of the documents.
-    fn document_keys(&self) -> [&str; 5] {
-        let keys = self.keys();
-        [&keys.store, &keys.revision, &keys.config, &keys.revisions, &keys.deleted]
-    }
-
-    /// Writes all of these documents or none; `above`: what the revision must be above where documents are restored, else
-    /// empty.
-    async fn put(&self, writes: &[DocumentWrite], above: String) -> Result<Written, StoreError> {
-        checked_size("documents", write_bytes(writes))?;
-        let mut arguments = vec![drawn()?, self.keys().events.clone(), DELETED_MAX.to_string(), above];
-        for write in writes {
-            arguments.push(write.id.to_string());
-            arguments.push(write.expected.map_or_else(String::new, |expected| expected.to_string()));
-            arguments.push(write.text.as_ref().map_or_else(|| "-".to_owned(), |text| format!("={text}")));
-        }
-        let arguments: Vec<_> = arguments.iter().map(String::as_bytes).collect();
-        let answer = self.link.run(&scripts::WRITE, &self.document_keys(), &arguments).await?;
-        let [done, what] = reply::fields(answer)?;
-        if reply::number(&done)? == 1 {
-            return Ok(Written::At(reply::number(&what)?));
-        }
-        let mut conflicts = Vec::new();
-        for conflict in reply::list(what)? {
-            let [id, revision] = reply::fields(conflict)?;
-            conflicts.push((reply::text(id)?.ok_or_else(reply::odd)?.into(), reply::number(&revision)?));
-        }
-        Ok(Written::Conflict(conflicts))
     }
 }
 
@@ -245,46 +213,11 @@ impl Store for RedisStore {
     }
 
     async fn documents(&self, store: &str, after: u64) -> Result<Documents, StoreError> {
-        let (mut store, mut revision): (Arc<str>, _) = (store.into(), after);
-        let mut found = BTreeMap::new();
-        loop {
-            let arguments: [&[u8]; 3] = [store.as_bytes(), &digits(revision), &digits(DOCUMENTS_AT_A_TIME)];
-            let answer = self.link.run(&scripts::DOCUMENTS, &self.document_keys(), &arguments).await?;
-            let [of, upto, changed, more] = reply::fields(answer)?;
-            let of: Arc<str> = reply::text(of)?.unwrap_or_default().into();
-            let (more, upto) = (reply::number(&more)? == 1, reply::number(&upto)?);
-            if of != store {
-                // Another one, of which this is the beginning.
-                found.clear();
-                revision = 0;
-            }
-            if more && upto <= revision {
-                let what = "has revisions that are no whole numbers".to_owned();
-                return Err(StoreError::Foreign { key: self.keys().revisions.clone(), what });
-            }
-            (store, revision) = (of, upto);
-            // What changes meanwhile comes again, at a higher revision: together they are what is there at the end.
-            for document in reply::list(changed)? {
-                let document = self.document(document)?;
-                found.insert(Arc::clone(&document.id), document);
-            }
-            if !more {
-                break;
-            }
-        }
-        let mut changed: Vec<Document> = found.into_values().collect();
-        changed.sort_by(|one, other| (one.revision, &one.id).cmp(&(other.revision, &other.id)));
-        Ok(Documents { store, revision, changed })
+        self.changed(store, after).await
     }
 
     async fn sums(&self, ids: &[Arc<str>]) -> Result<Sums, StoreError> {
-        let keys = self.keys();
-        let arguments: Vec<&[u8]> = ids.iter().map(|id| id.as_bytes()).collect();
-        let of = [keys.store.as_str(), &keys.revision, &keys.config];
-        let [store, revision, sums] = reply::fields(self.link.run(&scripts::SUMS, &of, &arguments).await?)?;
-        let sums = reply::list(sums)?.into_iter().map(reply::text).collect::<Result<Vec<_>, _>>()?;
-        let store = reply::text(store)?.unwrap_or_default().into();
-        Ok(Sums { store, revision: reply::number(&revision)?, sums })
+        self.summed(ids).await
     }
 
     async fn write(&self, writes: &[DocumentWrite]) -> Result<Written, StoreError> {
@@ -348,24 +281,6 @@ impl Store for RedisStore {
 
     fn events(&self) -> broadcast::Receiver<Event> {
         self.link.events()
-    }
-}
-
-impl RedisStore {
-    fn document(&self, document: Value) -> Result<Document, StoreError> {
-        let [id, revision, text] = reply::fields(document)?;
-        let foreign =
-            |what: &str| StoreError::Foreign { key: self.keys().config.clone(), what: what.to_owned() };
-        let id = reply::text(id)?.ok_or_else(|| foreign("names a document in bytes that are no text"))?;
-        let text = match reply::bytes(text)? {
-            None => None,
-            Some(bytes) => {
-                let text =
-                    String::from_utf8(bytes).map_err(|_| foreign(&format!("holds no text for {id}")))?;
-                Some(text.into())
-            }
-        };
-        Ok(Document { id: id.into(), text, revision: reply::number(&revision)? })
     }
 }
 

@@ -3,6 +3,8 @@
 //! Every method is one atomic step of the store, and none waits longer than the store's own time limit. What is read is bytes
 //! that anybody may have written: who uses them checks them.
 
+mod odd;
+
 use std::fmt::{self, Write as _};
 use std::future::Future;
 use std::sync::Arc;
@@ -11,6 +13,7 @@ use std::time::Duration;
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use tokio::sync::broadcast;
 
+pub use self::odd::{Odd, Oddity};
 use crate::compile::Token;
 
 /// The longest name of a node that a store takes.
@@ -122,6 +125,8 @@ pub struct Documents {
     pub revision: u64,
     /// Documents whose revision is above the one that was asked for, in the order of their revisions.
     pub changed: Vec<Document>,
+    /// Those among them of which the store says something that no write leaves so: somebody else has written there.
+    pub odd: Vec<Odd>,
 }
 
 /// What the texts of some documents are at a revision.
@@ -131,8 +136,11 @@ pub struct Sums {
     pub store: Arc<str>,
     /// Its revision.
     pub revision: u64,
-    /// The [`sum_of`] of each document's text, in the order in which they were named; `None`: there is no such document.
+    /// The [`sum_of`] of each document's text, in the order in which they were named; `None`: there is no such document, or
+    /// it is [`Odd`].
     pub sums: Vec<Option<String>>,
+    /// How many documents there are.
+    pub count: u64,
 }
 
 /// What tells one text from another: its SHA-1, the only one that Redis has, in hexadecimal digits. It proves nothing of who wrote it.

@@ -1,6 +1,6 @@
 //! Values that others left under the store's keys: named where they are in the way, and never in the way for ever.
 
-use agent::cluster::{Acquired, Published, Store, StoreError};
+use agent::cluster::{Acquired, DocumentWrite, Published, Store, StoreError, Written};
 use anyhow::{Context, Result, ensure};
 
 use crate::redis::Servers;
@@ -109,21 +109,74 @@ async fn foreign_nodes_and_documents_are_named() -> Result<()> {
         names(&store.documents("", 0).await, name)?;
         names(&store.write(&[put("a", "1", None)]).await, name)?;
     }
-    site.lose().await?;
-    redis.ask(&["SET", &key("revision"), "x"])?;
-    names(&store.documents("", 0).await, "revision")?;
-    names(&store.write(&[put("a", "1", None)]).await, "revision")?;
+    for number in ["x", "-1", "1.5", "1e300", "nan"] {
+        site.lose().await?;
+        redis.ask(&["SET", &key("revision"), number])?;
+        names(&store.documents("", 0).await, "revision")?;
+        names(&store.write(&[put("a", "1", None)]).await, "revision")?;
+    }
+    Ok(())
+}
 
-    // Texts that are gone without having been deleted are no deletion.
+/// What the store says of `a`: its text and revision, and what is odd.
+async fn said_of_a(store: &impl Store) -> Result<(Option<String>, u64, Vec<String>)> {
+    let found = store.documents("", 0).await?;
+    ensure!(found.changed.iter().any(|document| &*document.id == "b"), "another one is gone: {found:?}");
+    let a = found.changed.iter().find(|document| &*document.id == "a" && document.text.is_some());
+    let text = a.and_then(|document| document.text.as_deref().map(str::to_owned));
+    let odd = found.odd.iter().map(ToString::to_string).collect();
+    Ok((text, a.map_or(0, |document| document.revision), odd))
+}
+
+/// Whoever reads and whoever writes agree on what is there, whatever somebody has put under which key: what was read can be changed
+/// and deleted, and nothing odd is left.
+#[tokio::test]
+async fn documents_about_which_keys_contradict_each_other_hold_up_no_write() -> Result<()> {
+    let site = Servers::one("")?;
+    let (store, redis) = (site.client().await?, &site.servers[0]);
+    let (config, revisions, deleted) = (key("config"), key("revisions"), key("deleted"));
+    let bytes = ["EVAL", "return redis.call('HSET', KEYS[1], 'a', '\\255')", "1", &config];
+    let (both, none) = ("a is there and among the deleted ones", "a has a revision and no text");
+    let cases: [(&str, &[&str], Option<&str>, &[&str]); 12] = [
+        ("deleted before it was written", &["ZADD", &deleted, "0", "a"], Some("1"), &[both]),
+        ("deleted with it", &["ZADD", &deleted, "1", "a"], Some("1"), &[both]),
+        ("deleted after", &["ZADD", &deleted, "99", "a"], Some("1"), &[both]),
+        ("deleted at no time", &["ZADD", &deleted, "-inf", "a"], Some("1"), &[both]),
+        ("without a text", &["HDEL", &config, "a"], None, &[none]),
+        ("without a revision", &["ZREM", &revisions, "a"], None, &[]),
+        ("with half a revision", &["ZADD", &revisions, "1.5", "a"], Some("1"), &[]),
+        ("with the highest revision", &["ZADD", &revisions, "inf", "a"], Some("1"), &[]),
+        ("with the lowest revision", &["ZADD", &revisions, "-inf", "a"], Some("1"), &[]),
+        ("with a revision of none", &["ZADD", &revisions, "0", "a"], Some("1"), &[]),
+        ("with a revision beyond all numbers", &["ZADD", &revisions, "1e300", "a"], Some("1"), &[]),
+        ("with bytes", &bytes, Some("\u{fffd}"), &["a has bytes that are no text"]),
+    ];
+    for (what, words, text, odd) in cases {
+        for change in [Some("2"), None] {
+            site.lose().await?;
+            store.write(&[put("a", "1", None), put("b", "1", None)]).await?;
+            redis.ask(words)?;
+            let (found, revision, said) = said_of_a(&store).await?;
+            ensure!(found.as_deref() == text && said == odd, "{what}: {found:?}, {said:?}");
+            let sums = store.sums(&["a".into()]).await?.sums;
+            ensure!(sums[0].is_some() == (text.is_some() && odd != [both]), "{what}: {sums:?}");
+            let write =
+                DocumentWrite { id: "a".into(), text: change.map(Into::into), expected: Some(revision) };
+            let written = store.write(&[write]).await?;
+            ensure!(matches!(written, Written::At(_)), "{what}: {change:?} is held up: {written:?}");
+            let (found, _, said) = said_of_a(&store).await?;
+            ensure!(found.as_deref() == change && said.is_empty(), "{what}: {found:?}, {said:?}");
+        }
+    }
+    // One that was deleted, and whose text somebody has put back.
     site.lose().await?;
     store.write(&[put("a", "1", None), put("b", "1", None)]).await?;
-    redis.ask(&["HDEL", &key("config"), "b"])?;
-    names(&store.documents("", 0).await, "config")?;
-    store.write(&[put("b", "2", None)]).await?;
-    redis.ask(&["HSET", &key("config"), "a", "b", "b", "\\xff"])?;
-    ensure!(store.documents("", 0).await?.changed.len() == 2);
-    redis.ask(&["EVAL", "return redis.call('HSET', KEYS[1], 'b', '\\255')", "1", &key("config")])?;
-    names(&store.documents("", 0).await, "config")?;
+    store.write(&[DocumentWrite { id: "a".into(), text: None, expected: Some(1) }]).await?;
+    redis.ask(&["HSET", &config, "a", "3"])?;
+    ensure!(said_of_a(&store).await? == (None, 0, vec!["a was deleted and has a text".to_owned()]));
+    store.write(&[DocumentWrite { id: "a".into(), text: None, expected: Some(0) }]).await?;
+    ensure!(said_of_a(&store).await? == (None, 0, vec![]));
+    ensure!(redis.ask(&["HGET", &config, "a"])?.is_empty(), "its text is there still");
     Ok(())
 }
 

@@ -6,10 +6,13 @@ use std::time::Instant;
 
 use super::Shared;
 use crate::cluster::disk::KeptDocuments;
-use crate::cluster::store::{DocumentWrite, Store, StoreError, sum_of};
+use crate::cluster::documents::mending;
+use crate::cluster::store::{DocumentWrite, Odd, Store, StoreError, sum_of};
 
 /// So many at a time: about a millisecond of the store's, in which it answers nobody else.
 const AT_A_TIME: usize = 500;
+/// So many documents that are odd are named.
+const NAMED: usize = 3;
 
 /// How far it came.
 #[derive(Debug, Default)]
@@ -21,8 +24,8 @@ pub(super) struct Audit {
 }
 
 impl<S: Store> Shared<S> {
-    /// Looks at the next documents, unless it did so a moment ago. Whether the store has another text of one of them, at the very
-    /// revision that this node has.
+    /// Looks at the next documents, unless it did so a moment ago. Whether the store has another text of one of them, or more or
+    /// fewer documents, at the very revision that this node has.
     pub(super) async fn audit(&self, audit: &mut Audit) -> Result<bool, StoreError> {
         if audit.last.is_some_and(|last| last.elapsed() < self.settings.ttl / 4) {
             return Ok(false);
@@ -40,7 +43,33 @@ impl<S: Store> Shared<S> {
         }
         audit.next = later.first().map(|(id, _)| Arc::clone(id));
         let sums = now.iter().map(|(_, (_, text))| Some(sum_of(text)));
-        Ok(!sums.eq(there.sums))
+        Ok(!sums.eq(there.sums) || there.count != kept.texts.len() as u64)
+    }
+
+    /// Says which documents the store contradicts itself about and, where it still does at the next look, writes them anew as they
+    /// count. `told`: what was said before. Whether there are any.
+    pub(super) async fn mend(&self, odd: &[Odd], told: &mut Vec<Odd>) -> Result<bool, StoreError> {
+        let named = odd.iter().take(NAMED).map(Odd::to_string).collect::<Vec<_>>().join(", ");
+        let more = odd.len().saturating_sub(NAMED);
+        let text = if more > 0 { format!("{named}, and {more} more") } else { named };
+        self.view().at_odds = (!odd.is_empty()).then(|| text.clone());
+        if odd != told.as_slice() {
+            if !odd.is_empty() {
+                tracing::error!(
+                    documents = odd.len(),
+                    "the store contradicts itself about documents: {text}"
+                );
+            }
+            odd.clone_into(told);
+            return Ok(!odd.is_empty());
+        }
+        if odd.is_empty() {
+            return Ok(false);
+        }
+        told.clear();
+        let writes = mending(odd, &self.documents.borrow().texts);
+        // Where somebody else writes them meanwhile that mends them too.
+        self.store.write(&writes).await.map(|_| true)
     }
 
     /// Gives those that were changed past all scripts a revision, where nobody seals documents and so whatever is there counts: then

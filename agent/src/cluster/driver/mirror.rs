@@ -8,10 +8,10 @@ use super::audit::Audit;
 use super::{Shared, Woken, lock, wait_for};
 use crate::cluster::disk::KeptDocuments;
 use crate::cluster::documents::sealed::{Refused, Seal, Sums, check, compare_sealed};
-use crate::cluster::documents::{RESERVED, Step, compare};
+use crate::cluster::documents::{RESERVED, Step, compare, lost};
 use crate::cluster::election;
 use crate::cluster::registry::{self, NodeRecord};
-use crate::cluster::store::{DocumentWrite, Documents, Event, Lease, Store, StoreError, Written};
+use crate::cluster::store::{DocumentWrite, Documents, Event, Lease, Odd, Store, StoreError, Written};
 
 /// What is known of the seal over the documents.
 #[derive(Debug, Default)]
@@ -21,8 +21,12 @@ struct Sealing {
     held: Option<Seal>,
     /// The store and the revision that were refused last.
     refused: Option<(Arc<str>, u64)>,
-    /// The store has a text that this node does not have, at the revision that it has.
+    /// What the store says has to be read as a whole: it may have been written past all that writes documents.
     doubted: bool,
+    /// What is odd about what was read last.
+    odd: Vec<Odd>,
+    /// What was told of that, by whoever leads.
+    told: Vec<Odd>,
 }
 
 impl Sealing {
@@ -44,6 +48,10 @@ pub(super) async fn run<S: Store>(shared: Arc<Shared<S>>, mut stop: watch::Recei
     shared.look_at_kept(&mut sealing);
     loop {
         let lease = term.borrow_and_update().clone();
+        if lease.is_none() {
+            sealing.told.clear();
+            shared.view().at_odds = None;
+        }
         // What went wrong has been told; the next look is soon enough.
         if let Ok(true) = shared.heard(shared.mirror(&mut sealing, lease.as_ref()).await) {
             shared.synced.send_replace(lease.clone());
@@ -72,22 +80,24 @@ impl<S: Store> Shared<S> {
         let heard = self.store.documents(&kept.store, kept.revision).await?;
         let at = (Arc::clone(&heard.store), heard.revision);
         // Of the many looks most find nothing, and must not copy all there is to see it.
-        if (&*kept.store, kept.revision) == (&*at.0, at.1) && heard.changed.is_empty() && !sealing.doubted {
+        let nothing = heard.changed.is_empty() && heard.odd.is_empty();
+        if (&*kept.store, kept.revision) == (&*at.0, at.1) && nothing && !sealing.doubted {
             sealing.refused = None;
             self.view().documents_refused = None;
             return Ok(true);
         }
         let doubted = sealing.doubted;
         let step = match self.compare(sealing, &kept, heard, false) {
-            _ if doubted => {
+            // Who does not lead has nothing to do about what it refuses: to read it once is enough.
+            Ok(Step::AskAll) if !doubted && lease.is_none() && sealing.refused.as_ref() == Some(&at) => {
+                return Ok(false);
+            }
+            Ok(step) if !doubted && step != Step::AskAll => step,
+            _ => {
                 let all = self.store.documents("", 0).await?;
                 sealing.doubted = false;
-                self.compare(sealing, &kept, all, true)
+                self.compare(sealing, &kept, all, true)?
             }
-            // Who does not lead has nothing to do about what it refuses: to read it once is enough.
-            Step::AskAll if lease.is_none() && sealing.refused.as_ref() == Some(&at) => return Ok(false),
-            Step::AskAll => self.compare(sealing, &kept, self.store.documents("", 0).await?, true),
-            step => step,
         };
         match step {
             Step::Adopt(documents) => {
@@ -97,6 +107,8 @@ impl<S: Store> Shared<S> {
                 if !(by_hand && self.renumber(&kept, &documents).await?) {
                     self.adopt(&kept, documents);
                 }
+                let at_odds = lease.is_some() && self.mend(&sealing.odd, &mut sealing.told).await?;
+                sealing.doubted |= at_odds;
                 Ok(true)
             }
             Step::AskAll => Ok(false),
@@ -116,11 +128,19 @@ impl<S: Store> Shared<S> {
         }
     }
 
-    fn compare(&self, sealing: &mut Sealing, kept: &KeptDocuments, heard: Documents, all: bool) -> Step {
+    fn compare(
+        &self,
+        sealing: &mut Sealing,
+        kept: &KeptDocuments,
+        heard: Documents,
+        all: bool,
+    ) -> Result<Step, StoreError> {
+        sealing.odd.clone_from(&heard.odd);
         let Some(trust) = self.trust.operators() else {
-            return tokio::task::block_in_place(|| compare(kept, heard, all));
+            lost(&heard)?;
+            return Ok(tokio::task::block_in_place(|| compare(kept, heard, all)));
         };
-        tokio::task::block_in_place(|| {
+        Ok(tokio::task::block_in_place(|| {
             compare_sealed(kept, &heard, all, |there| {
                 let held = sealing.held.as_ref().map(|seal| (&kept.texts, seal));
                 let cluster = &self.settings.cluster;
@@ -128,7 +148,7 @@ impl<S: Store> Shared<S> {
                 sealing.hold(self, seal);
                 Ok(())
             })
-        })
+        }))
     }
 
     /// What the disk has counts only where it was sealed: this node may have been one that asked for no seals.

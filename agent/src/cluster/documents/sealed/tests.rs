@@ -145,7 +145,8 @@ fn heard(store: &str, revision: u64, texts: &Texts) -> Documents {
         text: Some(Arc::clone(text)),
         revision: *revision,
     };
-    Documents { store: store.into(), revision, changed: texts.iter().map(document).collect() }
+    let changed = texts.iter().map(document).collect();
+    Documents { store: store.into(), revision, changed, odd: Vec::new() }
 }
 
 fn step(before: &KeptDocuments, store: &str, revision: u64, texts: &Texts, all: bool) -> Step {

@@ -34,3 +34,21 @@ local function whole(number)
   return string.format('%.0f', number)
 end
 
+-- The revision that a score stands for: others may have put there what none of ours is.
+local function counted(score)
+  return math.min(math.max(math.floor(tonumber(score) or 1), 1), 9007199254740991)
+end
+
+-- The revision of a document; 0 where it is not there. It is there where `revisions` has it and `config` its text, whatever else
+-- `deleted` says: who reads and who writes go by this alone, or what somebody put there would hold up all writes.
+local function revision_of(revisions, config, id)
+  local score = redis.call('ZSCORE', revisions, id)
+  return score and redis.call('HGET', config, id) and counted(score) or 0
+end
+
+-- The whole number under a key, 0 where nothing is; nil for anything else.
+local function number(key)
+  local found = tonumber(text(key) or '0')
+  return found and found >= 0 and found <= 9007199254740991 and math.floor(found) == found and found or nil
+end
+

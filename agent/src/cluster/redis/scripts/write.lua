@@ -6,15 +6,15 @@ local wrong = mistaken(KEYS[1], 'string') or mistaken(KEYS[2], 'string') or mist
 if wrong then
   return wrong
 end
-local revision = tonumber(text(KEYS[2]) or '0')
+local revision = number(KEYS[2])
 if not revision then
   return foreign(KEYS[2], 'is no number')
 end
 
 local conflicts = {}
 for i = 5, #ARGV, 3 do
-  local found = redis.call('ZSCORE', KEYS[4], ARGV[i]) or 0
-  if ARGV[i + 1] ~= '' and tonumber(ARGV[i + 1]) ~= tonumber(found) then
+  local found = revision_of(KEYS[4], KEYS[3], ARGV[i])
+  if ARGV[i + 1] ~= '' and tonumber(ARGV[i + 1]) ~= found then
     conflicts[#conflicts + 1] = {ARGV[i], whole(found)}
   end
 end
@@ -31,7 +31,8 @@ for i = 5, #ARGV, 3 do
     redis.call('ZADD', KEYS[4], next, id)
     redis.call('ZREM', KEYS[5], id)
     changes = changes + 1
-  elseif redis.call('ZSCORE', KEYS[4], id) then
+  elseif redis.call('ZSCORE', KEYS[4], id) or redis.call('HSTRLEN', KEYS[3], id) > 0 then
+    -- What is left of one that is not there goes too.
     redis.call('ZADD', KEYS[5], next, id)
     redis.call('ZREM', KEYS[4], id)
     redis.call('HDEL', KEYS[3], id)
