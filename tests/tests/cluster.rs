@@ -261,7 +261,8 @@ fn who_would_take_everything_away_has_to_say_so() -> Result<()> {
     wait_for("the routes", LIMIT, || site.routes("node2").is_ok_and(|routes| routes >= 20))?;
     let names: Vec<String> = (0..20).map(|number| format!("HTTPRoute/default/r{number}")).collect();
     let delete: Vec<&str> = ["delete"].into_iter().chain(names.iter().map(String::as_str)).collect();
-    site.sluice("node1", &delete)?;
+    let (code, said) = site.try_sluice_with("node1", &delete, "")?;
+    ensure!(code == 3 && said.contains("HELD BACK by") && said.contains("--allow-shrink"), "{code}: {said}");
     let leader = site.leader()?;
     wait_for("the leader to say so", LIMIT, || {
         site.cluster(&leader).is_ok_and(|cluster| {
@@ -269,6 +270,26 @@ fn who_would_take_everything_away_has_to_say_so() -> Result<()> {
         })
     })?;
     ensure!(site.routes("node2")? >= 20, "they are gone");
+    // What was meant after all is published as it was, and is held back no more: nothing else has to change for that.
+    let (code, _) = site.try_sluice_with("node1", &["apply", "-f", "-"], &site::many_routes(20))?;
+    ensure!(code == 0, "{code}");
+    wait_for("the leader to say so no more", LIMIT, || {
+        site.cluster(&leader).is_ok_and(|cluster| cluster["unpublished"].is_null())
+    })?;
+    let (code, said) = site.try_sluice_with("node1", &delete, "")?;
+    ensure!(code == 3, "{code}: {said}");
+    // Nor is it by a node that leads no more.
+    site.signal(&leader, Signal::SIGSTOP)?;
+    let others = || NODES.into_iter().filter(|node| *node != leader);
+    let led_by_another =
+        || others().any(|node| site.cluster(node).is_ok_and(|cluster| cluster["role"] == "leader"));
+    wait_for("another to lead", LIMIT, led_by_another)?;
+    site.signal(&leader, Signal::SIGCONT)?;
+    wait_for("the one before to be silent", LIMIT, || {
+        site.cluster(&leader)
+            .is_ok_and(|cluster| cluster["role"] == "follower" && cluster["unpublished"].is_null())
+    })
+    .with_context(|| format!("{:?}", site.cluster(&leader)))?;
     site.sluice_with("node1", &["apply", "--allow-shrink", "-f", "-"], service_to("v2"))?;
     for node in NODES {
         wait_for("them to go", LIMIT, || site.routes(node).is_ok_and(|routes| routes < 20))?;

@@ -201,7 +201,7 @@ fn a_store_that_contradicts_itself_is_named_mended_and_holds_up_nobody() -> Resu
     }
     // Who applies needs not wait for that.
     for (version, arguments) in
-        [("v1", &["apply", "-f", "-"][..]), ("v2", &["apply", "--allow-shrink", "-f", "-"])]
+        [("v1", &["apply", "-f", "-"][..]), ("v2", &["apply", "--allow-shrink", "-f", "-"][..])]
     {
         for id in [ROUTE, SEAL, "Service/default/web"] {
             raw.also_deleted(id, "99999")?;

@@ -10,7 +10,7 @@ use clap::Args;
 
 use super::sealing::{SealArgs, Sealer, Spoilt, texts};
 use super::store::{StoreClientArgs, all};
-use super::output;
+use super::{outcome, output};
 use crate::cluster::documents::sealed::SEAL;
 use crate::cluster::documents::{ALLOW_SHRINK, RESERVED, RESTORED, mending};
 use crate::cluster::{Document, DocumentWrite, Documents, RedisStore, Store as _, Written};
@@ -104,14 +104,14 @@ pub(super) fn apply(args: &ApplyArgs) -> anyhow::Result<ExitCode> {
             .collect();
         let pruned = if args.prune { prune(&found, &there, &compared) } else { Vec::new() };
         writes.extend(pruned.iter().cloned());
-        write(store, sealer.as_ref(), &found, (writes, args.allow_shrink)).await?;
+        let revision = write(store, sealer.as_ref(), &found, (writes, args.allow_shrink)).await?;
         for one in &compared {
             output::text(&format!("{} {}", one.wanted.id, one.change().as_str()))?;
         }
         for gone in pruned.iter().filter(|gone| !gone.id.starts_with(RESERVED)) {
             output::text(&format!("{} deleted", gone.id))?;
         }
-        Ok(ExitCode::SUCCESS)
+        outcome::of(store, revision).await
     })
 }
 
@@ -130,11 +130,11 @@ pub(super) fn delete(args: &DeleteArgs) -> anyhow::Result<ExitCode> {
             writes.push(DocumentWrite { id, text: None, expected: Some(revision) });
         }
         let ids: Vec<_> = writes.iter().map(|write| Arc::clone(&write.id)).collect();
-        write(store, sealer.as_ref(), &found, (writes, args.allow_shrink)).await?;
+        let revision = write(store, sealer.as_ref(), &found, (writes, args.allow_shrink)).await?;
         for id in ids {
             output::text(&format!("{id} deleted"))?;
         }
-        Ok(ExitCode::SUCCESS)
+        outcome::of(store, revision).await
     })
 }
 
@@ -223,12 +223,13 @@ fn prune(
     gone.chain(left).filter(|(id, _)| !stays(id)).map(delete).collect()
 }
 
+/// Writes all of it or none; the revision that the documents are at then.
 async fn write(
     store: &RedisStore,
     sealer: Option<&Sealer>,
     found: &Documents,
     (mut writes, allow_shrink): (Vec<DocumentWrite>, bool),
-) -> anyhow::Result<()> {
+) -> anyhow::Result<u64> {
     if allow_shrink {
         writes.retain(|write| &*write.id != ALLOW_SHRINK);
         match sealer {
@@ -246,10 +247,10 @@ async fn write(
         sealer.seal(found, &mut writes);
     }
     if writes.is_empty() {
-        return Ok(());
+        return Ok(found.revision);
     }
     match store.write(&writes).await? {
-        Written::At(_) => Ok(()),
+        Written::At(revision) => Ok(revision),
         Written::Conflict(ids) => {
             let ids: Vec<_> = ids.iter().map(|(id, _)| &**id).filter(|id| *id != SEAL).collect();
             let what = if ids.is_empty() { "other documents".to_owned() } else { ids.join(", ") };

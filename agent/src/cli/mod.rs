@@ -1,6 +1,6 @@
 //! The command line: parses and dispatches; one file per verb.
 //!
-//! Data goes to standard output, diagnostics to standard error. Exit codes: 0 done, 1 failed, 2 usage.
+//! Data goes to standard output, diagnostics to standard error. Exit codes: 0 done, 1 failed, 2 usage, 3 done and held back.
 
 mod agent;
 mod analyze;
@@ -16,6 +16,7 @@ mod get;
 mod leader;
 mod limits;
 mod observe;
+mod outcome;
 mod output;
 mod routes;
 mod sealing;
@@ -137,10 +138,23 @@ pub fn run() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("sluice: {error:#}");
+            eprintln!("sluice: {}", told(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error with what led to it. Many errors say their cause in their own words already, and then it is not said twice.
+fn told(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    let mut last = text.clone();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !last.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+        last = cause;
+    }
+    text
 }
 
 /// Asks a running agent for a document.
@@ -149,4 +163,28 @@ fn ask<T: DeserializeOwned>(args: &ClientArgs, path: &str) -> anyhow::Result<T> 
     let answer = runtime.block_on(client::get(args.admin, path))?;
     serde_json::from_slice(&answer)
         .with_context(|| format!("the answer to {path} is not what this version expects"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use anyhow::anyhow;
+
+    use super::*;
+    use crate::identity::IdentityError;
+
+    #[test]
+    fn no_cause_is_said_twice() {
+        let read = || IdentityError::Read { file: "a.pem".into(), source: io::Error::other("no such file") };
+        for (error, expected) in [
+            (anyhow!("plain"), "plain"),
+            (anyhow!("cause").context("while"), "while: cause"),
+            (read().into(), "reading a.pem: no such file"),
+            (anyhow::Error::new(read()).context("--ca"), "--ca: reading a.pem: no such file"),
+            (anyhow!("x").context("x").context("y"), "y: x"),
+        ] {
+            assert_eq!(told(&error), expected);
+        }
+    }
 }

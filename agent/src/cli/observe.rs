@@ -146,7 +146,7 @@ pub(super) fn run(args: &ObserveArgs) -> anyhow::Result<ExitCode> {
             // The agent is being replaced: the next one is waited for.
             Err(error) if is_absence(&error) => {
                 if !waits {
-                    eprintln!("sluice: {error:#}; waiting for an agent");
+                    eprintln!("sluice: {}; waiting for an agent", super::told(&error));
                 }
                 waits = true;
                 continue;

@@ -29,7 +29,7 @@ use super::documents::sealed::generation;
 use super::election::{self, Millis};
 use super::follower::{Follower, Refusal};
 use super::publisher::Continued;
-use super::registry::{Node, NodeState};
+use super::registry::{DocumentsOutcome, Node, NodeState};
 use super::seal::{Digest, Position};
 use super::store::{Event, Lease, Store, StoreError};
 use super::trust::Trust;
@@ -120,6 +120,8 @@ pub(super) struct Shared<S> {
     found: watch::Sender<Option<(Digest, Arc<Model>)>>,
     /// What the store holds is no table that anybody would apply: who leads writes it anew.
     spoilt: Notify,
+    /// What became of the documents, where this agent leads.
+    outcome: watch::Sender<Option<DocumentsOutcome>>,
     /// What the election shall hear.
     election: mpsc::Sender<election::Event>,
 }
@@ -170,6 +172,7 @@ pub fn start<S: Store>(
         wanted: watch::Sender::default(),
         found: watch::Sender::default(),
         spoilt: Notify::new(),
+        outcome: watch::Sender::new(None),
         election,
     };
     Ok(life::begin(shared, (told, follower), agent, ready))

@@ -112,6 +112,19 @@ pub struct NodeRecord {
     /// What it thinks of the documents' seal.
     #[serde(default)]
     pub sealing: Sealing,
+    /// What became of the documents, where it leads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<DocumentsOutcome>,
+}
+
+/// What whoever leads has made of the documents.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DocumentsOutcome {
+    /// The revision up to which it has looked at them.
+    pub revision: u64,
+    /// Why what they say is not published; `None`: it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_back: Option<String>,
 }
 
 /// What a node says of the seal of documents.

@@ -25,11 +25,13 @@ pub(super) async fn run<S: Store>(shared: Arc<Shared<S>>, mut stop: watch::Recei
     let started = seconds(SystemTime::now());
     let mut events = shared.store.events();
     let (mut health, mut state) = (shared.health.subscribe(), shared.state.subscribe());
+    let mut outcome = shared.outcome.subscribe();
     let mut last: Option<NodeRecord> = None;
     let mut beaten: Option<Instant> = None;
     loop {
         let begun = Instant::now();
         health.mark_unchanged();
+        outcome.mark_unchanged();
         let doing = *state.borrow_and_update();
         let record = shared.record(started);
         let due = beaten.is_none_or(|at| at.elapsed() >= shared.settings.ttl / 4);
@@ -50,6 +52,8 @@ pub(super) async fn run<S: Store>(shared: Arc<Shared<S>>, mut stop: watch::Recei
             woken = wait_for(&mut events, &[Event::Nodes, Event::Leader], pause, &mut stop) => woken,
             _ = health.changed() => Woken::News,
             _ = state.changed() => Woken::News,
+            // Whoever has written documents waits for it.
+            _ = outcome.changed() => Woken::News,
         };
         match woken {
             Woken::News => {}
@@ -97,6 +101,7 @@ impl<S: Store> Shared<S> {
             failing: Vec::new(),
             refused: refused(&view),
             sealing: self.sealing(&view),
+            outcome: self.outcome.borrow().clone(),
         };
         record.set_health(&self.health.borrow());
         record

@@ -13,7 +13,7 @@ use crate::cluster::documents::sealed::generation;
 use crate::cluster::election::{self, Millis};
 use crate::cluster::follower::shrinks;
 use crate::cluster::publisher::{Contents, Draft, DraftForm, Publisher, Since};
-use crate::cluster::registry::{Health, Node};
+use crate::cluster::registry::{DocumentsOutcome, Health, Node};
 use crate::cluster::seal::Digest;
 use crate::cluster::store::{Lease, Published, Store, StoreError};
 use crate::compile::wire::Counts;
@@ -42,6 +42,9 @@ pub(super) async fn run<S: Store, A: Agent>(
 ) {
     let mut term = shared.term.subscribe();
     loop {
+        // What a term held back is not held back by the next, nor by a node that leads no more.
+        shared.unpublished(None);
+        shared.outcome.send_replace(None);
         let lease = term.borrow_and_update().clone();
         let leading = async {
             match lease {
@@ -52,7 +55,7 @@ pub(super) async fn run<S: Store, A: Agent>(
         // Of a term that is over nobody wants to know anything.
         shared.wanted.send_replace(None);
         tokio::select! {
-            () = ended(&mut stop) => return,
+            () = ended(&mut stop) => return shared.unpublished(None),
             changed = term.changed() => if changed.is_err() { return },
             () = leading => {
                 // Deposed by what the store said; the election hears of it by its next renewal.
@@ -128,12 +131,16 @@ async fn lead<S: Store, A: Agent>(shared: &Arc<Shared<S>>, agent: &Arc<A>, lease
         let mut pause = (!calm.is_zero()).then_some(calm);
         // Where nothing was ever applied there is no table: an empty one could take the place of one that others still have.
         let outcome = if known.documents.store.is_empty() {
+            shared.unpublished(None);
             Outcome::Done
         } else {
             shared.publish(&mut publisher, known, &health, whole).await
         };
         match outcome {
-            Outcome::Done => whole = false,
+            Outcome::Done => {
+                whole = false;
+                shared.dealt_with(known.documents.revision);
+            }
             // It may have been taken all the same: what follows is whole.
             Outcome::Later => (pause, whole) = (Some(RETRY), true),
             Outcome::Deposed => return,
@@ -194,18 +201,17 @@ impl<S: Store> Shared<S> {
             let draft = tokio::task::block_in_place(|| {
                 publisher.draft(&contents, whole, |bytes| self.trust.sign(bytes))
             });
-            let Some(draft) = draft else { return Outcome::Done };
-            if draft.too_large() {
-                self.unpublished(Some(format!("the table has {} bytes, which is too much", draft.bytes())));
-                return Outcome::Done;
-            }
+            let too_large = draft.as_ref().filter(|draft| draft.too_large());
+            let why =
+                too_large.map(|draft| format!("the table has {} bytes, which is too much", draft.bytes()));
+            self.unpublished(why.clone());
+            let Some(draft) = draft.filter(|_| why.is_none()) else { return Outcome::Done };
             // What is sent after the deadline would be another leader's time.
             if !self.leads(publisher.lease()) {
                 return Outcome::Later;
             }
             match self.send(publisher.lease(), &draft).await {
                 Ok(Published::Yes) => {
-                    self.unpublished(None);
                     publisher.committed(draft);
                     return Outcome::Done;
                 }
@@ -288,6 +294,18 @@ impl<S: Store> Shared<S> {
         let signed = self.trust.operators().is_some();
         let generation = if signed { generation(&known.documents.texts) } else { 0 };
         Some(Contents { model, revision: known.documents.revision, generation, allow_shrink, since })
+    }
+
+    /// Says up to which revision the documents are published, or why not.
+    fn dealt_with(&self, revision: u64) {
+        let outcome = DocumentsOutcome { revision, held_back: self.view().unpublished.clone() };
+        self.outcome.send_if_modified(|before| {
+            let differs = before.as_ref() != Some(&outcome);
+            if differs {
+                *before = Some(outcome);
+            }
+            differs
+        });
     }
 
     fn unpublished(&self, why: Option<String>) {

@@ -211,6 +211,7 @@ impl<S: Store> Shared<S> {
             wanted: watch::Sender::default(),
             found: watch::Sender::default(),
             spoilt: Notify::new(),
+            outcome: watch::Sender::new(None),
             election,
         };
         (shared, heard)

@@ -201,6 +201,7 @@ impl Agent {
             failing: Vec::new(),
             refused: None,
             sealing: Sealing::default(),
+            outcome: None,
         };
         let record = serde_json::to_vec(&record).expect("is JSON");
         let changed = record != self.said;
