@@ -186,10 +186,10 @@ fn a_directory_that_is_broken_is_told_by_the_exit_code() -> Result<()> {
     // (what is done to which file, what is shown of it)
     let cases = [
         ("node1/bundle.pem", None, "bundle.pem"),
-        ("node1/node.pem", Some("junk"), "holds no certificate"),
+        ("node1/node.pem", Some("junk"), "holds no PEM block"),
         ("node1/node.key", Some("node2/node.key"), "node.key is another one's"),
         ("node1/node.key", None, "without node.key"),
-        ("alice/operator.pem", Some("junk"), "holds no certificate"),
+        ("alice/operator.pem", Some("junk"), "holds no PEM block"),
         ("ca/root.key", None, "without root.key"),
         ("ca/issued.jsonl", Some("junk"), "issued.jsonl"),
     ];

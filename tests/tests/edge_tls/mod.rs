@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use lab::exec::{command, run};
+use lab::exec::{command, run, stdout};
 use lab::loopback::LoopbackAgent;
 use serde_json::Value;
 
@@ -111,7 +111,7 @@ impl Pki {
             .arg(self.path("ca.key"))
             .arg("-out")
             .arg(&chain))?;
-        let text = exec::stdout(command("openssl", ["x509", "-noout", "-text", "-in"]).arg(&chain))?;
+        let text = stdout(command("openssl", ["x509", "-noout", "-text", "-in"]).arg(&chain))?;
         ensure!(text.contains("Version: 1 "), "{text}");
         Issued::read(chain, key)
     }

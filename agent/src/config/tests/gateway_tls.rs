@@ -113,7 +113,7 @@ fn a_certificate_that_has_ended_does_not_take_the_place_of_one_that_holds() {
     assert_eq!((shown(&good), told(&good, Severity::Warning)), (held.0.clone(), vec![]));
     let after = load(&good, &ended, now);
     assert_eq!(shown(&after), held.0, "the one that holds stays");
-    let expected = "8 stringData[\"tls.crt\"]: tls.crt: the certificate has ended at 2002-01-01T00:00:00";
+    let expected = "11 stringData[\"tls.crt\"]: tls.crt: the certificate has ended at 2002-01-01T00:00:00";
     assert!(told(&after, Severity::Error)[0].starts_with(expected), "{:?}", told(&after, Severity::Error));
     // A better one than the one that is there takes its place, and where there is none it is what there is.
     let again = pair_of(2001, 2003);
