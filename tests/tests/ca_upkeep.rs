@@ -170,3 +170,41 @@ fn a_rotation_goes_step_by_step_and_openssl_follows() -> Result<()> {
     ensure!(!left.iter().any(|name| name.starts_with("old-") || name.starts_with("next-")), "{left:?}");
     Ok(())
 }
+
+#[test]
+fn a_directory_that_is_broken_is_told_by_the_exit_code() -> Result<()> {
+    let site = Site::new()?;
+    let shown = |directory: &str| site.tried(&["show", "--dir", directory]);
+    for good in ["ca", "node1", "alice"] {
+        let output = shown(good)?;
+        ensure!(output.status.code() == Some(0), "{good}: {}", text(&output));
+    }
+    // What was given out may be revoked.
+    site.ca(&["revoke", "--dir", "ca", "--operator", "alice"])?;
+    ensure!(shown("ca")?.status.code() == Some(0), "{}", text(&shown("ca")?));
+    fs::write(site.path("junk"), "junk")?;
+    // (what is done to which file, what is shown of it)
+    let cases = [
+        ("node1/bundle.pem", None, "bundle.pem"),
+        ("node1/node.pem", Some("junk"), "holds no PEM block"),
+        ("node1/node.key", Some("node2/node.key"), "node.key is another one's"),
+        ("node1/node.key", None, "without node.key"),
+        ("alice/operator.pem", Some("junk"), "holds no PEM block"),
+        ("ca/root.key", None, "without root.key"),
+        ("ca/issued.jsonl", Some("junk"), "issued.jsonl"),
+    ];
+    for (file, by, words) in cases {
+        let (at, directory) = (site.path(file), file.split('/').next().context("a directory")?);
+        fs::rename(&at, site.path("aside"))?;
+        if let Some(by) = by {
+            fs::copy(site.path(by), &at)?;
+        }
+        let output = shown(directory)?;
+        ensure!(output.status.code() == Some(1), "{file} by {by:?}: {}", text(&output));
+        ensure!(text(&output).contains(words), "{file} by {by:?}: no {words:?} in {}", text(&output));
+        fs::rename(site.path("aside"), &at)?;
+        ensure!(shown(directory)?.status.code() == Some(0), "{file}, mended: {}", text(&shown(directory)?));
+    }
+    ensure!(shown("none")?.status.code() == Some(1), "a directory that is not there");
+    Ok(())
+}

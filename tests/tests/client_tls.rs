@@ -12,15 +12,18 @@ use std::process::{Child, Stdio};
 use anyhow::{Context, Result, ensure};
 use common::{LIMIT, Mesh, TIMEOUT};
 use edge_tls::{Issued, Pki, indented};
-use lab::agent::{AgentOptions, built_binary};
-use lab::documents::replace_file;
 use lab::http::get;
-use lab::{Lab, PodSpec, Program, ServiceSpec, Topology, exec, unprivileged, wait_for, wait_until};
+use lab::{PodSpec, Program, ServiceSpec, Topology, unprivileged, wait_for, wait_until};
 
 const TLS_TARGET: u16 = 8443;
 const HTTP: u16 = 80;
 const OPAQUE: u16 = 81;
 const UNDECLARED: u16 = 82;
+const HTTP2: u16 = 83;
+/// Where the server speaks HTTP/2 as well.
+const HTTP2_TARGET: u16 = 8444;
+/// The port of a Gateway of the client's node.
+const EDGE: u16 = 8888;
 
 /// An nginx that ends TLS in a pod, until it is dropped.
 struct Nginx(Child);
@@ -34,7 +37,7 @@ impl Nginx {
             "daemon off; master_process off; pid {path}/tls.pid; error_log stderr crit;\nevents {{}}\nhttp {{\n  \
              access_log off; client_body_temp_path {path}/b; proxy_temp_path {path}/p; fastcgi_temp_path {path}/f; \
              uwsgi_temp_path {path}/u; scgi_temp_path {path}/s;\n  server {{\n    \
-             listen {TLS_TARGET} ssl; listen [::]:{TLS_TARGET} ssl;\n    \
+             listen {TLS_TARGET} ssl; listen [::]:{TLS_TARGET} ssl; listen {HTTP2_TARGET} ssl http2; listen [::]:{HTTP2_TARGET} ssl http2;\n    \
              ssl_certificate {}; ssl_certificate_key {}; ssl_protocols TLSv1.2 TLSv1.3; ssl_verify_client optional; ssl_client_certificate {root};\n    \
              location / {{ return 200 \"<$ssl_server_name $ssl_protocol $ssl_client_verify $ssl_alpn_protocol $remote_addr>\"; }}\n  \
              }}\n}}\n",
@@ -68,7 +71,8 @@ fn topology() -> Topology {
     let ports = ServiceSpec::new("web")
         .port("http", HTTP, TLS_TARGET)
         .port("tcp", OPAQUE, TLS_TARGET)
-        .undeclared_port(UNDECLARED, TLS_TARGET);
+        .undeclared_port(UNDECLARED, TLS_TARGET)
+        .port("http2", HTTP2, HTTP2_TARGET);
     Topology::with_nodes(2)
         .pod(PodSpec::new("client", "node1"))
         .pod(PodSpec::new("web", "node2").label("app", "web"))
@@ -219,6 +223,76 @@ fn pods_speak_the_tls_that_a_rule_asks_for() -> Result<()> {
     expect(mesh, &ports, &cases)
 }
 
+/// `web` as a service without an address of its own, and a Gateway before it; the rule is for both services.
+fn headless_and_gateway(mesh: &Mesh) -> Result<String> {
+    let slice = |family: usize| {
+        let ip = mesh.pod_ip("web", family)?;
+        Ok::<_, anyhow::Error>(format!(
+            "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: pods-{family}, namespace: default, \
+             labels: {{kubernetes.io/service-name: pods}}}}\naddressType: {}\nports: [{{name: http, port: {TLS_TARGET}, protocol: TCP}}]\n\
+             endpoints: [{{addresses: ['{ip}'], conditions: {{ready: true}}, targetRef: {{kind: Pod, name: web}}}}]\n",
+            ["IPv4", "IPv6"][family]
+        ))
+    };
+    let service = format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: pods, namespace: default}}\nspec: {{clusterIP: None, \
+         selector: {{app: web}}, ports: [{{name: http, port: {TLS_TARGET}, appProtocol: http}}]}}\n"
+    );
+    let gateway = format!(
+        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: edge, namespace: default}}\nspec: \
+         {{gatewayClassName: sluice, listeners: [{{name: http, port: {EDGE}, protocol: HTTP}}]}}\n"
+    );
+    let route = format!(
+        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: web, namespace: default}}\nspec: \
+         {{parentRefs: [{{name: edge}}], rules: [{{backendRefs: [{{name: web, port: {HTTP}}}]}}]}}\n"
+    );
+    let terms = "mode: SIMPLE, sni: web.internal, credentialName: ca";
+    let other = tls(terms).replace("name: web,", "name: pods,").replace("host: web", "host: pods");
+    Ok(format!("{}---\n{other}{service}{}{}{gateway}{route}", tls(terms), slice(0)?, slice(1)?))
+}
+
+#[test]
+fn a_rule_holds_for_http2_headless_services_and_gateways() -> Result<()> {
+    if unprivileged("a_rule_holds_for_http2_headless_services_and_gateways") {
+        return Ok(());
+    }
+    let Site { mesh, .. } = &Site::up("client_tls_more")?;
+    let documents = headless_and_gateway(mesh)?;
+    expect(mesh, &documents, &[(HTTP2, "web", "<web.internal TLSv1.3 NONE h2 ")])?;
+    for family in 0..2 {
+        let pod = SocketAddr::new(mesh.pod_ip("web", family)?, TLS_TARGET);
+        let edge = SocketAddr::new(mesh.lab.node("node1")?.address().both()[family], EDGE);
+        let of_pod = mesh.lab.pod("client")?.in_netns(|| get(pod, "pods", "/", TIMEOUT))??;
+        ensure!(
+            of_pod.text().contains("<web.internal TLSv1.3"),
+            "headless, family {family}: {}",
+            of_pod.text()
+        );
+        let of_edge = mesh.lab.underlay().enter(|| get(edge, "web", "/", TIMEOUT))??;
+        ensure!(
+            of_edge.text().contains("<web.internal TLSv1.3"),
+            "Gateway, family {family}: {}",
+            of_edge.text()
+        );
+    }
+    // Neither is answered in plaintext where TLS can't be had.
+    let unknown = documents.replace("sni: web.internal", "sni: no.internal");
+    expect(mesh, &unknown, &[(HTTP2, "web", "upstream_tls_wrong_name")])?;
+    let edge = SocketAddr::new(mesh.lab.node("node1")?.address().both()[0], EDGE);
+    let pod = SocketAddr::new(mesh.pod_ip("web", 0)?, TLS_TARGET);
+    let of_edge = mesh.lab.underlay().enter(|| get(edge, "web", "/", TIMEOUT))??;
+    let of_pod = mesh.lab.pod("client")?.in_netns(|| get(pod, "pods", "/", TIMEOUT))??;
+    for (what, answer) in [("Gateway", of_edge), ("headless", of_pod)] {
+        let told = answer.header("proxy-status").unwrap_or_default();
+        ensure!(
+            answer.status == 503 && told.contains("upstream_tls_wrong_name"),
+            "{what}: {} {told}",
+            answer.status
+        );
+    }
+    Ok(())
+}
+
 #[test]
 fn where_tls_can_not_be_had_nothing_is_sent() -> Result<()> {
     if unprivileged("where_tls_can_not_be_had_nothing_is_sent") {
@@ -255,23 +329,7 @@ fn mesh_with_tunnels(rules: &str) -> Result<Mesh> {
         .service(ports("web"))
         .service(ports("bare"))
         .service(ports("near"));
-    let lab = Lab::for_test("client_mesh_tls", topology)?;
-    let config = lab.directory().join("config");
-    lab.write_documents(&config)?;
-    replace_file(&config.join("rules.yaml"), rules)?;
-    let path = |name: &str| lab.directory().join(name).display().to_string();
-    let sluice = |words: &[&str]| exec::stdout(std::process::Command::new(built_binary()?).args(words));
-    let ca = path("ca");
-    sluice(&["ca", "init", "--dir", &ca, "--trust-domain", "mesh.test"])?;
-    let mut mesh = Mesh { agents: Vec::new(), lab, config };
-    for node in ["node1", "node2"] {
-        let out = mesh.lab.directory().join(format!("ca-{node}")).display().to_string();
-        sluice(&["ca", "node", "--dir", &ca, "--name", node, "--out", &out])?;
-        let options = AgentOptions::new(&mesh.config)?.with(["--ca", &out]);
-        let agent = mesh.lab.node(node)?.start_agent(&options)?;
-        mesh.agents.push(agent);
-    }
-    Ok(mesh)
+    Mesh::secured("client_mesh_tls", topology, &[("rules.yaml", rules)], &[])
 }
 
 /// A rule for each of the services.

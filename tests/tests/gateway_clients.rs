@@ -80,7 +80,13 @@ fn valid_clients_alone_are_let_in_and_named() -> Result<()> {
     ensure!(handshakes(&agent, "ok_resumed")? < 0.1, "a session was resumed");
     // Others are refused, each for its reason.
     let foreign = strangers.issue("alice", &["alice.test"])?;
-    for (client, reason) in [(None, "no_certificate"), (Some(&foreign), "unknown_issuer")] {
+    let (ca, old) = (strangers.itself()?, pki.issue_v1("old")?);
+    for (client, reason) in [
+        (None, "no_certificate"),
+        (Some(&foreign), "unknown_issuer"),
+        (Some(&ca), "ca_certificate"),
+        (Some(&old), "malformed"),
+    ] {
         ensure!(ask(&pki, &site, client, &[]).is_err(), "{reason} was let in");
         wait_until(reason, LIMIT, || handshakes(&agent, reason).ok().filter(|count| *count > 0.9))
             .with_context(|| format!("{reason} is not counted"))?;

@@ -4,15 +4,12 @@
 mod common;
 
 use std::net::{IpAddr, SocketAddr};
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use common::{LIMIT, Mesh, TIMEOUT};
-use lab::agent::{AgentOptions, built_binary};
-use lab::documents::replace_file;
 use lab::ethernet::Wire;
 use lab::http::{Response, get};
-use lab::{Lab, PodSpec, Program, ServiceSpec, Topology, exec, unprivileged, wait_for};
+use lab::{PodSpec, Program, ServiceSpec, Topology, unprivileged, wait_for};
 
 const EDGE: u16 = 8888;
 /// A port that two Gateways share.
@@ -61,23 +58,7 @@ fn gateways() -> String {
 }
 
 fn up(name: &str, policies: &str) -> Result<Mesh> {
-    let lab = Lab::for_test(name, topology())?;
-    let config = lab.directory().join("config");
-    lab.write_documents(&config)?;
-    replace_file(&config.join("gateways.yaml"), &gateways())?;
-    replace_file(&config.join("policies.yaml"), policies)?;
-    let ca = lab.directory().join("ca").display().to_string();
-    let sluice = |words: &[&str]| exec::stdout(Command::new(built_binary()?).args(words));
-    sluice(&["ca", "init", "--dir", &ca, "--trust-domain", "mesh.test"])?;
-    let mut mesh = Mesh { agents: Vec::new(), lab, config };
-    for node in ["node1", "node2"] {
-        let out = mesh.lab.directory().join(format!("ca-{node}")).display().to_string();
-        sluice(&["ca", "node", "--dir", &ca, "--name", node, "--out", &out])?;
-        let options = AgentOptions::new(&mesh.config)?.with(["--ca", &out]);
-        let agent = mesh.lab.node(node)?.start_agent(&options)?;
-        mesh.agents.push(agent);
-    }
-    Ok(mesh)
+    Mesh::secured(name, topology(), &[("gateways.yaml", &gateways()), ("policies.yaml", policies)], &[])
 }
 
 /// What the Gateway of node1 answers to a client beyond the cluster.

@@ -5,15 +5,12 @@ mod common;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use common::{LIMIT, Mesh, TIMEOUT};
-use lab::agent::{AgentOptions, built_binary};
-use lab::documents::replace_file;
 use lab::ethernet::Wire;
 use lab::load::{Load, Plan};
-use lab::{Lab, PodSpec, Program, ServiceSpec, Topology, exec, unprivileged, wait_for};
+use lab::{PodSpec, Program, ServiceSpec, Topology, unprivileged, wait_for};
 use nix::sys::socket::{setsockopt, sockopt};
 
 const MARKER: &[u8] = b"PLAINTEXT-MARKER";
@@ -37,25 +34,7 @@ fn topology() -> Topology {
 
 /// Agents with certificates on both nodes.
 fn up(name: &str, documents: &[(&str, &str)], arguments: &[&str]) -> Result<Mesh> {
-    let lab = Lab::for_test(name, topology())?;
-    let config = lab.directory().join("config");
-    lab.write_documents(&config)?;
-    for (file, text) in documents {
-        replace_file(&config.join(file), text)?;
-    }
-    let path = |name: &str| lab.directory().join(name).display().to_string();
-    let sluice = |words: &[&str]| exec::stdout(Command::new(built_binary()?).args(words));
-    let ca = path("ca");
-    sluice(&["ca", "init", "--dir", &ca, "--trust-domain", "mesh.test"])?;
-    let mut mesh = Mesh { agents: Vec::new(), lab, config };
-    for node in ["node1", "node2"] {
-        let out = mesh.lab.directory().join(format!("ca-{node}")).display().to_string();
-        sluice(&["ca", "node", "--dir", &ca, "--name", node, "--out", &out])?;
-        let options = AgentOptions::new(&mesh.config)?.with(["--ca", &out]).with(arguments.iter().copied());
-        let agent = mesh.lab.node(node)?.start_agent(&options)?;
-        mesh.agents.push(agent);
-    }
-    Ok(mesh)
+    Mesh::secured(name, topology(), documents, arguments)
 }
 
 fn bounded(stream: TcpStream) -> Result<TcpStream> {

@@ -93,6 +93,13 @@ impl Secured {
         Ok([client, server])
     }
 
+    /// A request that can't be sent on.
+    fn request(&self) -> Result<()> {
+        let answer = self.mesh.get("client", self.mesh.service("web", 0, HTTP)?, "web", "/")?;
+        ensure!(answer.status == 503, "{} {}", answer.status, answer.text());
+        Ok(())
+    }
+
     fn dial(&self) -> Result<TcpStream> {
         let to = self.mesh.service("web", 0, OPAQUE)?;
         let client = self.mesh.lab.pod("client")?.in_netns(|| TcpStream::connect_timeout(&to, TIMEOUT))??;
@@ -112,6 +119,44 @@ impl Secured {
 
     fn alerts(&self, node: &str) -> Result<String> {
         Ok(self.mesh.verb(node, "status")?["alerts"].to_string())
+    }
+
+    /// Waits for a line of a node's logs, the access log among them, that holds all of this.
+    fn says(&self, node: usize, parts: &[&str]) -> Result<()> {
+        let agent = &self.mesh.agents[node - 1];
+        let holds = |line: &str| parts.iter().all(|part| line.contains(part));
+        wait_for("the line", LIMIT, || agent.log().lines().any(holds))
+            .with_context(|| format!("no line of node{node} holds {parts:?}:\n{}", agent.log()))
+    }
+
+    /// What each end says of a handshake that this one refuses, the other one being told no more than that.
+    fn both_say(&self, (by, role): (usize, &str), reason: &str) -> Result<()> {
+        let [client, web] = [self.mesh.pod_ip("client", 0)?, self.mesh.pod_ip("web", 0)?];
+        let ends = [format!("source={client}:"), format!("destination={web}:15008")];
+        let (told, other) = (3 - by, if role == "server" { "client" } else { "server" });
+        for (node, role, reason) in [(by, role, reason), (told, other, "refused")] {
+            let (role, reason) = (format!("role=\"{role}\""), format!("reason=\"{reason}\""));
+            self.says(
+                node,
+                &["no tunnel: ", &role, &reason, &ends[0], &ends[1], "expected=spiffe://mesh.test/"],
+            )?;
+        }
+        self.says(by, &["no tunnel: ", "presented=spiffe://mesh.test/ns/default/sa/default"])?;
+        // Where requests are sent, and where connections come from.
+        let dialling = if role == "client" { reason } else { "refused" };
+        let dialled = if role == "server" { reason } else { "refused" };
+        let details = format!("\"response_code_details\":\"{dialling}\"");
+        self.says(1, &["\"scope\":\"access\"", &details, "\"response_flags\":\"UF\""])?;
+        let details = format!("\"connection_termination_details\":\"{dialling}\"");
+        self.says(1, &["\"scope\":\"access\"", "\"direction\":\"outbound\"", &details])?;
+        let details = format!("\"connection_termination_details\":\"{dialled}\"");
+        self.says(2, &["\"scope\":\"access\"", "\"direction\":\"inbound\"", &details, &client.to_string()])?;
+        for (node, reason) in [("node1", dialling), ("node2", dialled)] {
+            let mut command = self.mesh.lab.node(node)?.command(built_binary()?)?;
+            let told = exec::stdout(command.args(["observe", "--kind", "drop", "--verdict", reason]))?;
+            ensure!(told.contains("refused") && told.contains(reason), "{node} tells {told}");
+        }
+        Ok(())
     }
 
     /// Waits until a node has newer certificates than now.
@@ -157,6 +202,9 @@ fn who_is_revoked_loses_open_tunnels_and_gets_no_new_ones() -> Result<()> {
     let read = site.dial()?.read(&mut [0]).map_err(|error| error.kind());
     ensure!(read == Err(std::io::ErrorKind::ConnectionReset), "a new connection read {read:?}");
     ensure!(site.refused("node2", "server", "revoked")? >= 1.0, "no handshake was refused on node2");
+    ensure!(site.refused("node1", "client", "refused")? >= 1.0, "node1 does not count that it was refused");
+    site.request()?;
+    site.both_say((2, "server"), "revoked")?;
     // New files, and it is a node again.
     site.node("ca", "node1")?;
     site.wait_renewed("node1")?;
@@ -170,6 +218,8 @@ fn who_is_revoked_loses_open_tunnels_and_gets_no_new_ones() -> Result<()> {
     let read = site.dial()?.read(&mut [0]).map_err(|error| error.kind());
     ensure!(read == Err(std::io::ErrorKind::ConnectionReset), "a new connection read {read:?}");
     ensure!(site.refused("node1", "client", "revoked")? >= 1.0, "no handshake was refused on node1");
+    site.request()?;
+    site.both_say((1, "client"), "revoked")?;
     // A node that learns of itself makes no certificates any more.
     site.hand_out("revoked.crl", "node2")?;
     wait_for("no certificates on node2", LIMIT, || {

@@ -62,7 +62,7 @@ pub struct CertificateStatus {
 /// What is captured.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaptureStatus {
-    /// `packet` or `off`.
+    /// `packet`, or one of those of [`Self::is_off`].
     pub mode: String,
     /// How programs are attached: `tcx`, `clsact`; empty where none are.
     pub attach: String,
@@ -101,6 +101,18 @@ pub struct CaptureStatus {
     /// Why no flow events of sockets are told (open, close, bytes, round-trip time); `None`: they are.
     #[serde(default)]
     pub socket_events_off: Option<String>,
+}
+
+impl CaptureStatus {
+    /// The mode of an agent that captures nothing.
+    pub const OFF: &str = "off";
+    /// The mode of one that has not begun to.
+    pub const STARTING: &str = "starting";
+
+    /// Whether nothing is captured, as it was not asked for or is still to come.
+    pub fn is_off(&self) -> bool {
+        [Self::OFF, Self::STARTING].contains(&self.mode.as_str())
+    }
 }
 
 /// Same-node acceleration.

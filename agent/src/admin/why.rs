@@ -193,7 +193,7 @@ fn packets(
     let reason = kernel(view, frontend, step);
     let agent = frontend.filter(|_| reason == Reason::Captured);
     let inbound = reason == Reason::CapturedInbound;
-    let decided_here = reason != Reason::NotOurs || view.status.capture.mode == "off";
+    let decided_here = reason != Reason::NotOurs || view.status.capture.is_off();
     let elsewhere = view.elsewhere().filter(|_| !decided_here);
     match (agent, elsewhere) {
         (Some(frontend), _) => {
@@ -278,8 +278,8 @@ fn describe_destination(asked: Asked, frontend: Option<&Arc<Frontend>>, table: &
 fn kernel(view: &View<'_>, frontend: Option<&Arc<Frontend>>, step: &mut impl FnMut(&str, String)) -> Reason {
     let View { asked, table, status, held, .. } = *view;
     let capture = &status.capture;
-    if capture.mode == "off" {
-        step("capture", "off: the kernel forwards everything".to_owned());
+    if capture.is_off() {
+        step("capture", format!("{}: the kernel forwards everything", capture.mode));
         return Reason::NotOurs;
     }
     let ends = (asked.source, asked.destination);

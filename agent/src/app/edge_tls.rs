@@ -1,12 +1,14 @@
 //! TLS at Gateways, and certificates of Secrets, as the metrics show them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Once};
+use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 
 use super::mesh;
 use crate::compile::RoutingTable;
+use crate::config::{ObjectState, Report, Severity};
 use crate::identity::edge;
 use crate::model::ServerCertificate;
 use crate::proxy::{Admission, AdmissionSettings};
@@ -33,14 +35,35 @@ pub(super) fn admission(
     admission
 }
 
-/// When each certificate ends, by its Secret.
+/// When each certificate ends, by its Secret, in seconds since 1970.
 fn ends(table: &RoutingTable) -> BTreeMap<String, u64> {
+    let since = |until: SystemTime| until.duration_since(SystemTime::UNIX_EPOCH).ok();
+    let end = |one: &Arc<ServerCertificate>| {
+        Some((format!("secret/{}", one.secret), since(edge::ending(one)?.not_after())?.as_secs()))
+    };
+    in_use(table).filter_map(end).collect()
+}
+
+/// What somebody has to look at: Secrets that are refused, and certificates that end soon or have ended.
+pub(super) fn alerts(table: &RoutingTable, report: &Report, now: SystemTime) -> Vec<String> {
+    let secrets = report.objects.iter().filter(|object| *object.kind == *"Secret");
+    let refused = secrets.filter_map(|object| {
+        let ObjectState::Rejected { last_good } = object.state else { return None };
+        let why = object.messages.iter().find(|message| message.severity == Severity::Error)?;
+        let then = if last_good { "the one before stays in use" } else { "it is not used" };
+        Some(format!("Secret {}/{}: {}; {then}", object.namespace, object.name, why.text))
+    });
+    let ending: BTreeSet<_> = in_use(table).filter_map(|one| edge::ending(one)?.alert(now)).collect();
+    refused.chain(ending).collect()
+}
+
+/// The certificates that Gateways, and DestinationRules, show.
+fn in_use(table: &RoutingTable) -> impl Iterator<Item = &Arc<ServerCertificate>> {
     let ports = table.gateways.iter().filter_map(|gateway| gateway.tls.as_ref());
     let servers = ports.flat_map(|port| port.servers.iter().map(|(_, server)| server));
     let certificates =
         servers.filter_map(|server| server.terms.as_ref()).flat_map(|terms| &terms.certificates);
-    let certificates = certificates.chain(shown_upstream(table));
-    certificates.filter_map(|one| Some((format!("secret/{}", one.secret), edge::ends(one)?))).collect()
+    certificates.chain(shown_upstream(table))
 }
 
 /// What endpoints are shown for DestinationRules.
@@ -61,5 +84,50 @@ pub(super) fn keep_private(table: &RoutingTable) {
                 tracing::warn!(error = format!("{error:#}"), "keys in memory may get into a core file");
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+
+    use super::*;
+    use crate::compile::{TableVersion, compile};
+    use crate::config::{InputFile, State, load};
+
+    /// A Gateway, and the Secret of its listener, whose certificate ends with a year.
+    fn documents(until: i32) -> Vec<InputFile> {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(vec!["a.test".to_owned()]).expect("names");
+        (params.not_before, params.not_after) = (date_time_ymd(2001, 1, 1), date_time_ymd(until, 1, 1));
+        let chain = params.self_signed(&key).expect("signs").pem();
+        let entries = serde_json::json!({"tls.crt": chain, "tls.key": key.serialize_pem()});
+        let text = format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: edge}}\nspec: {{gatewayClassName: sluice, \
+             listeners: [{{name: a, port: 443, protocol: HTTPS, tls: {{certificateRefs: [{{name: cert}}]}}}}]}}\n---\n\
+             apiVersion: v1\nkind: Secret\nmetadata: {{name: cert}}\ntype: kubernetes.io/tls\nstringData: {entries}\n"
+        );
+        vec![InputFile { path: "a.yaml".into(), text: Ok(text) }]
+    }
+
+    #[test]
+    fn who_looks_after_secrets_is_told_what_is_over_and_what_is_refused() {
+        let told = |state: &State| {
+            let table = compile(&state.model, &RoutingTable::default(), TableVersion::default());
+            alerts(&table, &state.report, SystemTime::now())
+        };
+        let good = load(&State::default(), documents(4000));
+        assert_eq!(told(&good), [""; 0]);
+        let ended = told(&load(&State::default(), documents(2002)));
+        assert_eq!(ended.len(), 1, "{ended:?}");
+        assert!(
+            ended[0].starts_with("the certificate of Secret default/cert has ended at 2002-"),
+            "{ended:?}"
+        );
+        let refused = told(&load(&good, documents(2002)));
+        assert_eq!(refused.len(), 1, "{refused:?}");
+        let expected = "Secret default/cert: tls.crt: the certificate has ended at 2002-";
+        assert!(refused[0].starts_with(expected), "{refused:?}");
+        assert!(refused[0].ends_with("; the one before stays in use"), "{refused:?}");
     }
 }

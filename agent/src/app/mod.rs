@@ -30,7 +30,8 @@ use tokio::task::JoinHandle;
 
 use crate::admin::{self, Role, Source};
 use crate::capture::{
-    CaptureListeners, CaptureSettings, Claim, Engine, EngineHandle, LocalAddresses, SpoofingConnector,
+    CaptureListeners, CaptureSettings, Claim, Engine, EngineHandle, LocalAddresses, Released,
+    SpoofingConnector,
 };
 use crate::cluster::RedisCounters;
 use crate::hbone::{Mesh, TunnelConnector};
@@ -51,6 +52,8 @@ use tables::Tables;
 
 /// How often a drain looks whether the last connection has ended.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
+/// How long before a drain's end nothing new is taken any more, so that what is short is not cut.
+const LAST_CALL: Duration = Duration::from_secs(1);
 /// How long the end waits for what has been logged to be written: whoever reads it may be slow, or gone.
 pub(crate) const LAST_LINES: Duration = Duration::from_secs(1);
 
@@ -61,6 +64,8 @@ pub struct Running {
     observed: Arc<Observed>,
     drain: watch::Sender<bool>,
     capture: Option<RunningCapture>,
+    /// Whether there are tunnels.
+    meshed: bool,
     following: Following,
     probes: JoinHandle<()>,
     drain_timeout: Duration,
@@ -159,6 +164,7 @@ pub async fn start(
         observed,
         drain,
         capture,
+        meshed: settings.mesh.is_some(),
         following,
         probes,
         drain_timeout: settings.drain_timeout,
@@ -214,31 +220,30 @@ fn serve_apart(listener: TcpListener, role: Role, source: Arc<Source>) -> anyhow
 }
 
 impl Running {
-    /// Stops: not ready, then no new connections, then the ones under way to their end or the deadline, then nothing is
-    /// left in the kernel.
+    /// Stops: not ready, then no new connections but those that nobody else could take, then the ones under way to their end or
+    /// the deadline, then nothing is left in the kernel.
     pub async fn stop(mut self) {
         tracing::info!("draining");
         self.observed.set_ready(false);
         self.following.drain().await;
-        let engine = match self.capture {
-            Some(RunningCapture { handle, engine, claim }) => {
-                handle.stop_capturing().await;
-                Some((engine, claim))
-            }
-            None => None,
-        };
-        self.drain.send_replace(true);
         let deadline = Instant::now() + self.drain_timeout;
-        while self.observed.open_connections() > 0 && Instant::now() < deadline {
-            tokio::time::sleep(DRAIN_POLL).await;
+        // What could go by tunnel alone can't go direct: it would be plaintext, or be dropped.
+        if let Some(capture) = self.capture.as_ref().filter(|_| !self.meshed) {
+            capture.handle.release(Released::Outbound).await;
         }
+        self.drain.send_replace(true);
+        self.until_idle(deadline - LAST_CALL.min(self.drain_timeout / 4)).await;
+        if let Some(capture) = &self.capture {
+            capture.handle.release(Released::All).await;
+        }
+        self.until_idle(deadline).await;
         let cut = self.observed.open_connections();
         if cut > 0 {
             tracing::warn!(connections = cut, "the drain's time is over; closing what is still open");
         }
         self.probes.abort();
         self.following.stop().await;
-        if let Some((engine, claim)) = engine {
+        if let Some(RunningCapture { engine, claim, .. }) = self.capture {
             match engine.await {
                 Ok(engine) => engine.end().await,
                 Err(error) => tracing::error!(%error, "capture ended badly and could not be removed"),
@@ -247,6 +252,13 @@ impl Running {
         }
         tracing::info!("stopped");
         self.observed.flush(LAST_LINES);
+    }
+
+    /// Waits until no connection is open, but no longer than this.
+    async fn until_idle(&self, deadline: Instant) {
+        while self.observed.open_connections() > 0 && Instant::now() < deadline {
+            tokio::time::sleep(DRAIN_POLL).await;
+        }
     }
 }
 

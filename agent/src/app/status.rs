@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use agent_common::balance::{Tier, TierReason};
 use anyhow::Context as _;
@@ -45,6 +45,8 @@ pub(super) struct Observed {
     pub(super) open: Vec<Arc<OpenConnections>>,
     node: String,
     cluster: String,
+    /// Whether this agent captures, once it has started.
+    captures: bool,
     started: Instant,
     addresses: Addresses,
     ready: watch::Sender<bool>,
@@ -102,6 +104,7 @@ impl Observed {
             open: (0..settings.workers).map(|_| Arc::default()).collect(),
             node: settings.node.clone(),
             cluster: settings.cluster.clone(),
+            captures: settings.capture.is_some(),
             started: Instant::now(),
             addresses,
             ready: watch::Sender::new(false),
@@ -276,7 +279,9 @@ impl Observed {
     fn unmet(&self, changing: &Changing) -> Vec<String> {
         let capture = changing.capture.as_ref().map(|status| status.borrow());
         let table = self.tables.load();
-        let mut unmet = unmet(&table, &self.node, capture.as_deref());
+        // What capture is for is not asked in vain before it was tried.
+        let starting = self.captures && capture.is_none();
+        let mut unmet = if starting { Vec::new() } else { unmet(&table, &self.node, capture.as_deref()) };
         if changing.mesh.is_none() && table.workloads.values().any(|workload| workload.is_tunnelled()) {
             unmet.push(
                 "pods are labelled networking.istio.io/tunnel=http, and this agent has no certificates (--ca): \
@@ -331,7 +336,10 @@ impl Observed {
             uptime_seconds: self.started.elapsed().as_secs(),
             ready: *self.ready.borrow(),
             guard: capture.as_ref().and_then(|capture| capture.guard.as_ref()).map(guarding),
-            capture: capture.map_or_else(not_capturing, |status| capturing(status, changing.drops.as_ref())),
+            capture: match capture {
+                Some(status) => capturing(status, changing.drops.as_ref()),
+                None => not_capturing(self.captures),
+            },
             table: TableStatus::new(
                 &self.tables.load(),
                 changing.applied.map(|applied| rfc3339(applied.at).to_string()),
@@ -350,7 +358,10 @@ impl Observed {
                 .mesh
                 .as_ref()
                 .map(|mesh| mesh.certificates().alerts(mesh.now()))
-                .unwrap_or_default(),
+                .unwrap_or_default()
+                .into_iter()
+                .chain(super::edge_tls::alerts(&self.tables.load(), &changing.report, SystemTime::now()))
+                .collect(),
             workers: workers
                 .map(|(id, open)| WorkerStatus { id, connections: open.count() as u64 })
                 .collect(),
@@ -389,8 +400,10 @@ fn listener(name: &str, address: SocketAddr) -> ListenerStatus {
     ListenerStatus { name: name.to_owned(), address: address.to_string(), error: None }
 }
 
-fn not_capturing() -> CaptureStatus {
-    CaptureStatus { mode: "off".to_owned(), ..CaptureStatus::default() }
+/// `captures`: whether that is still to come.
+fn not_capturing(captures: bool) -> CaptureStatus {
+    let mode = if captures { CaptureStatus::STARTING } else { CaptureStatus::OFF };
+    CaptureStatus { mode: mode.to_owned(), ..CaptureStatus::default() }
 }
 
 /// Packets of plaintext that were refused where mutual TLS is asked for.

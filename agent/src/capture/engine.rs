@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::stream::{Stream, StreamExt};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
 use super::acceleration;
@@ -29,7 +29,7 @@ use super::{CaptureError, CaptureSettings, CaptureStatus, LocalAddresses, OnStop
 use crate::compile::RoutingTable;
 use told::Told;
 
-pub use handle::EngineHandle;
+pub use handle::{EngineHandle, Letting, Released};
 
 /// Netlink may drop messages under pressure; everything is read anew this often.
 const RESYNC: Duration = Duration::from_secs(5);
@@ -84,7 +84,7 @@ pub struct Engine {
     foreign: Vec<Foreign>,
     expeller: Expeller,
     status: watch::Sender<CaptureStatus>,
-    stop: oneshot::Receiver<oneshot::Sender<()>>,
+    releases: mpsc::UnboundedReceiver<Letting>,
 }
 
 impl Engine {
@@ -116,7 +116,7 @@ impl Engine {
             programs.abandon();
             return Err(error);
         }
-        let (stop_sender, stop) = oneshot::channel();
+        let (releasing, releases) = mpsc::unbounded_channel();
         let (status, status_receiver) = watch::channel(CaptureStatus::default());
         let counters = programs.counters();
         let events = programs.events();
@@ -142,7 +142,7 @@ impl Engine {
             foreign: Vec::new(),
             expeller,
             status,
-            stop,
+            releases,
         };
         if let Err(error) = engine.install(listeners).await {
             // What an earlier agent has left is still its own; without one, nothing is to stay.
@@ -155,7 +155,7 @@ impl Engine {
         if let Some((lost, ring)) = events {
             KernelEvents::new(engine.settings.flows.clone(), lost, names).follow_beside(ring);
         }
-        Ok((engine, EngineHandle { stop: stop_sender, status: status_receiver, counters, readings }))
+        Ok((engine, EngineHandle { releases: releasing, status: status_receiver, counters, readings }))
     }
 
     async fn install(&mut self, listeners: &[CaptureListeners]) -> Result<(), CaptureError> {
@@ -217,14 +217,17 @@ impl Engine {
                     }
                     self.rested = Instant::now() + begin.elapsed() * TABLE_REST;
                 }
-                stopped = &mut self.stop => {
-                    if let Err(error) = self.programs.clear_listeners(self.settings.workers) {
+                asked = self.releases.recv() => {
+                    let what = asked.as_ref().map_or(Released::All, |(what, _)| *what);
+                    if let Err(error) = self.programs.clear_listeners(self.settings.workers, what) {
                         tracing::error!(%error, "capture listeners could not be taken from the kernel");
                     }
-                    if let Ok(done) = stopped {
+                    if let Some((_, done)) = asked {
                         let _ = done.send(());
                     }
-                    return self;
+                    if what == Released::All {
+                        return self;
+                    }
                 }
             }
             self.expel();

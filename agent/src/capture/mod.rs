@@ -47,7 +47,7 @@ pub use acceleration::{
 pub use claim::Claim;
 pub use cleanup::{Cleaned, Under, clean};
 pub use connect::{CgroupChoice, ConnectCounters, ConnectStatus};
-pub use engine::{Engine, EngineHandle};
+pub use engine::{Engine, EngineHandle, Released};
 pub use error::CaptureError;
 pub use foreign::{Foreign, HOOKS, Sighting};
 pub use glob::Glob;

@@ -23,7 +23,7 @@ use super::listener::CaptureListeners;
 use super::mirror::Mirror;
 use super::pins::{Left, Pins};
 use super::privilege::Privileges;
-use super::{CaptureError, CaptureSettings, MapUse};
+use super::{CaptureError, CaptureSettings, MapUse, Released};
 use super::{acceleration, connect, socket_events};
 
 /// The object that the build script made, aligned as the ELF reader asks.
@@ -231,11 +231,14 @@ impl Programs {
         Ok(())
     }
 
-    /// Takes the listeners away: new connections go direct, or are dropped where the agent would have to judge their requests;
-    /// established ones stay with the agent.
-    pub fn clear_listeners(&mut self, workers: u32) -> Result<(), CaptureError> {
-        let lists = [0, INBOUND_LISTENERS, TUNNEL_LISTENERS];
-        for index in (0..workers * 2).flat_map(|index| lists.map(|first| first + index)) {
+    /// Takes listeners away: new connections go direct, or are dropped where the agent alone could take them; established ones stay
+    /// with the agent.
+    pub fn clear_listeners(&mut self, workers: u32, what: Released) -> Result<(), CaptureError> {
+        let lists: &[u32] = match what {
+            Released::Outbound => &[0],
+            Released::All => &[0, INBOUND_LISTENERS, TUNNEL_LISTENERS],
+        };
+        for index in (0..workers * 2).flat_map(|index| lists.iter().map(move |first| first + index)) {
             match self.maps.listeners.clear_index(&index) {
                 Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EINVAL) => {
                 }

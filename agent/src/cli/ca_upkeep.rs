@@ -123,6 +123,7 @@ pub(super) fn rotate(args: &RotateArgs) -> anyhow::Result<SystemTime> {
     }
 }
 
+/// Fails where something is not as it should be, which stands in the row.
 pub(super) fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
     let holdings = inventory(&args.dir, SystemTime::now())?;
     let shown = Shown { holdings, next_step: next_step(&args.dir) };
@@ -140,5 +141,5 @@ pub(super) fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
             }
         }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(if shown.holdings.iter().all(Holding::is_good) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

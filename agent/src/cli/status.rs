@@ -70,8 +70,8 @@ fn past_the_agent(directions: u64) -> Option<String> {
 
 fn capture(status: &Status) -> Vec<String> {
     let capture = &status.capture;
-    if capture.mode == "off" {
-        return vec!["capture      off".to_owned()];
+    if capture.is_off() {
+        return vec![format!("capture      {}", capture.mode)];
     }
     let hooked = |interfaces: &[InterfaceStatus]| {
         let names: Vec<_> =
@@ -286,6 +286,7 @@ fn describe(owner: &Value, message: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admin::CaptureStatus;
     use serde_json::json;
 
     #[test]
@@ -296,6 +297,17 @@ mod tests {
         assert!(line.ends_with(" 10.0.0.1"), "{line}");
         let line = inbound(&pods).expect("a line");
         assert!(line.ends_with(", 10.0.0.8, and 2 more"), "{line}");
+    }
+
+    #[test]
+    fn what_is_still_to_come_is_not_called_off() {
+        for (mode, expected) in
+            [(CaptureStatus::OFF, "capture      off"), (CaptureStatus::STARTING, "capture      starting")]
+        {
+            let capture = CaptureStatus { mode: mode.to_owned(), ..CaptureStatus::default() };
+            assert!(capture.is_off());
+            assert_eq!(super::capture(&Status { capture, ..Status::default() }), [expected]);
+        }
     }
 
     #[test]

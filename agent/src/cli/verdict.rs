@@ -4,6 +4,7 @@ use agent_common::balance::{ConnectReason, TierReason};
 use agent_common::{capture, guard};
 
 use crate::admin::protocol_name;
+use crate::identity::PeerRefusal;
 
 const VERDICTS: [&str; 7] = ["accelerated", "agent", "balanced", "direct", "dropped", "plain", "refused"];
 
@@ -33,7 +34,9 @@ fn reasons() -> Vec<&'static str> {
     let guarded = guard::Reason::ALL.into_iter().map(guard::Reason::as_str);
     let balanced = ConnectReason::ALL.into_iter().map(ConnectReason::as_str);
     let taken = TierReason::ALL.into_iter().map(TierReason::as_str);
-    let mut reasons: Vec<_> = captured.chain(guarded).chain(balanced).chain(taken).chain(OTHERS).collect();
+    let handshakes = PeerRefusal::ALL.into_iter().map(PeerRefusal::name);
+    let kernel = captured.chain(guarded).chain(balanced).chain(taken);
+    let mut reasons: Vec<_> = kernel.chain(handshakes).chain(OTHERS).collect();
     reasons.sort_unstable();
     reasons.dedup();
     reasons
@@ -87,6 +90,7 @@ mod tests {
             "denied",
             "affinity",
             "upstream_reset",
+            "other_identity",
         ] {
             assert_eq!(parse(known).as_deref(), Ok(known));
         }

@@ -4,8 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::closing;
+use super::ended;
 use super::kinds::Spec;
 use super::link::{LinkedObject, link};
 use super::node;
@@ -92,13 +94,18 @@ impl State {
 /// object that is not valid keeps its own last good version, and a file that is gone takes its objects with it. A valid
 /// version in any file comes before every one that is kept.
 pub fn load(previous: &State, files: Vec<InputFile>) -> State {
+    load_at(previous, files, SystemTime::now())
+}
+
+/// The same at a time, by which certificates hold or have ended.
+pub(super) fn load_at(previous: &State, files: Vec<InputFile>, now: SystemTime) -> State {
     let mut states = BTreeMap::new();
     for file in files {
         let before = previous.files.get(&file.path);
         let content = Content::of(&file.text);
         let state = match before {
             Some(before) if before.content == content => before.clone(),
-            _ => load_file(previous, before, file.text, (&file.path, content)),
+            _ => load_file((previous, now), before, file.text, (&file.path, content)),
         };
         states.insert(file.path, state);
     }
@@ -106,7 +113,7 @@ pub fn load(previous: &State, files: Vec<InputFile>) -> State {
 }
 
 fn load_file(
-    previous: &State,
+    (previous, now): (&State, SystemTime),
     before: Option<&FileState>,
     text: Result<String, FileProblem>,
     (path, content): (&Arc<str>, Content),
@@ -150,7 +157,7 @@ fn load_file(
                     ),
                 });
             }
-            state.take(results, previous, before);
+            state.take(results, (previous, now), before);
             state
         }
     }
@@ -171,12 +178,12 @@ impl FileState {
     fn take(
         &mut self,
         results: Vec<Result<Object, Box<Rejected>>>,
-        previous: &State,
+        (previous, now): (&State, SystemTime),
         before: Option<&FileState>,
     ) {
         let mut unknown = Vec::new();
         for result in results {
-            match result {
+            match result.and_then(|object| judged(object, previous, now)) {
                 Ok(object) => self.objects.push(Arc::new(object)),
                 Err(rejected) => {
                     let id = &rejected.header.id;
@@ -209,6 +216,19 @@ impl FileState {
             }
         }
     }
+}
+
+/// An object that could be read, unless what is in force of it is better.
+fn judged(mut object: Object, previous: &State, now: SystemTime) -> Result<Object, Box<Rejected>> {
+    let before = previous.in_force.get(&object.header.id).map(|before| &**before);
+    let Some(message) = ended::message(&object, before, now) else { return Ok(object) };
+    let refused = message.severity == Severity::Error;
+    object.messages.push(message);
+    if !refused {
+        return Ok(object);
+    }
+    let Object { header, messages, .. } = object;
+    Err(Box::new(Rejected { header, messages, stand_in: None }))
 }
 
 /// The objects in force, and what there is to say on those that are given twice.

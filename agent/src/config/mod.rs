@@ -2,6 +2,7 @@
 //! itself and changes nothing else; its last good version stays.
 
 mod closing;
+mod ended;
 mod field;
 mod kinds;
 mod link;

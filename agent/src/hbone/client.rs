@@ -1,11 +1,12 @@
 //! The end of a tunnel that dials: a connector that goes through tunnels where both pods are in the mesh, and as ever where
 //! not. It never goes without a tunnel because one failed.
 
+mod shared;
+
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -22,16 +23,15 @@ use tokio::task::spawn_local;
 use tokio_rustls::client::TlsStream;
 
 use super::fields::{self, TraceIds};
-use super::relay::send_all;
+use super::heard::{Heard, Verdict};
 use super::{
-    Broken, CONNECTION_WINDOW_BYTES, Ends, FRAME_MAX_BYTES, HANDSHAKE, HEAD_MAX_BYTES, Mesh, PORT, Role,
-    STREAM_WINDOW_BYTES, STREAMS_MAX, Standing, StreamEnd, pair, relay,
+    CONNECTION_WINDOW_BYTES, Ends, FRAME_MAX_BYTES, HANDSHAKE, HEAD_MAX_BYTES, Mesh, PORT, Role,
+    STREAM_WINDOW_BYTES, STREAMS_MAX, Standing,
 };
 use crate::identity::tls::{self, Terms};
-use crate::identity::{Binding, PeerRefusal, SpiffeId};
-use crate::net::{
-    ConnectSource, ConnectTarget, Connector, Line, ReadAhead, RelayFailure, Relayed, SharedStream,
-};
+use crate::identity::{Binding, PeerRefusal, RefusedPeer, SpiffeId};
+use crate::net::{ConnectSource, ConnectTarget, Connector, Line, ReadAhead};
+use shared::Shared;
 
 /// A connection that had no stream for one to two of these is closed.
 const IDLE: Duration = Duration::from_secs(150);
@@ -76,6 +76,7 @@ struct Open {
     used: Cell<bool>,
     /// Certificates of both ends hold for some time after that; new streams get a new connection from then on.
     until: SystemTime,
+    refused: Verdict,
 }
 
 impl Open {
@@ -127,8 +128,13 @@ impl TunnelConnector {
     }
 
     async fn tunnel(&self, source: ConnectSource, to: SocketAddr, ends: &Ends) -> io::Result<Shared> {
+        let address = match source {
+            ConnectSource::Pod(pod) => Some(pod),
+            _ => None,
+        };
         let terms = self.mesh.terms(&ends.source, &ends.destination).map_err(|why| {
-            self.mesh.counts().handshakes.refused(Role::Client, why);
+            let dialled = SocketAddr::new(to.ip(), PORT);
+            self.mesh.refused(Role::Client, (from(source), dialled), None, &why.into());
             io::Error::other(why)
         })?;
         let key = Key {
@@ -139,16 +145,18 @@ impl TunnelConnector {
             destination_uid: Arc::clone(&ends.destination.uid),
             peer: terms.peer.id().cloned(),
         };
-        let address = match source {
-            ConnectSource::Pod(pod) => Some(pod),
-            _ => None,
-        };
         for _ in 0..TRIES {
             let place = self.place(&key, terms.clone()).await?;
             let said = fields::fields(&ends.source, address, &self.mesh.cluster, &trace_ids());
             match stream(&place, to, said).await {
                 Ok(halves) => return Ok(Shared { halves, place }),
-                Err(NoStream::Gone) => place.0.close(),
+                Err(NoStream::Gone) => {
+                    place.0.close();
+                    // It would be no other the next time.
+                    if let Some(why @ PeerRefusal::Refused) = place.0.refused.get() {
+                        return Err(io::Error::other(why));
+                    }
+                }
                 Err(NoStream::Failed(error)) => return Err(error),
             }
         }
@@ -183,20 +191,25 @@ impl TunnelConnector {
     async fn dial(&self, key: &Key, terms: Terms) -> io::Result<Rc<Open>> {
         let address = SocketAddr::new(key.destination, PORT);
         let io = self.inner.connect(ConnectTarget { address, source: key.source }).await?;
-        let shaken = tokio::time::timeout(HANDSHAKE, shake(&self.mesh, io, terms)).await;
-        let (requests, connection, standing) =
-            shaken.unwrap_or(Err(PeerRefusal::Timeout)).map_err(|why| {
-                self.mesh.counts().handshakes.refused(Role::Client, why);
-                tracing::debug!(%address, peer = key.peer.as_ref().map(tracing::field::display), reason = why.name(), "a tunnel was not made");
-                io::Error::other(why)
+        let (mesh, peer, ends) = (Arc::clone(&self.mesh), terms.peer.clone(), (from(key.source), address));
+        let tell = move |first: Result<(), PeerRefusal>| match first {
+            Ok(()) => mesh.counts().handshakes.done(Role::Client),
+            Err(why) => mesh.refused(Role::Client, ends, Some(&peer), &why.into()),
+        };
+        let peer = terms.peer.clone();
+        let shaken = tokio::time::timeout(HANDSHAKE, shake(&self.mesh, io, terms, tell)).await;
+        let (requests, connection, standing, refused) =
+            shaken.unwrap_or(Err(PeerRefusal::Timeout.into())).map_err(|refused| {
+                self.mesh.refused(Role::Client, ends, Some(&peer), &refused);
+                io::Error::other(refused.why)
             })?;
-        self.mesh.counts().handshakes.done(Role::Client);
         let open = Rc::new(Open {
             requests: RefCell::new(Some(requests.clone())),
             asking: RefCell::new(Some(requests)),
             streams: Cell::new(0),
             used: Cell::new(true),
             until: standing.takes_streams_until(&self.mesh),
+            refused,
         });
         spawn_local(drive(Arc::clone(&self.mesh), (connection, standing), Rc::clone(&open)));
         Ok(open)
@@ -225,14 +238,21 @@ impl Connector for TunnelConnector {
     }
 }
 
-type Dialled = Connection<TlsStream<ReadAhead>, Bytes>;
+type Dialled = Connection<Heard<TlsStream<ReadAhead>>, Bytes>;
 
-/// Answers the connection, and what it rests on.
+/// Who dials, as far as it has an address of its own.
+fn from(source: ConnectSource) -> SocketAddr {
+    let nobody = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    SocketAddr::new(if let ConnectSource::Pod(pod) = source { pod } else { nobody }, 0)
+}
+
+/// Answers the connection, and what it rests on. `tell` hears whether the peer takes this end, which shows later.
 async fn shake(
     mesh: &Mesh,
     io: TcpStream,
     terms: Terms,
-) -> Result<(SendRequest<Bytes>, Dialled, Standing), PeerRefusal> {
+    tell: impl FnOnce(Result<(), PeerRefusal>) + 'static,
+) -> Result<(SendRequest<Bytes>, Dialled, Standing, Verdict), RefusedPeer> {
     let (own, peer) = (Arc::clone(&terms.own), terms.peer.clone());
     let io = tls::connect(ReadAhead::new(io), terms, mesh.clock()).await?;
     let connection = io.get_ref().1;
@@ -241,6 +261,7 @@ async fn shake(
     let (leaf, intermediates) = shown.split_first().ok_or(PeerRefusal::NoCertificate)?;
     let peer = peer.expected(leaf, intermediates)?;
     let standing = Standing::new(Role::Client, binding, (own, peer), shown);
+    let (io, verdict) = Heard::new(io, tell);
     let (requests, connection) = Builder::new()
         .initial_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -250,7 +271,7 @@ async fn shake(
         .handshake(io)
         .await
         .map_err(|_| PeerRefusal::Closed)?;
-    Ok((requests, connection, standing))
+    Ok((requests, connection, standing, verdict))
 }
 
 /// Runs a connection to its end. One that nobody uses takes no more streams, and ends by that; one whose certificates no
@@ -298,7 +319,11 @@ async fn stream(
     let answer = answer.await.map_err(|error| {
         let unseen =
             error.reason() == Some(Reason::REFUSED_STREAM) || (error.is_go_away() && error.is_remote());
-        if unseen { NoStream::Gone } else { NoStream::Failed(io::Error::other(error)) }
+        match place.0.refused.get() {
+            Some(why) => NoStream::Failed(io::Error::other(why)),
+            None if unseen => NoStream::Gone,
+            None => NoStream::Failed(io::Error::other(error)),
+        }
     })?;
     let failed = |kind: io::ErrorKind| Err(NoStream::Failed(kind.into()));
     match answer.status() {
@@ -314,70 +339,4 @@ fn trace_ids() -> TraceIds {
     let mut ids = [0; size_of::<TraceIds>()];
     let _ = SystemRandom::new().fill(&mut ids);
     ids
-}
-
-/// A stream and its place on its connection.
-struct Shared {
-    halves: (SendStream<Bytes>, RecvStream),
-    place: Place,
-}
-
-impl Shared {
-    /// Makes a connection of it.
-    async fn join(self) -> io::Result<TcpStream> {
-        let (mut near, far) = pair().await?;
-        spawn_local(async move {
-            let _place = self.place;
-            relay(&mut near, self.halves, std::future::pending()).await;
-        });
-        Ok(far)
-    }
-
-    async fn run(self, downstream: &mut TcpStream, read: Bytes, stop: impl Future<Output = ()>) -> Relayed {
-        let Self { halves: (mut send, receive), place: _place } = self;
-        let mut stop = pin!(stop);
-        let begun = tokio::select! {
-            biased;
-            () = &mut stop => Err(Broken::Stopped("")),
-            passed = send_all(&mut send, read) => passed,
-        };
-        let (ended, before) = match begun {
-            Err(broken) => {
-                let _ = downstream.set_zero_linger();
-                send.send_reset(Reason::CANCEL);
-                (StreamEnd { broken: Some(broken), ..StreamEnd::default() }, 0)
-            }
-            Ok(before) => {
-                let stop = async {
-                    stop.await;
-                    ""
-                };
-                (relay(downstream, (send, receive), stop).await, before)
-            }
-        };
-        let reset = || io::Error::from(io::ErrorKind::ConnectionReset);
-        let failure = ended.broken.map(|broken| match broken {
-            Broken::Tunnel => RelayFailure::Upstream(reset()),
-            Broken::Socket => RelayFailure::Downstream(reset()),
-            Broken::Stopped(_) => RelayFailure::Stopped,
-        });
-        Relayed { sent: before + ended.to_tunnel, received: ended.to_socket, failure }
-    }
-}
-
-impl SharedStream for Shared {
-    fn relay<'a>(
-        self: Box<Self>,
-        downstream: &'a mut TcpStream,
-        read: Bytes,
-        stop: Pin<Box<dyn Future<Output = ()> + 'a>>,
-    ) -> Pin<Box<dyn Future<Output = Relayed> + 'a>> {
-        Box::pin(self.run(downstream, read, stop))
-    }
-}
-
-impl fmt::Debug for Shared {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "Shared({:?})", self.halves.0.stream_id())
-    }
 }

@@ -6,14 +6,16 @@
 mod client;
 mod counts;
 mod fields;
+mod heard;
 mod pair;
+mod refusals;
 mod relay;
 mod server;
 mod standing;
 
 use std::collections::HashSet;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -22,13 +24,14 @@ use rustls::time_provider::TimeProvider;
 
 use crate::compile::RoutingTable;
 use crate::identity::tls::Terms;
-use crate::identity::{Expected, Peer, PeerRefusal, SpiffeId, WorkloadCertificates};
+use crate::identity::{Expected, Peer, PeerRefusal, RefusedPeer, SpiffeId, WorkloadCertificates};
 use crate::model::{GatewayKey, Workload};
 use crate::net::ConnectSource;
 
 pub use client::TunnelConnector;
 pub use counts::{Role, Tally, TunnelCounts};
 pub use pair::pair;
+use refusals::Refusals;
 pub use relay::{Broken, StreamEnd, relay};
 pub use server::{Tunnel, accept, destination};
 pub use standing::{LOST, Standing, is_proof};
@@ -59,6 +62,7 @@ pub struct Mesh {
     certificates: Arc<WorkloadCertificates>,
     clock: Arc<dyn TimeProvider>,
     counts: TunnelCounts,
+    refusals: Refusals,
 }
 
 /// Both ends of a connection that goes through a tunnel.
@@ -76,12 +80,44 @@ impl Mesh {
         certificates: Arc<WorkloadCertificates>,
         clock: Arc<dyn TimeProvider>,
     ) -> Self {
-        Self { node, cluster, tables, certificates, clock, counts: TunnelCounts::default() }
+        Self {
+            node,
+            cluster,
+            tables,
+            certificates,
+            clock,
+            counts: TunnelCounts::default(),
+            refusals: Refusals::default(),
+        }
     }
 
     /// What happened to tunnels.
     pub fn counts(&self) -> &TunnelCounts {
         &self.counts
+    }
+
+    /// A handshake came to nothing: counts it, and says so in the log. `ends`: who dialled, and what.
+    pub fn refused(
+        &self,
+        role: Role,
+        ends: (SocketAddr, SocketAddr),
+        expected: Option<&Peer>,
+        refused: &RefusedPeer,
+    ) {
+        let ((source, destination), RefusedPeer { why, presented }) = (ends, refused);
+        self.counts.handshakes.refused(role, *why);
+        let peer = if role == Role::Client { destination } else { source };
+        let Some(left_out) = self.refusals.due((role, peer.ip(), *why), self.now()) else { return };
+        tracing::warn!(
+            role = role.name(),
+            %source,
+            %destination,
+            reason = why.name(),
+            expected = expected.map(tracing::field::display),
+            presented = presented.as_ref().map(tracing::field::display),
+            left_out,
+            "no tunnel: {why}"
+        );
     }
 
     /// The certificates of this node's workloads.

@@ -14,21 +14,21 @@ use super::{
     STREAMS_MAX, STREAMS_SPARE, Standing,
 };
 use crate::identity::tls::{self, Terms};
-use crate::identity::{Binding, PeerRefusal};
+use crate::identity::{Binding, PeerRefusal, RefusedPeer};
 use crate::net::ReadAhead;
 
 /// A connection whose streams are tunnels.
 pub type Tunnel = Connection<TlsStream<ReadAhead>, Bytes>;
 
-/// Answers a connection; counts how that went. Answers what the tunnel rests on as well.
-pub async fn accept(mesh: &Mesh, io: TcpStream, terms: Terms) -> Result<(Tunnel, Standing), PeerRefusal> {
+/// Answers a connection; counts one that goes well. Answers what the tunnel rests on as well.
+pub async fn accept(mesh: &Mesh, io: TcpStream, terms: Terms) -> Result<(Tunnel, Standing), RefusedPeer> {
     let shaken = tokio::time::timeout(HANDSHAKE, shake(mesh, io, terms)).await;
-    let shaken = shaken.unwrap_or(Err(PeerRefusal::Timeout));
-    mesh.counts().handshakes.count(Role::Server, shaken.as_ref().map_err(|why| *why));
-    shaken
+    let shaken = shaken.unwrap_or(Err(PeerRefusal::Timeout.into()))?;
+    mesh.counts().handshakes.done(Role::Server);
+    Ok(shaken)
 }
 
-async fn shake(mesh: &Mesh, io: TcpStream, terms: Terms) -> Result<(Tunnel, Standing), PeerRefusal> {
+async fn shake(mesh: &Mesh, io: TcpStream, terms: Terms) -> Result<(Tunnel, Standing), RefusedPeer> {
     let (own, peer) = (Arc::clone(&terms.own), terms.peer.clone());
     let io = tls::accept(ReadAhead::new(io), terms, mesh.clock()).await?;
     let connection = io.get_ref().1;

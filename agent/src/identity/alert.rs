@@ -29,6 +29,16 @@ impl Ending {
         self.validity.end()
     }
 
+    /// The same as it is shown.
+    pub fn shown(&self) -> String {
+        rfc3339(self.not_after()).to_string()
+    }
+
+    /// Whether its last second is over.
+    pub fn has_ended(&self, now: SystemTime) -> bool {
+        self.validity.until < seconds(now)
+    }
+
     /// What to tell of it, where it ends soon or has ended.
     pub fn alert(&self, now: SystemTime) -> Option<String> {
         let (what, until) = (&self.what, rfc3339(self.validity.end()));

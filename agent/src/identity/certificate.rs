@@ -28,7 +28,7 @@ pub(super) struct Validity {
 }
 
 impl Validity {
-    fn of(certificate: &X509Certificate<'_>) -> Self {
+    pub(super) fn of(certificate: &X509Certificate<'_>) -> Self {
         let validity = certificate.validity();
         Self { from: validity.not_before.timestamp(), until: validity.not_after.timestamp() }
     }

@@ -13,6 +13,8 @@ use thiserror::Error;
 use webpki::EndEntityCert;
 use zeroize::Zeroizing;
 
+use super::alert::Ending;
+use super::certificate::Validity;
 use super::edge_clients;
 use crate::compile::MadeTls;
 use crate::model::{ClientMode, ListenerTls, PrivateKey, ServerCertificate, TlsVersion};
@@ -118,11 +120,11 @@ pub fn server_config(terms: &ListenerTls, is_opaque: bool) -> Option<MadeTls> {
     Some(MadeTls { server: Arc::new(config), clients, only_valid })
 }
 
-/// When a certificate of a Secret ends, in seconds since 1970.
-pub fn ends(certificate: &ServerCertificate) -> Option<u64> {
+/// When a certificate of a Secret ends.
+pub fn ending(certificate: &ServerCertificate) -> Option<Ending> {
     let leaf = CertificateDer::from_pem_slice(certificate.chain.as_bytes()).ok()?;
     let (_, leaf) = x509_parser::parse_x509_certificate(&leaf).ok()?;
-    u64::try_from(leaf.validity().not_after.timestamp()).ok()
+    Some(Ending::new(format!("the certificate of Secret {}", certificate.secret), Validity::of(&leaf)))
 }
 
 /// A certificate with the names that it is for.
@@ -169,6 +171,8 @@ impl ResolvesServerCert for ByName {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, SystemTime};
+
     use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519};
 
     use super::*;
@@ -248,7 +252,8 @@ mod tests {
             chain: chain.into(),
             key,
         };
-        assert!(ends(&certificate).is_some_and(|end| end > 1_700_000_000));
+        let end = ending(&certificate).expect("it ends").not_after();
+        assert!(end > SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000));
         let shown = Shown::new(&certificate).expect("can be shown");
         assert!(shown.is_for("a.example") && shown.is_for("x.b.example") && !shown.is_for("b.example"));
         let terms = ListenerTls {

@@ -21,6 +21,7 @@ use x509_parser::x509::{AttributeTypeAndValue, X509Name};
 
 use super::PeerRefusal;
 use super::edge::UnusableMaterial;
+use super::trust::reason;
 use crate::model::{ClientMode, ClientValidation};
 
 /// Reads a bundle of CA certificates.
@@ -195,6 +196,17 @@ pub fn refusal(error: &io::Error) -> PeerRefusal {
         CertificateError::UnknownIssuer => PeerRefusal::UnknownIssuer,
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
             PeerRefusal::WrongUsage
+        }
+        CertificateError::Revoked => PeerRefusal::Revoked,
+        CertificateError::UnhandledCriticalExtension => PeerRefusal::Constrained,
+        CertificateError::UnsupportedSignatureAlgorithmContext { .. }
+        | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => {
+            PeerRefusal::UnsupportedAlgorithm
+        }
+        // What the TLS library has no word for it hands through.
+        CertificateError::Other(other) => {
+            let problem = other.0.downcast_ref::<webpki::Error>();
+            problem.map_or(PeerRefusal::Malformed, |problem| reason(problem).into())
         }
         _ => PeerRefusal::of(error),
     }

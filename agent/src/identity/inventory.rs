@@ -40,6 +40,18 @@ pub struct Holding {
     pub state: String,
 }
 
+/// The state of a file that holds now, and of a list.
+const GOOD: [&str; 2] = ["valid", "list"];
+/// Where what was given out stands in the place of a file.
+const GIVEN_OUT: &str = "issued";
+
+impl Holding {
+    /// Whether it is as it should be. What was given out may have ended, or be revoked: that is its way.
+    pub fn is_good(&self) -> bool {
+        self.file == GIVEN_OUT || GOOD.contains(&self.state.as_str())
+    }
+}
+
 /// Looks at the files of a directory, and at what a CA has given out. Nothing of it has to be good.
 pub fn inventory(directory: &Path, now: SystemTime) -> Result<Vec<Holding>, IdentityError> {
     std::fs::read_dir(directory)
@@ -79,7 +91,7 @@ fn broken(file: &str, state: String) -> Holding {
 fn state(validity: Validity, now: SystemTime, revoked: bool) -> &'static str {
     match validity.check(now) {
         _ if revoked => Untrusted::Revoked.name(),
-        Ok(()) => "valid",
+        Ok(()) => GOOD[0],
         Err(why) => why.name(),
     }
 }
@@ -149,7 +161,7 @@ fn lists(directory: &Path) -> Result<Vec<Holding>, IdentityError> {
             serial: list.crl_number().map(ToString::to_string).unwrap_or_default(),
             not_before: rfc3339(validity.begin()).to_string(),
             not_after: rfc3339(validity.end()).to_string(),
-            state: "list".to_owned(),
+            state: GOOD[1].to_owned(),
         })
     };
     let read = |der| list(der).unwrap_or_else(|| broken(files::REVOKED, "malformed".to_owned()));
@@ -178,7 +190,7 @@ fn given(
         }
     };
     Holding {
-        file: "issued".to_owned(),
+        file: GIVEN_OUT.to_owned(),
         who: format!("{} {}", issued.kind.name(), issued.name),
         serial: issued.serial.clone(),
         not_before: rfc3339(validity.begin()).to_string(),

@@ -50,7 +50,7 @@ pub use node::NodeIdentity;
 pub use operator::OperatorIdentity;
 pub use peer::{Expected, Peer, PeerRole};
 pub use proof::{Binding, Chain, PROOF_MAX_BYTES};
-pub use refusal::PeerRefusal;
+pub use refusal::{PeerRefusal, RefusedPeer};
 pub use revoke::{Listed, Target};
 pub use rotation::{Rotation, backoff, renewal};
 pub use signature::Signature;

@@ -2,6 +2,7 @@
 //! name was made. Pure but for the crypto: the time is passed in.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -71,6 +72,15 @@ impl Peer {
         let node =
             issuers.filter_map(|der| IntermediateCertificate::read(der).ok()).map(|issuer| issuer.node);
         Ok(Expected { id, node: node.map(Arc::from).next().unwrap_or_default() })
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Workload(Expected { id, node }) => write!(f, "{id} on {node}"),
+            Self::Gateway(_) => f.write_str("a Gateway"),
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::io;
 use rustls::{AlertDescription, CertificateError};
 use thiserror::Error;
 
-use super::Untrusted;
+use super::{SpiffeId, Untrusted};
 
 /// Why a handshake with a peer failed. [`PeerRefusal::name`] is stable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Error)]
@@ -140,7 +140,7 @@ impl PeerRefusal {
         use rustls::Error;
         match error {
             Error::InvalidCertificate(CertificateError::Other(other)) => {
-                other.0.downcast_ref::<Self>().copied().unwrap_or(Self::Malformed)
+                other.0.downcast_ref::<RefusedPeer>().map_or(Self::Malformed, |refused| refused.why)
             }
             Error::InvalidCertificate(CertificateError::BadSignature) => Self::BadSignature,
             Error::InvalidCertificate(_) => Self::Malformed,
@@ -152,6 +152,36 @@ impl PeerRefusal {
             Error::PeerIncompatible(_) => Self::Incompatible,
             _ => Self::NotTls,
         }
+    }
+}
+
+/// A peer that is refused, and who it says that it is, which nobody believes: for the log alone.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{why}")]
+pub struct RefusedPeer {
+    /// Why.
+    pub why: PeerRefusal,
+    /// The id in the certificate that it has shown, where there is one.
+    pub presented: Option<SpiffeId>,
+}
+
+impl RefusedPeer {
+    /// What a handshake's error means.
+    pub fn of(error: &io::Error) -> Self {
+        use rustls::Error;
+        let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+        match inner {
+            Some(Error::InvalidCertificate(CertificateError::Other(other))) => {
+                other.0.downcast_ref::<Self>().cloned().unwrap_or(PeerRefusal::Malformed.into())
+            }
+            _ => PeerRefusal::of(error).into(),
+        }
+    }
+}
+
+impl From<PeerRefusal> for RefusedPeer {
+    fn from(why: PeerRefusal) -> Self {
+        Self { why, presented: None }
     }
 }
 

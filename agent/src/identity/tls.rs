@@ -20,8 +20,9 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
+use super::certificate::WorkloadLeaf;
 use super::peer::{self, Peer, PeerRole};
-use super::{Expected, PeerRefusal, TrustBundle, WorkloadCertificate};
+use super::{Expected, PeerRefusal, RefusedPeer, TrustBundle, WorkloadCertificate};
 
 /// What is spoken within.
 pub const ALPN: &[u8] = b"h2";
@@ -73,15 +74,15 @@ pub async fn connect<Io: AsyncRead + AsyncWrite + Unpin>(
     io: Io,
     terms: Terms,
     clock: Arc<dyn TimeProvider>,
-) -> Result<client::TlsStream<Io>, PeerRefusal> {
+) -> Result<client::TlsStream<Io>, RefusedPeer> {
     let config = terms.client(clock).map_err(|_| PeerRefusal::NoOwnCertificate)?;
     // It is neither sent nor looked at: who the peer is, its certificate alone says.
     let nobody = ServerName::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
     let connected = TlsConnector::from(config).connect(nobody, io).await;
-    let io = connected.map_err(|error| PeerRefusal::of(&error))?;
+    let io = connected.map_err(|error| RefusedPeer::of(&error))?;
     match io.get_ref().1.alpn_protocol() {
         Some(ALPN) => Ok(io),
-        _ => Err(PeerRefusal::NoAlpn),
+        _ => Err(PeerRefusal::NoAlpn.into()),
     }
 }
 
@@ -90,13 +91,13 @@ pub async fn accept<Io: AsyncRead + AsyncWrite + Unpin>(
     io: Io,
     terms: Terms,
     clock: Arc<dyn TimeProvider>,
-) -> Result<server::TlsStream<Io>, PeerRefusal> {
+) -> Result<server::TlsStream<Io>, RefusedPeer> {
     let config = terms.server(clock).map_err(|_| PeerRefusal::NoOwnCertificate)?;
     let accepted = TlsAcceptor::from(config).accept(io).await;
-    let io = accepted.map_err(|error| PeerRefusal::of(&error))?;
+    let io = accepted.map_err(|error| RefusedPeer::of(&error))?;
     match io.get_ref().1.alpn_protocol() {
         Some(ALPN) => Ok(io),
-        _ => Err(PeerRefusal::NoAlpn),
+        _ => Err(PeerRefusal::NoAlpn.into()),
     }
 }
 
@@ -132,9 +133,13 @@ impl Verifier {
         (role, now): (PeerRole, UnixTime),
     ) -> Result<(), Error> {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(now.as_secs());
-        let expected = self.peer.expected(leaf, intermediates).map_err(refused)?;
-        let checked = peer::check(&self.bundle, &expected, (leaf, intermediates), role, now);
-        checked.map(|_| ()).map_err(refused)
+        let expected = self.peer.expected(leaf, intermediates);
+        let checked = expected
+            .and_then(|expected| peer::check(&self.bundle, &expected, (leaf, intermediates), role, now));
+        checked.map(|_| ()).map_err(|why| {
+            let presented = WorkloadLeaf::read(leaf).ok().map(|leaf| leaf.id);
+            refused(RefusedPeer { why, presented })
+        })
     }
 
     fn signature(
@@ -148,13 +153,13 @@ impl Verifier {
     }
 }
 
-fn refused(refusal: PeerRefusal) -> Error {
-    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(refusal))))
+fn refused(refused: RefusedPeer) -> Error {
+    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(refused))))
 }
 
 /// TLS 1.2 is not offered, so nothing of it is ever asked.
 fn never() -> Error {
-    refused(PeerRefusal::Incompatible)
+    refused(PeerRefusal::Incompatible.into())
 }
 
 impl ServerCertVerifier for Verifier {

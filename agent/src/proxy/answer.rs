@@ -15,6 +15,7 @@ use super::limits::Limited;
 use crate::http::grpc::{self, GrpcStatus};
 use crate::http::h1::Version;
 use crate::http::{FieldSink, Refusal};
+use crate::identity::PeerRefusal;
 use crate::telemetry::Flag;
 
 /// Why a request did not get its upstream's answer.
@@ -53,6 +54,8 @@ pub(super) enum Problem {
     Connect(io::ErrorKind),
     /// Connecting took too long.
     ConnectTimeout,
+    /// There is no tunnel to the upstream's pod, for this reason.
+    NoTunnel(PeerRefusal),
     /// TLS can't be spoken with the upstream, for this reason.
     UpstreamTls(&'static str),
     /// The upstream closed or reset the connection before its answer.
@@ -94,6 +97,7 @@ impl Problem {
             | Self::Overload(_)
             | Self::Connect(_)
             | Self::ConnectTimeout
+            | Self::NoTunnel(_)
             | Self::UpstreamClosed
             | Self::UpstreamReset(_)
             | Self::UpstreamTls(_)
@@ -113,7 +117,9 @@ impl Problem {
             Self::NoListener | Self::NoHost | Self::NoRoute => Flag::NoRoute,
             Self::NoCluster { .. } | Self::NoWeight => Flag::NoCluster,
             Self::NoEndpoint => Flag::NoHealthyUpstream,
-            Self::Connect(_) | Self::ConnectTimeout | Self::UpstreamTls(_) => Flag::UpstreamConnectFailure,
+            Self::Connect(_) | Self::ConnectTimeout | Self::NoTunnel(_) | Self::UpstreamTls(_) => {
+                Flag::UpstreamConnectFailure
+            }
             Self::UpstreamClosed | Self::UpstreamTruncated => Flag::UpstreamClosed,
             Self::UpstreamProtocol(_) => Flag::UpstreamProtocol,
             Self::UpstreamReset(_) => Flag::UpstreamReset,
@@ -144,6 +150,7 @@ impl Problem {
             Self::NoEndpoint => "no_ready_endpoint",
             Self::Connect(kind) => connect_details(kind),
             Self::ConnectTimeout => "connect_timeout",
+            Self::NoTunnel(why) => why.name(),
             Self::UpstreamClosed => "upstream_closed",
             Self::UpstreamTruncated => "upstream_truncated",
             Self::UpstreamProtocol(reason) | Self::UpstreamTls(reason) => reason,
@@ -175,7 +182,7 @@ impl Problem {
                 "destination_unavailable"
             }
             Self::ConnectTimeout => "connection_timeout",
-            Self::UpstreamTls(_) => "tls_protocol_error",
+            Self::NoTunnel(_) | Self::UpstreamTls(_) => "tls_protocol_error",
             Self::UpstreamClosed | Self::UpstreamReset(_) => "connection_terminated",
             Self::UpstreamFull => "connection_limit_reached",
             Self::Denied | Self::RateLimited => "http_request_denied",
@@ -232,6 +239,14 @@ fn reset_details(code: u32) -> &'static str {
         Reason::INTERNAL_ERROR => "upstream_reset_internal_error",
         Reason::PROTOCOL_ERROR => "upstream_reset_protocol_error",
         _ => "upstream_reset",
+    }
+}
+
+impl From<io::Error> for Problem {
+    /// What a failed connect means.
+    fn from(error: io::Error) -> Self {
+        let refusal = error.get_ref().and_then(|inner| inner.downcast_ref::<PeerRefusal>());
+        refusal.map_or(Self::Connect(error.kind()), |why| Self::NoTunnel(*why))
     }
 }
 

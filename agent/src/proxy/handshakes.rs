@@ -1,5 +1,6 @@
 //! TLS handshakes with clients of Gateways: how many are under way over all workers, and how they ended.
 
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -42,6 +43,13 @@ impl Unshaken {
             Self::UnknownServerName => "unknown_server_name",
             Self::TooMany => "handshakes",
         }
+    }
+
+    /// The same as it stands in the access log, beside reasons of all kinds.
+    pub fn details(self) -> &'static str {
+        static DETAILS: LazyLock<Vec<String>> =
+            LazyLock::new(|| Unshaken::all().map(|why| format!("tls_{}", why.name())).collect());
+        &DETAILS[self.place()]
     }
 
     const fn place(self) -> usize {
@@ -164,6 +172,9 @@ mod tests {
         let places: HashSet<usize> = Unshaken::all().map(Unshaken::place).collect();
         let names: HashSet<&str> = Unshaken::all().map(Unshaken::name).collect();
         assert_eq!((places.len(), names.len()), (OUTCOMES, OUTCOMES));
+        for why in Unshaken::all() {
+            assert_eq!(why.details(), format!("tls_{}", why.name()), "{why:?}");
+        }
         let handshakes = Handshakes::new(HandshakeSettings::default());
         handshakes.refused(Unshaken::UnknownServerName);
         handshakes.done(Shaken { is_13: true, resumed: true });

@@ -121,28 +121,17 @@ fn record(
     origin: &Origin,
     (why, start): (Unshaken, Instant),
 ) {
-    let (details, flag) = match why {
+    let flag = match why {
         Unshaken::Peer(PeerRefusal::Closed) => return,
-        Unshaken::Peer(PeerRefusal::Timeout) => ("tls_timeout", Flag::IdleTimeout),
-        Unshaken::TooMany => ("tls_handshakes", Flag::Overload),
-        Unshaken::UnknownServerName => ("tls_unknown_server_name", Flag::DownstreamProtocol),
-        Unshaken::Peer(PeerRefusal::NotTls) => ("tls_not_tls", Flag::DownstreamProtocol),
-        Unshaken::Peer(PeerRefusal::NoAlpn) => ("tls_no_alpn", Flag::DownstreamProtocol),
-        Unshaken::Peer(PeerRefusal::Incompatible) => ("tls_incompatible", Flag::DownstreamProtocol),
-        Unshaken::Peer(PeerRefusal::NoCertificate) => ("tls_no_certificate", Flag::DownstreamProtocol),
-        Unshaken::Peer(PeerRefusal::Expired) => ("tls_expired", Flag::DownstreamProtocol),
-        Unshaken::Peer(PeerRefusal::NotYetValid) => ("tls_not_yet_valid", Flag::DownstreamProtocol),
-        Unshaken::Peer(PeerRefusal::UnknownIssuer) => ("tls_unknown_issuer", Flag::DownstreamProtocol),
-        Unshaken::Peer(PeerRefusal::WrongUsage) => ("tls_wrong_usage", Flag::DownstreamProtocol),
-        Unshaken::Peer(PeerRefusal::Refused) => ("tls_refused", Flag::DownstreamProtocol),
-        Unshaken::Peer(PeerRefusal::NoOwnCertificate) => ("tls_no_own_certificate", Flag::DownstreamProtocol),
-        Unshaken::Peer(_) => ("tls_failed", Flag::DownstreamProtocol),
+        Unshaken::Peer(PeerRefusal::Timeout) => Flag::IdleTimeout,
+        Unshaken::TooMany => Flag::Overload,
+        Unshaken::UnknownServerName | Unshaken::Peer(_) => Flag::DownstreamProtocol,
     };
     let settings = context.http.settings(origin);
     let caller = Caller { ctx: context, settings: &settings, origin, peer, original_destination, tls: None };
     let table = context.tables.load_full();
     let mut trail = Trail::new(start, caller.ends(&table));
-    trail.details = details;
+    trail.details = why.details();
     trail.flags.insert(flag);
     caller.record(&trail, None, "");
 }

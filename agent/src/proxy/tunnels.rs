@@ -18,14 +18,16 @@ use tokio::task::spawn_local;
 use super::access::{self, ACCESS_DENIED, Client};
 use super::tcp;
 use super::{Context, Downstream, Protocol, captured};
-use crate::hbone::{self, Mesh, Role, StreamEnd};
-use crate::identity::PeerRefusal;
+use crate::hbone::{self, Mesh, Role, Standing, StreamEnd};
+use crate::identity::{Peer, PeerRefusal, RefusedPeer};
 use crate::model::Asked;
 use crate::net::{ConnectSource, ConnectTarget};
 use crate::telemetry::{ConnectionRecord, Flag, Origin, ResponseFlags};
 
 /// How long a tunnel may take to say that it is over.
 const ENDING: Duration = Duration::from_secs(1);
+/// How long one that comes in a drain takes streams: where each took but one, peers with many to open would dial in vain.
+const BRIEFLY: Duration = Duration::from_secs(1);
 
 /// Serves one connection of tunnels to its end.
 pub(super) async fn serve(
@@ -34,27 +36,22 @@ pub(super) async fn serve(
     listener: SocketAddr,
     mesh: Arc<Mesh>,
 ) {
+    let start = (SystemTime::now(), Instant::now());
     let Ok(pod) = io.local_addr() else { return };
     if pod == listener {
         tracing::debug!(%peer, "connection to the tunnels' listener refused");
         return;
     }
-    let terms = match mesh.arrival(peer.ip(), pod.ip()) {
-        Ok(terms) => terms,
-        Err(why) => {
-            mesh.counts().handshakes.refused(Role::Server, why);
-            let _ = io.set_zero_linger();
-            return refused(peer, pod, why);
-        }
-    };
-    let (mut tunnel, standing) = match Box::pin(hbone::accept(&mesh, io, terms)).await {
-        Ok((tunnel, standing)) => (tunnel, Rc::new(standing)),
-        Err(why) => return refused(peer, pod, why),
-    };
+    let Some((mut tunnel, standing)) = accept(&context, &mesh, (io, peer, pod), start).await else { return };
+    let standing = Rc::new(standing);
     let origin = Origin::Tunnel(mesh.gateway(peer.ip(), standing.peer()));
     let lost = watch::Sender::new(None);
     let mut losing = pin!(standing.lost(&mesh));
     let mut drain = context.drain.clone();
+    let mut leaving = pin!(async move {
+        let _ = drain.wait_for(|draining| *draining).await;
+        tokio::time::sleep(BRIEFLY.saturating_sub(start.1.elapsed())).await;
+    });
     let mut draining = false;
     loop {
         let next = tokio::select! {
@@ -65,7 +62,7 @@ pub(super) async fn serve(
                 lost.send_replace(Some(why));
                 return end(tunnel).await;
             }
-            _ = drain.wait_for(|draining| *draining), if !draining => {
+            () = &mut leaving, if !draining => {
                 draining = true;
                 tunnel.graceful_shutdown();
                 continue;
@@ -74,7 +71,10 @@ pub(super) async fn serve(
         match next {
             // Its address may have become another's since; that one has proven nothing here.
             Some(Ok((_, mut respond))) if !mesh.is_still(peer.ip(), standing.peer()) => {
-                mesh.counts().handshakes.refused(Role::Server, PeerRefusal::OtherIdentity);
+                let (why, presented) = (PeerRefusal::OtherIdentity, Some(standing.peer().id.clone()));
+                let expected = mesh.expected(peer.ip()).map(Peer::from);
+                let refused = RefusedPeer { why, presented };
+                mesh.refused(Role::Server, (peer, pod), expected.as_ref(), &refused);
                 answer_only(&mut respond, StatusCode::UNAUTHORIZED);
             }
             Some(Ok((request, respond))) if hbone::is_proof(&request) => {
@@ -92,8 +92,62 @@ pub(super) async fn serve(
     }
 }
 
-fn refused(peer: SocketAddr, pod: SocketAddr, why: PeerRefusal) {
-    tracing::debug!(%peer, %pod, reason = why.name(), "a tunnel was refused");
+/// Makes a tunnel of a connection; `None`: it became none, which has been counted, logged and recorded.
+async fn accept(
+    context: &Context,
+    mesh: &Mesh,
+    (io, peer, pod): (TcpStream, SocketAddr, SocketAddr),
+    start: (SystemTime, Instant),
+) -> Option<(hbone::Tunnel, Standing)> {
+    let (expected, shaken) = match mesh.arrival(peer.ip(), pod.ip()) {
+        Ok(terms) => (Some(terms.peer.clone()), Box::pin(hbone::accept(mesh, io, terms)).await),
+        Err(why) => {
+            let _ = io.set_zero_linger();
+            (None, Err(why.into()))
+        }
+    };
+    match shaken {
+        Ok(made) => Some(made),
+        Err(refused) => {
+            mesh.refused(Role::Server, (peer, pod), expected.as_ref(), &refused);
+            record_refused(context, (peer, pod), start, refused.why);
+            None
+        }
+    }
+}
+
+/// A connection that does not become a tunnel. One who only looks whether somebody listens leaves no record.
+fn record_refused(
+    context: &Context,
+    (peer, pod): (SocketAddr, SocketAddr),
+    (start, since): (SystemTime, Instant),
+    why: PeerRefusal,
+) {
+    let flag = match why {
+        PeerRefusal::Closed => return,
+        PeerRefusal::Timeout => Flag::IdleTimeout,
+        _ => Flag::DownstreamProtocol,
+    };
+    let table = context.tables.load();
+    let record = ConnectionRecord {
+        start,
+        duration: since.elapsed(),
+        origin: &Origin::Tunnel(None),
+        peer,
+        original_destination: pod,
+        source: table.workloads.get(&peer.ip()),
+        cluster: None,
+        upstream: None,
+        destination: table.workloads.get(&pod.ip()),
+        flags: flag.into(),
+        details: why.name(),
+        sent_bytes: 0,
+        received_bytes: 0,
+        rtt: None,
+    };
+    context.recorder.turned_away(why.name(), peer, pod);
+    context.recorder.connection_opened(&record);
+    context.recorder.connection(&record);
 }
 
 /// Tells the peer that a tunnel is over, and why as far as HTTP/2 can. Streams have been reset; nobody waits for a peer that

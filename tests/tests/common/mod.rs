@@ -56,6 +56,43 @@ impl Mesh {
         Ok(mesh)
     }
 
+    /// A lab with `extra` documents (name, text), a CA in its directory `ca`, and an agent with certificates, whose files are
+    /// in `ca-NODE`, on its first two nodes; `arguments` are further ones of both.
+    pub fn secured(
+        name: &str,
+        topology: Topology,
+        extra: &[(&str, &str)],
+        arguments: &[&str],
+    ) -> Result<Self> {
+        let lab = Lab::for_test(name, topology)?;
+        let config = lab.directory().join("config");
+        lab.write_documents(&config)?;
+        for (file, text) in extra {
+            replace_file(&config.join(file), text)?;
+        }
+        let mut mesh = Self { agents: Vec::new(), lab, config };
+        mesh.ca(&["init", "--dir", "ca", "--trust-domain", "mesh.test"])?;
+        for node in ["node1", "node2"] {
+            mesh.ca(&["node", "--dir", "ca", "--name", node, "--out", &format!("ca-{node}")])?;
+            let agent = mesh.start_secured(node, arguments)?;
+            mesh.agents.push(agent);
+        }
+        Ok(mesh)
+    }
+
+    /// `sluice ca` in the lab's directory.
+    pub fn ca(&self, words: &[&str]) -> Result<String> {
+        let mut command = Command::new(lab::agent::built_binary()?);
+        exec::stdout(command.arg("ca").args(words).current_dir(self.lab.directory()))
+    }
+
+    /// An agent with the node's certificates.
+    pub fn start_secured(&self, node: &str, arguments: &[&str]) -> Result<Agent> {
+        let files = self.lab.directory().join(format!("ca-{node}")).display().to_string();
+        let options = AgentOptions::new(&self.config)?.with(["--ca", &files]).with(arguments.iter().copied());
+        self.lab.node(node)?.start_agent(&options)
+    }
+
     pub fn start_agent(&self, node: &str) -> Result<Agent> {
         self.lab.node(node)?.start_agent(&AgentOptions::new(&self.config)?)
     }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use lab::exec::{command, run};
+use lab::exec::{command, run, stdout};
 use lab::loopback::LoopbackAgent;
 use serde_json::Value;
 
@@ -90,8 +90,42 @@ impl Pki {
             .arg(&key_path)
             .arg("-out")
             .arg(&chain_path))?;
+        Issued::read(chain_path, key_path)
+    }
+
+    /// A certificate of X.509 v1, which has no extensions.
+    pub fn issue_v1(&self, file: &str) -> Result<Issued> {
+        let [key, asked, chain] = ["key", "csr", "crt"].map(|kind| self.path(&format!("{file}.{kind}")));
+        run(command("openssl", ["req", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"])
+            .arg("-config")
+            .arg(self.path("openssl.cnf"))
+            .args(["-subj", &format!("/CN={file}"), "-keyout"])
+            .arg(&key)
+            .arg("-out")
+            .arg(&asked))?;
+        run(command("openssl", ["x509", "-req", "-days", "30", "-CAcreateserial", "-in"])
+            .arg(&asked)
+            .arg("-CA")
+            .arg(self.root())
+            .arg("-CAkey")
+            .arg(self.path("ca.key"))
+            .arg("-out")
+            .arg(&chain))?;
+        let text = stdout(command("openssl", ["x509", "-noout", "-text", "-in"]).arg(&chain))?;
+        ensure!(text.contains("Version: 1 "), "{text}");
+        Issued::read(chain, key)
+    }
+
+    /// The CA's own certificate.
+    pub fn itself(&self) -> Result<Issued> {
+        Issued::read(self.root(), self.path("ca.key"))
+    }
+}
+
+impl Issued {
+    fn read(chain_path: PathBuf, key_path: PathBuf) -> Result<Self> {
         let (chain, key) = (fs::read_to_string(&chain_path)?, fs::read_to_string(&key_path)?);
-        Ok(Issued { chain, key, chain_path, key_path })
+        Ok(Self { chain, key, chain_path, key_path })
     }
 }
 

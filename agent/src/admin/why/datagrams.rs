@@ -76,7 +76,7 @@ fn packets(view: &View<'_>, said: &mut Explanation, step: &mut impl FnMut(&str, 
         said.judged(("elsewhere", &format!("node {node}"), Reason::NotOurs.as_str()), None);
         return;
     }
-    let reason = if view.is_from_here() && view.status.capture.mode != "off" {
+    let reason = if view.is_from_here() && !view.status.capture.is_off() {
         step("from_pod", "datagrams are not taken: not_tcp".to_owned());
         Reason::NotTcp
     } else {

@@ -18,7 +18,7 @@ pub(super) fn listener<'a>(view: &View<'a>) -> Option<&'a GatewayListener> {
     };
     // Without capture nobody has looked which addresses are the node's.
     let is_ours = status.capture.local_addresses.contains(&to.ip())
-        || status.capture.mode == "off"
+        || status.capture.is_off()
             && !table.frontends.contains_key(&to)
             && !table.workloads.contains_key(&to.ip());
     let mut listeners = table.gateways.iter().map(|one| &**one);

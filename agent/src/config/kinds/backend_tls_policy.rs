@@ -10,7 +10,7 @@ use super::super::node::{DecodeError, Extra};
 use super::super::object::Notes;
 use super::gateway_clients::BundleRef;
 use super::gateway_tls::RefSpec;
-use super::name::host_pattern;
+use super::name::{host_pattern, is_uri};
 use super::{DOCUMENT, Source, decode_spec};
 use crate::model::{BackendName, HostPattern, ObjectName};
 
@@ -112,7 +112,7 @@ fn names(written: &[NameSpec], field: &Field, notes: &mut Notes<'_>) -> Vec<Back
                 Some(name) => names.push(BackendName::Dns(name)),
                 None => notes.error(&field.key("hostname"), format!("`{text}` is no host name")),
             },
-            ("URI", "", uri) if uri.contains("://") => names.push(BackendName::Uri(uri.into())),
+            ("URI", "", uri) if is_uri(uri) => names.push(BackendName::Uri(uri.into())),
             ("URI", "", uri) => notes.error(&field.key("uri"), format!("`{uri}` is no URI")),
             ("Hostname" | "URI", ..) => notes.error(&field, "either hostname or uri, as the type says"),
             (other, ..) => {

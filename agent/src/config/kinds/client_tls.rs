@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::super::field::Field;
 use super::super::object::Notes;
-use super::name::host_pattern;
+use super::name::{host_pattern, is_object_name, is_uri};
 use crate::model::{BackendName, HostPattern};
 
 /// A checked `tls`.
@@ -49,9 +49,9 @@ pub(crate) struct OwnTls {
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub(super) struct ClientTlsText {
     mode: Option<String>,
-    sni: String,
+    sni: Option<String>,
     subject_alt_names: Vec<String>,
-    credential_name: String,
+    credential_name: Option<String>,
     ca_certificates: String,
     ca_crl: String,
     client_certificate: String,
@@ -63,9 +63,9 @@ impl ClientTlsText {
     /// What it says beside its mode.
     fn beside(&self) -> Vec<&'static str> {
         let said = [
-            ("sni", !self.sni.is_empty()),
+            ("sni", self.sni.is_some()),
             ("subjectAltNames", !self.subject_alt_names.is_empty()),
-            ("credentialName", !self.credential_name.is_empty()),
+            ("credentialName", self.credential_name.is_some()),
             ("insecureSkipVerify", self.insecure_skip_verify),
         ];
         said.into_iter().filter(|(_, is)| *is).map(|(name, _)| name).collect()
@@ -75,20 +75,28 @@ impl ClientTlsText {
 /// Checks a `tls`; `None`: it is wrong, which is said.
 pub(super) fn check(text: &ClientTlsText, field: &Field, notes: &mut Notes<'_>) -> Option<ClientTlsSpec> {
     check_files(text, field, notes);
-    let mode = match text.mode.as_deref().unwrap_or("DISABLE") {
-        // What is said beside it is not looked at, as in Istio.
-        "DISABLE" => ClientTlsMode::Disable,
-        "ISTIO_MUTUAL" => {
-            for name in text.beside() {
-                let text =
-                    "ISTIO_MUTUAL shows and expects the pods' own identities: this can't be said beside it";
-                notes.error(&field.key(name), text);
-            }
+    let mut alone = |why: &str| {
+        for name in text.beside() {
+            notes.error(&field.key(name), format!("{why}: this can't be said beside it"));
+        }
+    };
+    let mode = match text.mode.as_deref() {
+        // Istio passes over what is said beside it. Whoever writes that means another mode, and would have plaintext.
+        None => {
+            alone("without a mode no TLS is spoken");
+            ClientTlsMode::Disable
+        }
+        Some("DISABLE") => {
+            alone("with DISABLE no TLS is spoken");
+            ClientTlsMode::Disable
+        }
+        Some("ISTIO_MUTUAL") => {
+            alone("ISTIO_MUTUAL shows and expects the pods' own identities");
             ClientTlsMode::IstioMutual
         }
-        "SIMPLE" => ClientTlsMode::Own(own(text, false, field, notes)),
-        "MUTUAL" => ClientTlsMode::Own(own(text, true, field, notes)),
-        other => {
+        Some("SIMPLE") => ClientTlsMode::Own(own(text, false, field, notes)),
+        Some("MUTUAL") => ClientTlsMode::Own(own(text, true, field, notes)),
+        Some(other) => {
             let text = format!("`{other}` is none of DISABLE, SIMPLE, MUTUAL, ISTIO_MUTUAL");
             notes.error(&field.key("mode"), text);
             return None;
@@ -116,9 +124,9 @@ fn check_files(text: &ClientTlsText, field: &Field, notes: &mut Notes<'_>) {
 }
 
 fn own(text: &ClientTlsText, mutual: bool, field: &Field, notes: &mut Notes<'_>) -> OwnTls {
-    let sni = match text.sni.as_str() {
-        "" => "".into(),
-        name => exact_host(name).unwrap_or_else(|| {
+    let sni = match text.sni.as_deref() {
+        None => "".into(),
+        Some(name) => exact_host(name).unwrap_or_else(|| {
             notes.error(&field.key("sni"), format!("`{name}` is no host name"));
             "".into()
         }),
@@ -127,7 +135,7 @@ fn own(text: &ClientTlsText, mutual: bool, field: &Field, notes: &mut Notes<'_>)
     let mut names = Vec::with_capacity(text.subject_alt_names.len());
     for (index, name) in text.subject_alt_names.iter().enumerate() {
         match exact_host(name) {
-            _ if name.contains("://") => names.push(BackendName::Uri(name.as_str().into())),
+            _ if is_uri(name) => names.push(BackendName::Uri(name.as_str().into())),
             Some(name) => names.push(BackendName::Dns(name)),
             None => notes.error(&list.index(index), format!("`{name}` is neither a host name nor a URI")),
         }
@@ -135,9 +143,13 @@ fn own(text: &ClientTlsText, mutual: bool, field: &Field, notes: &mut Notes<'_>)
     if text.insecure_skip_verify && !names.is_empty() {
         notes.error(&list, "insecureSkipVerify looks at no names");
     }
-    let credential = Some(text.credential_name.as_str()).filter(|name| !name.is_empty());
+    let credential = text.credential_name.as_deref();
     match (credential, mutual) {
         (None, true) => notes.error(&field.key("credentialName"), "MUTUAL needs a certificate to show"),
+        (Some(name), _) if !is_object_name(name) => {
+            let text = format!("`{name}` is no name of a Secret of the rule's namespace");
+            notes.error(&field.key("credentialName"), text);
+        }
         (Some(_), false) if text.insecure_skip_verify => {
             notes.error(&field.key("credentialName"), "insecureSkipVerify looks at no certificates");
         }

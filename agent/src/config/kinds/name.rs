@@ -32,6 +32,23 @@ pub(crate) fn host_pattern(host: &str) -> Option<HostPattern> {
     }
 }
 
+/// Whether this is a URI with an authority, as certificates have them in the place of names (RFC 3986 sections 2 and 3).
+pub(super) fn is_uri(text: &str) -> bool {
+    let Some((scheme, rest)) = text.split_once("://") else { return false };
+    let of_scheme = |byte: u8| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte);
+    let mut bytes = rest.bytes();
+    let mut rest_is_good = !rest.is_empty();
+    while let Some(byte) = bytes.next() {
+        rest_is_good &= match byte {
+            b'%' => bytes.by_ref().take(2).filter(u8::is_ascii_hexdigit).count() == 2,
+            byte => byte.is_ascii_alphanumeric() || b"-._~:/?#[]@!$&'()*+,;=".contains(&byte),
+        };
+    }
+    scheme.starts_with(|first: char| first.is_ascii_alphabetic())
+        && scheme.bytes().all(of_scheme)
+        && rest_is_good
+}
+
 /// The service that a host names, seen from a namespace: `name`, `name.namespace`, `name.namespace.svc` or the full
 /// name. `None` for hosts that can be no service's name.
 pub(crate) fn service_of_host(host: &str, namespace: &str) -> Option<ObjectName> {
@@ -88,6 +105,27 @@ mod tests {
         check("example.com:80", None);
         check("http://example.com", None);
         check(&"a".repeat(254), None);
+    }
+
+    #[test]
+    fn uris_have_a_scheme_and_no_other_bytes_than_uris_have() {
+        for (text, expected) in [
+            ("spiffe://mesh.test/ns/a/sa/b", true),
+            ("https://a.test:443/%7Ea?b=c#d", true),
+            ("spiffe://x y", false),
+            ("spiffe://", false),
+            ("://a", false),
+            ("1a://b", false),
+            ("a b://c", false),
+            ("spiffe:/a", false),
+            ("spiffe://a%2", false),
+            ("spiffe://a%zz", false),
+            ("spiffe://a\"b", false),
+            ("spiffe://a\nb", false),
+            ("spiffe://ä", false),
+        ] {
+            assert_eq!(is_uri(text), expected, "{text:?}");
+        }
     }
 
     #[test]

@@ -24,6 +24,8 @@ const EXTRAS: &[&[Extra]] = &[&[Extra {
 }]];
 /// The type of Secrets that hold a certificate.
 const TLS_TYPE: &str = "kubernetes.io/tls";
+/// The key of a certificate with those that issued it.
+const CHAIN: &str = "tls.crt";
 /// The keys of CA certificates, the first one before the second.
 const ROOTS: [&str; 2] = ["ca.crt", "cacert"];
 const BASE64: GeneralPurpose = GeneralPurpose::new(&STANDARD, GeneralPurposeConfig::new());
@@ -35,6 +37,8 @@ pub(crate) struct Secret {
     pub certificate: Option<Arc<ServerCertificate>>,
     /// Its CA certificates, in PEM (`ca.crt`, or `cacert` as Istio has it); `None`: it has none that can be used.
     pub roots: Option<Arc<str>>,
+    /// Where the certificate stands: its field, and the line.
+    pub chain_at: (Field, u32),
 }
 
 #[derive(Deserialize)]
@@ -63,10 +67,14 @@ impl From<String> for Text {
 pub(super) fn decode(source: &Source<'_>, notes: &mut Notes<'_>) -> Result<Secret, DecodeError> {
     let Decoded { value: document, .. } = decode_node::<SecretDocument>(source.node, EXTRAS)?;
     if document.secret_type.as_deref() != Some(TLS_TYPE) {
-        return Ok(Secret { certificate: None, roots: roots(&document) });
+        let chain_at = (Field::root(), source.node.line);
+        return Ok(Secret { certificate: None, roots: roots(&document), chain_at });
     }
+    let written = if document.string_data.contains_key(CHAIN) { "stringData" } else { "data" };
+    let chain = Field::root().key(written).key(CHAIN);
+    let chain_at = (chain.clone(), source.node.line_at(&chain));
     let certificate = certificate(&document, source.name, notes).map(Arc::new);
-    Ok(Secret { certificate, roots: roots(&document) })
+    Ok(Secret { certificate, roots: roots(&document), chain_at })
 }
 
 fn certificate(
@@ -74,12 +82,12 @@ fn certificate(
     name: &ObjectName,
     notes: &mut Notes<'_>,
 ) -> Option<ServerCertificate> {
-    let (chain, key) = (entry(document, "tls.crt", notes), entry(document, "tls.key", notes));
+    let (chain, key) = (entry(document, CHAIN, notes), entry(document, "tls.key", notes));
     let ((chain, chain_field), (key, key_field)) = (chain?, key?);
     let key = PrivateKey::new(key);
     if let Err((part, problem)) = edge::check(&chain, &key) {
         let (field, name) = match part {
-            Part::Certificate => (chain_field, "tls.crt"),
+            Part::Certificate => (chain_field, CHAIN),
             Part::Key => (key_field, "tls.key"),
         };
         notes.error(&field, format!("{name}: {problem}"));

@@ -135,6 +135,13 @@ fn what_can_not_be_meant_is_refused_with_its_field() {
         ("insecureSkipVerify", "true"),
     ] {
         check(&format!("mode: ISTIO_MUTUAL, {field}: {value}"), field, "own identities");
+        check(&format!("mode: DISABLE, {field}: {value}"), field, "with DISABLE no TLS");
+        check(&format!("{field}: {value}"), field, "without a mode no TLS");
+    }
+    check("mode: SIMPLE, sni: ''", "sni", "`` is no host name");
+    check("mode: SIMPLE, subjectAltNames: ['spiffe://x y']", "subjectAltNames[0]", "neither");
+    for name in ["../x", "''", "kubernetes://a", "other/a", "A"] {
+        check(&format!("mode: MUTUAL, credentialName: {name}"), "credentialName", "no name of a Secret");
     }
     check_bad(&tls("mode: SIMPLE, snl: a"), "6 spec.trafficPolicy.tls.snl: ", "unknown field");
 }

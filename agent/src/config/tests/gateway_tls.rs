@@ -1,9 +1,12 @@
 //! TLS of Gateways' listeners, and the Secrets that they refer to.
 
-use rcgen::{CertificateParams, KeyPair};
+use std::time::{Duration, SystemTime};
+
+use rcgen::{CertificateParams, KeyPair, date_time_ymd};
 
 use super::{check_bad, good, load_in_shop, messages};
-use crate::config::Severity;
+use crate::config::load::load_at;
+use crate::config::{Severity, State};
 use crate::model::{ClientMode, ListenerProtocol, TlsVersion};
 
 /// A certificate and its key, in PEM.
@@ -83,6 +86,47 @@ fn a_bad_secret_keeps_what_was_there() {
     );
     let listener = &after.model.listeners[0];
     assert_eq!(listener.tls.as_ref().expect("it ends TLS").certificates[0].key.pem(), key);
+}
+
+/// A certificate that holds from a year to another, and its key.
+fn pair_of(from: i32, until: i32) -> (String, String) {
+    let key = KeyPair::generate().expect("a key");
+    let mut params = CertificateParams::new(vec!["a.test".to_owned()]).expect("names");
+    (params.not_before, params.not_after) = (date_time_ymd(from, 1, 1), date_time_ymd(until, 1, 1));
+    (params.self_signed(&key).expect("signs").pem(), key.serialize_pem())
+}
+
+#[test]
+fn a_certificate_that_has_ended_does_not_take_the_place_of_one_that_holds() {
+    let year = |year: u64| SystemTime::UNIX_EPOCH + Duration::from_hours((year - 1970) * 24 * 366);
+    let (ended, held) = (pair_of(2001, 2002), pair_of(2001, 2090));
+    let load = |before: &State, (chain, key): &(String, String), now| {
+        let text = https("certificateRefs: [{name: cert}]") + &secret("default", chain, key);
+        load_at(before, vec![super::file("0.yaml", super::SHOP), super::file("1.yaml", &text)], now)
+    };
+    let shown = |state: &State| {
+        state.model.listeners[0].tls.as_ref().expect("it ends TLS").certificates[0].chain.to_string()
+    };
+    let told = |state: &State, severity| messages(&state.report, severity);
+    let now = year(2026);
+    let good = load(&State::default(), &held, now);
+    assert_eq!((shown(&good), told(&good, Severity::Warning)), (held.0.clone(), vec![]));
+    let after = load(&good, &ended, now);
+    assert_eq!(shown(&after), held.0, "the one that holds stays");
+    let expected = "11 stringData[\"tls.crt\"]: tls.crt: the certificate has ended at 2002-01-01T00:00:00";
+    assert!(told(&after, Severity::Error)[0].starts_with(expected), "{:?}", told(&after, Severity::Error));
+    // A better one than the one that is there takes its place, and where there is none it is what there is.
+    let again = pair_of(2001, 2003);
+    for (before, next, now) in [
+        (&State::default(), &ended, now),
+        (&load(&State::default(), &ended, now), &again, now),
+        (&good, &ended, year(2095)),
+        (&after, &pair_of(2002, 2095), now),
+    ] {
+        let state = load(before, next, now);
+        assert_eq!(shown(&state), next.0);
+        assert_eq!(told(&state, Severity::Error), [""; 0]);
+    }
 }
 
 #[test]

@@ -224,10 +224,14 @@ pub(super) async fn as_server(io: DuplexStream, shown: &Shown, manner: Manner) {
 /// What our server says of a client, and our client of a server, that shows this.
 pub(super) async fn both(mesh: &Mesh, shown: &Shown, manner: Manner) -> [Result<(), PeerRefusal>; 2] {
     let (near, far) = duplex(64 * 1024);
-    let ours = async { tls::accept(near, mesh.terms(), Arc::new(Present)).await.map(|_| ()) };
+    let ours = async {
+        tls::accept(near, mesh.terms(), Arc::new(Present)).await.map(|_| ()).map_err(|refused| refused.why)
+    };
     let (served, ()) = tokio::join!(ours, as_client(far, Some(shown), manner));
     let (near, far) = duplex(64 * 1024);
-    let ours = async { tls::connect(near, mesh.terms(), Arc::new(Present)).await.map(|_| ()) };
+    let ours = async {
+        tls::connect(near, mesh.terms(), Arc::new(Present)).await.map(|_| ()).map_err(|refused| refused.why)
+    };
     let (dialled, ()) = tokio::join!(ours, as_server(far, shown, manner));
     [served, dialled]
 }
@@ -340,6 +344,21 @@ async fn a_peer_is_who_it_should_be_or_refused_by_name() {
 }
 
 #[tokio::test]
+async fn who_is_refused_is_named_as_it_names_itself() {
+    const OTHER: &str = "spiffe://mesh.test/ns/shop/sa/other";
+    let mesh = Mesh::new();
+    for (ids, expected) in [(vec![OTHER], Some(OTHER)), (vec![SHOP, OTHER], None), (vec![], None)] {
+        let ids = ids.into_iter().map(uri).collect::<Vec<_>>();
+        let shown = mesh.leaf(|params| params.subject_alt_names = ids);
+        let (near, far) = duplex(64 * 1024);
+        let ours = tls::accept(near, mesh.terms(), Arc::new(Present));
+        let (served, ()) = tokio::join!(ours, as_client(far, Some(&shown), USUAL));
+        let presented = served.expect_err("is not the one").presented;
+        assert_eq!(presented.map(|id| id.to_string()).as_deref(), expected);
+    }
+}
+
+#[tokio::test]
 async fn tls_is_1_3_and_what_is_in_it_http_2() {
     use PeerRefusal::{Incompatible, NoAlpn, NoCertificate, Refused};
     let mesh = Mesh::new();
@@ -355,7 +374,7 @@ async fn tls_is_1_3_and_what_is_in_it_http_2() {
     let (near, far) = duplex(64 * 1024);
     let ours = tls::accept(near, mesh.terms(), Arc::new(Present));
     let (served, ()) = tokio::join!(ours, as_client(far, None, USUAL));
-    assert_eq!(served.err(), Some(NoCertificate));
+    assert_eq!(served.err().map(|refused| refused.why), Some(NoCertificate));
 }
 
 #[tokio::test]
@@ -375,9 +394,9 @@ async fn what_is_no_tls_is_told_so() {
             let (near, mut far) = duplex(64 * 1024);
             let ours = async {
                 if dialled {
-                    tls::connect(near, mesh.terms(), Arc::new(Present)).await.err()
+                    tls::connect(near, mesh.terms(), Arc::new(Present)).await.err().map(|refused| refused.why)
                 } else {
-                    tls::accept(near, mesh.terms(), Arc::new(Present)).await.err()
+                    tls::accept(near, mesh.terms(), Arc::new(Present)).await.err().map(|refused| refused.why)
                 }
             };
             let theirs = async move {

@@ -155,10 +155,14 @@ fn revoking(root: &Party, der: &[u8]) -> TrustBundle {
 async fn by(mesh: &Mesh, shown: &Shown, believed: impl Fn() -> TrustBundle) -> [Result<(), PeerRefusal>; 2] {
     let terms = || Terms { bundle: Arc::new(believed()), ..mesh.terms() };
     let (near, far) = duplex(64 * 1024);
-    let ours = async { tls::accept(near, terms(), Arc::new(Present)).await.map(|_| ()) };
+    let ours = async {
+        tls::accept(near, terms(), Arc::new(Present)).await.map(|_| ()).map_err(|refused| refused.why)
+    };
     let (served, ()) = tokio::join!(ours, as_client(far, Some(shown), USUAL));
     let (near, far) = duplex(64 * 1024);
-    let ours = async { tls::connect(near, terms(), Arc::new(Present)).await.map(|_| ()) };
+    let ours = async {
+        tls::connect(near, terms(), Arc::new(Present)).await.map(|_| ()).map_err(|refused| refused.why)
+    };
     let (dialled, ()) = tokio::join!(ours, super::handshakes::as_server(far, shown, USUAL));
     [served, dialled]
 }
@@ -228,9 +232,9 @@ async fn records_that_are_none_are_told_so_in_both_roles() {
             let (near, mut far) = duplex(64 * 1024);
             let ours = async {
                 if dialled {
-                    tls::connect(near, mesh.terms(), Arc::new(Present)).await.err()
+                    tls::connect(near, mesh.terms(), Arc::new(Present)).await.err().map(|refused| refused.why)
                 } else {
-                    tls::accept(near, mesh.terms(), Arc::new(Present)).await.err()
+                    tls::accept(near, mesh.terms(), Arc::new(Present)).await.err().map(|refused| refused.why)
                 }
             };
             let theirs = async move {

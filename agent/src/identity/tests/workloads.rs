@@ -56,7 +56,7 @@ async fn meet(
     let client = tls::connect(near, terms(dialling, "cart", "pay", there), clock());
     let server = tls::accept(far, terms(dialled, "pay", "cart", on), clock());
     let (client, server) = tokio::join!(client, server);
-    [client.err(), server.err()]
+    [client.err(), server.err()].map(|refused| refused.map(|refused| refused.why))
 }
 
 #[tokio::test]

@@ -222,7 +222,13 @@ impl Caller<'_> {
         let connecting = tokio::time::timeout_at(until, self.ctx.connector.connect(target));
         let io = match Box::pin(connecting).await {
             Ok(Ok(io)) => io,
-            Ok(Err(error)) => return Err(Problem::Connect(error.kind())),
+            Ok(Err(error)) => {
+                let problem = Problem::from(error);
+                if let Problem::NoTunnel(why) = problem {
+                    self.ctx.recorder.turned_away(why.name(), self.peer, key.address);
+                }
+                return Err(problem);
+            }
             Err(_) => return Err(late),
         };
         let Some(tls) = key.security.tls() else { return Ok(Stream::Plain(io)) };
