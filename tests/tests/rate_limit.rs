@@ -121,6 +121,38 @@ fn tricks_gain_nothing() -> Result<()> {
 }
 
 #[test]
+fn trusted_proxies_say_who_asked_them_and_nobody_else_does() -> Result<()> {
+    let by_address = "[{name: each, key: [{type: SourceAddress}], window: {requests: 3, per: 15m}}]";
+    let site = site(&rate_limit(ON_SERVICE, by_address, ""))?;
+    let _agent = site.start(&["--set", "gateway.http.trusted-hops=1"])?;
+    let to = site.at(PORT);
+    let from = |value: &str, times| admitted(to, times, &[("x-forwarded-for", value)]);
+    for client in ["192.0.2.1", "192.0.2.2", "2001:db8::1"] {
+        ensure!(from(client, 4)? == 3, "{client}");
+    }
+    let spent = [
+        "203.0.113.9, 192.0.2.1",
+        "203.0.113.9,192.0.2.1:8080",
+        "::ffff:192.0.2.1",
+        "192.0.2.2,",
+        "2001:0DB8::0:1",
+        "[2001:db8::1]",
+        "[2001:db8::1]:443",
+    ];
+    for spelling in spent {
+        ensure!(from(spelling, 1)? == 0, "{spelling}");
+    }
+    let twice = [("x-forwarded-for", "203.0.113.9"), ("X-Forwarded-For", "192.0.2.1")];
+    ensure!(admitted(to, 1, &twice)? == 0, "two fields");
+    // Who says nothing, or no address, is the connection's client, whatever the words.
+    ensure!(
+        admitted(to, 1, &[])? == 1 && from("unknown", 1)? == 1 && from("192.0.2.1, _x", 4)? == 1,
+        "no address"
+    );
+    Ok(())
+}
+
+#[test]
 fn a_change_keeps_the_counts_of_what_means_the_same() -> Result<()> {
     let site = site(&rate_limit(ON_SERVICE, BY_USER, ""))?;
     let _agent = site.start(&[])?;

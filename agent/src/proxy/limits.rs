@@ -1,5 +1,6 @@
 //! Rate limits on the way of a request: which hold for it, what it is counted by, and what it gets where it is refused.
 
+mod client;
 mod key;
 mod question;
 
@@ -85,7 +86,8 @@ impl Caller<'_> {
         }
         let asking = Asking {
             head,
-            client: self.peer.ip().to_canonical(),
+            client: client::forwarded(head, self.settings.trusted_hops)
+                .unwrap_or_else(|| self.peer.ip().to_canonical()),
             source: source.map(|source| &**source),
             route: planned.route.map(|matched| (&matched.route.name.source, &*matched.route.name.rule)),
             now: limit_time(now.into_std()),
@@ -112,9 +114,10 @@ impl Caller<'_> {
     }
 
     /// A request was refused by a limit. Clients of Gateways that go on may be kept out by the guard; pods never are: the guard
-    /// stands where strangers come in.
+    /// stands where strangers come in. Nor are proxies that are trusted: packets of all their clients come from them.
     pub(super) fn refused_by(&self, limited: &Limited<'_>, now: tokio::time::Instant) {
-        if limited.limit.limit.push_down.is_some() && matches!(self.origin, Origin::Gateway(_)) {
+        let is_stranger = matches!(self.origin, Origin::Gateway(_)) && self.settings.trusted_hops == 0;
+        if limited.limit.limit.push_down.is_some() && is_stranger {
             let refusals = self.ctx.http.admission().refusals();
             refusals.limited(limited.limit, self.peer.ip(), now.into_std());
         }
