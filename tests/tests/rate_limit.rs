@@ -92,6 +92,47 @@ fn each_key_gets_its_own_and_the_refused_are_told() -> Result<()> {
 }
 
 #[test]
+fn who_is_let_through_is_told_what_is_left_where_that_is_asked_for() -> Result<()> {
+    let both = "[{name: wide, window: {requests: 9, per: 15m}}, {name: each, key: [{type: Header, name: x-user}], \
+                rate: {requests: 3, per: 1h}}, {name: busy, inFlight: 100}]";
+    let site = site(&rate_limit(ON_SERVICE, both, "  response: {fields: Always}\n"))?;
+    let _agent = site.start(&[])?;
+    let to = site.at(PORT);
+    for left in [2, 1, 0] {
+        let seen = send(to, HOST, "/x", &[("x-user", "ann")])?;
+        ensure!(seen.who() == "web" && seen.got("ratelimit-policy") == ["\"each\";q=3;w=3600"], "{seen:?}");
+        ensure!(seen.got("ratelimit") == [format!("\"each\";r={left}")], "{left}: {seen:?}");
+        ensure!(seen.got("retry-after").is_empty(), "{seen:?}");
+    }
+    let seen = send(to, HOST, "/x", &[("x-user", "ann")])?;
+    ensure!(
+        seen.response.status == 429 && seen.got("ratelimit").concat().starts_with("\"each\";r=0;t="),
+        "{seen:?}"
+    );
+    for user in ["bob", "bob", "bob", "cid"] {
+        ensure!(send(to, HOST, "/x", &[("x-user", user)])?.who() == "web", "{user}");
+    }
+    // Of two limits, the one that leaves less.
+    let seen = send(to, HOST, "/x", &[("x-user", "dan")])?;
+    ensure!(seen.got("ratelimit") == ["\"wide\";r=1"], "{seen:?}");
+    // Over HTTP/2 as well.
+    let mut curl = exec::command(
+        "curl",
+        ["-sSi", "--max-time", "5", "--http2-prior-knowledge", "-H", "host: shop.test"],
+    );
+    let said = exec::stdout(curl.arg(format!("http://{to}/x")))?;
+    ensure!(said.starts_with("HTTP/2 200") && said.contains("ratelimit: \"wide\";r=0"), "{said}");
+    // Nobody is told where nobody asked for it.
+    site.write("limit.yaml", &rate_limit(ON_SERVICE, &both.replace("requests: 9", "requests: 900"), ""))?;
+    let quiet = || {
+        send(to, HOST, "/x", &[("x-user", "eve")])
+            .is_ok_and(|seen| seen.who() == "web" && seen.got("ratelimit").is_empty())
+    };
+    wait_for("silence", LIMIT, quiet)?;
+    Ok(())
+}
+
+#[test]
 fn tricks_gain_nothing() -> Result<()> {
     let site = site(&rate_limit(ON_SERVICE, BY_USER, ""))?;
     let _agent = site.start(&[])?;

@@ -34,6 +34,44 @@ pub(super) struct Limited<'t> {
     wait: u64,
 }
 
+/// What is left of a limit for a client that is let through.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Left<'t> {
+    limit: &'t LimitCounter,
+    /// So many requests would be let through at once.
+    remaining: u64,
+}
+
+impl<'t> Left<'t> {
+    /// Of two limits, the one that leaves less.
+    fn least(of: Option<Self>, other: Self) -> Self {
+        of.filter(|of| of.remaining <= other.remaining).unwrap_or(other)
+    }
+
+    /// What a document's limit tells those that it lets through.
+    fn told(policy: &LimitPolicy, limit: &'t LimitCounter, remaining: u64) -> Option<Self> {
+        policy.tells.then_some(Self { limit, remaining })
+    }
+
+    /// `RateLimit-Policy` and `RateLimit`, without a time: nothing has to be waited for.
+    pub fn write_fields(&self, out: &mut impl FieldSink) {
+        let state = format!("\"{}\";r={}", self.limit.limit.name, self.remaining);
+        out.field(b"ratelimit-policy", policy_field(self.limit).as_bytes());
+        out.field(b"ratelimit", state.as_bytes());
+    }
+}
+
+/// What a limit is, as `RateLimit-Policy` has it.
+fn policy_field(limit: &LimitCounter) -> String {
+    let name = &limit.limit.name;
+    match limit.limit.quota {
+        Quota::Rate { requests, window_ns, .. } | Quota::Window { requests, window_ns } => {
+            format!("\"{name}\";q={requests};w={}", window_ns.div_ceil(SECOND))
+        }
+        Quota::InFlight { requests } => format!("\"{name}\";q={requests};qu=\"concurrent-requests\""),
+    }
+}
+
 /// What requests in flight hold of limits.
 pub(super) type Held = Vec<InFlight>;
 
@@ -43,17 +81,12 @@ impl Limited<'_> {
     pub fn write_fields(&self, out: &mut impl FieldSink) {
         let seconds = self.wait.div_ceil(SECOND).max(1);
         out.field(b"retry-after", seconds.to_string().as_bytes());
-        let name = &self.limit.limit.name;
-        let (policy, state) = match self.limit.limit.quota {
-            Quota::Rate { requests, window_ns, .. } | Quota::Window { requests, window_ns } => {
-                let window = window_ns.div_ceil(SECOND);
-                (format!("\"{name}\";q={requests};w={window}"), format!("\"{name}\";r=0;t={seconds}"))
-            }
-            Quota::InFlight { requests } => {
-                (format!("\"{name}\";q={requests};qu=\"concurrent-requests\""), format!("\"{name}\";r=0"))
-            }
+        let time = match self.limit.limit.quota {
+            Quota::Rate { .. } | Quota::Window { .. } => format!(";t={seconds}"),
+            Quota::InFlight { .. } => String::new(),
         };
-        out.field(b"ratelimit-policy", policy.as_bytes());
+        let state = format!("\"{}\";r=0{time}", self.limit.limit.name);
+        out.field(b"ratelimit-policy", policy_field(self.limit).as_bytes());
         out.field(b"ratelimit", state.as_bytes());
     }
 
@@ -186,8 +219,9 @@ fn admit<'t>(policies: &[&'t LimitPolicy], asking: &Asking<'_>) -> Result<Group<
             None => match asking.key(limit) {
                 Key::Exempt => continue,
                 Key::Of(key) => match limit.take(key, asking.now) {
-                    (Verdict::Admitted { .. }, in_flight) => {
+                    (Verdict::Admitted { remaining }, in_flight) => {
                         group.held.extend(in_flight);
+                        group.tell(Left::told(policy, limit, remaining));
                         group.taken.push((limit, key));
                         continue;
                     }
