@@ -92,6 +92,47 @@ fn each_key_gets_its_own_and_the_refused_are_told() -> Result<()> {
 }
 
 #[test]
+fn who_is_let_through_is_told_what_is_left_where_that_is_asked_for() -> Result<()> {
+    let both = "[{name: wide, window: {requests: 9, per: 15m}}, {name: each, key: [{type: Header, name: x-user}], \
+                rate: {requests: 3, per: 1h}}, {name: busy, inFlight: 100}]";
+    let site = site(&rate_limit(ON_SERVICE, both, "  response: {fields: Always}\n"))?;
+    let _agent = site.start(&[])?;
+    let to = site.at(PORT);
+    for left in [2, 1, 0] {
+        let seen = send(to, HOST, "/x", &[("x-user", "ann")])?;
+        ensure!(seen.who() == "web" && seen.got("ratelimit-policy") == ["\"each\";q=3;w=3600"], "{seen:?}");
+        ensure!(seen.got("ratelimit") == [format!("\"each\";r={left}")], "{left}: {seen:?}");
+        ensure!(seen.got("retry-after").is_empty(), "{seen:?}");
+    }
+    let seen = send(to, HOST, "/x", &[("x-user", "ann")])?;
+    ensure!(
+        seen.response.status == 429 && seen.got("ratelimit").concat().starts_with("\"each\";r=0;t="),
+        "{seen:?}"
+    );
+    for user in ["bob", "bob", "bob", "cid"] {
+        ensure!(send(to, HOST, "/x", &[("x-user", user)])?.who() == "web", "{user}");
+    }
+    // Of two limits, the one that leaves less.
+    let seen = send(to, HOST, "/x", &[("x-user", "dan")])?;
+    ensure!(seen.got("ratelimit") == ["\"wide\";r=1"], "{seen:?}");
+    // Over HTTP/2 as well.
+    let mut curl = exec::command(
+        "curl",
+        ["-sSi", "--max-time", "5", "--http2-prior-knowledge", "-H", "host: shop.test"],
+    );
+    let said = exec::stdout(curl.arg(format!("http://{to}/x")))?;
+    ensure!(said.starts_with("HTTP/2 200") && said.contains("ratelimit: \"wide\";r=0"), "{said}");
+    // Nobody is told where nobody asked for it.
+    site.write("limit.yaml", &rate_limit(ON_SERVICE, &both.replace("requests: 9", "requests: 900"), ""))?;
+    let quiet = || {
+        send(to, HOST, "/x", &[("x-user", "eve")])
+            .is_ok_and(|seen| seen.who() == "web" && seen.got("ratelimit").is_empty())
+    };
+    wait_for("silence", LIMIT, quiet)?;
+    Ok(())
+}
+
+#[test]
 fn tricks_gain_nothing() -> Result<()> {
     let site = site(&rate_limit(ON_SERVICE, BY_USER, ""))?;
     let _agent = site.start(&[])?;
@@ -117,6 +158,38 @@ fn tricks_gain_nothing() -> Result<()> {
     ensure!(seen.response.status == 429, "{seen:?}");
     let seen = edge::send_on(&mut connection, HOST, "/", &[("x-user", "fay")])?;
     ensure!(seen.who() == "web", "a refusal costs the connection nothing: {seen:?}");
+    Ok(())
+}
+
+#[test]
+fn trusted_proxies_say_who_asked_them_and_nobody_else_does() -> Result<()> {
+    let by_address = "[{name: each, key: [{type: SourceAddress}], window: {requests: 3, per: 15m}}]";
+    let site = site(&rate_limit(ON_SERVICE, by_address, ""))?;
+    let _agent = site.start(&["--set", "gateway.http.trusted-hops=1"])?;
+    let to = site.at(PORT);
+    let from = |value: &str, times| admitted(to, times, &[("x-forwarded-for", value)]);
+    for client in ["192.0.2.1", "192.0.2.2", "2001:db8::1"] {
+        ensure!(from(client, 4)? == 3, "{client}");
+    }
+    let spent = [
+        "203.0.113.9, 192.0.2.1",
+        "203.0.113.9,192.0.2.1:8080",
+        "::ffff:192.0.2.1",
+        "192.0.2.2,",
+        "2001:0DB8::0:1",
+        "[2001:db8::1]",
+        "[2001:db8::1]:443",
+    ];
+    for spelling in spent {
+        ensure!(from(spelling, 1)? == 0, "{spelling}");
+    }
+    let twice = [("x-forwarded-for", "203.0.113.9"), ("X-Forwarded-For", "192.0.2.1")];
+    ensure!(admitted(to, 1, &twice)? == 0, "two fields");
+    // Who says nothing, or no address, is the connection's client, whatever the words.
+    ensure!(
+        admitted(to, 1, &[])? == 1 && from("unknown", 1)? == 1 && from("192.0.2.1, _x", 4)? == 1,
+        "no address"
+    );
     Ok(())
 }
 

@@ -46,6 +46,8 @@ pub struct LimitPolicy {
     pub shadow: bool,
     /// What a refused request gets.
     pub answer: DirectResponse,
+    /// Whether requests that are let through are told what is left.
+    pub tells: bool,
     /// The limits.
     pub limits: Vec<Arc<LimitCounter>>,
 }
@@ -318,6 +320,7 @@ pub(super) fn compile<'m>(
             targets: document.targets.clone(),
             shadow: document.shadow,
             answer: document.answer.clone(),
+            tells: document.tells,
             limits: document.limits.iter().map(counter).collect(),
         }));
     }
@@ -368,6 +371,7 @@ mod tests {
                 push_down: None,
             }],
             answer: DirectResponse { status: 429, body: body.as_bytes().into() },
+            tells: false,
         }
     }
 

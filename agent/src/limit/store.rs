@@ -1,17 +1,20 @@
 //! Counters by key, in bounded memory.
 //!
 //! Keys are known by a 64-bit hash alone, made with a secret of the store, so that nobody can choose keys that collide. They are
-//! spread over sets of [`WAYS`], each with a lock of its own that is held for some nanoseconds; memory is taken as sets
-//! fill. A full set forgets the key that says least: an idle one, else the one that was used longest ago.
+//! spread over sets of about [`WAYS`], each with a lock of its own that is held for some nanoseconds; memory is taken as sets
+//! fill. Chance gives some sets more than others, so that they may grow while the store as a whole has room. Where there is none, a
+//! set forgets the key that says least: an idle one, else the one that was used longest ago.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Counter, Verdict};
 
-/// Keys of a set.
+/// Keys of a set, on average of a full store. So many it may always have.
 const WAYS: usize = 8;
+/// At most. Of a million sets that are filled by chance, less than one would have more.
+const WAYS_MAX: usize = 32;
 
 type Set<S> = Mutex<Vec<Way<S>>>;
 
@@ -19,6 +22,9 @@ type Set<S> = Mutex<Vec<Way<S>>>;
 pub struct Store<C: Counter> {
     counter: C,
     sets: Box<[Set<C::State>]>,
+    /// Keys that it is for, and that it has.
+    room: usize,
+    held: AtomicUsize,
     evicted: AtomicU64,
     uncounted: AtomicU64,
 }
@@ -62,11 +68,19 @@ impl<C: Counter> fmt::Debug for Permit<C> {
 }
 
 impl<C: Counter> Store<C> {
-    /// A store for about `keys` keys; at least that many where they spread evenly, and never more than that and a set.
+    /// A store for `keys` keys. Beyond them it grows by those that find less than [`WAYS`] others in their set, and shrinks
+    /// again by those that find more.
     pub fn new(counter: C, keys: usize) -> Self {
         let sets = keys.div_ceil(WAYS).max(1);
         let sets = (0..sets).map(|_| Mutex::default()).collect();
-        Self { counter, sets, evicted: AtomicU64::new(0), uncounted: AtomicU64::new(0) }
+        Self {
+            counter,
+            sets,
+            room: keys,
+            held: AtomicUsize::new(0),
+            evicted: AtomicU64::new(0),
+            uncounted: AtomicU64::new(0),
+        }
     }
 
     /// How requests are counted.
@@ -150,11 +164,17 @@ impl<C: Counter> Store<C> {
         let fresh = || Way { key, used: now, state: C::State::default() };
         let position = match set.iter().position(|way| way.key == key) {
             Some(position) => position,
-            None if set.len() < WAYS => {
+            None if self.has_room(set.len()) => {
+                self.held.fetch_add(1, Ordering::Relaxed);
                 set.push(fresh());
                 set.len() - 1
             }
             None => {
+                if set.len() > WAYS && self.held.load(Ordering::Relaxed) > self.room {
+                    let position = self.dispensable(set, now)?;
+                    set.swap_remove(position);
+                    self.held.fetch_sub(1, Ordering::Relaxed);
+                }
                 let position = self.dispensable(set, now)?;
                 set[position] = fresh();
                 position
@@ -163,7 +183,12 @@ impl<C: Counter> Store<C> {
         set.get_mut(position)
     }
 
-    /// The key of a full set that is forgotten first.
+    /// Whether a set with so many keys may have another one.
+    fn has_room(&self, keys: usize) -> bool {
+        keys < WAYS || keys < WAYS_MAX && self.held.load(Ordering::Relaxed) < self.room
+    }
+
+    /// The key of a set that is forgotten first.
     fn dispensable(&self, set: &[Way<C::State>], now: u64) -> Option<usize> {
         if let Some(idle) = set.iter().position(|way| self.counter.is_idle(&way.state, now)) {
             return Some(idle);
@@ -204,8 +229,51 @@ mod tests {
         for number in 500..100_000 {
             assert!(admitted(store.take(key(number), 1)));
         }
-        assert!(store.len() <= 1000 + WAYS, "{} keys", store.len());
+        assert!(store.len() <= 1000 + 1000 / WAYS, "{} keys", store.len());
         assert!(store.evicted() > 90_000);
+    }
+
+    /// What keys ask, and what they are let through, against counters that are never forgotten. Keys by number: so often each.
+    fn compare<C: Counter>(counter: C, model: C, asked: impl Iterator<Item = (u64, u64)>) -> [u64; 2]
+    where
+        C::State: Default,
+    {
+        let keys = 100_000;
+        let store = Store::new(counter, keys);
+        let hasher = std::hash::RandomState::new();
+        let mut states: std::collections::HashMap<u64, C::State> = std::collections::HashMap::new();
+        let mut totals = [0, 0];
+        for (number, now) in asked {
+            let key = std::hash::BuildHasher::hash_one(&hasher, number);
+            totals[0] += u64::from(admitted(store.take(key, now)));
+            totals[1] += u64::from(admitted(model.take(states.entry(number).or_default(), now)));
+        }
+        assert!(store.len() <= keys + keys / 100, "{} keys", store.len());
+        totals
+    }
+
+    #[test]
+    fn a_hundred_thousand_keys_are_let_through_what_each_of_them_may_be() {
+        const KEYS: u64 = 100_000;
+        // All as often; some far oftener than others; five of each together; and a few more than there is room for.
+        let even = || (0..5 * KEYS).map(|at| (at % KEYS, at * 1000));
+        let skewed = || (0..5 * KEYS).map(|at| (key(at) % (KEYS >> (key(at) >> 60)).max(1), at * 1000));
+        let bursts = || (0..5 * KEYS).map(|at| (at / 5, at * 1000));
+        let more = || (0..5 * KEYS).map(|at| (key(at) % (KEYS + KEYS / 200), at * 1000));
+        let rate = || Rate::new(2, 1_000_000_000, 3).expect("a rate");
+        let window = || Window { requests: 2, window: 300_000_000 };
+        let check = |name: &str, [let_through, expected]: [u64; 2]| {
+            let apart = let_through.abs_diff(expected);
+            assert!(apart * 50 <= expected, "{name}: {let_through} and not {expected}");
+        };
+        check("even, rate", compare(rate(), rate(), even()));
+        check("even, window", compare(window(), window(), even()));
+        check("skewed, rate", compare(rate(), rate(), skewed()));
+        check("skewed, window", compare(window(), window(), skewed()));
+        check("bursts, rate", compare(rate(), rate(), bursts()));
+        check("bursts, window", compare(window(), window(), bursts()));
+        check("more, rate", compare(rate(), rate(), more()));
+        check("more, window", compare(window(), window(), more()));
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub struct RateLimit {
     pub limits: Vec<Limit>,
     /// What a refused request gets, besides the fields that tell of the limit.
     pub answer: DirectResponse,
+    /// Whether requests that are let through are told as well what is left.
+    pub tells: bool,
 }
 
 /// Which requests a document is about.

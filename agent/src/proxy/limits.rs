@@ -1,5 +1,6 @@
 //! Rate limits on the way of a request: which hold for it, what it is counted by, and what it gets where it is refused.
 
+mod client;
 mod key;
 mod question;
 
@@ -33,6 +34,44 @@ pub(super) struct Limited<'t> {
     wait: u64,
 }
 
+/// What is left of a limit for a client that is let through.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Left<'t> {
+    limit: &'t LimitCounter,
+    /// So many requests would be let through at once.
+    remaining: u64,
+}
+
+impl<'t> Left<'t> {
+    /// Of two limits, the one that leaves less.
+    fn least(of: Option<Self>, other: Self) -> Self {
+        of.filter(|of| of.remaining <= other.remaining).unwrap_or(other)
+    }
+
+    /// What a document's limit tells those that it lets through.
+    fn told(policy: &LimitPolicy, limit: &'t LimitCounter, remaining: u64) -> Option<Self> {
+        policy.tells.then_some(Self { limit, remaining })
+    }
+
+    /// `RateLimit-Policy` and `RateLimit`, without a time: nothing has to be waited for.
+    pub fn write_fields(&self, out: &mut impl FieldSink) {
+        let state = format!("\"{}\";r={}", self.limit.limit.name, self.remaining);
+        out.field(b"ratelimit-policy", policy_field(self.limit).as_bytes());
+        out.field(b"ratelimit", state.as_bytes());
+    }
+}
+
+/// What a limit is, as `RateLimit-Policy` has it.
+fn policy_field(limit: &LimitCounter) -> String {
+    let name = &limit.limit.name;
+    match limit.limit.quota {
+        Quota::Rate { requests, window_ns, .. } | Quota::Window { requests, window_ns } => {
+            format!("\"{name}\";q={requests};w={}", window_ns.div_ceil(SECOND))
+        }
+        Quota::InFlight { requests } => format!("\"{name}\";q={requests};qu=\"concurrent-requests\""),
+    }
+}
+
 /// What requests in flight hold of limits.
 pub(super) type Held = Vec<InFlight>;
 
@@ -42,17 +81,12 @@ impl Limited<'_> {
     pub fn write_fields(&self, out: &mut impl FieldSink) {
         let seconds = self.wait.div_ceil(SECOND).max(1);
         out.field(b"retry-after", seconds.to_string().as_bytes());
-        let name = &self.limit.limit.name;
-        let (policy, state) = match self.limit.limit.quota {
-            Quota::Rate { requests, window_ns, .. } | Quota::Window { requests, window_ns } => {
-                let window = window_ns.div_ceil(SECOND);
-                (format!("\"{name}\";q={requests};w={window}"), format!("\"{name}\";r=0;t={seconds}"))
-            }
-            Quota::InFlight { requests } => {
-                (format!("\"{name}\";q={requests};qu=\"concurrent-requests\""), format!("\"{name}\";r=0"))
-            }
+        let time = match self.limit.limit.quota {
+            Quota::Rate { .. } | Quota::Window { .. } => format!(";t={seconds}"),
+            Quota::InFlight { .. } => String::new(),
         };
-        out.field(b"ratelimit-policy", policy.as_bytes());
+        let state = format!("\"{}\";r=0{time}", self.limit.limit.name);
+        out.field(b"ratelimit-policy", policy_field(self.limit).as_bytes());
         out.field(b"ratelimit", state.as_bytes());
     }
 
@@ -85,7 +119,8 @@ impl Caller<'_> {
         }
         let asking = Asking {
             head,
-            client: self.peer.ip().to_canonical(),
+            client: client::forwarded(head, self.settings.trusted_hops)
+                .unwrap_or_else(|| self.peer.ip().to_canonical()),
             source: source.map(|source| &**source),
             route: planned.route.map(|matched| (&matched.route.name.source, &*matched.route.name.rule)),
             now: limit_time(now.into_std()),
@@ -112,9 +147,10 @@ impl Caller<'_> {
     }
 
     /// A request was refused by a limit. Clients of Gateways that go on may be kept out by the guard; pods never are: the guard
-    /// stands where strangers come in.
+    /// stands where strangers come in. Nor are proxies that are trusted: packets of all their clients come from them.
     pub(super) fn refused_by(&self, limited: &Limited<'_>, now: tokio::time::Instant) {
-        if limited.limit.limit.push_down.is_some() && matches!(self.origin, Origin::Gateway(_)) {
+        let is_stranger = matches!(self.origin, Origin::Gateway(_)) && self.settings.trusted_hops == 0;
+        if limited.limit.limit.push_down.is_some() && is_stranger {
             let refusals = self.ctx.http.admission().refusals();
             refusals.limited(limited.limit, self.peer.ip(), now.into_std());
         }
@@ -183,8 +219,9 @@ fn admit<'t>(policies: &[&'t LimitPolicy], asking: &Asking<'_>) -> Result<Group<
             None => match asking.key(limit) {
                 Key::Exempt => continue,
                 Key::Of(key) => match limit.take(key, asking.now) {
-                    (Verdict::Admitted { .. }, in_flight) => {
+                    (Verdict::Admitted { remaining }, in_flight) => {
                         group.held.extend(in_flight);
+                        group.tell(Left::told(policy, limit, remaining));
                         group.taken.push((limit, key));
                         continue;
                     }

@@ -320,6 +320,7 @@ fn limit() -> impl Strategy<Value = RateLimit> {
                 shadow,
                 limits: quotas.into_iter().enumerate().map(limit).collect(),
                 answer: DirectResponse { status: 429, body: b"no".as_slice().into() },
+                tells: shadow,
             }
         },
     )

@@ -260,6 +260,8 @@ pub(super) struct LimitRecord {
     shadow: bool,
     limits: Vec<Limit>,
     answer: DirectResponse,
+    #[serde(default)]
+    tells: bool,
 }
 
 impl From<&RateLimit> for LimitRecord {
@@ -269,14 +271,15 @@ impl From<&RateLimit> for LimitRecord {
             shadow: limit.shadow,
             limits: limit.limits.clone(),
             answer: limit.answer.clone(),
+            tells: limit.tells,
         }
     }
 }
 
 impl LimitRecord {
     pub(super) fn named(self, name: ObjectName) -> RateLimit {
-        let Self { targets, shadow, limits, answer } = self;
-        RateLimit { name, targets, shadow, limits, answer }
+        let Self { targets, shadow, limits, answer, tells } = self;
+        RateLimit { name, targets, shadow, limits, answer, tells }
     }
 }
 

@@ -132,6 +132,15 @@ struct WindowSpec {
 struct ResponseSpec {
     status: Option<u16>,
     body: Option<String>,
+    fields: FieldsSpec,
+}
+
+/// Whose answers have the fields that tell of the limit.
+#[derive(Debug, Default, Clone, Copy, Deserialize)]
+enum FieldsSpec {
+    #[default]
+    Refused,
+    Always,
 }
 
 /// Decodes a RateLimit.
@@ -154,8 +163,9 @@ pub(super) fn decode(source: &Source<'_>, notes: &mut Notes<'_>) -> Result<RateL
         limits.extend(read_limit(limit, &field, notes));
     }
     let shadow = matches!(spec.mode, Mode::Shadow);
+    let tells = matches!(spec.response.fields, FieldsSpec::Always);
     let answer = answer(spec.response, notes);
-    Ok(RateLimit { name: source.name.clone(), targets, shadow, limits, answer })
+    Ok(RateLimit { name: source.name.clone(), targets, shadow, limits, answer, tells })
 }
 
 fn targets(specs: &[TargetSpec], document: &ObjectName, notes: &mut Notes<'_>) -> Vec<LimitTarget> {

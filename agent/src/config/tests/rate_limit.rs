@@ -28,13 +28,13 @@ fn limits_are_read() {
              \x20 - {name: busy, inFlight: 3}\n\
              \x20 - {name: once, rate: {requests: 9, per: 1s}, cluster: {mode: Leased, fail: Closed}}\n\
              \x20 - {name: twice, window: {requests: 9, per: 1s}, cluster: {mode: Exact}}\n\
-             \x20 mode: Shadow\n  response: {status: 503, body: later}\n",
+             \x20 mode: Shadow\n  response: {status: 503, body: later, fields: Always}\n",
         ),
     ]);
     assert!(messages(&state.report, Severity::Error).is_empty(), "{:?}", state.report);
     let [limit] = &state.model.limits[..] else { panic!("{:?}", state.model.limits) };
     assert_eq!(limit.targets, [LimitTarget::Service(ObjectName::new("shop", "web"))]);
-    assert!(limit.shadow);
+    assert!(limit.shadow && limit.tells);
     assert_eq!((limit.answer.status, &*limit.answer.body), (503, &b"later"[..]));
     let [each, all, busy, once, twice] = &limit.limits[..] else { panic!("{:?}", limit.limits) };
     assert_eq!(each.key, [KeyPart::SourceAddress { v4: 32, v6: 64 }, KeyPart::Header("x-user".into())]);

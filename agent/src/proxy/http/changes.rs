@@ -1,20 +1,26 @@
-//! The header changes of a route and of its backend, applied while a head is written.
+//! The header changes of a route and of its backend, applied while a head is written, and what a limit tells beside them.
 
 use crate::http::FieldSink;
 use crate::model::{HeaderChange, HeaderOp};
+use crate::proxy::limits::Left;
 
-/// The route's changes, then the backend's.
+/// What is changed about a head.
 #[derive(Debug, Clone, Copy, Default)]
-pub(in crate::proxy) struct Changes<'a>(pub [&'a [HeaderOp]; 2]);
+pub(in crate::proxy) struct Changes<'a> {
+    /// The route's changes, then the backend's.
+    pub ops: [&'a [HeaderOp]; 2],
+    /// What is left of a limit, where the client is told.
+    pub left: Option<Left<'a>>,
+}
 
 impl<'a> Changes<'a> {
     fn iter(&self) -> impl Iterator<Item = &'a HeaderOp> + Clone {
-        self.0.into_iter().flatten()
+        self.ops.into_iter().flatten()
     }
 
     /// Most routes change nothing.
     fn is_empty(&self) -> bool {
-        self.0[0].is_empty() && self.0[1].is_empty()
+        self.ops.iter().all(|ops| ops.is_empty())
     }
 
     /// Whether received (and own) values of a field go.
@@ -32,6 +38,9 @@ impl<'a> Changes<'a> {
 
     /// Writes the fields that are set or added and not taken away by a later change.
     pub fn write(&self, out: &mut impl FieldSink) {
+        if let Some(left) = &self.left {
+            left.write_fields(out);
+        }
         if self.is_empty() {
             return;
         }
@@ -77,7 +86,7 @@ mod tests {
         let check = |route: &[&str], backend: &[&str], written: &str, replaced: &[&str]| {
             let route: Vec<_> = route.iter().map(|text| op(text)).collect();
             let backend: Vec<_> = backend.iter().map(|text| op(text)).collect();
-            let changes = Changes([&route, &backend]);
+            let changes = Changes { ops: [&route, &backend], left: None };
             let mut out = BytesMut::new();
             changes.write(&mut out);
             assert_eq!(String::from_utf8_lossy(&out), written, "{route:?} {backend:?}");
@@ -102,7 +111,7 @@ mod tests {
     #[test]
     fn the_last_authority_counts() {
         let ops = [op("host=a"), op("x=y"), op("host=b"), op("host+c")];
-        assert_eq!(Changes([&ops, &[]]).into_authority(), Some("b"));
-        assert_eq!(Changes([&[], &[]]).into_authority(), None);
+        assert_eq!(Changes { ops: [&ops, &[]], left: None }.into_authority(), Some("b"));
+        assert_eq!(Changes::default().into_authority(), None);
     }
 }

@@ -10,7 +10,7 @@ use crate::http::h1::RequestHead;
 use crate::model::{AppProtocol, DirectResponse, PathRewrite, Redirect, Workload};
 use crate::proxy::Handshaken;
 use crate::proxy::answer::Problem;
-use crate::proxy::limits::Limited;
+use crate::proxy::limits::{Left, Limited};
 use crate::route::{RequestOrigin, RequestView, RouteMatch, rewrite_climbs};
 use crate::telemetry::Origin;
 
@@ -46,6 +46,8 @@ pub(in crate::proxy) struct Planned<'t> {
     pub plan: Plan<'t>,
     /// The destination that was drawn, where it was one.
     share: Option<&'t WeightedBackend>,
+    /// What is left of a limit, where the client is told.
+    left: Option<Left<'t>>,
 }
 
 impl<'t> Planned<'t> {
@@ -53,14 +55,14 @@ impl<'t> Planned<'t> {
     pub fn request_changes(&self) -> Changes<'t> {
         let route = self.route.map(|matched| &*matched.route.request_headers);
         let backend = self.share.map(|backend| &*backend.request_headers);
-        Changes([route.unwrap_or_default(), backend.unwrap_or_default()])
+        Changes { ops: [route.unwrap_or_default(), backend.unwrap_or_default()], left: None }
     }
 
     /// The changes to the response's fields.
     pub fn response_changes(&self) -> Changes<'t> {
         let route = self.route.map(|matched| &*matched.route.response_headers);
         let backend = self.share.map(|backend| &*backend.response_headers);
-        Changes([route.unwrap_or_default(), backend.unwrap_or_default()])
+        Changes { ops: [route.unwrap_or_default(), backend.unwrap_or_default()], left: self.left }
     }
 
     /// What the upstream's port declares.
@@ -103,14 +105,19 @@ impl<'t> Planned<'t> {
         Self { plan: Plan::Limited(limited), ..self }
     }
 
+    /// The client is told what is left of a limit.
+    pub fn telling(self, left: Option<Left<'t>>) -> Self {
+        Self { left, ..self }
+    }
+
     /// What is done without a route.
     pub fn unrouted(plan: Plan<'t>) -> Self {
-        Self { route: None, plan, share: None }
+        Self { route: None, plan, share: None, left: None }
     }
 
     fn routed(route: RouteMatch<'t>, protocol: AppProtocol) -> Self {
         let (plan, share) = follow(route, protocol);
-        Self { route: Some(route), plan, share }
+        Self { route: Some(route), plan, share, left: None }
     }
 }
 

@@ -48,6 +48,8 @@ pub struct HttpSettings {
     /// Whether the client is believed about whom it speaks for: `x-forwarded-*`, `forwarded`, `x-real-ip` and the paths that
     /// some servers take from fields. Else they are set anew or taken away; `x-forwarded-for` is always added to.
     pub trust_forwarded: bool,
+    /// How many proxies before the agent are trusted to say who asked them.
+    pub trusted_hops: usize,
     /// What is done to paths before they are matched and forwarded.
     pub path: PathPolicy,
     /// Whether TRACE and TRACK are passed on.
@@ -216,6 +218,7 @@ impl HttpSettings {
             max_requests: None,
             upgrades: Upgrades::Any,
             trust_forwarded: true,
+            trusted_hops: 0,
             path: PathPolicy::captured(),
             trace: false,
             strict_target: false,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Held, Limited};
+use super::{Held, Left, Limited};
 use crate::compile::{LimitCounter, LimitPolicy};
 use crate::limit::Verdict;
 use crate::limit::counters::{Counters, SharedKey};
@@ -37,6 +37,8 @@ pub(super) struct Group<'t> {
     pub held: Held,
     /// Those of the cluster.
     pub asks: Vec<SharedAsk<'t>>,
+    /// What the client is told of the one that leaves least.
+    left: Option<Left<'t>>,
 }
 
 /// A limit of the cluster, and the request's key.
@@ -56,6 +58,7 @@ impl<'t> Limiting<'t> {
         kept: &mut Held,
     ) -> Self {
         if enforced.asks.is_empty() && shadows.iter().all(|shadow| shadow.asks.is_empty()) {
+            let planned = planned.telling(enforced.left);
             for group in shadows.into_iter().chain([enforced]) {
                 group.keep(kept);
             }
@@ -77,6 +80,7 @@ impl<'t> Asked<'t> {
         }
         match enforced.ask(now, counters.as_ref()).await {
             Ok(group) => {
+                let planned = planned.telling(group.left);
                 group.keep(kept);
                 planned
             }
@@ -87,23 +91,36 @@ impl<'t> Asked<'t> {
 
 impl<'t> Group<'t> {
     /// Asks one limit after the other; what was taken before one refused is given back.
-    async fn ask(self, now: u64, counters: Option<&Arc<dyn Counters>>) -> Result<Self, Limited<'t>> {
+    async fn ask(mut self, now: u64, counters: Option<&Arc<dyn Counters>>) -> Result<Self, Limited<'t>> {
+        let mut left = self.left;
         for (position, ask) in self.asks.iter().enumerate() {
             let verdict = match ask.shared.begin(ask.key, now, counters) {
                 Begun::Known(verdict) => verdict,
                 Begun::Asked(waiting) => ask.shared.finish(ask.key, now, waiting, counters).await,
             };
-            if let Verdict::Refused { wait } = verdict {
-                ask.limit.count(false);
-                for earlier in &self.asks[..position] {
-                    earlier.shared.give_back(earlier.key, now, counters);
+            match verdict {
+                Verdict::Admitted { remaining } => {
+                    let told = Left::told(ask.policy, ask.limit, remaining);
+                    left = told.map(|told| Left::least(left, told)).or(left);
                 }
-                let limited = Limited { policy: ask.policy, limit: ask.limit, wait };
-                self.give_back(now);
-                return Err(limited);
+                Verdict::Refused { wait } => {
+                    ask.limit.count(false);
+                    for earlier in &self.asks[..position] {
+                        earlier.shared.give_back(earlier.key, now, counters);
+                    }
+                    let limited = Limited { policy: ask.policy, limit: ask.limit, wait };
+                    self.give_back(now);
+                    return Err(limited);
+                }
             }
         }
+        self.left = left;
         Ok(self)
+    }
+
+    /// The client is told of the one that leaves least.
+    pub(super) fn tell(&mut self, told: Option<Left<'t>>) {
+        self.left = told.map(|told| Left::least(self.left, told)).or(self.left);
     }
 
     /// Gives back what was taken of this node's.

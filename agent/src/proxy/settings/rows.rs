@@ -226,6 +226,13 @@ pub(super) const HTTP: &[Row<HttpSettings>] = &[
         "Whether a client is believed about whom it speaks for (`x-forwarded-*`, `forwarded`, `x-real-ip`).",
     ),
     Row {
+        name: "trusted-hops",
+        unit: Unit::Count,
+        range: (0, 16),
+        meaning: "Proxies before the agent that are trusted: rate limits count by the address that the first of them added to `x-forwarded-for`, the so-manieth from its end; by the connection's where there is none.",
+        at: |s| &mut s.trusted_hops,
+    },
+    Row {
         name: "path.normalisation",
         unit: Unit::Choice(&["none", "base", "merge_slashes"]),
         range: (0, 2),
