@@ -71,7 +71,6 @@ const TRICKS: &[&str] = &[
     "GET http://shop.test/path/x HTTP/1.1|host: shop.test",
     "GET http://shop.test/path/x HTTP/1.1|host: other.test",
     // Other names of the method and of the host.
-    "get /method/x HTTP/1.1|host: shop.test",
     "GET /method/x HTTP/1.1|host: shop.test|x-http-method-override: POST",
     "GET /host/x HTTP/1.1|host: SHOP.test",
     "GET /host/x HTTP/1.1|host: shop.test:8080",

@@ -1,7 +1,7 @@
 //! The end of a tunnel that dials: a connector that goes through tunnels where both pods are in the mesh, and as ever where
 //! not. It never goes without a tunnel because one failed.
 
-mod shared;
+mod shared_stream;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -31,7 +31,7 @@ use super::{
 use crate::identity::tls::{self, Terms};
 use crate::identity::{Binding, PeerRefusal, RefusedPeer, SpiffeId};
 use crate::net::{ConnectSource, ConnectTarget, Connector, Line, ReadAhead};
-use shared::Shared;
+use shared_stream::Shared;
 
 /// A connection that had no stream for one to two of these is closed.
 const IDLE: Duration = Duration::from_secs(150);

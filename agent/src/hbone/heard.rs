@@ -37,6 +37,31 @@ impl<Io> Heard<Io> {
         self.verdict.set(first.err());
         tell(first);
     }
+
+    /// What came of writing. An end that was refused may learn first that nobody takes its bytes any more; why, is what it was
+    /// told before.
+    fn wrote<T>(&mut self, cx: &mut Context<'_>, done: Poll<io::Result<T>>) -> Poll<io::Result<T>>
+    where
+        Io: AsyncRead + Unpin,
+    {
+        if matches!(done, Poll::Ready(Err(_))) && self.tell.is_some() {
+            let mut byte = [0];
+            let mut unread = ReadBuf::new(&mut byte);
+            if let Poll::Ready(read) = Pin::new(&mut self.io).poll_read(cx, &mut unread) {
+                self.hear(first(&read, unread.filled().len()));
+            }
+        }
+        done
+    }
+}
+
+/// What the first bytes say.
+fn first(read: &io::Result<()>, count: usize) -> Result<(), PeerRefusal> {
+    match read {
+        Ok(()) if count > 0 => Ok(()),
+        Ok(()) => Err(PeerRefusal::Closed),
+        Err(error) => Err(PeerRefusal::of(error)),
+    }
 }
 
 impl<Io: AsyncRead + Unpin> AsyncRead for Heard<Io> {
@@ -45,19 +70,17 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Heard<Io> {
         let before = buf.filled().len();
         let read = ready!(Pin::new(&mut this.io).poll_read(cx, buf));
         if this.tell.is_some() {
-            this.hear(match &read {
-                Ok(()) if buf.filled().len() > before => Ok(()),
-                Ok(()) => Err(PeerRefusal::Closed),
-                Err(error) => Err(PeerRefusal::of(error)),
-            });
+            this.hear(first(&read, buf.filled().len() - before));
         }
         Poll::Ready(read)
     }
 }
 
-impl<Io: AsyncWrite + Unpin> AsyncWrite for Heard<Io> {
+impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Heard<Io> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write(cx, bytes)
+        let this = self.get_mut();
+        let done = Pin::new(&mut this.io).poll_write(cx, bytes);
+        this.wrote(cx, done)
     }
 
     fn poll_write_vectored(
@@ -65,7 +88,9 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Heard<Io> {
         cx: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, parts)
+        let this = self.get_mut();
+        let done = Pin::new(&mut this.io).poll_write_vectored(cx, parts);
+        this.wrote(cx, done)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -73,7 +98,9 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Heard<Io> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+        let this = self.get_mut();
+        let done = Pin::new(&mut this.io).poll_flush(cx);
+        this.wrote(cx, done)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

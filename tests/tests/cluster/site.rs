@@ -243,6 +243,12 @@ impl Site {
         serde_json::from_str(&text).with_context(|| text.clone())
     }
 
+    /// What a node's agent has logged.
+    pub fn log(&self, node: &str) -> Result<String> {
+        let agent = self.agents.iter().find(|(name, _)| name == node);
+        Ok(agent.with_context(|| format!("no agent on {node}"))?.1.log())
+    }
+
     /// The node that leads, as node1 knows it.
     pub fn leader(&self) -> Result<String> {
         let cluster = self.cluster("node1")?;

@@ -1,5 +1,6 @@
 //! The tasks of one agent on a store in this process.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicUsize;
 
 use super::*;
