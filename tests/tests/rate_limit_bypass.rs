@@ -94,18 +94,20 @@ const TRICKS: &[&str] = &[
 ];
 
 fn documents() -> Result<Site> {
-    let mut rules = String::new();
-    let mut limits = String::new();
-    for (area, key) in AREAS {
-        rules.push_str(&format!(
+    let rule = |area: &str| {
+        format!(
             "  - matches: [{{path: {{value: /{area}}}}}]\n    name: {area}\n    backendRefs: [{{name: web, port: 80}}]\n"
-        ));
-        limits.push_str(&format!(
+        )
+    };
+    let limit = |area: &str, key: &str| {
+        format!(
             "---\napiVersion: sluice.dev/v1alpha1\nkind: RateLimit\nmetadata: {{name: {area}, namespace: default}}\nspec:\n\
              \x20 targetRefs: [{{group: gateway.networking.k8s.io, kind: HTTPRoute, name: shop, sectionName: {area}}}]\n\
              \x20 limits: [{{name: one, key: [{key}], window: {{requests: 1, per: 15m}}}}]\n"
-        ));
-    }
+        )
+    };
+    let rules = AREAS.iter().map(|(area, _)| rule(area)).collect::<Vec<_>>().concat();
+    let limits = AREAS.iter().map(|(area, key)| limit(area, key)).collect::<Vec<_>>().concat();
     Site::new(&[
         ("gateway.yaml", &gateway(OPEN)),
         ("services.yaml", &services(&["web"])?),

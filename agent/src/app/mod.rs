@@ -226,13 +226,15 @@ impl Running {
         tracing::info!("draining");
         self.observed.set_ready(false);
         self.following.drain().await;
-        let deadline = Instant::now() + self.drain_timeout;
+        let begin = Instant::now();
+        let last_call = begin + self.drain_timeout.saturating_sub(LAST_CALL.min(self.drain_timeout / 4));
+        let deadline = begin + self.drain_timeout;
         // What could go by tunnel alone can't go direct: it would be plaintext, or be dropped.
         if let Some(capture) = self.capture.as_ref().filter(|_| !self.meshed) {
             capture.handle.release(Released::Outbound).await;
         }
         self.drain.send_replace(true);
-        self.until_idle(deadline - LAST_CALL.min(self.drain_timeout / 4)).await;
+        self.until_idle(last_call).await;
         if let Some(capture) = &self.capture {
             capture.handle.release(Released::All).await;
         }

@@ -128,6 +128,9 @@ async fn said_of_a(store: &impl Store) -> Result<(Option<String>, u64, Vec<Strin
     Ok((text, a.map_or(0, |document| document.revision), odd))
 }
 
+/// What was done to a document, by which command, what is read of it then, and what is odd about it.
+type Case<'a> = (&'a str, &'a [&'a str], Option<&'a str>, &'a [&'a str]);
+
 /// Whoever reads and whoever writes agree on what is there, whatever somebody has put under which key: what was read can be changed
 /// and deleted, and nothing odd is left.
 #[tokio::test]
@@ -137,7 +140,7 @@ async fn documents_about_which_keys_contradict_each_other_hold_up_no_write() -> 
     let (config, revisions, deleted) = (key("config"), key("revisions"), key("deleted"));
     let bytes = ["EVAL", "return redis.call('HSET', KEYS[1], 'a', '\\255')", "1", &config];
     let (both, none) = ("a is there and among the deleted ones", "a has a revision and no text");
-    let cases: [(&str, &[&str], Option<&str>, &[&str]); 12] = [
+    let cases: [Case<'_>; 12] = [
         ("deleted before it was written", &["ZADD", &deleted, "0", "a"], Some("1"), &[both]),
         ("deleted with it", &["ZADD", &deleted, "1", "a"], Some("1"), &[both]),
         ("deleted after", &["ZADD", &deleted, "99", "a"], Some("1"), &[both]),
