@@ -23,6 +23,8 @@ pub(super) async fn of(store: &RedisStore, revision: u64) -> anyhow::Result<Exit
         match told(&leader) {
             Some(DocumentsOutcome { revision: seen, held_back }) if *seen >= revision => {
                 let Some(why) = held_back else { return Ok(ExitCode::SUCCESS) };
+                // Nobody has signed it.
+                let why = why.replace(char::is_control, "\u{fffd}");
                 eprintln!("written, and HELD BACK by {}, which leads: {why}", leader.name);
                 return Ok(ExitCode::from(HELD_BACK));
             }
@@ -39,13 +41,11 @@ pub(super) async fn of(store: &RedisStore, revision: u64) -> anyhow::Result<Exit
     Ok(ExitCode::SUCCESS)
 }
 
-/// The node that leads, where its agent is one that says what becomes of documents.
+/// The node that leads, where it lives.
 async fn leader(store: &RedisStore) -> Result<Option<Node>, StoreError> {
     let Some((lease, _)) = store.lease().await?.held else { return Ok(None) };
     let mut nodes = registry::read(store.members().await?).into_iter();
-    let says =
-        |node: &Node| node.record.as_ref().is_ok_and(|record| record.version == env!("CARGO_PKG_VERSION"));
-    Ok(nodes.find(|node| node.name == lease.node && node.alive && says(node)))
+    Ok(nodes.find(|node| node.name == lease.node && node.alive))
 }
 
 fn told(leader: &Node) -> Option<&DocumentsOutcome> {

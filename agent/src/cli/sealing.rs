@@ -150,14 +150,15 @@ async fn refuse(store: &RedisStore, texts: &Texts, refused: &Refused, spoilt: Sp
         let write = DocumentWrite { id: SPOILT.into(), text: Some(reason.into()), expected: None };
         store.write(&[write]).await?;
     }
-    let back = if never {
+    let takers = if own { "Agents that see it as this directory does" } else { "Agents" };
+    let back = if never || own {
         ""
     } else {
         ", whoever leads gives back the last that were sealed: try again in a moment"
     };
     bail!(
-        "nothing was changed, as nobody has sealed the documents that are there: {reason}: {refused}. Agents take none of \
-         them over{back}. `sluice apply --prune -f` with all documents puts those in their place"
+        "nothing was changed, as nobody has sealed the documents that are there: {reason}: {refused}. {takers} take none \
+         of them over{back}. `sluice apply --prune -f` with all documents puts those in their place"
     )
 }
 

@@ -192,15 +192,22 @@ impl TunnelConnector {
         let address = SocketAddr::new(key.destination, PORT);
         let io = self.inner.connect(ConnectTarget { address, source: key.source }).await?;
         let (mesh, peer, ends) = (Arc::clone(&self.mesh), terms.peer.clone(), (from(key.source), address));
+        let told = Rc::new(Cell::new(false));
+        let telling = Rc::clone(&told);
         let tell = move |first: Result<(), PeerRefusal>| match first {
             Ok(()) => mesh.counts().handshakes.done(Role::Client),
-            Err(why) => mesh.refused(Role::Client, ends, Some(&peer), &why.into()),
+            Err(why) => {
+                telling.set(true);
+                mesh.refused(Role::Client, ends, Some(&peer), &why.into());
+            }
         };
         let peer = terms.peer.clone();
         let shaken = tokio::time::timeout(HANDSHAKE, shake(&self.mesh, io, terms, tell)).await;
         let (requests, connection, standing, refused) =
             shaken.unwrap_or(Err(PeerRefusal::Timeout.into())).map_err(|refused| {
-                self.mesh.refused(Role::Client, ends, Some(&peer), &refused);
+                if !told.get() {
+                    self.mesh.refused(Role::Client, ends, Some(&peer), &refused);
+                }
                 io::Error::other(refused.why)
             })?;
         let open = Rc::new(Open {
@@ -270,7 +277,7 @@ async fn shake(
         .enable_push(false)
         .handshake(io)
         .await
-        .map_err(|_| PeerRefusal::Closed)?;
+        .map_err(|_| verdict.get().unwrap_or(PeerRefusal::Closed))?;
     Ok((requests, connection, standing, verdict))
 }
 

@@ -39,7 +39,7 @@ impl<Io> Heard<Io> {
     }
 
     /// What came of writing. An end that was refused may learn first that nobody takes its bytes any more; why, is what it was
-    /// told before.
+    /// told before. That has to be waited for where the reactor has not seen it yet: it will, as the connection is over.
     fn wrote<T>(&mut self, cx: &mut Context<'_>, done: Poll<io::Result<T>>) -> Poll<io::Result<T>>
     where
         Io: AsyncRead + Unpin,
@@ -47,9 +47,8 @@ impl<Io> Heard<Io> {
         if matches!(done, Poll::Ready(Err(_))) && self.tell.is_some() {
             let mut byte = [0];
             let mut unread = ReadBuf::new(&mut byte);
-            if let Poll::Ready(read) = Pin::new(&mut self.io).poll_read(cx, &mut unread) {
-                self.hear(first(&read, unread.filled().len()));
-            }
+            let read = ready!(Pin::new(&mut self.io).poll_read(cx, &mut unread));
+            self.hear(first(&read, unread.filled().len()));
         }
         done
     }

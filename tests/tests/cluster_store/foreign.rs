@@ -1,5 +1,7 @@
 //! Values that others left under the store's keys: named where they are in the way, and never in the way for ever.
 
+use std::time::Duration;
+
 use agent::cluster::{Acquired, DocumentWrite, Published, Store, StoreError, Written};
 use anyhow::{Context, Result, ensure};
 
@@ -216,6 +218,25 @@ async fn a_foreign_table_is_named_and_a_foreign_log_needs_a_snapshot() -> Result
     ensure!(store.append(&lease, &delta("g", "h", b"delta")).await? == Published::NeedsSnapshot);
     for position in ["99999999999999999999999-0", "1-1-1", "x", "-"] {
         ensure!(store.deltas(position).await?.sealed.is_empty(), "{position}");
+    }
+    Ok(())
+}
+
+/// Others may put any number of documents at one revision: they are read to their end.
+#[tokio::test]
+async fn more_documents_than_come_at_a_time_are_read_wherever_they_are() -> Result<()> {
+    let site = Servers::one("")?;
+    let (store, redis) = (site.client().await?, &site.servers[0]);
+    let (config, revisions) = (key("config"), key("revisions"));
+    let plant = "for i = 1, 1001 do \
+                 redis.call('ZADD', KEYS[1], ARGV[1], 'x' .. i) redis.call('HSET', KEYS[2], 'x' .. i, 't') end";
+    for score in ["0", "-0", "-1", "-inf", "1", "inf"] {
+        site.lose().await?;
+        store.write(&[put("a", "1", None)]).await?;
+        redis.ask(&["EVAL", plant, "2", &revisions, &config, score])?;
+        let reading = tokio::time::timeout(Duration::from_secs(20), store.documents("", 0));
+        let read = reading.await.with_context(|| format!("{score}: without end"))??;
+        ensure!(read.changed.len() == 1002, "{score}: {} documents", read.changed.len());
     }
     Ok(())
 }

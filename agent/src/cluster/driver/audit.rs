@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::Shared;
 use crate::cluster::disk::KeptDocuments;
 use crate::cluster::documents::mending;
-use crate::cluster::store::{DocumentWrite, Odd, Store, StoreError, sum_of};
+use crate::cluster::store::{DocumentWrite, Odd, Store, StoreError, Written, sum_of};
 
 /// So many at a time: about a millisecond of the store's, in which it answers nobody else.
 const AT_A_TIME: usize = 500;
@@ -66,10 +66,12 @@ impl<S: Store> Shared<S> {
         if odd.is_empty() {
             return Ok(false);
         }
-        told.clear();
         let writes = mending(odd, &self.documents.borrow().texts);
-        // Where somebody else writes them meanwhile that mends them too.
-        self.store.write(&writes).await.map(|_| true)
+        // Where somebody else writes them meanwhile that mends them too; else it is tried again, and was told already.
+        if let Written::At(_) = self.store.write(&writes).await? {
+            told.clear();
+        }
+        Ok(true)
     }
 
     /// Gives those that were changed past all scripts a revision, where nobody seals documents and so whatever is there counts: then

@@ -47,7 +47,8 @@ impl RedisStore {
 
     /// What changed after a revision of a store; of another store than the one named, everything.
     pub(super) async fn changed(&self, store: &str, after: u64) -> Result<Documents, StoreError> {
-        let (mut store, mut from): (Arc<str>, _) = (store.into(), after.to_string());
+        let beginning = if after == 0 { String::new() } else { after.to_string() };
+        let (mut store, mut from): (Arc<str>, _) = (store.into(), beginning);
         let (mut found, mut odd) = (BTreeMap::new(), BTreeMap::new());
         loop {
             let arguments: [&[u8]; 3] = [store.as_bytes(), from.as_bytes(), &digits(AT_A_TIME)];

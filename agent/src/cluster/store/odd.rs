@@ -40,6 +40,7 @@ impl fmt::Display for Odd {
             Oddity::Textless => "has a revision and no text",
             Oddity::Garbled => "has bytes that are no text",
         };
-        write!(f, "{} {what}", self.id)
+        // Whoever can write to the store chooses the name, and this goes to logs and terminals.
+        write!(f, "{} {what}", self.id.replace(char::is_control, "\u{fffd}"))
     }
 }

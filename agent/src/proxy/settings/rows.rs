@@ -229,7 +229,7 @@ pub(super) const HTTP: &[Row<HttpSettings>] = &[
         name: "trusted-hops",
         unit: Unit::Count,
         range: (0, 16),
-        meaning: "Proxies before the agent that are trusted: rate limits count by the address that the first of them added to `x-forwarded-for`, the so-manieth from its end; by the connection's where there is none.",
+        meaning: "Proxies before the agent that are trusted. With N of them rate limits count by the N-th address from the end of `x-forwarded-for`, and by the connection's where there is none.",
         at: |s| &mut s.trusted_hops,
     },
     Row {

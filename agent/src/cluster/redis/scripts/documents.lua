@@ -1,5 +1,5 @@
 -- What changed among the documents, in the order of revisions. KEYS: store, revision, config, revisions, deleted.
--- ARGV: store, revision or where the answer before said to go on, how many documents at a time: the server does nothing else
+-- ARGV: store, revision or where the answer before said to go on or '' for the beginning, how many documents at a time: the server does nothing else
 -- meanwhile. What was written at once comes at once, however much it is.
 -- Answers {store, revision, {{id, revision, text or false}, ...}, {{id, what the keys say of it that we never leave so}, ...},
 -- where to go on or ''}.
@@ -13,14 +13,15 @@ local revision = number(KEYS[2])
 if not revision then
   return foreign(KEYS[2], 'is no number')
 end
--- Everything is more than what is above 0: others may have put something below.
-local after = store == ARGV[1] and ARGV[2] ~= '0' and '(' .. ARGV[2] or '-inf'
+-- The beginning is below all numbers: others may have put something there.
+local after = store == ARGV[1] and ARGV[2] ~= '' and '(' .. ARGV[2] or '-inf'
 local changed, odd = {}, {}
 local live = redis.call('ZRANGEBYSCORE', KEYS[4], after, '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[3])
 local upto, more = '+inf', ''
 if #live == 2 * tonumber(ARGV[3]) then
+  -- By its number: -0 is 0.
   local last, whole_ones = live[#live], #live
-  while whole_ones > 0 and live[whole_ones] == last do
+  while whole_ones > 0 and tonumber(live[whole_ones]) == tonumber(last) do
     whole_ones = whole_ones - 2
   end
   if whole_ones == 0 then
@@ -45,7 +46,7 @@ end
 local deleted = redis.call('ZRANGEBYSCORE', KEYS[5], after, upto, 'WITHSCORES')
 for i = 1, #deleted, 2 do
   if redis.call('ZSCORE', KEYS[4], deleted[i]) then
-    odd[#odd + 1] = {deleted[i], 'deleted'}
+    odd[#odd + 1] = {deleted[i], redis.call('HSTRLEN', KEYS[3], deleted[i]) > 0 and 'deleted' or 'textless'}
   else
     changed[#changed + 1] = {deleted[i], whole(counted(deleted[i + 1])), false}
     if redis.call('HSTRLEN', KEYS[3], deleted[i]) > 0 then
