@@ -115,7 +115,7 @@ impl Cluster {
     }
 }
 
-fn denying_all() -> AuthorizationPolicy {
+pub(super) fn denying_all() -> AuthorizationPolicy {
     AuthorizationPolicy {
         name: ObjectName::new("default", "nobody"),
         scope: PolicyScope::Namespace,

@@ -165,15 +165,7 @@ fn a_service_without_an_address_is_told_from_one_without_the_port() {
 
 #[test]
 fn a_policy_that_refuses_is_named() {
-    let nobody = AuthorizationPolicy {
-        name: ObjectName::new("default", "nobody"),
-        scope: PolicyScope::Namespace,
-        selector: Labels::default(),
-        action: PolicyAction::Deny,
-        dry_run: false,
-        rules: vec![PolicyRule { index: 0, clauses: Vec::new() }],
-    };
-    let model = Model { authorization: vec![nobody].into(), ..model() };
+    let model = Model { authorization: vec![cases::denying_all()].into(), ..model() };
     let table = compile(&model, &RoutingTable::default(), TableVersion::default());
     let said = |destination| {
         let asked = Asked::read("10.9.9.9", destination, None, &table).unwrap();
