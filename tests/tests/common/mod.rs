@@ -26,12 +26,20 @@ pub struct Mesh {
 }
 
 impl Mesh {
-    /// A lab with an agent on one node that accelerates within the node's cgroup.
-    pub fn accelerated(name: &str, topology: Topology, node: &str) -> Result<Self> {
+    /// A lab with its documents and `extra` ones (name, text), and without agents.
+    fn laid(name: &str, topology: Topology, extra: &[(&str, &str)]) -> Result<Self> {
         let lab = Lab::for_test(name, topology)?;
         let config = lab.directory().join("config");
         lab.write_documents(&config)?;
-        let mut mesh = Self { agents: Vec::new(), lab, config };
+        for (file, text) in extra {
+            replace_file(&config.join(file), text)?;
+        }
+        Ok(Self { agents: Vec::new(), lab, config })
+    }
+
+    /// A lab with an agent on one node that accelerates within the node's cgroup.
+    pub fn accelerated(name: &str, topology: Topology, node: &str) -> Result<Self> {
+        let mut mesh = Self::laid(name, topology, &[])?;
         let node = mesh.lab.node(node)?;
         let cgroup = node.cgroup().path().display().to_string();
         let options = AgentOptions::new(&mesh.config)?.with(["--cgroup", &cgroup, "--acceleration", "on"]);
@@ -42,13 +50,7 @@ impl Mesh {
 
     /// Brings the lab up, writes its documents and `extra` ones (name, text), and starts an agent on every node.
     pub fn up(name: &str, topology: Topology, extra: &[(&str, &str)]) -> Result<Self> {
-        let lab = Lab::for_test(name, topology)?;
-        let config = lab.directory().join("config");
-        lab.write_documents(&config)?;
-        for (file, text) in extra {
-            replace_file(&config.join(file), text)?;
-        }
-        let mut mesh = Self { agents: Vec::new(), lab, config };
+        let mut mesh = Self::laid(name, topology, extra)?;
         for node in mesh.lab.topology().nodes.clone() {
             let agent = mesh.start_agent(&node)?;
             mesh.agents.push(agent);
@@ -64,13 +66,7 @@ impl Mesh {
         extra: &[(&str, &str)],
         arguments: &[&str],
     ) -> Result<Self> {
-        let lab = Lab::for_test(name, topology)?;
-        let config = lab.directory().join("config");
-        lab.write_documents(&config)?;
-        for (file, text) in extra {
-            replace_file(&config.join(file), text)?;
-        }
-        let mut mesh = Self { agents: Vec::new(), lab, config };
+        let mut mesh = Self::laid(name, topology, extra)?;
         mesh.ca(&["init", "--dir", "ca", "--trust-domain", "mesh.test"])?;
         for node in ["node1", "node2"] {
             mesh.ca(&["node", "--dir", "ca", "--name", node, "--out", &format!("ca-{node}")])?;
