@@ -106,11 +106,13 @@ pub enum Reason {
     CapturedInbound = 12,
     /// Dropped: its sender is held back until its receiver has read what was handed over (see [`crate::acceleration`]).
     HeldBack = 13,
+    /// Dropped: a limit of the kernel refuses a connection that the agent would take (see [`crate::limit`]).
+    RateLimited = 14,
 }
 
 impl Reason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Captured,
         Self::Established,
         Self::NoRoute,
@@ -125,6 +127,7 @@ impl Reason {
         Self::AssignFailed,
         Self::CapturedInbound,
         Self::HeldBack,
+        Self::RateLimited,
     ];
 
     /// The name that metrics and dumps show.
@@ -144,6 +147,7 @@ impl Reason {
             Self::AssignFailed => "assign_failed",
             Self::CapturedInbound => "captured_inbound",
             Self::HeldBack => "held_back",
+            Self::RateLimited => "rate_limited",
         }
     }
 }

@@ -32,11 +32,20 @@ pub enum EventKind {
     Opened = 4,
     /// A connection that is over, told by each end below the cgroup. `reason` is one of [`SocketEnd`].
     Closed = 5,
+    /// A packet that a limit refuses. `rule` is the slot in which the limit is counted.
+    Limited = 6,
 }
 
 impl EventKind {
-    const ALL: [Self; 6] =
-        [Self::Verdict, Self::Refused, Self::Guarded, Self::Balanced, Self::Opened, Self::Closed];
+    const ALL: [Self; 7] = [
+        Self::Verdict,
+        Self::Refused,
+        Self::Guarded,
+        Self::Balanced,
+        Self::Opened,
+        Self::Closed,
+        Self::Limited,
+    ];
 }
 
 /// How a connection ended.
@@ -152,6 +161,7 @@ impl FlowEvent {
         match self.kind()? {
             EventKind::Verdict => Reason::ALL.get(number).map(|reason| reason.as_str()),
             EventKind::Refused => Some("rbac_access_denied"),
+            EventKind::Limited => Some("rate_limited"),
             EventKind::Guarded => guard::Reason::ALL.get(number).map(|reason| reason.as_str()),
             EventKind::Balanced => ConnectReason::ALL.get(number).map(|reason| reason.as_str()),
             EventKind::Opened => Some("established"),

@@ -1,14 +1,17 @@
 //! The guard at the edge: what the agent tells the XDP program, how it judges a frame, and why.
 //!
 //! The order of judgement: frames that contradict themselves are dropped, whoever sends them; sources on the allow list pass;
-//! sources on a deny list and sources that the agent pushed down are dropped; all others are held to their limits. What is not
-//! understood and does not contradict itself passes: the guard never cuts off a protocol that it does not know.
+//! sources on a deny list and sources that the agent pushed down are dropped; all others are held to their limits, and then to
+//! those of the Gateway that they send to. What is not understood and does not contradict itself passes: the guard never cuts off
+//! a protocol that it does not know.
 
 mod bucket;
+mod gateway;
 mod inspect;
 
-pub use bucket::{Limit, step};
-pub use inspect::{Inspected, SizedFrame, inspect};
+pub use bucket::{Limit, advance, step};
+pub use gateway::GatewayMaps;
+pub use inspect::{Inspected, Sent, SizedFrame, inspect};
 
 use crate::packet::Family;
 
@@ -29,8 +32,8 @@ pub struct GuardSettings {
     pub syns: Limit,
     /// Whether any source is pushed down.
     pub pushed: u32,
-    /// Spelled out so that the size is a multiple of 4.
-    pub padding: u32,
+    /// Whether limits are about any Gateway.
+    pub limited: u32,
 }
 
 const _: () = assert!(size_of::<GuardSettings>() == 24);
@@ -111,11 +114,13 @@ pub enum Reason {
     BadFlags = 16,
     /// TCP or UDP port zero.
     PortZero = 17,
+    /// A limit about the Gateway that it is sent to refuses it.
+    RateLimited = 18,
 }
 
 impl Reason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Passed,
         Self::Allowed,
         Self::NotIp,
@@ -134,6 +139,7 @@ impl Reason {
         Self::BadTransport,
         Self::BadFlags,
         Self::PortZero,
+        Self::RateLimited,
     ];
 
     /// Whether frames are dropped for it.
@@ -163,6 +169,7 @@ impl Reason {
             Self::BadTransport => "bad_transport",
             Self::BadFlags => "bad_flags",
             Self::PortZero => "port_zero",
+            Self::RateLimited => "rate_limited",
         }
     }
 }

@@ -1,10 +1,11 @@
-//! Inbound capture: which connections to pods the agent takes, because only the request tells who may have what.
+//! Inbound capture: which connections to pods the agent takes, because only the request tells who may have what, or
+//! because they are counted.
 
 use crate::packet::{Family, Segment};
 use crate::policy::{Access, CLOSED, PolicyAddress, PolicyMaps, class_of, verdict};
 
 /// Whether the agent takes a new connection to a pod. What it does not take meets the pod's guard, which lets nothing by
-/// that has to be asked for its request.
+/// that has to be asked for its request, or counted.
 #[inline(always)]
 pub fn takes(segment: &Segment, maps: &impl PolicyMaps) -> bool {
     let family = match segment.family {
@@ -19,7 +20,7 @@ pub fn takes(segment: &Segment, maps: &impl PolicyMaps) -> bool {
     let source = PolicyAddress { family, address: segment.source };
     let class = class_of(&pod, (&source, &destination), maps);
     match verdict(pod.set, class, segment.destination_port, maps) {
-        Some(value) => value.access == Access::ByRequest as u32,
+        Some(value) => value.access == Access::ByRequest as u32 || value.access == Access::Counted as u32,
         None => false,
     }
 }
@@ -82,8 +83,8 @@ mod tests {
     }
 
     #[test]
-    fn only_what_the_request_decides_is_taken() {
-        use Access::{Allowed, ByRequest, Denied, DeniedEverywhere};
+    fn only_what_the_request_decides_or_is_counted_is_taken() {
+        use Access::{Allowed, ByRequest, Counted, Denied, DeniedEverywhere};
         let pod = |captured, set| Some(PolicyPod { set, side: 1, captured, proofs: 1, padding: 0, since: 0 });
         let here = pod(1, 7);
         // (pod, verdicts on port 80 of 10.0.0.1 and on the rest), (source, destination, port) -> taken
@@ -95,6 +96,9 @@ mod tests {
             ((here, Allowed, ByRequest), (1, 9, 80), false),
             ((here, Allowed, ByRequest), (1, 9, 81), true),
             ((here, DeniedEverywhere, ByRequest), (2, 9, 80), true),
+            ((here, Denied, Counted), (2, 9, 80), true),
+            ((here, Denied, Counted), (1, 9, 80), false),
+            ((pod(0, 7), Counted, Counted), (1, 9, 80), false),
             ((None, ByRequest, ByRequest), (1, 9, 80), false),
             ((pod(0, 7), ByRequest, ByRequest), (1, 9, 80), false),
             ((pod(1, CLOSED), ByRequest, ByRequest), (1, 9, 80), false),

@@ -15,5 +15,6 @@ pub mod event;
 pub mod guard;
 pub mod inbound;
 pub mod layout;
+pub mod limit;
 pub mod packet;
 pub mod policy;

@@ -18,7 +18,7 @@ const IPV6_LEN: u32 = 40;
 /// Bytes of a TCP header without options.
 const TCP_LEN: u32 = 20;
 /// The protocol number of TCP, in IPv4 and IPv6 alike.
-pub(crate) const PROTOCOL_TCP: u8 = 6;
+pub const PROTOCOL_TCP: u8 = 6;
 /// IPv4: more-fragments flag and offset; either set means that this is part of a datagram.
 const FRAGMENT_MASK: u16 = 0x3fff;
 

@@ -9,6 +9,8 @@ mod reading;
 
 pub use reading::read;
 
+use crate::packet::PROTOCOL_TCP;
+
 /// Pods' addresses that can be under policy.
 pub const POLICY_PODS_MAX: u32 = 65_536;
 /// Sources that can be told apart, two generations of them.
@@ -33,7 +35,7 @@ pub const PROVEN: u8 = 0x80;
 
 /// An address of either family.
 #[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PolicyAddress {
     /// 4 or 6; of proven sources with [`PROVEN`].
     pub family: u8,
@@ -42,6 +44,18 @@ pub struct PolicyAddress {
 }
 
 const _: () = assert!(size_of::<PolicyAddress>() == 17 && align_of::<PolicyAddress>() == 1);
+
+/// An address as the maps keep it.
+pub fn policy_address(address: core::net::IpAddr) -> PolicyAddress {
+    match address {
+        core::net::IpAddr::V4(v4) => {
+            let mut wide = [0; 16];
+            wide[..4].copy_from_slice(&v4.octets());
+            PolicyAddress { family: 4, address: wide }
+        }
+        core::net::IpAddr::V6(v6) => PolicyAddress { family: 6, address: v6.octets() },
+    }
+}
 
 /// What a source's class is looked up by, with the longest prefix: the bits that all have in common come first.
 #[repr(C)]
@@ -114,6 +128,8 @@ pub enum Access {
     DeniedEverywhere = 2,
     /// The agent decides, request by request: it takes connections, and nothing else gets in.
     ByRequest = 3,
+    /// Let through, but for TCP connections: the agent takes them to count them, and none is opened past it.
+    Counted = 4,
 }
 
 /// A conversation that a pod began. What is noted at one interface says nothing about another: a pod can send whatever
@@ -320,6 +336,15 @@ pub fn refuses(packet: &PolicyPacket, interface: u32, maps: &impl PolicyMaps) ->
     let class = class_of(&pod, (&packet.source, &packet.destination), maps);
     // Every set has a verdict on everybody else; without one, nothing is known.
     let Some(value) = verdict(pod.set, class, packet.destination_port, maps) else { return Some(0) };
+    if value.access == Access::Counted as u32 {
+        // TCP that does not show its ports may open one; what nobody takes for a pod is counted nowhere, and not closed for it.
+        let opens = match packet.kind {
+            PacketKind::Opening => true,
+            PacketKind::Other => packet.protocol == PROTOCOL_TCP,
+            _ => false,
+        };
+        return if opens && pod.captured != 0 { Some(value.slot) } else { None };
+    }
     let refused = match packet.kind {
         // The rest of something that may well have been let through.
         PacketKind::Fragment => value.access == Access::DeniedEverywhere as u32,

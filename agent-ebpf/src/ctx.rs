@@ -1,5 +1,6 @@
-//! The only unsafe reads: a packet's bytes, the socket that its ends lead to, and the listener that takes it.
+//! The only unsafe reads: a packet's bytes, a source's buckets, the socket that its ends lead to, and the listener that takes it.
 
+pub mod bucket;
 pub mod xdp;
 
 use core::ffi::c_void;

@@ -1,5 +1,5 @@
 //! What all TC hooks do: a packet of the agent's own connections is marked for delivery to it, one of a sender that is held back
-//! is dropped, everything else goes on.
+//! or beyond a limit is dropped, everything else goes on.
 //!
 //! Fail-open: whatever is not understood, not routed or not wanted by a live agent goes on as if we were not there.
 
@@ -45,7 +45,7 @@ pub fn run(
             context.skb.set_mark(config.deliver_mark);
             ACCEPT
         }
-        Reason::HeldBack => DROP,
+        Reason::HeldBack | Reason::RateLimited => DROP,
         _ => NEXT,
     }
 }

@@ -3,7 +3,7 @@
 use agent_common::balance::{End, SocketValue};
 use agent_common::capture::Reason;
 use agent_common::event::{EventKind, FlowEvent, spend, told};
-use agent_common::guard;
+use agent_common::guard::{self, Inspected};
 use agent_common::packet::{Family, Segment};
 use agent_common::policy::{PolicyPacket, read};
 use aya_ebpf::bindings::BPF_RB_AVAIL_DATA;
@@ -59,17 +59,33 @@ pub fn tell(kind: EventKind, write: impl FnOnce(&mut FlowEvent)) {
 #[inline(always)]
 pub fn tell_verdict(packet: &Packet<'_>, segment: &Segment, reason: Reason) {
     tell(EventKind::Verdict, |event| {
-        event.source = segment.source;
-        event.destination = segment.destination;
-        event.source_port = segment.source_port;
-        event.destination_port = segment.destination_port;
-        event.interface = packet.interface();
+        write_segment(event, packet, segment);
         event.reason = reason as u32;
-        event.family = match segment.family {
-            Family::V4 => 4,
-            Family::V6 => 6,
-        };
     });
+}
+
+/// Tells of a connection that the agent would take and a limit refuses.
+#[inline(always)]
+pub fn tell_limited_connection(packet: &Packet<'_>, segment: &Segment, slot: u32) {
+    if affordable() {
+        tell(EventKind::Limited, |event| {
+            write_segment(event, packet, segment);
+            event.rule = slot;
+        });
+    }
+}
+
+#[inline(always)]
+fn write_segment(event: &mut FlowEvent, packet: &Packet<'_>, segment: &Segment) {
+    event.source = segment.source;
+    event.destination = segment.destination;
+    event.source_port = segment.source_port;
+    event.destination_port = segment.destination_port;
+    event.interface = packet.interface();
+    event.family = match segment.family {
+        Family::V4 => 4,
+        Family::V6 => 6,
+    };
 }
 
 /// Tells of a packet that policy keeps out of a pod.
@@ -84,6 +100,42 @@ pub fn tell_refused(packet: &Packet<'_>, read: &PolicyPacket, slot: u32) {
     }
 }
 
+/// Tells of a packet that a limit refuses.
+#[inline(always)]
+pub fn tell_limited(packet: &Packet<'_>, read: &PolicyPacket, slot: u32) {
+    if affordable() {
+        tell(EventKind::Limited, |event| {
+            write_ends(event, read);
+            event.interface = packet.interface();
+            event.rule = slot;
+        });
+    }
+}
+
+/// Tells of a frame that a Gateway's limit refuses.
+#[inline(always)]
+pub fn tell_limited_frame(context: &XdpContext, seen: &Inspected, slot: u32) {
+    if affordable() {
+        tell(EventKind::Limited, |event| {
+            event.source = seen.source;
+            event.destination = seen.destination;
+            event.source_port = seen.sent.from_be;
+            event.destination_port = seen.sent.port_be;
+            event.family = seen.sender().family;
+            event.protocol = seen.sent.protocol;
+            event.interface = came_by(context);
+            event.rule = slot;
+        });
+    }
+}
+
+/// The index of the interface.
+#[inline(always)]
+fn came_by(context: &XdpContext) -> u32 {
+    // SAFETY: a field of the context that the verifier checks.
+    unsafe { core::ptr::read_volatile(&raw const (*context.ctx).ingress_ifindex) }
+}
+
 /// Tells of a frame that the guard drops; of one that hides its addresses, nothing but the reason.
 #[inline(always)]
 pub fn tell_guarded(context: &XdpContext, reason: guard::Reason, rule: u32) {
@@ -94,8 +146,7 @@ pub fn tell_guarded(context: &XdpContext, reason: guard::Reason, rule: u32) {
             if let Some(read) = &read {
                 write_ends(event, read);
             }
-            // SAFETY: a field of the context that the verifier checks.
-            event.interface = unsafe { core::ptr::read_volatile(&raw const (*context.ctx).ingress_ifindex) };
+            event.interface = came_by(context);
             event.reason = reason as u32;
             event.rule = rule;
         });

@@ -12,6 +12,7 @@ use agent_common::packet::{Family, Segment};
 use agent_common::policy::PolicyAddress;
 
 use crate::ctx::{Assigned, Packet};
+use crate::limit;
 use crate::maps::DESTINATIONS;
 use crate::tc_policy::{KernelMaps, Proof};
 
@@ -32,26 +33,32 @@ impl Proof for FromPod {
     }
 }
 
-/// What becomes of a segment that asks for a new connection; `None`: it is nothing for the agent.
+/// The listeners for a segment that asks for a new connection; `None`: it is nothing for the agent.
 #[inline(always)]
-pub fn open(
-    packet: &Packet<'_>,
-    segment: &Segment,
-    config: &CaptureConfig,
-    from_pod: FromPod,
-) -> Option<Reason> {
-    let first = if segment.destination_port == HBONE_PORT.to_be_bytes() && is(segment, Action::Tunnel) {
-        TUNNEL_LISTENERS
+pub fn listeners(segment: &Segment, from_pod: FromPod) -> Option<u32> {
+    if segment.destination_port == HBONE_PORT.to_be_bytes() && is(segment, Action::Tunnel) {
+        Some(TUNNEL_LISTENERS)
     } else if takes(segment, &KernelMaps(from_pod)) {
-        INBOUND_LISTENERS
+        Some(INBOUND_LISTENERS)
     } else {
-        return None;
-    };
-    Some(match packet.assign(segment, config.workers, first) {
+        None
+    }
+}
+
+/// What becomes of a segment that asks for a new connection and is for these listeners; 0: those of what pods dial.
+#[inline(always)]
+pub fn hand_over(packet: &Packet<'_>, segment: &Segment, config: &CaptureConfig, first: u32) -> Reason {
+    match packet.assign(segment, config.workers, first) {
+        // Counted only where somebody takes it: what goes direct is counted at the pod. Connections in a tunnel were counted
+        // where it begins.
+        Assigned::Yes if first != TUNNEL_LISTENERS && limit::refuses_taken(packet, segment) => {
+            Reason::RateLimited
+        }
+        Assigned::Yes if first == 0 => Reason::Captured,
         Assigned::Yes => Reason::CapturedInbound,
         Assigned::NoListener => Reason::NoListener,
         Assigned::Refused => Reason::AssignFailed,
-    })
+    }
 }
 
 /// Whether the routing table says so of new connections to this destination.

@@ -13,6 +13,10 @@ use agent_common::capture::{
 };
 use agent_common::event::{DropBudget, OPEN_SOCKETS_MAX, OpenSocket, RING_BYTES, SocketEvents};
 use agent_common::guard::{self, GuardSettings, MAX_PUSHED, MAX_RULES, SourceBuckets, SourceKey};
+use agent_common::limit::{
+    ExemptKey, LIMIT_ENDS_MAX, LIMIT_EXEMPT_MAX, LIMIT_GATEWAYS_MAX, LIMIT_NAMED_MAX, LIMIT_SLOTS,
+    LimitCounts, LimitEnd, LimitKey, LimitSet, Outcome,
+};
 use agent_common::policy::{
     POLICY_FLOWS_MAX, POLICY_PODS_MAX, POLICY_RULES_MAX, POLICY_SLOTS, POLICY_SOURCES_MAX, PolicyAddress,
     PolicyFlow, PolicyPod, PolicyRuleKey, PolicyRuleValue, PolicySourceKey,
@@ -167,6 +171,51 @@ pub fn count_refused(slot: u32) {
     }
 }
 
+/// The limits of addresses and ports. Written by the agent when its routing table changes.
+#[map]
+pub static LIMIT_ENDS: HashMap<LimitEnd, LimitSet> =
+    HashMap::with_max_entries(LIMIT_ENDS_MAX, BPF_F_NO_PREALLOC);
+
+/// The limits of Gateways' listeners, which the guard holds to: an address of zeros is any of the node's. Written by the agent.
+#[map]
+pub static LIMIT_GATEWAYS: HashMap<LimitEnd, LimitSet> =
+    HashMap::with_max_entries(LIMIT_GATEWAYS_MAX, BPF_F_NO_PREALLOC);
+
+/// Networks that limits do not hold for. Written by the agent.
+#[map]
+pub static LIMIT_EXEMPT: LpmTrie<ExemptKey, u32> = LpmTrie::with_max_entries(LIMIT_EXEMPT_MAX, 0);
+
+/// Identities of pods, where a limit counts by them. Written by the agent.
+#[map]
+pub static LIMIT_NAMED: HashMap<PolicyAddress, u64> =
+    HashMap::with_max_entries(LIMIT_NAMED_MAX, BPF_F_NO_PREALLOC);
+
+/// Buckets of all limits; a full map forgets who was silent longest. Written by the programs. As large as the agent makes it.
+#[map]
+pub static LIMIT_BUCKETS: LruHashMap<LimitKey, u64> = LruHashMap::with_max_entries(1, 0);
+
+/// What limits have done, by their slots. Written by the programs; zeroed by the agent before a slot is used again.
+#[map]
+static LIMIT_COUNTS: PerCpuArray<LimitCounts> = PerCpuArray::with_max_entries(LIMIT_SLOTS, 0);
+
+/// Counts what a limit has done with a packet.
+#[inline(always)]
+pub fn count_limited(slot: u32, outcome: Outcome) {
+    if let Some(counts) = LIMIT_COUNTS.get_ptr_mut(slot) {
+        // SAFETY: as with the counters above.
+        unsafe { (*counts).by_outcome[outcome as usize] += 1 };
+    }
+}
+
+/// Counts a bucket that a limit has made.
+#[inline(always)]
+pub fn count_bucket(slot: u32) {
+    if let Some(counts) = LIMIT_COUNTS.get_ptr_mut(slot) {
+        // SAFETY: as above.
+        unsafe { (*counts).made += 1 };
+    }
+}
+
 /// Settings of acceleration. Written by the agent before its programs are attached.
 #[map]
 pub static ACCELERATION: Array<AccelerationConfig> = Array::with_max_entries(1, 0);
@@ -200,8 +249,7 @@ pub static HELD_BACK_UNTIL: Array<u64> = Array::with_max_entries(1, 0);
 
 /// The bridge of a sender, by its number in [`BRIDGES`]. Written by the agent.
 #[map]
-pub static BRIDGE_OF: HashMap<EndKey, u32> =
-    HashMap::with_max_entries(BRIDGES_MAX, BPF_F_NO_PREALLOC);
+pub static BRIDGE_OF: HashMap<EndKey, u32> = HashMap::with_max_entries(BRIDGES_MAX, BPF_F_NO_PREALLOC);
 
 /// Directions past the agent. Written by the agent, which has this memory mapped, and by the sk_msg program; each field by one of
 /// them. As large as the agent makes it.

@@ -6,7 +6,7 @@ use agent_common::packet::Segment;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 
-use crate::ctx::{Assigned, Packet};
+use crate::ctx::Packet;
 use crate::deliver::{self, Begins};
 use crate::events;
 use crate::inbound::{self, FromPod};
@@ -19,20 +19,16 @@ pub fn from_pod(context: TcContext) -> i32 {
 
 #[inline(always)]
 fn open(packet: &Packet<'_>, segment: &Segment, config: &CaptureConfig) -> Reason {
-    let reason = judge(packet, segment, config);
-    events::tell_verdict(packet, segment, reason);
-    reason
-}
-
-#[inline(always)]
-fn judge(packet: &Packet<'_>, segment: &Segment, config: &CaptureConfig) -> Reason {
     // What the agent takes on its way out it judges on the way in as well: it is taken once.
-    if !inbound::is(segment, Action::Agent) {
-        return inbound::open(packet, segment, config, FromPod(true)).unwrap_or(Reason::NoRoute);
+    let taken = inbound::is(segment, Action::Agent);
+    let first = if taken { Some(0) } else { inbound::listeners(segment, FromPod(true)) };
+    let reason = match first {
+        Some(first) => inbound::hand_over(packet, segment, config, first),
+        None => Reason::NoRoute,
+    };
+    // Of what a limit refuses it has told itself.
+    if reason != Reason::RateLimited {
+        events::tell_verdict(packet, segment, reason);
     }
-    match packet.assign(segment, config.workers, 0) {
-        Assigned::Yes => Reason::Captured,
-        Assigned::NoListener => Reason::NoListener,
-        Assigned::Refused => Reason::AssignFailed,
-    }
+    reason
 }

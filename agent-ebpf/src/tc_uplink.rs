@@ -12,26 +12,28 @@ use crate::deliver::{self, Begins};
 use crate::events;
 use crate::inbound::{self, FromPod};
 
+// Both pass a closure: the function itself would be shared and so be called, and two frames exceed the stack that the kernel gives.
+
 /// Entry point for interfaces with Ethernet headers.
 #[classifier]
 pub fn from_uplink(context: TcContext) -> i32 {
-    deliver::run(&context, Begins::Ethernet, open)
+    deliver::run(&context, Begins::Ethernet, |packet, segment, config| open(packet, segment, config))
 }
 
 /// Entry point for interfaces whose packets begin with the IP header.
 #[classifier]
 pub fn from_uplink_l3(context: TcContext) -> i32 {
-    deliver::run(&context, Begins::Network, open)
+    deliver::run(&context, Begins::Network, |packet, segment, config| open(packet, segment, config))
 }
 
 /// What passes through the node without concerning its pods is nobody's flow, and not told of.
 #[inline(always)]
 fn open(packet: &Packet<'_>, segment: &Segment, config: &CaptureConfig) -> Reason {
-    match inbound::open(packet, segment, config, FromPod(false)) {
-        Some(reason) => {
-            events::tell_verdict(packet, segment, reason);
-            reason
-        }
-        None => Reason::NotOurs,
+    let Some(first) = inbound::listeners(segment, FromPod(false)) else { return Reason::NotOurs };
+    let reason = inbound::hand_over(packet, segment, config, first);
+    // Of what a limit refuses it has told itself.
+    if reason != Reason::RateLimited {
+        events::tell_verdict(packet, segment, reason);
     }
+    reason
 }

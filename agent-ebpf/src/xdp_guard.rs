@@ -4,6 +4,7 @@
 //! whose bucket too many processors fight over. Without the agent the program is gone and everything passes.
 
 use agent_common::guard::{Inspected, Listed, Reason, SourceKey, inspect, listed, pushed_down};
+use agent_common::limit::Taken;
 use agent_common::packet::Family;
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
@@ -11,9 +12,9 @@ use aya_ebpf::macros::xdp;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::XdpContext;
 
-use crate::ctx::xdp::{Buckets, Taken, XdpFrame};
-use crate::events;
+use crate::ctx::xdp::{Buckets, XdpFrame};
 use crate::maps::{GUARD_PUSHED, GUARD_SETTINGS, GUARD_V4, GUARD_V6, count_guarded, count_hit};
+use crate::{events, limit};
 
 /// Entry point; frames of several buffers are read too.
 #[xdp(frags)]
@@ -26,7 +27,9 @@ pub fn xdp_guard(context: XdpContext) -> u32 {
     if !reason.drops() {
         return XDP_PASS;
     }
-    events::tell_guarded(&context, reason, rule);
+    if reason != Reason::RateLimited {
+        events::tell_guarded(&context, reason, rule);
+    }
     XDP_DROP
 }
 
@@ -40,8 +43,27 @@ fn judge(context: &XdpContext, denied_by: &mut u32) -> Result<Reason, Reason> {
             *denied_by = rule;
             Ok(Reason::Denied)
         }
-        Listed::No => hold_to_limits(&seen),
+        Listed::No => {
+            let (Ok(reason) | Err(reason)) = hold_to_limits(&seen);
+            match limited_at_gateway(&seen, reason) {
+                Some(slot) => {
+                    events::tell_limited_frame(context, &seen, slot);
+                    Err(Reason::RateLimited)
+                }
+                None => Ok(reason),
+            }
+        }
     }
+}
+
+/// Whether a limit of the Gateway refuses what nothing else does: the slot of that limit.
+#[inline(always)]
+fn limited_at_gateway(seen: &Inspected, reason: Reason) -> Option<u32> {
+    // SAFETY: as below.
+    if reason.drops() || unsafe { (*GUARD_SETTINGS.get_ptr(0)?).limited } == 0 {
+        return None;
+    }
+    limit::refuses_at_gateway(seen)
 }
 
 /// The value of the longest prefix that holds the source.
@@ -62,7 +84,7 @@ fn hold_to_limits(seen: &Inspected) -> Result<Reason, Reason> {
     // SAFETY: the kernel keeps a map value's memory valid for the run of the program; the agent changes it word by word, so
     // that at worst one frame meets a new limit beside an old one.
     let (packets, syns, pushed) = unsafe { ((*settings).packets, (*settings).syns, (*settings).pushed) };
-    let counts_syn = seen.opens && syns.is_set();
+    let counts_syn = seen.sent.opens && syns.is_set();
     if pushed == 0 && !packets.is_set() && !counts_syn {
         return Ok(Reason::Passed);
     }
@@ -97,5 +119,7 @@ fn check(taken: Taken, refused: Reason) -> Result<(), Reason> {
         Taken::Yes => Ok(()),
         Taken::No => Err(refused),
         Taken::Contended => Err(Reason::Contended),
+        // Its source has its buckets already.
+        Taken::NoRoom => Err(Reason::Untracked),
     }
 }

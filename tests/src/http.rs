@@ -9,7 +9,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 /// No header line of a test's server is longer.
-const LINE_MAX: u64 = 16 * 1024;
+const LINE_MAX: u64 = 64 * 1024;
 /// No answer that is read whole is larger.
 const BODY_MAX: usize = 64 * 1024 * 1024;
 

@@ -29,6 +29,7 @@ pub mod backend;
 pub mod footprint;
 pub mod frames;
 pub mod http;
+pub mod limit_host;
 pub mod load;
 pub mod loopback;
 pub mod pingpong;

@@ -14,4 +14,11 @@ impl Random {
         self.0 ^= self.0 << 17;
         Ok(usize::try_from(self.0 >> 16)? % limit)
     }
+
+    /// Puts one of the bytes that packets are read by at some place behind the link addresses of a frame.
+    pub fn disturb(&mut self, frame: &mut [u8]) -> Result<()> {
+        let at = 12 + self.below(frame.len() - 12)?;
+        frame[at] = [0, 1, 0xff, 0x11, 0x2c, 0x3c, 0x45, 0x60][self.below(8)?];
+        Ok(())
+    }
 }

@@ -81,6 +81,18 @@ impl Apps {
         Ok(said)
     }
 
+    /// An iperf3 client whose connections are opened a moment apart: it gives them their roles by the order in which the server
+    /// takes them, and the agent, which dials each by itself, keeps none of those that come at once.
+    fn iperf3(&self, way: Way, mode: &[&str]) -> Result<Value> {
+        let (host, port) = (self.host(way)?.to_string(), IPERF.to_string());
+        let slowly = ["strace", "-f", "-qq", "--seccomp-bpf", "-o", "/dev/null"];
+        let apart = ["-e", "trace=connect", "-e", "inject=connect:delay_exit=50ms"];
+        let argv = ["iperf3", "-J", "-t", "1", "-c", &host, "-p", &port];
+        // Control, and one for the bytes at least.
+        let said = self.client(way, 2.0, &[&slowly[..], &apart, &argv, mode].concat())?;
+        serde_json::from_str(&said).with_context(|| said.clone())
+    }
+
     fn path(&self, name: &str) -> String {
         self.mesh.lab.directory().join(name).display().to_string()
     }
@@ -164,12 +176,8 @@ fn iperf3() -> Result<()> {
     let argv = ["iperf3", "-s", "-p", &IPERF.to_string()].map(str::to_owned).to_vec();
     let apps = Apps::up("apps_iperf", vec![Program::Server { argv, port: IPERF }])?;
     for way in WAYS {
-        let (host, port) = (apps.host(way)?.to_string(), IPERF.to_string());
         for mode in [["-P", "2"], ["-R", "-i0"], ["--bidir", "-b2G"], ["--bidir", "-t3"]] {
-            let argv = ["iperf3", "-J", "-t", "1", "-c", &host, "-p", &port];
-            // Control, and one for the bytes at least.
-            let said = apps.client(way, 2.0, &[&argv[..], &mode].concat())?;
-            let report: Value = serde_json::from_str(&said).with_context(|| said.clone())?;
+            let report = apps.iperf3(way, &mode)?;
             let received = report["end"]["sum_received"]["bytes"].as_u64().unwrap_or(0);
             ensure!(report["error"].is_null() && received > 1 << 20, "{way:?} {mode:?}: {report}");
         }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use lab::built_binary;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -76,6 +76,31 @@ impl Site {
 
 fn text(output: &Output) -> String {
     String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned()
+}
+
+/// Each waits until the others are done with the CA, and nobody's word is lost.
+#[test]
+fn who_change_a_ca_at_once_wait_for_each_other() -> Result<()> {
+    let site = Site::new()?;
+    let nodes: Vec<String> = (1..=6).map(|number| format!("node{number}")).collect();
+    let at_once = |verb: &(dyn Fn(&str) -> Result<Output> + Sync)| -> Result<usize> {
+        std::thread::scope(|scope| {
+            let all: Vec<_> = nodes.iter().map(|node| scope.spawn(move || verb(node))).collect();
+            let ended = all.into_iter().map(|one| one.join().map_err(|_| anyhow!("it panicked"))?);
+            Ok(ended.collect::<Result<Vec<_>>>()?.iter().filter(|output| output.status.success()).count())
+        })
+    };
+    // Two of them are there.
+    let made = at_once(&|node| site.tried(&["node", "--dir", "ca", "--name", node, "--out", node]))?;
+    ensure!(made == 4, "{made} were made");
+    let revoked = at_once(&|node| site.tried(&["revoke", "--dir", "ca", "--node", node]))?;
+    let listed = site.json(&["revoke", "--dir", "ca", "--node", "node1"])?;
+    ensure!(revoked == 6 && listed["count"] == 12, "{revoked}, {listed}");
+    let list = text(&site.openssl(&["crl", "-in", "ca/revoked.crl", "-noout", "-crlnumber"])?);
+    ensure!(list.trim().ends_with('6'), "{list}");
+    let prepared = at_once(&|_| site.tried(&["rotate", "--dir", "ca", "prepare"]))?;
+    ensure!(prepared == 1, "{prepared} have prepared a root");
+    Ok(())
 }
 
 #[test]
@@ -183,12 +208,14 @@ fn a_directory_that_is_broken_is_told_by_the_exit_code() -> Result<()> {
     site.ca(&["revoke", "--dir", "ca", "--operator", "alice"])?;
     ensure!(shown("ca")?.status.code() == Some(0), "{}", text(&shown("ca")?));
     fs::write(site.path("junk"), "junk")?;
+    site.ca(&["init", "--dir", "other", "--trust-domain", "mesh.example"])?;
     // (what is done to which file, what is shown of it)
     let cases = [
         ("node1/bundle.pem", None, "bundle.pem"),
         ("node1/node.pem", Some("junk"), "holds no PEM block"),
         ("node1/node.key", Some("node2/node.key"), "node.key is another one's"),
         ("node1/node.key", None, "without node.key"),
+        ("node1/bundle.pem", Some("other/bundle.pem"), "unknown_issuer"),
         ("alice/operator.pem", Some("junk"), "holds no PEM block"),
         ("ca/root.key", None, "without root.key"),
         ("ca/issued.jsonl", Some("junk"), "issued.jsonl"),

@@ -12,7 +12,7 @@ use std::process::{Child, Stdio};
 use anyhow::{Context, Result, ensure};
 use common::{LIMIT, Mesh, TIMEOUT};
 use edge_tls::{Issued, Pki, indented};
-use lab::http::get;
+use lab::http::{Response, get};
 use lab::{PodSpec, Program, ServiceSpec, Topology, unprivileged, wait_for, wait_until};
 
 const TLS_TARGET: u16 = 8443;
@@ -251,6 +251,17 @@ fn headless_and_gateway(mesh: &Mesh) -> Result<String> {
     Ok(format!("{}---\n{other}{service}{}{}{gateway}{route}", tls(terms), slice(0)?, slice(1)?))
 }
 
+/// Waits until `ask` gets what the server says to the TLS that the rule asks for: a pod's address is taken by the kernel, a Gateway's port is
+/// opened, a moment after the table is in force for services that are captured already.
+fn answers(what: &str, ask: impl Fn() -> Result<Response>) -> Result<()> {
+    let mut last = String::new();
+    wait_until(what, LIMIT, || {
+        last = ask().map_or_else(|error| format!("{error:#}"), |answer| answer.text());
+        last.contains("<web.internal TLSv1.3").then_some(())
+    })
+    .with_context(|| format!("{what}: {last}"))
+}
+
 #[test]
 fn a_rule_holds_for_http2_headless_services_and_gateways() -> Result<()> {
     if unprivileged("a_rule_holds_for_http2_headless_services_and_gateways") {
@@ -262,18 +273,10 @@ fn a_rule_holds_for_http2_headless_services_and_gateways() -> Result<()> {
     for family in 0..2 {
         let pod = SocketAddr::new(mesh.pod_ip("web", family)?, TLS_TARGET);
         let edge = SocketAddr::new(mesh.lab.node("node1")?.address().both()[family], EDGE);
-        let of_pod = mesh.lab.pod("client")?.in_netns(|| get(pod, "pods", "/", TIMEOUT))??;
-        ensure!(
-            of_pod.text().contains("<web.internal TLSv1.3"),
-            "headless, family {family}: {}",
-            of_pod.text()
-        );
-        let of_edge = mesh.lab.underlay().enter(|| get(edge, "web", "/", TIMEOUT))??;
-        ensure!(
-            of_edge.text().contains("<web.internal TLSv1.3"),
-            "Gateway, family {family}: {}",
-            of_edge.text()
-        );
+        answers("headless", || {
+            Ok(mesh.lab.pod("client")?.in_netns(|| get(pod, "pods", "/", TIMEOUT))??)
+        })?;
+        answers("Gateway", || Ok(mesh.lab.underlay().enter(|| get(edge, "web", "/", TIMEOUT))??))?;
     }
     // Neither is answered in plaintext where TLS can't be had.
     let unknown = documents.replace("sni: web.internal", "sni: no.internal");
@@ -293,6 +296,27 @@ fn a_rule_holds_for_http2_headless_services_and_gateways() -> Result<()> {
     Ok(())
 }
 
+/// What was refused is among the events; what is refused before there is a handshake `why` knows, with the rule.
+fn seen(mesh: &Mesh, reason: &str) -> Result<()> {
+    let ask = |words: &[&str]| {
+        let mut command = mesh.lab.node("node1")?.command(lab::agent::built_binary()?)?;
+        lab::exec::stdout(command.args(words))
+    };
+    for kind in ["drop", "close"] {
+        wait_for(&format!("{kind} {reason}"), LIMIT, || {
+            ask(&["observe", "--kind", kind, "--verdict", reason]).is_ok_and(|text| text.contains(reason))
+        })?;
+    }
+    let service = mesh.service("web", 0, OPAQUE)?.to_string();
+    let opaque = ask(&["why", "client", &service, "-o", "json"])?;
+    let opaque: serde_json::Value = serde_json::from_str(&opaque)?;
+    ensure!(opaque["upstream"][0]["rule"] == "DestinationRule default/web", "{opaque}");
+    let foreseen = ["upstream_tls_no_ca", "upstream_outside_mesh"].contains(&reason);
+    ensure!((opaque["verdict"] == "refused") == foreseen, "{opaque}");
+    ensure!(!foreseen || opaque["reason"] == reason, "{opaque}");
+    Ok(())
+}
+
 #[test]
 fn where_tls_can_not_be_had_nothing_is_sent() -> Result<()> {
     if unprivileged("where_tls_can_not_be_had_nothing_is_sent") {
@@ -307,6 +331,7 @@ fn where_tls_can_not_be_had_nothing_is_sent() -> Result<()> {
     ] {
         let cases = [(HTTP, "web", reason), (OPAQUE, "web", RESET), (UNDECLARED, "web", reason)];
         expect(mesh, &tls(fields), &cases)?;
+        seen(mesh, reason)?;
     }
     let told = mesh.verb("node1", "status")?.to_string();
     ensure!(told.contains("is not in the mesh"), "{told}");

@@ -54,6 +54,64 @@ fn what_is_applied_on_one_node_steers_traffic_on_all() -> Result<()> {
     Ok(())
 }
 
+/// Files that somebody keeps applying: what becomes of them is followed, and what others make of them in the store is put back.
+#[test]
+fn a_directory_is_followed_and_whoever_contradicts_it_is_named() -> Result<()> {
+    if unprivileged("a_directory_is_followed_and_whoever_contradicts_it_is_named") {
+        return Ok(());
+    }
+    let mut site = Site::up("cluster_watched")?;
+    site.start_all()?;
+    let documents = site.path("documents");
+    let route = format!("{documents}/route.yaml");
+    let said = || std::fs::read_to_string(site.path("said")).unwrap_or_default();
+    let says = |what: &str| {
+        wait_for(what, LIMIT, || said().contains(what)).with_context(|| format!("it said:\n{}", said()))
+    };
+    let watch = site.start_verb("node2", &["apply", "--watch", "--prune", "-f", &documents], "said")?;
+    says("unchanged")?;
+    std::fs::write(&route, service_to("v2"))?;
+    says("HTTPRoute/default/web created")?;
+    site.wait_answers("the file to steer", "v2")?;
+    // Somebody else, who has the same right, sees it put back.
+    site.sluice_with("node1", &["apply", "-f", "-"], service_to("v1"))?;
+    says("HTTPRoute/default/web: somebody else changed it in the store")?;
+    site.wait_answers("what the file says", "v2")?;
+    site.sluice("node1", &["delete", "HTTPRoute/web"])?;
+    says("HTTPRoute/default/web: somebody else deleted it in the store")?;
+    let more = service_to("v1").replace("name: web, namespace", "name: other, namespace");
+    site.sluice_with("node1", &["apply", "-f", "-"], more)?;
+    says("HTTPRoute/default/other: somebody else put it into the store")?;
+    site.wait_answers("what the file says, again", "v2")?;
+    // Somebody who writes slowly has emptied the file first. One that was never filled says nothing, and holds up nothing.
+    std::fs::write(format!("{documents}/later.yaml"), "")?;
+    std::fs::write(&route, "")?;
+    says("route.yaml: the file is empty, and --prune would delete all documents that it had")?;
+    ensure!(site.answer("node1")? == "v2", "what the file does not have at the moment was deleted");
+    std::fs::write(&route, service_to("v2"))?;
+    says("the store is as the files say again")?;
+    ensure!(!said().contains("default/web deleted"), "it was deleted:\n{}", said());
+    // A file that is gone takes its documents with it.
+    std::fs::remove_file(&route)?;
+    says("HTTPRoute/default/web deleted")?;
+    std::fs::write(&route, service_to("v2"))?;
+    site.wait_answers("the file that came back to steer", "v2")?;
+    // What can't be applied changes nothing, and what can be goes on.
+    std::fs::write(&route, service_to("v1").replace("port: 80", "port: eighty"))?;
+    says("route.yaml:8")?;
+    says("error: nothing was changed")?;
+    std::fs::write(&route, service_to("v1"))?;
+    let mended = || said().matches("the store is as the files say again").count() == 2;
+    wait_for("the mended file to be taken", LIMIT, mended).with_context(said)?;
+    site.wait_answers("the mended file to steer", "v1")?;
+    std::fs::rename(&documents, site.path("elsewhere"))?;
+    std::fs::create_dir(&documents)?;
+    says("--prune would delete all documents that it had")?;
+    ensure!(site.answer("node1")? == "v1", "what was not there any more was deleted");
+    ensure!(watch.terminate()?.success(), "it did not end well:\n{}", said());
+    Ok(())
+}
+
 #[test]
 fn a_document_that_is_wrong_is_refused_with_its_place() -> Result<()> {
     if unprivileged("a_document_that_is_wrong_is_refused_with_its_place") {
@@ -65,6 +123,29 @@ fn a_document_that_is_wrong_is_refused_with_its_place() -> Result<()> {
     let (code, said) = site.try_sluice_with("node1", &["apply", "-f", "-"], &wrong)?;
     ensure!(code == 1 && said.contains("<stdin>:") && said.contains("port"), "{code}: {said}");
     ensure!(said.contains("nothing was changed"), "{said}");
+    let limit = |target: &str, limit: &str| {
+        format!(
+            "apiVersion: sluice.dev/v1alpha1\nkind: RateLimit\nmetadata: {{name: calm}}\nspec:\n\
+             \x20 targetRefs: [{target}]\n  limits: [{{name: a, {limit}}}]\n"
+        )
+    };
+    let route = "{group: gateway.networking.k8s.io, kind: HTTPRoute, name: gone}";
+    for (wrong, place) in [
+        (limit("{kind: Service, name: web}", "rate: {requests: 5, per: 0s}"), "spec.limits[0].rate.per: "),
+        (
+            limit("{kind: Service, name: web}", "inFlight: 1, key: [{type: Colour}]"),
+            "spec.limits[0].key[0].type: ",
+        ),
+        (
+            limit("{kind: Service, name: gone}", "inFlight: 1"),
+            "spec.targetRefs[0]: there is no Service default/gone",
+        ),
+        (limit(route, "inFlight: 1"), "spec.targetRefs[0]: there is no HTTPRoute default/gone"),
+    ] {
+        let (code, said) = site.try_sluice_with("node1", &["apply", "-f", "-"], &wrong)?;
+        ensure!(code == 1 && said.contains("<stdin>:") && said.contains(place), "{code}: {said}");
+        ensure!(said.contains("nothing was changed"), "{said}");
+    }
     let (code, said) = site.try_sluice_with("node1", &["get", "HTTPRoute/web"], "")?;
     ensure!(code == 1 && said.contains("HTTPRoute/default/web is not there"), "{said}");
     // Somebody who holds an old version does not overwrite a newer one unknowingly: tested where writes are compared.
@@ -148,7 +229,7 @@ fn a_leader_that_slept_publishes_nothing_any_more() -> Result<()> {
             && site.epoch(&first).is_ok_and(|now| now >= epoch)
     })?;
     let cluster = site.cluster(&first)?;
-    ensure!(cluster["role"] == "follower" && cluster["yielded"] == "fenced", "{cluster}");
+    ensure!(cluster["role"] == "follower" && cluster["yielded"] == "timed_out", "{cluster}");
     Ok(())
 }
 
@@ -170,6 +251,14 @@ fn traffic_and_restarts_outlive_the_store() -> Result<()> {
     wait_for("the outage to be told", LIMIT, || {
         site.cluster("node2").is_ok_and(|cluster| cluster["store_error"].is_string())
     })?;
+    // Of others it knows what was, of itself what is.
+    for there in site.cluster("node2")?["nodes"].as_array().context("the nodes")? {
+        let (name, state) = (there["node"].as_str().unwrap_or(""), there["state"].as_str().unwrap_or(""));
+        let expected = if name == "node2" { "serving" } else { "unknown, as the store does not answer" };
+        ensure!(state.starts_with(expected), "{name}: {state}");
+    }
+    let unknown: u64 = site.metric("node2", "sluice_nodes{state=\"unknown\"} ")?;
+    ensure!(unknown == 2, "{unknown} of 2 others are unknown");
     site.kill9("node3")?;
     site.start("node3")?;
     ensure!(site.answer("node3")? == "v2", "a restart without the store serves something else");

@@ -49,7 +49,7 @@ fn a_leader_that_is_cut_off_leads_no_more() -> Result<()> {
     site.cut(&first, true)?;
     // It knows by its own clock, before anybody else can lead.
     wait_for("it to step down", LIMIT, || {
-        site.cluster(&first).is_ok_and(|cluster| cluster["yielded"] == "fenced")
+        site.cluster(&first).is_ok_and(|cluster| cluster["yielded"] == "timed_out")
     })?;
     wait_for("another leader", LIMIT, || {
         site.cluster(witness)
@@ -125,6 +125,44 @@ fn a_cold_start_on_an_empty_store_serves_what_was_in_force() -> Result<()> {
         ensure!(site.answer(node)? == "v2", "{node} serves something else than before");
     }
     converged(&site, epoch, "v2")
+}
+
+#[test]
+fn who_has_lost_changes_says_so_and_is_given_the_table_in_force() -> Result<()> {
+    if unprivileged("who_has_lost_changes_says_so_and_is_given_the_table_in_force") {
+        return Ok(());
+    }
+    let mut site = at_v2("chaos_lost")?;
+    site.wait_kept("node3")?;
+    let kept =
+        |site: &Site, name: &str| (site.state_of("node3").join(name), site.path(&format!("kept-{name}")));
+    for name in ["table", "changes"] {
+        let (there, aside) = kept(&site, name);
+        std::fs::copy(there, aside).with_context(|| name.to_owned())?;
+    }
+    // Two terms go on with the table as it is, so that the store has changes of both.
+    for version in ["v1", "v2"] {
+        let (leader, epoch) = (site.leader()?, site.epoch("node3")?);
+        ensure!(site.terminate(&leader)?.success());
+        site.start(&leader)?;
+        for node in NODES {
+            wait_for("another term", LIMIT, || site.epoch(node).is_ok_and(|now| now > epoch))?;
+        }
+        site.sluice_with("node1", &["apply", "-f", "-"], service_to(version))?;
+        site.wait_answers("the route to steer", version)?;
+    }
+    let epoch = site.epoch("node3")?;
+    site.kill9("node3")?;
+    for name in ["table", "changes"] {
+        let (there, aside) = kept(&site, name);
+        std::fs::copy(aside, there).with_context(|| name.to_owned())?;
+    }
+    site.start("node3")?;
+    ensure!(site.log("node3")?.contains("it lacks what was in force last"), "what is lost is not told");
+    wait_for("the table in force", LIMIT, || site.epoch("node3").is_ok_and(|now| now >= epoch))
+        .with_context(|| format!("{:?}", site.cluster("node3")))?;
+    ensure!(site.answer("node3")? == "v2");
+    Ok(())
 }
 
 #[test]

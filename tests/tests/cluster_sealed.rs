@@ -118,6 +118,9 @@ fn refused_everywhere(
         wait_for("the refusal to be told", LIMIT, || refusals(site, node, reason) > before)
             .with_context(|| format!("{what}, at {node}: {:?}", site.cluster(node)))?;
         ensure!(site.answer(node)? == "v2", "{what}: {node} was moved");
+        let series = format!("sluice_documents_refused_total{{reason=\"{reason}\"}}");
+        let counted: u64 = site.metric(node, &series)?;
+        ensure!(counted > before, "{what}: {node} counts {counted}");
     }
     healed(site, &service_to("v2")).with_context(|| what.to_owned())?;
     for node in NODES {
@@ -201,6 +204,9 @@ fn a_store_that_contradicts_itself_is_named_mended_and_holds_up_nobody() -> Resu
             !said().contains("AT ODDS") && raw.is_deleted(ROUTE).is_ok_and(|deleted| !deleted)
         })
         .with_context(|| format!("{revision}: {}", said()))?;
+        let counted: usize = site.metric(&leader, "sluice_documents_at_odds_total ")?;
+        let at_odds: usize = site.metric(&leader, "sluice_cluster_documents_at_odds ")?;
+        ensure!(counted >= times && at_odds == 0, "{revision}: {counted}, {at_odds}");
     }
     // Who applies needs not wait for that.
     for (version, arguments) in
@@ -330,6 +336,7 @@ fn documents_that_nobody_ever_sealed_are_taken_by_nobody() -> Result<()> {
         })
         .with_context(|| format!("{node}: {:?}", site.cluster(node)))?;
         ensure!(site.routes(node)? == 0, "{node} has a table of documents that nobody sealed");
+        ensure!(site.metric::<u64>(node, "sluice_cluster_documents_refused ")? == 1, "{node}");
     }
     // Now the agents ask for one.
     let (code, said) = site.try_unsealed("node1", &["apply", "-f", "-"], &service_to("v2"))?;
@@ -340,8 +347,12 @@ fn documents_that_nobody_ever_sealed_are_taken_by_nobody() -> Result<()> {
     for node in NODES {
         wait_for("the table", LIMIT, || site.answer(node).is_ok_and(|answer| answer == "v1"))
             .with_context(|| format!("{node}: {:?}", site.cluster(node)))?;
-        let said = site.sluice_plain(node, &["status"])?;
-        ensure!(said.contains("documents sealed by alice") && !said.contains("REFUSED"), "{said}");
+        wait_for("the refusal to be over", LIMIT, || {
+            site.sluice_plain(node, &["status"])
+                .is_ok_and(|said| said.contains("documents sealed by alice") && !said.contains("REFUSED"))
+        })
+        .with_context(|| format!("{node}: {:?}", site.cluster(node)))?;
+        ensure!(site.metric::<u64>(node, "sluice_cluster_documents_refused ")? == 0, "{node}");
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use common::{LIMIT, TIMEOUT};
 use edge::{OPEN, PORT, gateway, route, send, send_on};
-use edge_tls::{Issued, Pki, indented};
+use edge_tls::{Issued, Pki, Server, TLS_PORT, curl_output, indented, secret};
 use lab::backend::{echo, listen, raw};
 use lab::http::Connection;
 use lab::loopback::{Site, service};
@@ -184,5 +184,74 @@ fn backends_are_asked_by_name_and_believed_by_their_ca() -> Result<()> {
     }
     agent.apply("policy.yaml", "# nothing is here\n")?;
     ensure!(edge::send(at, "a.test", "/", &[])?.who() == "web");
+    Ok(())
+}
+
+/// What asks for certificates of clients, and a Gateway before it that shows it none: for HTTP, and for what comes out of TLS.
+fn refusing(pki: &Pki, protocol: &str, backend: SocketAddr) -> Result<Site> {
+    let ending = format!(
+        "  - {{name: ends, port: {TLS_PORT}, protocol: TLS, allowedRoutes: {{namespaces: {{from: All}}}}, \
+         tls: {{mode: Terminate, certificateRefs: [{{name: edge}}]}}}}\n"
+    );
+    let opaque = "---\napiVersion: gateway.networking.k8s.io/v1alpha2\nkind: TLSRoute\nmetadata: {name: r, namespace: default}\n\
+                  spec:\n  parentRefs: [{name: edge, namespace: infra, sectionName: ends}]\n  hostnames: [a.test]\n  \
+                  rules: [{backendRefs: [{name: web, port: 80}]}]\n";
+    let http = route("r", "", "  - backendRefs: [{name: web, port: 80}]\n");
+    let http = http.replace("namespace: infra}]", "namespace: infra, sectionName: http}]");
+    let services = service("default", "web", 80, &[backend]);
+    Site::new(&[
+        ("gateway.yaml", &gateway(&(OPEN.to_owned() + &ending))),
+        ("secret.yaml", &secret("edge", &pki.issue("edge", &["a.test"])?)),
+        ("services.yaml", &services.replace("appProtocol: http", &format!("appProtocol: {protocol}"))),
+        ("bundle.yaml", &bundle(&fs::read_to_string(pki.root())?)),
+        ("policy.yaml", &policy("web.internal")),
+        ("routes.yaml", &(http + opaque)),
+    ])
+}
+
+/// With TLS 1.3 the agent's handshake is over before the backend looks at what it was shown.
+#[test]
+fn backends_that_refuse_what_they_are_shown_are_told_apart_from_those_that_leave() -> Result<()> {
+    const TRIES: usize = 5;
+    let pki = Pki::new()?;
+    let root = pki.root().display().to_string();
+    let asks = ["-Verify", "1", "-verify_return_error", "-alpn", "h2,http/1.1", "-CAfile", &root];
+    let issued = pki.issue("web", &["web.internal"])?;
+    for (version, protocol) in [("-tls1_2", "http"), ("-tls1_3", "http"), ("-tls1_3", "kubernetes.io/h2c")] {
+        let what = format!("{version} {protocol}");
+        let server = Server::start(&issued, &[&asks[..], &[version]].concat())?;
+        let site = refusing(&pki, protocol, server.address)?;
+        let agent = site.start(&[])?;
+        let url = format!("http://{}/", site.at(PORT));
+        for client in ["--http1.1", "--http2-prior-knowledge"] {
+            for turn in 0..TRIES {
+                let asked = ["-sS", "--max-time", "20", "-H", "Host: a.test", "-D", "-", client, &url];
+                let got = lab::exec::stdout(&mut lab::exec::command("curl", asked))?;
+                ensure!(got.contains("upstream_tls_refused"), "{what} {client} {turn}: {got}");
+            }
+        }
+        // The client's own TLS is none of the backend's.
+        for _ in 0..TRIES {
+            let got = curl_output(&pki.root(), site.at(TLS_PORT), "a.test", "/", &["--http1.1"])?;
+            ensure!(!got.status.success(), "{what}: {got:?}");
+        }
+        let logged = |kind: &str, details: &str| {
+            let lines = site.access().unwrap_or_default();
+            let refused = |line: &&serde_json::Value| {
+                line["message"] == kind
+                    && line["response_flags"] == "UF"
+                    && line[details] == "upstream_tls_refused"
+            };
+            lines.iter().filter(refused).count()
+        };
+        wait_for("the lines of requests", LIMIT, || logged("request", "response_code_details") == 2 * TRIES)
+            .with_context(|| format!("{what}: {:?}", site.access()))?;
+        wait_for("the lines of connections", LIMIT, || {
+            logged("connection", "connection_termination_details") == TRIES
+        })
+        .with_context(|| format!("{what}: {:?}", site.access()))?;
+        let counted = agent.scrape()?.sum("istio_requests_total", &[("response_flags", "UF")]);
+        ensure!((counted - 10.0).abs() < 0.1, "{what}: {counted}");
+    }
     Ok(())
 }

@@ -261,6 +261,23 @@ fn sigterm_lets_the_request_in_flight_end() -> Result<()> {
 }
 
 #[test]
+fn load_balancers_have_time_to_see_that_readiness_ended() -> Result<()> {
+    let gate = Arc::new(Gate::default());
+    gate.open();
+    let (asked, _was_asked) = std::sync::mpsc::channel();
+    let site = held(&gate, asked)?;
+    let agent = site.start(&["--drain-delay", "3"])?;
+    agent.signal()?;
+    let state =
+        |path: &str| agent.ask(agent.health, path).map(|response| response.status).unwrap_or_default();
+    wait_for("readiness to end", LIMIT, || state("/readyz") == 503)?;
+    let response = Connection::open(site.at(PORT), LIMIT)?.get("x.test", "/", &[])?;
+    ensure!(response.status == 200, "{response:?}");
+    ensure!(agent.wait_end()?.code() == Some(0));
+    Ok(())
+}
+
+#[test]
 fn the_drains_deadline_cuts_what_does_not_end() -> Result<()> {
     let gate = Arc::new(Gate::default());
     let (asked, was_asked) = std::sync::mpsc::channel();

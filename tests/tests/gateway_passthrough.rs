@@ -7,49 +7,16 @@ mod edge_tls;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::mpsc;
 
 use anyhow::{Context, Result, ensure};
 use common::{LIMIT, TIMEOUT};
 use edge::{gateway, route, services};
-use edge_tls::{Issued, Pki, Session, TLS_PORT, curl, handshake, handshakes, https, secret};
+use edge_tls::{Pki, Server, Session, TLS_PORT, curl, handshake, handshakes, https, secret};
 use lab::backend::{echo, listen, raw};
 use lab::loopback::{Site, service};
-use lab::{wait_for, wait_until};
-
-/// A server that ends TLS, until it is dropped.
-struct Server {
-    child: Child,
-    address: SocketAddr,
-}
-
-impl Server {
-    fn start(issued: &Issued) -> Result<Self> {
-        let address = listen()?.local_addr()?;
-        let child = Command::new("openssl")
-            .args(["s_server", "-www", "-quiet", "-accept", &address.to_string(), "-cert"])
-            .arg(&issued.chain_path)
-            .arg("-key")
-            .arg(&issued.key_path)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .context("starting openssl s_server")?;
-        let server = Self { child, address };
-        wait_for("the server", LIMIT, || TcpStream::connect_timeout(&address, TIMEOUT).is_ok())?;
-        Ok(server)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use lab::wait_until;
 
 /// A listener on the TLS port that passes TLS on.
 fn passing(name: &str, hostname: &str) -> String {
@@ -80,7 +47,7 @@ fn the_server_name_leads_to_a_backend_that_ends_tls() -> Result<()> {
     let pki = Pki::new()?;
     let one = pki.issue("one", &["one.pass.test"])?;
     let two = pki.issue("two", &["two.pass.test"])?;
-    let (first, second) = (Server::start(&one)?, Server::start(&two)?);
+    let (first, second) = (Server::start(&one, &[])?, Server::start(&two, &[])?);
     let listeners = passing("wild", "*.pass.test")
         + &passing("exact", "one.pass.test")
         + &https("ends", "", &["edge"], "");
@@ -216,7 +183,7 @@ fn what_is_in_tls_that_ends_here_goes_to_the_backend_byte_for_byte() -> Result<(
         }
     })?;
     let listeners = ending("ends", "*.end.test", "edge") + &passing("raw", "*.pass.test");
-    let inner = Server::start(&pki.issue("inner", &["a.pass.test"])?)?;
+    let inner = Server::start(&pki.issue("inner", &["a.pass.test"])?, &[])?;
     let routes = tls_route("mail", "ends", "mail.end.test", "mail")
         + &tls_route("web", "ends", "web.end.test", "web")
         + &tls_route("raw", "raw", "a.pass.test", "raw");
@@ -257,6 +224,35 @@ fn what_is_in_tls_that_ends_here_goes_to_the_backend_byte_for_byte() -> Result<(
             .find(|line| line["upstream_host"] == speaks.to_string() && line["bytes_received"] == large.len())
     })?;
     ensure!(logged["bytes_sent"] == GREETING.len() + large.len(), "{logged}");
+    Ok(())
+}
+
+/// Connections that are passed on are held to the limits of the service that they are passed to.
+#[test]
+fn connections_beyond_a_limit_of_the_service_are_reset() -> Result<()> {
+    let pki = Pki::new()?;
+    let (one, two) = (pki.issue("one", &["one.pass.test"])?, pki.issue("two", &["two.pass.test"])?);
+    let (first, second) = (Server::start(&one, &[])?, Server::start(&two, &[])?);
+    let routes =
+        [tls_route("one", "wild", "one.pass.test", "one"), tls_route("two", "wild", "two.pass.test", "two")];
+    let limit = "apiVersion: sluice.dev/v1alpha1\nkind: RateLimit\nmetadata: {name: calm, namespace: default}\nspec:\n  \
+                 targetRefs: [{kind: Service, name: one}]\n  limits:\n  - {name: new, counts: Connections, \
+                 key: [{type: SourceAddress}], rate: {requests: 1, per: 10m, burst: 2}}\n";
+    let backends =
+        service("default", "one", 443, &[first.address]) + &service("default", "two", 443, &[second.address]);
+    let site = Site::new(&[
+        ("gateway.yaml", &gateway(&passing("wild", "*.pass.test"))),
+        ("services.yaml", &backends),
+        ("routes.yaml", &routes.concat()),
+        ("limit.yaml", limit),
+    ])?;
+    let _agent = site.start(&[])?;
+    let at = site.at(TLS_PORT);
+    let passed = |name: &str, who: &str| {
+        (0..4).filter(|_| subject(at, name).is_ok_and(|subject| subject == who)).count()
+    };
+    let got = (passed("one.pass.test", "one"), passed("two.pass.test", "two"));
+    ensure!(got == (2, 4), "{got:?} of four connections each");
     Ok(())
 }
 

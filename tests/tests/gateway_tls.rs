@@ -134,6 +134,50 @@ fn without_a_listener_for_the_name_the_handshake_is_refused() -> Result<()> {
     })
 }
 
+/// A port that two listeners share: refusals are told with what the client asked for, and of the listener that this led to.
+#[test]
+fn refused_handshakes_are_logged_with_what_was_asked_for() -> Result<()> {
+    let pki = Pki::new()?;
+    let listeners = https("first", "a.test", &["all"], "") + &https("second", "*.b.test", &["all"], "");
+    let site = Site::new(&[
+        ("gateway.yaml", &gateway(&listeners)),
+        ("secret.yaml", &secret("all", &pki.issue("all", &["a.test", "*.b.test"])?)),
+        ("services.yaml", &services(&["web"])?),
+        ("routes.yaml", &route("r", "", &to("web"))),
+    ])?;
+    let _agent = site.start(&[])?;
+    let at = site.at(TLS_PORT);
+    let logged = |count: usize| {
+        wait_until("the line", LIMIT, || site.access().ok().filter(|lines| lines.len() == count)?.pop())
+    };
+    for (count, (name, reason, listener)) in [
+        ("a.test", "tls_no_alpn", Some("infra/edge/first")),
+        ("x.b.test", "tls_no_alpn", Some("infra/edge/second")),
+        ("c.test", "tls_unknown_server_name", None),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        handshake(at, &["-servername", name, "-alpn", "spdy/3"])?;
+        let line = logged(count + 1)?;
+        ensure!(line["response_code_details"] == reason, "{name}: {line}");
+        ensure!(line["requested_server_name"] == name, "{name}: {line}");
+        ensure!(line["listener"].as_str() == listener, "{name}: {line}");
+        ensure!(line["protocol"] == "-" && line["downstream_tls_version"].is_null(), "{name}: {line}");
+    }
+    // Where nothing was asked for in TLS nothing is known.
+    TcpStream::connect_timeout(&at, TIMEOUT)?.write_all(b"GET / HTTP/1.1\r\n\r\n")?;
+    let line = logged(4)?;
+    ensure!(line["response_code_details"] == "tls_not_tls" && line["protocol"] == "-", "{line}");
+    ensure!(line["requested_server_name"].is_null() && line["listener"].is_null(), "{line}");
+    // What is served tells its own listener too.
+    let got = curl(&pki.root(), at, "x.b.test", "/", &[])?;
+    ensure!(got.who() == "web", "{got:?}");
+    let line = logged(5)?;
+    ensure!(line["listener"] == "infra/edge/second" && line["protocol"] == "HTTP/2", "{line}");
+    Ok(())
+}
+
 #[test]
 fn versions_and_protocols() -> Result<()> {
     let pki = Pki::new()?;
@@ -161,7 +205,7 @@ fn versions_and_protocols() -> Result<()> {
     let said = handshake(at, &["-servername", "a.test", "-alpn", "spdy/3"])?;
     ensure!(said.contains("no application protocol"), "{said}");
     let old = handshake(at, &["-servername", "a.test", "-tls1_1", "-cipher", "ALL:@SECLEVEL=0"])?;
-    ensure!(old.contains("alert handshake failure"), "{old}");
+    ensure!(old.contains("alert protocol version"), "{old}");
     // A cipher without forward secrecy.
     let weak = handshake(at, &["-servername", "a.test", "-tls1_2", "-cipher", "AES128-SHA"])?;
     ensure!(weak.contains("alert access denied"), "{weak}");

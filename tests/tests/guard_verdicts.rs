@@ -5,9 +5,10 @@ use agent::capture::{Guard, GuardOptions, OBJECT};
 use agent_common::guard::{Reason, inspect};
 use agent_common::packet::Family;
 use anyhow::{Context, Result, ensure};
-use aya::programs::{ProgramError, TestRun, TestRunOptions, Xdp};
+use aya::programs::{TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use lab::ethernet::{ETHERNET_LEN, datagram, frame, patched, tagged, tcp, udp};
+use lab::limit_host::unless_refused;
 use lab::random::Random;
 use lab::unprivileged;
 
@@ -36,12 +37,8 @@ impl Program {
         let program: &Xdp = self.ebpf.program("xdp_guard").context("no program")?.try_into()?;
         let before = self.guard.counters().by_reason();
         let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::default() };
-        let verdict = match program.test_run(options) {
-            Err(ProgramError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EINVAL) => {
-                return Ok(None);
-            }
-            result => result?.return_value,
-        };
+        let Some(ran) = unless_refused(program.test_run(options))? else { return Ok(None) };
+        let verdict = ran.return_value;
         let after = self.guard.counters().by_reason();
         let grown = before.iter().zip(&after).filter(|((_, was), (_, is))| is > was);
         let reasons: Vec<Reason> = grown.map(|((reason, _), _)| *reason).collect();
@@ -108,8 +105,7 @@ fn the_program_says_what_the_function_says() -> Result<()> {
             let mut frame = seed.clone();
             for _ in 0..=random.below(3)? {
                 // Addresses are left alone more often than lengths, types and flags.
-                let at = 12 + random.below(frame.len() - 12)?;
-                frame[at] = [0, 1, 0xff, 0x11, 0x2c, 0x3c, 0x45, 0x60][random.below(8)?];
+                random.disturb(&mut frame)?;
             }
             let agreed =
                 program.agrees(&frame).with_context(|| format!("seed {index}, mutation {mutation}"))?;
@@ -145,7 +141,7 @@ fn every_reason_to_drop_is_met() -> Result<()> {
         ensure!(judged == Some((XDP_DROP, reason)), "{reason:?}: {judged:?}");
     }
     ensure!(
-        inspect(&syn[..]).is_ok_and(|seen| seen.family == Family::V4 && seen.opens),
+        inspect(&syn[..]).is_ok_and(|seen| seen.family == Family::V4 && seen.sent.opens),
         "the host's reading"
     );
     Ok(())

@@ -16,7 +16,7 @@ use common::{LIMIT, Mesh, TIMEOUT};
 use h2::client::SendRequest;
 use http::{Method, Request, StatusCode};
 use lab::agent::{AgentOptions, built_binary};
-use lab::{Lab, PodSpec, Topology, exec, unprivileged};
+use lab::{Lab, PodSpec, Topology, exec, unprivileged, wait_for};
 use rcgen::{
     CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, KeyUsagePurpose, SanType, SigningKey,
 };
@@ -261,6 +261,30 @@ fn a_client_of_other_make_passes_a_thousand_flows() -> Result<()> {
             .with_context(|| format!("family {family}: the flows took too long"))?
             .with_context(|| format!("family {family}"))?;
     }
+    refusals_are_told(&mesh)
+}
+
+/// What led nowhere has been counted, logged with who asked for it, and told.
+fn refusals_are_told(mesh: &Mesh) -> Result<()> {
+    const REASON: &str = "other_destination";
+    let counted = mesh.metrics("node2", "sluice_tunnel_streams_refused_total{")?;
+    let expected = format!("sluice_tunnel_streams_refused_total{{reason=\"{REASON}\",role=\"server\"}} 4");
+    ensure!(counted == [expected.clone()], "{counted:?} and not {expected}");
+    let lines = || -> Vec<serde_json::Value> {
+        let log = mesh.agents[0].log();
+        let lines = log.lines().filter(|line| line.contains("\"scope\":\"access\"") && line.contains(REASON));
+        lines.filter_map(|line| serde_json::from_str(line).ok()).collect()
+    };
+    wait_for("lines of the access log", LIMIT, || lines().len() == 4)?;
+    for line in lines() {
+        ensure!(line["src.identity"] == "spiffe://mesh.test/ns/default/sa/default", "{line}");
+        ensure!(line["direction"] == "inbound" && line["connection_termination_details"] == REASON, "{line}");
+    }
+    let mut command = mesh.lab.node("node2")?.command(built_binary()?)?;
+    command.args(["observe", "-o", "json", "--kind", "drop", "--verdict", REASON]);
+    let told = exec::stdout(&mut command)?;
+    ensure!(told.lines().count() == 4, "{told}");
+    ensure!(told.lines().all(|line| line.contains("\"default/client\"")), "{told}");
     Ok(())
 }
 

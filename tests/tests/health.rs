@@ -193,17 +193,9 @@ fn pods_are_asked_by_tcp_and_grpc() -> Result<()> {
     wait_in(&mesh, "rpc")
 }
 
-/// One metric of a node: the sum over all series whose line starts with `prefix`.
+/// One metric of a node.
 fn metric<T: std::str::FromStr + std::iter::Sum<T>>(site: &Site, node: &str, prefix: &str) -> Result<T> {
-    let ask = || lab::http::get(lab::agent::METRICS, "localhost", "/metrics", Duration::from_secs(5));
-    let text = site.lab.node(node)?.in_netns(ask)??.text();
-    let values: Vec<T> = text
-        .lines()
-        .filter(|line| line.starts_with(prefix))
-        .filter_map(|line| line.rsplit(' ').next()?.parse().ok())
-        .collect();
-    ensure!(!values.is_empty(), "{node} has no metric {prefix}");
-    Ok(values.into_iter().sum())
+    site.metric(node, prefix)
 }
 
 /// Likewise, where it is a whole number.

@@ -224,7 +224,14 @@ fn who_is_revoked_loses_open_tunnels_and_gets_no_new_ones() -> Result<()> {
     site.hand_out("revoked.crl", "node2")?;
     wait_for("no certificates on node2", LIMIT, || {
         site.mesh.metrics("node2", EXPIRY).is_ok_and(|all| all.is_empty())
-    })
+    })?;
+    // It can't show any, and whoever dials is told that.
+    let before = site.refused("node1", "client", "refused")?;
+    let read = site.dial()?.read(&mut [0]).map_err(|error| error.kind());
+    ensure!(read == Err(std::io::ErrorKind::ConnectionReset), "a new connection read {read:?}");
+    ensure!(site.refused("node1", "client", "refused")? > before, "node1 does not count that it was refused");
+    ensure!(site.refused("node2", "server", "no_own_certificate")? >= 1.0, "node2 does not say why");
+    Ok(())
 }
 
 #[test]

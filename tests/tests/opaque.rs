@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use common::{Mesh, TIMEOUT};
 use lab::{PodSpec, Program, ServiceSpec, Topology, exec, unprivileged};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{setsockopt, sockopt};
 
 const CAPTURED: &str = "sluice_capture_packets_total{reason=\"captured\"}";
@@ -372,6 +373,27 @@ fn a_silent_client_of_a_silent_server_stays_connected() -> Result<()> {
             answer.to_lowercase().contains("\r\nvia:"),
             "the late request was not taken for HTTP: {answer}"
         );
+    }
+    Ok(())
+}
+
+#[test]
+fn a_pod_with_more_connections_than_a_range_has_ports_keeps_its_address() -> Result<()> {
+    if unprivileged("a_pod_with_more_connections_than_a_range_has_ports_keeps_its_address") {
+        return Ok(());
+    }
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    let mesh = Mesh::up("ports", topology(), &[])?;
+    let [listener, _] = raw_server(&mesh)?;
+    let (to, client) = (mesh.service("raw", 0, 7001)?, mesh.pod_ip("client", 0)?);
+    let mut held = Vec::new();
+    // The range that comes first has 4,536 ports.
+    while held.len() < 4_700 {
+        let near = dial(&mesh, to)?;
+        let (far, peer) = listener.accept()?;
+        held.push((near, far));
+        ensure!(peer.ip() == client, "connection {} came from {peer}", held.len());
     }
     Ok(())
 }

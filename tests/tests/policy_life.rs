@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use common::{LIMIT, Mesh, leftovers};
 use lab::documents::replace_file;
 use lab::pingpong::{Keeps, PingPong, echo};
@@ -72,13 +72,21 @@ impl Site {
     }
 
     /// Counts, within the server and before anything else sees it, all of TCP and UDP that is not the friend's: also what
-    /// somebody would send on the foe's behalf from another address.
+    /// somebody would send on the foe's behalf from another address. The lab has looked whether the server listens, and the end of
+    /// that may come late.
     fn count_strangers(&self) -> Result<()> {
         let friend = self.mesh.lab.pod("friend")?.address().both();
+        let [node4, node6] = self.mesh.lab.node(NODE)?.address().both();
         let hook = "type filter hook prerouting priority -400;";
         let table = format!(
-            "table inet seen {{\ncounter strangers {{}}\nchain in {{ {hook}\niif lo accept\n\
-             ip saddr {} accept\nip6 saddr {} accept\nmeta l4proto {{ tcp, udp }} counter name strangers\n}}\n}}\n",
+            "table inet seen {{\ncounter strangers {{}}\n\
+             set four {{ type ipv4_addr . inet_service . inet_service; size 64; flags dynamic; }}\n\
+             set six {{ type ipv6_addr . inet_service . inet_service; size 64; flags dynamic; }}\n\
+             chain in {{ {hook}\niif lo accept\n\
+             ip saddr {} accept\nip6 saddr {} accept\n\
+             ip saddr {node4} tcp flags & syn == 0 accept\nip6 saddr {node6} tcp flags & syn == 0 accept\n\
+             meta l4proto {{ tcp, udp }} counter name strangers\n\
+             add @four {{ ip saddr . th sport . th dport }}\nadd @six {{ ip6 saddr . th sport . th dport }}\n}}\n}}\n",
             friend[0], friend[1]
         );
         self.mesh.lab.pod("server")?.netns().nft(&table)
@@ -94,8 +102,12 @@ impl Site {
 
     fn denies(&self, when: &str) -> Result<()> {
         let strangers = self.strangers()?;
-        ensure!(strangers == 0, "{when}: {strangers} packets got through");
-        Ok(())
+        if strangers == 0 {
+            return Ok(());
+        }
+        let mut nft = self.mesh.lab.pod("server")?.command("nft")?;
+        let who = exec::stdout(nft.args(["list", "table", "inet", "seen"]))?;
+        bail!("{when}: {strangers} packets got through, of these (source, its port, port):\n{who}")
     }
 
     /// Starts a foe's knocking at all of the server's doors; from the other node, which has no agent, at its own ones.

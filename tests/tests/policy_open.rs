@@ -193,6 +193,9 @@ fn joined_connections_are_reset_when_a_policy_comes() -> Result<()> {
     let _agent = node.start_agent(&options)?;
     wait_for("all pods to take part", LIMIT, || {
         mesh.verb(NODE, "status").is_ok_and(|status| status["capture"]["acceleration"]["pods"] == 6)
+    })
+    .with_context(|| {
+        format!("{:?}", mesh.verb(NODE, "status").map(|status| status["capture"]["acceleration"].clone()))
     })?;
     let (mut cut, mut kept) = talks(&mesh, &[HIGH, LOW])?;
     // In each family: the foe's and the friend's to two ports, and the server's own.

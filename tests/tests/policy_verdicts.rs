@@ -10,7 +10,8 @@ use agent_common::capture::CaptureConfig;
 use agent_common::policy::{
     Access, BEGUN_BY_PEER, BEGUN_BY_POD, BEGUN_UNSEEN, CLOSED, HIDDEN_SLOT, PROVEN, PacketKind,
     PolicyAddress, PolicyFlow, PolicyMaps, PolicyPacket, PolicyPod, PolicyRuleKey, PolicyRuleValue,
-    PolicySourceKey, SOURCE_HEAD_BITS, TENTHS, UNSEEN_FOR, noted, noted_refused, read, refuses,
+    PolicySourceKey, SOURCE_HEAD_BITS, TENTHS, UNSEEN_FOR, noted, noted_refused, policy_address, read,
+    refuses,
 };
 use anyhow::{Context, Result, ensure};
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -36,25 +37,16 @@ const FLAGS_SYN: u8 = 2;
 const FLAGS_SYN_ACK: u8 = 18;
 const FLAGS_ACK: u8 = 16;
 
-/// Who sends, and the pods: one that lets friends at port 9 alone, one that refuses one foe, one without room.
+/// Who sends, and the pods: one that lets friends at port 9 alone, one that refuses one foe, one without room,
+/// one of which the agent counts what enters it.
 const FRIEND: [&str; 2] = ["10.1.0.1", "fd00::1:1"];
 const FOE: [&str; 2] = ["10.2.0.1", "fd00::2:1"];
 const STRICT: [&str; 2] = ["10.9.0.1", "fd00::9:1"];
 const OPEN: [&str; 2] = ["10.9.0.2", "fd00::9:2"];
 const SHUT: [&str; 2] = ["10.9.0.3", "fd00::9:3"];
+const COUNTED: [&str; 2] = ["10.9.0.5", "fd00::9:5"];
 const FREE: [&str; 2] = ["10.9.0.4", "fd00::9:4"];
 const SIDE: u8 = 7;
-
-fn kept(address: IpAddr) -> PolicyAddress {
-    match address {
-        IpAddr::V4(v4) => {
-            let mut wide = [0; 16];
-            wide[..4].copy_from_slice(&v4.octets());
-            PolicyAddress { family: 4, address: wide }
-        }
-        IpAddr::V6(v6) => PolicyAddress { family: 6, address: v6.octets() },
-    }
-}
 
 fn address(text: &str) -> IpAddr {
     text.parse().expect("an address of the table above")
@@ -101,17 +93,17 @@ fn now() -> u32 {
 
 impl Host {
     fn new() -> Self {
-        use Access::{Allowed, Denied, DeniedEverywhere};
+        use Access::{Allowed, Counted, Denied, DeniedEverywhere};
         let mut host = Self::default();
         for family in 0..2 {
-            for (pod, set) in [(STRICT, 4), (OPEN, 5), (SHUT, CLOSED)] {
+            for (pod, set, captured) in [(STRICT, 4, 0), (OPEN, 5, 0), (SHUT, CLOSED, 0), (COUNTED, 6, 1)] {
                 // Proof is asked for, and a test run's frames come by no way that leads anywhere.
-                let value = PolicyPod { set, side: SIDE, captured: 0, proofs: 1, padding: 0, since: 0 };
-                host.pods.insert(kept(address(pod[family])), value);
+                let value = PolicyPod { set, side: SIDE, captured, proofs: 1, padding: 0, since: 0 };
+                host.pods.insert(policy_address(address(pod[family])), value);
             }
-            host.classes.insert(kept(address(FRIEND[family])), 1);
-            host.classes.insert(kept(address(FOE[family])), 2);
-            let foe = kept(address(FOE[family]));
+            host.classes.insert(policy_address(address(FRIEND[family])), 1);
+            host.classes.insert(policy_address(address(FOE[family])), 2);
+            let foe = policy_address(address(FOE[family]));
             host.classes.insert(PolicyAddress { family: foe.family | PROVEN, ..foe }, 1);
         }
         for (set, class, port, access, slot) in [
@@ -120,6 +112,7 @@ impl Host {
             (4, 1, 0, Denied, 2),
             (5, 0, 0, Allowed, 0),
             (5, 2, 0, DeniedEverywhere, 3),
+            (6, 0, 0, Counted, 2),
         ] {
             let value = PolicyRuleValue { access: access as u32, slot };
             host.rules.insert(PolicyRuleKey { set, class, port }, value);
@@ -241,7 +234,7 @@ fn seeds() -> Vec<Vec<u8>> {
     let mut seeds = vec![frame(0x0806, &[0; 28])];
     for family in 0..2 {
         for source in [FRIEND, FOE, FREE] {
-            for pod in [STRICT, OPEN, SHUT, FREE] {
+            for pod in [STRICT, OPEN, SHUT, COUNTED, FREE] {
                 let ends = (address(source[family]), address(pod[family]));
                 let syn = tcp(ends, FLAGS_SYN);
                 let port = ETHERNET_LEN + if family == 0 { 20 } else { 40 } + 2;
@@ -302,8 +295,7 @@ fn the_guard_says_what_the_functions_say() -> Result<()> {
             let mut frame = seed.clone();
             for _ in 0..=random.below(3)? {
                 // Addresses are left alone more often than lengths, types and flags.
-                let at = 12 + random.below(frame.len() - 12)?;
-                frame[at] = [0, 1, 0xff, 0x11, 0x2c, 0x3c, 0x45, 0x60][random.below(8)?];
+                random.disturb(&mut frame)?;
             }
             let agreed = kernel.agrees(&mut host, &frame);
             let agreed = agreed.with_context(|| format!("seed {index}, mutation {mutation}"))?;

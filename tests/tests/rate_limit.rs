@@ -2,62 +2,21 @@
 
 mod common;
 mod edge;
+mod limited;
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use common::LIMIT;
-use edge::{OPEN, PORT, gateway, route, send, services};
+use edge::{OPEN, PORT, gateway, route, send};
 use lab::backend::{echo_reply, http, listen};
 use lab::http::Connection;
-use lab::loopback::{LoopbackAgent, Site, service};
+use lab::loopback::{Site, service};
 use lab::{exec, wait_for};
+use limited::{HOST, ON_SERVICE, RULES, admitted, limits, rate_limit, site};
 use serde_json::Value;
 
-const HOST: &str = "shop.test";
-const RULES: &str =
-    "  - matches: [{path: {value: /}}]\n    name: all\n    backendRefs: [{name: web, port: 80}]\n";
-
-/// A RateLimit of the namespace `default`; `limits` is a YAML list in one line.
-fn rate_limit(target: &str, limits: &str, rest: &str) -> String {
-    format!(
-        "apiVersion: sluice.dev/v1alpha1\nkind: RateLimit\nmetadata: {{name: calm, namespace: default}}\nspec:\n\
-         \x20 targetRefs: [{target}]\n  limits: {limits}\n{rest}"
-    )
-}
-
-const ON_SERVICE: &str = "{kind: Service, name: web}";
 const BY_USER: &str = "[{name: each, key: [{type: Header, name: x-user}], window: {requests: 5, per: 15m}}]";
-
-fn site(limit: &str) -> Result<Site> {
-    Site::new(&[
-        ("gateway.yaml", &gateway(OPEN)),
-        ("services.yaml", &services(&["web"])?),
-        ("routes.yaml", &route("shop", "", RULES)),
-        ("limit.yaml", limit),
-    ])
-}
-
-/// How many of so many requests the backend answers; all others must get the limit's answer.
-fn admitted(to: SocketAddr, times: usize, headers: &[(&str, &str)]) -> Result<usize> {
-    let mut count = 0;
-    for _ in 0..times {
-        let seen = send(to, HOST, "/x", headers)?;
-        match seen.who().as_str() {
-            "web" => count += 1,
-            "429" => {}
-            _ => anyhow::bail!("{headers:?}: {seen:?}"),
-        }
-    }
-    Ok(count)
-}
-
-fn limits(agent: &LoopbackAgent<'_>) -> Result<Value> {
-    let output = agent.verb(&["limits", "-o", "json"])?;
-    ensure!(output.status.success(), "limits: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(serde_json::from_slice::<Value>(&output.stdout)?["limits"].clone())
-}
 
 #[test]
 fn each_key_gets_its_own_and_the_refused_are_told() -> Result<()> {
@@ -75,8 +34,13 @@ fn each_key_gets_its_own_and_the_refused_are_told() -> Result<()> {
     ensure!(seen.got("ratelimit") == [format!("\"each\";r=0;t={wait}")], "{seen:?}");
     ensure!(seen.got("proxy-status").concat().contains("rate_limited"), "{seen:?}");
 
-    let shown = limits(&agent)?;
+    let shown = limits(&agent, &[])?;
     ensure!(shown[0]["admitted"] == 15 && shown[0]["refused"] == 10 && shown[0]["keys"] == 3, "{shown}");
+    ensure!(shown[0]["tier"] == "node", "{shown}");
+    ensure!(
+        shown[0]["why"].as_str().is_some_and(|why| why.contains("each node counts for itself")),
+        "{shown}"
+    );
     let metrics = agent.scrape()?;
     for (outcome, count) in [("admitted", 15.0), ("refused", 10.0), ("shadow_refused", 0.0)] {
         let labels = [("policy", "default/calm"), ("limit", "each"), ("outcome", outcome)];
@@ -85,9 +49,23 @@ fn each_key_gets_its_own_and_the_refused_are_told() -> Result<()> {
     }
     let refused = || {
         let log = site.access().unwrap_or_default();
-        log.iter().filter(|line| line["response_flags"] == "RL").count() == 10
+        let named =
+            |line: &&Value| line["response_code_details"] == "rate_limited_by[default/calm limit each]";
+        log.iter().filter(|line| line["response_flags"] == "RL").filter(named).count() == 10
     };
     wait_for("ten refusals in the access log", LIMIT, refused)?;
+    let words =
+        ["observe", "-o", "json", "--last", "100", "--verdict", "rate_limited", "--policy", "default/calm"];
+    let told = String::from_utf8(agent.verb(&words)?.stdout)?;
+    let told: Vec<Value> = told.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    ensure!(told.len() == 10, "{told:?}");
+    for event in &told {
+        ensure!(
+            event["kind"] == "drop" && event["tier"] == "agent L7" && event["verdict"] == "refused",
+            "{event}"
+        );
+        ensure!(event["rule"] == "each" && event["destination"] == to.to_string(), "{event}");
+    }
     Ok(())
 }
 
@@ -129,6 +107,74 @@ fn who_is_let_through_is_told_what_is_left_where_that_is_asked_for() -> Result<(
             .is_ok_and(|seen| seen.who() == "web" && seen.got("ratelimit").is_empty())
     };
     wait_for("silence", LIMIT, quiet)?;
+    Ok(())
+}
+
+#[test]
+fn a_document_says_what_fields_a_refusal_has() -> Result<()> {
+    let response = "  response:\n    body: '{}'\n    headers:\n\
+                    \x20   - {name: Content-Type, value: application/json}\n\
+                    \x20   - {name: X-Reason, value: 'calm, please'}\n\
+                    \x20   - {name: set-cookie, value: a=b}\n    - {name: set-cookie, value: c=d}\n";
+    let site = site(&rate_limit(ON_SERVICE, BY_USER, response))?;
+    let _agent = site.start(&[])?;
+    let to = site.at(PORT);
+    for _ in 0..5 {
+        let seen = send(to, HOST, "/x", &[("x-user", "ann")])?;
+        ensure!(seen.who() == "web" && seen.got("x-reason").is_empty(), "who is let through: {seen:?}");
+    }
+    let seen = send(to, HOST, "/x", &[("x-user", "ann")])?;
+    ensure!(seen.response.status == 429 && &*seen.response.body == b"{}", "{seen:?}");
+    ensure!(seen.got("content-type") == ["application/json"], "in the place of ours: {seen:?}");
+    ensure!(seen.got("x-reason") == ["calm, please"] && seen.got("set-cookie") == ["a=b", "c=d"], "{seen:?}");
+    ensure!(seen.got("retry-after").len() == 1 && seen.got("ratelimit").len() == 1, "{seen:?}");
+
+    let curl = |fields: &[&str]| {
+        let h2 = ["-sSi", "--max-time", "5", "--http2-prior-knowledge", "-H", "host: shop.test"];
+        let mut curl = exec::command("curl", h2);
+        exec::stdout(curl.args(["-H", "x-user: ann"]).args(fields).arg(format!("http://{to}/a.b/c")))
+    };
+    let lines = |said: &str, wanted: &[&str]| {
+        let all: Vec<_> = said.lines().map(|line| line.trim_end().to_owned()).collect();
+        wanted.iter().all(|wanted| all.iter().filter(|line| line == wanted).count() == 1)
+    };
+    let added = ["x-reason: calm, please", "set-cookie: a=b", "set-cookie: c=d"];
+    let said = curl(&[])?;
+    ensure!(said.starts_with("HTTP/2 429") && said.contains("ratelimit: \"each\";r=0;t="), "{said}");
+    ensure!(lines(&said, &added) && lines(&said, &["content-type: application/json"]), "{said}");
+    // A gRPC client is told of the limit as well; its message stays gRPC.
+    let said = curl(&["-H", "content-type: application/grpc", "-d", ""])?;
+    ensure!(lines(&said, &added) && lines(&said, &["content-type: application/grpc"]), "{said}");
+    ensure!(lines(&said, &["grpc-status: 8", "ratelimit-policy: \"each\";q=5;w=900"]), "{said}");
+    ensure!(said.contains("retry-after: ") && said.contains("ratelimit: \"each\";r=0;t="), "{said}");
+    ensure!(!said.contains("application/json"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn it_is_shown_who_holds_to_a_limit_and_why() -> Result<()> {
+    let all = "[{name: own, window: {requests: 9, per: 1h}}, {name: busy, inFlight: 5}, \
+               {name: exact, window: {requests: 9, per: 1h}, cluster: {mode: Exact}}, \
+               {name: leased, window: {requests: 9, per: 1h}, cluster: {mode: Leased}}]";
+    let site = site(&rate_limit(ON_SERVICE, all, ""))?;
+    let agent = site.start(&[])?;
+    let shown = limits(&agent, &[])?;
+    let table = String::from_utf8(agent.verb(&["limits"])?.stdout)?;
+    let alone = "without `--redis` this agent is the whole cluster";
+    for (at, tier, because, is_alone) in [
+        (0, "node", "each node counts for itself", false),
+        (1, "node", "in flight is known to its node alone", false),
+        (2, "cluster, exact", "Redis decides each request", true),
+        (3, "cluster, leased", "portions that Redis gives", true),
+    ] {
+        let limit = &shown[at];
+        let why = limit["why"].as_str().with_context(|| shown.to_string())?;
+        ensure!(limit["tier"] == tier && why.contains(because), "{limit}");
+        ensure!(why.contains(alone) == is_alone && table.contains(why), "{limit}: {table}");
+    }
+    ensure!(shown[3]["cluster"]["leased_on_this_node"] == 0, "{shown}");
+    ensure!(shown[3]["cluster"]["leased_by_node"].is_null(), "an agent alone: {shown}");
+    ensure!(table.contains("cluster, leased (0 on this node)"), "{table}");
     Ok(())
 }
 
@@ -190,6 +236,58 @@ fn trusted_proxies_say_who_asked_them_and_nobody_else_does() -> Result<()> {
         admitted(to, 1, &[])? == 1 && from("unknown", 1)? == 1 && from("192.0.2.1, _x", 4)? == 1,
         "no address"
     );
+    Ok(())
+}
+
+#[test]
+fn paths_of_one_template_are_counted_together() -> Result<()> {
+    let of = |name: &str| {
+        format!(
+            "[{{name: each, window: {{requests: 3, per: 15m}}, ifMissing: Exempt, \
+             key: [{{type: PathTemplate, {name}templates: ['/users/{{id}}/orders/*', '/users/{{id}}']}}]}}]"
+        )
+    };
+    let site = site(&rate_limit(ON_SERVICE, &of(""), ""))?;
+    let agent = site.start(&[])?;
+    let to = site.at(PORT);
+    let who = |path: &str| send(to, HOST, path, &[]).map(|seen| seen.who());
+    for path in ["/users/1/orders/1", "/users/2/orders/1", "/users/2/orders/7?a=b"] {
+        ensure!(who(path)? == "web", "{path}");
+    }
+    for path in [
+        "/users/3/orders/1",
+        "/users//3/orders/1",
+        "/users/3/orders/1/",
+        "/users/x/../3/orders/1",
+        "/users/3/%6frders/1",
+        "/./users/3/orders/%31",
+    ] {
+        ensure!(who(path)? == "429", "{path}");
+    }
+    ensure!(who("/users/3")? == "web", "another template");
+    for _ in 0..5 {
+        ensure!(who("/users/3/orders")? == "web", "none");
+    }
+    let shown = limits(&agent, &["--top", "9"])?;
+    ensure!(shown[0]["key"][0] == "path template of /users/{id}/orders/* /users/{id}", "{shown}");
+    ensure!(shown[0]["top"][0]["key"] == "/users/{id}/orders/*", "{shown}");
+    // By the value that stands for a name, whichever template takes the path.
+    site.write("limit.yaml", &rate_limit(ON_SERVICE, &of("name: id, "), ""))?;
+    wait_for("the new key", LIMIT, || who("/users/3/orders/1").is_ok_and(|who| who == "web"))?;
+    for path in ["/users/4/orders/1", "/users/4", "/users/%34/orders/2"] {
+        ensure!(who(path)? == "web", "{path}");
+    }
+    ensure!(who("/users/4/orders/3")? == "429" && who("/users/4")? == "429", "the fourth of one user");
+    ensure!(who("/users/5")? == "web", "another user");
+    Ok(())
+}
+
+#[test]
+fn who_has_proven_nothing_is_exempt_by_no_name() -> Result<()> {
+    let any = "[{name: all, window: {requests: 2, per: 15m}, exemptPrincipals: ['*']}]";
+    let site = site(&rate_limit(ON_SERVICE, any, ""))?;
+    let _agent = site.start(&[])?;
+    ensure!(admitted(site.at(PORT), 5, &[])? == 2, "a client of a Gateway");
     Ok(())
 }
 
@@ -265,7 +363,7 @@ fn as_many_are_in_flight_as_may_be() -> Result<()> {
     let waiting: Vec<_> = (0..2)
         .map(|_| std::thread::spawn(move || send(to, HOST, "/slow", &[]).map(|seen| seen.who())))
         .collect();
-    let taken = || limits(&agent).is_ok_and(|shown| shown[0]["admitted"] == 2);
+    let taken = || limits(&agent, &[]).is_ok_and(|shown| shown[0]["admitted"] == 2);
     wait_for("both to be in flight", LIMIT, taken)?;
     let seen = send(to, HOST, "/", &[])?;
     ensure!(seen.response.status == 429, "{seen:?}");

@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::http::Connection;
-use lab::{unprivileged, wait_for};
+use lab::{unprivileged, wait_for, wait_until};
 use serde_json::Value;
 use site::{NODES, Site};
 
 const LIMIT: Duration = Duration::from_secs(30);
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A RateLimit of the service that the lab's clients ask, counted by `x-user`.
+/// A RateLimit of the service that the lab's clients ask, counted by `x-user`; `quota` may go on with what requests cost.
 fn document(quota: &str, cluster: &str) -> String {
     format!(
         "apiVersion: sluice.dev/v1alpha1\nkind: RateLimit\nmetadata: {{name: calm, namespace: default}}\nspec:\n\
@@ -111,6 +111,7 @@ fn one_client_spread_over_three_nodes_gets_exactly_a_hundred() -> Result<()> {
         let shown = limits(&site, node)?;
         let limit = &shown["limits"][0];
         ensure!(limit["tier"] == "cluster, exact", "{node}: {shown}");
+        ensure!(limit["why"] == "`cluster.mode` is `Exact`: Redis decides each request", "{node}: {shown}");
         ensure!(limit["cluster"]["asked"].as_u64() > Some(600), "{node}: {shown}");
     }
     Ok(())
@@ -153,6 +154,63 @@ fn a_limit_goes_on_by_shares_while_redis_is_away_and_nobody_gets_more_when_it_is
 }
 
 #[test]
+fn requests_of_five_units_are_let_through_a_fifth_as_often_by_all_nodes_together() -> Result<()> {
+    if unprivileged("requests_of_five_units_are_let_through_a_fifth_as_often_by_all_nodes_together") {
+        return Ok(());
+    }
+    let mut site = Site::up("limit_costs")?;
+    site.start_all()?;
+    let quota = "window: {requests: 100, per: 15m}, cost: {units: 5}";
+    apply(&site, document(quota, "{mode: Exact, fail: Closed}"))?;
+    for run in 0..5 {
+        let seen = on_all(&site, &format!("user-{run}"), 20)?;
+        ensure!(seen == BTreeMap::from([(200, 20), (429, 40)]), "run {run}: {seen:?}");
+    }
+    Ok(())
+}
+
+/// What each node has leased of the limit, as a node shows it.
+fn leased_by_node(site: &Site, node: &str) -> Result<Vec<Value>> {
+    let shown = limits(site, node)?;
+    shown["limits"][0]["cluster"]["leased_by_node"].as_array().cloned().with_context(|| shown.to_string())
+}
+
+/// All units that Redis has given out and not got back.
+fn given_out(site: &Site) -> Result<u64> {
+    let count = "local n = 0 for _, k in ipairs(redis.call('KEYS', 'sluice:*:limit:*')) do n = n + redis.call('LLEN', k) end return n";
+    Ok(String::from_utf8(site.redis_cli(&["--raw", "EVAL", count, "0"])?)?.trim().parse()?)
+}
+
+/// A node that has leased nothing shows what the others have, and that is no more than Redis has given out and nobody has spent.
+fn shows_what_others_have_leased(site: &Site) -> Result<()> {
+    let before = given_out(site)?;
+    let (mut spent, begun) = (0, Instant::now());
+    loop {
+        for node in ["node2", "node3"] {
+            spent += statuses(site, node, "bob", 20)?.get(&200).copied().unwrap_or_default() as u64;
+        }
+        let ended = Instant::now();
+        let most = given_out(site)?.saturating_sub(before + spent);
+        let shown = || {
+            // Of what was told after the last request, and before it ran out.
+            let after = u64::try_from(ended.elapsed().as_millis()).ok()?;
+            let nodes = leased_by_node(site, "node1").ok()?;
+            let told = nodes[1..].iter().all(|node| node["age_ms"].as_u64().is_some_and(|age| age <= after));
+            let units: Vec<u64> = nodes.iter().filter_map(|node| node["leased"].as_u64()).collect();
+            matches!(units[..], [0, second, third] if told && second > 0 && third > 0).then_some(units)
+        };
+        if let Ok(units) = wait_until("what others have leased", Duration::from_secs(1), shown) {
+            ensure!(units.iter().sum::<u64>() <= most, "{units:?} of {most}");
+            break;
+        }
+        ensure!(begun.elapsed() < LIMIT, "{:?}", leased_by_node(site, "node1"));
+    }
+    let text = site.sluice_plain("node1", &["limits"])?;
+    ensure!(text.contains("LEASED BY NODE") && text.contains("node1 0, node2 "), "{text}");
+    Ok(())
+}
+
+#[test]
 fn leases_hold_a_client_to_its_limit_too() -> Result<()> {
     if unprivileged("leases_hold_a_client_to_its_limit_too") {
         return Ok(());
@@ -167,7 +225,19 @@ fn leases_hold_a_client_to_its_limit_too() -> Result<()> {
     for node in NODES {
         let shown = limits(&site, node)?;
         asked += shown["limits"][0]["cluster"]["asked"].as_u64().context("no count")?;
+        ensure!(shown["limits"][0]["cluster"]["leased_on_this_node"].is_u64(), "{node}: {shown}");
     }
     ensure!(asked < 400, "{asked} questions for 1,200 requests");
-    Ok(())
+    shows_what_others_have_leased(&site)?;
+    site.stop_redis()?;
+    wait_for("the other nodes' to be unknown", LIMIT, || {
+        leased_by_node(&site, "node1").is_ok_and(|nodes| {
+            nodes.len() == 3
+                && nodes[0]["leased"].is_u64()
+                && nodes[1..]
+                    .iter()
+                    .all(|node| node["leased"].is_null() && node["unknown"] == "Redis does not answer")
+        })
+    })
+    .with_context(|| format!("{:?}", leased_by_node(&site, "node1")))
 }

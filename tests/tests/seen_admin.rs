@@ -255,6 +255,11 @@ fn exit_codes_are_0_1_and_2() -> Result<()> {
         (&["check", "--capture", "off"], 0, "capture is off"),
         (&["check", "--capture", "off", "-o", "json"], 0, "[]"),
         (&["agent", "--capture", "off", "--config", "/nonexistent"], 1, "/nonexistent"),
+        (
+            &["agent", "--capture", "off", "--config", "/nonexistent", "--ca", "/no-ca"],
+            1,
+            "--ca: reading /no-ca/",
+        ),
     ] {
         let (found, shown) = sluice(&site, arguments)?;
         ensure!(found == Some(code) && shown.contains(said), "{arguments:?}: {found:?} {shown}");
@@ -288,6 +293,21 @@ spec:
   parentRefs: [{name: edge}]
   rules:
   - matches: [{path: {type: Exact, value: nope}}]
+---
+apiVersion: sluice.dev/v1alpha1
+kind: RateLimit
+metadata: {name: calm, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, name: gone}]
+  limits:
+  - {name: none, window: {requests: 0, per: 1s}}
+---
+apiVersion: sluice.dev/v1alpha1
+kind: RateLimit
+metadata: {name: lost, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, name: gone}]
+  limits: [{name: busy, inFlight: 1}]
 ";
 
 #[test]
@@ -318,7 +338,9 @@ fn analyze_takes_the_examples_and_names_what_is_broken() -> Result<()> {
     for line in [
         format!("{broken}:9: error: VirtualService shop/web: spec.http[0].route[0].weigth: unknown field"),
         format!("{broken}:17: error: HTTPRoute default/r: spec.rules[0].matches[0].path.value: `nope`"),
-        "2 objects: 2 errors, ".to_owned(),
+        format!("{broken}:25: error: RateLimit shop/calm: spec.limits[0].window.requests: 0 is not"),
+        format!("{broken}:31: error: RateLimit shop/lost: spec.targetRefs[0]: there is no Service shop/gone"),
+        "4 objects: 4 errors, ".to_owned(),
     ] {
         ensure!(shown.contains(&line), "no {line:?} in\n{shown}");
     }

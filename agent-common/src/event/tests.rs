@@ -40,7 +40,7 @@ fn what_is_no_event_is_refused() {
     let good = bytes(EventKind::Verdict as u8, 4, 0);
     assert!(FlowEvent::read(&good).is_some());
     assert_eq!(FlowEvent::read(&bytes(0, 5, 0)), None, "a family");
-    assert_eq!(FlowEvent::read(&bytes(6, 4, 0)), None, "a kind");
+    assert_eq!(FlowEvent::read(&bytes(7, 4, 0)), None, "a kind");
     assert_eq!(FlowEvent::read(&good[..103]), None, "too short");
     assert_eq!(FlowEvent::read(&[]), None, "nothing");
 }
@@ -53,11 +53,13 @@ fn each_kind_has_its_own_reasons() {
         (EventKind::Verdict, 9999, None),
         (EventKind::Refused, 9999, Some("rbac_access_denied")),
         (EventKind::Guarded, guard::Reason::PushedDown as u32, Some("pushed_down")),
-        (EventKind::Guarded, 18, None),
+        (EventKind::Guarded, guard::Reason::RateLimited as u32, Some("rate_limited")),
+        (EventKind::Guarded, 19, None),
         (EventKind::Balanced, ConnectReason::Affinity as u32, Some("affinity")),
         (EventKind::Balanced, 9, None),
         (EventKind::Opened, 1, Some("established")),
         (EventKind::Closed, 0, Some("closed")),
+        (EventKind::Limited, 9999, Some("rate_limited")),
         (EventKind::Closed, 1, Some("reset")),
         (EventKind::Closed, 2, None),
     ];

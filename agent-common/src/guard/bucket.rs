@@ -48,7 +48,12 @@ pub fn step(bucket: u64, now_ns: u64, limit: Limit) -> (u64, bool) {
     }
     let interval = u64::from(limit.interval_ns);
     // Two factors of 32 bits.
-    let whole = interval * u64::from(limit.burst);
+    advance(bucket, now_ns, interval, interval * u64::from(limit.burst))
+}
+
+/// As [`step`], where one token comes in `interval` nanoseconds and a whole bucket in `whole`.
+#[inline(always)]
+pub fn advance(bucket: u64, now_ns: u64, interval: u64, whole: u64) -> (u64, bool) {
     let mut full_at = bucket;
     if full_at > now_ns && full_at - now_ns > whole.saturating_add(FOREIGN_NS) {
         full_at = now_ns.saturating_add(whole);
@@ -163,6 +168,15 @@ mod tests {
             }
             // A second try at the same time never finds a fuller bucket.
             prop_assert!(!step(next, now, limit).1 || allowed);
+        }
+
+        #[test]
+        fn nothing_wraps_where_tokens_are_slow(bucket: u64, now: u64, interval in 1u64.., whole: u64) {
+            let (next, allowed) = advance(bucket, now, interval, whole);
+            if allowed {
+                prop_assert!(next > now && next - now <= whole);
+            }
+            prop_assert!(!advance(next, now, interval, whole).1 || allowed);
         }
 
         #[test]

@@ -1,7 +1,7 @@
-//! Reading a frame as the guard does: who sends it, whether it asks for a connection, and whether it contradicts itself.
+//! Reading a frame as the guard does: who sends it, where to, whether it asks for a connection, and whether it contradicts itself.
 
 use super::Reason;
-use crate::packet::{Family, Frame, TCP_ACK, TCP_SYN};
+use crate::packet::{Family, Frame, TCP_ACK, TCP_SYN, widen};
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
@@ -50,6 +50,21 @@ pub struct Inspected {
     pub family: Family,
     /// The sender's address, network byte order; IPv4 in the first four bytes.
     pub source: [u8; 16],
+    /// To whom it is sent, as the above.
+    pub destination: [u8; 16],
+    /// To which port, and what it asks for.
+    pub sent: Sent,
+}
+
+/// What a frame says of its ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sent {
+    /// TCP or UDP, by the IP protocol number; zero where there are no ports: in later fragments and other protocols.
+    pub protocol: u8,
+    /// The sender's port in network byte order.
+    pub from_be: [u8; 2],
+    /// The receiver's port in network byte order.
+    pub port_be: [u8; 2],
     /// Whether it asks for a new TCP connection.
     pub opens: bool,
 }
@@ -119,12 +134,9 @@ fn inspect_ipv4(frame: &(impl SizedFrame + ?Sized), start: u32) -> Result<Inspec
     let payload = end - start - header_len;
     let fragment = fragment_of(u32::from(word & 0x1fff) * 8, word & 0x2000 != 0, payload, h[9])?;
     let payload = Payload { protocol: h[9], start: start + header_len, end, fragment };
-    let mut address = [0; 16];
-    address[0] = h[12];
-    address[1] = h[13];
-    address[2] = h[14];
-    address[3] = h[15];
-    Ok(Inspected { family: Family::V4, source: address, opens: opens(frame, &payload)? })
+    let sent = sent(frame, &payload)?;
+    let (source, destination) = (widen([h[12], h[13], h[14], h[15]]), widen([h[16], h[17], h[18], h[19]]));
+    Ok(Inspected { family: Family::V4, source, destination, sent })
 }
 
 #[inline(always)]
@@ -143,11 +155,11 @@ fn inspect_ipv6(frame: &(impl SizedFrame + ?Sized), start: u32) -> Result<Inspec
     if source[0] == 0xff || u128::from_ne_bytes(source) == u128::from_ne_bytes(destination) {
         return Err(Reason::BadSource);
     }
-    let opens = match walk_extensions(frame, h[6], start + IPV6_LEN, end)? {
-        Some(payload) => opens(frame, &payload)?,
-        None => false,
+    let sent = match walk_extensions(frame, h[6], start + IPV6_LEN, end)? {
+        Some(payload) => sent(frame, &payload)?,
+        None => Sent::default(),
     };
-    Ok(Inspected { family: Family::V6, source, opens })
+    Ok(Inspected { family: Family::V6, source, destination, sent })
 }
 
 /// Where a datagram of a length ends. Frames may be padded, but not shorter.
@@ -217,21 +229,21 @@ fn fragment_of(offset: u32, more: bool, payload: u32, protocol: u8) -> Result<Fr
     Ok(if offset == 0 { Fragment::First } else { Fragment::Later })
 }
 
-/// Whether the payload is a TCP segment that asks for a new connection, unless its header contradicts itself.
+/// Where a payload is sent and whether it asks for a new TCP connection, unless its header contradicts itself.
 #[inline(always)]
-fn opens(frame: &(impl SizedFrame + ?Sized), payload: &Payload) -> Result<bool, Reason> {
+fn sent(frame: &(impl SizedFrame + ?Sized), payload: &Payload) -> Result<Sent, Reason> {
     if payload.fragment == Fragment::Later {
-        return Ok(false);
+        return Ok(Sent::default());
     }
     match payload.protocol {
-        TCP => opens_tcp(frame, payload),
-        UDP => check_udp(frame, payload).map(|()| false),
-        _ => Ok(false),
+        TCP => sent_by_tcp(frame, payload),
+        UDP => sent_by_udp(frame, payload),
+        _ => Ok(Sent::default()),
     }
 }
 
 #[inline(always)]
-fn opens_tcp(frame: &(impl SizedFrame + ?Sized), payload: &Payload) -> Result<bool, Reason> {
+fn sent_by_tcp(frame: &(impl SizedFrame + ?Sized), payload: &Payload) -> Result<Sent, Reason> {
     let len = payload.end - payload.start;
     if len < TCP_LEN {
         return Err(Reason::BadTransport);
@@ -252,11 +264,11 @@ fn opens_tcp(frame: &(impl SizedFrame + ?Sized), payload: &Payload) -> Result<bo
     if syn && ends || none {
         return Err(Reason::BadFlags);
     }
-    Ok(syn && !ack)
+    Ok(Sent { protocol: TCP, from_be: [h[0], h[1]], port_be: [h[2], h[3]], opens: syn && !ack })
 }
 
 #[inline(always)]
-fn check_udp(frame: &(impl SizedFrame + ?Sized), payload: &Payload) -> Result<(), Reason> {
+fn sent_by_udp(frame: &(impl SizedFrame + ?Sized), payload: &Payload) -> Result<Sent, Reason> {
     let len = payload.end - payload.start;
     if len < UDP_LEN {
         return Err(Reason::BadTransport);
@@ -272,7 +284,7 @@ fn check_udp(frame: &(impl SizedFrame + ?Sized), payload: &Payload) -> Result<()
     if whole && (says < UDP_LEN || says > len) {
         return Err(Reason::BadTransport);
     }
-    Ok(())
+    Ok(Sent { protocol: UDP, from_be: [h[0], h[1]], port_be: [h[2], h[3]], opens: false })
 }
 
 #[cfg(test)]

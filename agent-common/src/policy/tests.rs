@@ -220,6 +220,32 @@ fn verdicts() {
     }
 }
 
+/// What a limit counts is let by, but for connections that the agent has not taken.
+#[test]
+fn only_new_connections_are_refused_where_all_are_counted() {
+    let mut maps = maps(&[(0, 0, Access::Counted), (1, 81, Access::Denied)]);
+    let cases: &[(&str, Vec<u8>, Option<u32>)] = &[
+        ("new", ipv4(6, 0, 0, &tcp(4000, 80, SYN)), Some(1)),
+        ("new, v6", ipv6(6, &[], &tcp(4000, 80, SYN)), Some(1)),
+        ("what may be new", ipv4(6, 0x2000, 0, &tcp(4000, 80, ACK)[..8]), Some(1)),
+        ("what does not show it", ipv4(6, 0x2000, 0, &tcp(4000, 80, ACK)[..3]), Some(1)),
+        ("refused by a policy", ipv4(6, 0, 0, &tcp(4000, 81, SYN)), Some(82)),
+        ("established", ipv4(6, 0, 0, &tcp(4000, 80, ACK)), None),
+        ("later fragment", ipv4(6, 0x0001, 0, &[0; 20]), None),
+        ("udp", ipv4(17, 0, 0, &udp(1, 53)), None),
+        ("echo", ipv4(1, 0, 0, &[8, 0, 0, 0]), None),
+        ("sctp", ipv4(132, 0, 0, &udp(80, 80)), None),
+    ];
+    for captured in [1, 0] {
+        maps.pods.values_mut().for_each(|pod| pod.captured = captured);
+        for (what, frame, expected) in cases {
+            let packet = read(frame.as_slice()).expect(what);
+            let expected = expected.filter(|slot| captured == 1 || *slot == 82);
+            assert_eq!(refuses(&packet, VETH, &maps), expected, "{what}, captured: {captured}");
+        }
+    }
+}
+
 #[test]
 fn conversations_that_the_pod_began_go_on() {
     let mut maps = maps(&[(1, 0, Access::DeniedEverywhere)]);

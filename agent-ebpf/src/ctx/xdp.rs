@@ -1,20 +1,20 @@
 //! What an XDP program reads: a frame's bytes, wherever the driver keeps them, and the buckets of its source.
 
 use core::ffi::c_void;
-use core::intrinsics::{AtomicOrdering, atomic_cxchg};
 
 use agent_common::guard::{Limit, SizedFrame, SourceBuckets, SourceKey, step};
+use agent_common::limit::Taken;
 use agent_common::packet::Frame;
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::generated::{bpf_xdp_get_buff_len, bpf_xdp_load_bytes};
 use aya_ebpf::programs::XdpContext;
 
+use super::bucket::take;
 use crate::maps::GUARD_SOURCES;
 
-/// How often a swap is tried before a frame's fate is given up. Each failure means that another processor has changed the
-/// bucket of the same source in the few nanoseconds between.
-const SWAPS_MAX: u32 = 8;
+/// How often a source's bucket is tried.
+const TRIES: u32 = 8;
 
 /// A frame at an XDP hook; may lie in several buffers.
 pub struct XdpFrame<'a>(pub &'a XdpContext);
@@ -38,17 +38,6 @@ impl SizedFrame for XdpFrame<'_> {
     }
 }
 
-/// What became of the wish for a token.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Taken {
-    /// There was one.
-    Yes,
-    /// There was none.
-    No,
-    /// Other processors were faster [`SWAPS_MAX`] times.
-    Contended,
-}
-
 /// The buckets of one source, in the kernel's map.
 pub struct Buckets(*mut SourceBuckets);
 
@@ -68,35 +57,13 @@ impl Buckets {
     #[inline(always)]
     pub fn take_packet(&self, now_ns: u64, limit: Limit) -> Taken {
         // SAFETY: the kernel keeps a map value's memory valid for the run of the program.
-        take(unsafe { &raw mut (*self.0).packets }, now_ns, limit)
+        take::<TRIES>(unsafe { &raw mut (*self.0).packets }, |seen| step(seen, now_ns, limit))
     }
 
     /// Takes a token for a request for a connection.
     #[inline(always)]
     pub fn take_syn(&self, now_ns: u64, limit: Limit) -> Taken {
         // SAFETY: as above.
-        take(unsafe { &raw mut (*self.0).syns }, now_ns, limit)
+        take::<TRIES>(unsafe { &raw mut (*self.0).syns }, |seen| step(seen, now_ns, limit))
     }
-}
-
-#[inline(always)]
-fn take(bucket: *mut u64, now_ns: u64, limit: Limit) -> Taken {
-    // SAFETY: a bucket of a map value; other processors change it whole.
-    let mut seen = unsafe { core::ptr::read_volatile(bucket) };
-    for _ in 0..SWAPS_MAX {
-        let (next, granted) = step(seen, now_ns, limit);
-        let taken = if granted { Taken::Yes } else { Taken::No };
-        if next == seen {
-            return taken;
-        }
-        // SAFETY: as above; 8 bytes at an aligned place.
-        let (found, swapped) = unsafe {
-            atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(bucket, seen, next)
-        };
-        if swapped {
-            return taken;
-        }
-        seen = found;
-    }
-    Taken::Contended
 }

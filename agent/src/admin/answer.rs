@@ -29,7 +29,7 @@ const HELP: [(&str, &str); 19] = [
         "the last flow events: verdicts, drops, opened and closed connections; ?since=NUMBER gives later ones",
     ),
     ("/help", "this list"),
-    ("/limits", "the rate limits, with what they let through and refused"),
+    ("/limits", "the rate limits, with what they let through and refused; ?top=NUMBER shows keys of each"),
     ("/logging", "the log filter; POST ?level=LEVEL, ?MODULE:LEVEL or ?access=on|off changes it"),
     ("/metrics", "metrics in Prometheus' text format"),
     ("/ready", "200 when ready, else 503"),
@@ -94,7 +94,7 @@ fn admin(question: Question<'_>, source: &Source) -> Option<Answer> {
         "/config_dump" => Answer::json(&config_dump(&table, &(source.certificates)())),
         "/connections" => Answer::json(&(source.connections)()),
         "/endpoints" => Answer::json(&(source.endpoints)()),
-        "/limits" => Answer::json(&(source.limits)()),
+        "/limits" => limits_answer(question.query, source),
         "/routes" => Answer::json(&dump::routes(&table)),
         "/status" => Answer::json(&(source.status)()),
         "/server_info" => server_info(source),
@@ -178,6 +178,14 @@ fn flows_answer(query: Option<&str>, source: &Source) -> Answer {
     match since.unwrap_or("0").parse() {
         Ok(since) => Answer::json(&(source.flows)(since)),
         Err(_) => Answer::text(400, "since: a number, as `next` of an earlier answer\n"),
+    }
+}
+
+fn limits_answer(query: Option<&str>, source: &Source) -> Answer {
+    let top = parameters(query).find(|(name, _)| *name == "top").and_then(|(_, value)| value);
+    match top.unwrap_or("0").parse() {
+        Ok(top) => Answer::json(&(source.limits)(top)),
+        Err(_) => Answer::text(400, "top: a number of keys\n"),
     }
 }
 

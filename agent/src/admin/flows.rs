@@ -12,6 +12,9 @@ pub fn protocol_name(number: u8) -> String {
     }
 }
 
+/// [`FlowDump::reason`] of what a limit refuses.
+pub const RATE_LIMITED: &str = "rate_limited";
+
 /// The last flows.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowsDump {
@@ -58,10 +61,11 @@ pub struct FlowDump {
     /// `tcp`, `udp`, `icmp`, or the IP protocol's number.
     #[serde(default)]
     pub protocol: String,
-    /// The AuthorizationPolicy that refuses, `namespace/name`; `-` where a pod is closed for lack of room. Or the EdgeGuard.
+    /// The AuthorizationPolicy that refuses, `namespace/name`; `-` where a pod is closed for lack of room. Or the EdgeGuard. Of
+    /// what a limit refuses (`rate_limited`), the RateLimit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<String>,
-    /// Its rule, as metrics name it.
+    /// Its rule, or its limit, as metrics name it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<String>,
     /// The endpoint that it leads to.

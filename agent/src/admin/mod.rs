@@ -35,8 +35,10 @@ pub use dump::{
     DestinationDump, EndpointDump, EndpointsDump, HostDump, OutReasons, RoutesDump, RuleDump, endpoints,
     routes,
 };
-pub use flows::{FlowDump, FlowsDump, protocol_name};
-pub use limits::{LimitDump, LimitStoreDump, LimitsDump, limits, read_limits};
+pub use flows::{FlowDump, FlowsDump, RATE_LIMITED, protocol_name};
+pub use limits::{
+    LimitDump, LimitStoreDump, LimitsDump, NodeLeasedDump, OverrideDump, TopKeyDump, limits, read_limits,
+};
 pub use server::{Role, serve};
 pub use status::{
     AccelerationStatus, CaptureStatus, CertificateStatus, ConnectStatus, DrainStatus, ForeignProgram,
@@ -44,7 +46,7 @@ pub use status::{
     Status, TableCounts, TableStatus, TierStatus, WorkerStatus,
 };
 
-pub use why::{Asked, Explanation, Held, Step, Transport, Unreadable, why};
+pub use why::{Asked, Explanation, Held, Step, Transport, Unreadable, UpstreamDump, why};
 
 /// What the servers read.
 pub struct Source {
@@ -68,8 +70,8 @@ pub struct Source {
     pub endpoints: Box<dyn Fn() -> EndpointsDump + Send + Sync>,
     /// The cluster.
     pub cluster: Box<dyn Fn() -> ClusterDump + Send + Sync>,
-    /// The rate limits.
-    pub limits: Box<dyn Fn() -> LimitsDump + Send + Sync>,
+    /// The rate limits, each with so many of its keys.
+    pub limits: Box<dyn Fn(usize) -> LimitsDump + Send + Sync>,
     /// What the kernel's maps hold of a source and of what it dials.
     pub held: Box<dyn Fn(IpAddr, SocketAddr) -> Held + Send + Sync>,
     /// What this node's workloads show.

@@ -187,7 +187,7 @@ fn fixture() -> Fixture {
         cluster: Box::new(super::ClusterDump::default),
         limits: {
             let table = Arc::clone(&table);
-            Box::new(move || super::limits(&table))
+            Box::new(move |top| super::limits(&table, top, &[], |_, _| None))
         },
         held: Box::new(|_, _| super::Held::default()),
         certificates: Box::new(|| vec![certificate()]),

@@ -12,8 +12,12 @@ mod edge;
 mod gateway;
 mod held;
 mod inbound;
+mod kernel_limits;
+mod limits;
 mod policies;
 mod seen;
+mod upstream;
+mod userspace;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,16 +26,17 @@ use agent_common::capture::{Owner, Reason, Verdict, decide};
 use serde::{Deserialize, Serialize};
 
 use super::connections::ConnectionDump;
-use super::dump::{EndpointDump, RuleDump, cluster_name, of_cluster, rule};
+use super::dump::{EndpointDump, RuleDump};
 use super::flows::FlowDump;
 use super::status::Status;
-use crate::compile::{Cluster, Denied, Frontend, RoutingTable};
+use crate::compile::{Denied, Frontend, PolicyClient, RoutingTable};
 use crate::model::{AppProtocol, Workload};
 use crate::route::RequestOrigin;
 
 pub use asked::{Asked, Transport, Unreadable};
 pub use held::Held;
 pub use seen::add_seen;
+pub use upstream::UpstreamDump;
 
 /// The answer.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +70,9 @@ pub struct Explanation {
     /// Where bytes that are not requests go, `namespace/service:port`.
     #[serde(default)]
     pub cluster: Option<String>,
+    /// What connections to endpoints are kept within, for each cluster that they may be led to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub upstream: Vec<UpstreamDump>,
     /// The endpoints of that cluster.
     #[serde(default)]
     pub endpoints: Vec<EndpointDump>,
@@ -96,7 +104,12 @@ struct View<'a> {
     held: Held,
 }
 
-impl View<'_> {
+impl<'a> View<'a> {
+    /// The service's port that is dialled.
+    fn frontend(&self) -> Option<&'a Arc<Frontend>> {
+        self.table.frontends.get(&self.asked.destination)
+    }
+
     /// Whether the source is a pod of this node. One whose node is not known may well be.
     fn is_from_here(&self) -> bool {
         self.is_here(self.source)
@@ -146,28 +159,45 @@ pub fn why(asked: Asked, table: &RoutingTable, status: &Status, held: Held) -> E
 /// What becomes of a TCP connection.
 fn stream(view: &View<'_>, said: &mut Explanation, step: &mut impl FnMut(&str, String)) {
     let View { asked, table, .. } = *view;
-    let frontend = table.frontends.get(&asked.destination);
+    let frontend = view.frontend();
     step("frontends", describe_destination(asked, frontend, table));
     let dropped = edge::guard(view, step);
     if let Some(listener) = gateway::listener(view) {
         step("gateway", gateway::describe(listener));
+        kernel_limits::of_listener(view, listener, step);
+        limits::of_listener(table, listener, step);
         said.judged(("agent", "agent L7", "gateway"), None);
+        upstream::of_listener(view, listener, said, step);
         let endpoints = gateway::endpoints(listener);
+        limits::of_pods(table, &endpoints, step);
         if !endpoints.is_empty()
             && let Some(denied) = policies::judge_relayed(view, (listener, &endpoints), step)
         {
             said.refused(&denied);
         }
+    } else if inbound::tunnel(view, step) {
+        said.judged(("agent", "agent L4", Reason::CapturedInbound.as_str()), None);
+    } else if let Some(node) = inbound::tunnel_elsewhere(view, step) {
+        packets(view, frontend, said, step);
+        if said.verdict == "direct" {
+            let reason = said.reason.clone();
+            said.judged(("elsewhere", &format!("node {node}"), &reason), None);
+        }
     } else {
         let endpoints = match frontend {
-            Some(frontend) => frontend.tcp.endpoints.iter().map(|one| one.address).collect(),
-            None => vec![asked.destination],
+            Some(frontend) if !frontend.headless => {
+                frontend.tcp.endpoints.iter().map(|one| one.address).collect()
+            }
+            _ => vec![asked.destination],
         };
         let refused = policies::judge(view, &endpoints, step);
+        limits::of_pods(table, &endpoints, step);
+        kernel_limits::describe(view, &endpoints, step);
         match balancing::led(view, frontend, step) {
             Some(reason) => {
                 edge::acceleration(view, Some(&endpoints), step);
                 said.judged(("balanced", "kernel", reason), None);
+                upstream::led(view, said, step);
             }
             None => packets(view, frontend, said, step),
         }
@@ -199,15 +229,16 @@ fn packets(
         (Some(frontend), _) => {
             said.judged(("agent", tier(frontend.protocol), reason.as_str()), None);
             let origin = RequestOrigin { source: source.map(|pod| &**pod), port: asked.destination.port() };
-            userspace(frontend, &origin, said, step);
+            userspace::describe(frontend, &origin, said, step);
+            upstream::of_frontend(view, (&**frontend, &origin), said, step);
+            limits::of_frontend((table, source.map(|pod| &**pod)), frontend, &said.rules, step);
         }
         (None, _) if inbound => said.judged(("agent", "agent L7", reason.as_str()), None),
         (None, Some(node)) => said.judged(("elsewhere", &format!("node {node}"), reason.as_str()), None),
         (None, None) => said.judged(("direct", "kernel", reason.as_str()), None),
     }
-    let unjudged =
-        reason == Reason::NoListener && inbound::rules(asked.source, asked.destination, table).is_some();
-    if unjudged {
+    let client = PolicyClient::direct(asked.source);
+    if reason == Reason::NoListener && inbound::judged(client, asked.destination, table).is_some() {
         "refused".clone_into(&mut said.verdict);
     }
 }
@@ -337,48 +368,6 @@ fn tier(protocol: AppProtocol) -> &'static str {
         AppProtocol::Http | AppProtocol::Http2 | AppProtocol::Grpc => "agent L7",
         AppProtocol::Tcp => "agent L4",
         AppProtocol::Undeclared => "agent, by the first bytes",
-    }
-}
-
-/// What a worker does with it.
-fn userspace(
-    frontend: &Frontend,
-    origin: &RequestOrigin<'_>,
-    explanation: &mut Explanation,
-    step: &mut impl FnMut(&str, String),
-) {
-    if frontend.protocol != AppProtocol::Tcp {
-        explanation.rules = rules(frontend, origin);
-        let names: Vec<_> = explanation
-            .rules
-            .iter()
-            .map(|rule| format!("{} {} {}", rule.kind, rule.source, rule.rule))
-            .collect();
-        step(
-            "routes",
-            format!("requests to {} meet, in this order: {}", frontend.http.name, names.join("; ")),
-        );
-        if frontend.protocol != AppProtocol::Undeclared && frontend.tcp.endpoints.is_empty() {
-            let name = cluster_name(&frontend.tcp.key);
-            step("clusters", format!("no endpoint of {name} is ready: what is led to it is answered 503"));
-        }
-    }
-    if matches!(frontend.protocol, AppProtocol::Tcp | AppProtocol::Undeclared) {
-        let cluster: &Cluster = &frontend.tcp;
-        explanation.endpoints = of_cluster(cluster).collect();
-        let ready = explanation.endpoints.iter().filter(|endpoint| endpoint.ready).count();
-        let name = cluster_name(&cluster.key);
-        step("clusters", format!("bytes go to {name}, to one of {ready} ready endpoints"));
-        explanation.cluster = Some(name);
-    }
-}
-
-/// The rules of the one layer that concerns the caller, the default where none does.
-fn rules(frontend: &Frontend, origin: &RequestOrigin<'_>) -> Vec<RuleDump> {
-    let host = &frontend.http;
-    match host.layers.iter().find(|layer| layer.concerns(origin)) {
-        Some(layer) => layer.rules().iter().map(|(matches, route)| rule(matches, route)).collect(),
-        None => host.default.iter().map(|route| rule(&[], route)).collect(),
     }
 }
 

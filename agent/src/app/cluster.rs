@@ -19,13 +19,12 @@ use crate::cluster::disk::KeptDocuments;
 use crate::cluster::registry::{Node, NodeRecord, NodeState};
 use crate::cluster::seal::Position;
 use crate::cluster::{
-    self, Agent, ClusterSettings, ClusterView, RedisCounters, RedisOptions, RedisStore, Trust,
+    self, Agent, ClusterSettings, ClusterView, RedisCounters, RedisOptions, RedisStore, StoreError, Trust,
 };
 use crate::compile::wire::{Parts, Touched};
 use crate::compile::{TableVersion, compile_parts, recompile};
 use crate::config::{self, InputFile, State, load, stored_files};
 use crate::health::PodHealth;
-use crate::identity::NodeDirectory;
 use crate::model::ObjectName;
 use crate::telemetry::{ClusterReading, rfc3339};
 
@@ -107,17 +106,7 @@ pub(super) fn join(
     follower: &Arc<Mutex<Follower>>,
 ) -> anyhow::Result<cluster::Handle> {
     let trust = match &options.ca {
-        Some(dir) => {
-            let directory = NodeDirectory::open(dir).context("--ca")?;
-            let name = directory.current().identity.name().shared();
-            anyhow::ensure!(
-                *name == *settings.node,
-                "--ca {}: the certificate is that of the node '{name}', and this one is '{}'",
-                dir.display(),
-                settings.node
-            );
-            Trust::Signed(Arc::new(directory))
-        }
+        Some(dir) => Trust::Signed(Arc::new(super::mesh::node_directory(dir, &settings.node)?)),
         None => Trust::Unsigned,
     };
     let signed = matches!(trust, Trust::Signed(_));
@@ -148,6 +137,8 @@ pub(super) fn counters(
     let DocumentSource::Cluster(options) = &settings.documents else { return Ok(None) };
     let counters = Arc::new(RedisCounters::start(options.redis.clone()).context("--redis")?);
     observed.set_counters(Arc::clone(&counters));
+    let current = Arc::clone(&tables.current);
+    counters.tell(&settings.node, move || super::limits::holdings(&current.load()));
     let (opened, mut tables) = (Arc::clone(&counters), tables.subscribe());
     tokio::spawn(async move {
         // Connected as soon as a table has such a limit, before the first request meets it.
@@ -202,12 +193,23 @@ pub(super) fn dump(view: &Mutex<ClusterView>, (node, cluster, signed): (&str, &s
         revision: at.revision,
     });
     let (_, revision, count) = view.documents;
+    let heard = is_heard(view.store_error.as_ref());
+    let mut nodes: Vec<_> = view.nodes.iter().map(member).collect();
+    for there in &mut nodes {
+        if there.node == node {
+            there.table = view.in_force.map(|(at, _)| version(at.version)).unwrap_or_default();
+            there.applied_at = view.in_force.map(|(_, since)| rfc3339(since).to_string());
+        } else if !heard {
+            there.state = format!("unknown, as the store does not answer; last heard of as {}", there.state);
+            (there.refused, there.documents_refused) = (None, None);
+        }
+    }
     ClusterDump {
         role: if view.leads.is_some() { "leader" } else { "follower" }.to_owned(),
         cluster: cluster.to_owned(),
         node: node.to_owned(),
         leader,
-        nodes: view.nodes.iter().map(member).collect(),
+        nodes,
         documents: DocumentsDump { count, revision },
         in_force,
         signed,
@@ -228,16 +230,32 @@ pub(super) fn dump(view: &Mutex<ClusterView>, (node, cluster, signed): (&str, &s
     }
 }
 
-/// What the metrics show of it.
-pub(super) fn reading(view: &Mutex<ClusterView>) -> ClusterReading {
+fn by_reason(counts: &BTreeMap<&'static str, u64>) -> Vec<(&'static str, u64)> {
+    counts.iter().map(|(reason, count)| (*reason, *count)).collect()
+}
+
+/// Whether the store answers: what others said before it went away may hold no more.
+fn is_heard(error: Option<&StoreError>) -> bool {
+    !matches!(error, Some(StoreError::Unreachable(_) | StoreError::Denied(_) | StoreError::Unfit(_)))
+}
+
+/// What the metrics of a node show of it.
+pub(super) fn reading(view: &Mutex<ClusterView>, own: &str) -> ClusterReading {
     let view = view.lock().unwrap_or_else(PoisonError::into_inner);
-    let count = |wanted: &str| view.nodes.iter().filter(|node| state_of(node) == wanted).count();
+    let heard = is_heard(view.store_error.as_ref());
+    let state = |node: &Node| if heard || *node.name == *own { state_of(node) } else { UNKNOWN };
+    let count = |wanted: &str| view.nodes.iter().filter(|node| state(node) == wanted).count();
     let age = view.in_force.map(|(_, since)| SystemTime::now().duration_since(since).unwrap_or_default());
     ClusterReading {
         leads: view.leads.is_some(),
         nodes: NODE_STATES.map(|state| (state, count(state))),
         table_age: age,
-        refused: view.refusals.iter().map(|(reason, count)| (*reason, *count)).collect(),
+        refused: by_reason(&view.refusals),
+        held_back: view.unpublished.is_some(),
+        documents_refused: view.documents_refused.is_some(),
+        document_refusals: by_reason(&view.document_refusals),
+        at_odds: view.at_odds.is_some(),
+        odds: view.odds,
         publications: view.publications,
         fenced: view.fenced,
         faults: view.faults,
@@ -247,7 +265,9 @@ pub(super) fn reading(view: &Mutex<ClusterView>) -> ClusterReading {
 }
 
 /// States of nodes, as the metrics have them.
-const NODE_STATES: [&str; 4] = ["serving", "draining", "dead", "unknown"];
+const NODE_STATES: [&str; 4] = ["serving", "draining", "dead", UNKNOWN];
+/// What was said last is not known, or may hold no more.
+const UNKNOWN: &str = "unknown";
 
 fn state_of(node: &Node) -> &'static str {
     match &node.record {
@@ -255,9 +275,9 @@ fn state_of(node: &Node) -> &'static str {
         Ok(record) => match record.state {
             NodeState::Serving => "serving",
             NodeState::Draining => "draining",
-            NodeState::Unknown => "unknown",
+            NodeState::Unknown => UNKNOWN,
         },
-        Err(_) => "unknown",
+        Err(_) => UNKNOWN,
     }
 }
 

@@ -1,16 +1,16 @@
 //! TLS at Gateways, and certificates of Secrets, as the metrics show them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Once};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 
 use super::mesh;
-use crate::compile::RoutingTable;
+use crate::compile::{Cluster, ClusterKey, RoutingTable};
 use crate::config::{ObjectState, Report, Severity};
 use crate::identity::edge;
-use crate::model::ServerCertificate;
+use crate::model::{ServerCertificate, SharedMap};
 use crate::proxy::{Admission, AdmissionSettings};
 use crate::telemetry::{Metrics, TlsReading};
 
@@ -50,8 +50,22 @@ pub(super) fn alerts(table: &RoutingTable, report: &Report, now: SystemTime) -> 
     let refused = secrets.filter_map(|object| {
         let ObjectState::Rejected { last_good } = object.state else { return None };
         let why = object.messages.iter().find(|message| message.severity == Severity::Error)?;
-        let then = if last_good { "the one before stays in use" } else { "it is not used" };
-        Some(format!("Secret {}/{}: {}; {then}", object.namespace, object.name, why.text))
+        let is_shown = |one: &Arc<ServerCertificate>| {
+            one.secret.namespace == object.namespace && one.secret.name == object.name
+        };
+        let then = match last_good {
+            true if in_use(table).any(is_shown) => "the one before stays in use",
+            // One that gives no certificate, and is as good as none.
+            true => "the one before is kept, and no certificate of it is shown",
+            false => "it is not used",
+        };
+        // The certificate's own field says nothing that the text does not.
+        let field = if why.text.starts_with("tls.") || why.field.is_empty() {
+            String::new()
+        } else {
+            format!("{}: ", why.field)
+        };
+        Some(format!("Secret {}/{}: {field}{}; {then}", object.namespace, object.name, why.text))
     });
     let ending: BTreeSet<_> = in_use(table).filter_map(|one| edge::ending(one)?.alert(now)).collect();
     refused.chain(ending).collect()
@@ -68,22 +82,40 @@ fn in_use(table: &RoutingTable) -> impl Iterator<Item = &Arc<ServerCertificate>>
 
 /// What endpoints are shown for DestinationRules.
 fn shown_upstream(table: &RoutingTable) -> impl Iterator<Item = &Arc<ServerCertificate>> {
-    let securities = table.clusters.values().flat_map(|one| [&one.from_pods, &one.from_gateways]);
+    table.clusters.values().flat_map(|cluster| shown_by(cluster))
+}
+
+fn shown_by(cluster: &Cluster) -> impl Iterator<Item = &Arc<ServerCertificate>> {
+    let securities = [&cluster.from_pods, &cluster.from_gateways].into_iter();
     securities.filter_map(|security| security.tls()?.terms.client.as_ref())
 }
 
 /// From the first table on that has keys of Secrets, nobody else looks into the process's memory.
-pub(super) fn keep_private(table: &RoutingTable) {
-    static KEPT: Once = Once::new();
-    if KEPT.is_completed() {
-        return;
-    }
-    if table.gateways.iter().any(|gateway| gateway.tls.is_some()) || shown_upstream(table).next().is_some() {
-        KEPT.call_once(|| {
-            if let Err(error) = mesh::keep_memory_private() {
-                tracing::warn!(error = format!("{error:#}"), "keys in memory may get into a core file");
-            }
+#[derive(Default)]
+pub(super) struct Privacy {
+    kept: bool,
+    /// The clusters of the last table, none of which had any: only others are looked at again.
+    without: SharedMap<ClusterKey, Arc<Cluster>>,
+}
+
+impl Privacy {
+    /// Looks at the next table.
+    pub(super) fn keep(&mut self, table: &RoutingTable) {
+        if self.kept {
+            return;
+        }
+        let mut keys = table.gateways.iter().any(|gateway| gateway.tls.is_some());
+        self.without.differences(&table.clusters, Arc::ptr_eq, |_, _, is| {
+            keys |= is.is_some_and(|cluster| shown_by(cluster).next().is_some());
         });
+        if !keys {
+            self.without = table.clusters.clone();
+            return;
+        }
+        *self = Self { kept: true, ..Self::default() };
+        if let Err(error) = mesh::keep_memory_private() {
+            tracing::warn!(error = format!("{error:#}"), "keys in memory may get into a core file");
+        }
     }
 }
 
@@ -93,7 +125,7 @@ mod tests {
 
     use super::*;
     use crate::compile::{TableVersion, compile};
-    use crate::config::{InputFile, State, load};
+    use crate::config::{InputFile, State, check, load};
 
     /// A Gateway, and the Secret of its listener, whose certificate ends with a year.
     fn documents(until: i32) -> Vec<InputFile> {
@@ -129,5 +161,26 @@ mod tests {
         let expected = "Secret default/cert: tls.crt: the certificate has ended at 2002-";
         assert!(refused[0].starts_with(expected), "{refused:?}");
         assert!(refused[0].ends_with("; the one before stays in use"), "{refused:?}");
+        let changed = |from: &str, to: &str| {
+            let mut files = documents(4000);
+            for text in files.iter_mut().filter_map(|file| file.text.as_mut().ok()) {
+                *text = text.replace(from, to);
+            }
+            files
+        };
+        let wrong = || changed("stringData: ", "stringDate: ");
+        let useless = load(&good, changed("type: kubernetes.io/tls", "type: Opaque"));
+        let refused = told(&load(&useless, wrong()));
+        let kept =
+            |line: &String| line.ends_with("; the one before is kept, and no certificate of it is shown");
+        assert!(refused.len() == 1 && kept(&refused[0]), "{refused:?}");
+        let refused = told(&load(&good, wrong()));
+        assert!(refused.len() == 1 && refused[0].contains("stringDate: unknown field"), "{refused:?}");
+        // Whoever applies one that is over is told beforehand.
+        let (errors, lines) = check(&documents(2002), Vec::new());
+        assert!(
+            errors.is_empty() && lines.iter().any(|line| line.contains("has ended at 2002-")),
+            "{lines:?}"
+        );
     }
 }

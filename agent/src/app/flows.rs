@@ -25,6 +25,7 @@ pub(super) fn shown(flow: &Flow) -> FlowDump {
         Some(FlowRule::NoRoom) => (Some("-".to_owned()), Some("no_room".to_owned())),
         Some(FlowRule::HiddenPorts) => (Some("-".to_owned()), Some("hidden_ports".to_owned())),
         Some(FlowRule::Guard(name)) => (Some(name.clone()), None),
+        Some(FlowRule::Limit(policy, limit)) => (Some(policy.to_string()), Some(limit.to_string())),
     };
     FlowDump {
         number: flow.number,

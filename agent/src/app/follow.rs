@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::bail;
 use tokio::sync::{mpsc, watch};
 
-use super::edge_tls;
+use super::edge_tls::Privacy;
 use super::gateways::{Gateways, ListenerError};
 use super::status::Observed;
 use super::tables::Tables;
@@ -25,6 +25,7 @@ pub(super) struct Follower {
     observed: Arc<Observed>,
     workers: Vec<WorkerHandle>,
     gateways: Gateways,
+    privacy: Privacy,
     /// Whether a listener is not open that should be.
     closed: bool,
     /// What was read last.
@@ -40,6 +41,7 @@ impl Follower {
             observed,
             workers,
             gateways: Gateways::default(),
+            privacy: Privacy::default(),
             closed: false,
             state: State::default(),
             health: Arc::default(),
@@ -88,8 +90,9 @@ impl Follower {
 
     /// Opens what the table in force asks for and is not open.
     fn listen(&mut self) -> Vec<ListenerError> {
-        edge_tls::keep_private(&self.tables.current.load());
-        let errors = self.gateways.reconcile(&self.tables.current.load(), &self.workers);
+        let table = self.tables.current.load();
+        self.privacy.keep(&table);
+        let errors = self.gateways.reconcile(&table, &self.workers);
         self.observed.listening(self.gateways.addresses(), &errors);
         errors
     }

@@ -1,6 +1,6 @@
 //! Certificates of this node's workloads: opened at start, made anew in time, shown.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -64,13 +64,7 @@ pub(super) fn open(
     keep_memory_private()?;
     let (name, source): (Arc<str>, Box<dyn CaSource>) = match &options.certificates {
         CertificateSource::Directory(ca) => {
-            let name = NodeDirectory::open(ca).context("--ca")?.current().identity.name().shared();
-            anyhow::ensure!(
-                *name == *settings.node,
-                "--ca {}: the certificate is that of the node '{name}', and this one is '{}'",
-                ca.display(),
-                settings.node
-            );
+            let name = node_directory(ca, &settings.node)?.current().identity.name().shared();
             (name, Box::new(DirectorySource::open(ca).context("--ca")?))
         }
         CertificateSource::WorkloadApi { socket, trust_domain } => {
@@ -85,6 +79,24 @@ pub(super) fn open(
     let mesh = Arc::new(Mesh::new(names, Arc::clone(&tables.current), Arc::new(certificates), clock));
     observed.set_mesh(&mesh);
     Ok(Some(mesh))
+}
+
+/// What is given by `--ca`, which has to be this node's.
+pub(super) fn node_directory(ca: &Path, node: &str) -> anyhow::Result<NodeDirectory> {
+    let directory = NodeDirectory::open(ca).context("--ca")?;
+    let name = directory.current().identity.name().shared();
+    anyhow::ensure!(
+        *name == *node,
+        "--ca {}: the certificate is that of the node '{name}', and this one is '{node}'",
+        ca.display(),
+    );
+    Ok(directory)
+}
+
+/// Looks at a directory that nothing is made of, so that a wrong one is told all the same.
+pub fn check_directory(ca: &Path, node: &str) -> anyhow::Result<()> {
+    node_directory(ca, node)?;
+    DirectorySource::open(ca).context("--ca").map(drop)
 }
 
 /// Where this node's tables are in force.
@@ -115,6 +127,7 @@ pub(super) fn reading(mesh: &Mesh) -> TlsReading {
         handshakes: counts.handshakes.read(),
         proofs: counts.proofs.read(),
         tunnels_ended: counts.ended.read_refused(),
+        streams_refused: counts.streams.read_refused(),
         certificates: certificates.into_iter().map(|(id, until)| (id, since(until))).collect(),
         files: endings.into_iter().map(|ending| (ending.what.clone(), since(ending.not_after()))).collect(),
         versions: Vec::new(),
@@ -161,7 +174,11 @@ fn tell(turned: &Turned, said: &mut Option<String>) {
     }
     let now = turned.trouble();
     if let Some(error) = now.as_ref().filter(|_| now != *said) {
-        tracing::warn!(error, "certificates of workloads stay what they were");
+        if turned.forgot() {
+            tracing::warn!(error, "workloads have no certificates any more");
+        } else {
+            tracing::warn!(error, "certificates of workloads stay what they were");
+        }
     }
     *said = now;
 }

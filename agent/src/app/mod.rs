@@ -34,6 +34,7 @@ use crate::capture::{
     SpoofingConnector,
 };
 use crate::cluster::RedisCounters;
+use crate::compile::Realm;
 use crate::hbone::{Mesh, TunnelConnector};
 use crate::limit::counters::Counters;
 use crate::net::{Connector, PlainConnector, server_listener};
@@ -45,13 +46,16 @@ use crate::telemetry::log::LogHandle;
 pub use cluster::ClusterOptions;
 use following::Following;
 pub use hold::wait_for_documents;
-pub use mesh::{CertificateSource, MeshOptions};
+pub use mesh::{CertificateSource, MeshOptions, check_directory};
 pub use settings::{CaptureOptions, DocumentSource, Settings};
 use status::Observed;
 use tables::Tables;
 
 /// How often a drain looks whether the last connection has ended.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
+/// How long a drain sees no connection before it believes that there is none: one that was captured last may have its handshake yet to end.
+/// Of a client of this node that takes no time; one that is farther away may be reset and has to come again.
+const SETTLED: Duration = Duration::from_millis(60);
 /// How long before a drain's end nothing new is taken any more, so that what is short is not cut.
 const LAST_CALL: Duration = Duration::from_secs(1);
 /// How long the end waits for what has been logged to be written: whoever reads it may be slow, or gone.
@@ -68,6 +72,7 @@ pub struct Running {
     meshed: bool,
     following: Following,
     probes: JoinHandle<()>,
+    drain_delay: Duration,
     drain_timeout: Duration,
 }
 
@@ -106,17 +111,14 @@ pub async fn start(
 ) -> anyhow::Result<Option<Running>> {
     // The node comes first: a second agent must not touch what the first one has installed.
     let claim = settings.capture.is_some().then(Claim::take).transpose()?;
-    let admin = bind(settings.admin, "--admin")?;
-    let metrics = bind(settings.metrics, "--metrics")?;
-    let health = bind(settings.health, "--health")?;
-    let addresses = Addresses::of(&admin, &metrics, &health)?;
+    let (servers, addresses) = servers(&settings)?;
     let tables = Arc::new(Tables::new());
     let drain = watch::Sender::new(false);
     let current = Arc::clone(&tables.current);
     let observed = Arc::new(Observed::new(&settings, addresses, current, drain.subscribe())?);
     let listeners = capture_listeners(&settings)?;
     let mesh = mesh::open(&settings, &tables, &observed)?;
-    tables.settle(mesh::realm(&settings.node, mesh.as_deref()));
+    settle(mesh::realm(&settings.node, mesh.as_deref()), &observed, &tables);
     let local = LocalAddresses::default();
     let admission = edge_tls::admission(&settings.proxy.admission, (&observed.metrics, &tables.current));
     let counters = cluster::counters(&settings, &observed, &tables)?;
@@ -137,7 +139,7 @@ pub async fn start(
     let mut following = Following::start(&settings, &observed, follower)?;
     let probes = probes::start(&settings, &observed, &tables, following.health());
     let source = Arc::new(observed.source(log));
-    for (listener, role) in [(admin, Role::Admin), (metrics, Role::Metrics), (health, Role::Health)] {
+    for (listener, role) in servers {
         serve_apart(listener, role, Arc::clone(&source))?;
     }
     if !first_table(&mut following, &settings, stopping).await? {
@@ -167,8 +169,24 @@ pub async fn start(
         meshed: settings.mesh.is_some(),
         following,
         probes,
+        drain_delay: settings.drain_delay,
         drain_timeout: settings.drain_timeout,
     }))
+}
+
+/// The listeners of the agent's own servers.
+fn servers(settings: &Settings) -> anyhow::Result<([(TcpListener, Role); 3], Addresses)> {
+    let admin = bind(settings.admin, "--admin")?;
+    let metrics = bind(settings.metrics, "--metrics")?;
+    let health = bind(settings.health, "--health")?;
+    let addresses = Addresses::of(&admin, &metrics, &health)?;
+    Ok(([(admin, Role::Admin), (metrics, Role::Metrics), (health, Role::Health)], addresses))
+}
+
+/// Tells metrics and tables which node this is.
+fn settle(realm: Realm, observed: &Observed, tables: &Tables) {
+    observed.metrics.settle(realm.clone());
+    tables.settle(realm);
 }
 
 /// Waits for a table to begin with; false where the agent was told to stop before there was one.
@@ -223,8 +241,9 @@ impl Running {
     /// Stops: not ready, then no new connections but those that nobody else could take, then the ones under way to their end or
     /// the deadline, then nothing is left in the kernel.
     pub async fn stop(mut self) {
-        tracing::info!("draining");
+        tracing::info!(delay = ?self.drain_delay, "draining");
         self.observed.set_ready(false);
+        tokio::time::sleep(self.drain_delay).await;
         self.following.drain().await;
         let begin = Instant::now();
         let last_call = begin + self.drain_timeout.saturating_sub(LAST_CALL.min(self.drain_timeout / 4));
@@ -256,9 +275,15 @@ impl Running {
         self.observed.flush(LAST_LINES);
     }
 
-    /// Waits until no connection is open, but no longer than this.
+    /// Waits until no connection is open or waits to be accepted, but no longer than this.
     async fn until_idle(&self, deadline: Instant) {
-        while self.observed.open_connections() > 0 && Instant::now() < deadline {
+        let mut busy = Instant::now();
+        while Instant::now() < deadline {
+            if self.observed.open_connections() > 0 || self.observed.has_waiting() {
+                busy = Instant::now();
+            } else if self.capture.is_none() || busy.elapsed() >= SETTLED {
+                return;
+            }
             tokio::time::sleep(DRAIN_POLL).await;
         }
     }
@@ -375,6 +400,7 @@ async fn start_capture(
         bpffs: options.bpffs.clone(),
         on_stop: options.on_stop,
         destinations_max: options.destinations_max,
+        limit_sources: options.limit_sources,
         acceleration: options.acceleration,
         node: settings.node.clone(),
         tunnels: settings.mesh.is_some(),

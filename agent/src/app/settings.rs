@@ -35,7 +35,9 @@ pub struct Settings {
     pub health: SocketAddr,
     /// Whether an access log is written to standard output.
     pub access_log: bool,
-    /// How long connections may go on once the agent shall stop.
+    /// How long everything goes on as ever once the agent shall stop, but for readiness.
+    pub drain_delay: Duration,
+    /// How long connections may go on after that.
     pub drain_timeout: Duration,
 }
 
@@ -69,6 +71,8 @@ pub struct CaptureOptions {
     pub on_stop: OnStop,
     /// How many destinations can be captured; those beyond go direct.
     pub destinations_max: u32,
+    /// Sources whose buckets the limits of the kernel keep.
+    pub limit_sources: u32,
     /// Whether same-node connections are accelerated.
     pub acceleration: AccelerationMode,
     /// The guard at the edge; `None`: nothing is guarded.

@@ -17,9 +17,10 @@ use super::{Addresses, Settings};
 use crate::admin::{
     AccelerationStatus, CaptureStatus, CertificateStatus, ClusterDump, ConnectStatus, ConnectionsDump,
     DrainStatus, EndpointsDump, ForeignProgram, GuardLimits, GuardMap, GuardStatus, GuardedInterface, Held,
-    InterfaceStatus, ListenerStatus, PolicyStatus, Source, Status, TableStatus, TierStatus, WorkerStatus,
+    InterfaceStatus, LimitsDump, ListenerStatus, PolicyStatus, Source, Status, TableStatus, TierStatus,
+    WorkerStatus,
 };
-use crate::capture::{self, DropCause, EngineHandle, PolicyDrops};
+use crate::capture::{self, DropCause, EngineHandle, LimitCounters, PolicyDrops};
 use crate::cluster::{ClusterView, RedisCounters};
 use crate::compile::{DeniedBy, RoutingTable};
 use crate::config::{Message, ObjectState, Report, Severity};
@@ -67,6 +68,8 @@ struct Changing {
     held: Option<capture::Held>,
     /// What policy has refused in the kernel.
     drops: Option<PolicyDrops>,
+    /// What limits of the kernel have done.
+    limits: Option<LimitCounters>,
     /// Certificates of this node's workloads.
     mesh: Option<Arc<Mesh>>,
     /// What is known of the cluster, and whether its tables are signed; `None`: the agent runs alone.
@@ -116,8 +119,10 @@ impl Observed {
     /// What the admin servers read.
     pub(super) fn source(self: &Arc<Self>, log: LogHandle) -> Source {
         self.metrics.watch_writer("agent", log.writer());
-        let limited = Arc::clone(&self.tables);
-        self.metrics.watch_rate_limits(move || crate::admin::read_limits(&limited.load()));
+        // The metrics are part of what they ask here.
+        let counted = Arc::downgrade(self);
+        let limits = move || counted.upgrade().map(|observed| observed.limits(0));
+        self.metrics.watch_rate_limits(move || limits().map(crate::admin::read_limits).unwrap_or_default());
         let observed = Arc::clone(self);
         let flows = self.flows.clone();
         let opened = Arc::clone(self);
@@ -135,9 +140,7 @@ impl Observed {
             status: Box::new(move || observed.status()),
             connections: Box::new(move || opened.connections()),
             cluster: Box::new(move || among.cluster()),
-            limits: Box::new(move || {
-                super::limits::dump(limiting.changing().counters.as_deref(), &limiting.tables.load())
-            }),
+            limits: Box::new(move |top| limiting.limits_with_leased(top)),
             endpoints: Box::new(move || endpoints.endpoints()),
             flows: Box::new(move |since| super::flows::dump(&flows, since)),
             held: Box::new(move |source, destination| asked.held(source, destination)),
@@ -145,6 +148,30 @@ impl Observed {
                 shown.changing().mesh.as_ref().map(|mesh| super::mesh::dump(mesh)).unwrap_or_default()
             }),
         }
+    }
+
+    /// The limits in force.
+    fn limits(&self, top: usize) -> LimitsDump {
+        let changing = self.changing();
+        let (counters, kernel) = (changing.counters.clone(), changing.limits.clone());
+        let status = changing.capture.as_ref().map(|status| status.borrow().guard.clone());
+        drop(changing);
+        let guarded = status.flatten().map(|guard| guard.interfaces).unwrap_or_default();
+        let guarded: Vec<String> = guarded.into_iter().map(|(name, _)| name).collect();
+        super::limits::dump(counters.as_deref(), (kernel.as_ref(), &guarded), &self.tables.load(), top)
+    }
+
+    /// Likewise, with what each node has leased, for which the store is asked.
+    fn limits_with_leased(&self, top: usize) -> LimitsDump {
+        let mut dump = self.limits(top);
+        let changing = self.changing();
+        let view = changing.cluster.as_ref().map(|(view, _)| Arc::clone(view));
+        let counters = changing.counters.clone();
+        drop(changing);
+        if let Some(counters) = counters {
+            super::limits::add_leased(&mut dump, &self.node, &counters, view.as_deref());
+        }
+        dump
     }
 
     /// What the kernel's maps hold of a connection's ends.
@@ -186,8 +213,8 @@ impl Observed {
     }
 
     pub(super) fn set_cluster(&self, view: Arc<Mutex<ClusterView>>, signed: bool) {
-        let read = Arc::clone(&view);
-        self.metrics.watch_cluster(move || super::cluster::reading(&read));
+        let (read, node) = (Arc::clone(&view), self.node.clone());
+        self.metrics.watch_cluster(move || super::cluster::reading(&read, &node));
         self.changing().cluster = Some((view, signed));
     }
 
@@ -206,6 +233,11 @@ impl Observed {
     /// Client connections that are open, over all workers.
     pub(super) fn open_connections(&self) -> usize {
         self.open.iter().map(|open| open.count()).sum()
+    }
+
+    /// Whether captured connections wait to be accepted.
+    pub(super) fn has_waiting(&self) -> bool {
+        self.open.iter().any(|open| open.have_waiting())
     }
 
     pub(super) fn set_ready(&self, ready: bool) {
@@ -243,6 +275,7 @@ impl Observed {
         let mut changing = self.changing();
         changing.live = Some(readings.live);
         changing.held = Some(readings.held);
+        changing.limits = Some(readings.limits);
         changing.capture = Some(handle.status());
     }
 
@@ -283,21 +316,21 @@ impl Observed {
         let starting = self.captures && capture.is_none();
         let mut unmet = if starting { Vec::new() } else { unmet(&table, &self.node, capture.as_deref()) };
         if changing.mesh.is_none() && table.workloads.values().any(|workload| workload.is_tunnelled()) {
-            unmet.push(
-                "pods are labelled networking.istio.io/tunnel=http, and this agent has no certificates (--ca): \
-                 they are reached without TLS, and what is sent to this node's pods by tunnel fails"
-                    .to_owned(),
-            );
+            unmet.push(format!(
+                "pods are labelled networking.istio.io/tunnel=http, and {}: \
+                 they are reached without TLS, and what is sent to this node's pods by tunnel fails",
+                without_certificates(self.captures)
+            ));
         }
         let strict = |pod: IpAddr| {
             let here = table.workloads.get(&pod).is_some_and(|pod| table.realm.runs(pod));
             here && table.policies.of(pod).is_some_and(|policy| policy.mtls().is_strict())
         };
         if changing.mesh.is_none() && table.policies.iter().any(|(pod, _)| strict(pod)) {
-            unmet.push(
-                "pods of this node are STRICT, and this agent has no certificates (--ca): nobody of another node gets in"
-                    .to_owned(),
-            );
+            unmet.push(format!(
+                "pods of this node are STRICT, and {}: nobody of another node gets in",
+                without_certificates(self.captures)
+            ));
         }
         unmet
     }
@@ -330,6 +363,10 @@ impl Observed {
         let Addresses { admin, metrics, health } = self.addresses;
         let own = [("admin", admin), ("metrics", metrics), ("health", health)];
         let workers = self.open.iter().enumerate();
+        let cluster = self.cluster_of(&changing);
+        // Who led once has read what there was then.
+        let (nothing, follows) = (Report::default(), cluster.role == "follower");
+        let report = if follows { &nothing } else { &changing.report };
         Status {
             node: self.node.clone(),
             version: VERSION.to_owned(),
@@ -349,9 +386,8 @@ impl Observed {
                 .into_iter()
                 .chain(changing.listeners.iter().cloned())
                 .collect(),
-            config: serde_json::to_value(&changing.report).unwrap_or_default(),
+            config: serde_json::to_value(report).unwrap_or_default(),
             unmet: self.unmet(&changing),
-            cluster: self.cluster_of(&changing),
             unhealthy: changing.health.as_ref().map(|health| unhealthy(&health.borrow())).unwrap_or_default(),
             certificates: changing.mesh.as_ref().map(|mesh| certificates(mesh)).unwrap_or_default(),
             alerts: changing
@@ -360,8 +396,9 @@ impl Observed {
                 .map(|mesh| mesh.certificates().alerts(mesh.now()))
                 .unwrap_or_default()
                 .into_iter()
-                .chain(super::edge_tls::alerts(&self.tables.load(), &changing.report, SystemTime::now()))
+                .chain(super::edge_tls::alerts(&self.tables.load(), report, SystemTime::now()))
                 .collect(),
+            cluster,
             workers: workers
                 .map(|(id, open)| WorkerStatus { id, connections: open.count() as u64 })
                 .collect(),
@@ -404,6 +441,15 @@ fn listener(name: &str, address: SocketAddr) -> ListenerStatus {
 fn not_capturing(captures: bool) -> CaptureStatus {
     let mode = if captures { CaptureStatus::STARTING } else { CaptureStatus::OFF };
     CaptureStatus { mode: mode.to_owned(), ..CaptureStatus::default() }
+}
+
+/// Why an agent has no certificates for pods.
+fn without_certificates(captures: bool) -> &'static str {
+    if captures {
+        "this agent has no certificates (--ca)"
+    } else {
+        "this agent makes no certificates, as it captures nothing (--capture off)"
+    }
 }
 
 /// Packets of plaintext that were refused where mutual TLS is asked for.

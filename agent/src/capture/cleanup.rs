@@ -12,8 +12,8 @@ use super::interfaces::Hooked;
 use super::netlink::Netlink;
 use super::pins::{self, Bpffs};
 use super::plumbing::{Plumbing, has_ipv6};
-use super::pod_guard;
 use super::{CaptureError, Marks};
+use super::{limits, pod_guard};
 
 /// The kernel lets go of links a moment after their pins.
 const LET_GO: Duration = Duration::from_secs(1);
@@ -130,9 +130,9 @@ async fn remove_filters(broom: &mut Broom, netlink: &Netlink) {
     for (index, link) in snapshot.links {
         let mut removed = false;
         let capture = Hooked::ALL.map(|hook| (hook.program(), TcAttachType::Ingress));
-        for (program, hook) in
-            capture.into_iter().chain(pod_guard::HOOKS.map(|(program, place)| (program, place.side)))
-        {
+        let pods = pod_guard::HOOKS.into_iter().chain(limits::HOOKS);
+        let pods = pods.map(|(program, place)| (program, place.side));
+        for (program, hook) in capture.into_iter().chain(pods) {
             // An interface without the qdisc, or without a filter of ours, is an error here.
             if qdisc_detach_program(&link.name, hook, program).is_ok() {
                 broom.found("filter", format!("{} {program}", link.name));

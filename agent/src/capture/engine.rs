@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
 use super::acceleration;
-use super::events::KernelEvents;
+use super::events::{KernelEvents, Names};
 use super::expel::Expeller;
 use super::foreign::{self, Foreign, Sighting};
 use super::guard::Guard;
@@ -120,7 +120,8 @@ impl Engine {
         let (status, status_receiver) = watch::channel(CaptureStatus::default());
         let counters = programs.counters();
         let events = programs.events();
-        let names = (readings.drops.clone(), readings.guard.as_ref().map(|(_, counters)| counters.clone()));
+        let guard = readings.guard.as_ref().map(|(_, counters)| counters.clone());
+        let names = Names { drops: readings.drops.clone(), limits: readings.limits.clone(), guard };
         let mut engine = Self {
             settings,
             programs,
@@ -369,7 +370,7 @@ impl Engine {
 
     /// Brings the guard in line with the pods' interfaces.
     fn guard_pods(&mut self) {
-        self.parts.pod_guard.follow(self.programs.ebpf_and_pins(), &self.pods);
+        self.parts.follow_pods(self.programs.ebpf_and_pins(), &self.pods);
     }
 
     /// Brings the map of addresses in line, and what the connectors know.
@@ -421,6 +422,11 @@ impl Engine {
         let mut protected = Ok(());
         if told.policies_changed() {
             protected = self.parts.protect(&table);
+            self.guard_pods();
+        }
+        if told.limits_changed() && self.parts.limits.concerns(&table) {
+            let limited = self.parts.limit(&table);
+            protected = protected.and(limited);
             self.guard_pods();
         }
         // Without destinations everything goes direct.

@@ -11,24 +11,30 @@ use tokio::io::unix::AsyncFd;
 
 use super::guard::GuardCounters;
 use super::kernel_policy::{DropCause, PolicyDrops};
+use super::limits::LimitCounters;
 use crate::telemetry::{FlowEvent, FlowKind, FlowLog, FlowRule, FlowTier};
 
 /// The kernel's ring, who counts what found no room in it, and who knows the rules' names.
 pub struct KernelEvents {
     log: FlowLog,
-    drops: PolicyDrops,
-    guard: Option<GuardCounters>,
+    names: Names,
+}
+
+/// Who knows the names behind the numbers that events have.
+pub struct Names {
+    /// Of policies.
+    pub drops: PolicyDrops,
+    /// Of limits.
+    pub limits: LimitCounters,
+    /// Of EdgeGuards, where something is guarded.
+    pub guard: Option<GuardCounters>,
 }
 
 impl KernelEvents {
     /// Tells `log` of what comes.
-    pub fn new(
-        log: FlowLog,
-        lost: PerCpuArray<MapData, u64>,
-        (drops, guard): (PolicyDrops, Option<GuardCounters>),
-    ) -> Self {
+    pub fn new(log: FlowLog, lost: PerCpuArray<MapData, u64>, names: Names) -> Self {
         log.watch_lost(move || lost.get(&0, 0).map_or(0, |values| values.iter().sum()));
-        Self { log, drops, guard }
+        Self { log, names }
     }
 
     /// Reads events beside the caller, whose work must not make them wait.
@@ -60,7 +66,10 @@ impl KernelEvents {
     /// With the rule's name instead of its number.
     fn named(&self, (kind, rule, mut event): (EventKind, u32, FlowEvent)) -> FlowEvent {
         let rule = match kind {
-            EventKind::Refused => Some(match self.drops.cause(rule) {
+            EventKind::Limited => {
+                self.names.limits.name(rule).map(|(policy, limit)| FlowRule::Limit(policy, limit))
+            }
+            EventKind::Refused => Some(match self.names.drops.cause(rule) {
                 DropCause::Rule(denied) => {
                     event.reason = denied.reason();
                     FlowRule::Policy(denied)
@@ -69,7 +78,7 @@ impl KernelEvents {
                 DropCause::HiddenPorts => FlowRule::HiddenPorts,
             }),
             EventKind::Guarded if event.reason == agent_common::guard::Reason::Denied.as_str() => {
-                self.guard.as_ref().and_then(|guard| guard.rule(rule)).map(FlowRule::Guard)
+                self.names.guard.as_ref().and_then(|guard| guard.rule(rule)).map(FlowRule::Guard)
             }
             _ => None,
         };
@@ -88,7 +97,7 @@ fn read(told: &KernelEvent) -> Option<(EventKind, u32, FlowEvent)> {
             (FlowKind::Verdict, FlowTier::Kernel, "agent")
         }
         EventKind::Verdict => (FlowKind::Verdict, FlowTier::Kernel, "direct"),
-        EventKind::Refused => (FlowKind::Drop, FlowTier::Kernel, "dropped"),
+        EventKind::Refused | EventKind::Limited => (FlowKind::Drop, FlowTier::Kernel, "dropped"),
         EventKind::Guarded => (FlowKind::Drop, FlowTier::Guard, "dropped"),
         EventKind::Balanced => (FlowKind::Connect, FlowTier::Kernel, "balanced"),
         EventKind::Opened | EventKind::Closed => {
@@ -179,6 +188,7 @@ mod tests {
                 (Verdict, Kernel, "direct", "no_listener", false, None),
             ),
             (told(EventKind::Refused, 0), (Drop, Kernel, "dropped", "rbac_access_denied", false, None)),
+            (told(EventKind::Limited, 0), (Drop, Kernel, "dropped", "rate_limited", false, None)),
             (told(EventKind::Guarded, 4), (Drop, Guard, "dropped", "denied", false, None)),
             (led(told(EventKind::Balanced, balanced)), (Connect, Kernel, "balanced", "affinity", true, None)),
             (told(EventKind::Opened, 0), (Open, Kernel, "plain", "established", false, None)),

@@ -9,7 +9,7 @@ use aya::programs::tc::{SchedClassifier, TcAttachType};
 use aya::programs::{ProgramError, ProgramType};
 use aya::sys::{is_map_supported, is_program_supported};
 
-use super::listener::set_port_range;
+use super::listener::has_port_range;
 use super::pins::{Bpffs, is_bpffs};
 use super::self_check::{Check, Outcome};
 use super::{CaptureError, OnStop};
@@ -75,7 +75,7 @@ impl Feature {
             Self::PortRange => {
                 let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0));
                 let socket = socket.map_err(|error| error.to_string())?;
-                Ok(set_port_range(socket.as_raw_fd()).is_ok())
+                Ok(has_port_range(socket.as_raw_fd()))
             }
             Self::Cgroup2 => {
                 let mounts = fs::read_to_string("/proc/mounts").map_err(|error| error.to_string())?;

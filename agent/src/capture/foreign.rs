@@ -13,7 +13,7 @@ use rtnetlink::Handle;
 
 use super::features::cgroup2_mount;
 use super::interfaces::Hooked;
-use super::{CaptureError, acceleration, connect, guard, kernel_call, pod_guard, socket_events};
+use super::{CaptureError, acceleration, connect, guard, kernel_call, limits, pod_guard, socket_events};
 
 /// The hooks that are looked at, as the metric's label names them.
 pub const HOOKS: [&str; 4] = ["tcx", "clsact", "xdp", "cgroup"];
@@ -118,8 +118,8 @@ impl std::fmt::Display for Foreign {
 /// The names of the packet programs of an agent, whichever it is.
 pub fn is_an_agents(name: &str) -> bool {
     let capture = Hooked::ALL.map(Hooked::program);
-    let policy = pod_guard::HOOKS.map(|(program, _)| program);
-    capture.into_iter().chain(policy).chain([guard::PROGRAM]).any(|own| own == name)
+    let pods = pod_guard::HOOKS.into_iter().chain(limits::HOOKS).map(|(program, _)| program);
+    capture.into_iter().chain(pods).chain([guard::PROGRAM]).any(|own| own == name)
 }
 
 /// Who has the XDP hook of an interface, where somebody does.

@@ -7,6 +7,7 @@ mod lower;
 mod pushed;
 mod trie;
 
+pub use lower::RuleNumbers;
 pub use pushed::{GuardHandle, Push, kernel_now_ns, source_key};
 pub use trie::Fill;
 
@@ -20,13 +21,13 @@ use aya::programs::links::FdLink;
 use aya::programs::{Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 
-use super::CaptureError;
 use super::interfaces::{Header, Snapshot};
 use super::pins::{Link, Pins, innermost};
+use super::{CaptureError, limits};
 use crate::compile::GuardPolicy;
 use crate::model::SourceRate;
 use crate::telemetry::{GuardReading, MapReading};
-use lower::{RuleNumbers, lower};
+use lower::lower;
 use pushed::Pushed;
 use trie::Trie;
 
@@ -82,6 +83,8 @@ pub struct Guard {
     pushed: Pushed,
     settings: Array<MapData, GuardSettings>,
     in_kernel: GuardSettings,
+    /// Whether limits are about any Gateway.
+    limited: bool,
     numbers: RuleNumbers,
     policy: Arc<GuardPolicy>,
     counters: GuardCounters,
@@ -96,7 +99,7 @@ impl Guard {
             loader.map_max_entries("GUARD_V4", entries).map_max_entries("GUARD_V6", entries);
             loader.map_max_entries("GUARD_SOURCES", options.sources);
         } else {
-            for map in ["GUARD_PUSHED", "GUARD_HITS"] {
+            for map in ["GUARD_PUSHED", "GUARD_HITS", limits::GATEWAYS] {
                 loader.map_max_entries(map, 1);
             }
         }
@@ -115,6 +118,7 @@ impl Guard {
             pushed: Pushed::new(map(ebpf, "GUARD_PUSHED")?),
             settings: map(ebpf, "GUARD_SETTINGS")?,
             in_kernel: GuardSettings::default(),
+            limited: false,
             numbers: RuleNumbers::default(),
             policy: Arc::default(),
             counters: GuardCounters::new(map(ebpf, "GUARD_COUNTERS")?, map(ebpf, "GUARD_HITS")?),
@@ -199,6 +203,12 @@ impl Guard {
         Ok(())
     }
 
+    /// Has the program look for limits of Gateways, or not.
+    pub fn set_limited(&mut self, limited: bool) -> Result<(), CaptureError> {
+        self.limited = limited;
+        self.write_settings()
+    }
+
     /// Keeps a source out for a while.
     pub fn push(&mut self, push: Push) -> Result<(), CaptureError> {
         self.pushed.push(push, kernel_now_ns())?;
@@ -244,7 +254,7 @@ impl Guard {
             packets: limit(self.policy.packets),
             syns: limit(self.policy.syns),
             pushed: u32::from(self.pushed.fill().entries > 0),
-            padding: 0,
+            limited: self.limited.into(),
         };
         if wanted != self.in_kernel {
             let written = self.settings.set(0, wanted, 0);

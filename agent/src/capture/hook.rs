@@ -22,6 +22,8 @@ pub struct Place {
     pub pin: &'static str,
     /// Where its clsact filter sits; low numbers run first.
     pub priority: u16,
+    /// The program that its link comes after, where that one is there; else it comes before all others.
+    pub after: Option<&'static str>,
 }
 
 impl Place {
@@ -32,7 +34,7 @@ impl Place {
 }
 
 /// Capture's.
-pub const CAPTURE: Place = Place { side: TcAttachType::Ingress, pin: "tc-ingress", priority: 1 };
+pub const CAPTURE: Place = Place { side: TcAttachType::Ingress, pin: "tc-ingress", priority: 1, after: None };
 /// The handle of ours, which is always the same, so that the next agent's program takes its place.
 const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 0x51ce);
 
@@ -44,20 +46,26 @@ pub enum Held {
     Clsact(SchedClassifierLinkId),
 }
 
-/// Takes over the link of an earlier agent, or makes one that comes before all others.
+/// Takes over the link of an earlier agent, or makes one that comes after another program, or else before all others.
 pub fn attach_tcx(
     program: &mut SchedClassifier,
     pins: &mut Pins,
     place: Place,
     (index, interface): (u32, &str),
+    after: Option<LinkOrder>,
 ) -> Result<Held, CaptureError> {
     let failed = |error: ProgramError| refused(interface, &error);
     let name = place.pin_of(index);
     if let Some(link) = pins.take_over(&name, program.fd().map_err(failed)?.as_fd()) {
         return Ok(Held::Tcx(link));
     }
-    let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-    let made = program.attach_with_options(interface, place.side, order).map_err(failed)?;
+    let mut attach =
+        |order| program.attach_with_options(interface, place.side, TcAttachOptions::TcxOrder(order));
+    // Refused where that one is not on this interface.
+    let made = match after.map(&mut attach) {
+        Some(Ok(made)) => made,
+        Some(Err(_)) | None => attach(LinkOrder::first()).map_err(failed)?,
+    };
     let made =
         FdLink::try_from(program.take_link(made).map_err(failed)?).expect("a tcx link is a descriptor");
     pins.link(&name, made).map(Held::Tcx)

@@ -107,6 +107,7 @@ pub(super) mod tests {
             bpffs: Bpffs::Off,
             on_stop: OnStop::Remove,
             destinations_max: DESTINATIONS_DEFAULT,
+            limit_sources: 1,
             cgroup: None,
             acceleration: crate::capture::AccelerationMode::Off,
             node: String::new(),

@@ -1,5 +1,5 @@
-//! Calls of the kernel that have no safe wrapper: links of any kind by their pins, the namespace's cookie, and the end of what
-//! programs do with what they have read.
+//! Calls of the kernel that have no safe wrapper: links of any kind by their pins, all keys of a map at once, the namespace's
+//! cookie, and the end of what programs do with what they have read.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -8,10 +8,13 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// `BPF_OBJ_PIN`, `BPF_OBJ_GET`, `BPF_PROG_QUERY` and `BPF_LINK_UPDATE` of the kernel's `enum bpf_cmd`.
+use aya::Pod;
+
+/// `BPF_OBJ_PIN`, `BPF_OBJ_GET`, `BPF_PROG_QUERY`, `BPF_MAP_LOOKUP_BATCH` and `BPF_LINK_UPDATE` of the kernel's `enum bpf_cmd`.
 const OBJ_PIN: i64 = 6;
 const OBJ_GET: i64 = 7;
 const PROG_QUERY: i64 = 16;
+const MAP_LOOKUP_BATCH: i64 = 24;
 const LINK_UPDATE: i64 = 29;
 
 /// `MEMBARRIER_CMD_GLOBAL` of the kernel's `enum membarrier_cmd`.
@@ -45,6 +48,22 @@ struct ProgQuery {
     count: u32,
     padding: u32,
 }
+
+/// The part of `union bpf_attr` that `BPF_MAP_LOOKUP_BATCH` reads, and where it writes how many entries there are.
+#[repr(C)]
+struct Batch {
+    begin_after: u64,
+    ended_at: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// Entries of a map that are read at once; no chain of a hash map is as long.
+const BATCH: usize = 4096;
 
 /// Programs of one hook that are told at the most; the kernel itself allows 64.
 const PROGRAMS_MAX: usize = 64;
@@ -126,6 +145,46 @@ pub fn wait_for_program_runs() -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Shows every key of a hash map with keys and values of these types, some thousand in one call. What comes and goes meanwhile
+/// may be shown or not.
+pub fn each_key<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut show: impl FnMut(&K)) -> io::Result<()> {
+    let (mut keys, mut values) = (Vec::<K>::with_capacity(BATCH), Vec::<V>::with_capacity(BATCH));
+    let map_fd = u32::try_from(map.as_raw_fd()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let (mut before, mut after) = (0u32, 0u32);
+    let mut is_first = true;
+    loop {
+        let mut attributes = Batch {
+            begin_after: if is_first { 0 } else { &raw mut before as u64 },
+            ended_at: &raw mut after as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: u32::try_from(BATCH).expect("4096 fits"),
+            map_fd,
+            elem_flags: 0,
+            flags: 0,
+        };
+        let read = bpf(MAP_LOOKUP_BATCH, &mut attributes);
+        let over = match read {
+            Ok(_) => false,
+            // The last ones.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            Err(error) => return Err(error),
+        };
+        let count = usize::try_from(attributes.count).unwrap_or(0).min(BATCH);
+        #[expect(unsafe_code, reason = "the kernel has written the keys")]
+        // SAFETY: the kernel has written `count` keys, which is no more than there is room for, and every pattern of bits is one.
+        unsafe {
+            keys.set_len(count);
+        }
+        keys.iter().for_each(&mut show);
+        keys.clear();
+        if over {
+            return Ok(());
+        }
+        (before, is_first) = (after, false);
+    }
+}
+
 fn bpf<T>(command: i64, attributes: &mut T) -> io::Result<RawFd> {
     #[expect(unsafe_code, reason = "the system call has no safe wrapper")]
     // SAFETY: the kernel reads `size_of::<T>()` bytes, all of them set, takes what is beyond as zero, and writes only into
@@ -139,6 +198,8 @@ fn bpf<T>(command: i64, attributes: &mut T) -> io::Result<RawFd> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
 
     #[test]
@@ -147,6 +208,12 @@ mod tests {
         assert!(pinned(Path::new("a\0b")).is_err(), "a path with a zero byte");
         let file = OwnedFd::from(tempfile::tempfile().unwrap());
         assert!(pin(&file, Path::new("/nonexistent/pin")).is_err(), "a file is no map");
+    }
+
+    #[test]
+    fn what_is_no_map_has_no_keys() {
+        let file = tempfile::tempfile().unwrap();
+        assert!(each_key::<u32, u32>(file.as_fd(), |_| panic!("a key")).is_err());
     }
 
     #[test]

@@ -8,14 +8,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use agent_common::policy::{
     CLOSED, HIDDEN_SLOT, POLICY_PODS_MAX, POLICY_SLOTS, PolicyAddress, PolicyPod, PolicyRuleKey,
-    PolicyRuleValue, PolicySourceKey, SOURCE_HEAD_BITS, TENTHS,
+    PolicyRuleValue, PolicySourceKey, SOURCE_HEAD_BITS, TENTHS, policy_address,
 };
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap as KernelMap, MapData, MapError, PerCpuArray};
 
 use super::guard::kernel_now_ns;
-use super::lowering::{Lowered, Room, captured, ip_address, lower, policy_address, proven_address};
+use super::lowering::{Lowered, Room, captured, ip_address, lower, proven_address};
 use super::programs::map;
 use super::{CaptureError, MapUse, kernel_call};
 use crate::compile::{Denied, RoutingTable};

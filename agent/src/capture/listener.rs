@@ -1,8 +1,10 @@
 //! The sockets of capture: listeners that take connections meant for others, and a connector that speaks as the pod.
 
 use std::future::Future;
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,14 +18,20 @@ use crate::net::{ConnectSource, ConnectTarget, Connector, keepalive};
 
 /// How many connections may wait to be accepted.
 const BACKLOG: i32 = 4096;
-/// Source ports of spoofed connections: above the kernel's own ephemeral range (32768-60999), so that a pod's address and
-/// port never meet a live port of the pod itself.
-const SPOOFED_PORTS: std::ops::RangeInclusive<u16> = 61000..=65535;
-/// How many ports are tried where the kernel can't choose within the range by itself (before 6.3).
-const PORT_TRIES: u32 = 64;
-/// How often a pod's address is tried with another port, before the node's own speaks in its place: a destination that is
-/// dialled often holds many ports by what is remembered of its last connections.
-const SPOOFED_TRIES: u32 = 16;
+/// Source ports of spoofed connections, and how many are tried of each range before the next. All are outside the kernel's own
+/// ephemeral range (32768-60999), so that a pod's address and port never meet a live port of the pod itself. Servers of the node
+/// have ports of the second range, so it is for what finds none in the first: a port is taken for a destination by each connection
+/// that is open, and for a minute after the agent closed one first.
+const SPOOFED_PORTS: [PortRange; 2] =
+    [PortRange { first: 61000, last: 65535, tries: 8 }, PortRange { first: 10000, last: 29999, tries: 64 }];
+
+/// Ports, and how many of them are tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct PortRange {
+    first: u16,
+    last: u16,
+    tries: u32,
+}
 
 /// One worker's listeners, one per family that the node has. On loopback: the kernel programs assign packets to them whatever address they
 /// are bound to, and nothing else shall reach them.
@@ -94,15 +102,20 @@ fn listener(address: SocketAddr, own_mark: u32, flag: &'static str) -> Result<So
 pub struct SpoofingConnector {
     own_mark: u32,
     local: LocalAddresses,
+    /// Ports are taken in order, so that those of the last connections rest; from one that is taken the way goes on anywhere, as
+    /// its neighbours are taken as well: workers would follow each other.
     next_port: AtomicU32,
-    kernel_chooses: bool,
+    scatter: RandomState,
+    /// The kernel's ephemeral ports; `None`: they can't be read.
+    namespace: Option<RangeInclusive<u16>>,
 }
 
 impl SpoofingConnector {
     /// `seed` spreads the source ports of several workers.
     pub fn new(own_mark: u32, local: LocalAddresses, seed: u32) -> Self {
         let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
-        Self { own_mark, local, next_port: AtomicU32::new(seed), kernel_chooses: has_spoofed_ports(&range) }
+        let (next_port, scatter) = (AtomicU32::new(seed), RandomState::new());
+        Self { own_mark, local, next_port, scatter, namespace: ephemeral_ports(&range) }
     }
 
     /// The source to bind. None towards the node itself and towards the pod itself: the reply to a pod's address would
@@ -116,12 +129,16 @@ impl SpoofingConnector {
         returns.then_some(source)
     }
 
-    async fn connect_as(&self, target: ConnectTarget, source: Option<IpAddr>) -> io::Result<TcpStream> {
+    async fn connect_as(
+        &self,
+        target: ConnectTarget,
+        source: Option<(IpAddr, PortRange)>,
+    ) -> io::Result<TcpStream> {
         let socket = self.open(target, source)?;
         crate::net::finish_connect(socket, target.address).await
     }
 
-    fn open(&self, target: ConnectTarget, source: Option<IpAddr>) -> io::Result<Socket> {
+    fn open(&self, target: ConnectTarget, source: Option<(IpAddr, PortRange)>) -> io::Result<Socket> {
         let domain = Domain::for_address(target.address);
         let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
         if target.source != ConnectSource::Translated {
@@ -136,41 +153,64 @@ impl SpoofingConnector {
         Ok(socket)
     }
 
-    fn bind_spoofed(&self, socket: &Socket, source: IpAddr) -> io::Result<()> {
-        if self.kernel_chooses && set_port_range(socket.as_raw_fd()).is_ok() {
+    fn bind_spoofed(&self, socket: &Socket, (source, range): (IpAddr, PortRange)) -> io::Result<()> {
+        if self.kernel_chooses(range) && set_port_range(socket.as_raw_fd(), range).is_ok() {
             // The port is chosen at connect, unique by both ends and not by the source alone.
             set_option(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
             return socket.bind(&SocketAddr::new(source, 0).into());
         }
         socket.set_reuse_address(true)?;
-        let range = u32::from(SPOOFED_PORTS.end() - SPOOFED_PORTS.start()) + 1;
-        let mut last = io::ErrorKind::AddrInUse.into();
-        for _ in 0..PORT_TRIES {
-            let offset = self.next_port.fetch_add(1, Ordering::Relaxed) % range;
-            let port = SPOOFED_PORTS.start() + u16::try_from(offset).expect("the offset is below the range");
-            match socket.bind(&SocketAddr::new(source, port).into()) {
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse => last = error,
+        let port = range.port(self.next_port.fetch_add(1, Ordering::Relaxed));
+        socket.bind(&SocketAddr::new(source, port).into())
+    }
+
+    /// Whether a socket's own range counts: the kernel takes it for a part of the namespace's (`ip_local_port_range`), and passes
+    /// over what is outside of that.
+    fn kernel_chooses(&self, range: PortRange) -> bool {
+        let has = |own: &RangeInclusive<u16>| own.contains(&range.first) && own.contains(&range.last);
+        self.namespace.as_ref().is_some_and(has)
+    }
+
+    /// Connects from any port of a range that is free for the destination; the error of the last one where none was found.
+    async fn connect_from(
+        &self,
+        target: ConnectTarget,
+        source: (IpAddr, PortRange),
+    ) -> io::Result<TcpStream> {
+        let tries = if self.kernel_chooses(source.1) { 1 } else { source.1.tries };
+        let mut last = io::ErrorKind::AddrNotAvailable.into();
+        for _ in 0..tries {
+            match self.connect_as(target, Some(source)).await {
+                Err(error) if no_port(&error) => last = error,
                 result => return result,
             }
+            let elsewhere = self.scatter.hash_one(self.next_port.load(Ordering::Relaxed)) >> u32::BITS;
+            self.next_port.store(u32::try_from(elsewhere).unwrap_or_default(), Ordering::Relaxed);
         }
         Err(last)
     }
 }
 
 impl Connector for SpoofingConnector {
+    /// Fails where a pod has no port left for the destination: to speak as the node in its place would be held to the rules of
+    /// another.
     fn connect(&self, target: ConnectTarget) -> Pin<Box<dyn Future<Output = io::Result<TcpStream>> + '_>> {
         Box::pin(async move {
-            if let Some(source) = self.source(target) {
-                for _ in 0..SPOOFED_TRIES {
-                    match self.connect_as(target, Some(source)).await {
-                        Err(error) if no_port(&error) => {}
-                        result => return result,
-                    }
-                }
-                tracing::debug!(%source, address = %target.address, "no source port left; connecting as the node");
+            let Some(source) = self.source(target) else { return self.connect_as(target, None).await };
+            let [first, second] = SPOOFED_PORTS;
+            match self.connect_from(target, (source, first)).await {
+                Err(error) if no_port(&error) => self.connect_from(target, (source, second)).await,
+                result => result,
             }
-            self.connect_as(target, None).await
         })
+    }
+}
+
+impl PortRange {
+    /// The port at a place, counted around.
+    fn port(self, place: u32) -> u16 {
+        let ports = u32::from(self.last - self.first) + 1;
+        self.first + u16::try_from(place % ports).expect("less than the range has")
     }
 }
 
@@ -194,18 +234,21 @@ fn set_transparent(socket: &Socket, address: SocketAddr) -> io::Result<()> {
     }
 }
 
-/// Whether a socket's own range counts: the kernel takes it for a part of the namespace's (`ip_local_port_range`), and passes
-/// over what is outside of that.
-fn has_spoofed_ports(namespace: &str) -> bool {
-    let mut ends = namespace.split_whitespace().map_while(|word| word.parse::<u16>().ok());
-    let (Some(low), Some(high)) = (ends.next(), ends.next()) else { return false };
-    low <= *SPOOFED_PORTS.start() && *SPOOFED_PORTS.end() <= high
+/// The ports of `ip_local_port_range`.
+fn ephemeral_ports(range: &str) -> Option<RangeInclusive<u16>> {
+    let mut ends = range.split_whitespace().map_while(|word| word.parse::<u16>().ok());
+    Some(ends.next()?..=ends.next()?)
+}
+
+/// Whether the kernel knows `IP_LOCAL_PORT_RANGE`.
+pub(super) fn has_port_range(fd: RawFd) -> bool {
+    set_port_range(fd, SPOOFED_PORTS[0]).is_ok()
 }
 
 /// `IP_LOCAL_PORT_RANGE` (6.3): low port in the lower half, high port in the upper; IPv6 sockets have it too.
-pub(super) fn set_port_range(fd: RawFd) -> io::Result<()> {
+fn set_port_range(fd: RawFd, range: PortRange) -> io::Result<()> {
     const IP_LOCAL_PORT_RANGE: i32 = 51;
-    let range = u32::from(*SPOOFED_PORTS.end()) << 16 | u32::from(*SPOOFED_PORTS.start());
+    let range = u32::from(range.last) << 16 | u32::from(range.first);
     set_option(fd, libc::IPPROTO_IP, IP_LOCAL_PORT_RANGE, range.cast_signed())
 }
 
@@ -216,14 +259,27 @@ mod tests {
     #[test]
     fn a_range_outside_the_namespaces_own_is_not_left_to_the_kernel() {
         for (namespace, expected) in [
-            ("32768\t60999\n", false),
-            ("1024\t65535\n", true),
-            ("61001 65535", false),
-            ("", false),
-            ("a b", false),
+            ("32768\t60999\n", [false, false]),
+            ("1024\t65535\n", [true, true]),
+            ("61001 65535", [false, false]),
+            ("61000 65535", [true, false]),
+            ("", [false, false]),
+            ("a b", [false, false]),
         ] {
-            assert_eq!(has_spoofed_ports(namespace), expected, "{namespace:?}");
+            let mut connector = SpoofingConnector::new(1, LocalAddresses::default(), 0);
+            connector.namespace = ephemeral_ports(namespace);
+            let chooses = SPOOFED_PORTS.map(|range| connector.kernel_chooses(range));
+            assert_eq!(chooses, expected, "{namespace:?}");
         }
+    }
+
+    #[test]
+    fn ports_go_around_their_range() {
+        let [first, second] = SPOOFED_PORTS;
+        for (place, expected) in [(0, 61000), (4535, 65535), (4536, 61000), (u32::MAX, 62263)] {
+            assert_eq!(first.port(place), expected, "{place}");
+        }
+        assert_eq!((second.port(19_999), second.port(20_000)), (29_999, 10_000));
     }
 
     #[test]

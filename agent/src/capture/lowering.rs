@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use agent_common::policy::{
     Access, CLOSED, POLICY_RULES_MAX, POLICY_SOURCES_MAX, PROVEN, PolicyAddress, PolicyRuleKey,
+    policy_address,
 };
 
 use crate::compile::{Denied, Foreseen, PodPolicy, RoutingTable};
@@ -132,10 +133,11 @@ pub fn lower(table: &RoutingTable, node: &str, room: Room) -> Lowered {
 }
 
 /// The addresses of pods of `node`, or of no node that is known, that the agent takes connections for: for some source and
-/// port the request decides.
+/// port the request decides, or everything is counted.
 pub fn captured(table: &RoutingTable, lowered: &Lowered, node: &str) -> BTreeSet<IpAddr> {
-    let by_request = lowered.rules.iter().filter(|(_, verdict)| verdict.access == Access::ByRequest);
-    let sets: BTreeSet<u32> = by_request.map(|(key, _)| key.set).collect();
+    let takes = |access| matches!(access, Access::ByRequest | Access::Counted);
+    let by_agent = lowered.rules.iter().filter(|(_, verdict)| takes(verdict.access));
+    let sets: BTreeSet<u32> = by_agent.map(|(key, _)| key.set).collect();
     let pods = lowered.pods.iter();
     let pods = pods.filter(|(address, set)| sets.contains(set) && is_here(table, address, node));
     pods.map(|(address, _)| *address).collect()
@@ -271,20 +273,9 @@ impl Verdict {
             Foreseen::Denied(denied) if everywhere => (Access::DeniedEverywhere, Some(denied)),
             Foreseen::Denied(denied) => (Access::Denied, Some(denied)),
             Foreseen::ByRequest(denied) => (Access::ByRequest, Some(denied)),
+            Foreseen::Counted(denied) => (Access::Counted, Some(denied)),
         };
         Self { access, denied }
-    }
-}
-
-/// An address as the maps keep it.
-pub fn policy_address(address: IpAddr) -> PolicyAddress {
-    match address {
-        IpAddr::V4(v4) => {
-            let mut wide = [0; 16];
-            wide[..4].copy_from_slice(&v4.octets());
-            PolicyAddress { family: 4, address: wide }
-        }
-        IpAddr::V6(v6) => PolicyAddress { family: 6, address: v6.octets() },
     }
 }
 

@@ -22,6 +22,7 @@ mod interfaces;
 mod kernel_call;
 mod kernel_policy;
 mod layout;
+mod limits;
 mod listener;
 mod live;
 mod lower;
@@ -32,6 +33,7 @@ mod parts;
 mod pins;
 mod plumbing;
 mod pod_guard;
+mod pod_hooks;
 mod privilege;
 mod programs;
 mod self_check;
@@ -56,6 +58,7 @@ pub use held::Held;
 pub use inherited::policies_left;
 pub use interfaces::{Hooked, Snapshot};
 pub use kernel_policy::{DropCause, PolicyDrops, PolicyStatus};
+pub use limits::{LimitCounters, SOURCES_DEFAULT as LIMIT_SOURCES_DEFAULT};
 pub use listener::{CaptureListeners, SpoofingConnector};
 pub use live::{Balanced, Joined, Live, counted};
 pub use pins::Bpffs;
@@ -86,6 +89,8 @@ pub struct CaptureSettings {
     pub on_stop: OnStop,
     /// How many destinations can be captured; those beyond go direct.
     pub destinations_max: u32,
+    /// Sources whose buckets the limits of the kernel keep; beyond them who was silent longest is forgotten.
+    pub limit_sources: u32,
     /// Whose sockets are balanced at `connect()`; `None`: nobody's.
     pub cgroup: Option<CgroupChoice>,
     /// Whether same-node connections are accelerated.

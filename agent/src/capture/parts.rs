@@ -1,6 +1,7 @@
 //! What works beside capture's own programs, each with programs and maps of its own: balancing at `connect()`, policy at
 //! the pods' interfaces, the guard at the edge, same-node acceleration.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use super::acceleration::{self, Acceleration, AccelerationCounters, Acceleration
 use super::connect::{CgroupChoice, ConnectBalancer, ConnectCounters, ConnectStatus};
 use super::guard::{Guard, GuardCounters, GuardHandle, Push};
 use super::held::Held;
+use super::limits::{LimitCounters, PodLimits};
 use super::live::Live;
 use super::pins::{Left, Pins};
 use super::pod_guard::PodGuard;
@@ -27,6 +29,8 @@ pub struct Parts {
     pub connect: Result<ConnectBalancer, ConnectStatus>,
     /// Policy at the pods' interfaces.
     pub pod_guard: PodGuard,
+    /// Limits at the pods' interfaces and at the guard.
+    pub limits: PodLimits,
     /// The XDP guard, where some interface has it.
     pub guard: Option<Guard>,
     /// Sources that shall be pushed down to the guard; none come without one.
@@ -44,6 +48,8 @@ pub struct Readings {
     pub connects: Option<ConnectCounters>,
     /// What policy has refused in the kernel.
     pub drops: PolicyDrops,
+    /// What limits of the kernel have let through and refused.
+    pub limits: LimitCounters,
     /// Of acceleration, where it is on.
     pub acceleration: Option<AccelerationCounters>,
     /// Lets relays' bytes go past the agent, where acceleration is on.
@@ -68,6 +74,7 @@ impl Parts {
         let guard =
             settings.guard.clone().map(|options| Guard::load(programs.ebpf(), options)).transpose()?;
         let pod_guard = PodGuard::load(programs.ebpf_and_pins(), attach, &settings.node)?;
+        let limits = PodLimits::load(programs.ebpf(), attach, guard.is_some())?;
         let connect = start_balancing(settings, programs)?;
         let socket_events = SocketEvents::start(settings, programs.ebpf());
         let acceleration =
@@ -77,13 +84,14 @@ impl Parts {
         let readings = Readings {
             connects: connect.as_ref().ok().map(ConnectBalancer::counters),
             drops: pod_guard.drops(),
+            limits: limits.counters(),
             acceleration: acceleration.as_ref().ok().map(Acceleration::counters),
             bridges: bridges.map(|bridges| Arc::new(bridges) as Arc<dyn Bridges>),
             guard: guard.as_ref().map(|guard| (ear, guard.counters())),
             live,
             held: programs.held(),
         };
-        Ok((Self { connect, pod_guard, guard, pushes, acceleration, socket_events }, readings))
+        Ok((Self { connect, pod_guard, limits, guard, pushes, acceleration, socket_events }, readings))
     }
 
     /// Says what is on.
@@ -103,6 +111,21 @@ impl Parts {
         guarded
     }
 
+    /// Puts a table's limits in force. The guard is told of them once they are there.
+    pub fn limit(&mut self, table: &RoutingTable) -> Result<(), CaptureError> {
+        let limited = self.limits.apply(table);
+        let any = self.limits.limits_gateways();
+        let told = self.guard.as_mut().map_or(Ok(()), |guard| guard.set_limited(any));
+        limited.and(told)
+    }
+
+    /// Follows these interfaces of pods, by index, and no others.
+    pub fn follow_pods(&mut self, (ebpf, pins): (&mut Ebpf, &mut Pins), pods: &BTreeMap<u32, String>) {
+        // Policy comes before limits, so that what it refuses takes nothing from them.
+        self.pod_guard.follow((&mut *ebpf, &mut *pins), pods);
+        self.limits.follow((ebpf, pins), pods);
+    }
+
     /// Balances as a table says. What the packet programs cannot deliver now does not matter to sockets that need them not.
     pub fn balance(&mut self, table: &Arc<RoutingTable>) -> Result<(), CaptureError> {
         self.connect.as_mut().map_or(Ok(()), |balancer| balancer.apply(table))
@@ -113,6 +136,7 @@ impl Parts {
         if let Ok(balancer) = &mut self.connect {
             balancer.look_again();
         }
+        self.limits.look_again();
         if let Some(Err(error)) = self.guard.as_mut().map(Guard::expire) {
             tracing::error!(%error, "pushed sources could not be forgotten; the kernel lets them pass in time");
         }
@@ -146,7 +170,11 @@ impl Parts {
         });
         let balancing = self.connect.iter().flat_map(ConnectBalancer::map_use);
         let accelerating = self.acceleration.iter().map(Acceleration::map_use);
-        guarding.chain(balancing).chain(self.pod_guard.map_use()).chain(accelerating)
+        guarding
+            .chain(balancing)
+            .chain(self.pod_guard.map_use())
+            .chain(self.limits.map_use())
+            .chain(accelerating)
     }
 
     /// How acceleration stands.
@@ -162,6 +190,7 @@ impl Parts {
     pub fn detach_all(&mut self, pins: &Pins) -> Option<Left> {
         self.acceleration = Err("the agent is stopping".to_owned());
         let left = self.pod_guard.end(pins);
+        self.limits.detach_all();
         self.socket_events = Err("the agent is stopping".to_owned());
         if let Some(guard) = &mut self.guard {
             guard.detach_all();

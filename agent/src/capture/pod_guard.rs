@@ -4,67 +4,38 @@
 //! policies takes it off, or `sluice cleanup`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::mem::ManuallyDrop;
 use std::net::IpAddr;
 
 use aya::Ebpf;
-use aya::programs::tc::{SchedClassifierLink, qdisc_detach_program};
-use aya::programs::{SchedClassifier, TcAttachType};
+use aya::programs::TcAttachType;
 
-use super::hook::{self, Place, attach_clsact, attach_tcx};
+use super::hook::Place;
 use super::kernel_policy::{self, KernelPolicy, PolicyDrops, PolicyStatus};
-use super::pins::{Left, Link, Pins};
-use super::programs::{Attach, load_error};
+use super::pins::{Left, Pins};
+use super::pod_hooks::{PodHook, PodHooks};
+use super::programs::Attach;
 use super::{CaptureError, MapUse};
 use crate::compile::RoutingTable;
 
 /// What the names of pinned links begin with.
 const PIN: &str = "policy-";
 /// Notes of what the pod begins. As a clsact filter it comes after capture's, whose packets need no note.
-const WATCH: Place = Place { side: TcAttachType::Ingress, pin: "policy-ingress", priority: 2 };
+const WATCH: Place = Place { side: TcAttachType::Ingress, pin: "policy-ingress", priority: 2, after: None };
 /// Verdicts on what enters the pod.
-const GUARD: Place = Place { side: TcAttachType::Egress, pin: "policy-egress", priority: 2 };
+const GUARD: Place = Place { side: TcAttachType::Egress, pin: "policy-egress", priority: 2, after: None };
 /// The programs and their hooks, in the order in which they are attached: notes first, then verdicts.
-pub const HOOKS: [(&str, Place); 2] = [("watch_pod", WATCH), ("guard_pod", GUARD)];
+pub const HOOKS: [PodHook; 2] = [("watch_pod", WATCH), ("guard_pod", GUARD)];
 
 /// Programs, maps and attachments of policy.
 pub struct PodGuard {
     policy: KernelPolicy,
+    hooks: PodHooks,
     attach: Attach,
-    links: BTreeMap<u32, Guarded>,
-    /// Interfaces that were looked at for filters of an agent that was killed.
-    swept: BTreeSet<u32>,
-    failed: BTreeMap<u32, (String, String)>,
     status: PolicyStatus,
     /// Whether the programs stay when the agent is gone.
     outlives: bool,
     /// Whether connections may be open that the rules now refuse.
     unjudged: bool,
-}
-
-/// An interface with both programs.
-struct Guarded {
-    interface: String,
-    held: Vec<Held>,
-}
-
-/// What holds a program in its place. Dropped, it stays there unless it is a link that is not pinned.
-enum Held {
-    Link(Link),
-    Filter(ManuallyDrop<SchedClassifierLink>),
-}
-
-impl Guarded {
-    /// Takes both off, verdicts first.
-    fn detach(self) {
-        for held in self.held.into_iter().rev() {
-            match held {
-                Held::Link(link) => link.detach(),
-                // It goes with the value; the interface may be gone already.
-                Held::Filter(link) => drop(ManuallyDrop::into_inner(link)),
-            }
-        }
-    }
 }
 
 impl PodGuard {
@@ -74,15 +45,10 @@ impl PodGuard {
         attach: Attach,
         node: &str,
     ) -> Result<Self, CaptureError> {
-        for (name, _) in HOOKS {
-            program(ebpf, name).load().map_err(|source| load_error(name, source))?;
-        }
         Ok(Self {
             policy: KernelPolicy::new(ebpf, node)?,
+            hooks: PodHooks::load(ebpf, &HOOKS, attach, "policy is not enforced")?,
             attach,
-            links: BTreeMap::new(),
-            swept: BTreeSet::new(),
-            failed: BTreeMap::new(),
             status: PolicyStatus::default(),
             outlives: pins.directory().is_ok(),
             unjudged: false,
@@ -113,21 +79,8 @@ impl PodGuard {
 
     /// Guards these interfaces of pods, by index, and no others.
     pub fn follow(&mut self, (ebpf, pins): (&mut Ebpf, &mut Pins), pods: &BTreeMap<u32, String>) {
-        let wanted = |index: &u32, name: &String| pods.get(index) == Some(name);
         let active = self.policy.is_active();
-        for (_, gone) in self.links.extract_if(.., |index, held| !active || !wanted(index, &held.interface)) {
-            gone.detach();
-        }
-        self.failed.retain(|index, (name, _)| active && wanted(index, name));
-        self.swept.retain(|index| pods.contains_key(index));
-        for (index, name) in pods {
-            let first_look = self.swept.insert(*index);
-            if active && !self.links.contains_key(index) {
-                self.guard((ebpf, pins), *index, name);
-            } else if first_look && !active && self.attach == Attach::Clsact {
-                sweep(name);
-            }
-        }
+        self.unjudged |= self.hooks.follow((ebpf, pins), pods, active);
     }
 
     /// The agent stops: what is pinned is left to the next one, all else taken off.
@@ -135,7 +88,7 @@ impl PodGuard {
         let left = match self.attach {
             // An agent that could not start may have taken over nothing of an earlier one's.
             Attach::Tcx => pins.has_link(PIN),
-            Attach::Clsact => self.outlives && !self.links.is_empty(),
+            Attach::Clsact => self.outlives && self.hooks.interfaces().len() > 0,
         };
         if left {
             tracing::info!(
@@ -143,22 +96,22 @@ impl PodGuard {
             );
             return Some(Left { links: PIN, maps: &kernel_policy::MAPS });
         }
-        if !self.links.is_empty() {
+        if self.hooks.interfaces().len() > 0 {
             tracing::warn!("nothing is pinned: policies at this node's pods end with the agent");
         }
-        std::mem::take(&mut self.links).into_values().for_each(Guarded::detach);
+        self.hooks.detach_all();
         None
     }
 
     /// The guarded interfaces, where connections may be open that their pods' rules refuse by now; told once.
     pub fn unjudged(&mut self) -> Option<BTreeSet<u32>> {
-        let due = std::mem::take(&mut self.unjudged) && !self.links.is_empty();
-        due.then(|| self.links.keys().copied().collect())
+        let due = std::mem::take(&mut self.unjudged) && self.hooks.interfaces().len() > 0;
+        due.then(|| self.hooks.interfaces().collect())
     }
 
     /// Interfaces of pods that should be guarded and are not, with the reason.
     pub fn failed(&self) -> impl Iterator<Item = &(String, String)> {
-        self.failed.values()
+        self.hooks.failed()
     }
 
     /// What is enforced.
@@ -180,69 +133,4 @@ impl PodGuard {
     pub fn drops(&self) -> PolicyDrops {
         self.policy.drops()
     }
-
-    fn guard(&mut self, (ebpf, pins): (&mut Ebpf, &mut Pins), index: u32, interface: &str) {
-        let mut held = Vec::new();
-        let attached = HOOKS.into_iter().try_for_each(|hook| {
-            held.push(self.attach_one((&mut *ebpf, &mut *pins), (index, interface), hook)?);
-            Ok(())
-        });
-        let guarded = Guarded { interface: interface.to_owned(), held };
-        match attached {
-            Ok(()) => {
-                self.failed.remove(&index);
-                self.links.insert(index, guarded);
-                self.unjudged = true;
-                tracing::info!(interface, "guarded");
-            }
-            Err(error) => {
-                // An earlier agent's programs stay where they are: better the last rules than none.
-                for (_, place) in HOOKS {
-                    pins.spare(place.pin_of(index));
-                }
-                let reason = match error {
-                    CaptureError::Interface { reason, .. } => reason,
-                    other => other.to_string(),
-                };
-                let reason = format!("policy is not enforced: {reason}");
-                let known = self.failed.insert(index, (interface.to_owned(), reason.clone()));
-                if known.is_none_or(|(_, before)| before != reason) {
-                    tracing::error!(interface, reason, "interface not guarded");
-                }
-            }
-        }
-    }
-
-    fn attach_one(
-        &self,
-        (ebpf, pins): (&mut Ebpf, &mut Pins),
-        (index, interface): (u32, &str),
-        (name, place): (&str, Place),
-    ) -> Result<Held, CaptureError> {
-        let program = program(ebpf, name);
-        let held = match self.attach {
-            Attach::Tcx => attach_tcx(program, pins, place, (index, interface)),
-            Attach::Clsact => attach_clsact(program, place, (interface, name)),
-        }?;
-        match held {
-            hook::Held::Tcx(link) => Ok(Held::Link(link)),
-            hook::Held::Clsact(link) => {
-                let link = program.take_link(link).map_err(|error| hook::refused(interface, &error))?;
-                Ok(Held::Filter(ManuallyDrop::new(link)))
-            }
-        }
-    }
-}
-
-/// Takes off the filters that a killed agent has left.
-fn sweep(interface: &str) {
-    for (name, place) in HOOKS {
-        // Nothing there is the ordinary case.
-        let _ = qdisc_detach_program(interface, place.side, name);
-    }
-}
-
-fn program<'e>(ebpf: &'e mut Ebpf, name: &str) -> &'e mut SchedClassifier {
-    let program = ebpf.program_mut(name).expect("the object holds the program");
-    program.try_into().expect("the program is a classifier")
 }

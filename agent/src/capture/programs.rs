@@ -24,12 +24,12 @@ use super::mirror::Mirror;
 use super::pins::{Left, Pins};
 use super::privilege::Privileges;
 use super::{CaptureError, CaptureSettings, MapUse, Released};
-use super::{acceleration, connect, socket_events};
+use super::{acceleration, connect, limits, socket_events};
 
 /// The object that the build script made, aligned as the ELF reader asks.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice-ebpf.o"));
 /// Maps whose contents the next agent carries on.
-pub const PINNED: [&str; 8] = [
+pub const PINNED: [&str; 9] = [
     "DESTINATIONS",
     "LOCAL_ADDRESSES",
     "LISTENERS",
@@ -38,6 +38,7 @@ pub const PINNED: [&str; 8] = [
     "POLICY_SOURCES",
     "POLICY_RULES",
     "POLICY_FLOWS",
+    limits::BUCKETS,
 ];
 /// How many destinations can be captured unless something else is said.
 pub const DESTINATIONS_DEFAULT: u32 = 65_536;
@@ -101,7 +102,8 @@ impl Programs {
     /// Loads capture's programs, on an earlier agent's maps where they fit; nothing is attached yet. The maps of what is off
     /// take no room.
     pub fn load(settings: &CaptureSettings, accelerated: bool) -> Result<Self, CaptureError> {
-        let mut capacities = vec![("DESTINATIONS", settings.destinations_max)];
+        let mut capacities =
+            vec![("DESTINATIONS", settings.destinations_max), (limits::BUCKETS, settings.limit_sources)];
         if settings.cgroup.is_none() {
             capacities.extend(connect::MAPS.map(|map| (map, 1)));
         }
@@ -254,7 +256,7 @@ impl Programs {
     pub fn attach(&mut self, index: u32, interface: &str, hook: Hooked) -> Result<(), CaptureError> {
         let program = classifier(&mut self.ebpf, hook);
         let held = match self.attach {
-            Attach::Tcx => attach_tcx(program, &mut self.pins, CAPTURE, (index, interface)),
+            Attach::Tcx => attach_tcx(program, &mut self.pins, CAPTURE, (index, interface), None),
             Attach::Clsact => attach_clsact(program, CAPTURE, (interface, hook.program())),
         }?;
         self.links.insert(index, Attached { interface: interface.to_owned(), hook, held });

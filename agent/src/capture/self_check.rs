@@ -12,6 +12,7 @@ use super::foreign;
 use super::glob::Glob;
 use super::guard::{Guard, GuardOptions};
 use super::interfaces::{Desired, Hooked};
+use super::limits::PodLimits;
 use super::netlink::Netlink;
 use super::plumbing::{Plumbing, has_ipv6};
 use super::pod_guard::PodGuard;
@@ -148,6 +149,7 @@ fn programs(settings: &CaptureSettings) -> Check {
     let loaded = Programs::load(&settings, false).and_then(|mut programs| {
         let attach = programs.attach_kind();
         PodGuard::load(programs.ebpf_and_pins(), attach, &settings.node)?;
+        PodLimits::load(programs.ebpf(), attach, settings.guard.is_some())?;
         settings.guard.clone().map(|options| Guard::load(programs.ebpf(), options)).transpose()
     });
     Check::of("programs", loaded, |_| "the kernel accepts every program".to_owned())

@@ -15,7 +15,8 @@ use crate::app::{
     self, CaptureOptions, CertificateSource, ClusterOptions, DocumentSource, MeshOptions, Settings,
 };
 use crate::capture::{
-    AccelerationMode, Bpffs, CgroupChoice, DESTINATIONS_DEFAULT, Glob, GuardOptions, Marks, OnStop,
+    AccelerationMode, Bpffs, CgroupChoice, DESTINATIONS_DEFAULT, Glob, GuardOptions, LIMIT_SOURCES_DEFAULT,
+    Marks, OnStop,
 };
 use crate::identity::TrustDomain;
 use crate::priority::Priority;
@@ -62,7 +63,11 @@ pub(super) struct AgentArgs {
     /// Address of health and readiness.
     #[arg(long, env = "SLUICE_HEALTH", default_value = "[::]:15021")]
     health: SocketAddr,
-    /// How long connections may go on after SIGTERM, in seconds.
+    /// How long new connections are taken as ever after SIGTERM while readiness says no, in seconds, so that load balancers before
+    /// Gateways look elsewhere. The drain begins after that.
+    #[arg(long, env = "SLUICE_DRAIN_DELAY", value_name = "SECONDS", default_value_t = 0)]
+    drain_delay: u64,
+    /// How long connections may go on in the drain, in seconds.
     #[arg(long, env = "SLUICE_DRAIN_TIMEOUT", value_name = "SECONDS", default_value_t = 25)]
     drain_timeout: u64,
     /// What is logged to standard error: a level, or a filter such as `info,agent::capture=debug`.
@@ -113,17 +118,38 @@ struct ClusterArgs {
 }
 
 impl ClusterArgs {
-    /// How this node's pods take part in mutual TLS.
-    fn mesh(&self) -> Option<MeshOptions> {
-        let certificates = match (&self.spiffe_socket, &self.trust_domain) {
-            (Some(socket), Some(trust_domain)) => CertificateSource::WorkloadApi {
+    /// How this node's pods take part in mutual TLS; without capture they don't.
+    fn mesh(&self, node: &str, captures: bool) -> anyhow::Result<Option<MeshOptions>> {
+        if !captures {
+            self.check_unused(node)?;
+            return Ok(None);
+        }
+        let certificates = match (&self.spiffe_socket, &self.trust_domain, &self.ca) {
+            (Some(socket), Some(trust_domain), _) => CertificateSource::WorkloadApi {
                 socket: socket_path(socket),
                 trust_domain: trust_domain.clone(),
             },
-            _ => CertificateSource::Directory(self.ca.clone()?),
+            (_, _, Some(ca)) => CertificateSource::Directory(ca.clone()),
+            _ => return Ok(None),
         };
         let (certificate_life, tunnel_port) = (self.cert_life, self.tunnel_port);
-        Some(MeshOptions { certificates, certificate_life, tunnel_port })
+        Ok(Some(MeshOptions { certificates, certificate_life, tunnel_port }))
+    }
+
+    /// Looks at what is given for pods' certificates where nothing is captured, and none are made.
+    fn check_unused(&self, node: &str) -> anyhow::Result<()> {
+        if let Some(ca) = &self.ca {
+            app::check_directory(ca, node)?;
+        }
+        let flag = if self.spiffe_socket.is_some() { Some("--spiffe-socket") } else { None };
+        // With Redis it is what tables are signed with.
+        let flag = flag.or_else(|| (self.ca.is_some() && self.store.redis.is_none()).then_some("--ca"));
+        if let Some(flag) = flag {
+            tracing::warn!(
+                "{flag} is of no use with --capture off: no certificates are made for pods, and no tunnels"
+            );
+        }
+        Ok(())
     }
 
     fn source(&self, cluster: &str, config: Option<PathBuf>) -> anyhow::Result<DocumentSource> {
@@ -207,6 +233,11 @@ pub(super) struct CaptureArgs {
     #[arg(long, env = "SLUICE_DESTINATIONS_MAX", value_name = "N", default_value_t = DESTINATIONS_DEFAULT,
           value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
     destinations_max: u32,
+    /// Sources that the limits of the kernel (RateLimit documents) remember at once, all limits together; beyond them the one that
+    /// was silent longest is forgotten.
+    #[arg(long, env = "SLUICE_LIMIT_SOURCES", value_name = "N", default_value_t = LIMIT_SOURCES_DEFAULT,
+          value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
+    limit_sources: u32,
     /// Whether connections between two sockets on this node skip TCP: `auto` does where `--cgroup` is given and the kernel
     /// passes a self-test; `on` takes three faults: `splice` from such a socket finds nothing, a receiver that does not read
     /// does not stop its sender, and who waits in `recv` on a blocking socket may be told EAGAIN where the connection is half
@@ -282,6 +313,7 @@ impl CaptureArgs {
                 StopMode::Keep => OnStop::Keep,
             },
             destinations_max: self.destinations_max,
+            limit_sources: self.limit_sources,
             acceleration: match self.acceleration {
                 Acceleration::Auto => AccelerationMode::Auto,
                 Acceleration::On => AccelerationMode::On,
@@ -306,31 +338,38 @@ impl CaptureArgs {
     }
 }
 
+impl AgentArgs {
+    fn settings(self) -> anyhow::Result<Settings> {
+        let mut proxy = ProxySettings::default();
+        for assignment in &self.set {
+            proxy.set(assignment).context("--set")?;
+        }
+        let capture = self.capture.options()?;
+        Ok(Settings {
+            mesh: self.cluster_args.mesh(&self.node, capture.is_some())?,
+            documents: self.cluster_args.source(&self.cluster, self.config)?,
+            node: self.node,
+            cluster: self.cluster,
+            capture,
+            proxy,
+            workers: usize::from(self.workers),
+            admin: self.admin,
+            metrics: self.metrics,
+            health: self.health,
+            access_log: self.access_log == Switch::On,
+            drain_delay: Duration::from_secs(self.drain_delay),
+            drain_timeout: Duration::from_secs(self.drain_timeout),
+        })
+    }
+}
+
 pub(super) fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
     let format = match args.log_format {
         LogFormat::Text => log::LogFormat::Text,
         LogFormat::Json => log::LogFormat::Json,
     };
     let log = log::init(&args.log, format).context("--log")?;
-    let mut proxy = ProxySettings::default();
-    for assignment in &args.set {
-        proxy.set(assignment).context("--set")?;
-    }
-    let capture = args.capture.options()?;
-    let settings = Settings {
-        mesh: args.cluster_args.mesh().filter(|_| capture.is_some()),
-        documents: args.cluster_args.source(&args.cluster, args.config)?,
-        node: args.node,
-        cluster: args.cluster,
-        capture,
-        proxy,
-        workers: usize::from(args.workers),
-        admin: args.admin,
-        metrics: args.metrics,
-        health: args.health,
-        access_log: args.access_log == Switch::On,
-        drain_timeout: Duration::from_secs(args.drain_timeout),
-    };
+    let settings = args.settings()?;
     let connections = settings.proxy.admission.connections;
     let descriptors = raise_descriptors();
     // Control work: documents, tables, netlink. Requests run on the workers' own threads, which come first.

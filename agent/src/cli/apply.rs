@@ -1,20 +1,27 @@
 //! `sluice apply`, `delete` and `diff`: changes of the documents that the cluster keeps.
 
+mod delete;
+mod watch;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use anyhow::bail;
+use anyhow::{bail, ensure};
 use clap::Args;
 
+use super::outcome::{Outcome, Wrote};
 use super::sealing::{SealArgs, Sealer, Spoilt, texts};
 use super::store::{StoreClientArgs, all};
-use super::{outcome, output};
+use super::{counted, outcome, output};
 use crate::cluster::documents::sealed::SEAL;
 use crate::cluster::documents::{ALLOW_SHRINK, RESERVED, RESTORED, mending};
 use crate::cluster::{Document, DocumentWrite, Documents, RedisStore, Store as _, Written};
 use crate::config::{InputFile, StoredDocument, check, documents, is_secret, read_inputs, stored_files};
+
+pub(super) use delete::{DeleteArgs, delete};
 
 #[derive(Debug, Args)]
 pub(super) struct ApplyArgs {
@@ -25,9 +32,14 @@ pub(super) struct ApplyArgs {
     /// Deletes all documents of the store that the files don't have: they are all there is then.
     #[arg(long)]
     prune: bool,
-    /// Lets the table lose all endpoints or over half of its routes by this, which is otherwise taken for a mistake.
+    /// Lets the table lose all endpoints, or, of eight or more, all that are ready or over half of its routes: otherwise that is
+    /// taken for a mistake and held back.
     #[arg(long)]
     allow_shrink: bool,
+    /// Goes on until SIGTERM: whatever becomes of the files is applied, and what somebody else makes of their documents in the
+    /// store is named and put back.
+    #[arg(long, conflicts_with_all = ["allow_shrink", "anew"])]
+    watch: bool,
 }
 
 #[derive(Debug, Args)]
@@ -37,20 +49,6 @@ pub(super) struct FilesArgs {
     /// A file or directory of documents; `-` is the standard input. May be given several times.
     #[arg(short = 'f', long = "filename", required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct DeleteArgs {
-    #[command(flatten)]
-    store: StoreClientArgs,
-    /// Documents, as `KIND/NAMESPACE/NAME` or `KIND/NAME` (in the namespace `default`).
-    #[arg(required = true, value_name = "DOCUMENT")]
-    documents: Vec<String>,
-    #[command(flatten)]
-    seal: SealArgs,
-    /// Lets the table lose all endpoints or over half of its routes by this, which is otherwise taken for a mistake.
-    #[arg(long)]
-    allow_shrink: bool,
 }
 
 /// A document of a file beside the one that the store has.
@@ -87,63 +85,155 @@ impl Change {
     }
 }
 
+/// What the files said when they were applied, by document.
+type Known = BTreeMap<Arc<str>, Arc<str>>;
+
+/// What became of an application.
+struct Done {
+    outcome: Outcome,
+    /// The documents' revision then.
+    revision: u64,
+    known: Known,
+}
+
 pub(super) fn apply(args: &ApplyArgs) -> anyhow::Result<ExitCode> {
     args.files.store.with(async |store| {
-        let found = all(store).await?;
-        let spoilt = if args.prune { Spoilt::Replace } else { Spoilt::Refuse };
-        let sealer = args.seal.sealer((store, args.files.store.cluster()), &found, spoilt).await?;
-        let there = by_id(&found);
-        let compared = compare(&there, &args.files.files, args.prune)?;
-        let changes = compared.iter().filter(|one| one.change() != Change::Unchanged);
-        let mut writes: Vec<_> = changes
-            .map(|one| DocumentWrite {
-                id: Arc::clone(&one.wanted.id),
-                text: Some(Arc::clone(&one.wanted.text)),
-                expected: Some(one.there.as_ref().map_or(0, |there| there.revision)),
-            })
-            .collect();
-        let pruned = if args.prune { prune(&found, &there, &compared) } else { Vec::new() };
-        writes.extend(pruned.iter().cloned());
-        let changes_nothing = writes.is_empty() && !args.allow_shrink;
-        let revision = write(store, sealer.as_ref(), &found, (writes, args.allow_shrink)).await?;
-        for one in &compared {
-            output::text(&format!("{} {}", one.wanted.id, one.change().as_str()))?;
+        if args.watch {
+            return watch::run(args, store).await;
         }
-        for gone in pruned.iter().filter(|gone| !gone.id.starts_with(RESERVED)) {
-            output::text(&format!("{} deleted", gone.id))?;
+        let files = &args.files.files;
+        for path in without_files(files) {
+            ensure!(!args.prune, "{}", emptied(path));
+            eprintln!("{} has no files", path.display());
         }
-        // What is held back then is somebody else's.
-        if changes_nothing { Ok(ExitCode::SUCCESS) } else { outcome::of(store, revision).await }
+        Ok(once(args, store, &read_inputs(files), None).await?.outcome.told())
     })
 }
 
-pub(super) fn delete(args: &DeleteArgs) -> anyhow::Result<ExitCode> {
-    args.store.with(async |store| {
-        let found = all(store).await?;
-        let sealer = args.seal.sealer((store, args.store.cluster()), &found, Spoilt::Refuse).await?;
-        let there = by_id(&found);
-        let mut writes = Vec::new();
-        for name in &args.documents {
-            let id = super::get::full_id(name)?;
-            // What is left of one goes as well.
-            let left = found.odd.iter().any(|odd| odd.id == id);
-            let revision = there.get(&id).map(|document| document.revision).or(left.then_some(0));
-            let Some(revision) = revision else { bail!("{id} is not there") };
-            writes.push(DocumentWrite { id, text: None, expected: Some(revision) });
+/// Directories in which nothing is: one that is not mounted looks like one that somebody has emptied.
+fn without_files(paths: &[PathBuf]) -> impl Iterator<Item = &PathBuf> {
+    paths.iter().filter(|path| path.is_dir() && read_inputs(std::slice::from_ref(*path)).is_empty())
+}
+
+fn emptied(path: &Path) -> String {
+    format!(
+        "{} has no files, and --prune would delete all documents that it had; nothing was changed",
+        path.display()
+    )
+}
+
+/// For how long whoever changes documents gives way to those who change others.
+const GIVES_WAY: Duration = Duration::from_secs(10);
+
+/// Somebody has sealed other documents since these were read.
+#[derive(Debug, thiserror::Error)]
+#[error("somebody changed other documents meanwhile; nothing was changed")]
+struct OthersChanged;
+
+/// Tries again for as long as others change other documents, whose seal is over all of them.
+async fn giving_way<T>(mut attempt: impl AsyncFnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let begun = Instant::now();
+    loop {
+        match attempt().await {
+            Err(error) if error.is::<OthersChanged>() && begun.elapsed() < GIVES_WAY => {
+                // Two that have met once are not to meet each time.
+                let apart = UNIX_EPOCH.elapsed().unwrap_or_default().subsec_micros() % 50_000;
+                tokio::time::sleep(Duration::from_micros(apart.into())).await;
+            }
+            result => return result,
         }
-        let ids: Vec<_> = writes.iter().map(|write| Arc::clone(&write.id)).collect();
-        let revision = write(store, sealer.as_ref(), &found, (writes, args.allow_shrink)).await?;
-        for id in ids {
-            output::text(&format!("{id} deleted"))?;
+    }
+}
+
+/// Makes the store what the files say. With what they said before, tells of changes alone, and of those that somebody else made.
+async fn once(
+    args: &ApplyArgs,
+    store: &RedisStore,
+    files: &[InputFile],
+    before: Option<&Known>,
+) -> anyhow::Result<Done> {
+    if args.prune {
+        // What others have put there meanwhile is to be seen before it is deleted.
+        return attempt(args, store, files, before).await;
+    }
+    giving_way(async || attempt(args, store, files, before).await).await
+}
+
+async fn attempt(
+    args: &ApplyArgs,
+    store: &RedisStore,
+    files: &[InputFile],
+    before: Option<&Known>,
+) -> anyhow::Result<Done> {
+    let spoilt = if args.prune { Spoilt::Replace } else { Spoilt::Refuse };
+    let found = counted::documents(store, &args.seal, spoilt).await?;
+    let mut sealer = args.seal.sealer((store, args.files.store.cluster()), &found, spoilt).await?;
+    if let Some(sealer) = sealer.as_mut().filter(|_| args.watch) {
+        sealer.leave_others();
+    }
+    let there = by_id(&found);
+    let compared = compare(&there, files, args.prune)?;
+    let changes = compared.iter().filter(|one| one.change() != Change::Unchanged);
+    let mut writes: Vec<_> = changes
+        .map(|one| DocumentWrite {
+            id: Arc::clone(&one.wanted.id),
+            text: Some(Arc::clone(&one.wanted.text)),
+            expected: Some(one.there.as_ref().map_or(0, |there| there.revision)),
+        })
+        .collect();
+    let pruned = if args.prune { prune(&found, &there, &compared) } else { Vec::new() };
+    // What makes documents has failed, most likely.
+    ensure!(
+        !compared.is_empty() || pruned.iter().all(|gone| gone.id.starts_with(RESERVED)),
+        "the files have no documents, and --prune would delete all that the store has; nothing was changed"
+    );
+    writes.extend(pruned.iter().cloned());
+    let changes_nothing = writes.is_empty() && !args.allow_shrink;
+    let wrote = write(store, sealer.as_ref(), &found, (writes, args.allow_shrink)).await?;
+    let gone: Vec<_> = pruned.iter().filter(|gone| !gone.id.starts_with(RESERVED)).collect();
+    if let Some(before) = before {
+        tell_of_others(before, &compared, &gone);
+    }
+    for one in compared.iter().filter(|one| before.is_none() || one.change() != Change::Unchanged) {
+        output::text(&format!("{} {}", one.wanted.id, one.change().as_str()))?;
+    }
+    for gone in gone {
+        output::text(&format!("{} deleted", gone.id))?;
+    }
+    // What is held back then is somebody else's.
+    let nothing = changes_nothing && wrote.generation.is_none();
+    let outcome = if nothing { Outcome::Counts } else { outcome::of(store, wrote).await };
+    let outcome = match outcome {
+        Outcome::HeldBack(_) if changes_nothing => Outcome::Counts,
+        outcome => outcome,
+    };
+    let known = compared.iter().map(|one| (Arc::clone(&one.wanted.id), Arc::clone(&one.wanted.text)));
+    Ok(Done { outcome, revision: wrote.revision, known: known.collect() })
+}
+
+/// Names what the store had otherwise than the files said before, and say still.
+fn tell_of_others(before: &Known, compared: &[Compared], gone: &[&DocumentWrite]) {
+    for one in compared.iter().filter(|one| before.get(&one.wanted.id) == Some(&one.wanted.text)) {
+        let (id, file, line) = (&one.wanted.id, &one.file, one.wanted.line);
+        match one.change() {
+            Change::Unchanged => {}
+            Change::Configured => {
+                eprintln!("{id}: somebody else changed it in the store; put back as {file}:{line} says");
+            }
+            Change::Created => {
+                eprintln!("{id}: somebody else deleted it in the store; put back from {file}:{line}");
+            }
         }
-        outcome::of(store, revision).await
-    })
+    }
+    for gone in gone.iter().filter(|gone| !before.contains_key(&gone.id)) {
+        eprintln!("{}: somebody else put it into the store, and no file has it; deleted", gone.id);
+    }
 }
 
 /// Exits 1 where there is a difference, as `diff` does.
 pub(super) fn diff(args: &FilesArgs) -> anyhow::Result<ExitCode> {
     args.store.with(async |store| {
-        let compared = compare(&by_id(&all(store).await?), &args.files, false)?;
+        let compared = compare(&by_id(&all(store).await?), &read_inputs(&args.files), false)?;
         let mut differs = false;
         for one in compared.iter().filter(|one| one.change() != Change::Unchanged) {
             differs = true;
@@ -165,12 +255,11 @@ pub(super) fn diff(args: &FilesArgs) -> anyhow::Result<ExitCode> {
 /// will be alone.
 fn compare(
     there: &BTreeMap<Arc<str>, Document>,
-    paths: &[PathBuf],
+    files: &[InputFile],
     alone: bool,
 ) -> anyhow::Result<Vec<Compared>> {
     let mut compared: Vec<Compared> = Vec::new();
-    let files = read_inputs(paths);
-    for file in &files {
+    for file in files {
         for wanted in documents(file)? {
             if let Some(first) = compared.iter().find(|one| one.wanted.id == wanted.id) {
                 let (id, line) = (&wanted.id, wanted.line);
@@ -182,7 +271,7 @@ fn compare(
         }
     }
     let nothing = BTreeMap::new();
-    checked(&files, &compared, if alone { &nothing } else { there })?;
+    checked(files, &compared, if alone { &nothing } else { there })?;
     Ok(compared)
 }
 
@@ -206,14 +295,14 @@ fn checked(
     Ok(())
 }
 
-/// What deletes all that the files don't have. What a leader wrote of the store's past stays.
+/// What deletes all that the files don't have. What a leader wrote of the store's past stays, and what somebody allowed, which ends by itself.
 fn prune(
     found: &Documents,
     there: &BTreeMap<Arc<str>, Document>,
     compared: &[Compared],
 ) -> Vec<DocumentWrite> {
     let wanted: BTreeSet<&str> = compared.iter().map(|one| &*one.wanted.id).collect();
-    let stays = |id: &str| wanted.contains(id) || id == SEAL || id == RESTORED;
+    let stays = |id: &str| wanted.contains(id) || [SEAL, RESTORED, ALLOW_SHRINK].contains(&id);
     let gone = there.values().map(|document| (&document.id, document.revision));
     // What is left of one goes as well.
     let left = found.odd.iter().filter(|odd| !there.contains_key(&odd.id)).map(|odd| (&odd.id, 0));
@@ -225,13 +314,13 @@ fn prune(
     gone.chain(left).filter(|(id, _)| !stays(id)).map(delete).collect()
 }
 
-/// Writes all of it or none; the revision that the documents are at then.
+/// Writes all of it or none.
 async fn write(
     store: &RedisStore,
     sealer: Option<&Sealer>,
     found: &Documents,
     (mut writes, allow_shrink): (Vec<DocumentWrite>, bool),
-) -> anyhow::Result<u64> {
+) -> anyhow::Result<Wrote> {
     if allow_shrink {
         writes.retain(|write| &*write.id != ALLOW_SHRINK);
         match sealer {
@@ -245,18 +334,17 @@ async fn write(
     let odd = found.odd.iter().filter(|odd| sealer.is_some() || !odd.what.is_loss());
     let written: BTreeSet<_> = writes.iter().map(|write| Arc::clone(&write.id)).collect();
     writes.extend(mending(odd.filter(|odd| !written.contains(&odd.id)), &texts(found)));
-    if let Some(sealer) = sealer {
-        sealer.seal(found, &mut writes);
-    }
+    let generation = sealer.and_then(|sealer| sealer.seal(found, &mut writes));
+    let first = found.store.is_empty() || sealer.is_some_and(Sealer::is_beginning);
     if writes.is_empty() {
-        return Ok(found.revision);
+        return Ok(Wrote { revision: found.revision, generation, first });
     }
     match store.write(&writes).await? {
-        Written::At(revision) => Ok(revision),
+        Written::At(revision) => Ok(Wrote { revision, generation, first }),
         Written::Conflict(ids) => {
             let ids: Vec<_> = ids.iter().map(|(id, _)| &**id).filter(|id| *id != SEAL).collect();
-            let what = if ids.is_empty() { "other documents".to_owned() } else { ids.join(", ") };
-            bail!("somebody changed {what} meanwhile; nothing was changed")
+            ensure!(!ids.is_empty(), OthersChanged);
+            bail!("somebody changed {} meanwhile; nothing was changed", ids.join(", "))
         }
     }
 }

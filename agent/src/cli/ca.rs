@@ -1,11 +1,13 @@
 //! `sluice ca`: a CA that is a directory, and what it issues for nodes and operators. It asks no agent and needs no network.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
+use nix::fcntl::{Flock, FlockArg};
 use serde::Serialize;
 
 use super::ca_upkeep::{self, RevokeArgs, RotateArgs, ShowArgs};
@@ -108,6 +110,14 @@ struct Made {
 }
 
 pub(super) fn run(args: &CaArgs) -> anyhow::Result<ExitCode> {
+    let changed = match &args.verb {
+        CaVerb::Init(_) | CaVerb::Show(_) => None,
+        CaVerb::Node(args) => Some(&args.dir),
+        CaVerb::Operator(args) => Some(&args.dir),
+        CaVerb::Rotate(args) => Some(&args.dir),
+        CaVerb::Revoke(args) => Some(&args.dir),
+    };
+    let _alone = changed.map(|dir| alone(dir)).transpose()?;
     let (made, format) = match &args.verb {
         CaVerb::Init(args) => (init(args)?, args.output.output),
         CaVerb::Node(args) => (node(args)?, args.output.output),
@@ -124,6 +134,13 @@ pub(super) fn run(args: &CaArgs) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Waits until nobody else changes the CA: each writes upon what it has read. Where there is none, whoever reads it says so.
+fn alone(dir: &Path) -> anyhow::Result<Option<Flock<File>>> {
+    let Ok(directory) = File::open(dir) else { return Ok(None) };
+    let locked = Flock::lock(directory, FlockArg::LockExclusive).map_err(|(_, errno)| errno);
+    locked.map(Some).with_context(|| format!("waiting for others to be done with {}", dir.display()))
 }
 
 fn init(args: &InitArgs) -> anyhow::Result<Made> {

@@ -18,7 +18,7 @@ use crate::identity::{
 pub(super) struct RevokeArgs {
     /// The CA's directory.
     #[arg(long, value_name = "DIR")]
-    dir: PathBuf,
+    pub(super) dir: PathBuf,
     /// All that this node was given and whose time is not over.
     #[arg(long, value_name = "NODE")]
     node: Option<NodeName>,

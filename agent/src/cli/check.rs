@@ -33,6 +33,7 @@ pub(super) fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
         bpffs: options.bpffs,
         on_stop: options.on_stop,
         destinations_max: options.destinations_max,
+        limit_sources: options.limit_sources,
         cgroup: options.cgroup,
         acceleration: options.acceleration,
         node: String::new(),

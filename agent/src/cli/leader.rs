@@ -142,7 +142,12 @@ pub(super) fn cluster_lines(cluster: &ClusterDump) -> Vec<String> {
         format!("REFUSED      the published table {table}: {}: {}", refused.reason, refused.detail)
     }));
     lines.extend(cluster.documents_refused.iter().map(|refused| {
-        format!("DOCUMENTS REFUSED {}: {}; the last that were sealed count", refused.reason, refused.detail)
+        let counts = if cluster.seal.is_some() {
+            "the last that were sealed count"
+        } else {
+            "this node has no others"
+        };
+        format!("DOCUMENTS REFUSED {}: {}; {counts}", refused.reason, refused.detail)
     }));
     lines.extend(
         cluster
@@ -152,12 +157,40 @@ pub(super) fn cluster_lines(cluster: &ClusterDump) -> Vec<String> {
     );
     lines.extend(cluster.unpublished.iter().map(|why| format!("NOT PUBLISHED {why}")));
     lines.extend(cluster.cannot_lead.iter().map(|why| format!("CANNOT LEAD  {why}")));
-    lines.extend(
-        cluster.store_error.iter().map(|why| format!("STORE        {why}; the last good table is in force")),
-    );
+    let in_force =
+        if cluster.in_force.is_some() { "the last good table is in force" } else { "no table is in force" };
+    lines.extend(cluster.store_error.iter().map(|why| format!("STORE        {why}; {in_force}")));
     lines.extend(
         cluster.fault.iter().map(|what| format!("FAULT        {what}; the cluster's tasks began anew")),
     );
     lines.extend(cluster.disk_error.iter().map(|why| format!("DISK         {why}")));
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::{InForceDump, RefusedDocumentsDump, SealDump};
+
+    #[test]
+    fn nothing_is_said_to_count_that_is_not_there() {
+        let without = ClusterDump {
+            role: "follower".to_owned(),
+            store_error: Some("it is away".to_owned()),
+            documents_refused: Some(RefusedDocumentsDump::default()),
+            ..ClusterDump::default()
+        };
+        let with = ClusterDump {
+            in_force: Some(InForceDump::default()),
+            seal: Some(SealDump::default()),
+            ..without.clone()
+        };
+        for (cluster, parts) in [
+            (without, ["no table is in force", "this node has no others"]),
+            (with, ["the last good table is in force", "the last that were sealed count"]),
+        ] {
+            let said = cluster_lines(&cluster).join("\n");
+            assert!(parts.iter().all(|part| said.contains(part)), "{said}");
+        }
+    }
 }

@@ -10,6 +10,7 @@ mod ca_upkeep;
 mod check;
 mod cleanup;
 mod connections;
+mod counted;
 mod end;
 mod endpoints;
 mod get;
@@ -59,7 +60,7 @@ enum Verb {
     /// Shows the endpoints that a running agent balances over.
     Endpoints(ClientArgs),
     /// Shows the rate limits of a running agent: what they are about, what they let through and refused.
-    Limits(ClientArgs),
+    Limits(limits::LimitsArgs),
     /// Shows the connections that are open: who serves them, why, and where their bytes go.
     Connections(connections::ConnectionsArgs),
     /// Shows what becomes of connections: verdicts, drops with the rule that decided, balancing, and how they ended.

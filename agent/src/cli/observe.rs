@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::end::{EndFilter, Ends};
 use super::{ClientArgs, Format, ask, end, verdict};
 use crate::admin::client::ClientError;
-use crate::admin::{FlowDump, FlowsDump, Status};
+use crate::admin::{FlowDump, FlowsDump, RATE_LIMITED, Status};
 use crate::telemetry::rfc3339;
 
 /// How often a running agent is asked for more.
@@ -75,7 +75,7 @@ struct Filter {
     /// Only what this tier tells: `guard`, `kernel`, `agent` (of all its kinds), `agent L4`, `agent L7`.
     #[arg(long, value_parser = verdict::TIERS)]
     tier: Option<String>,
-    /// Only what this policy or EdgeGuard refuses.
+    /// Only what this policy, EdgeGuard or RateLimit refuses.
     #[arg(long, value_name = "NAMESPACE/NAME")]
     policy: Option<String>,
     /// Only those of this protocol: `tcp`, `udp`, `icmp`, or a number.
@@ -283,6 +283,9 @@ fn details(flow: &FlowDump) -> Vec<String> {
         details.push(flow.protocol.clone());
     }
     match (&flow.policy, &flow.rule) {
+        (Some(policy), Some(limit)) if flow.reason == RATE_LIMITED => {
+            details.push(format!("RateLimit {policy} limit {limit}"));
+        }
         (Some(policy), Some(rule)) => details.push(format!("policy {policy} rule {rule}")),
         (Some(guard), None) => details.push(format!("EdgeGuard {guard}")),
         _ => {}

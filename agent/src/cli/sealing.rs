@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
@@ -19,7 +19,14 @@ pub(super) struct SealArgs {
     /// What `sluice ca operator` made: documents are sealed with it. A cluster whose agents run with `--ca` takes no others.
     #[arg(long, env = "SLUICE_CA", value_name = "DIR")]
     ca: Option<PathBuf>,
+    /// Begins anew with what the store and the files have: what else agents of the cluster count on is lost. Without it that is
+    /// waited for, and nothing is changed where nobody gives it back.
+    #[arg(long, requires = "ca")]
+    anew: bool,
 }
+
+/// Agents whose records are lost with all else have told of themselves again by then, most often.
+const BEGINNING: Duration = Duration::from_secs(15);
 
 /// Texts by id, with their revisions.
 pub(super) type Texts = SharedMap<Arc<str>, (u64, Arc<str>)>;
@@ -37,9 +44,12 @@ pub(super) enum Spoilt {
 pub(super) struct Sealer {
     identity: OperatorIdentity,
     cluster: String,
+    anew: bool,
     before: Option<Seal>,
-    /// The seal is to be made anew, whether anything else changes or not.
+    /// The seal is to be made anew, whether anything else changes or not: it is another operator's, or not good.
     stale: bool,
+    /// It is good.
+    good: bool,
     /// The revision of the seal that is there; 0: none is.
     revision: u64,
     /// The revision of the documents.
@@ -47,6 +57,11 @@ pub(super) struct Sealer {
 }
 
 impl SealArgs {
+    /// Whether what agents count on has to be there before something is written.
+    pub(super) fn builds_upon_what_counts(&self) -> bool {
+        self.ca.is_some() && !self.anew
+    }
+
     /// Checks what the store holds; `None`: this cluster's documents are not sealed.
     pub(super) async fn sealer(
         &self,
@@ -68,13 +83,13 @@ impl SealArgs {
             format!("--ca {}: `sluice ca operator` makes what seals documents", directory.display())
         })?;
         let bundle = identity.bundle();
-        let (before, stale) = if texts.is_empty() {
-            (None, false)
+        let (before, stale, good) = if texts.is_empty() {
+            (None, false, true)
         } else {
             match sealed::check(cluster, &texts, &mut Sums::default(), bundle, None) {
                 Ok(seal) => {
                     let own = sealed::open(&texts).is_ok_and(|(_, _, signature)| identity.made(&signature));
-                    (Some(seal), !own)
+                    (Some(seal), !own, true)
                 }
                 Err(refused) => {
                     if refused.is_by_another_root() {
@@ -82,7 +97,7 @@ impl SealArgs {
                     }
                     refuse(store, &texts, &refused, spoilt).await?;
                     // A seal that is good, though over other documents, says what generation there was.
-                    (sealed::seal(cluster, &texts, bundle).ok(), true)
+                    (sealed::seal(cluster, &texts, bundle).ok(), true, false)
                 }
             }
         };
@@ -90,8 +105,11 @@ impl SealArgs {
         Ok(Some(Sealer {
             identity,
             cluster: cluster.to_owned(),
+            // All of what is not believed is replaced on purpose.
+            anew: self.anew || !good,
             before,
-            stale,
+            stale: stale || self.anew,
+            good,
             revision,
             at: found.revision,
         }))
@@ -108,10 +126,23 @@ impl Sealer {
         });
     }
 
-    /// Adds the seal over what is there once these writes are done, if there are any, or the seal itself is to be replaced.
-    pub(super) fn seal(&self, found: &Documents, writes: &mut Vec<DocumentWrite>) {
+    /// Whether the store may have lost what agents have not told of yet: it had nothing until a moment ago.
+    pub(super) fn is_beginning(&self) -> bool {
+        let begun = |seal: &Seal| seal.head.is_begun_within(BEGINNING, SystemTime::now());
+        self.before.as_ref().is_none_or(begun)
+    }
+
+    /// Leaves a good seal of somebody else as it is while nothing else changes. Of two who follow alike each would seal what the
+    /// other one has sealed, for ever.
+    pub(super) fn leave_others(&mut self) {
+        self.stale &= !self.good;
+    }
+
+    /// Adds the seal over what is there once these writes are done, if there are any, or the seal itself is to be replaced; its
+    /// generation.
+    pub(super) fn seal(&self, found: &Documents, writes: &mut Vec<DocumentWrite>) -> Option<u64> {
         if writes.is_empty() && !self.stale {
-            return;
+            return None;
         }
         let mut texts = texts(found);
         for write in writes.iter() {
@@ -120,9 +151,11 @@ impl Sealer {
                 None => texts.remove(&write.id),
             };
         }
-        let head = Head::new(&self.cluster, &texts, self.before.as_ref(), SystemTime::now());
+        let mut head = Head::new(&self.cluster, &texts, self.before.as_ref(), SystemTime::now());
+        head.anew = self.anew;
         let text = head.sealed(|bytes| self.identity.seal(bytes));
         writes.push(DocumentWrite { id: SEAL.into(), text: Some(text), expected: Some(self.revision) });
+        Some(head.generation)
     }
 }
 

@@ -57,7 +57,18 @@ fn render(status: &Status) -> String {
             listener.error.as_ref().map_or(listener.address.clone(), |error| format!("NOT OPEN: {error}"));
         lines.push(format!("listener     {} {state}", listener.name));
     }
-    lines.extend(documents(&status.config));
+    let report = &status.config;
+    // Whoever leads reads them; the others get what follows.
+    let read = report["objects"].as_array().is_some_and(|objects| !objects.is_empty());
+    let read_here = read || status.cluster.role != "follower" || status.cluster.documents.count == 0;
+    if read_here {
+        lines.extend(documents(report));
+    } else {
+        lines.push(
+            "documents    are read by whoever leads: `sluice status` there says what became of each"
+                .to_owned(),
+        );
+    }
     lines.extend(status.unhealthy.iter().map(|pod| format!("UNHEALTHY    {pod}")));
     lines.extend(status.unmet.iter().map(|text| format!("NOT ENFORCED {text}")));
     lines.join("\n")
@@ -214,11 +225,12 @@ fn documents(report: &Value) -> Vec<String> {
     let objects = list("objects");
     let in_state = |state: &str| objects.iter().filter(|object| object["state"] == state).count();
     let mut lines = vec![format!(
-        "documents    {} objects: {} applied, {} not or partly enforced, {} rejected",
+        "documents    {} objects: {} applied, {} not or partly enforced, {} rejected{}",
         objects.len(),
         in_state("applied"),
         in_state("notEnforced"),
-        in_state("rejected")
+        in_state("rejected"),
+        wrong(list("files"), objects)
     )];
     for object in objects.iter().filter(|object| object["state"] == "notEnforced") {
         lines.push(format!("             {}", not_enforced(object)));
@@ -230,6 +242,17 @@ fn documents(report: &Value) -> Vec<String> {
     }
     lines.extend(objects.iter().filter(|object| object["state"] == "rejected").map(rejected));
     lines
+}
+
+/// What else is wrong: files of which nobody knows what they hold, and objects in force that answer with errors.
+fn wrong(files: &[Value], objects: &[Value]) -> String {
+    let has_errors = |owner: &&Value| {
+        owner["messages"].as_array().into_iter().flatten().any(|message| message["severity"] == "error")
+    };
+    let files = files.iter().filter(has_errors).count();
+    let objects = objects.iter().filter(|object| object["state"] != "rejected").filter(has_errors).count();
+    let part = |count, what| if count > 0 { format!(", {count} {what}") } else { String::new() };
+    part(objects, "in force WITH ERRORS") + &part(files, "FILES NOT READ as a whole")
 }
 
 /// An object of which a part, or all, waits for a later version.
@@ -328,5 +351,23 @@ mod tests {
             lines[1].trim(),
             "a.yaml:9: error: VirtualService default/web: spec.http[0].rout: unknown field [IST0106]"
         );
+    }
+
+    #[test]
+    fn what_is_wrong_is_counted_although_nothing_is_rejected() {
+        let message = |severity| json!([{"severity": severity, "code": "X", "line": 1, "text": "bad"}]);
+        for (file, object, expected) in [
+            ("warning", "warning", "0 rejected"),
+            ("error", "info", "0 rejected, 1 FILES NOT READ as a whole"),
+            ("info", "error", "0 rejected, 1 in force WITH ERRORS"),
+        ] {
+            let report = json!({
+                "files": [{"file": "a.yaml", "objects": 1, "messages": message(file)}],
+                "objects": [{"kind": "Gateway", "namespace": "default", "name": "web", "file": "a.yaml", "line": 1,
+                             "state": "applied", "messages": message(object)}]
+            });
+            let lines = documents(&report);
+            assert!(lines[0].ends_with(expected), "{file} {object}: {lines:?}");
+        }
     }
 }

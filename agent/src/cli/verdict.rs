@@ -4,12 +4,14 @@ use agent_common::balance::{ConnectReason, TierReason};
 use agent_common::{capture, guard};
 
 use crate::admin::protocol_name;
+use crate::compile::{NO_CA, OUTSIDE_MESH};
 use crate::identity::PeerRefusal;
+use crate::identity::edge_backends;
 
 const VERDICTS: [&str; 7] = ["accelerated", "agent", "balanced", "direct", "dropped", "plain", "refused"];
 
 /// Reasons beside those of the kernel's verdicts.
-const OTHERS: [&str; 17] = [
+const OTHERS: [&str; 19] = [
     "closed",
     "connections",
     "connections_per_source",
@@ -24,6 +26,8 @@ const OTHERS: [&str; 17] = [
     "joined",
     "mtls_required",
     "no_healthy_upstream",
+    "rate_limit_uncounted",
+    "rate_limited",
     "rbac_access_denied",
     "reset",
     "upstream_reset",
@@ -35,8 +39,9 @@ fn reasons() -> Vec<&'static str> {
     let balanced = ConnectReason::ALL.into_iter().map(ConnectReason::as_str);
     let taken = TierReason::ALL.into_iter().map(TierReason::as_str);
     let handshakes = PeerRefusal::ALL.into_iter().map(PeerRefusal::name);
+    let upstream = edge_backends::REFUSALS.into_iter().chain([NO_CA, OUTSIDE_MESH]);
     let kernel = captured.chain(guarded).chain(balanced).chain(taken);
-    let mut reasons: Vec<_> = kernel.chain(handshakes).chain(OTHERS).collect();
+    let mut reasons: Vec<_> = kernel.chain(handshakes).chain(upstream).chain(OTHERS).collect();
     reasons.sort_unstable();
     reasons.dedup();
     reasons
@@ -91,6 +96,9 @@ mod tests {
             "affinity",
             "upstream_reset",
             "other_identity",
+            "upstream_tls_no_ca",
+            "upstream_tls_unknown_issuer",
+            "upstream_outside_mesh",
         ] {
             assert_eq!(parse(known).as_deref(), Ok(known));
         }

@@ -12,7 +12,8 @@ use crate::admin::Explanation;
 pub(super) struct WhyArgs {
     /// Who dials: an address, POD or NAMESPACE/POD; with `:PORT`, one connection of theirs that is open or over.
     source: String,
-    /// What is dialled: IP:PORT, SERVICE:PORT or NAMESPACE/SERVICE:PORT; a pod's name stands for its address.
+    /// What is dialled: IP:PORT, SERVICE:PORT or NAMESPACE/SERVICE:PORT; a pod's name stands for its address. Of a
+    /// service and a pod of one name it is the service, where that has the port.
     destination: String,
     /// By what it is dialled; UDP by itself where a service has the port for that alone.
     #[arg(long, value_parser = ["tcp", "udp"])]

@@ -8,12 +8,12 @@
 mod changes;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, BufWriter, IntoInnerError, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ring::digest::{SHA256, digest};
+use ring::digest::{self, SHA256, digest};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -21,11 +21,16 @@ use self::changes::Changes;
 use super::seal::{Digest, Position, Version};
 use crate::compile::{TableVersion, Token};
 use crate::model::SharedMap;
+use crate::priority::give_way;
 
 pub use self::changes::KeptChange;
 
 const MAGIC: &[u8; 4] = b"SLD1";
 const SUM: usize = 32;
+/// So many bytes go to a file at once.
+const FILE_BUFFER: usize = 32 << 10;
+/// zstd's level for documents: the fastest.
+const LEVEL: i32 = 1;
 /// The largest file that is read.
 const FILE_MAX: u64 = 512 << 20;
 const TABLE: &str = "table";
@@ -73,6 +78,8 @@ pub struct Disk {
 pub struct KeptTable {
     /// Which it is.
     pub at: Position,
+    /// The generation of its documents' seal; 0: they had none, or it is not known.
+    pub generation: u64,
     /// All records, compressed.
     pub body: Vec<u8>,
 }
@@ -85,14 +92,19 @@ pub struct KeptDocuments {
     /// Its revision.
     pub revision: u64,
     /// Texts by `KIND/NAMESPACE/NAME`, each with the revision at which it came to be so.
-    pub texts: SharedMap<Arc<str>, (u64, Arc<str>)>,
+    pub texts: Texts,
 }
+
+/// Texts with their revisions, by what they are called.
+type Texts = SharedMap<Arc<str>, (u64, Arc<str>)>;
 
 #[derive(Serialize, Deserialize)]
 struct TableHead {
     version: Version,
     chain: Digest,
     revision: u64,
+    #[serde(default)]
+    generation: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -149,14 +161,15 @@ impl Disk {
         let read = self.read::<TableHead>(TABLE)?;
         Ok(read.map(|(head, body)| {
             let at = Position { version: head.version.into(), chain: head.chain, revision: head.revision };
-            KeptTable { at, body }
+            KeptTable { at, generation: head.generation, body }
         }))
     }
 
     /// Keeps a table.
     pub fn keep_table(&self, table: &KeptTable) -> Result<(), DiskError> {
         let Position { version, chain, revision } = table.at;
-        self.write(TABLE, &TableHead { version: version.into(), chain, revision }, &table.body)
+        let head = TableHead { version: version.into(), chain, revision, generation: table.generation };
+        self.write(TABLE, &head, |file| file.write_all(&table.body))
     }
 
     /// The table that was kept, with the changes that follow it.
@@ -178,9 +191,26 @@ impl Disk {
         Ok(Some((table, follow)))
     }
 
+    /// What is missing of what was kept, where its table ends with that one: what was in force is known from another file.
+    pub fn missing(&self, ends: Option<TableVersion>) -> Option<(&'static str, DiskError)> {
+        let (highest, never) = (self.highest(), TableVersion::default());
+        let (name, what) = match ends {
+            None if highest > never => (TABLE, "it is gone"),
+            Some(ends) if ends < highest => (CHANGES, "it lacks what was in force last"),
+            Some(_) if highest == never => (HIGHEST, "nothing in it can be read"),
+            _ => return None,
+        };
+        Some((name, self.damaged(name, what)))
+    }
+
     /// Adds a change of the table in force. It outlives the process, and not the machine's crash.
     pub fn keep_change(&self, change: &KeptChange) -> Result<(), DiskError> {
         self.changes.append(change).map_err(self.failed(CHANGES))
+    }
+
+    /// Waits until the changes outlive the machine's crash.
+    pub fn sync_changes(&self) -> Result<(), DiskError> {
+        self.changes.sync().map_err(self.failed(CHANGES))
     }
 
     /// Lets go of the changes that the table on the disk has.
@@ -191,15 +221,21 @@ impl Disk {
     /// The documents that were kept; `None`: none were.
     pub fn documents(&self) -> Result<Option<KeptDocuments>, DiskError> {
         let Some((head, body)) = self.read::<DocumentsHead>(DOCUMENTS)? else { return Ok(None) };
-        let texts = serde_json::from_slice(&body).map_err(|_| self.damaged(DOCUMENTS, "no documents"))?;
+        let texts = texts(&body).map_err(|_| self.damaged(DOCUMENTS, "no documents"))?;
         Ok(Some(KeptDocuments { store: head.store, revision: head.revision, texts }))
     }
 
     /// Keeps documents.
     pub fn keep_documents(&self, documents: &KeptDocuments) -> Result<(), DiskError> {
         let head = DocumentsHead { store: Arc::clone(&documents.store), revision: documents.revision };
-        let body = serde_json::to_vec(&documents.texts).expect("texts are JSON");
-        self.write(DOCUMENTS, &head, &body)
+        self.write(DOCUMENTS, &head, |file| {
+            let mut packed = zstd::Encoder::new(file, LEVEL)?;
+            let mut texts = BufWriter::with_capacity(FILE_BUFFER, Paced(&mut packed));
+            serde_json::to_writer(&mut texts, &documents.texts)?;
+            texts.flush()?;
+            drop(texts);
+            packed.finish().map(drop)
+        })
     }
 
     fn slots(&self) -> [Option<(u64, TableVersion)>; 2] {
@@ -239,18 +275,27 @@ impl Disk {
         Ok(Some((head, rest[end + 1..].to_vec())))
     }
 
-    fn write(&self, name: &str, head: &impl Serialize, body: &[u8]) -> Result<(), DiskError> {
-        let mut rest = serde_json::to_vec(head).expect("names and numbers are JSON");
-        rest.push(b'\n');
-        rest.extend_from_slice(body);
-        let sum = digest(&SHA256, &rest);
+    /// `body` writes what follows the head. It may be large: no more of it is in memory than a file's buffer holds.
+    fn write(
+        &self,
+        name: &str,
+        head: &impl Serialize,
+        body: impl FnOnce(&mut BufWriter<Summed<&File>>) -> io::Result<()>,
+    ) -> Result<(), DiskError> {
         let (path, temporary) = (self.path(name), self.path(&format!(".{name}.new")));
         let write = || {
             let mut options = OpenOptions::new();
             let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-            for part in [&MAGIC[..], sum.as_ref(), &rest] {
-                file.write_all(part)?;
-            }
+            file.write_all(MAGIC)?;
+            // The sum comes here, once it is known.
+            file.write_all(&[0; SUM])?;
+            let rest = Summed { inner: &file, sum: digest::Context::new(&SHA256) };
+            let mut rest = BufWriter::with_capacity(FILE_BUFFER, rest);
+            serde_json::to_writer(&mut rest, head)?;
+            rest.write_all(b"\n")?;
+            body(&mut rest)?;
+            let rest = rest.into_inner().map_err(IntoInnerError::into_error)?;
+            file.write_all_at(rest.sum.finish().as_ref(), MAGIC.len() as u64)?;
             file.sync_data()?;
             fs::rename(&temporary, &path)?;
             File::open(&self.dir)?.sync_all()
@@ -276,6 +321,49 @@ impl Disk {
     }
 }
 
+/// Passes bytes on and sums them up.
+struct Summed<W> {
+    inner: W,
+    sum: digest::Context,
+}
+
+impl<W: Write> Write for Summed<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.inner.write(bytes)?;
+        self.sum.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+/// Passes bytes on and gives way after each piece.
+struct Paced<W>(W);
+
+impl<W: Write> Write for Paced<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.0.write(bytes)?;
+        give_way();
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// The texts of documents; agents before this one wrote them uncompressed.
+fn texts(body: &[u8]) -> io::Result<Texts> {
+    if body.first() == Some(&b'{') {
+        return Ok(serde_json::from_slice(body)?);
+    }
+    let mut plain = Vec::new();
+    zstd::Decoder::new(body)?.take(FILE_MAX).read_to_end(&mut plain)?;
+    Ok(serde_json::from_slice(&plain)?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -291,7 +379,7 @@ mod tests {
             chain: first_digest(version(2, number), b"x"),
             revision: 4,
         };
-        KeptTable { at, body: b"records\nwith lines".to_vec() }
+        KeptTable { at, generation: number + 100, body: b"records\nwith lines".to_vec() }
     }
 
     #[test]
@@ -311,8 +399,26 @@ mod tests {
         disk.keep_documents(&documents).expect("writes");
         let again = Disk::open(dir.path()).expect("opens");
         assert_eq!(again.table().expect("reads"), Some(table(2)));
+        assert_eq!(again.documents().expect("reads").as_ref(), Some(&documents));
+        // As agents of before wrote them.
+        let head = DocumentsHead { store: "s".into(), revision: 7 };
+        let plain = again.write(DOCUMENTS, &head, |file| Ok(serde_json::to_writer(file, &documents.texts)?));
+        plain.expect("writes");
         assert_eq!(again.documents().expect("reads"), Some(documents));
         assert_eq!(again.highest(), version(2, 5));
+    }
+
+    #[test]
+    fn what_is_missing_is_known_by_what_was_in_force() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let disk = Disk::open(dir.path()).expect("opens");
+        let missing =
+            |ends: Option<u64>| disk.missing(ends.map(|ends| version(2, ends))).map(|(name, _)| name);
+        assert_eq!((missing(None), missing(Some(5))), (None, Some(HIGHEST)));
+        disk.keep_highest(version(2, 5), false).expect("writes");
+        assert_eq!((missing(None), missing(Some(4)), missing(Some(5))), (Some(TABLE), Some(CHANGES), None));
+        // It was killed between the one and the other.
+        assert_eq!(missing(Some(6)), None);
     }
 
     #[test]

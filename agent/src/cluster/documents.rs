@@ -37,6 +37,15 @@ pub enum Step {
     Refuse(Refused, Vec<DocumentWrite>),
 }
 
+/// Whether a store at the revision of this node says nothing that this node does not have.
+pub fn adds_nothing(kept: &KeptDocuments, heard: &Documents) -> bool {
+    let has = |document: &Document| {
+        let of = kept.texts.get(&document.id).map(|(revision, text)| (*revision, text));
+        of == document.text.as_ref().map(|text| (document.revision, text))
+    };
+    heard.odd.is_empty() && heard.changed.iter().all(has)
+}
+
 /// Compares the documents of this node with what the store answered; `all`: it was asked for everything.
 pub fn compare(kept: &KeptDocuments, heard: Documents, all: bool) -> Step {
     let same_store = kept.store == heard.store;
@@ -132,7 +141,8 @@ pub fn lost(heard: &Documents) -> Result<(), StoreError> {
 /// Whether what these documents say may take most of the table away, compared with one made of an earlier revision. `None`: there
 /// is no table, and so nobody can have meant it.
 pub fn may_shrink(documents: &KeptDocuments, before: Option<u64>) -> bool {
-    let allowed = documents.texts.get(ALLOW_SHRINK);
+    // One that is said to be of a later revision than there is was written before somebody took away the count.
+    let allowed = documents.texts.get(ALLOW_SHRINK).filter(|(revision, _)| *revision <= documents.revision);
     allowed.zip(before).is_some_and(|((revision, text), before)| match text.parse::<u64>() {
         Ok(last) => before <= last,
         Err(_) => *revision > before,
@@ -261,6 +271,9 @@ mod tests {
         let documents = kept("s", 9, &[(ALLOW_SHRINK, 7, "")]);
         assert_eq!((may_shrink(&documents, Some(6)), may_shrink(&documents, Some(7))), (true, false));
         assert!(!may_shrink(&kept("s", 9, &[]), Some(0)) && !may_shrink(&documents, None));
+        // Somebody has deleted the count.
+        assert!(!may_shrink(&kept("s", 1, &[(ALLOW_SHRINK, 7, "")]), Some(0)));
+        assert!(!may_shrink(&kept("s", 1, &[(ALLOW_SHRINK, 7, "6")]), Some(0)));
         let sealed = kept("s", 9, &[(ALLOW_SHRINK, 9, "6")]);
         assert_eq!((may_shrink(&sealed, Some(6)), may_shrink(&sealed, Some(7))), (true, false));
     }

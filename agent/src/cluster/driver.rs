@@ -25,7 +25,6 @@ use tokio::sync::{Notify, broadcast, mpsc, watch};
 
 use self::keep::Keeper;
 use super::disk::{Disk, DiskError, KeptChange, KeptDocuments, KeptTable};
-use super::documents::sealed::generation;
 use super::election::{self, Millis};
 use super::follower::{Follower, Refusal};
 use super::publisher::Continued;
@@ -120,6 +119,10 @@ pub(super) struct Shared<S> {
     found: watch::Sender<Option<(Digest, Arc<Model>)>>,
     /// What the store holds is no table that anybody would apply: who leads writes it anew.
     spoilt: Notify,
+    /// This node's certificates, or those that it believes, were replaced.
+    trusts_anew: Notify,
+    /// Documents were refused: others hear of it at once.
+    documents_judged: Notify,
     /// What became of the documents, where this agent leads.
     outcome: watch::Sender<Option<DocumentsOutcome>>,
     /// What the election shall hear.
@@ -138,7 +141,6 @@ pub fn start<S: Store>(
     let highest = disk.as_ref().map(|disk| disk.highest()).unwrap_or_default();
     let mut follower = Follower::new(Arc::clone(&settings.cluster), highest);
     let kept = disk.as_ref().map(|disk| kept(disk, &view)).unwrap_or_default();
-    follower.hold(trust.operators().map_or(0, |_| generation(&kept.texts)));
     let table = disk.as_ref().and_then(|disk| restore(disk, &mut follower, &view));
     let restored = table.as_ref().map(|(table, changes)| changes.last().map_or(table.at, |last| last.at));
     let ready = watch::Sender::new(restored.map_or(Readiness::Unknown, |_| Readiness::InForce));
@@ -172,6 +174,8 @@ pub fn start<S: Store>(
         wanted: watch::Sender::default(),
         found: watch::Sender::default(),
         spoilt: Notify::new(),
+        trusts_anew: Notify::new(),
+        documents_judged: Notify::new(),
         outcome: watch::Sender::new(None),
         election,
     };
@@ -185,7 +189,13 @@ fn restore(
     view: &Mutex<ClusterView>,
 ) -> Option<(KeptTable, Vec<KeptChange>)> {
     let kept = disk.table_and_changes().map_err(|error| disk_failed(view, "table", &error));
-    let (table, changes) = kept.ok()??;
+    let kept = kept.ok()?;
+    let ends =
+        |(table, changes): &(KeptTable, Vec<KeptChange>)| changes.last().map_or(table.at, |last| last.at);
+    if let Some((what, error)) = disk.missing(kept.as_ref().map(|kept| ends(kept).version)) {
+        disk_failed(view, what, &error);
+    }
+    let (table, changes) = kept?;
     let at = changes.last().map_or(table.at, |last| last.at);
     let whole = Change::decode(&table.body).and_then(|records| {
         let changes = changes.iter().map(|change| Change::decode(&change.body));
@@ -195,6 +205,8 @@ fn restore(
         tracing::error!(%error, "the table that was kept can't be read");
         return None;
     }
+    // Not that of the documents: who leads may hold back what they say, and publishes none of that generation.
+    follower.hold(changes.last().map_or(table.generation, |last| last.generation));
     tracing::info!(version = %at.version, "serving the table that was kept");
     Some((table, changes))
 }
@@ -238,7 +250,11 @@ impl<S: Store> Shared<S> {
             Err(error) => {
                 let mut view = self.view();
                 if view.store_error.as_ref() != Some(error) {
-                    tracing::warn!(%error, "traffic goes on with the last good table");
+                    if view.in_force.is_some() {
+                        tracing::warn!(%error, "traffic goes on with the last good table");
+                    } else {
+                        tracing::warn!(%error, "no table is in force");
+                    }
                 }
                 view.store_error = Some(error.clone());
             }

@@ -11,7 +11,7 @@
 //!   ▲  ▲         held by another, no answer            │ granted, and the answer came in time
 //!   │  └───────────────────────────────────────────────┤
 //!   │                                                  ▼
-//!   │   lost · fenced · outranked · unfit           leading ⟲ renewed at every third of the lease's life
+//!   │   lost · timed out · outranked · unfit        leading ⟲ renewed at every third of the lease's life
 //!   └───────────────────────────────────────────────── │
 //!                                                      ▼ the agent ends
 //!                                                   stopped
@@ -97,7 +97,7 @@ pub enum Why {
     /// The lease is another's, or gone.
     Lost,
     /// No renewal came through in time.
-    Fenced,
+    TimedOut,
     /// A higher token is about.
     Outranked,
     /// Its tables are refused.
@@ -111,7 +111,7 @@ impl Why {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Lost => "lost",
-            Self::Fenced => "fenced",
+            Self::TimedOut => "timed_out",
             Self::Outranked => "outranked",
             Self::Unfit => "unfit",
             Self::Stopping => "stopping",
@@ -212,7 +212,7 @@ impl Election {
                 let renewing = renewing.is_some();
                 let ask_at = now.after(spread(self.ttl / TICK_PART, random));
                 self.state = State::Following { ask_at, renewing };
-                vec![Action::Yield(Why::Fenced)]
+                vec![Action::Yield(Why::TimedOut)]
             }
             _ => Vec::new(),
         }

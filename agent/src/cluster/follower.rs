@@ -9,7 +9,8 @@ use super::standing::{Place, Standing};
 use crate::compile::TableVersion;
 use crate::compile::wire::{Change, Counts, Parts, SCHEMA, Touched, WireError};
 
-/// A table may lose everything if it had fewer entries than this: small ones do so in daily life.
+/// A table may lose all its routes, or have no endpoint ready any more, if it had fewer than this: small ones do so in daily life.
+/// All its endpoints it never may.
 pub const SHRINK_FROM: usize = 8;
 
 /// Why a published table is not applied.
@@ -191,6 +192,8 @@ impl Follower {
             Place::Next => {}
             Place::Known => {
                 if self.standing.at().is_some_and(|at| at.version == next.version) {
+                    // One that an earlier version kept has none on the disk.
+                    self.hold(sealed.header.generation);
                     self.here = Some(sealed.header.generation);
                 }
                 return Ok(Step::Known);
@@ -230,17 +233,20 @@ impl Follower {
     }
 }
 
-/// Whether so much goes at once that it is more likely a mistake: every endpoint, or more than half of all routes.
+/// Whether so much goes at once that it is more likely a mistake: every endpoint, or more than half of all routes. That none is
+/// ready any more is daily life where there are few: the only pod of a service begins anew.
 pub fn shrinks(before: Counts, after: Counts) -> Result<(), Refusal> {
     let much = |what, before: usize, after: usize, least: usize| {
-        if before >= SHRINK_FROM && after < least {
-            return Err(Refusal::Shrinks { what, before, after });
-        }
-        Ok(())
+        if after < least.min(before) { Err(Refusal::Shrinks { what, before, after }) } else { Ok(()) }
     };
     much("endpoints", before.endpoints, after.endpoints, 1)?;
-    much("ready endpoints", before.ready, after.ready, 1)?;
-    much("routes", before.routes, after.routes, before.routes.div_ceil(2))
+    if before.ready >= SHRINK_FROM {
+        much("ready endpoints", before.ready, after.ready, 1)?;
+    }
+    if before.routes >= SHRINK_FROM {
+        much("routes", before.routes, after.routes, before.routes.div_ceil(2))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

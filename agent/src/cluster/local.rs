@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::broadcast;
 
+use super::documents::sealed::SEAL;
 use super::store::{
     Acquired, BYTES_MAX, Candidate, DELETED_MAX, DELTAS_MAX, Delta, Deltas, Document, DocumentWrite,
     Documents, EPOCH_MAX, EVENTS_KEPT, Event, HISTORY_MAX, Lease, LeaseState, MEMBER_KEPT, Member, Published,
@@ -331,8 +332,9 @@ impl Store for LocalStore {
         let (inner, _) = self.enter()?;
         let state = &inner.state;
         let after = if store == &*state.store { after } else { 0 };
-        let newer = state.documents.values().filter(|document| document.revision > after);
-        let mut changed: Vec<_> = newer.cloned().collect();
+        let seal = |document: &&Document| &*document.id == SEAL && document.text.is_some();
+        let told = |document: &&Document| document.revision > after || seal(document);
+        let mut changed: Vec<_> = state.documents.values().filter(told).cloned().collect();
         changed.sort_by(|one, other| (one.revision, &one.id).cmp(&(other.revision, &other.id)));
         let (store, revision) = (state.store.clone(), state.revision);
         Ok(Documents { store, revision, changed, odd: Vec::new() })

@@ -30,7 +30,7 @@ pub fn milliseconds(time: std::time::SystemTime) -> u64 {
 pub use driver::{Agent, ClusterSettings, ClusterView, Handle, Read, Readiness, start};
 
 pub use local::{Clock, LocalState, LocalStore};
-pub use redis::{CountersReading, RedisCounters, RedisOptions, RedisStore};
+pub use redis::{CountersReading, NodeHolds, RedisCounters, RedisOptions, RedisStore};
 pub use store::{
     Acquired, BYTES_MAX, Candidate, DELETED_MAX, DELTAS_MAX, Delta, Deltas, Document, DocumentWrite,
     Documents, EPOCH_MAX, Event, HISTORY_MAX, Lease, LeaseState, MEMBER_KEPT, Member, NODE_NAME_MAX, Odd,

@@ -197,6 +197,13 @@ impl Publisher {
         self.last = Some(draft.after);
     }
 
+    /// Nobody was sent it, and nobody will be.
+    pub fn unsent(&mut self, draft: &Draft) {
+        if draft.version().version == self.drafted {
+            self.drafted -= 1;
+        }
+    }
+
     fn header(&self, version: TableVersion, form: Form, contents: &Contents) -> Header {
         Header {
             schema: SCHEMA,

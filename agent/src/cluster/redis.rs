@@ -21,7 +21,7 @@ use ::redis::Value;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::broadcast;
 
-pub use self::counters::{CountersReading, RedisCounters};
+pub use self::counters::{CountersReading, NodeHolds, RedisCounters};
 use self::keys::Keys;
 use self::link::Link;
 use self::target::Target;

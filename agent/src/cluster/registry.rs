@@ -70,6 +70,9 @@ pub struct NodeRecord {
     pub schema: u32,
     /// What it does.
     pub state: NodeState,
+    /// For how long the leader's lease and a heartbeat hold, in milliseconds; 0: it does not say.
+    #[serde(default)]
+    pub ttl: u64,
     /// When its process began, in seconds since 1970.
     #[serde(default)]
     pub started: u64,
@@ -139,6 +142,18 @@ pub struct Sealing {
     /// Why it refuses what the store holds now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
+    /// The seal that it refused last, whatever the store holds now: who made it waits to hear.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused_seal: Option<RefusedSeal>,
+}
+
+/// A seal that a node refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedSeal {
+    /// Its generation.
+    pub generation: u64,
+    /// Why.
+    pub why: String,
 }
 
 impl NodeRecord {

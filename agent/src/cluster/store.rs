@@ -123,7 +123,7 @@ pub struct Documents {
     pub store: Arc<str>,
     /// The store's revision; counts changes.
     pub revision: u64,
-    /// Documents whose revision is above the one that was asked for, in the order of their revisions.
+    /// Documents whose revision is above the one that was asked for, and the seal, in the order of their revisions.
     pub changed: Vec<Document>,
     /// Those among them of which the store says something that no write leaves so: somebody else has written there.
     pub odd: Vec<Odd>,
@@ -300,7 +300,8 @@ pub trait Store: Send + Sync + 'static {
     /// [`MEMBER_KEPT`] after its last heartbeat ran out, its record after two more `ttl`.
     fn members(&self) -> impl Future<Output = Result<Vec<Member>, StoreError>> + Send;
 
-    /// What changed among the documents after a revision of a store. Of another store than the one named, everything.
+    /// What changed among the documents after a revision of a store. Of another store than the one named, everything. The seal is
+    /// told in any case: a revision is a count, which a store that was put back reaches once more with other documents.
     fn documents(
         &self,
         store: &str,

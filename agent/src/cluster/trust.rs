@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::follower::{Refusal, Verify};
-use crate::identity::{NodeDirectory, NodeTrust, Reload, Signature};
+use crate::identity::{NodeDirectory, NodeTrust, Reload, Signature, Untrusted};
 
 /// How tables are signed and believed, and whether documents have to be sealed.
 #[derive(Debug, Clone)]
@@ -31,6 +31,14 @@ impl Trust {
         checked.err().map(|why| format!("this node's certificate is not good: {why}"))
     }
 
+    /// Why one of these signatures is not believed at a time, where this node's is.
+    pub(super) fn outlived(&self, at: SystemTime, signatures: &[Signature]) -> Option<Untrusted> {
+        let Self::Signed(directory) = self else { return None };
+        let trust = directory.current();
+        trust.bundle.holds(at, &trust.identity.sign(&[])).ok()?;
+        signatures.iter().find_map(|signature| trust.bundle.holds(at, signature).err())
+    }
+
     /// Whose documents are believed; `None`: anybody's.
     pub(super) fn operators(&self) -> Option<Arc<NodeTrust>> {
         match self {
@@ -39,24 +47,26 @@ impl Trust {
         }
     }
 
-    /// Looks whether the certificates were replaced.
-    pub(super) fn reload(&self) {
-        let Self::Signed(directory) = self else { return };
+    /// Looks whether the certificates were replaced: whether others are used from now on.
+    pub(super) fn reload(&self) -> bool {
+        let Self::Signed(directory) = self else { return false };
         match directory.reload(SystemTime::now()) {
-            Ok(Reload::Unchanged) => {}
+            Ok(Reload::Unchanged) => return false,
             Ok(Reload::Changed) => tracing::info!("the node's certificates were read again"),
-            Err(error) => tracing::warn!(%error, "the node's certificates stay what they were"),
+            Err(error) => {
+                tracing::warn!(%error, "the node's certificates stay what they were");
+                return false;
+            }
         }
+        true
     }
 }
 
 impl Verify for Trust {
     fn signer(&self, signed: &[u8], signature: &[u8]) -> Result<Option<Arc<str>>, Refusal> {
         let Self::Signed(directory) = self else { return Ok(None) };
-        let untrusted = |reason: crate::identity::Untrusted| Refusal::Untrusted {
-            reason: reason.name(),
-            detail: reason.to_string(),
-        };
+        let untrusted =
+            |reason: Untrusted| Refusal::Untrusted { reason: reason.name(), detail: reason.to_string() };
         if signature.is_empty() {
             return Err(Refusal::Unsigned);
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::source::Pods;
-use super::{Cluster, ClusterKey, RoutingTable, Security, Upstream, UpstreamTls};
+use super::{Cluster, ClusterKey, RoutingTable, SecuredBy, Security, Upstream, UpstreamTls};
 use crate::model::{AppProtocol, Endpoint, LbPolicy, Service, ServicePort, SharedMap, Subset, TrafficPolicy};
 
 /// Clusters by what they are.
@@ -81,8 +81,9 @@ fn secured(
 ) -> Cluster {
     let before = previous.clusters.get(&cluster.key);
     let said = subset.and_then(|subset| subset.tls.on(port.port));
-    let said = said.or_else(|| policy?.tls.on(port.port)).flatten();
-    let from_pods = Security::keep(said, before.map(|before| &before.from_pods));
+    let said = said.or_else(|| policy?.tls.on(port.port));
+    let secured_by = policy.zip(said).map(|(policy, said)| SecuredBy::new(&policy.source, said));
+    let from_pods = Security::keep(said.flatten(), before.map(|before| &before.from_pods));
     let from_gateways = match &port.tls {
         Some(terms) => {
             let before = before.map(|before| &before.from_gateways);
@@ -90,7 +91,7 @@ fn secured(
         }
         None => from_pods.clone(),
     };
-    Cluster { from_gateways, from_pods, ..cluster }
+    Cluster { from_gateways, from_pods, secured_by, ..cluster }
 }
 
 fn build<'a>(
@@ -126,6 +127,7 @@ fn same(before: &Cluster, after: &Cluster) -> bool {
         && before.policy == after.policy
         && before.from_gateways == after.from_gateways
         && before.from_pods == after.from_pods
+        && before.secured_by == after.secured_by
         && same_upstreams(&before.endpoints, &after.endpoints)
         && same_upstreams(&before.unready, &after.unready)
 }

@@ -35,7 +35,9 @@ use crate::model::{Listener, Model, RouteTable};
 pub use edge_tls::{MadeTls, TlsPort, TlsServer};
 pub use gone::gone;
 pub use guard::{GuardPolicy, GuardRule};
-pub use limits::{InFlight, LimitCounter, LimitPolicy, LimitTable, LimitUse, limit_time};
+pub use limits::{
+    InFlight, LimitCounter, LimitMemo, LimitPolicy, LimitTable, LimitUse, Numbers, limit_time, write_text,
+};
 pub use peers::{PeerMode, PodMtls};
 pub use policies::{ACCESS_DENIED, Denied, DeniedBy, Foreseen, MTLS_REQUIRED, PodPolicy, PolicyTable};
 pub use realm::{DEFAULT_TRUST_DOMAIN, PolicyClient, Realm, Way};
@@ -44,7 +46,7 @@ pub use table::{
     Action, Backend, Cluster, ClusterKey, DatagramFrontend, Forward, Frontend, GatewayListener, HeaderOps,
     Route, RouteName, RoutingTable, Upstream, VirtualHost, WeightedBackend,
 };
-pub use upstream_tls::{Security, UpstreamTls, Within};
+pub use upstream_tls::{NO_CA, OUTSIDE_MESH, SecuredBy, Security, UpstreamTls, Within};
 pub use version::{TableVersion, Token};
 pub use watched::{Observed, Outcome};
 pub use weights::Weights;
@@ -76,6 +78,7 @@ pub fn compile(model: &Model, previous: &RoutingTable, version: TableVersion) ->
         policies: policies::compile(
             model.authorization.iter(),
             model.peers.iter(),
+            model.limits.iter(),
             model.workloads.iter(),
             previous,
         ),

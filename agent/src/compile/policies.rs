@@ -12,7 +12,8 @@ use super::peers::{self, PodMtls};
 use super::realm::PolicyClient;
 use super::watched::{Observed, Watched};
 use crate::model::{
-    Asked, AuthorizationPolicy, ObjectName, PeerAuthentication, PolicyAction, PolicySource, Workload,
+    Asked, AuthorizationPolicy, LimitTarget, ObjectName, PeerAuthentication, PolicyAction, PolicySource,
+    RateLimit, Workload,
 };
 
 /// The policies of every pod that has any, by the pod's addresses.
@@ -30,7 +31,15 @@ struct Documents {
     policies: Arc<[Arc<AuthorizationPolicy>]>,
     /// The oldest first.
     peers: Arc<[Arc<PeerAuthentication>]>,
+    limits: Arc<[Entered]>,
     groups: Arc<Groups>,
+}
+
+/// A document that limits what enters pods.
+#[derive(Debug)]
+struct Entered {
+    name: ObjectName,
+    targets: Vec<LimitTarget>,
 }
 
 /// What pods have by the documents that select them.
@@ -41,13 +50,15 @@ type Groups = HashMap<Selected, Arc<PodPolicy>>;
 struct Selected {
     policies: Vec<usize>,
     peers: Vec<usize>,
+    /// The first that limits what enters it.
+    limit: Option<usize>,
     /// The pod's, where one of them asks for that.
     address: Option<IpAddr>,
 }
 
 impl Documents {
     fn is_empty(&self) -> bool {
-        self.policies.is_empty() && self.peers.is_empty()
+        self.policies.is_empty() && self.peers.is_empty() && self.limits.is_empty()
     }
 }
 
@@ -60,6 +71,8 @@ pub struct PodPolicy {
     allow: Vec<Arc<AuthorizationPolicy>>,
     /// Whether plaintext is taken.
     mtls: PodMtls,
+    /// The first document that limits what enters the pods, whose agent has to count it.
+    limit: Option<ObjectName>,
     /// They are asked beside.
     watched: Watched,
 }
@@ -82,15 +95,19 @@ pub enum DeniedBy {
     NoRule,
     /// A PeerAuthentication lets nobody in who has not proven who it is.
     Plaintext,
+    /// A RateLimit has to count it, which only the agent does, and it did not come by the agent.
+    Uncounted,
 }
 
 impl Denied {
-    /// The rule as metrics show it: its position, `none` where no rule of any ALLOW policy matches, or `plaintext`.
+    /// The rule as metrics show it: its position, `none` where no rule of any ALLOW policy matches,
+    /// `plaintext`, or `uncounted`.
     pub fn rule_label(&self) -> String {
         match self.by {
             DeniedBy::Rule(rule) => rule.to_string(),
             DeniedBy::NoRule => "none".to_owned(),
             DeniedBy::Plaintext => "plaintext".to_owned(),
+            DeniedBy::Uncounted => "uncounted".to_owned(),
         }
     }
 
@@ -99,6 +116,7 @@ impl Denied {
         match self.by {
             DeniedBy::Rule(_) | DeniedBy::NoRule => ACCESS_DENIED,
             DeniedBy::Plaintext => MTLS_REQUIRED,
+            DeniedBy::Uncounted => UNCOUNTED,
         }
     }
 }
@@ -107,6 +125,8 @@ impl Denied {
 pub const ACCESS_DENIED: &str = "rbac_access_denied";
 /// What it is called that a PeerAuthentication refuses plaintext.
 pub const MTLS_REQUIRED: &str = "mtls_required";
+/// What it is called that a pod under a limit of what enters it gets no connection past the agent.
+pub const UNCOUNTED: &str = "rate_limit_uncounted";
 
 /// What can be said of a connection before there is a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,6 +137,8 @@ pub enum Foreseen {
     Denied(Denied),
     /// It depends on the request; without requests it is refused for this reason.
     ByRequest(Denied),
+    /// Everything is let through, but connections by the agent alone, which counts; others are refused for this reason.
+    Counted(Denied),
 }
 
 impl PodPolicy {
@@ -148,7 +170,10 @@ impl PodPolicy {
         }
         // Both extremes let through is let through, whatever the request.
         match self.check(source, port, Asked::Opaque) {
-            Ok(()) => Foreseen::Allowed,
+            Ok(()) => match &self.limit {
+                None => Foreseen::Allowed,
+                Some(limit) => Foreseen::Counted(Denied { policy: limit.clone(), by: DeniedBy::Uncounted }),
+            },
             Err(denied) => Foreseen::ByRequest(denied),
         }
     }
@@ -158,9 +183,9 @@ impl PodPolicy {
         self.watched.observe(source, port, asked)
     }
 
-    /// Whether somebody could be refused.
+    /// Whether somebody could be refused, or has to come by the agent.
     pub fn refuses(&self) -> bool {
-        !self.deny.is_empty() || !self.allow.is_empty() || self.mtls.is_strict()
+        !self.deny.is_empty() || !self.allow.is_empty() || self.mtls.is_strict() || self.limit.is_some()
     }
 
     /// Whether plaintext is taken.
@@ -243,11 +268,15 @@ impl RoutingTable {
 pub(super) fn compile<'m>(
     policies: impl Iterator<Item = &'m AuthorizationPolicy>,
     peers: impl Iterator<Item = &'m PeerAuthentication>,
+    limits: impl Iterator<Item = &'m RateLimit>,
     workloads: impl Iterator<Item = &'m Workload>,
     previous: &RoutingTable,
 ) -> PolicyTable {
     let policies = policies.cloned().map(Arc::new).collect();
-    let documents = Documents { policies, peers: peers::by_age(peers), groups: Arc::default() };
+    let limits = limits.filter(|limit| enters(limit));
+    let limits = limits.map(|limit| Entered { name: limit.name.clone(), targets: limit.targets.clone() });
+    let (peers, limits) = (peers::by_age(peers), limits.collect());
+    let documents = Documents { policies, peers, limits, groups: Arc::default() };
     if documents.is_empty() {
         return PolicyTable::default();
     }
@@ -265,6 +294,16 @@ pub(super) fn compile<'m>(
         }
     }
     PolicyTable::new(by_address, Documents { groups: Arc::new(groups), ..documents })
+}
+
+/// Whether a document limits what enters pods.
+fn enters(limit: &RateLimit) -> bool {
+    limit.targets.iter().any(LimitTarget::enters)
+}
+
+/// Whether pods have to be looked at again once the limits are these.
+pub(super) fn concerns<'m>(mut limits: impl Iterator<Item = &'m RateLimit>, previous: &PolicyTable) -> bool {
+    !previous.documents.limits.is_empty() || limits.any(enters)
 }
 
 /// The table before, but for these addresses: their pods changed, the policies did not. `claimants`: the pods that have an
@@ -306,10 +345,12 @@ pub(super) fn recompile<'m, P: Iterator<Item = &'m Arc<Workload>>>(
 
 impl Selected {
     fn of(workload: &Workload, documents: &Documents) -> Self {
-        let Documents { policies, peers, .. } = documents;
+        let Documents { policies, peers, limits, .. } = documents;
+        let enters = |limit: &Entered| limit.targets.iter().any(|target| target.is_entered(workload));
         Self {
             policies: selecting(policies, workload),
             peers: peers::counting(peers, workload),
+            limit: limits.iter().position(enters),
             address: None,
         }
     }
@@ -327,9 +368,9 @@ fn group_of(
     documents: &Documents,
     (groups, previous): (&mut Groups, &RoutingTable),
 ) -> Option<Arc<PodPolicy>> {
-    let Documents { policies, peers, .. } = documents;
+    let Documents { policies, peers, limits, .. } = documents;
     let selected = selected.at(address, policies);
-    if selected.policies.is_empty() && selected.peers.is_empty() {
+    if selected.policies.is_empty() && selected.peers.is_empty() && selected.limit.is_none() {
         return None;
     }
     let before = workload.addresses.iter().find_map(|address| previous.policies.of(*address));
@@ -339,7 +380,8 @@ fn group_of(
             Some(address) => Arc::new(policies[*index].at(address)),
             None => Arc::clone(&policies[*index]),
         });
-        let made = group(policies, PodMtls::of(&counting));
+        let limit = selected.limit.map(|index| limits[index].name.clone());
+        let made = PodPolicy { limit, ..group(policies, PodMtls::of(&counting)) };
         before.filter(|before| ***before == made).map_or_else(|| Arc::new(made), Arc::clone)
     });
     Some(Arc::clone(group))
@@ -353,7 +395,7 @@ fn selecting(policies: &[Arc<AuthorizationPolicy>], workload: &Workload) -> Vec<
 fn group(policies: impl Iterator<Item = Arc<AuthorizationPolicy>>, mtls: PodMtls) -> PodPolicy {
     let (enforced, watched): (Vec<_>, Vec<_>) = policies.partition(|policy| policy.is_enforced());
     let (deny, allow) = enforced.into_iter().partition(|policy| policy.action == PolicyAction::Deny);
-    PodPolicy { deny, allow, mtls, watched: Watched::new(watched) }
+    PodPolicy { deny, allow, mtls, limit: None, watched: Watched::new(watched) }
 }
 
 #[cfg(test)]

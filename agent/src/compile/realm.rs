@@ -35,6 +35,11 @@ impl Realm {
         pod.node.as_deref() == Some(&*self.node)
     }
 
+    /// Whether a tunnel is made of what one of this node's pods sends to another node's.
+    pub fn is_tunnelled(&self, from: &Workload, to: &Workload) -> bool {
+        self.tunnels && self.runs(from) && !self.runs(to) && to.node.is_some() && to.is_tunnelled()
+    }
+
     /// As whom a pod is proven, once it is.
     pub fn identity<'a>(&'a self, pod: &'a Workload) -> Identity<'a> {
         Identity {
@@ -94,6 +99,40 @@ impl RoutingTable {
         }
     }
 
+    /// As whom a client is proven to this node, wherever it goes: one of its own pods, or what a tunnel's certificate names. What is
+    /// asked of a Gateway nobody has proven.
+    pub fn proven(&self, client: PolicyClient) -> Option<Identity<'_>> {
+        let pod = || self.workloads.get(&client.address).map(|pod| &**pod);
+        let proven = match client.way {
+            Way::Direct => pod().filter(|pod| self.realm.runs(pod)),
+            Way::Tunnel => pod(),
+            Way::GatewayTunnel(key) => self.speaker(key).map(|own| &**own),
+            Way::Gateway(_) | Way::Relayed => None,
+        };
+        proven.map(|pod| self.realm.identity(pod))
+    }
+
+    /// The pod of this node that has an address: what enters it is for this agent to count.
+    pub fn receiver(&self, endpoint: IpAddr) -> Option<&Workload> {
+        let pod = self.workloads.get(&endpoint.to_canonical())?;
+        self.realm.runs(pod).then_some(&**pod)
+    }
+
+    /// Whether the mesh proves both ends of what this node's pods, or Gateways, send to an endpoint: by a tunnel, or as both are on
+    /// this node.
+    pub fn reaches_in_mesh(&self, endpoint: IpAddr) -> bool {
+        let reached = |pod: &Workload| {
+            self.realm.runs(pod) || (self.realm.tunnels && pod.node.is_some() && pod.is_tunnelled())
+        };
+        self.workloads.get(&endpoint.to_canonical()).is_some_and(|pod| reached(pod))
+    }
+
+    /// Whether a tunnel is made of what this node's pods, or Gateways, send to an endpoint.
+    pub fn reaches_by_tunnel(&self, endpoint: IpAddr) -> bool {
+        let here = self.workloads.get(&endpoint.to_canonical()).is_some_and(|pod| self.realm.runs(pod));
+        !here && self.reaches_in_mesh(endpoint)
+    }
+
     /// As what workloads Gateways speak.
     pub fn speakers(&self) -> impl Iterator<Item = &Speaker> {
         self.gateways.iter().filter_map(|gateway| gateway.speaker.as_deref())
@@ -111,5 +150,51 @@ impl RoutingTable {
             let may_be_here = pod.node.as_deref().is_none_or(|node| *node == *self.realm.node);
             may_be_here || (self.realm.tunnels && pod.is_tunnelled())
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compile::{TableVersion, compile};
+    use crate::model::{Model, ObjectName};
+
+    #[test]
+    fn this_nodes_pods_and_those_out_of_tunnels_are_proven() {
+        let pod = |name: &str, node: Option<&str>, address: &str| Workload {
+            name: ObjectName::new("shop", name),
+            uid: name.into(),
+            workload: name.into(),
+            node: node.map(Into::into),
+            service_account: name.into(),
+            addresses: vec![address.parse().expect("an address")],
+            labels: Arc::default(),
+            ready: true,
+            probes: Vec::new(),
+            accelerated: true,
+        };
+        let workloads = vec![
+            pod("a", Some("n1"), "10.0.0.1"),
+            pod("b", Some("n2"), "10.0.0.2"),
+            pod("c", None, "10.0.0.3"),
+        ];
+        let realm = Realm { node: "n1".into(), ..Realm::default() };
+        let previous = RoutingTable { realm: Arc::new(realm), ..RoutingTable::default() };
+        let model = Model { workloads: workloads.into(), ..Model::default() };
+        let table = compile(&model, &previous, TableVersion::default());
+        for (address, way, expected) in [
+            ("10.0.0.1", Way::Direct, Some("a")),
+            ("::ffff:10.0.0.1", Way::Direct, Some("a")),
+            ("10.0.0.2", Way::Direct, None),
+            ("10.0.0.3", Way::Direct, None),
+            ("192.0.2.1", Way::Direct, None),
+            ("10.0.0.1", Way::Relayed, None),
+            ("10.0.0.2", Way::Tunnel, Some("b")),
+            ("192.0.2.1", Way::Tunnel, None),
+        ] {
+            let client = PolicyClient { way, ..PolicyClient::direct(address.parse().expect("an address")) };
+            let proven = table.proven(client).map(|identity| identity.service_account);
+            assert_eq!(proven, expected, "{address} {way:?}");
+        }
     }
 }

@@ -225,9 +225,12 @@ impl Work<'_> {
     }
 
     fn policies(&self) -> PolicyTable {
-        if self.touched.wholes.contains(&Whole::Authorization) {
+        let wholes = &self.touched.wholes;
+        let limited = || policies::concerns(self.parts.limits(), &self.previous.policies);
+        if wholes.contains(&Whole::Authorization) || (wholes.contains(&Whole::Limits) && limited()) {
             let (policies, peers) = (self.parts.authorization(), self.parts.peers());
-            return policies::compile(policies, peers, self.parts.workloads(), self.previous);
+            let (limits, workloads) = (self.parts.limits(), self.parts.workloads());
+            return policies::compile(policies, peers, limits, workloads, self.previous);
         }
         let claimants = |address| self.parts.pods_at(address);
         policies::recompile(&self.touched.pods, claimants, self.previous)

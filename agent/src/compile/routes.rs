@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::clusters::Clusters;
 use super::source::Source;
 use super::{
-    Action, Backend, Cluster, ClusterKey, Forward, HeaderOps, Route, RouteName, WeightedBackend, Weights,
+    Action, Backend, Cluster, ClusterKey, Forward, HeaderOps, LimitMemo, Route, RouteName, WeightedBackend,
+    Weights,
 };
 use crate::model::{
     Destination, HeaderOp, HttpRule, ObjectName, PathRewrite, RouteAction, RouteKind, RouteTable,
@@ -48,6 +49,7 @@ impl Scope<'_> {
             try_timeout: rule.try_timeout,
             request_headers: header_ops(&rule.request_headers),
             response_headers: header_ops(&rule.response_headers),
+            limits: LimitMemo::default(),
         }
     }
 
@@ -130,6 +132,7 @@ pub(super) fn default_route(service: &ObjectName, headless: bool, cluster: &Arc<
         try_timeout: None,
         request_headers: header_ops(&[]),
         response_headers: header_ops(&[]),
+        limits: LimitMemo::default(),
     }
 }
 

@@ -13,7 +13,10 @@ use crate::model::{
 };
 use crate::route::{HostTable, RequestOrigin, RequestView, RouteMatch, RuleSet};
 
-use super::{GuardPolicy, LimitTable, PolicyTable, Realm, Security, TableVersion, TlsPort, Weights};
+use super::{
+    GuardPolicy, LimitMemo, LimitTable, PolicyTable, Realm, SecuredBy, Security, TableVersion, TlsPort,
+    Weights,
+};
 
 /// Everything that the proxies look up. Immutable; a request keeps the one it started with.
 #[derive(Debug, Default)]
@@ -97,6 +100,18 @@ pub struct GatewayListener {
     pub hosts: HostTable<Arc<VirtualHost>>,
 }
 
+impl GatewayListener {
+    /// Whether no requests are looked at there, whatever server name is asked for.
+    pub fn is_opaque(&self) -> bool {
+        self.tls.as_ref().is_some_and(|port| port.servers.iter().all(|(_, server)| server.is_opaque))
+    }
+
+    /// Whether TLS that comes there is passed on as it is, whatever server name is asked for.
+    pub fn passes_on(&self) -> bool {
+        self.tls.as_ref().is_none_or(|port| port.servers.iter().all(|(_, server)| server.terms.is_none()))
+    }
+}
+
 /// A host with its rules.
 #[derive(Debug)]
 pub struct VirtualHost {
@@ -154,6 +169,8 @@ pub struct Route {
     pub request_headers: HeaderOps,
     /// Changes to the response's header fields.
     pub response_headers: HeaderOps,
+    /// Where its limits are.
+    pub(crate) limits: LimitMemo,
 }
 
 /// Header changes, in order.
@@ -241,12 +258,16 @@ pub struct Cluster {
     pub from_gateways: Security,
     /// What those of this node's pods are.
     pub from_pods: Security,
+    /// The DestinationRule that says so; `None`: none speaks of it.
+    pub secured_by: Option<SecuredBy>,
     /// The ready endpoints, sorted by address; may be empty.
     pub endpoints: Vec<Arc<Upstream>>,
     /// The endpoints that may not be given new work, sorted by address; for dumps alone.
     pub unready: Vec<Arc<Upstream>>,
     /// The round-robin position; shared by all workers.
     pub(crate) turn: AtomicU64,
+    /// Where its service's limits are.
+    pub(crate) limits: LimitMemo,
 }
 
 impl Cluster {
@@ -257,9 +278,18 @@ impl Cluster {
         policy: LbPolicy,
         endpoints: Vec<Arc<Upstream>>,
     ) -> Self {
-        let (from_gateways, from_pods) = <(Security, Security)>::default();
-        let (unready, turn) = (Vec::new(), AtomicU64::new(0));
-        Self { key, protocol, policy, from_gateways, from_pods, endpoints, unready, turn }
+        Self {
+            key,
+            protocol,
+            policy,
+            from_gateways: Security::default(),
+            from_pods: Security::default(),
+            secured_by: None,
+            endpoints,
+            unready: Vec::new(),
+            turn: AtomicU64::new(0),
+            limits: LimitMemo::default(),
+        }
     }
 }
 

@@ -4,7 +4,37 @@ use std::sync::{Arc, OnceLock};
 
 use rustls::ClientConfig;
 
-use crate::model::{BackendTls, ClientTls};
+use crate::model::{BackendTls, ClientTls, ObjectName};
+
+/// Why nothing is sent to an endpoint that only the mesh's mutual TLS may lead to.
+pub const OUTSIDE_MESH: &str = "upstream_outside_mesh";
+/// Why nothing is sent to an endpoint of which there is nobody to believe who it is, or nothing to show it.
+pub const NO_CA: &str = "upstream_tls_no_ca";
+
+/// A DestinationRule that speaks of TLS to the endpoints of a cluster, be it that there shall be none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecuredBy {
+    /// The document.
+    pub rule: ObjectName,
+    /// What it asks for, in Istio's words; `none`: it names the port, and asks for nothing.
+    pub mode: &'static str,
+}
+
+impl SecuredBy {
+    /// What a rule says of a port.
+    pub(super) fn new(rule: &ObjectName, said: Option<&ClientTls>) -> Self {
+        let mode = match said {
+            None => "none",
+            Some(ClientTls::Disable) => "DISABLE",
+            Some(ClientTls::Mesh) => "ISTIO_MUTUAL",
+            Some(ClientTls::Own(terms)) if terms.client.is_some() => "MUTUAL",
+            // One that can't show what it should is not told from one that has nothing to show.
+            Some(ClientTls::Own(terms)) if terms.roots.are_none() => "SIMPLE or MUTUAL",
+            Some(ClientTls::Own(_)) => "SIMPLE",
+        };
+        Self { rule: rule.clone(), mode }
+    }
+}
 
 /// What connections to the endpoints of a cluster are kept within.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -23,5 +23,5 @@ pub use load::{State, load};
 pub use read::{FileProblem, InputFile, analyze, load_dir, read_inputs};
 pub use report::{Code, FileReport, Message, ObjectReport, ObjectState, Report, Severity};
 pub use shown::{is_secret, shown};
-pub use stored::{NotStorable, StoredDocument, check, documents, stored_files};
+pub use stored::{NotStorable, StoredDocument, check, consequences, documents, stored_files};
 pub use watch::{WatchError, watch};

@@ -84,6 +84,20 @@ pub enum Code {
 }
 
 impl Code {
+    /// Whether it is about a reference, and so may be over once another object is mended.
+    fn is_about_another(self) -> bool {
+        matches!(
+            self,
+            Self::ReferencedResourceNotFound
+                | Self::SubsetSelectsNoPods
+                | Self::UnknownDestinationRuleHost
+                | Self::BackendNotFound
+                | Self::InvalidCaCertificateRef
+                | Self::InvalidCertificateRef
+                | Self::NoMatchingParent
+        )
+    }
+
     /// The code as it is shown.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -237,17 +251,25 @@ impl Report {
 
     /// One line for each message, for logs and terminals: `file:line: severity: Kind ns/name: field: text [code]`.
     pub fn lines(&self) -> impl Iterator<Item = (Severity, String)> {
+        self.shown().map(|line| (line.message.severity, line.to_string()))
+    }
+
+    /// The same, with what may only follow from another object's message after all others.
+    pub fn lines_by_cause(&self) -> impl Iterator<Item = (Severity, String)> {
+        let mut lines: Vec<_> = self.shown().collect();
+        lines.sort_by_key(|line| line.message.code.is_about_another());
+        lines.into_iter().map(|line| (line.message.severity, line.to_string()))
+    }
+
+    fn shown(&self) -> impl Iterator<Item = Line<'_>> {
         let files = self.files.iter().flat_map(|file| {
-            file.messages
-                .iter()
-                .map(move |message| (message.severity, Line { file: &file.file, title: None, message }))
+            file.messages.iter().map(move |message| Line { file: &file.file, title: None, message })
         });
         let objects = self.objects.iter().flat_map(|object| {
-            object.messages.iter().map(move |message| {
-                (message.severity, Line { file: &object.file, title: Some(object.title()), message })
-            })
+            let title = || Some(object.title());
+            object.messages.iter().map(move |message| Line { file: &object.file, title: title(), message })
         });
-        files.chain(objects).map(|(severity, line)| (severity, line.to_string()))
+        files.chain(objects)
     }
 }
 

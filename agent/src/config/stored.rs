@@ -68,15 +68,24 @@ pub fn stored_files<'a>(texts: impl Iterator<Item = (&'a Arc<str>, &'a Arc<str>)
 }
 
 /// What is wrong with documents of these files beside those that a store has: the lines of a report, errors only, and all of
-/// what there is to say.
+/// what there is to say, causes before what follows from them.
 pub fn check(files: &[InputFile], stored: Vec<InputFile>) -> (Vec<String>, Vec<String>) {
     let all = stored.into_iter().chain(files.iter().cloned()).collect();
     let report = load(&State::default(), all).report;
     let starts: Vec<_> = files.iter().map(|file| format!("{}:", file.path)).collect();
     let ours = |line: &String| starts.iter().any(|start| line.starts_with(start));
-    let lines: Vec<_> = report.lines().filter(|(_, line)| ours(line)).collect();
+    let lines: Vec<_> = report.lines_by_cause().filter(|(_, line)| ours(line)).collect();
     let errors = lines.iter().filter(|(severity, _)| *severity == Severity::Error);
     (errors.map(|(_, line)| line.clone()).collect(), lines.iter().map(|(_, line)| line.clone()).collect())
+}
+
+/// What there is to say of documents that there was not before some others went: warnings and errors.
+pub fn consequences(before: Vec<InputFile>, after: Vec<InputFile>) -> Vec<String> {
+    let said = |files| load(&State::default(), files).report;
+    let before: BTreeSet<_> = said(before).lines().collect();
+    let after = said(after);
+    let lines = after.lines_by_cause().filter(|line| line.0 > Severity::Info && !before.contains(line));
+    lines.map(|(_, line)| line).collect()
 }
 
 fn id(header: &Header) -> Arc<str> {
@@ -159,5 +168,29 @@ mod tests {
         assert_eq!(errors, Vec::<String>::new());
         let (errors, _) = check(&[file(&SERVICE.replace("80", "banana"))], vec![]);
         assert!(errors.len() == 1 && errors[0].contains("a.yaml:4"), "{errors:?}");
+    }
+
+    const ROUTE: &str = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: web}\n\
+                         spec: {hosts: [web], http: [{route: [{destination: {host: web}}]}]}\n";
+
+    #[test]
+    fn causes_come_before_what_follows_from_them() {
+        let (errors, lines) =
+            check(&[file(&format!("{ROUTE}---\n{}", SERVICE.replace("80", "banana")))], vec![]);
+        assert_eq!(lines.first(), errors.first(), "{lines:?}");
+        assert!(errors.iter().all(|error| error.contains("Service default/web")), "{errors:?}");
+        assert!(lines.iter().skip(1).any(|line| line.contains("VirtualService default/web")), "{lines:?}");
+    }
+
+    #[test]
+    fn those_that_stay_say_what_they_miss() {
+        let (route, service) = (file(ROUTE), InputFile { path: "b.yaml".into(), ..file(SERVICE) });
+        let said = consequences(vec![route.clone(), service.clone()], vec![route]);
+        assert!(
+            !said.is_empty() && said.iter().all(|said| said.contains("VirtualService default/web")),
+            "{said:?}"
+        );
+        let said = consequences(vec![service.clone(), file(ROUTE)], vec![service]);
+        assert_eq!(said, [""; 0]);
     }
 }

@@ -55,6 +55,8 @@ pub struct TunnelCounts {
     pub proofs: Tally,
     /// Open tunnels that might not go on; none of them is done.
     pub ended: Tally,
+    /// Streams that were refused before anything was dialled for them; none of them is done.
+    pub streams: Tally,
 }
 
 impl Tally {

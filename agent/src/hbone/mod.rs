@@ -33,7 +33,7 @@ pub use counts::{Role, Tally, TunnelCounts};
 pub use pair::pair;
 use refusals::Refusals;
 pub use relay::{Broken, StreamEnd, relay};
-pub use server::{Tunnel, accept, destination};
+pub use server::{Tunnel, Unmade, accept, destination, refuse};
 pub use standing::{LOST, Standing, is_proof};
 
 /// The port that tunnels are dialled at, on the pod's own address.
@@ -104,10 +104,10 @@ impl Mesh {
         expected: Option<&Peer>,
         refused: &RefusedPeer,
     ) {
-        let ((source, destination), RefusedPeer { why, presented }) = (ends, refused);
-        self.counts.handshakes.refused(role, *why);
-        let peer = if role == Role::Client { destination } else { source };
-        let Some(left_out) = self.refusals.due((role, peer.ip(), *why), self.now()) else { return };
+        self.counts.handshakes.refused(role, refused.why);
+        let RefusedPeer { why, presented } = refused;
+        let Some(left_out) = self.due(role, ends, *why) else { return };
+        let (source, destination) = ends;
         tracing::warn!(
             role = role.name(),
             %source,
@@ -118,6 +118,34 @@ impl Mesh {
             left_out,
             "no tunnel: {why}"
         );
+    }
+
+    /// A stream of a tunnel to this node is refused, before anything is dialled for it: counts it, and says so in the log. `peer`: as
+    /// whom who asks for it is proven.
+    pub fn refused_stream(&self, ends: (SocketAddr, SocketAddr), peer: &SpiffeId, why: PeerRefusal) {
+        self.counts.streams.refused(Role::Server, why);
+        let Some(left_out) = self.due(Role::Server, ends, why) else { return };
+        let (source, destination) = ends;
+        tracing::warn!(
+            role = Role::Server.name(),
+            %source,
+            %destination,
+            reason = why.name(),
+            %peer,
+            left_out,
+            "a stream of a tunnel is refused: {why}"
+        );
+    }
+
+    /// Whether a refusal is told now; how many like it have not been.
+    fn due(
+        &self,
+        role: Role,
+        (source, destination): (SocketAddr, SocketAddr),
+        why: PeerRefusal,
+    ) -> Option<u64> {
+        let peer = if role == Role::Client { destination } else { source };
+        self.refusals.due((role, peer.ip(), why), self.now())
     }
 
     /// The certificates of this node's workloads.

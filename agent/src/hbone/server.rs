@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use h2::server::{Builder, Connection};
-use http::{Method, Request, StatusCode};
+use http::{Method, Request};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
@@ -20,17 +20,39 @@ use crate::net::ReadAhead;
 /// A connection whose streams are tunnels.
 pub type Tunnel = Connection<TlsStream<ReadAhead>, Bytes>;
 
+/// A connection that became no tunnel.
+#[derive(Debug)]
+pub struct Unmade {
+    /// Why not.
+    pub refused: RefusedPeer,
+    /// The connection, where the peer has just been told in TLS; it has to linger for the peer to read it.
+    pub told: Option<ReadAhead>,
+}
+
+impl From<PeerRefusal> for Unmade {
+    fn from(why: PeerRefusal) -> Self {
+        Self { refused: why.into(), told: None }
+    }
+}
+
 /// Answers a connection; counts one that goes well. Answers what the tunnel rests on as well.
-pub async fn accept(mesh: &Mesh, io: TcpStream, terms: Terms) -> Result<(Tunnel, Standing), RefusedPeer> {
+pub async fn accept(mesh: &Mesh, io: TcpStream, terms: Terms) -> Result<(Tunnel, Standing), Unmade> {
     let shaken = tokio::time::timeout(HANDSHAKE, shake(mesh, io, terms)).await;
     let shaken = shaken.unwrap_or(Err(PeerRefusal::Timeout.into()))?;
     mesh.counts().handshakes.done(Role::Server);
     Ok(shaken)
 }
 
-async fn shake(mesh: &Mesh, io: TcpStream, terms: Terms) -> Result<(Tunnel, Standing), RefusedPeer> {
+/// Refuses a connection to a pod that has no certificate, in TLS.
+pub async fn refuse(mesh: &Mesh, io: TcpStream) -> Unmade {
+    let refusing = tokio::time::timeout(HANDSHAKE, tls::refuse(ReadAhead::new(io), mesh.clock())).await;
+    Unmade { refused: PeerRefusal::NoOwnCertificate.into(), told: refusing.ok().flatten() }
+}
+
+async fn shake(mesh: &Mesh, io: TcpStream, terms: Terms) -> Result<(Tunnel, Standing), Unmade> {
     let (own, peer) = (Arc::clone(&terms.own), terms.peer.clone());
-    let io = tls::accept(ReadAhead::new(io), terms, mesh.clock()).await?;
+    let accepted = tls::accept(ReadAhead::new(io), terms, mesh.clock()).await;
+    let io = accepted.map_err(|(refused, io)| Unmade { refused, told: Some(io) })?;
     let connection = io.get_ref().1;
     let binding = Binding::of(connection).ok_or(PeerRefusal::Incompatible)?;
     let shown = connection.peer_certificates().ok_or(PeerRefusal::NoCertificate)?.to_vec();
@@ -49,12 +71,12 @@ async fn shake(mesh: &Mesh, io: TcpStream, terms: Terms) -> Result<(Tunnel, Stan
     Ok((tunnel, standing))
 }
 
-/// Where a stream leads, which must be the pod that the tunnel was dialled at; else the status that refuses it.
-pub fn destination<Body>(request: &Request<Body>, pod: IpAddr) -> Result<SocketAddr, StatusCode> {
-    let bad = StatusCode::BAD_REQUEST;
+/// Where a stream leads, which must be the pod that the tunnel was dialled at; else why it is refused.
+pub fn destination<Body>(request: &Request<Body>, pod: IpAddr) -> Result<SocketAddr, PeerRefusal> {
     if request.method() != Method::CONNECT || request.uri().path_and_query().is_some() {
-        return Err(bad);
+        return Err(PeerRefusal::NotConnect);
     }
+    let bad = PeerRefusal::OtherDestination;
     let authority = request.uri().authority().ok_or(bad)?;
     let to: SocketAddr = authority.as_str().parse().map_err(|_| bad)?;
     // A tunnel within a tunnel would lead back here.
@@ -86,7 +108,11 @@ mod tests {
         for (method, uri, expected) in cases {
             let request = Request::builder().method(&method).uri(uri).body(()).expect("a request");
             let expected = expected.map(|to| to.parse().expect("an address"));
-            assert_eq!(destination(&request, pod).ok(), expected, "{method} {uri}");
+            let said = destination(&request, pod);
+            assert_eq!(said.ok(), expected, "{method} {uri}");
+            let is_other = method == Method::CONNECT && !uri.ends_with('/');
+            let why = if is_other { PeerRefusal::OtherDestination } else { PeerRefusal::NotConnect };
+            assert!(said.is_ok() || said == Err(why), "{method} {uri}: {said:?}");
         }
         let request = Request::builder().method(Method::CONNECT).uri("[fd00::1]:80").body(()).expect("one");
         let pod = "fd00::1".parse().expect("an address");

@@ -126,8 +126,9 @@ impl Authority {
     pub(super) fn load_named(directory: &Path, (root, key): (&str, &str)) -> Result<Self, IdentityError> {
         let (certificate_file, key_file) = (directory.join(root), directory.join(key));
         let content = |file: &Path, what| IdentityError::Content { file: file.to_owned(), what };
-        let certificate = pem::certificate(&files::read(&certificate_file)?)
-            .map_err(|what| content(&certificate_file, what))?;
+        let text = files::read(&certificate_file)?;
+        files::refuse_replaceable(&certificate_file)?;
+        let certificate = pem::certificate(&text).map_err(|what| content(&certificate_file, what))?;
         let said = RootCertificate::read(&certificate)
             .map_err(|fault| content(&certificate_file, Content::Root(1, fault)))?;
         let der =

@@ -17,6 +17,9 @@ const P256_SPKI_PREFIX: [u8; 26] = [
     0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
 ];
 
+/// The shortest modulus of RSA with which signatures of TLS 1.3 are checked here (ring).
+const RSA_BITS_MIN: usize = 2048;
+
 /// A P-256 public key: an uncompressed point.
 pub(super) type PublicKey = [u8; 65];
 
@@ -205,6 +208,9 @@ impl WorkloadLeaf {
         if usage.value.key_cert_sign() || usage.value.crl_sign() || !usage.value.digital_signature() {
             return Err(Untrusted::WrongUsage);
         }
+        if is_weak(&certificate) {
+            return Err(Untrusted::UnsupportedAlgorithm);
+        }
         Ok(Self { id: id(&certificate)?, validity: Validity::of(&certificate) })
     }
 }
@@ -296,6 +302,12 @@ fn parse(der: &[u8]) -> Option<X509Certificate<'_>> {
     rest.is_empty().then_some(certificate)
 }
 
+/// Whether its key is one of RSA that is too short for TLS 1.3's signatures to be checked, which else looks as if another had signed.
+fn is_weak(certificate: &X509Certificate<'_>) -> bool {
+    let key = certificate.public_key().parsed();
+    matches!(key, Ok(x509_parser::public_key::PublicKey::RSA(key)) if key.key_size() < RSA_BITS_MIN)
+}
+
 fn public_key(certificate: &X509Certificate<'_>) -> Option<PublicKey> {
     certificate.public_key().raw.strip_prefix(&P256_SPKI_PREFIX)?.try_into().ok()
 }
@@ -314,4 +326,21 @@ fn id(certificate: &X509Certificate<'_>) -> Result<SpiffeId, Untrusted> {
         }
     }
     found.and_then(|uri| uri.parse().ok()).ok_or(Untrusted::NoIdentity)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::pem::certificates;
+    use super::*;
+
+    #[test]
+    fn a_key_that_is_too_short_is_told_as_that() {
+        for (pem, expected) in [
+            (&include_bytes!("tests/rsa1024.pem")[..], Err(Untrusted::UnsupportedAlgorithm)),
+            (include_bytes!("tests/rsa2048.pem"), Ok("spiffe://mesh.test/ns/shop/sa/cart".to_owned())),
+        ] {
+            let leaf = &certificates(pem).expect("PEM")[0];
+            assert_eq!(WorkloadLeaf::read(leaf).map(|read| read.id.to_string()), expected);
+        }
+    }
 }

@@ -24,6 +24,9 @@ use crate::model::{BackendName, BackendRoots, BackendTls};
 /// What the library's own reasons are called, where they concern the backend's certificate.
 const NOT_VALID: &str = "upstream_tls_certificate";
 
+/// A backend that sends an alert.
+pub const REFUSED: &str = "upstream_tls_refused";
+
 /// How a backend is dialled, whose port speaks `alpn`, or what is told by no name; `None`: there is nobody to believe, or nothing
 /// to show, and it can't be dialled.
 pub fn client_config(terms: &BackendTls, alpn: Option<&[u8]>) -> Option<Arc<ClientConfig>> {
@@ -199,7 +202,20 @@ fn system() -> Option<Arc<RootCertStore>> {
     SYSTEM.get_or_init(read).clone()
 }
 
-/// Why a handshake with a backend failed.
+/// Why a handshake with a backend may fail.
+pub const REFUSALS: [&str; 9] = [
+    NOT_VALID,
+    "upstream_not_tls",
+    "upstream_tls_closed",
+    "upstream_tls_expired",
+    "upstream_tls_incompatible",
+    "upstream_tls_not_yet_valid",
+    "upstream_tls_refused",
+    "upstream_tls_unknown_issuer",
+    "upstream_tls_wrong_name",
+];
+
+/// Why a handshake with a backend failed, one of [`REFUSALS`].
 pub fn refusal(error: &io::Error) -> &'static str {
     let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) else {
         return "upstream_tls_closed";
@@ -216,7 +232,7 @@ pub fn refusal(error: &io::Error) -> &'static str {
             }
             _ => NOT_VALID,
         },
-        Error::AlertReceived(_) => "upstream_tls_refused",
+        Error::AlertReceived(_) => REFUSED,
         Error::PeerIncompatible(_) | Error::NoApplicationProtocol => "upstream_tls_incompatible",
         _ => "upstream_not_tls",
     }

@@ -16,7 +16,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use x509_parser::extensions::GeneralName;
 use x509_parser::objects::{oid_registry, oid2abbrev};
-use x509_parser::prelude::X509Certificate;
+use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::x509::{AttributeTypeAndValue, X509Name};
 
 use super::PeerRefusal;
@@ -38,6 +38,14 @@ pub(super) fn add_roots(roots: &mut RootCertStore, pem: &str) -> Result<(), Unus
         roots.add(certificate).map_err(|_| UnusableMaterial::Certificate { nth })?;
     }
     if roots.len() == before { Err(UnusableMaterial::NoCertificate) } else { Ok(()) }
+}
+
+/// Whose the certificates of a bundle are, by their subjects; those that can't be read are left out.
+pub fn subjects(pem: &str) -> Vec<String> {
+    let certificates = CertificateDer::pem_slice_iter(pem.as_bytes()).filter_map(Result::ok);
+    certificates
+        .filter_map(|der| X509Certificate::from_der(&der).ok().map(|(_, read)| subject(read.subject())))
+        .collect()
 }
 
 /// What asks clients for certificates and checks them; `None`: there is nobody to believe, and no client can be taken.

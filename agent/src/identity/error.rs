@@ -23,7 +23,7 @@ pub enum IdentityError {
     #[error("{file} is there already and was left alone; {advice}", file = file.display())]
     Exists { file: PathBuf, advice: &'static str },
     /// Anybody may change what is in this directory.
-    #[error("{file} may be written by others (mode {mode:04o}): keys are not put there; chmod 700 it", file = file.display())]
+    #[error("{file} may be written by others (mode {mode:04o}): keys and roots are not kept there; chmod 700 it", file = file.display())]
     OpenDirectory { file: PathBuf, mode: u32 },
     /// It holds more than such a file ever does.
     #[error("{file} has more than {max} bytes: that is no key, certificate or bundle", file = file.display())]
@@ -120,6 +120,8 @@ impl IdentityError {
 pub enum Content {
     #[error("it holds no PEM block CERTIFICATE")]
     NoCertificate,
+    #[error("it holds no PEM block X509 CRL")]
+    NoList,
     #[error("it holds {count} certificates, where one is expected")]
     SeveralCertificates { count: usize },
     #[error("it holds {count} roots, at most {max} are looked at")]

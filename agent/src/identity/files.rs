@@ -44,6 +44,8 @@ const FILE_MAX_BYTES: usize = 256 * 1024;
 const OTHERS: u32 = 0o007;
 /// Bits of a mode that let others than the owner put files into a directory.
 const OTHERS_WRITE: u32 = 0o022;
+/// The bit of a directory's mode by which others than a file's owner neither remove nor replace it.
+const STICKY: u32 = 0o1000;
 const MODE_BITS: u32 = 0o7777;
 const DIRECTORY_MODE: u32 = 0o700;
 const SECRET_MODE: u32 = 0o600;
@@ -204,12 +206,28 @@ pub(super) fn remove(directory: &Path, names: &[&str]) -> Result<(), IdentityErr
 fn make_directory(directory: &Path) -> Result<(), IdentityError> {
     let created = DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory);
     created.map_err(|source| write_error(directory, source))?;
-    let found = fs::metadata(directory).map_err(|source| read_error(directory, source))?;
-    let mode = found.mode() & MODE_BITS;
-    if mode & OTHERS_WRITE != 0 {
-        return Err(IdentityError::OpenDirectory { file: directory.to_owned(), mode });
+    match mode_of(directory)? {
+        mode if mode & OTHERS_WRITE == 0 => Ok(()),
+        mode => Err(IdentityError::OpenDirectory { file: directory.to_owned(), mode }),
     }
-    Ok(())
+}
+
+/// Refuses what is read from a directory in which others may replace it. In a sticky one they may not, and secrets that
+/// Kubernetes mounts are in such.
+pub(super) fn refuse_replaceable(file: &Path) -> Result<(), IdentityError> {
+    let directory = match file.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    match mode_of(directory)? {
+        mode if mode & OTHERS_WRITE == 0 || mode & STICKY != 0 => Ok(()),
+        mode => Err(IdentityError::OpenDirectory { file: directory.to_owned(), mode }),
+    }
+}
+
+fn mode_of(directory: &Path) -> Result<u32, IdentityError> {
+    let found = fs::metadata(directory).map_err(|source| read_error(directory, source))?;
+    Ok(found.mode() & MODE_BITS)
 }
 
 /// A complete file that nobody reads yet; gone when it is dropped.

@@ -23,6 +23,9 @@ const CERTIFICATES: [(&str, Option<&str>); 7] = [
     (files::OPERATOR, Some(files::OPERATOR_KEY)),
 ];
 
+/// Those that a root of the bundle beside them has to have issued.
+const ISSUED_BY_ROOTS: [&str; 3] = [files::NODE, files::INTERMEDIATE, files::OPERATOR];
+
 /// One certificate, or list, or what is wrong with a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Holding {
@@ -113,7 +116,13 @@ fn certificates(
     let holding = |der: &[u8]| {
         let Ok(said) = Summary::read(der) else { return broken(file, "malformed".to_owned()) };
         let revoked = bundle.is_some_and(|bundle| bundle.has_revoked(&said.serial));
-        let mut state = state(said.validity, now, revoked).to_owned();
+        let stranger = ISSUED_BY_ROOTS.contains(&file)
+            && bundle.is_some_and(|bundle| !bundle.names_issuer_of(&said.serial));
+        let state = match state(said.validity, now, revoked) {
+            good if good == GOOD[0] && stranger => Untrusted::UnknownIssuer.name(),
+            state => state,
+        };
+        let mut state = state.to_owned();
         if let Some(wrong) = key.and_then(|key| key_fault(directory, key, &said)) {
             state = format!("{state}, {wrong}");
         }

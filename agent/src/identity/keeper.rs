@@ -1,7 +1,7 @@
 //! The certificates of this node's workloads as they are now: made, renewed, and kept while no newer one can be had.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -21,7 +21,9 @@ pub struct WorkloadCertificates {
     rotation: Mutex<Rotation>,
     /// What live connections may have to look at.
     changes: watch::Sender<Changes>,
-    /// Why the last turn did not do all that it should.
+    /// Why those that are wanted and could not be made could not, until they are.
+    failed: Mutex<BTreeMap<SpiffeId, Arc<IdentityError>>>,
+    /// Why the last turn did not leave all as it should be.
     trouble: Mutex<Option<String>>,
 }
 
@@ -39,8 +41,8 @@ pub struct Changes {
 pub struct Turned {
     /// How many were made.
     pub minted: usize,
-    /// Which could not be made, and why.
-    pub failed: Vec<(SpiffeId, IdentityError)>,
+    /// Which could not be made, now or when that was tried last, and why.
+    pub failed: Vec<(SpiffeId, Arc<IdentityError>)>,
     /// Why the source could not be read again; what was read before is used.
     pub reload: Option<IdentityError>,
     /// When the next turn is due; `None`: nothing is wanted.
@@ -48,11 +50,25 @@ pub struct Turned {
 }
 
 impl Turned {
+    /// Whether certificates that there were are held no more, and not only as they were.
+    pub fn forgot(&self) -> bool {
+        self.failed.iter().any(|(_, error)| error.takes_back())
+    }
+
     /// What went wrong, in one line.
     pub fn trouble(&self) -> Option<String> {
         // A source that can't be read is why its certificates can't be made.
         let reload = self.reload.as_ref().map(ToString::to_string);
-        reload.or_else(|| self.failed.first().map(|(id, error)| format!("{id}: {error}")))
+        reload.or_else(|| {
+            let ((id, error), others) = self.failed.split_first()?;
+            // They have one source, and mostly one reason.
+            let others = match others.len() {
+                0 => String::new(),
+                1 => " and one other".to_owned(),
+                more => format!(" and {more} others"),
+            };
+            Some(format!("{id}{others}: {error}"))
+        })
     }
 }
 
@@ -61,7 +77,7 @@ impl WorkloadCertificates {
     pub fn new(source: Box<dyn CaSource>, life: Duration) -> Self {
         let (current, rotation) = (ArcSwap::default(), Mutex::default());
         let (changes, trouble) = (watch::Sender::new(Changes::default()), Mutex::default());
-        Self { source, life, current, rotation, changes, trouble }
+        Self { source, life, current, rotation, changes, failed: Mutex::default(), trouble }
     }
 
     /// Tells of every change.
@@ -89,11 +105,16 @@ impl WorkloadCertificates {
         if !rotation.add(id, now) {
             return None;
         }
-        let Ok(fresh) = self.source.mint(id, now, self.life) else {
-            rotation.failed(id, now, 0);
-            return None;
+        let fresh = match self.source.mint(id, now, self.life) {
+            Ok(fresh) => fresh,
+            Err(error) => {
+                rotation.failed(id, now, 0);
+                self.failed().insert(id.clone(), Arc::new(error));
+                return None;
+            }
         };
         rotation.minted(id, (now, fresh.not_after()), u8::MAX / 2);
+        self.failed().remove(id);
         let fresh = Arc::new(fresh);
         let mut current = HashMap::clone(&self.current.load());
         current.insert(id.clone(), Arc::clone(&fresh));
@@ -152,6 +173,8 @@ impl WorkloadCertificates {
         }
         let gone = rotation.want(wanted, now);
         let due = rotation.due(now);
+        let mut failed = self.failed();
+        failed.retain(|id, _| wanted.contains(id));
         if !gone.is_empty() || !due.is_empty() {
             let mut current = HashMap::clone(&self.current.load());
             current.retain(|id, _| !gone.contains(id));
@@ -159,6 +182,7 @@ impl WorkloadCertificates {
                 match self.source.mint(&id, now, self.life) {
                     Ok(fresh) => {
                         rotation.minted(&id, (now, fresh.not_after()), draw());
+                        failed.remove(&id);
                         current.insert(id, Arc::new(fresh));
                         turned.minted += 1;
                     }
@@ -167,12 +191,14 @@ impl WorkloadCertificates {
                         if error.takes_back() {
                             current.remove(&id);
                         }
-                        turned.failed.push((id, error));
+                        failed.insert(id, Arc::new(error));
                     }
                 }
             }
             self.current.store(Arc::new(current));
         }
+        turned.failed = failed.iter().map(|(id, error)| (id.clone(), Arc::clone(error))).collect();
+        drop(failed);
         if changed || turned.minted > 0 {
             self.changes.send_modify(|changes| {
                 changes.source += u64::from(changed);
@@ -182,5 +208,10 @@ impl WorkloadCertificates {
         turned.next = rotation.next();
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = turned.trouble();
         turned
+    }
+
+    /// To be taken after [`Self::rotation`].
+    fn failed(&self) -> MutexGuard<'_, BTreeMap<SpiffeId, Arc<IdentityError>>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -122,7 +122,7 @@ text!(NodeName);
 text!(OperatorName);
 
 /// A SPIFFE id: `spiffe://TRUST-DOMAIN/PATH`, or that of the trust domain itself, without a path.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SpiffeId {
     trust_domain: TrustDomain,
     /// Empty, or begins with a slash.

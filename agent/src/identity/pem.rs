@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::pem::{self, PemObject};
 use zeroize::Zeroizing;
 
 use super::error::Content;
@@ -17,11 +17,24 @@ const CERTIFICATE_END: &str = "-----END CERTIFICATE-----";
 /// What an encoder puts on a line (RFC 7468, section 2).
 const LINE_BYTES: usize = 64;
 
+/// What is wrong with a text, with its lines as text.
+pub(super) fn said(error: &pem::Error) -> String {
+    match error {
+        pem::Error::MissingSectionEnd { end_marker } => {
+            format!("a block {} has no end", String::from_utf8_lossy(end_marker).trim_end())
+        }
+        pem::Error::IllegalSectionStart { line } => {
+            format!("a block begins with '{}'", String::from_utf8_lossy(line).trim_end())
+        }
+        other => other.to_string(),
+    }
+}
+
 /// All certificates of a text, in their order; text around the blocks is skipped.
 pub(super) fn certificates(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, Content> {
     let certificates: Vec<_> = CertificateDer::pem_slice_iter(text)
         .collect::<Result<_, _>>()
-        .map_err(|error| Content::Pem(error.to_string()))?;
+        .map_err(|error| Content::Pem(said(&error)))?;
     if certificates.is_empty() {
         return Err(Content::NoCertificate);
     }
@@ -91,6 +104,16 @@ mod tests {
             let text = private_key_text(&der);
             assert_eq!(*private_key(text.as_bytes()).expect("a key"), der);
             assert!(text.lines().all(|line| line.len() <= LINE_BYTES), "{}", *text);
+        }
+    }
+
+    #[test]
+    fn broken_blocks_are_named_in_words() {
+        for (text, expected) in [
+            (format!("{CERTIFICATE_BEGIN}\nAAAA\n"), "a block CERTIFICATE has no end"),
+            ("-----BEGIN CERT\nAAAA\n".to_owned(), "a block begins with '-----BEGIN CERT'"),
+        ] {
+            assert_eq!(certificates(text.as_bytes()), Err(Content::Pem(expected.to_owned())), "{text}");
         }
     }
 

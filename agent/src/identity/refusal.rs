@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use super::{SpiffeId, Untrusted};
 
-/// Why a handshake with a peer failed. [`PeerRefusal::name`] is stable.
+/// Why a handshake with a peer failed, or what it asks of a tunnel is refused. [`PeerRefusal::name`] is stable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Error)]
 #[expect(missing_docs, reason = "the messages say what each variant is")]
 pub enum PeerRefusal {
@@ -63,11 +63,15 @@ pub enum PeerRefusal {
     Closed,
     #[error("the peer took too long")]
     Timeout,
+    #[error("the peer asks a tunnel for something else than a connection (CONNECT)")]
+    NotConnect,
+    #[error("the peer asks a tunnel for another destination than the pod that it dialled")]
+    OtherDestination,
 }
 
 impl PeerRefusal {
     /// Every reason, for tables of counters.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 28] = [
         Self::NotTls,
         Self::Incompatible,
         Self::NoAlpn,
@@ -94,6 +98,8 @@ impl PeerRefusal {
         Self::Refused,
         Self::Closed,
         Self::Timeout,
+        Self::NotConnect,
+        Self::OtherDestination,
     ];
 
     /// The reason's stable name.
@@ -125,6 +131,8 @@ impl PeerRefusal {
             Self::Refused => "refused",
             Self::Closed => "closed",
             Self::Timeout => "timeout",
+            Self::NotConnect => "not_connect",
+            Self::OtherDestination => "other_destination",
         }
     }
 
@@ -148,8 +156,11 @@ impl PeerRefusal {
             Error::NoApplicationProtocol | Error::AlertReceived(AlertDescription::NoApplicationProtocol) => {
                 Self::NoAlpn
             }
+            // Who dials TLS 1.3 alone is told of the version by a server that does not speak it.
+            Error::AlertReceived(AlertDescription::ProtocolVersion) | Error::PeerIncompatible(_) => {
+                Self::Incompatible
+            }
             Error::AlertReceived(_) => Self::Refused,
-            Error::PeerIncompatible(_) => Self::Incompatible,
             _ => Self::NotTls,
         }
     }

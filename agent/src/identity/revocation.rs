@@ -16,6 +16,7 @@ use x509_parser::revocation_list::CertificateRevocationList;
 
 use super::certificate::PublicKey;
 use super::error::{Content, ListFault};
+use super::pem;
 
 /// Most lists of a file: one for each root of a bundle, and some of roots that have left it.
 const LISTS_MAX: usize = 32;
@@ -43,7 +44,10 @@ impl Revocations {
     pub(super) fn from_pem(text: &[u8], signers: &[Signer<'_>]) -> Result<Self, Content> {
         let ders: Vec<_> = CertificateRevocationListDer::pem_slice_iter(text)
             .collect::<Result<_, _>>()
-            .map_err(|error| Content::Pem(error.to_string()))?;
+            .map_err(|error| Content::Pem(pem::said(&error)))?;
+        if ders.is_empty() && !text.trim_ascii().is_empty() {
+            return Err(Content::NoList);
+        }
         Self::from_der(ders.iter().map(|der| &**der), signers)
     }
 
@@ -83,11 +87,16 @@ impl Revocations {
         self.0.iter().map(|list| list.serials.len()).sum()
     }
 
-    /// Whether nothing that `earlier` says was unsaid for roots of these names: no list is gone or older.
+    /// Whether nothing that `earlier` says was unsaid for roots of these names: no list is gone, older, or another one of the same
+    /// number that lacks something.
     pub(super) fn follows<'a>(&self, earlier: &Self, mut roots: impl Iterator<Item = &'a [u8]>) -> bool {
-        roots.all(|root| {
-            let number = |lists: &Self| lists.of(root).map(|list| list.number);
-            number(self) >= number(earlier)
+        roots.all(|root| match (self.of(root), earlier.of(root)) {
+            (_, None) => true,
+            (None, Some(_)) => false,
+            (Some(list), Some(before)) if list.number == before.number => {
+                before.serials.keys().all(|serial| list.serials.contains_key(serial))
+            }
+            (Some(list), Some(before)) => list.number > before.number,
         })
     }
 }

@@ -20,10 +20,12 @@ const EARLIEST_PERCENT: u32 = 50;
 /// The width of the time within which that happens, in hundredths of a life.
 const SPREAD_PERCENT: u32 = 20;
 
-/// When a certificate of that life is made anew: at 50 to 70 % of it. `draw` is evenly from 0 to 255.
+/// When a certificate of that life is made anew: at 50 to 70 % of it, or after a second, as what ends with its issuer lives shorter
+/// each time. `draw` is evenly from 0 to 255.
 pub fn renewal(from: SystemTime, until: SystemTime, draw: u8) -> SystemTime {
     let life = until.duration_since(from).unwrap_or_default();
-    from + life / 100 * EARLIEST_PERCENT + life / 100 * SPREAD_PERCENT / 255 * u32::from(draw)
+    let part = life / 100 * EARLIEST_PERCENT + life / 100 * SPREAD_PERCENT / 255 * u32::from(draw);
+    from + part.max(RETRY)
 }
 
 /// How long the next try waits after so many that failed: a second, then twice as long each time up to a minute, less up to a
@@ -115,7 +117,7 @@ mod tests {
             let off = due.duration_since(at(expected)).unwrap_or_else(|before| before.duration());
             assert!(off < Duration::from_secs(1), "{draw}: off by {off:?}");
         }
-        assert_eq!(renewal(at(5), at(0), 255), at(5), "a life that is over is due at once");
+        assert_eq!(renewal(at(5), at(0), 255), at(6), "no more than one a second");
     }
 
     #[test]

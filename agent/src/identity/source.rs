@@ -13,7 +13,7 @@ use webpki::{EndEntityCert, KeyUsage};
 use zeroize::Zeroizing;
 
 use super::authority::{Term, new_key, uri};
-use super::certificate::{IntermediateCertificate, Summary, Validity, seconds};
+use super::certificate::{IntermediateCertificate, NodeCertificate, Summary, Validity, seconds};
 use super::directory::{Stamps, stamps_of};
 use super::error::Content;
 use super::{Ending, IdentityError, Reload, SpiffeId, TrustBundle, Untrusted, files, pem};
@@ -166,8 +166,14 @@ impl Loaded {
             return Err(IdentityError::KeyMismatch { key: key_file, certificate: file });
         }
         let node = files::read_optional(&directory.join(files::NODE))?;
-        let node = node.and_then(|text| Summary::read(&pem::certificate(&text).ok()?).ok());
-        let node = node.map(|said| said.validity);
+        let node = node.and_then(|text| pem::certificate(&text).ok());
+        if let Some(own) = node.as_ref().and_then(|der| NodeCertificate::read(der).ok())
+            && *own.node.shared() != *issuer.node
+        {
+            let (found, wanted) = (issuer.node.to_string(), own.node.to_string());
+            return Err(IdentityError::OtherNode { file, found, wanted });
+        }
+        let node = node.and_then(|der| Summary::read(&der).ok()).map(|said| said.validity);
         let loaded = Self { bundle: Arc::new(bundle), issuer, certificate, key, node };
         // Its own end is a moment at which nothing but a wrong root can be wrong.
         loaded.prove(loaded.issuer.validity.end()).map_err(refused)?;

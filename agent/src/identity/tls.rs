@@ -9,7 +9,8 @@ use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::sign::SingleCertAndKey;
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::time_provider::TimeProvider;
 use rustls::version::TLS13;
 use rustls::{
@@ -86,18 +87,38 @@ pub async fn connect<Io: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-/// Answers TLS on a connection.
+/// Answers TLS on a connection. A peer that is refused has been told so, on the connection that is given back.
 pub async fn accept<Io: AsyncRead + AsyncWrite + Unpin>(
     io: Io,
     terms: Terms,
     clock: Arc<dyn TimeProvider>,
-) -> Result<server::TlsStream<Io>, RefusedPeer> {
-    let config = terms.server(clock).map_err(|_| PeerRefusal::NoOwnCertificate)?;
-    let accepted = TlsAcceptor::from(config).accept(io).await;
-    let io = accepted.map_err(|error| RefusedPeer::of(&error))?;
+) -> Result<server::TlsStream<Io>, (RefusedPeer, Io)> {
+    let Ok(config) = terms.server(clock) else { return Err((PeerRefusal::NoOwnCertificate.into(), io)) };
+    let accepted = TlsAcceptor::from(config).accept(io).into_fallible().await;
+    let io = accepted.map_err(|(error, io)| (RefusedPeer::of(&error), io))?;
     match io.get_ref().1.alpn_protocol() {
         Some(ALPN) => Ok(io),
-        _ => Err(PeerRefusal::NoAlpn.into()),
+        _ => Err((PeerRefusal::NoAlpn.into(), io.into_inner().0)),
+    }
+}
+
+/// Refuses a handshake for want of a certificate. The peer is told so (`access_denied`), on the connection that is given back: to one that
+/// only sees it end, it looks like the network's fault.
+pub async fn refuse<Io: AsyncRead + AsyncWrite + Unpin>(io: Io, clock: Arc<dyn TimeProvider>) -> Option<Io> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ServerConfig::builder_with_details(provider, clock).with_protocol_versions(&[&TLS13]);
+    let mut config = builder.ok()?.with_no_client_auth().with_cert_resolver(Arc::new(Nobody));
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    TlsAcceptor::from(Arc::new(config)).accept(io).into_fallible().await.err().map(|(_, io)| io)
+}
+
+/// Has no certificate for anybody.
+#[derive(Debug)]
+struct Nobody;
+
+impl ResolvesServerCert for Nobody {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        None
     }
 }
 

@@ -94,6 +94,7 @@ impl TrustBundle {
     pub fn load(file: &Path) -> Result<Self, IdentityError> {
         let content = |file: &Path, what| IdentityError::Content { file: file.to_owned(), what };
         let text = files::read(file)?;
+        files::refuse_replaceable(file)?;
         let bundle = Self::from_pem(&text).map_err(|what| content(file, what))?;
         let revoked = file.with_file_name(files::REVOKED);
         match files::read_optional(&revoked)? {
@@ -204,6 +205,11 @@ impl TrustBundle {
         self.revocations.len()
     }
 
+    /// Whether a certificate says that one of the roots has issued it.
+    pub(super) fn names_issuer_of(&self, certificate: &Serial) -> bool {
+        self.roots.iter().any(|root| *root.subject == *certificate.issuer)
+    }
+
     /// Whether a root has taken a certificate back.
     pub(super) fn has_revoked(&self, certificate: &Serial) -> bool {
         self.revocations.names(&certificate.issuer, &certificate.number)
@@ -263,15 +269,25 @@ impl TrustBundle {
         form: &[u8],
         signature: &Signature,
     ) -> Result<Arc<str>, Untrusted> {
+        let verified = self.certified(role, now, signature)?;
+        let key = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, &verified.public_key);
+        key.verify(form, signature.scalars()).map_err(|_| Untrusted::BadSignature)?;
+        Ok(verified.name)
+    }
+
+    /// Whether a node's signature is of a certificate that holds at a time. Nothing is said of what it has signed.
+    pub fn holds(&self, at: SystemTime, signature: &Signature) -> Result<(), Untrusted> {
+        self.certified(Role::Node, at, signature).map(drop)
+    }
+
+    fn certified(&self, role: Role, now: SystemTime, signature: &Signature) -> Result<Verified, Untrusted> {
         let known = self.recall(signature.certificate()).filter(|known| known.role == role);
         let verified = match known {
             Some(verified) => verified,
             None => self.examine(role, now, signature.certificate())?,
         };
         verified.check(now)?;
-        let key = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, &verified.public_key);
-        key.verify(form, signature.scalars()).map_err(|_| Untrusted::BadSignature)?;
-        Ok(verified.name)
+        Ok(verified)
     }
 
     fn recall(&self, certificate: &[u8]) -> Option<Verified> {

@@ -3,7 +3,7 @@
 //! The level is counted in a unit in which both a request and a nanosecond's leak are whole numbers, so that nothing is
 //! ever rounded: after a year of any pattern the bucket admits what the exact one would.
 
-use super::{Counter, Verdict};
+use super::{Counter, NEVER, Verdict};
 
 /// So many requests in so many nanoseconds, and so many at once after a pause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,37 +62,49 @@ impl Rate {
         (self.unit, self.leak, self.capacity)
     }
 
-    /// As [`Counter::take`], for a request that weighs as much as so many; an empty bucket takes one of any weight.
-    pub fn take_weighed(&self, bucket: &mut Bucket, now: u64, weight: u64) -> Verdict {
-        let verdict = self.peek_weighed(bucket, now, weight);
+    /// As [`Counter::take`], where each unit weighs as much as so many; an empty bucket takes a request of any weight.
+    pub fn take_weighed(&self, bucket: &mut Bucket, now: u64, cost: u32, weight: u64) -> Verdict {
+        let verdict = self.peek_weighed(bucket, now, cost, weight);
         if matches!(verdict, Verdict::Admitted { .. }) {
-            bucket.level = bucket.level.saturating_add(self.unit.saturating_mul(weight));
+            bucket.level = bucket.level.saturating_add(self.raised(cost, weight));
         }
         verdict
     }
 
     /// What [`Self::take_weighed`] would say.
-    pub fn peek_weighed(&self, bucket: &mut Bucket, now: u64, weight: u64) -> Verdict {
+    pub fn peek_weighed(&self, bucket: &mut Bucket, now: u64, cost: u32, weight: u64) -> Verdict {
         *bucket = self.leaked(bucket, now);
-        let unit = self.unit.saturating_mul(weight);
-        let capacity = self.capacity.max(unit);
-        let level = bucket.level.saturating_add(unit);
-        match level.checked_sub(capacity) {
-            None | Some(0) => Verdict::Admitted { remaining: (capacity - level) / unit.max(1) },
-            Some(over) => Verdict::Refused { wait: over.div_ceil(self.leak) },
+        let raised = self.raised(cost, weight);
+        let capacity = self.capacity.max(raised);
+        // Level and cost may each be as high as the capacity, and so their sum beyond the integer.
+        let over = u128::from(bucket.level) + u128::from(raised);
+        match over.checked_sub(capacity.into()) {
+            None | Some(0) => {
+                let free = capacity.saturating_sub(bucket.level).saturating_sub(raised);
+                Verdict::Admitted { remaining: free / self.raised(1, weight).max(1) }
+            }
+            Some(over) => {
+                let wait = over.div_ceil(self.leak.into());
+                Verdict::Refused { wait: u64::try_from(wait).unwrap_or(NEVER - 1) }
+            }
         }
     }
 
+    /// What a request adds to the level.
+    fn raised(&self, cost: u32, weight: u64) -> u64 {
+        self.unit.saturating_mul(weight).saturating_mul(cost.into())
+    }
+
     /// Fills the bucket by a request of this weight that was let through whatever it held; it is never more than full.
-    pub fn pour(&self, bucket: &mut Bucket, now: u64, weight: u64) {
+    pub fn pour(&self, bucket: &mut Bucket, now: u64, cost: u32, weight: u64) {
         *bucket = self.leaked(bucket, now);
         let full = self.capacity.max(bucket.level);
-        bucket.level = bucket.level.saturating_add(self.unit.saturating_mul(weight)).min(full);
+        bucket.level = bucket.level.saturating_add(self.raised(cost, weight)).min(full);
     }
 
     /// Takes out again what a request of this weight filled in.
-    pub fn drain(&self, bucket: &mut Bucket, weight: u64) {
-        bucket.level = bucket.level.saturating_sub(self.unit.saturating_mul(weight));
+    pub fn drain(&self, bucket: &mut Bucket, cost: u32, weight: u64) {
+        bucket.level = bucket.level.saturating_sub(self.raised(cost, weight));
     }
 
     fn leaked(&self, bucket: &Bucket, now: u64) -> Bucket {
@@ -105,16 +117,22 @@ impl Rate {
 impl Counter for Rate {
     type State = Bucket;
 
-    fn take(&self, bucket: &mut Bucket, now: u64) -> Verdict {
-        self.take_weighed(bucket, now, 1)
+    fn take(&self, bucket: &mut Bucket, now: u64, cost: u32) -> Verdict {
+        if self.raised(cost, 1) > self.capacity {
+            return Verdict::Refused { wait: NEVER };
+        }
+        self.take_weighed(bucket, now, cost, 1)
     }
 
-    fn peek(&self, bucket: &mut Bucket, now: u64) -> Verdict {
-        self.peek_weighed(bucket, now, 1)
+    fn peek(&self, bucket: &mut Bucket, now: u64, cost: u32) -> Verdict {
+        if self.raised(cost, 1) > self.capacity {
+            return Verdict::Refused { wait: NEVER };
+        }
+        self.peek_weighed(bucket, now, cost, 1)
     }
 
-    fn give_back(&self, bucket: &mut Bucket, _: u64) {
-        self.drain(bucket, 1);
+    fn give_back(&self, bucket: &mut Bucket, _: u64, cost: u32) {
+        self.drain(bucket, cost, 1);
     }
 
     fn is_idle(&self, bucket: &Bucket, now: u64) -> bool {
@@ -146,13 +164,27 @@ mod tests {
         let rate = Rate::new(10, SECOND, 3).expect("a rate");
         let mut bucket = Bucket::default();
         for remaining in [2, 1, 0] {
-            assert_eq!(rate.take(&mut bucket, SECOND), Verdict::Admitted { remaining });
+            assert_eq!(rate.take(&mut bucket, SECOND, 1), Verdict::Admitted { remaining });
         }
-        assert_eq!(rate.take(&mut bucket, SECOND), Verdict::Refused { wait: SECOND / 10 });
+        assert_eq!(rate.take(&mut bucket, SECOND, 1), Verdict::Refused { wait: SECOND / 10 });
         let later = SECOND + SECOND / 10;
-        assert_eq!(rate.take(&mut bucket, later - 1), Verdict::Refused { wait: 1 });
-        assert_eq!(rate.take(&mut bucket, later), Verdict::Admitted { remaining: 0 });
+        assert_eq!(rate.take(&mut bucket, later - 1, 1), Verdict::Refused { wait: 1 });
+        assert_eq!(rate.take(&mut bucket, later, 1), Verdict::Admitted { remaining: 0 });
         assert!(!rate.is_idle(&bucket, later) && rate.is_idle(&bucket, later + SECOND));
+    }
+
+    #[test]
+    fn a_request_may_cost_more_than_one() {
+        let rate = Rate::new(100, SECOND, 100).expect("a rate");
+        let mut bucket = Bucket::default();
+        for number in 1..=20 {
+            assert_eq!(rate.take(&mut bucket, SECOND, 5), Verdict::Admitted { remaining: 100 - 5 * number });
+        }
+        assert_eq!(rate.take(&mut bucket, SECOND, 5), Verdict::Refused { wait: SECOND / 20 });
+        assert_eq!(rate.take(&mut bucket, SECOND, 1), Verdict::Refused { wait: SECOND / 100 });
+        assert_eq!(rate.take(&mut Bucket::default(), SECOND, 101), Verdict::Refused { wait: NEVER });
+        rate.give_back(&mut bucket, SECOND, 5);
+        assert_eq!(rate.take(&mut bucket, SECOND, 4), Verdict::Admitted { remaining: 1 });
     }
 
     #[test]
@@ -174,7 +206,7 @@ mod tests {
         let step = year / 1000;
         while now < year {
             for _ in 0..1000 {
-                match rate.take(&mut bucket, now) {
+                match rate.take(&mut bucket, now, 1) {
                     Verdict::Admitted { .. } => admitted += 1,
                     Verdict::Refused { wait } => now += wait,
                 }
@@ -188,7 +220,7 @@ mod tests {
         let mut now = start;
         let mut taken = 0;
         while now < start + 600 * SECOND {
-            match rate.take(&mut bucket, now) {
+            match rate.take(&mut bucket, now, 1) {
                 Verdict::Admitted { .. } => taken += 1,
                 Verdict::Refused { wait } => now += wait,
             }
@@ -202,39 +234,71 @@ mod tests {
             requests in 1_u64..2000,
             window in 1_u64..(100 * SECOND),
             burst in 1_u64..50,
-            gaps in prop::collection::vec(0_u64..SECOND, 1..200),
+            asked in prop::collection::vec((0_u64..SECOND, 1_u32..60), 1..200),
         ) {
             let rate = Rate::new(requests, window, burst).expect("a rate");
             let mut bucket = Bucket::default();
             // Level and time as a fraction with the window as its denominator.
             let (mut level, mut now) = (0_u128, 0_u64);
-            for gap in gaps {
+            for (gap, cost) in asked {
                 now += gap;
                 level = level.saturating_sub(u128::from(gap) * u128::from(requests));
-                let room = level + u128::from(window) <= u128::from(burst) * u128::from(window);
-                let verdict = rate.take(&mut bucket, now);
-                prop_assert_eq!(matches!(verdict, Verdict::Admitted { .. }), room);
-                if room {
-                    level += u128::from(window);
-                } else if let Verdict::Refused { wait } = verdict {
-                    // The wait is exact: the nanosecond before is too early.
-                    let mut probe = bucket;
-                    prop_assert!(is_refused(rate.peek(&mut probe, now + wait - 1)));
-                    prop_assert!(!is_refused(rate.peek(&mut probe, now + wait)));
+                let after = level + u128::from(cost) * u128::from(window);
+                let most = u128::from(burst) * u128::from(window);
+                let verdict = rate.take(&mut bucket, now, cost);
+                match verdict {
+                    Verdict::Admitted { remaining } => {
+                        prop_assert!(after <= most);
+                        level = after;
+                        prop_assert_eq!(u128::from(remaining), (most - level) / u128::from(window));
+                    }
+                    Verdict::Refused { wait: NEVER } => prop_assert!(u64::from(cost) > burst),
+                    Verdict::Refused { wait } => {
+                        prop_assert!(after > most && u64::from(cost) <= burst);
+                        // The wait is exact: the nanosecond before is too early.
+                        let mut probe = bucket;
+                        prop_assert!(is_refused(rate.peek(&mut probe, now + wait - 1, cost)));
+                        prop_assert!(!is_refused(rate.peek(&mut probe, now + wait, cost)));
+                    }
                 }
             }
         }
 
         #[test]
-        fn what_is_given_back_is_as_if_never_taken(gaps in prop::collection::vec(0_u64..SECOND, 1..50)) {
+        fn the_largest_numbers_wrap_nowhere(
+            requests in 1_u64..1000,
+            window in (u64::MAX / 4096)..(u64::MAX / 1024),
+            asked in prop::collection::vec((0_u64..(1 << 44), 1_u32..600), 1..50),
+        ) {
+            let divisor = greatest_common_divisor(requests, window);
+            let burst = (u64::MAX / (window / divisor)).saturating_sub(1);
+            let rate = Rate::new(requests, window, burst).expect("a rate");
+            let (mut bucket, mut level, mut now) = (Bucket::default(), 0_u128, 0_u64);
+            for (gap, cost) in asked {
+                now += gap;
+                level = level.saturating_sub(u128::from(gap) * u128::from(requests));
+                let after = level + u128::from(cost) * u128::from(window);
+                let room = after <= u128::from(burst) * u128::from(window);
+                prop_assert_eq!(!is_refused(rate.take(&mut bucket, now, cost)), room, "{:?}", rate);
+                if room {
+                    level = after;
+                }
+            }
+        }
+
+        #[test]
+        fn what_is_given_back_is_as_if_never_taken(
+            asked in prop::collection::vec((0_u64..SECOND, 1_u32..7), 1..50),
+        ) {
             let rate = Rate::new(7, SECOND, 5).expect("a rate");
             let (mut bucket, mut other, mut now) = (Bucket::default(), Bucket::default(), 0);
-            for gap in gaps {
+            for (gap, cost) in asked {
                 now += gap;
-                if matches!(rate.take(&mut bucket, now), Verdict::Admitted { .. }) {
-                    rate.give_back(&mut bucket, now);
+                if matches!(rate.take(&mut bucket, now, cost), Verdict::Admitted { .. }) {
+                    rate.give_back(&mut bucket, now, cost);
                 }
-                let _ = rate.peek(&mut other, now);
+                let _ = rate.peek(&mut other, now, 1);
+                let _ = rate.peek(&mut bucket, now, 1);
                 prop_assert_eq!(bucket, other);
             }
         }

@@ -17,16 +17,16 @@ pub struct KeyWriter(Context);
 /// How the store counts. Times are in microseconds, as those of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SharedRule {
-    /// A level that each request raises by `unit`, up to `capacity`, and each microsecond lowers by `leak`.
+    /// A level that each unit raises by `unit`, up to `capacity`, and each microsecond lowers by `leak`.
     Rate {
-        /// Of one request.
+        /// Of one unit.
         unit: u64,
         /// Of one microsecond.
         leak: u64,
         /// The highest level.
         capacity: u64,
     },
-    /// At most so many requests in any span.
+    /// At most so many units in any span.
     Window {
         /// How many.
         requests: u64,
@@ -42,18 +42,20 @@ pub struct Ask {
     pub key: SharedKey,
     /// How it is counted.
     pub rule: SharedRule,
-    /// For how many requests.
+    /// For how many units.
     pub count: u32,
+    /// Only a multiple of this is of use.
+    pub step: u32,
 }
 
 /// What the store answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Answer {
-    /// How many are let through.
+    /// How many units are let through.
     pub granted: u32,
     /// How many more would be.
     pub remaining: u64,
-    /// Microseconds until one more would be, where fewer are than were asked for.
+    /// Microseconds until one more step would be, where fewer are than were asked for.
     pub wait: u64,
     /// The store's time.
     pub at: u64,
@@ -134,7 +136,7 @@ impl std::hash::Hasher for KeyWriter {
 
 impl SharedKey {
     /// What the node's own memory knows it by.
-    pub(super) fn local(self) -> u64 {
+    pub fn local(self) -> u64 {
         let mut low = [0; 8];
         low.copy_from_slice(&self.0[..8]);
         u64::from_le_bytes(low)

@@ -1,6 +1,8 @@
 //! A limit that all nodes of the cluster count together: decided by a store, or spent of what was leased from it, or, where the store
 //! is away, by what the limit says of that.
 
+mod numbers;
+
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,17 +10,17 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::counters::{Answer, Ask, Away, Counters, KeyWriter, SharedKey, SharedRule, Standing};
-use super::lease::{Grant, LEASE, Lease, RanOut, Settled, Step, largest_portion};
+use super::counters::{Answer, Ask, Away, Counters, KeyWriter, SharedKey, Standing};
+use super::lease::{Grant, Lease, RanOut, Settled, Step, largest_portion};
 use super::share::Own;
-use super::{Counter, Rate, Store, Verdict, Window};
+use super::{Counter, NEVER, Store, Verdict};
+use numbers::MICROSECOND;
+pub use numbers::{SharedQuota, shared_rate};
 
 /// How long a request waits for the store.
 const PATIENCE: Duration = Duration::from_millis(100);
 /// How long a request is told to wait that is refused because the store is away.
 const AWAY_WAIT: u64 = 1_000_000_000;
-/// Nanoseconds of a microsecond, the unit of the store's time.
-const MICROSECOND: u64 = 1000;
 
 /// What holds while the store is away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,15 +40,6 @@ pub struct SharedSettings {
     pub leased: bool,
     /// What holds while the store is away.
     pub away: WhenAway,
-}
-
-/// What a limit is counted by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SharedQuota {
-    /// A rate whose unit of time is the nanosecond, and the same with the microsecond.
-    Rate(Rate, Rate),
-    /// A window.
-    Window(Window),
 }
 
 /// A limit of the cluster.
@@ -93,7 +86,7 @@ pub struct SharedUse {
     pub asked: u64,
     /// Requests that were decided while it was away.
     pub away: u64,
-    /// Requests that may be let through without asking.
+    /// Units that may be let through without asking.
     pub leased: u64,
     /// Keys that are remembered.
     pub keys: usize,
@@ -103,6 +96,21 @@ pub struct SharedUse {
     pub uncounted: u64,
 }
 
+impl SharedUse {
+    /// Both together.
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        Self {
+            asked: self.asked + other.asked,
+            away: self.away + other.away,
+            leased: self.leased + other.leased,
+            keys: self.keys + other.keys,
+            evicted: self.evicted + other.evicted,
+            uncounted: self.uncounted + other.uncounted,
+        }
+    }
+}
+
 /// Leases by key.
 #[derive(Debug)]
 struct Leases;
@@ -110,16 +118,16 @@ struct Leases;
 impl Counter for Leases {
     type State = Lease;
 
-    fn take(&self, lease: &mut Lease, now: u64) -> Verdict {
-        self.peek(lease, now)
+    fn take(&self, lease: &mut Lease, now: u64, cost: u32) -> Verdict {
+        self.peek(lease, now, cost)
     }
 
-    fn peek(&self, lease: &mut Lease, now: u64) -> Verdict {
+    fn peek(&self, lease: &mut Lease, now: u64, _: u32) -> Verdict {
         Verdict::Admitted { remaining: lease.left(now).into() }
     }
 
     /// What leases take is given back by [`SharedLimit::give_back`].
-    fn give_back(&self, _: &mut Lease, _: u64) {}
+    fn give_back(&self, _: &mut Lease, _: u64, _: u32) {}
 
     fn is_idle(&self, lease: &Lease, now: u64) -> bool {
         lease.is_idle(now)
@@ -129,58 +137,6 @@ impl Counter for Leases {
 impl fmt::Debug for SharedLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SharedLimit").field("quota", &self.quota).finish_non_exhaustive()
-    }
-}
-
-/// A rate as the store counts it, in microseconds; `None` where its numbers would not be whole in the store's arithmetic, which has
-/// 53 bits.
-pub fn shared_rate(requests: u32, window_ns: u64, burst: u32) -> Option<Rate> {
-    let rate = Rate::new(requests.into(), window_ns / MICROSECOND, burst.into()).ok()?;
-    let (unit, leak, capacity) = rate.numbers();
-    // A level is never above the capacity and a portion beyond it.
-    let fits = |number: u64| number < 1 << 51;
-    (fits(unit) && fits(leak) && fits(capacity)).then_some(rate)
-}
-
-impl SharedQuota {
-    fn rule(self) -> SharedRule {
-        match self {
-            Self::Rate(_, rate) => {
-                let (unit, leak, capacity) = rate.numbers();
-                SharedRule::Rate { unit, leak, capacity }
-            }
-            Self::Window(window) => SharedRule::Window {
-                requests: window.requests.into(),
-                span: window.window.div_ceil(MICROSECOND),
-            },
-        }
-    }
-
-    /// How many may come at once after a pause.
-    fn budget(self) -> u64 {
-        match self {
-            Self::Rate(rate, _) => {
-                let (unit, _, capacity) = rate.numbers();
-                capacity / unit.max(1)
-            }
-            Self::Window(window) => window.requests.into(),
-        }
-    }
-
-    /// How long a portion may be spent.
-    fn life(self) -> u64 {
-        self.span().clamp(1, LEASE)
-    }
-
-    /// The time after which nothing is remembered, in nanoseconds.
-    fn span(self) -> u64 {
-        match self {
-            Self::Rate(rate, _) => {
-                let (_, leak, capacity) = rate.numbers();
-                capacity / leak.max(1)
-            }
-            Self::Window(window) => window.window,
-        }
     }
 }
 
@@ -201,40 +157,70 @@ impl SharedLimit {
     }
 
     /// A request comes. Without counters the cluster is this node alone.
-    pub fn begin(self: &Arc<Self>, key: SharedKey, now: u64, counters: Option<&Arc<dyn Counters>>) -> Begun {
+    pub fn begin(
+        self: &Arc<Self>,
+        key: SharedKey,
+        (now, cost): (u64, u32),
+        counters: Option<&Arc<dyn Counters>>,
+    ) -> Begun {
         let local = key.local();
-        let Some(counters) = counters else { return Begun::Known(self.own.take(local, now, 1)) };
+        if u64::from(cost) > self.quota.budget() {
+            return Begun::Known(Verdict::Refused { wait: NEVER });
+        }
+        let Some(counters) = counters else { return Begun::Known(self.own.take(local, now, (1, cost))) };
         let standing = counters.standing();
         if !standing.up {
-            return Begun::Known(self.without(local, now, standing.nodes));
+            return Begun::Known(self.without(local, now, (standing.nodes, cost)));
         }
-        if let Some(verdict) = self.on_probation(local, now, standing) {
+        if let Some(verdict) = self.on_probation(local, (now, cost), standing) {
             return Begun::Known(verdict);
         }
         let most = self.largest_portion(standing.nodes);
-        let step = self.held.with(local, now, |_, lease| lease.step(now, most));
-        match step.unwrap_or(Step::Ask { count: 1, portion: false }) {
+        let step = self.held.with(local, now, |_, lease| lease.step(now, most, cost));
+        match step.unwrap_or(Step::Ask { count: cost, step: cost, portion: false }) {
             Step::Spend { left, refill } => {
-                self.own.note(local, now, standing.nodes);
+                self.own.note(local, now, (standing.nodes, cost));
                 if refill > 0 {
-                    self.ask((key, now), (refill, true), None, counters);
+                    let ask = Ask { key, rule: self.quota.rule(), count: refill, step: 1 };
+                    self.ask((ask, now), true, None, counters);
                 }
                 Begun::Known(Verdict::Admitted { remaining: left.into() })
             }
             Step::Refused { wait } => Begun::Known(Verdict::Refused { wait }),
-            Step::Ask { count, portion } => {
+            Step::Ask { count, step, portion } => {
                 let (waiter, waiting) = oneshot::channel();
-                self.ask((key, now), (count, portion), Some(waiter), counters);
+                let ask = Ask { key, rule: self.quota.rule(), count, step };
+                self.ask((ask, now), portion, Some((waiter, cost)), counters);
                 Begun::Asked(Waiting(waiting))
             }
         }
+    }
+
+    /// How long a request would be refused for, as the store said of late; `None` where it had to be asked, or can't be. Nothing is
+    /// taken.
+    pub fn refuses(
+        &self,
+        key: SharedKey,
+        (now, cost): (u64, u32),
+        counters: Option<&Arc<dyn Counters>>,
+    ) -> Option<u64> {
+        let local = key.local();
+        if u64::from(cost) > self.quota.budget() {
+            return Some(NEVER);
+        }
+        let standing = counters.map(|counters| counters.standing()).filter(|standing| standing.up)?;
+        if let Some(Verdict::Refused { wait }) = self.on_probation(local, (now, cost), standing) {
+            return Some(wait);
+        }
+        let most = self.largest_portion(standing.nodes);
+        self.held.with(local, now, |_, lease| lease.refuses(now, most, cost)).flatten()
     }
 
     /// The verdict of a request that has waited.
     pub async fn finish(
         &self,
         key: SharedKey,
-        now: u64,
+        (now, cost): (u64, u32),
         waiting: Waiting,
         counters: Option<&Arc<dyn Counters>>,
     ) -> Verdict {
@@ -242,31 +228,37 @@ impl SharedLimit {
         let nodes = counters.map_or(1, |counters| counters.standing().nodes);
         match answer {
             Some(answer) if answer.granted > 0 => {
-                self.own.note(key.local(), now, nodes);
+                self.own.note(key.local(), now, (nodes, cost));
                 Verdict::Admitted { remaining: answer.remaining }
             }
             Some(answer) => Verdict::Refused { wait: answer.wait.saturating_mul(MICROSECOND).max(1) },
-            None => self.without(key.local(), now, nodes),
+            None => self.without(key.local(), now, (nodes, cost)),
         }
     }
 
     /// Gives back a request that was let through and then refused by another limit.
-    pub fn give_back(&self, key: SharedKey, now: u64, counters: Option<&Arc<dyn Counters>>) {
-        self.own.give_back(key.local(), now);
+    pub fn give_back(&self, key: SharedKey, (now, cost): (u64, u32), counters: Option<&Arc<dyn Counters>>) {
+        self.own.give_back(key.local(), now, cost);
         let Some(counters) = counters else { return };
-        let granted_at = self.held.with(key.local(), now, |_, lease| lease.give_back(now)).flatten();
+        let granted_at = self.held.with(key.local(), now, |_, lease| lease.give_back(now, cost)).flatten();
         if let Some(at) = granted_at {
-            counters.give_back(Ask { key, rule: self.quota.rule(), count: 1 }, at);
+            counters.give_back(Ask { key, rule: self.quota.rule(), count: cost, step: cost }, at);
         }
     }
 
     /// How it is used.
     pub fn usage(&self, now: u64) -> SharedUse {
         let (keys, evicted, uncounted) = self.own.usage();
-        let mut leased = 0;
-        self.held.each(|lease| leased += u64::from(lease.left(now)));
+        let leased = self.leased(now);
         let (asked, away) = (self.asked.load(Ordering::Relaxed), self.away.load(Ordering::Relaxed));
         SharedUse { asked, away, leased, keys, evicted, uncounted }
+    }
+
+    /// Units that may be let through without asking.
+    pub fn leased(&self, now: u64) -> u64 {
+        let mut leased = 0;
+        self.held.each(|lease| leased += u64::from(lease.left(now)));
+        leased
     }
 
     fn largest_portion(&self, nodes: u32) -> u32 {
@@ -274,29 +266,29 @@ impl SharedLimit {
     }
 
     /// Refuses what is beyond this node's share for as long as a store that has forgotten everything can't know of it.
-    fn on_probation(&self, local: u64, now: u64, standing: Standing) -> Option<Verdict> {
+    fn on_probation(&self, local: u64, (now, cost): (u64, u32), standing: Standing) -> Option<Verdict> {
         let forgot = standing.forgot?;
         if self.settings.away == WhenAway::Open || now.saturating_sub(forgot) >= self.quota.span() {
             return None;
         }
-        let verdict = self.own.peek(local, now, standing.nodes);
+        let verdict = self.own.peek(local, now, (standing.nodes, cost));
         matches!(verdict, Verdict::Refused { .. }).then_some(verdict)
     }
 
     /// The verdict while the store is away.
-    fn without(&self, local: u64, now: u64, nodes: u32) -> Verdict {
+    fn without(&self, local: u64, now: u64, (nodes, cost): (u32, u32)) -> Verdict {
         self.away.fetch_add(1, Ordering::Relaxed);
         match self.settings.away {
             WhenAway::Open => {
-                self.own.note(local, now, nodes);
+                self.own.note(local, now, (nodes, cost));
                 Verdict::Admitted { remaining: 0 }
             }
             WhenAway::Closed => Verdict::Refused { wait: AWAY_WAIT },
             WhenAway::Share => {
-                let verdict = self.own.take(local, now, nodes);
+                let verdict = self.own.take(local, now, (nodes, cost));
                 if matches!(verdict, Verdict::Admitted { .. }) {
                     // The store hears of it when it is asked again.
-                    self.held.with(local, now, |_, lease| lease.owe(now, self.quota.span()));
+                    self.held.with(local, now, |_, lease| lease.owe(now, self.quota.span(), cost));
                 }
                 verdict
             }
@@ -306,38 +298,37 @@ impl SharedLimit {
     /// Asks the store; for a portion, and for the request that waits, if one does.
     fn ask(
         self: &Arc<Self>,
-        (key, now): (SharedKey, u64),
-        (count, portion): (u32, bool),
-        waiter: Option<Waiter>,
+        (ask, now): (Ask, u64),
+        portion: bool,
+        waiter: Option<(Waiter, u32)>,
         counters: &Arc<dyn Counters>,
     ) {
         self.asked.fetch_add(1, Ordering::Relaxed);
         let (limit, with) = (Arc::clone(self), Arc::clone(counters));
-        let ask = Ask { key, rule: self.quota.rule(), count };
         let done = move |answer: Result<Answer, Away>| {
             if let Ok(answer) = answer {
-                return limit.settle((key, now), (ask, portion, waiter), answer, &with);
+                return limit.settle((ask, now), (portion, waiter), answer, &with);
             }
-            limit.held.with(key.local(), now, |_, lease| lease.failed(portion));
+            limit.held.with(ask.key.local(), now, |_, lease| lease.failed(portion));
             // Nobody may be waiting any more.
-            let _ = waiter.map(|waiter| waiter.send(Err(Away)));
+            let _ = waiter.map(|(waiter, _)| waiter.send(Err(Away)));
         };
         counters.take(ask, Box::new(done));
     }
 
     fn settle(
         self: &Arc<Self>,
-        (key, now): (SharedKey, u64),
-        (ask, portion, waiter): (Ask, bool, Option<Waiter>),
+        (ask, now): (Ask, u64),
+        (portion, waiter): (bool, Option<(Waiter, u32)>),
         answer: Answer,
         counters: &Arc<dyn Counters>,
     ) {
         let most = self.largest_portion(counters.standing().nodes);
-        let (local, life) = (key.local(), self.quota.life());
+        let (key, local, life) = (ask.key, ask.key.local(), self.quota.life());
         let grant = Grant {
             asked: ask.count,
             granted: answer.granted,
-            waits: waiter.is_some(),
+            waits: waiter.as_ref().map_or(0, |(_, cost)| *cost),
             portion,
             wait: answer.wait.saturating_mul(MICROSECOND),
             at: answer.at,
@@ -346,15 +337,15 @@ impl SharedLimit {
         let settled = self.held.with(local, now, |_, lease| lease.settle(grant, now, most));
         // What there is no room to keep goes back at once.
         let settled = settled.unwrap_or_else(|| {
-            let admits = grant.waits && grant.granted > 0;
-            let back = grant.granted - u32::from(admits);
+            let admits = grant.waits > 0 && grant.granted >= grant.waits;
+            let back = grant.granted - if admits { grant.waits } else { 0 };
             Settled { admits, ran_out: [(back, answer.at), (0, 0)] }
         });
         self.send_back(key, settled.ran_out, &**counters);
-        if let Some(waiter) = waiter {
+        if let Some((waiter, cost)) = waiter {
             let told = Answer { granted: settled.admits.into(), ..answer };
             if waiter.send(Ok(told)).is_err() && settled.admits {
-                self.held.with(local, now, |_, lease| lease.keep(now, life));
+                self.held.with(local, now, |_, lease| lease.keep(now, life, cost));
             }
         }
         if self.held.with(local, now, |_, lease| lease.left(now) > 0) == Some(true) {
@@ -376,7 +367,7 @@ impl SharedLimit {
 
     fn send_back(&self, key: SharedKey, what: RanOut, counters: &dyn Counters) {
         for (count, at) in what.into_iter().filter(|(count, _)| *count > 0) {
-            counters.give_back(Ask { key, rule: self.quota.rule(), count }, at);
+            counters.give_back(Ask { key, rule: self.quota.rule(), count, step: 1 }, at);
         }
     }
 }

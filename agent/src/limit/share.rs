@@ -1,7 +1,8 @@
 //! A node's share of a limit that the cluster counts: what this node has let through, held to a part of the whole.
 //!
 //! It is kept all the time, so that a node whose store goes away knows what it has already had. A request counts as many times as
-//! there are nodes, against the whole limit: so the number of nodes may change while something is counted.
+//! there are nodes, against the whole limit: so the number of nodes may change while something is counted. One that costs more than
+//! the share is let through where nothing else was.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -46,37 +47,37 @@ impl Own {
     }
 
     /// Takes one request of a key's share, among so many nodes.
-    pub fn take(&self, key: u64, now: u64, nodes: u32) -> Verdict {
+    pub fn take(&self, key: u64, now: u64, (nodes, cost): (u32, u32)) -> Verdict {
         self.nodes.store(nodes.max(1), Ordering::Relaxed);
         match &self.keys {
-            Keys::Rate(store) => store.take(key, now),
-            Keys::Window(store) => store.take(key, now),
+            Keys::Rate(store) => store.take(key, now, cost),
+            Keys::Window(store) => store.take(key, now, cost),
         }
     }
 
     /// What [`Self::take`] would say.
-    pub fn peek(&self, key: u64, now: u64, nodes: u32) -> Verdict {
+    pub fn peek(&self, key: u64, now: u64, (nodes, cost): (u32, u32)) -> Verdict {
         self.nodes.store(nodes.max(1), Ordering::Relaxed);
         match &self.keys {
-            Keys::Rate(store) => store.peek(key, now),
-            Keys::Window(store) => store.peek(key, now),
+            Keys::Rate(store) => store.peek(key, now, cost),
+            Keys::Window(store) => store.peek(key, now, cost),
         }
     }
 
     /// Counts a request that was let through, whatever its share is.
-    pub fn note(&self, key: u64, now: u64, nodes: u32) {
+    pub fn note(&self, key: u64, now: u64, (nodes, cost): (u32, u32)) {
         self.nodes.store(nodes.max(1), Ordering::Relaxed);
         match &self.keys {
-            Keys::Rate(store) => store.with(key, now, |share, bucket| share.note(bucket, now)),
-            Keys::Window(store) => store.with(key, now, |share, log| share.0.note(log, now)),
+            Keys::Rate(store) => store.with(key, now, |share, bucket| share.note(bucket, now, cost)),
+            Keys::Window(store) => store.with(key, now, |share, log| share.0.note(log, now, cost)),
         };
     }
 
     /// Gives back what was counted at `taken`.
-    pub fn give_back(&self, key: u64, taken: u64) {
+    pub fn give_back(&self, key: u64, taken: u64, cost: u32) {
         match &self.keys {
-            Keys::Rate(store) => store.give_back(key, taken),
-            Keys::Window(store) => store.give_back(key, taken),
+            Keys::Rate(store) => store.give_back(key, taken, cost),
+            Keys::Window(store) => store.give_back(key, taken, cost),
         }
     }
 
@@ -94,24 +95,24 @@ impl RateShare {
         u64::from(self.1.load(Ordering::Relaxed))
     }
 
-    fn note(&self, bucket: &mut Bucket, now: u64) {
-        self.0.pour(bucket, now, self.nodes());
+    fn note(&self, bucket: &mut Bucket, now: u64, cost: u32) {
+        self.0.pour(bucket, now, cost, self.nodes());
     }
 }
 
 impl Counter for RateShare {
     type State = Bucket;
 
-    fn take(&self, bucket: &mut Bucket, now: u64) -> Verdict {
-        self.0.take_weighed(bucket, now, self.nodes())
+    fn take(&self, bucket: &mut Bucket, now: u64, cost: u32) -> Verdict {
+        self.0.take_weighed(bucket, now, cost, self.nodes())
     }
 
-    fn peek(&self, bucket: &mut Bucket, now: u64) -> Verdict {
-        self.0.peek_weighed(bucket, now, self.nodes())
+    fn peek(&self, bucket: &mut Bucket, now: u64, cost: u32) -> Verdict {
+        self.0.peek_weighed(bucket, now, cost, self.nodes())
     }
 
-    fn give_back(&self, bucket: &mut Bucket, _: u64) {
-        self.0.drain(bucket, self.nodes());
+    fn give_back(&self, bucket: &mut Bucket, _: u64, cost: u32) {
+        self.0.drain(bucket, cost, self.nodes());
     }
 
     fn is_idle(&self, bucket: &Bucket, now: u64) -> bool {
@@ -120,26 +121,26 @@ impl Counter for RateShare {
 }
 
 impl WindowShare {
-    /// The part of the whole; at least one request.
-    fn part(&self) -> Window {
+    /// The part of the whole; at least one request of this cost.
+    fn part(&self, cost: u32) -> Window {
         let nodes = self.1.load(Ordering::Relaxed).max(1);
-        Window { requests: (self.0.requests / nodes).max(1), window: self.0.window }
+        Window { requests: (self.0.requests / nodes).max(cost), window: self.0.window }
     }
 }
 
 impl Counter for WindowShare {
     type State = Log;
 
-    fn take(&self, log: &mut Log, now: u64) -> Verdict {
-        self.part().take(log, now)
+    fn take(&self, log: &mut Log, now: u64, cost: u32) -> Verdict {
+        self.part(cost).take(log, now, cost)
     }
 
-    fn peek(&self, log: &mut Log, now: u64) -> Verdict {
-        self.part().peek(log, now)
+    fn peek(&self, log: &mut Log, now: u64, cost: u32) -> Verdict {
+        self.part(cost).peek(log, now, cost)
     }
 
-    fn give_back(&self, log: &mut Log, taken: u64) {
-        self.0.give_back(log, taken);
+    fn give_back(&self, log: &mut Log, taken: u64, cost: u32) {
+        self.0.give_back(log, taken, cost);
     }
 
     fn is_idle(&self, log: &Log, now: u64) -> bool {
@@ -168,11 +169,11 @@ mod tests {
     fn a_node_gets_its_part_less_what_it_had() {
         for own in owns() {
             for _ in 0..20 {
-                own.note(7, 0, 3);
+                own.note(7, 0, (3, 1));
             }
-            let more = (0..90).filter(|_| admitted(own.take(7, 0, 3))).count();
+            let more = (0..90).filter(|_| admitted(own.take(7, 0, (3, 1)))).count();
             assert_eq!(more, 10, "thirty are its share of ninety: {own:?}");
-            assert!(!admitted(own.peek(7, 0, 3)) && admitted(own.peek(8, 0, 3)), "{own:?}");
+            assert!(!admitted(own.peek(7, 0, (3, 1))) && admitted(own.peek(8, 0, (3, 1))), "{own:?}");
         }
     }
 
@@ -180,8 +181,22 @@ mod tests {
     fn the_smallest_share_is_one() {
         let rate = Rate::new(2, SECOND, 2).expect("a rate");
         for own in [Own::of_rate(rate, 8), Own::of_window(Window { requests: 2, window: SECOND }, 8)] {
-            let verdicts: Vec<_> = (0..3).map(|_| admitted(own.take(7, 0, 5))).collect();
+            let verdicts: Vec<_> = (0..3).map(|_| admitted(own.take(7, 0, (5, 1)))).collect();
             assert_eq!(verdicts, [true, false, false], "{own:?}");
+        }
+    }
+
+    #[test]
+    fn a_node_gets_its_part_in_units() {
+        for own in owns() {
+            let fives = (0..90).filter(|_| admitted(own.take(7, 0, (3, 5)))).count();
+            assert_eq!(fives, 6, "of thirty: {own:?}");
+            own.give_back(7, 0, 5);
+            let ones = (0..90).filter(|_| admitted(own.take(7, 0, (3, 1)))).count();
+            assert_eq!(ones, 5, "{own:?}");
+            // More than the share, less than the whole.
+            let large = (0..9).filter(|_| admitted(own.take(8, 0, (3, 50)))).count();
+            assert_eq!(large, 1, "{own:?}");
         }
     }
 
@@ -189,10 +204,10 @@ mod tests {
     fn what_is_noted_beyond_the_whole_is_bounded() {
         for own in owns() {
             for _ in 0..10_000 {
-                own.note(7, 0, 3);
+                own.note(7, 0, (3, 1));
             }
-            assert!(!admitted(own.peek(7, 0, 1)));
-            assert!(admitted(own.peek(7, 901 * SECOND, 1)), "after one span it begins anew: {own:?}");
+            assert!(!admitted(own.peek(7, 0, (1, 1))));
+            assert!(admitted(own.peek(7, 901 * SECOND, (1, 1))), "after one span it begins anew: {own:?}");
         }
     }
 
@@ -200,8 +215,8 @@ mod tests {
         #[test]
         fn shares_together_are_within_the_whole(
             nodes in 1_u32..6,
-            requests in 6_u32..60,
-            asks in prop::collection::vec((0_usize..6, 0_u64..SECOND), 1..300),
+            requests in 18_u32..60,
+            asks in prop::collection::vec((0_usize..6, 0_u64..SECOND, 1_u32..4), 1..300),
         ) {
             let window = Window { requests, window: 10 * SECOND };
             let rate = Rate::new(requests.into(), 10 * SECOND, requests.into()).expect("a rate");
@@ -210,14 +225,16 @@ mod tests {
             let rates: Vec<_> = (0..nodes).map(|_| Own::of_rate(rate, 8)).collect();
             let (mut now, mut times, mut by_rate) = (SECOND, Vec::new(), 0_u64);
             let start = now;
-            for (node, gap) in asks {
+            for (node, gap, cost) in asks {
                 now += gap / 8;
-                if admitted(windows[node % nodes_count].take(7, now, nodes)) {
-                    times.push(now);
+                if admitted(windows[node % nodes_count].take(7, now, (nodes, cost))) {
+                    times.push((now, cost));
                 }
-                by_rate += u64::from(admitted(rates[node % nodes_count].take(7, now, nodes)));
-                let within = times.iter().filter(|at| **at + window.window > now).count();
-                prop_assert!(within <= requests as usize);
+                if admitted(rates[node % nodes_count].take(7, now, (nodes, cost))) {
+                    by_rate += u64::from(cost);
+                }
+                let within = times.iter().filter(|(at, _)| *at + window.window > now);
+                prop_assert!(within.map(|(_, cost)| *cost).sum::<u32>() <= requests);
                 let most = u64::from(requests) + (now - start) * u64::from(requests) / window.window;
                 prop_assert!(by_rate <= most, "{by_rate} of {most}");
             }

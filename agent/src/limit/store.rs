@@ -40,18 +40,19 @@ pub struct Permit<C: Counter> {
     store: Arc<Store<C>>,
     key: u64,
     taken: u64,
+    cost: u32,
 }
 
 impl<C: Counter> Permit<C> {
     /// What was taken of a key's counter.
-    pub fn new(store: &Arc<Store<C>>, key: u64, taken: u64) -> Self {
-        Self { store: Arc::clone(store), key, taken }
+    pub fn new(store: &Arc<Store<C>>, key: u64, taken: u64, cost: u32) -> Self {
+        Self { store: Arc::clone(store), key, taken, cost }
     }
 }
 
 impl<C: Counter> Drop for Permit<C> {
     fn drop(&mut self) {
-        self.store.give_back(self.key, self.taken);
+        self.store.give_back(self.key, self.taken, self.cost);
     }
 }
 
@@ -109,14 +110,14 @@ impl<C: Counter> Store<C> {
     }
 
     /// Takes one request of a key.
-    pub fn take(&self, key: u64, now: u64) -> Verdict {
+    pub fn take(&self, key: u64, now: u64, cost: u32) -> Verdict {
         let mut set = self.set(key);
         let Some(way) = self.find(&mut set, key, now) else {
             self.uncounted.fetch_add(1, Ordering::Relaxed);
             return Verdict::Admitted { remaining: 0 };
         };
         way.used = now;
-        self.counter.take(&mut way.state, now)
+        self.counter.take(&mut way.state, now, cost)
     }
 
     /// Looks at all states.
@@ -138,18 +139,18 @@ impl<C: Counter> Store<C> {
     }
 
     /// What [`Self::take`] would say.
-    pub fn peek(&self, key: u64, now: u64) -> Verdict {
+    pub fn peek(&self, key: u64, now: u64, cost: u32) -> Verdict {
         let mut set = self.set(key);
         match set.iter_mut().find(|way| way.key == key) {
-            Some(way) => self.counter.peek(&mut way.state, now),
-            None => self.counter.peek(&mut C::State::default(), now),
+            Some(way) => self.counter.peek(&mut way.state, now, cost),
+            None => self.counter.peek(&mut C::State::default(), now, cost),
         }
     }
 
     /// Gives back what was taken at `taken`.
-    pub fn give_back(&self, key: u64, taken: u64) {
+    pub fn give_back(&self, key: u64, taken: u64, cost: u32) {
         if let Some(way) = self.set(key).iter_mut().find(|way| way.key == key) {
-            self.counter.give_back(&mut way.state, taken);
+            self.counter.give_back(&mut way.state, taken, cost);
         }
     }
 
@@ -223,11 +224,11 @@ mod tests {
     fn keys_do_not_share_and_memory_is_bounded() {
         let store = Store::new(Rate::new(1, 1_000_000, 2).expect("a rate"), 1000);
         for number in 0..500 {
-            let verdicts: Vec<bool> = (0..3).map(|_| admitted(store.take(key(number), 0))).collect();
+            let verdicts: Vec<bool> = (0..3).map(|_| admitted(store.take(key(number), 0, 1))).collect();
             assert_eq!(verdicts, [true, true, false], "key {number}");
         }
         for number in 500..100_000 {
-            assert!(admitted(store.take(key(number), 1)));
+            assert!(admitted(store.take(key(number), 1, 1)));
         }
         assert!(store.len() <= 1000 + 1000 / WAYS, "{} keys", store.len());
         assert!(store.evicted() > 90_000);
@@ -242,8 +243,8 @@ mod tests {
         let mut totals = [0, 0];
         for (number, now) in asked {
             let key = std::hash::BuildHasher::hash_one(&hasher, number);
-            totals[0] += u64::from(admitted(store.take(key, now)));
-            totals[1] += u64::from(admitted(model.take(states.entry(number).or_default(), now)));
+            totals[0] += u64::from(admitted(store.take(key, now, 1)));
+            totals[1] += u64::from(admitted(model.take(states.entry(number).or_default(), now, 1)));
         }
         assert!(store.len() <= keys + keys / 100, "{} keys", store.len());
         totals
@@ -273,30 +274,55 @@ mod tests {
         check("more, window", compare(window(), &window(), more()));
     }
 
+    /// A million that never come again; `cargo xtask bench limit` has ten million.
+    #[test]
+    fn strangers_without_end_are_let_through_and_hide_nobody_who_is_refused() {
+        const ROOM: usize = 65_536;
+        const STRANGERS: u64 = 1_000_000;
+        fn check<C: Counter>(counter: C) {
+            let store = Store::new(counter, ROOM);
+            let (busy, mut more) = (key(u64::MAX), 0);
+            assert!(admitted(store.take(busy, 0, 1)));
+            for number in 0..STRANGERS {
+                let now = number * 1000;
+                assert!(admitted(store.take(key(number), now, 1)), "{number}");
+                // Often enough that no set forgets it.
+                more += u64::from(number % 1024 == 0 && admitted(store.take(busy, now, 1)));
+            }
+            assert_eq!(more, 0, "of one that goes on beyond its limit");
+            assert!(store.len() <= ROOM + ROOM / WAYS, "{} keys", store.len());
+            assert!(store.evicted() + store.len() as u64 > STRANGERS, "each is kept or counted");
+            assert_eq!(store.uncounted(), 0);
+        }
+        let hour = 3_600_000_000_000;
+        check(Rate::new(1, hour, 1).expect("a rate"));
+        check(Window { requests: 1, window: hour });
+    }
+
     #[test]
     fn an_idle_key_is_forgotten_before_a_busy_one() {
         let store = Store::new(Window { requests: 1, window: 100 }, 1);
-        assert!(admitted(store.take(0, 0)));
+        assert!(admitted(store.take(0, 0, 1)));
         for number in 1..8 {
-            assert!(admitted(store.take(number, 50)));
+            assert!(admitted(store.take(number, 50, 1)));
         }
         // The first one's window is over.
-        assert!(admitted(store.take(8, 120)));
+        assert!(admitted(store.take(8, 120, 1)));
         assert_eq!(store.evicted(), 0);
-        assert!(!admitted(store.take(1, 120)));
+        assert!(!admitted(store.take(1, 120, 1)));
         // Now one has to go that still counted.
-        assert!(admitted(store.take(9, 130)));
+        assert!(admitted(store.take(9, 130, 1)));
         assert_eq!(store.evicted(), 1);
     }
 
     #[test]
     fn what_is_in_flight_is_never_forgotten() {
         let store = Arc::new(Store::new(Concurrency { most: 1 }, 1));
-        let take = |key| admitted(store.take(key, 0)).then(|| Permit::new(&store, key, 0));
+        let take = |key| admitted(store.take(key, 0, 1)).then(|| Permit::new(&store, key, 0, 1));
         let permits: Vec<_> = (0..8).map(take).collect();
         assert!(permits.iter().all(Option::is_some));
         assert!(take(3).is_none(), "one is in flight");
-        assert!(admitted(store.take(8, 0)), "there is no room to count it");
+        assert!(admitted(store.take(8, 0, 1)), "there is no room to count it");
         assert_eq!((store.uncounted(), store.evicted()), (1, 0));
         drop(permits);
         assert!(take(3).is_some());
@@ -305,7 +331,7 @@ mod tests {
     #[test]
     fn threads_together_are_admitted_exactly_what_may_be() {
         let store = Store::new(Window { requests: 1000, window: u64::MAX }, 64);
-        let count = |_| (0..1000).filter(|_| admitted(store.take(7, 5))).count();
+        let count = |_| (0..1000).filter(|_| admitted(store.take(7, 5, 1))).count();
         let total: usize = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..4).map(|n| scope.spawn(move || count(n))).collect();
             threads.into_iter().map(|thread| thread.join().expect("a thread")).sum()

@@ -1,10 +1,10 @@
-//! An exact sliding window: the time of each request within it is kept.
+//! An exact sliding window: the time of each unit that requests within it cost is kept.
 
 use std::collections::VecDeque;
 
-use super::{Counter, Verdict};
+use super::{Counter, NEVER, Verdict};
 
-/// So many requests in any span of so many nanoseconds.
+/// Requests of so many units in any span of so many nanoseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window {
     /// How many; at least 1.
@@ -13,19 +13,17 @@ pub struct Window {
     pub window: u64,
 }
 
-/// When the requests within the window came, in order: 8 bytes for each.
+/// When the requests within the window came, in order: 8 bytes for each unit of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Log(VecDeque<u64>);
 
 impl Window {
     /// Remembers a request that was let through whatever the log held, of at most as many as the window has.
-    pub fn note(&self, log: &mut Log, now: u64) {
+    pub fn note(&self, log: &mut Log, now: u64, cost: u32) {
         self.forget(log, now);
-        if log.0.len() >= self.requests as usize {
-            log.0.pop_front();
-        }
-        let at = log.0.back().map_or(now, |last| now.max(*last));
-        log.0.push_back(at);
+        log.push(now, cost.min(self.requests));
+        let beyond = log.0.len().saturating_sub(self.requests as usize);
+        log.0.drain(..beyond);
     }
 
     fn forget(&self, log: &mut Log, now: u64) {
@@ -35,34 +33,44 @@ impl Window {
     }
 }
 
+impl Log {
+    fn push(&mut self, now: u64, cost: u32) {
+        // Another thread's clock may have been read a moment later.
+        let at = self.0.back().map_or(now, |last| now.max(*last));
+        self.0.extend(std::iter::repeat_n(at, cost as usize));
+    }
+}
+
 impl Counter for Window {
     type State = Log;
 
-    fn take(&self, log: &mut Log, now: u64) -> Verdict {
-        let verdict = self.peek(log, now);
+    fn take(&self, log: &mut Log, now: u64, cost: u32) -> Verdict {
+        let verdict = self.peek(log, now, cost);
         if matches!(verdict, Verdict::Admitted { .. }) {
-            // Another thread's clock may have been read a moment later.
-            let at = log.0.back().map_or(now, |last| now.max(*last));
-            log.0.push_back(at);
+            log.push(now, cost);
         }
         verdict
     }
 
-    fn peek(&self, log: &mut Log, now: u64) -> Verdict {
+    fn peek(&self, log: &mut Log, now: u64, cost: u32) -> Verdict {
         self.forget(log, now);
-        let free = u64::from(self.requests).saturating_sub(log.0.len() as u64);
-        match (free.checked_sub(1), log.0.front()) {
-            (Some(remaining), _) => Verdict::Admitted { remaining },
-            (None, Some(first)) => Verdict::Refused { wait: first.saturating_add(self.window) - now },
-            (None, None) => Verdict::Refused { wait: self.window },
+        let free = (self.requests as usize).saturating_sub(log.0.len());
+        match free.checked_sub(cost as usize) {
+            Some(remaining) => Verdict::Admitted { remaining: remaining as u64 },
+            None if cost > self.requests => Verdict::Refused { wait: NEVER },
+            None => {
+                // So many of the oldest have to go.
+                let last = log.0.get(cost as usize - free - 1).copied().unwrap_or(now);
+                Verdict::Refused { wait: last.saturating_add(self.window).saturating_sub(now) }
+            }
         }
     }
 
-    fn give_back(&self, log: &mut Log, taken: u64) {
-        // The last one is the likeliest, and one that was moved behind a later one is as good.
-        if let Some(position) = log.0.iter().rposition(|at| *at >= taken) {
-            log.0.remove(position);
-        }
+    fn give_back(&self, log: &mut Log, taken: u64, cost: u32) {
+        // Those that were moved behind a later one have its time.
+        let first = log.0.partition_point(|at| *at < taken);
+        let end = log.0.len().min(first.saturating_add(cost as usize));
+        log.0.drain(first..end);
     }
 
     fn is_idle(&self, log: &Log, now: u64) -> bool {
@@ -82,14 +90,33 @@ mod tests {
         let limit = Window { requests: 100, window: 15 * MINUTE };
         let mut log = Log::default();
         let mut admitted = |now: u64, tries: u32| {
-            (0..tries).filter(|_| matches!(limit.take(&mut log, now), Verdict::Admitted { .. })).count()
+            (0..tries).filter(|_| matches!(limit.take(&mut log, now, 1), Verdict::Admitted { .. })).count()
         };
         assert_eq!(admitted(0, 60), 60);
         assert_eq!(admitted(MINUTE, 60), 40);
         assert_eq!(admitted(15 * MINUTE - 1, 60), 0);
         assert_eq!(admitted(15 * MINUTE, 100), 60);
         assert_eq!(admitted(16 * MINUTE, 100), 40);
-        assert_eq!(limit.take(&mut log, 16 * MINUTE), Verdict::Refused { wait: 14 * MINUTE });
+        assert_eq!(limit.take(&mut log, 16 * MINUTE, 1), Verdict::Refused { wait: 14 * MINUTE });
+    }
+
+    #[test]
+    fn a_hundred_units_are_twenty_requests_of_five() {
+        let limit = Window { requests: 100, window: 1000 };
+        let mut log = Log::default();
+        for number in 1..=20 {
+            assert_eq!(limit.take(&mut log, number, 5), Verdict::Admitted { remaining: 100 - 5 * number });
+        }
+        assert_eq!(limit.take(&mut log, 20, 5), Verdict::Refused { wait: 981 });
+        assert_eq!(limit.take(&mut log, 20, 6), Verdict::Refused { wait: 982 }, "two have to go");
+        assert_eq!(limit.take(&mut log, 20, 101), Verdict::Refused { wait: NEVER });
+        limit.give_back(&mut log, 7, 5);
+        assert_eq!(limit.take(&mut log, 21, 3), Verdict::Admitted { remaining: 2 });
+        let mut noted = Log::default();
+        for now in 0..1000 {
+            limit.note(&mut noted, now, 70);
+        }
+        assert_eq!(noted.0.len(), 100, "what is noted is never more than the whole");
     }
 
     fn is_refused(verdict: Verdict) -> bool {
@@ -101,24 +128,49 @@ mod tests {
         fn it_admits_what_a_full_log_admits(
             requests in 1_u32..20,
             window in 1_u64..1000,
-            gaps in prop::collection::vec(0_u64..200, 1..300),
+            asked in prop::collection::vec((0_u64..200, 1_u32..22), 1..300),
         ) {
             let limit = Window { requests, window };
             let (mut log, mut all, mut now) = (Log::default(), Vec::new(), 0);
-            for gap in gaps {
+            for (gap, cost) in asked {
                 now += gap;
-                let within = all.iter().filter(|at| *at + window > now).count();
-                let room = within < requests as usize;
-                let verdict = limit.take(&mut log, now);
-                prop_assert_eq!(matches!(verdict, Verdict::Admitted { .. }), room);
-                if room {
-                    all.push(now);
-                } else if let Verdict::Refused { wait } = verdict {
-                    let mut later = log.clone();
-                    prop_assert!(is_refused(limit.peek(&mut log.clone(), now + wait - 1)));
-                    prop_assert!(!is_refused(limit.peek(&mut later, now + wait)));
+                let costs = all.iter().filter(|(at, _)| *at + window > now).map(|(_, cost)| *cost);
+                let left = requests - costs.sum::<u32>();
+                match limit.take(&mut log, now, cost) {
+                    Verdict::Admitted { remaining } => {
+                        prop_assert_eq!(left.checked_sub(cost).map(u64::from), Some(remaining));
+                        all.push((now, cost));
+                    }
+                    Verdict::Refused { wait: NEVER } => prop_assert!(cost > requests),
+                    Verdict::Refused { wait } => {
+                        prop_assert!(left < cost && cost <= requests);
+                        prop_assert!(is_refused(limit.peek(&mut log.clone(), now + wait - 1, cost)));
+                        prop_assert!(!is_refused(limit.peek(&mut log.clone(), now + wait, cost)));
+                    }
                 }
                 prop_assert!(log.0.len() <= requests as usize);
+            }
+        }
+
+        #[test]
+        fn what_is_given_back_is_as_if_never_taken(
+            asked in prop::collection::vec((0_u64..100, 1_u32..9, 1_u32..9), 1..100),
+        ) {
+            let limit = Window { requests: 20, window: 1000 };
+            let (mut log, mut other, mut now) = (Log::default(), Log::default(), 0);
+            for (gap, cost, kept) in asked {
+                now += gap;
+                let taken = (!is_refused(limit.take(&mut log, now, cost))).then_some(now);
+                // Another one comes in between.
+                now += gap;
+                if !is_refused(limit.take(&mut log, now, kept)) {
+                    prop_assert!(!is_refused(limit.take(&mut other, now, kept)));
+                }
+                if let Some(taken) = taken {
+                    limit.give_back(&mut log, taken, cost);
+                }
+                limit.forget(&mut other, now);
+                prop_assert_eq!(&log, &other);
             }
         }
     }

@@ -1,6 +1,6 @@
 //! The endpoints of all services, in which a change of one service's is cheap: copies share those of all others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Index;
 use std::sync::Arc;
 
@@ -65,6 +65,22 @@ impl Endpoints {
         for (service, mut endpoints) in self.by_service.iter().filter_map(touched).collect::<Vec<_>>() {
             for endpoint in &mut endpoints {
                 endpoint.ready &= !is_out(endpoint);
+            }
+            self.replace(&service, endpoints);
+        }
+    }
+
+    /// Gives work to those that are not ready and are among these others as such that are.
+    pub fn bring_back(&mut self, others: &Self) {
+        let out = |(service, endpoints): (&ObjectName, &Arc<[Endpoint]>)| {
+            endpoints.iter().any(|endpoint| !endpoint.ready).then(|| (service.clone(), endpoints.to_vec()))
+        };
+        for (service, mut endpoints) in self.by_service.iter().filter_map(out).collect::<Vec<_>>() {
+            let key = |endpoint: &Endpoint| (endpoint.service_port, endpoint.address);
+            let ready = others.of(&service).iter().filter(|other| other.ready);
+            let ready: HashMap<_, _> = ready.map(|other| (key(other), (&other.uid, &other.node))).collect();
+            for endpoint in &mut endpoints {
+                endpoint.ready |= ready.get(&key(endpoint)) == Some(&(&endpoint.uid, &endpoint.node));
             }
             self.replace(&service, endpoints);
         }

@@ -30,8 +30,9 @@ pub use client_tls::{ClientTls, TlsRules};
 pub use endpoints::Endpoints;
 pub use guard::{EdgeGuard, SourceRate};
 pub use limit::{
-    ClusterCount, ClusterMode, FailMode, KeyPart, Limit, LimitTarget, LimitedRoute, Missing, PushDown, Quota,
-    RateLimit,
+    AnswerHeader, ClusterCount, ClusterMode, Cost, CostSource, FailMode, KernelCount, KernelKey, KernelLimit,
+    KeyPart, Limit, LimitTarget, LimitedPods, LimitedRoute, Missing, Override, OverrideValue, PathTemplate,
+    PathTemplates, PushDown, Quota, RateLimit, SaidCost,
 };
 pub use name::ObjectName;
 pub use peer_authentication::{MtlsMode, PeerAuthentication, PeerLevel};

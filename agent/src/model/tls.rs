@@ -80,6 +80,13 @@ pub enum BackendRoots {
     Anybody,
 }
 
+impl BackendRoots {
+    /// Whether nobody is believed.
+    pub fn are_none(&self) -> bool {
+        matches!(self, Self::Bundles(bundles) if bundles.is_empty())
+    }
+}
+
 /// A version of TLS.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum TlsVersion {

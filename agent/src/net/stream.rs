@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, tcp};
 
-use super::TlsIo;
+use super::{PeerAlert, TlsIo};
 
 /// A connection.
 #[derive(Debug)]
@@ -52,6 +52,14 @@ impl Stream {
     pub fn has_unread(&self) -> bool {
         let ahead = matches!(self, Self::Tls(tls) if tls.has_input());
         ahead || matches!(socket2::SockRef::from(self.socket()).peek(&mut [MaybeUninit::uninit()]), Ok(1..))
+    }
+
+    /// Whether the peer has sent a TLS alert.
+    pub fn peer_alert(&self) -> PeerAlert {
+        match self {
+            Self::Plain(_) => PeerAlert::default(),
+            Self::Tls(tls) => tls.peer_alert().clone(),
+        }
     }
 
     /// Closing it will be a reset.

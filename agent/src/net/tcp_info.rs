@@ -11,6 +11,9 @@ const PEER_CLOSED: [u8; 3] = [8, 9, 11];
 /// States of a socket whose connection stands, if perhaps one way only: ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT.
 const CONNECTED: [u8; 4] = [1, 4, 5, 8];
 
+/// The state of a listener.
+const LISTENING: u8 = 10;
+
 /// A connection's counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TcpInfo {
@@ -31,6 +34,11 @@ pub fn tcp_info(socket: RawFd) -> Option<TcpInfo> {
 /// Whether a socket's connection stands, so that no other one can have its addresses.
 pub fn is_connected(socket: RawFd) -> bool {
     ask(socket).is_some_and(|(bytes, len)| len > 0 && CONNECTED.contains(&bytes[0]))
+}
+
+/// Whether connections wait in a listener's queue: `tcpi_unacked` counts them.
+pub fn has_waiting(listener: RawFd) -> bool {
+    ask(listener).is_some_and(|(bytes, _)| bytes[0] == LISTENING && bytes[24..28] != [0; 4])
 }
 
 fn ask(socket: RawFd) -> Option<([u8; BYTES], usize)> {
@@ -65,14 +73,22 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::{Shutdown, TcpListener, TcpStream};
     use std::os::fd::AsRawFd;
+    use std::time::Instant;
 
     use super::*;
 
     #[test]
     fn bytes_are_counted_without_what_is_no_byte() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
+        assert!(!has_waiting(listener.as_raw_fd()));
         let mut client = TcpStream::connect(listener.local_addr().expect("bound")).expect("connects");
+        let start = Instant::now();
+        while !has_waiting(listener.as_raw_fd()) {
+            assert!(start.elapsed() < Duration::from_secs(10), "it waits in the queue");
+        }
+        assert!(!has_waiting(client.as_raw_fd()));
         let (mut server, _) = listener.accept().expect("accepts");
+        assert!(!has_waiting(listener.as_raw_fd()));
         client.write_all(&vec![1; 70_000]).expect("writes");
         client.shutdown(Shutdown::Write).expect("shuts down");
         let mut read = Vec::new();

@@ -6,11 +6,12 @@
 use std::cell::{Cell, RefCell};
 use std::io::{self, BufRead as _, IoSlice, Read, Write};
 use std::net::Shutdown;
+use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::BytesMut;
-use rustls::Connection;
 use rustls::server::{Accepted, Acceptor};
+use rustls::{Connection, Error, PeerIncompatible};
 use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 
@@ -22,17 +23,46 @@ pub struct TlsIo {
     session: RefCell<Connection>,
     /// Whether `close_notify` has been said.
     closing: Cell<bool>,
+    alert: PeerAlert,
+}
+
+/// Whether a peer has ended its TLS with an alert; clones tell of the same peer. A server that speaks TLS 1.3 looks at its client's certificate
+/// after the client's handshake has ended, so that what it says of it comes in the place of its first answer.
+#[derive(Debug, Clone, Default)]
+pub struct PeerAlert(Rc<Cell<bool>>);
+
+impl PeerAlert {
+    /// Whether there has been one.
+    pub fn is_heard(&self) -> bool {
+        self.0.get()
+    }
+
+    /// There has been one.
+    pub fn hear(&self) {
+        self.0.set(true);
+    }
 }
 
 impl TlsIo {
     /// A session that is about to begin, or has begun, on a socket.
     pub fn new(socket: TcpStream, session: impl Into<Connection>) -> Self {
-        Self { socket, session: RefCell::new(session.into()), closing: Cell::new(false) }
+        let alert = PeerAlert::default();
+        Self { socket, session: RefCell::new(session.into()), closing: Cell::new(false), alert }
     }
 
     /// The socket beneath.
     pub fn socket(&self) -> &TcpStream {
         &self.socket
+    }
+
+    /// Gives up the session; nothing more is said in TLS.
+    pub fn into_socket(self) -> TcpStream {
+        self.socket
+    }
+
+    /// Whether the peer has sent an alert.
+    pub fn peer_alert(&self) -> &PeerAlert {
+        &self.alert
     }
 
     /// Asks the session something.
@@ -41,7 +71,7 @@ impl TlsIo {
     }
 
     /// Runs the handshake to its end, what it leaves to be sent included. A failure has been told to the peer, as far as its
-    /// socket took it at once.
+    /// socket took it at once; for the peer to read it the socket has to linger.
     pub async fn shake(&self) -> io::Result<()> {
         std::future::poll_fn(|cx| self.poll_shake(cx)).await
     }
@@ -69,6 +99,10 @@ impl TlsIo {
         let understood = session.process_new_packets();
         drop(session);
         if let Err(error) = understood {
+            if let Error::AlertReceived(alert) = error {
+                tracing::debug!(?alert, "a peer ended TLS");
+                self.alert.hear();
+            }
             // The alert that tells the peer; a peer that takes nothing misses it.
             let _ = self.poll_drain(cx);
             return Err(io::Error::new(io::ErrorKind::InvalidData, error));
@@ -177,6 +211,16 @@ impl TlsIo {
 /// Room for one read of a client's first message; most are shorter.
 const HELLO_BYTES: usize = 4 * 1024;
 
+/// The alert that no version is in common, as a record: fatal, `protocol_version`.
+const PROTOCOL_VERSION: [u8; 7] = [0x15, 3, 3, 0, 2, 2, 70];
+
+/// Whether a first message offers nothing newer than TLS 1.1. Such a client has no use for the extension with signatures, which the TLS
+/// library misses before it looks at the version, and would tell it of; RFC 8446 appendix D.2 asks for `protocol_version`.
+fn names_old_version(read: &[u8]) -> bool {
+    // A handshake's record, its first message a ClientHello, and the version in that.
+    matches!(read, [22, _, _, _, _, 1, _, _, _, 3, 0..=2, ..])
+}
+
 /// Reads a client's first message, of which the TLS library bounds the size, and gives the bytes that were read as well. A client
 /// that says something else has been told so.
 pub async fn read_hello(socket: &TcpStream) -> io::Result<(Accepted, BytesMut)> {
@@ -200,7 +244,11 @@ pub async fn read_hello(socket: &TcpStream) -> io::Result<(Accepted, BytesMut)> 
             Ok(Some(accepted)) => return Ok((accepted, read)),
             Ok(None) => {}
             Err((error, mut alert)) => {
-                let _ = alert.write(&mut Socket(socket));
+                let mut socket = Socket(socket);
+                let unsigned = PeerIncompatible::SignatureAlgorithmsExtensionRequired;
+                let is_old = error == Error::PeerIncompatible(unsigned) && names_old_version(&read);
+                // The peer may take neither.
+                let _ = if is_old { socket.write(&PROTOCOL_VERSION) } else { alert.write(&mut socket) };
                 return Err(io::Error::new(io::ErrorKind::InvalidData, error));
             }
         }

@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::{PoolKey, PoolLimits};
-use crate::net::Stream;
+use crate::net::{PeerAlert, Stream};
 
 /// Connections for one key. With 100 streams each that is more than one endpoint serves.
 const MAX_PER_KEY: usize = 64;
@@ -76,6 +76,8 @@ struct Shared {
     since: Cell<Instant>,
     served: Cell<bool>,
     closed: Rc<Cell<bool>>,
+    /// Of the HTTP/2 library's errors none tells of it.
+    alert: PeerAlert,
 }
 
 impl Shelves {
@@ -168,6 +170,11 @@ impl Lease {
         Self { reused: shared.served.replace(true), shared: Rc::clone(shared) }
     }
 
+    /// Whether the peer has ended the connection with a TLS alert.
+    pub fn is_alerted(&self) -> bool {
+        self.shared.alert.is_heard()
+    }
+
     /// Sends requests; good for one.
     pub fn sender(&self) -> SendRequest<Bytes> {
         self.shared.send.borrow().clone()
@@ -241,15 +248,38 @@ impl Http2Pool {
         self.len() == 0
     }
 
-    /// Keeps a connection that was opened outside of a turn, and gives a place on it. Within a `LocalSet`.
-    pub async fn add(
+    /// Keeps a connection that was opened outside of a turn, and gives a place on it. It takes the place of the one that is
+    /// idle for longest, as nobody would ever ask for as many as are opened so. Within a `LocalSet`.
+    pub async fn add_unasked(
         &self,
         key: &PoolKey,
         io: impl Into<Stream>,
         builder: &h2::client::Builder,
         keepalive: Option<Keepalive>,
     ) -> Result<Lease, h2::Error> {
-        let (send, mut connection) = builder.handshake(io.into()).await?;
+        let lease = self.add(key, io, builder, keepalive).await?;
+        let mut shelves = self.0.borrow_mut();
+        if let Some(shelf) = shelves.by_key.get_mut(key)
+            && let Some((_, at)) = shelf.idle().min()
+        {
+            shelf.connections.swap_remove(at);
+            shelves.total -= 1;
+        }
+        drop(shelves);
+        Ok(lease)
+    }
+
+    /// Keeps a connection, and gives a place on it.
+    async fn add(
+        &self,
+        key: &PoolKey,
+        io: impl Into<Stream>,
+        builder: &h2::client::Builder,
+        keepalive: Option<Keepalive>,
+    ) -> Result<Lease, h2::Error> {
+        let io = io.into();
+        let alert = io.peer_alert();
+        let (send, mut connection) = builder.handshake(io).await?;
         let closed = Rc::new(Cell::new(false));
         let shared = Rc::new(Shared {
             pool: Rc::downgrade(&self.0),
@@ -259,6 +289,7 @@ impl Http2Pool {
             since: Cell::new(Instant::now()),
             served: Cell::new(false),
             closed: Rc::clone(&closed),
+            alert,
         });
         let dead = Keepalive::dead(keepalive, connection.ping_pong());
         let address = key.address;

@@ -24,6 +24,10 @@ use tokio::time::Instant;
 use crate::compile::Security;
 use crate::net::{ConnectSource, Stream};
 
+/// How often idle connections are looked at for what their peers have closed. What is looked at is mostly what the event
+/// loop knows; a peer that is short of sockets may need the other half gone soon.
+const SWEEP_MAX: Duration = Duration::from_secs(1);
+
 /// Bounds of a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolLimits {
@@ -134,6 +138,20 @@ impl Pool {
 
     /// Keeps a connection that is between two messages since `now`. Within a local runtime, which runs the pool's sweeper.
     pub fn put(&self, key: PoolKey, io: impl Into<Stream>, now: Instant) {
+        let per_key = self.0.borrow().limits.per_key;
+        self.put_among(key, io.into(), now, per_key);
+    }
+
+    /// The same for one that was opened without the pool having been asked for one. It takes the place of the oldest that is
+    /// idle, as nobody would ever ask for as many as are opened so.
+    pub fn put_unasked(&self, key: PoolKey, io: impl Into<Stream>, now: Instant) {
+        let idle = self.0.borrow().by_key.get(&key).map_or(0, Vec::len);
+        let per_key = self.0.borrow().limits.per_key;
+        self.put_among(key, io.into(), now, idle.clamp(1, per_key.max(1)));
+    }
+
+    /// Keeps at most so many for the key.
+    fn put_among(&self, key: PoolKey, io: Stream, now: Instant, most: usize) {
         let mut shelves = self.0.borrow_mut();
         if shelves.limits.keeps_none() {
             return;
@@ -141,17 +159,17 @@ impl Pool {
         if shelves.total >= shelves.limits.total {
             shelves.make_room();
         }
-        let per_key = shelves.limits.per_key;
         let idle = shelves.by_key.entry(key).or_default();
-        idle.push(Idle { io: io.into(), since: now });
-        if idle.len() > per_key {
+        idle.push(Idle { io, since: now });
+        if idle.len() > most {
             idle.remove(0);
         } else {
             shelves.total += 1;
         }
         if !shelves.sweeping {
             shelves.sweeping = true;
-            tokio::task::spawn_local(sweep(Rc::downgrade(&self.0), shelves.limits.idle / 2));
+            let every = (shelves.limits.idle / 2).min(SWEEP_MAX);
+            tokio::task::spawn_local(sweep(Rc::downgrade(&self.0), every));
         }
     }
 
@@ -176,9 +194,11 @@ impl Pool {
 impl Shelves {
     /// Drops what is too old or closed by its peer, and shelves that are empty.
     fn sweep(&mut self) {
-        let idle = self.limits.idle;
+        let (idle, now) = (self.limits.idle, Instant::now());
         for shelf in self.by_key.values_mut() {
-            shelf.retain(|kept| kept.since.elapsed() < idle && is_between(&kept.io, Liveness::Heard));
+            shelf.retain(|kept| {
+                now.duration_since(kept.since) < idle && is_between(&kept.io, Liveness::Heard)
+            });
         }
         self.count();
     }
@@ -399,6 +419,53 @@ mod tests {
                 let mut end = [0];
                 let read = tokio::io::AsyncReadExt::read(&mut far, &mut end).await.expect("a clean end");
                 assert_eq!((read, pool.len()), (0, 0));
+            })
+            .await;
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn closed_connections_leave_soon_although_nobody_asks_for_them() {
+        LocalSet::new()
+            .run_until(async {
+                let pool = Pool::new(PoolLimits::default());
+                let ((closed, mut far), (stays, _other)) = (pair().await, pair().await);
+                pool.put(key("a"), closed, Instant::now());
+                pool.put(key("b"), stays, Instant::now());
+                far.shutdown().await.expect("closes its half");
+                let started = Instant::now();
+                // The sweeper's closing is what the far end waits for.
+                let read = tokio::io::AsyncReadExt::read(&mut far, &mut [0]).await.expect("a clean end");
+                assert!(read == 0 && started.elapsed() < PoolLimits::default().idle / 4);
+                assert!(pool.take(&key("b"), Liveness::Heard, Instant::now()).is_some() && pool.is_empty());
+            })
+            .await;
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn connections_that_nobody_asked_for_take_the_place_of_others() {
+        LocalSet::new()
+            .run_until(async {
+                let pool = Pool::new(PoolLimits::default());
+                let mut far_ends = Vec::new();
+                // What is put, whether somebody asked for it, and how many are idle then.
+                for (name, asked, idle) in
+                    [("a", false, 1), ("a", false, 1), ("b", false, 2), ("a", true, 3), ("a", false, 3)]
+                {
+                    let (near, far) = pair().await;
+                    let port = near.local_addr().expect("bound").port();
+                    far_ends.push((far, port));
+                    if asked {
+                        pool.put(key(name), near, Instant::now());
+                    } else {
+                        pool.put_unasked(key(name), near, Instant::now());
+                    }
+                    assert_eq!(pool.len(), idle, "{name} {asked}");
+                }
+                // The newest two are left.
+                for (_, port) in [&far_ends[4], &far_ends[3]] {
+                    let taken = pool.take(&key("a"), Liveness::Asked, Instant::now()).expect("kept");
+                    assert_eq!(taken.socket().local_addr().expect("bound").port(), *port);
+                }
             })
             .await;
     }

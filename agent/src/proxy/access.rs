@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use super::Context;
 pub(super) use crate::compile::ACCESS_DENIED;
 use crate::compile::{Denied, Foreseen, PolicyClient, RoutingTable, Way};
-use crate::model::{Asked, GatewayKey};
+use crate::model::{Asked, GatewayKey, Identity};
 use crate::net::ConnectSource;
 use crate::telemetry::Origin;
 
@@ -30,6 +30,13 @@ impl Client<'_> {
             Origin::Gateway(name) => speaker(table, name).map_or(Way::Relayed, Way::Gateway),
         };
         PolicyClient { way, ..PolicyClient::direct(self.peer.ip()) }
+    }
+
+    /// As whom it is proven, wherever it goes.
+    pub(super) fn proven(self, table: &RoutingTable) -> Option<Identity<'_>> {
+        // Who speaks for a Gateway is nobody's proof of its clients.
+        let asks_gateway = matches!(self.origin, Origin::Gateway(_));
+        if asks_gateway { None } else { table.proven(self.of_policy(table)) }
     }
 }
 
@@ -134,10 +141,11 @@ pub(super) fn may_go_on(
     known && foresee(context, client, address, Asked::Opaque).is_ok()
 }
 
-/// Whether it depends on the request what a client may have; counts nothing.
+/// Whether it depends on the request what a client may have, or it is counted; counts nothing itself.
 pub(super) fn depends_on_request(context: &Context, client: Client<'_>, endpoint: SocketAddr) -> bool {
     let table = context.tables.load();
-    matches!(table.foresee_access(client.of_policy(&table), endpoint), Foreseen::ByRequest(_))
+    let foreseen = table.foresee_access(client.of_policy(&table), endpoint);
+    matches!(foreseen, Foreseen::ByRequest(_) | Foreseen::Counted(_))
 }
 
 /// Waits until a client may no longer have an endpoint's connection, of which the agent sees no requests. An endpoint that

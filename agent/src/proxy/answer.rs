@@ -7,7 +7,6 @@ use bytes::BytesMut;
 use h2::Reason;
 use http::HeaderMap;
 
-use super::access::ACCESS_DENIED;
 use super::admission::{Crowded, Overload};
 use super::http::HttpWorker;
 use super::http::heads::{Fate, write_date, write_fate, write_status_line};
@@ -15,7 +14,7 @@ use super::limits::Limited;
 use crate::http::grpc::{self, GrpcStatus};
 use crate::http::h1::Version;
 use crate::http::{FieldSink, Refusal};
-use crate::identity::PeerRefusal;
+use crate::identity::{PeerRefusal, edge_backends};
 use crate::telemetry::Flag;
 
 /// Why a request did not get its upstream's answer.
@@ -74,10 +73,12 @@ pub(super) enum Problem {
     RequestTimeout,
     /// One try's time is over.
     TryTimeout,
-    /// A policy of the endpoint's pod refuses the client.
-    Denied,
+    /// A policy of the endpoint's pod refuses the client; called so.
+    Denied(&'static str),
     /// A rate limit refuses the request.
     RateLimited,
+    /// It costs more than a rate limit would ever let through.
+    RateLimitCost,
 }
 
 impl Problem {
@@ -90,8 +91,8 @@ impl Problem {
             Self::NoListener | Self::NoHost | Self::NoRoute => 404,
             Self::NoCluster { status } => status,
             Self::NoWeight => 500,
-            Self::Denied => 403,
-            Self::RateLimited => 429,
+            Self::Denied(_) => 403,
+            Self::RateLimited | Self::RateLimitCost => 429,
             Self::NoEndpoint
             | Self::Crowded(_)
             | Self::Overload(_)
@@ -124,8 +125,8 @@ impl Problem {
             Self::UpstreamProtocol(_) => Flag::UpstreamProtocol,
             Self::UpstreamReset(_) => Flag::UpstreamReset,
             Self::UpstreamFull => Flag::UpstreamOverflow,
-            Self::Denied => Flag::AccessDenied,
-            Self::RateLimited => Flag::RateLimited,
+            Self::Denied(_) => Flag::AccessDenied,
+            Self::RateLimited | Self::RateLimitCost => Flag::RateLimited,
             Self::UpstreamSilent | Self::RequestTimeout | Self::TryTimeout => Flag::UpstreamTimeout,
         }
     }
@@ -153,12 +154,12 @@ impl Problem {
             Self::NoTunnel(why) => why.name(),
             Self::UpstreamClosed => "upstream_closed",
             Self::UpstreamTruncated => "upstream_truncated",
-            Self::UpstreamProtocol(reason) | Self::UpstreamTls(reason) => reason,
+            Self::UpstreamProtocol(reason) | Self::UpstreamTls(reason) | Self::Denied(reason) => reason,
             Self::UpstreamReset(code) => reset_details(code),
             Self::UpstreamSilent => "upstream_timeout",
             Self::UpstreamFull => "upstream_full",
-            Self::Denied => ACCESS_DENIED,
             Self::RateLimited => "rate_limited",
+            Self::RateLimitCost => "rate_limit_cost",
             Self::RequestTimeout => "request_timeout",
             Self::TryTimeout => "try_timeout",
         }
@@ -185,7 +186,7 @@ impl Problem {
             Self::NoTunnel(_) | Self::UpstreamTls(_) => "tls_protocol_error",
             Self::UpstreamClosed | Self::UpstreamReset(_) => "connection_terminated",
             Self::UpstreamFull => "connection_limit_reached",
-            Self::Denied | Self::RateLimited => "http_request_denied",
+            Self::Denied(_) | Self::RateLimited | Self::RateLimitCost => "http_request_denied",
             Self::UpstreamTruncated => "http_response_incomplete",
             Self::UpstreamProtocol(_) => "http_protocol_error",
             Self::UpstreamSilent | Self::RequestTimeout | Self::TryTimeout => "http_response_timeout",
@@ -196,7 +197,7 @@ impl Problem {
     pub fn grpc_status(self) -> GrpcStatus {
         match self {
             Self::UpstreamReset(code) => GrpcStatus::of_reset(code),
-            Self::RateLimited => GrpcStatus::RESOURCE_EXHAUSTED,
+            Self::RateLimited | Self::RateLimitCost => GrpcStatus::RESOURCE_EXHAUSTED,
             other => GrpcStatus::of_http(other.status()),
         }
     }
@@ -214,6 +215,11 @@ impl Problem {
             Self::Refused(_) => Reason::PROTOCOL_ERROR,
             _ => Reason::INTERNAL_ERROR,
         }
+    }
+
+    /// What it is where the upstream has sent a TLS alert: in the place of an answer that refuses what it was shown.
+    pub fn or_refused(self, alerted: bool) -> Self {
+        if self == Self::UpstreamClosed && alerted { Self::UpstreamTls(edge_backends::REFUSED) } else { self }
     }
 
     /// Whether the same request may well succeed in a moment, and did no harm now.
@@ -289,9 +295,10 @@ pub(super) struct AnswerTo {
 impl<'a> Answer<'a> {
     /// The answer to a request that a limit refuses.
     pub fn limited(limit: Limited<'a>) -> Self {
-        let problem = Some(Problem::RateLimited);
+        let problem = Some(limit.problem());
         Self { status: limit.policy.answer.status, problem, limit: Some(limit), ..Self::default() }
     }
+
     /// The same for a gRPC client: a head alone that holds the status (a response that consists of trailers only).
     pub fn write_grpc(&self, worker: &HttpWorker, out: &mut HeaderMap) -> GrpcStatus {
         let status = self.problem.map_or(GrpcStatus::of_http(self.status), Problem::grpc_status);
@@ -302,6 +309,9 @@ impl<'a> Answer<'a> {
         out.field(b"grpc-message", grpc::message(text.trim_ascii_end()).as_bytes());
         out.field(b"server", b"sluice");
         write_date(worker, out);
+        if let Some(limit) = &self.limit {
+            limit.write_fields(out);
+        }
         status
     }
 
@@ -339,7 +349,8 @@ impl<'a> Answer<'a> {
         if has_body {
             let length = self.body_len().to_string();
             if self.body_len() > 0 {
-                out.field(b"content-type", b"text/plain; charset=utf-8");
+                let own = self.limit.as_ref().and_then(Limited::content_type);
+                out.field(b"content-type", own.unwrap_or(b"text/plain; charset=utf-8"));
             }
             out.field(b"content-length", length.as_bytes());
         }
@@ -424,6 +435,7 @@ mod tests {
     use super::*;
     use std::rc::Rc;
 
+    use crate::compile::{ACCESS_DENIED, MTLS_REQUIRED};
     use crate::proxy::http::worker::Share;
     use crate::proxy::{ProxySettings, Random};
 
@@ -442,13 +454,19 @@ mod tests {
         check(refused, 503, Flag::UpstreamConnectFailure, "connect_refused");
         check(Problem::ConnectTimeout, 503, Flag::UpstreamConnectFailure, "connect_timeout");
         check(Problem::UpstreamClosed, 503, Flag::UpstreamClosed, "upstream_closed");
+        let refused = Problem::UpstreamClosed.or_refused(true);
+        check(refused, 503, Flag::UpstreamConnectFailure, "upstream_tls_refused");
+        check(Problem::UpstreamClosed.or_refused(false), 503, Flag::UpstreamClosed, "upstream_closed");
+        check(Problem::UpstreamTruncated.or_refused(true), 502, Flag::UpstreamClosed, "upstream_truncated");
         check(Problem::UpstreamProtocol("bare_lf"), 502, Flag::UpstreamProtocol, "bare_lf");
         check(Problem::UpstreamReset(7), 503, Flag::UpstreamReset, "upstream_reset_refused_stream");
         check(Problem::UpstreamFull, 503, Flag::UpstreamOverflow, "upstream_full");
         check(Problem::BodyTooSlow, 408, Flag::IdleTimeout, "body_too_slow");
         check(Problem::Overload(Overload::Requests), 503, Flag::Overload, "requests_in_flight");
         check(Problem::Crowded(Crowded::Source), 503, Flag::Overload, "connections_per_source");
-        check(Problem::Denied, 403, Flag::AccessDenied, "rbac_access_denied");
+        for reason in [ACCESS_DENIED, MTLS_REQUIRED] {
+            check(Problem::Denied(reason), 403, Flag::AccessDenied, reason);
+        }
         check(Problem::UpstreamSilent, 504, Flag::UpstreamTimeout, "upstream_timeout");
         check(Problem::RequestTimeout, 504, Flag::UpstreamTimeout, "request_timeout");
     }

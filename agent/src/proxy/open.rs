@@ -4,10 +4,12 @@
 //! wants to see them copies a piece at a time, so that the worker waits for no more than that.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::net::has_waiting;
 use crate::telemetry::Origin;
 
 /// How many connections are copied before the worker may write again.
@@ -64,6 +66,39 @@ pub struct OpenConnections {
     /// Those that are counted against limits; a drain waits for them.
     count: AtomicUsize,
     slots: Mutex<Slots>,
+    /// The listeners of what is captured, while somebody accepts on them.
+    listeners: Mutex<Vec<RawFd>>,
+}
+
+/// A listener that is looked at, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Watched {
+    open: Arc<OpenConnections>,
+    listener: RawFd,
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        lock(&self.open.listeners).retain(|listener| *listener != self.listener);
+    }
+}
+
+impl OpenConnections {
+    /// Looks at a listener's queue from now on. It is dropped before the listener is.
+    pub(super) fn watch(self: &Arc<Self>, listener: &impl AsRawFd) -> Watched {
+        let listener = listener.as_raw_fd();
+        lock(&self.listeners).push(listener);
+        Watched { open: Arc::clone(self), listener }
+    }
+
+    /// Whether captured connections wait to be accepted.
+    pub fn have_waiting(&self) -> bool {
+        lock(&self.listeners).iter().any(|listener| has_waiting(*listener))
+    }
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[derive(Debug, Default)]
@@ -189,7 +224,7 @@ impl OpenConnections {
     }
 
     fn slots(&self) -> MutexGuard<'_, Slots> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.slots)
     }
 }
 

@@ -1,5 +1,7 @@
 //! Opaque connections: choose an endpoint, connect, move bytes, say how it went.
 
+mod entering;
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,15 +13,17 @@ use tokio::net::TcpStream;
 
 use super::access::{self, ACCESS_DENIED, Client, Refused};
 use super::carrier::Carrier;
+use super::limits::{Held, RATE_LIMITED, RefusedBy, admit_connection};
 use super::{Context, Downstream, Early, Protocol, upstream_tls};
 use crate::balance::Pick;
-use crate::compile::{Cluster, Frontend, RoutingTable, Security, UpstreamTls};
-use crate::identity::PeerRefusal;
+use crate::compile::{Cluster, Frontend, OUTSIDE_MESH, RoutingTable, Security, UpstreamTls};
+use crate::identity::{PeerRefusal, edge_backends};
 use crate::model::{Asked, ObjectName, Workload};
 use crate::net::{
-    Bridging, ConnectSource, ConnectTarget, Line, RelayFailure, Relayed, relay_bridged, tcp_info,
+    Bridging, ConnectSource, ConnectTarget, Line, PeerAlert, RelayFailure, Relayed, relay_bridged, tcp_info,
 };
 use crate::telemetry::{ConnectionRecord, Flag, ResponseFlags};
+use entering::enter;
 
 /// How long one endpoint may take to accept.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -31,6 +35,8 @@ const DIALS_MAX: usize = 3;
 pub(super) struct Dial {
     /// The cluster to choose from; `None`: the address that the client dialled.
     cluster: Option<Arc<Cluster>>,
+    /// The Service whose endpoint the client dialled, where it is a headless one.
+    headless: Option<ObjectName>,
     original: SocketAddr,
     /// Whether no table knows the address.
     unknown: bool,
@@ -38,12 +44,19 @@ pub(super) struct Dial {
     instead: Option<ConnectSource>,
     /// What the connection is kept within, and the Service that is asked for in TLS whose terms name nobody.
     security: Option<(Security, ObjectName)>,
+    /// Whether the endpoint has refused the TLS that it was spoken to in, by what it was shown.
+    refused: PeerAlert,
 }
 
 impl Dial {
     /// Where the client dialled, which no table knows: the node's NAT may.
     pub(super) fn unknown(original: SocketAddr) -> Self {
-        Self { cluster: None, original, unknown: true, instead: None, security: None }
+        Self { unknown: true, ..Self::pod(original) }
+    }
+
+    /// The Service that is dialled, if it is one.
+    fn service(&self) -> Option<&ObjectName> {
+        self.cluster.as_ref().map(|cluster| &cluster.key.service).or(self.headless.as_ref())
     }
 
     /// Whom the endpoint sees.
@@ -64,19 +77,29 @@ impl Dial {
         let security = secured(cluster, &cluster.from_gateways);
         let security = security.filter(|(security, _)| !is_tls || *security == Security::Mesh);
         let cluster = Some(Arc::clone(cluster));
-        Self { cluster, original, unknown: false, instead: Some(source), security }
+        Self { cluster, instead: Some(source), security, ..Self::pod(original) }
     }
 
     /// The pod that the client dialled.
     pub(super) fn pod(original: SocketAddr) -> Self {
-        Self { cluster: None, original, unknown: false, instead: None, security: None }
+        let refused = PeerAlert::default();
+        Self {
+            cluster: None,
+            headless: None,
+            original,
+            unknown: false,
+            instead: None,
+            security: None,
+            refused,
+        }
     }
 
     /// An endpoint of the service; of a headless one, the endpoint that the client dialled.
     pub(super) fn frontend(frontend: &Frontend, original: SocketAddr) -> Self {
         let cluster = (!frontend.headless).then(|| frontend.tcp.clone());
+        let headless = frontend.headless.then(|| frontend.service.clone());
         let security = secured(&frontend.tcp, &frontend.tcp.from_pods);
-        Self { cluster, original, unknown: false, instead: None, security }
+        Self { cluster, headless, security, ..Self::pod(original) }
     }
 
     /// Whether HTTP may use a connection that was opened by it.
@@ -88,7 +111,7 @@ impl Dial {
     fn may_reach(&self, context: &Context, target: ConnectTarget) -> Result<(), Undialled> {
         let by_mesh = matches!(self.security, Some((Security::Mesh, _)));
         if by_mesh && !upstream_tls::is_in_mesh(&context.tables.load(), target.source, target.address.ip()) {
-            return Err(unreached(target.address, upstream_tls::OUTSIDE_MESH));
+            return Err(unreached(target.address, OUTSIDE_MESH));
         }
         Ok(())
     }
@@ -235,7 +258,7 @@ async fn connect_secured(
     dial.may_reach(context, target)?;
     let io = connect(context, target).await?;
     let Some((tls, name)) = dial.tls() else { return Ok(io) };
-    let shaking = upstream_tls::shake_opaque(io, tls, &name);
+    let shaking = upstream_tls::shake_opaque(io, tls, (&name, dial.refused.clone()));
     match tokio::time::timeout(CONNECT_TIMEOUT, shaking).await {
         Ok(shaken) => shaken.map_err(|details| unreached(target.address, details)),
         Err(_) => Err(unreached(target.address, "connect_timeout")),
@@ -273,7 +296,7 @@ fn connect_details(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "connect_refused",
         io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => "connect_unreachable",
-        io::ErrorKind::AddrNotAvailable => "connect_no_source_port",
+        io::ErrorKind::AddrNotAvailable | io::ErrorKind::AddrInUse => "connect_no_source_port",
         _ => "connect_failed",
     }
 }
@@ -289,7 +312,16 @@ pub(super) async fn serve<Io: Carrier>(
 ) {
     let start = (SystemTime::now(), Instant::now());
     let peer = downstream.peer;
+    let source = table.workloads.get(&peer.ip()).cloned();
+    let mut held = match to.service() {
+        Some(service) => {
+            let client = Client { peer, origin: &downstream.origin };
+            admit_connection(context, &table, service, (client, source.as_ref())).await
+        }
+        None => Ok(Held::default()),
+    };
     let dialled = match dialled {
+        _ if held.is_err() => Err(Undialled { flag: Flag::RateLimited, details: RATE_LIMITED, last: None }),
         Some(dialled) => {
             if let Ok(early) = &dialled {
                 let client = Client { peer, origin: &downstream.origin };
@@ -299,14 +331,17 @@ pub(super) async fn serve<Io: Carrier>(
         }
         None => Io::dial(context, Client { peer, origin: &downstream.origin }, &to).await,
     };
+    let client = (Client { peer, origin: &downstream.origin }, source.as_ref());
+    let dialled = enter(context, &table, client, dialled, &mut held).await;
     let upstream = match &dialled {
         Ok(dialled) => Some(dialled.address),
         Err(undialled) => undialled.last,
     };
     let mut ended = Ended {
-        source: table.workloads.get(&downstream.peer.ip()).cloned(),
+        source,
         upstream,
         destination: upstream.and_then(|address| table.workloads.get(&address.ip()).cloned()),
+        limited: held.as_ref().err().cloned(),
         ..Ended::default()
     };
     drop(table);
@@ -315,7 +350,7 @@ pub(super) async fn serve<Io: Carrier>(
             downstream.shown.is(Protocol::Opaque, upstream);
             context.recorder.connection_opened(&record(&downstream, &to, start, &ended));
             ended.relayed = Io::carry(context, &mut downstream, dialled, to.source(peer)).await;
-            (ended.flags, ended.details) = outcome(ended.relayed.failure.as_ref());
+            (ended.flags, ended.details) = outcome(ended.relayed.failure.as_ref(), &to.refused);
             ended.rtt = tcp_info(downstream.io.as_raw_fd()).and_then(|info| info.rtt);
         }
         Err(undialled) => {
@@ -325,6 +360,7 @@ pub(super) async fn serve<Io: Carrier>(
             downstream.io.reset();
         }
     }
+    drop(held);
     context.recorder.connection(&record(&downstream, &to, start, &ended));
 }
 
@@ -337,6 +373,7 @@ struct Ended {
     relayed: Relayed,
     flags: ResponseFlags,
     details: &'static str,
+    limited: Option<RefusedBy>,
     rtt: Option<Duration>,
 }
 
@@ -379,8 +416,11 @@ pub(super) async fn relay_with_prefix(
     relayed
 }
 
-fn outcome(failure: Option<&RelayFailure>) -> (ResponseFlags, &'static str) {
+fn outcome(failure: Option<&RelayFailure>, refused: &PeerAlert) -> (ResponseFlags, &'static str) {
     match failure {
+        Some(RelayFailure::Upstream(_)) if refused.is_heard() => {
+            (Flag::UpstreamConnectFailure.into(), edge_backends::REFUSED)
+        }
         None => (ResponseFlags::default(), ""),
         Some(RelayFailure::Downstream(_)) => (Flag::DownstreamClosed.into(), "downstream_reset"),
         Some(RelayFailure::Upstream(_)) => (Flag::UpstreamClosed.into(), "upstream_reset"),
@@ -401,11 +441,13 @@ fn record<'a, Io>(
         peer: downstream.peer,
         original_destination: downstream.original_destination,
         source: ended.source.as_ref(),
+        identity: None,
         cluster: to.cluster.as_ref().map(|cluster| &cluster.key),
         upstream: ended.upstream,
         destination: ended.destination.as_ref(),
         flags: ended.flags,
         details: ended.details,
+        limited: ended.limited.as_ref().map(RefusedBy::by),
         sent_bytes: ended.relayed.sent,
         received_bytes: ended.relayed.received,
         rtt: ended.rtt,

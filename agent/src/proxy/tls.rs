@@ -15,14 +15,12 @@ use tokio::time::{Instant, timeout};
 
 use super::Context;
 use super::handshakes::{Shaken, Unshaken};
-use super::http::caller::Caller;
 use super::http::plan;
-use super::http::record::Trail;
-use crate::compile::{GatewayListener, TlsPort};
+use crate::compile::{GatewayListener, RoutingTable, TlsPort};
 use crate::identity::edge_clients::{self, ClientCertificate};
 use crate::identity::{PeerRefusal, edge};
-use crate::net::{Stream, TlsIo, read_hello};
-use crate::telemetry::{Flag, Origin, TlsRecord};
+use crate::net::{Stream, TlsIo, linger_refused, read_hello};
+use crate::telemetry::{Flag, Origin, RequestRecord, TlsRecord};
 
 /// What a handshake told of a client's connection.
 #[derive(Debug)]
@@ -45,7 +43,8 @@ impl Handshaken {
     /// What records say of it.
     pub(super) fn record(&self) -> TlsRecord<'_> {
         TlsRecord {
-            version: self.version,
+            listener: Some(&self.listener),
+            version: Some(self.version),
             server_name: self.server_name.as_deref(),
             subject: self.client.as_ref().map(|client| &*client.subject),
         }
@@ -87,14 +86,16 @@ pub(super) async fn accept(
 ) -> Option<Begun> {
     let start = Instant::now();
     let handshakes = context.http.admission().handshakes();
-    let shaken = match handshakes.begin() {
+    let mut asked = Asked::default();
+    let under_way = handshakes.begin();
+    let shaken = match under_way {
         Err(why) => {
             let _ = io.set_zero_linger();
-            Err(why)
+            Err((why, None))
         }
-        Ok(_under_way) => timeout(handshakes.timeout(), shake(io, port))
+        Ok(_) => timeout(handshakes.timeout(), shake(io, port, &mut asked))
             .await
-            .unwrap_or(Err(Unshaken::Peer(PeerRefusal::Timeout))),
+            .unwrap_or(Err((Unshaken::Peer(PeerRefusal::Timeout), None))),
     };
     match shaken {
         Ok(Shook::Ended(io, told, how)) => {
@@ -105,10 +106,14 @@ pub(super) async fn accept(
             handshakes.passed_on();
             Some(Begun::PassedOn(io, read, server_name))
         }
-        Err(why) => {
+        Err((why, told)) => {
             handshakes.refused(why);
             tracing::debug!(%peer, reason = why.name(), "no TLS with a client");
-            record(context, (peer, dialled), origin, (why, start));
+            record(context, ((peer, dialled), origin), (why, start), &asked);
+            // It counts as under way until the client has left: refusals are not to be had without bound.
+            if let Some(mut io) = told {
+                Box::pin(linger_refused(&mut io)).await;
+            }
             None
         }
     }
@@ -117,9 +122,9 @@ pub(super) async fn accept(
 /// One who only looks whether somebody listens leaves no record.
 fn record(
     context: &Context,
-    (peer, original_destination): (SocketAddr, SocketAddr),
-    origin: &Origin,
+    ((peer, original_destination), origin): ((SocketAddr, SocketAddr), &Origin),
     (why, start): (Unshaken, Instant),
+    asked: &Asked,
 ) {
     let flag = match why {
         Unshaken::Peer(PeerRefusal::Closed) => return,
@@ -127,13 +132,53 @@ fn record(
         Unshaken::TooMany => Flag::Overload,
         Unshaken::UnknownServerName | Unshaken::Peer(_) => Flag::DownstreamProtocol,
     };
-    let settings = context.http.settings(origin);
-    let caller = Caller { ctx: context, settings: &settings, origin, peer, original_destination, tls: None };
-    let table = context.tables.load_full();
-    let mut trail = Trail::new(start, caller.ends(&table));
-    trail.details = why.details();
-    trail.flags.insert(flag);
-    caller.record(&trail, None, "");
+    let table = context.tables.load();
+    let listener = asked.listener.as_deref().or_else(|| only_listener(&table, origin, original_destination));
+    let server_name = asked.server_name.as_deref();
+    context.recorder.request(&RequestRecord {
+        duration: start.elapsed(),
+        origin,
+        peer,
+        original_destination,
+        tls: Some(TlsRecord { listener, version: None, server_name, subject: None }),
+        source: table.workloads.get(&peer.ip().to_canonical()),
+        cluster: None,
+        upstream: None,
+        destination: None,
+        route: None,
+        method: "-",
+        authority: "",
+        path: "",
+        protocol: "-",
+        status: 0,
+        grpc: false,
+        grpc_status: None,
+        flags: flag.into(),
+        details: why.details(),
+        denied: None,
+        limited: None,
+        request_bytes: 0,
+        response_bytes: 0,
+        request_id: "",
+        user_agent: b"",
+    });
+}
+
+/// The listener of a port that no other shares.
+fn only_listener<'t>(table: &'t RoutingTable, origin: &Origin, dialled: SocketAddr) -> Option<&'t str> {
+    let Origin::Gateway(name) = origin else { return None };
+    match &plan::gateway(table, name, dialled)?.listeners[..] {
+        [(listener, _)] => Some(listener),
+        _ => None,
+    }
+}
+
+/// What a client asked for, as far as it came to that.
+#[derive(Debug, Default)]
+struct Asked {
+    server_name: Option<Box<str>>,
+    /// The listener that it led to.
+    listener: Option<Arc<str>>,
 }
 
 /// What came of a connection.
@@ -149,25 +194,38 @@ enum Shook {
     PassedOn(TcpStream, BytesMut, Option<Box<str>>),
 }
 
-async fn shake(io: TcpStream, port: &TlsPort) -> Result<Shook, Unshaken> {
+/// Why there is no TLS, and the socket where the client has been told so.
+type Refused = (Unshaken, Option<TcpStream>);
+
+async fn shake(io: TcpStream, port: &TlsPort, asked: &mut Asked) -> Result<Shook, Refused> {
     let peer = |error: &io::Error| Unshaken::Peer(edge_clients::refusal(error));
-    let (hello, read) = read_hello(&io).await.map_err(|error| peer(&error))?;
+    let (hello, read) = match read_hello(&io).await {
+        Ok(hello) => hello,
+        Err(error) => return Err((peer(&error), Some(io))),
+    };
     let server_name = server_name(&hello);
+    asked.server_name.clone_from(&server_name);
     let Some(server) = port.servers.find(server_name.as_deref().unwrap_or_default()) else {
         say(&io, &UNRECOGNISED_NAME);
-        return Err(Unshaken::UnknownServerName);
+        return Err((Unshaken::UnknownServerName, Some(io)));
     };
+    asked.listener = Some(Arc::clone(&server.listener));
     if server.terms.is_none() {
         return Ok(Shook::PassedOn(io, read, server_name));
     }
     drop(read);
     let Some(config) = server.config(|terms| edge::server_config(terms, server.is_opaque)) else {
         say(&io, &INTERNAL_ERROR);
-        return Err(Unshaken::Peer(PeerRefusal::NoOwnCertificate));
+        return Err((Unshaken::Peer(PeerRefusal::NoOwnCertificate), Some(io)));
     };
-    let session = begin(hello, &config.server, &io).map_err(|error| peer(&error))?;
+    let session = match begin(hello, &config.server, &io) {
+        Ok(session) => session,
+        Err(error) => return Err((peer(&error), Some(io))),
+    };
     let io = Box::new(TlsIo::new(io, session));
-    io.shake().await.map_err(|error| peer(&error))?;
+    if let Err(error) = io.shake().await {
+        return Err((peer(&error), Some(io.into_socket())));
+    }
     let (version, resumed) = io.session(|session| (session.protocol_version(), session.handshake_kind()));
     let is_13 = version == Some(ProtocolVersion::TLSv1_3);
     let how = Shaken { is_13, resumed: resumed == Some(HandshakeKind::Resumed) };

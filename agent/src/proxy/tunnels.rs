@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::{Bytes, BytesMut};
 use h2::RecvStream;
 use h2::server::SendResponse;
-use http::{Request, Response, StatusCode};
+use http::{Response, StatusCode};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::spawn_local;
@@ -19,10 +19,10 @@ use super::access::{self, ACCESS_DENIED, Client};
 use super::tcp;
 use super::{Context, Downstream, Protocol, captured};
 use crate::hbone::{self, Mesh, Role, Standing, StreamEnd};
-use crate::identity::{Peer, PeerRefusal, RefusedPeer};
+use crate::identity::{PeerRefusal, SpiffeId};
 use crate::model::Asked;
-use crate::net::{ConnectSource, ConnectTarget};
-use crate::telemetry::{ConnectionRecord, Flag, Origin, ResponseFlags};
+use crate::net::{ConnectSource, ConnectTarget, linger_refused};
+use crate::telemetry::{ConnectionRecord, Flag, Origin, Recorder, ResponseFlags};
 
 /// How long a tunnel may take to say that it is over.
 const ENDING: Duration = Duration::from_secs(1);
@@ -71,21 +71,25 @@ pub(super) async fn serve(
         match next {
             // Its address may have become another's since; that one has proven nothing here.
             Some(Ok((_, mut respond))) if !mesh.is_still(peer.ip(), standing.peer()) => {
-                let (why, presented) = (PeerRefusal::OtherIdentity, Some(standing.peer().id.clone()));
-                let expected = mesh.expected(peer.ip()).map(Peer::from);
-                let refused = RefusedPeer { why, presented };
-                mesh.refused(Role::Server, (peer, pod), expected.as_ref(), &refused);
+                let why = PeerRefusal::OtherIdentity;
+                refuse_stream(&context, &mesh, ((peer, pod), &standing.peer().id), why);
                 answer_only(&mut respond, StatusCode::UNAUTHORIZED);
             }
             Some(Ok((request, respond))) if hbone::is_proof(&request) => {
                 let (standing, mesh) = (Rc::clone(&standing), Arc::clone(&mesh));
                 spawn_local(async move { standing.answer(&mesh, request, respond).await });
             }
-            Some(Ok((request, respond))) => {
-                let stop = stopped(lost.subscribe());
-                let from = (peer, origin.clone());
-                spawn_local(stream(context.clone(), (from, pod), (request, respond), stop));
-            }
+            Some(Ok((request, mut respond))) => match hbone::destination(&request, pod.ip()) {
+                Ok(to) => {
+                    let (stop, standing) = (stopped(lost.subscribe()), Rc::clone(&standing));
+                    let from = Asking { peer, origin: origin.clone(), standing };
+                    spawn_local(stream(context.clone(), (from, to), (request.into_body(), respond), stop));
+                }
+                Err(why) => {
+                    refuse_stream(&context, &mesh, ((peer, pod), &standing.peer().id), why);
+                    answer_only(&mut respond, StatusCode::BAD_REQUEST);
+                }
+            },
             Some(Err(error)) => return tracing::debug!(%peer, %error, "a tunnel broke"),
             None => return,
         }
@@ -101,6 +105,7 @@ async fn accept(
 ) -> Option<(hbone::Tunnel, Standing)> {
     let (expected, shaken) = match mesh.arrival(peer.ip(), pod.ip()) {
         Ok(terms) => (Some(terms.peer.clone()), Box::pin(hbone::accept(mesh, io, terms)).await),
+        Err(PeerRefusal::NoOwnCertificate) => (None, Err(Box::pin(hbone::refuse(mesh, io)).await)),
         Err(why) => {
             let _ = io.set_zero_linger();
             (None, Err(why.into()))
@@ -108,18 +113,32 @@ async fn accept(
     };
     match shaken {
         Ok(made) => Some(made),
-        Err(refused) => {
+        Err(hbone::Unmade { refused, told }) => {
             mesh.refused(Role::Server, (peer, pod), expected.as_ref(), &refused);
-            record_refused(context, (peer, pod), start, refused.why);
+            record_refused(context, ((peer, pod), None), start, refused.why);
+            if let Some(mut io) = told {
+                Box::pin(linger_refused(&mut io)).await;
+            }
             None
         }
     }
 }
 
-/// A connection that does not become a tunnel. One who only looks whether somebody listens leaves no record.
+/// A stream of a tunnel for which nothing is dialled; who asks for it has proven to be somebody.
+fn refuse_stream(
+    context: &Context,
+    mesh: &Mesh,
+    (ends, id): ((SocketAddr, SocketAddr), &SpiffeId),
+    why: PeerRefusal,
+) {
+    mesh.refused_stream(ends, id, why);
+    record_refused(context, (ends, Some(id)), (SystemTime::now(), Instant::now()), why);
+}
+
+/// A connection that does not become a tunnel, or a stream that leads nowhere. One who only looks whether somebody listens leaves no record.
 fn record_refused(
     context: &Context,
-    (peer, pod): (SocketAddr, SocketAddr),
+    ((peer, pod), identity): ((SocketAddr, SocketAddr), Option<&SpiffeId>),
     (start, since): (SystemTime, Instant),
     why: PeerRefusal,
 ) {
@@ -129,18 +148,23 @@ fn record_refused(
         _ => Flag::DownstreamProtocol,
     };
     let table = context.tables.load();
+    // What has proven nothing came by no tunnel.
+    let proven = identity.is_some() && why != PeerRefusal::OtherIdentity;
+    let origin = if proven { Origin::Tunnel(None) } else { Origin::Inbound };
     let record = ConnectionRecord {
         start,
         duration: since.elapsed(),
-        origin: &Origin::Tunnel(None),
+        origin: &origin,
         peer,
         original_destination: pod,
         source: table.workloads.get(&peer.ip()),
+        identity,
         cluster: None,
         upstream: None,
         destination: table.workloads.get(&pod.ip()),
         flags: flag.into(),
         details: why.name(),
+        limited: None,
         sent_bytes: 0,
         received_bytes: 0,
         rtt: None,
@@ -167,22 +191,25 @@ async fn stopped(mut lost: watch::Receiver<Option<PeerRefusal>>) -> &'static str
     }
 }
 
+/// Who asks for a stream.
+struct Asking {
+    peer: SocketAddr,
+    origin: Origin,
+    /// As whom its tunnel has proven it.
+    standing: Rc<Standing>,
+}
+
 async fn stream(
     context: Context,
-    ((peer, origin), pod): ((SocketAddr, Origin), SocketAddr),
-    (request, mut respond): (Request<RecvStream>, SendResponse<Bytes>),
+    (from, to): (Asking, SocketAddr),
+    halves: (RecvStream, SendResponse<Bytes>),
     stop: impl Future<Output = &'static str> + 'static,
 ) {
-    let to = match hbone::destination(&request, pod.ip()) {
-        Ok(to) => to,
-        Err(status) => return answer_only(&mut respond, status),
-    };
-    let receive = request.into_body();
-    let client = Client { peer, origin: &origin };
+    let client = Client { peer: from.peer, origin: &from.origin };
     if access::depends_on_request(&context, client, to) {
-        by_request(context, ((peer, origin), to), (receive, respond), stop).await;
+        by_request(context, ((from.peer, from.origin), to), halves, stop).await;
     } else {
-        Box::pin(opaque(&context, ((peer, &origin), to), (receive, respond), stop)).await;
+        Box::pin(opaque(&context, (&from, to), halves, stop)).await;
     }
 }
 
@@ -220,35 +247,40 @@ async fn by_request(
 /// No request is looked at.
 async fn opaque(
     context: &Context,
-    ((peer, origin), to): ((SocketAddr, &Origin), SocketAddr),
+    (from, to): (&Asking, SocketAddr),
     (receive, mut respond): (RecvStream, SendResponse<Bytes>),
     stop: impl Future<Output = &'static str> + 'static,
 ) {
-    let start = (SystemTime::now(), Instant::now());
+    let Asking { peer, origin, standing } = from;
+    let (peer, start) = (*peer, (SystemTime::now(), Instant::now()));
     let shown = context.open.show(peer, to, (origin, start.0));
     shown.is(Protocol::Opaque, Some(to));
     let source = ConnectSource::Pod(peer.ip());
     let client = Client { peer, origin };
-    let record = |ended: &Ended| {
+    let tell = |ended: &Ended, told: fn(&dyn Recorder, &ConnectionRecord<'_>)| {
         let table = context.tables.load();
-        context.recorder.connection(&ConnectionRecord {
+        let record = ConnectionRecord {
             start: start.0,
             duration: start.1.elapsed(),
             origin,
             peer,
             original_destination: to,
             source: table.workloads.get(&peer.ip()),
+            identity: Some(&standing.peer().id),
             cluster: None,
             upstream: Some(to),
             destination: table.workloads.get(&to.ip()),
             flags: ended.flags,
             details: ended.details,
+            limited: None,
             sent_bytes: ended.moved.to_socket,
             received_bytes: ended.moved.to_tunnel,
             rtt: None,
-        });
+        };
+        told(&*context.recorder, &record);
     };
     let failed = |flag: Flag, details| Ended { flags: flag.into(), details, ..Ended::default() };
+    let mut opened = false;
     let ended = if let Err(refused) = access::check(context, client, to, Asked::Opaque) {
         answer_only(&mut respond, StatusCode::UNAUTHORIZED);
         failed(Flag::AccessDenied, refused.details())
@@ -261,6 +293,8 @@ async fn opaque(
             Ok(mut io) => match respond.send_response(answer(StatusCode::OK), false) {
                 Err(_) => failed(Flag::DownstreamClosed, "downstream_reset"),
                 Ok(send) => {
+                    opened = true;
+                    tell(&Ended::default(), |recorder, record| recorder.connection_opened(record));
                     let refused = access::until_refused(context, client, (to, source), Asked::Opaque);
                     let stop = async {
                         tokio::select! {
@@ -273,7 +307,10 @@ async fn opaque(
             },
         }
     };
-    record(&ended);
+    if !opened {
+        tell(&ended, |recorder, record| recorder.connection_opened(record));
+    }
+    tell(&ended, |recorder, record| recorder.connection(record));
 }
 
 /// How a stream went.

@@ -226,6 +226,8 @@ where
     let context = context.clone();
     let serve = Rc::new(serve);
     spawn_local(async move {
+        let (listener, captured) = (listener, matches!(entrance, Entrance::Captured(_)));
+        let _watched = captured.then(|| context.open.watch(&listener));
         let mut end = std::pin::pin!(entrance.closed(context.drain.clone()));
         let mut ending = false;
         loop {

@@ -9,7 +9,7 @@ use super::conditions::{fits, prefix_taken};
 use super::{
     RequestOrigin, RequestView, RouteMatch, RuleSet, redirect_location, rewrite_climbs, rewrite_path,
 };
-use crate::compile::{Action, Route, RouteName};
+use crate::compile::{Action, LimitMemo, Route, RouteName};
 use crate::model::{
     MatchPath, MatchValue, ObjectName, Redirect, RedirectPath, RedirectPort, RequestMatch, RewriteRegex,
     Workload,
@@ -59,6 +59,7 @@ fn route(kind: &'static str, rule: &str) -> Arc<Route> {
         try_timeout: None,
         request_headers: [].into(),
         response_headers: [].into(),
+        limits: LimitMemo::default(),
     })
 }
 

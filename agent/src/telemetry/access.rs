@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 use std::{fmt, io};
 
 use super::json::JsonLine;
-use super::{ConnectionRecord, LineWriter, Origin, RequestRecord, rfc3339};
-use crate::compile::{ACCESS_DENIED, ClusterKey, Denied, DeniedBy, MTLS_REQUIRED, Observed};
+use super::{ConnectionRecord, LimitedBy, LineWriter, Origin, RequestRecord, TlsRecord, rfc3339};
+use crate::compile::{ClusterKey, Denied, DeniedBy, Observed};
 use crate::model::Workload;
 
 /// Where access log lines go, with a switch. Clones share both.
@@ -66,16 +66,7 @@ pub(super) fn request(buffer: &mut Vec<u8>, record: &RequestRecord<'_>) {
         .text("protocol", record.protocol)
         .raw("response_code", record.status)
         .display("response_flags", record.flags);
-    match record.denied.filter(|_| record.details == ACCESS_DENIED) {
-        Some(Denied { policy, by: DeniedBy::Plaintext }) => {
-            line.display("response_code_details", format_args!("{MTLS_REQUIRED}_by[{policy}]"))
-        }
-        Some(denied) => line.display(
-            "response_code_details",
-            format_args!("{ACCESS_DENIED}_matched_policy[{} rule {}]", denied.policy, denied.rule_label()),
-        ),
-        None => line.optional("response_code_details", non_empty(record.details)),
-    };
+    details(&mut line, record);
     line.raw("bytes_received", record.request_bytes)
         .raw("bytes_sent", record.response_bytes)
         .raw("duration", millis(record.duration))
@@ -98,10 +89,12 @@ pub(super) fn request(buffer: &mut Vec<u8>, record: &RequestRecord<'_>) {
         cluster: record.cluster,
         upstream: record.upstream,
         destination: record.destination,
+        tls: record.tls.as_ref(),
     }
     .write(&mut line);
-    if let Some(tls) = record.tls {
-        line.text("downstream_tls_version", tls.version).optional("requested_server_name", tls.server_name);
+    if let Some(tls) = &record.tls {
+        line.optional("downstream_tls_version", tls.version)
+            .optional("requested_server_name", tls.server_name);
         if let Some(subject) = tls.subject {
             line.text("downstream_peer_subject", subject);
         }
@@ -109,17 +102,48 @@ pub(super) fn request(buffer: &mut Vec<u8>, record: &RequestRecord<'_>) {
     line.finish();
 }
 
+/// Why the request ended so, with the policy or the limit that refused it.
+fn details(line: &mut JsonLine<'_>, record: &RequestRecord<'_>) {
+    const NAME: &str = "response_code_details";
+    let why = record.details;
+    match (record.denied.filter(|denied| why == denied.reason()), record.limited) {
+        (Some(Denied { policy, by: DeniedBy::Plaintext }), _) => {
+            line.display(NAME, format_args!("{why}_by[{policy}]"))
+        }
+        (Some(denied), _) => line.display(
+            NAME,
+            format_args!("{why}_matched_policy[{} rule {}]", denied.policy, denied.rule_label()),
+        ),
+        (None, Some(by)) => line.display(NAME, LimitedDetails(why, by)),
+        (None, None) => line.optional(NAME, non_empty(why)),
+    };
+}
+
+/// A reason with the limit that gave it.
+struct LimitedDetails<'a>(&'static str, LimitedBy<'a>);
+
+impl fmt::Display for LimitedDetails<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(why, LimitedBy { policy, limit }) = self;
+        write!(f, "{why}_by[{policy} limit {limit}]")
+    }
+}
+
 /// One opaque connection's line.
 pub(super) fn connection(buffer: &mut Vec<u8>, record: &ConnectionRecord<'_>) {
+    const TERMINATION: &str = "connection_termination_details";
     let mut line = JsonLine::new(buffer);
     line.text("level", "info")
         .display("time", rfc3339(record.start))
         .text("scope", "access")
         .text("message", "connection")
         .text("protocol", "TCP")
-        .display("response_flags", record.flags)
-        .optional("connection_termination_details", non_empty(record.details))
-        .raw("bytes_received", record.sent_bytes)
+        .display("response_flags", record.flags);
+    match record.limited {
+        Some(by) => line.display(TERMINATION, LimitedDetails(record.details, by)),
+        None => line.optional(TERMINATION, non_empty(record.details)),
+    };
+    line.raw("bytes_received", record.sent_bytes)
         .raw("bytes_sent", record.received_bytes)
         .raw("duration", millis(record.duration));
     Ends {
@@ -130,8 +154,12 @@ pub(super) fn connection(buffer: &mut Vec<u8>, record: &ConnectionRecord<'_>) {
         cluster: record.cluster,
         upstream: record.upstream,
         destination: record.destination,
+        tls: None,
     }
     .write(&mut line);
+    if let Some(identity) = record.identity {
+        line.display("src.identity", identity);
+    }
     line.finish();
 }
 
@@ -163,6 +191,7 @@ struct Ends<'a> {
     cluster: Option<&'a ClusterKey>,
     upstream: Option<SocketAddr>,
     destination: Option<&'a Arc<Workload>>,
+    tls: Option<&'a TlsRecord<'a>>,
 }
 
 impl Ends<'_> {
@@ -170,7 +199,11 @@ impl Ends<'_> {
         match self.origin {
             Origin::Outbound => line.text("direction", "outbound"),
             Origin::Inbound | Origin::Tunnel(_) => line.text("direction", "inbound"),
-            Origin::Gateway(listener) => line.text("direction", "gateway").text("listener", listener),
+            Origin::Gateway(port) => {
+                // A port that several share goes by the first one's name.
+                let listener = self.tls.map_or(Some(&**port), |tls| tls.listener);
+                line.text("direction", "gateway").optional("listener", listener)
+            }
         };
         line.display("downstream_remote_address", self.peer)
             .display("downstream_local_address", self.original_destination);

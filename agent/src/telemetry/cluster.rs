@@ -8,6 +8,7 @@ use prometheus::{Error, Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
 
 /// What is read of the cluster.
 #[derive(Debug, Clone, Default, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a gauge of its own")]
 pub struct ClusterReading {
     /// Whether this agent leads.
     pub leads: bool,
@@ -17,6 +18,16 @@ pub struct ClusterReading {
     pub table_age: Option<Duration>,
     /// Published tables that were refused, by reason.
     pub refused: Vec<(&'static str, u64)>,
+    /// Whether this agent leads and holds back what the documents say.
+    pub held_back: bool,
+    /// Whether it refuses the documents of the store.
+    pub documents_refused: bool,
+    /// Documents that it refused, by reason.
+    pub document_refusals: Vec<(&'static str, u64)>,
+    /// Whether it leads and the store contradicts itself about documents.
+    pub at_odds: bool,
+    /// How often it found that.
+    pub odds: u64,
     /// Tables that this agent published.
     pub publications: u64,
     /// Publications that were refused because it led no more.
@@ -50,6 +61,11 @@ struct Series {
     nodes: IntGaugeVec,
     table_age: Gauge,
     refused: IntCounterVec,
+    held_back: IntGauge,
+    documents_refused: IntGauge,
+    document_refusals: IntCounterVec,
+    at_odds: IntGauge,
+    odds: IntCounter,
     publications: IntCounter,
     fenced: IntCounter,
     faults: IntCounter,
@@ -98,6 +114,10 @@ impl Series {
         let counter = |name: &str, help: &str| registered(registry, IntCounter::new(name, help)?);
         let refused =
             Opts::new("sluice_tables_refused_total", "Published tables that this agent refused, by reason.");
+        let document_refusals = Opts::new(
+            "sluice_documents_refused_total",
+            "How often this agent refused the documents of the store, by reason.",
+        );
         Ok(Self {
             leader: gauge("sluice_leader", "Whether this agent leads.")?,
             nodes: registered(
@@ -112,6 +132,23 @@ impl Series {
                 )?,
             )?,
             refused: registered(registry, IntCounterVec::new(refused, &["reason"])?)?,
+            held_back: gauge(
+                "sluice_cluster_change_held_back",
+                "Whether this agent leads and holds back what the documents say.",
+            )?,
+            documents_refused: gauge(
+                "sluice_cluster_documents_refused",
+                "Whether this agent refuses the documents of the store.",
+            )?,
+            document_refusals: registered(registry, IntCounterVec::new(document_refusals, &["reason"])?)?,
+            at_odds: gauge(
+                "sluice_cluster_documents_at_odds",
+                "Whether this agent leads and the store contradicts itself about documents.",
+            )?,
+            odds: counter(
+                "sluice_documents_at_odds_total",
+                "How often this agent, as the leader, found that the store contradicts itself about documents.",
+            )?,
             publications: counter("sluice_publications_total", "Tables that this agent published.")?,
             fenced: counter(
                 "sluice_publications_fenced_total",
@@ -135,6 +172,13 @@ impl Series {
         for (reason, count) in &reading.refused {
             catch_up(&self.refused.with_label_values(&[*reason]), *count);
         }
+        self.held_back.set(i64::from(reading.held_back));
+        self.documents_refused.set(i64::from(reading.documents_refused));
+        for (reason, count) in &reading.document_refusals {
+            catch_up(&self.document_refusals.with_label_values(&[*reason]), *count);
+        }
+        self.at_odds.set(i64::from(reading.at_odds));
+        catch_up(&self.odds, reading.odds);
         catch_up(&self.publications, reading.publications);
         catch_up(&self.fenced, reading.fenced);
         catch_up(&self.faults, reading.faults);

@@ -95,6 +95,8 @@ pub enum FlowRule {
     HiddenPorts,
     /// An EdgeGuard, by its name.
     Guard(String),
+    /// A limit of a RateLimit, by both names.
+    Limit(ObjectName, Arc<str>),
 }
 
 /// One event, as its teller knows it.

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{Origin, ResponseFlags};
+use super::{Flag, Origin, ResponseFlags};
+use crate::compile::Realm;
 use crate::http::grpc::GrpcStatus;
 use crate::model::{ObjectName, Workload};
 
@@ -56,8 +57,10 @@ pub(super) const REQUEST_NAMES: [&str; 3] =
 /// The label that follows for connections.
 pub(super) const TCP_NAMES: [&str; 1] = ["connection_security_policy"];
 
-/// The values of all labels of a record. `cluster` is the cluster's name.
-pub(super) fn values(traffic: &Traffic<'_>, cluster: &str) -> Vec<String> {
+/// The values of all labels of a record. `cluster` is the cluster's name, `realm` where the agent is.
+pub(super) fn values(traffic: &Traffic<'_>, cluster: &str, realm: &Realm) -> Vec<String> {
+    let is_proven = is_proven(traffic, realm);
+    let side = |pod: Option<&Arc<Workload>>| side(pod, cluster, realm, is_proven);
     // A gateway is the client of what it forwards to.
     let reporter = match traffic.origin {
         Origin::Outbound | Origin::Gateway(_) => "source",
@@ -67,10 +70,10 @@ pub(super) fn values(traffic: &Traffic<'_>, cluster: &str) -> Vec<String> {
     match (traffic.origin, traffic.source) {
         (Origin::Gateway(listener), _) => values.extend(gateway(listener, cluster)),
         (Origin::Outbound | Origin::Inbound | Origin::Tunnel(_), source) => {
-            values.extend(side(source, cluster));
+            values.extend(side(source));
         }
     }
-    values.extend(side(traffic.destination, cluster));
+    values.extend(side(traffic.destination));
     let service = traffic.service.map(|service| (service.fqdn(), &*service.name, &*service.namespace));
     let (host, name, namespace) = service.unwrap_or_else(|| (UNKNOWN.to_owned(), UNKNOWN, UNKNOWN));
     values.extend([host, name.to_owned(), namespace.to_owned()]);
@@ -79,7 +82,6 @@ pub(super) fn values(traffic: &Traffic<'_>, cluster: &str) -> Vec<String> {
         (Some(_), false) => "http",
         (Some(_), true) => "grpc",
     };
-    let is_proven = matches!(traffic.origin, Origin::Tunnel(_));
     let security = if is_proven { "mutual_tls" } else { "none" };
     values.extend([protocol.to_owned(), traffic.flags.to_string(), security.to_owned()]);
     if let Some(status) = traffic.status {
@@ -89,14 +91,31 @@ pub(super) fn values(traffic: &Traffic<'_>, cluster: &str) -> Vec<String> {
     values
 }
 
+/// Whether a tunnel has proven both ends, as ztunnel says it of either side. Whether one is made for a Gateway is not told by its
+/// listener's name: several that share a port speak as nobody.
+fn is_proven(traffic: &Traffic<'_>, realm: &Realm) -> bool {
+    match (traffic.origin, traffic.source, traffic.destination) {
+        (Origin::Tunnel(_), ..) => true,
+        (Origin::Outbound, Some(source), Some(destination)) => {
+            // Where none came about nobody has proven anything.
+            let made = ![Flag::UpstreamConnectFailure, Flag::AccessDenied]
+                .into_iter()
+                .any(|flag| traffic.flags.contains(flag));
+            made && realm.is_tunnelled(source, destination)
+        }
+        (Origin::Outbound | Origin::Inbound | Origin::Gateway(_), ..) => false,
+    }
+}
+
 /// Workload, namespace, principal, app, version, cluster, canonical service and revision.
-fn side(workload: Option<&Arc<Workload>>, cluster: &str) -> [String; 8] {
+fn side(workload: Option<&Arc<Workload>>, cluster: &str, realm: &Realm, is_proven: bool) -> [String; 8] {
     let Some(workload) = workload else { return std::array::from_fn(|_| UNKNOWN.to_owned()) };
     let label = |name: &str| workload.labels.get(name).map(|value| &**value);
+    let principal = if is_proven { realm.identity(workload).uri() } else { UNKNOWN.to_owned() };
     [
         &*workload.workload,
         &*workload.name.namespace,
-        UNKNOWN,
+        &principal,
         label("app").unwrap_or(UNKNOWN),
         label("version").unwrap_or(UNKNOWN),
         cluster,

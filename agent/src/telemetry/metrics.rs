@@ -12,13 +12,14 @@ use prometheus::{
 use super::acceleration::{AccelerationCounts, AccelerationSeries};
 use super::cluster::{ClusterReading, ClusterSeries, ProbeReading};
 use super::guard::{GuardReading, GuardSeries, MapReading};
-use super::limits::LIMITS;
+use super::limits::{LIMITS, PortShortage};
 use super::rate_limits::{LimitStoreReading, RateLimitReading, RateLimitSeries};
 use super::recorder::WorkerRecorder;
 use super::series::TrafficSeries;
 use super::tls::{TlsReading, TlsSeries};
 use super::{AccessLog, FlowLog, LineWriter, Recorder};
-use crate::compile::RoutingTable;
+use crate::compile::{Cluster, ClusterKey, Realm, RoutingTable};
+use crate::model::SharedMap;
 
 /// Seconds that applying a table takes: from a small edit to a large cluster.
 const APPLY_BUCKETS: [f64; 10] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0];
@@ -79,11 +80,13 @@ pub(super) struct Shared {
     pub(super) protocol_errors: IntCounterVec,
     /// By reason, in the order of the limits.
     pub(super) limit_hits: Vec<(&'static str, IntCounter)>,
+    pub(super) port_shortage: PortShortage,
     config_objects: IntGaugeVec,
     config_rejected: IntCounter,
     table_position: IntGaugeVec,
     table_entries: IntGaugeVec,
     table_apply: Histogram,
+    endpoints: Mutex<CountedEndpoints>,
     interfaces: IntGaugeVec,
     workers: IntGauge,
     ready: IntGauge,
@@ -106,6 +109,28 @@ pub(super) struct Shared {
     guard: GuardSeries,
     guard_reading: OnceLock<Box<dyn Fn() -> GuardReading + Send + Sync>>,
     rate_limits: RateLimitSeries,
+}
+
+/// How many endpoints a table has. Only what differs from the table before is counted.
+#[derive(Default)]
+struct CountedEndpoints {
+    clusters: SharedMap<ClusterKey, Arc<Cluster>>,
+    count: usize,
+}
+
+impl CountedEndpoints {
+    fn of(&mut self, table: &RoutingTable) -> usize {
+        let mut count = self.count;
+        // A subset's endpoints are those of its service.
+        let size = |cluster: Option<&Arc<Cluster>>| cluster.map_or(0, |cluster| cluster.endpoints.len());
+        self.clusters.differences(&table.clusters, Arc::ptr_eq, |key, was, is| {
+            if key.subset.is_none() {
+                count = count + size(is) - size(was);
+            }
+        });
+        (self.clusters, self.count) = (table.clusters.clone(), count);
+        count
+    }
 }
 
 /// What is seen in the kernel at one time.
@@ -151,6 +176,11 @@ impl Metrics {
     /// Registers everything.
     pub fn new(build: BuildInfo<'_>) -> Result<Self, MetricsError> {
         Shared::new(build).map(|shared| Self { shared: Arc::new(shared) }).map_err(MetricsError::Register)
+    }
+
+    /// Says where the agent is, before anything is recorded; only the first word counts.
+    pub fn settle(&self, realm: Realm) {
+        self.shared.traffic.settle(realm);
     }
 
     /// The recorder of one worker.
@@ -240,18 +270,18 @@ impl Metrics {
 
     /// A table came into force, `took` after it was asked for.
     pub fn table_applied(&self, table: &RoutingTable, took: Duration) {
-        let Shared { table_position, table_entries, table_apply, .. } = &*self.shared;
+        let Shared { table_position, table_entries, table_apply, endpoints, .. } = &*self.shared;
         table_position
             .with_label_values(&["epoch"])
             .set(i64::try_from(table.version.token.epoch).unwrap_or(i64::MAX));
         table_position
             .with_label_values(&["version"])
             .set(i64::try_from(table.version.version).unwrap_or(i64::MAX));
-        let endpoints = table.clusters.iter().filter(|(key, _)| key.subset.is_none());
+        let endpoints = endpoints.lock().unwrap_or_else(PoisonError::into_inner).of(table);
         for (kind, count) in [
             ("frontends", table.frontends.len()),
             ("clusters", table.clusters.len()),
-            ("endpoints", endpoints.map(|(_, cluster)| cluster.endpoints.len()).sum()),
+            ("endpoints", endpoints),
             ("workloads", table.workloads.len()),
             ("gateways", table.gateways.len()),
         ] {
@@ -343,6 +373,7 @@ impl Shared {
                 &["side", "reason"],
             )?,
             limit_hits: make.limit_hits()?,
+            port_shortage: PortShortage::default(),
             config_objects: make.gauges(
                 "sluice_config_objects",
                 "Objects of the configuration.",
@@ -352,6 +383,7 @@ impl Shared {
                 .counter("sluice_config_rejected_total", "Objects found wrong when read.")?,
             table_position: make.gauges("sluice_table", "Which routing table is in force.", &["part"])?,
             table_entries: make.gauges("sluice_table_entries", "What the routing table holds.", &["kind"])?,
+            endpoints: Mutex::default(),
             table_apply: make.histogram(
                 "sluice_table_apply_seconds",
                 "Time from a change to the table in force.",

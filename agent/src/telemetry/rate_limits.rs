@@ -2,6 +2,7 @@
 
 use std::sync::OnceLock;
 
+use agent_common::limit::Outcome;
 use prometheus::{Error, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 /// What is known of one limit.
@@ -11,8 +12,10 @@ pub struct RateLimitReading {
     pub policy: String,
     /// The limit's name within it.
     pub limit: String,
-    /// Requests by outcome.
-    pub requests: [(&'static str, u64); 3],
+    /// Requests by outcome; of a limit of the kernel connections or packets.
+    pub counted: Vec<(&'static str, u64)>,
+    /// Whether the kernel holds to it.
+    pub of_kernel: bool,
     /// Keys that are remembered.
     pub keys: usize,
     /// Keys that were forgotten although they counted something.
@@ -21,6 +24,21 @@ pub struct RateLimitReading {
     pub pushed: Option<u64>,
     /// Of a limit of the cluster: questions to the store, and requests that were decided while it was away.
     pub store: Option<(u64, u64)>,
+}
+
+/// What is known of a limit that the kernel holds to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct KernelLimitReading {
+    /// Connections or packets by [`Outcome`], in the order of their numbers.
+    pub by_outcome: [u64; Outcome::ALL.len()],
+    /// Sources that are remembered.
+    pub keys: usize,
+    /// Sources that were forgotten for others, and begin anew where they come again.
+    pub evicted: u64,
+    /// Addresses and ports of services and their endpoints that it is about.
+    pub ends: usize,
+    /// Addresses and ports of Gateways that it is about.
+    pub listeners: usize,
 }
 
 /// What limits of the cluster are counted by.
@@ -42,6 +60,7 @@ type ReadStore = Box<dyn Fn() -> LimitStoreReading + Send + Sync>;
 /// The series, and who is asked for them.
 pub(super) struct RateLimitSeries {
     requests: IntCounterVec,
+    kernel: IntCounterVec,
     keys: IntGaugeVec,
     evicted: IntCounterVec,
     pushed: IntCounterVec,
@@ -93,6 +112,10 @@ impl RateLimitSeries {
     pub fn new(registry: &Registry) -> Result<Self, Error> {
         let requests =
             Opts::new("sluice_rate_limit_requests_total", "Requests that met a limit, by outcome.");
+        let kernel = Opts::new(
+            "sluice_rate_limit_kernel_total",
+            "Connections or packets that met a limit of the kernel, by outcome.",
+        );
         let keys = Opts::new("sluice_rate_limit_keys", "Keys that a limit remembers.");
         let evicted = Opts::new(
             "sluice_rate_limit_evicted_total",
@@ -109,6 +132,7 @@ impl RateLimitSeries {
         );
         let series = Self {
             requests: IntCounterVec::new(requests, &["policy", "limit", "outcome"])?,
+            kernel: IntCounterVec::new(kernel, &["policy", "limit", "outcome"])?,
             keys: IntGaugeVec::new(keys, &["policy", "limit"])?,
             evicted: IntCounterVec::new(evicted, &["policy", "limit"])?,
             pushed: IntCounterVec::new(pushed, &["policy", "limit"])?,
@@ -121,6 +145,7 @@ impl RateLimitSeries {
         registry.register(Box::new(series.asked.clone()))?;
         registry.register(Box::new(series.away.clone()))?;
         registry.register(Box::new(series.requests.clone()))?;
+        registry.register(Box::new(series.kernel.clone()))?;
         registry.register(Box::new(series.keys.clone()))?;
         registry.register(Box::new(series.evicted.clone()))?;
         Ok(series)
@@ -144,12 +169,14 @@ impl RateLimitSeries {
         self.asked.reset();
         self.away.reset();
         self.requests.reset();
+        self.kernel.reset();
         self.keys.reset();
         self.evicted.reset();
         for reading in read() {
             let (policy, limit) = (reading.policy.as_str(), reading.limit.as_str());
-            for (outcome, count) in reading.requests {
-                self.requests.with_label_values(&[policy, limit, outcome]).inc_by(count);
+            let series = if reading.of_kernel { &self.kernel } else { &self.requests };
+            for (outcome, count) in reading.counted {
+                series.with_label_values(&[policy, limit, outcome]).inc_by(count);
             }
             let keys = i64::try_from(reading.keys).unwrap_or(i64::MAX);
             self.keys.with_label_values(&[policy, limit]).set(keys);

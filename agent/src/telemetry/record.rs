@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime};
 use super::ResponseFlags;
 use crate::compile::{ClusterKey, Denied, Observed, RouteName};
 use crate::http::grpc::GrpcStatus;
-use crate::model::{GatewayKey, Workload};
+use crate::identity::SpiffeId;
+use crate::model::{GatewayKey, ObjectName, Workload};
 
 /// Where a connection entered the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -32,12 +33,23 @@ impl Origin {
 /// TLS with a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TlsRecord<'a> {
-    /// `TLSv1.2`, `TLSv1.3`.
-    pub version: &'static str,
+    /// The listener that the server name led to, which several that share a port are told apart by; `None`: to none.
+    pub listener: Option<&'a str>,
+    /// `TLSv1.2`, `TLSv1.3`; `None` where the handshake came to nothing.
+    pub version: Option<&'static str>,
     /// The server name that the client asked for.
     pub server_name: Option<&'a str>,
     /// The subject of the client's certificate, where it showed a valid one.
     pub subject: Option<&'a str>,
+}
+
+/// A limit that refused a request or a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LimitedBy<'a> {
+    /// Its document.
+    pub policy: &'a ObjectName,
+    /// Its name within it.
+    pub limit: &'a Arc<str>,
 }
 
 /// One request, at its end.
@@ -51,7 +63,7 @@ pub struct RequestRecord<'a> {
     pub peer: SocketAddr,
     /// What the client dialled.
     pub original_destination: SocketAddr,
-    /// TLS with the client, where it is spoken.
+    /// TLS with the client, where it is spoken, or was to be.
     pub tls: Option<TlsRecord<'a>>,
     /// The client's pod, where known.
     pub source: Option<&'a Arc<Workload>>,
@@ -69,7 +81,7 @@ pub struct RequestRecord<'a> {
     pub authority: &'a str,
     /// Path and query as sent.
     pub path: &'a str,
-    /// `HTTP/1.0`, `HTTP/1.1`, `HTTP/2`.
+    /// `HTTP/1.0`, `HTTP/1.1`, `HTTP/2`; `-` where TLS was to come first and did not.
     pub protocol: &'static str,
     /// The status that the client got; 0 where it got none.
     pub status: u16,
@@ -83,6 +95,8 @@ pub struct RequestRecord<'a> {
     pub details: &'static str,
     /// The policy that refused it, where one did.
     pub denied: Option<&'a Denied>,
+    /// The limit that refused it, where one did.
+    pub limited: Option<LimitedBy<'a>>,
     /// Body bytes from the client.
     pub request_bytes: u64,
     /// Body bytes to the client.
@@ -108,6 +122,8 @@ pub struct ConnectionRecord<'a> {
     pub original_destination: SocketAddr,
     /// The client's pod, where known.
     pub source: Option<&'a Arc<Workload>>,
+    /// As whom the client is proven, where it came by a tunnel.
+    pub identity: Option<&'a SpiffeId>,
     /// The cluster it was sent to.
     pub cluster: Option<&'a ClusterKey>,
     /// The endpoint it was sent to.
@@ -118,6 +134,8 @@ pub struct ConnectionRecord<'a> {
     pub flags: ResponseFlags,
     /// What exactly was wrong; empty for nothing.
     pub details: &'static str,
+    /// The limit that refused it, where one did.
+    pub limited: Option<LimitedBy<'a>>,
     /// Bytes from the client.
     pub sent_bytes: u64,
     /// Bytes to the client.

@@ -14,14 +14,18 @@ use prometheus::{IntCounter, IntGauge};
 
 use super::access;
 use super::labels::Traffic;
+use super::limits::NO_SOURCE_PORT;
 use super::series::{RequestSeries, TcpSeries};
 use super::{
-    AccessLog, ConnectionRecord, Flag, FlowEvent, FlowKind, FlowLog, FlowRule, FlowTier, Metrics, Origin,
-    Recorder, RequestRecord, ResponseFlags, ServedRecord,
+    AccessLog, ConnectionRecord, Flag, FlowEvent, FlowKind, FlowLog, FlowRule, FlowTier, LimitedBy, Metrics,
+    Origin, Recorder, RequestRecord, ResponseFlags, ServedRecord,
 };
 use crate::compile::{Denied, Observed};
 use crate::http::grpc::GrpcStatus;
 use crate::model::{ObjectName, Workload};
+
+/// The reason of all that limits refuse, in events.
+const RATE_LIMITED: &str = "rate_limited";
 
 /// Label sets that one worker remembers; when there are more it starts anew, which also lets go of pods that are gone.
 const CACHE_MAX: usize = 4096;
@@ -74,8 +78,24 @@ impl WorkerRecorder {
         known.insert(denied.clone(), refusals);
     }
 
-    /// Tells of a refusal. Whoever keeps asking for what it is refused shall not push all else out of the log.
+    /// Tells of a refusal, where it is a policy's with its rule.
     fn refused(&self, reason: &'static str, denied: Option<&Denied>, ends: (SocketAddr, SocketAddr)) {
+        self.tell_drop(|| FlowEvent {
+            rule: denied.cloned().map(FlowRule::Policy),
+            ..FlowEvent::new((FlowKind::Drop, FlowTier::Agent), ("refused", reason), ends)
+        });
+    }
+
+    /// Tells what a limit refuses.
+    fn limited(&self, tier: FlowTier, by: LimitedBy<'_>, ends: (SocketAddr, SocketAddr)) {
+        self.tell_drop(|| FlowEvent {
+            rule: Some(FlowRule::Limit(by.policy.clone(), Arc::clone(by.limit))),
+            ..FlowEvent::new((FlowKind::Drop, tier), ("refused", RATE_LIMITED), ends)
+        });
+    }
+
+    /// Tells of a drop. Whoever keeps asking for what it is refused shall not push all else out of the log.
+    fn tell_drop(&self, event: impl FnOnce() -> FlowEvent) {
         let (since, budget) = &self.budget;
         let now_ns = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let (left, may) = spend(budget.get(), now_ns);
@@ -83,13 +103,14 @@ impl WorkerRecorder {
         if !may {
             return self.flows.leave_out();
         }
-        self.flows.tell(FlowEvent {
-            rule: denied.cloned().map(FlowRule::Policy),
-            ..FlowEvent::new((FlowKind::Drop, FlowTier::Agent), ("refused", reason), ends)
-        });
+        self.flows.tell(event());
     }
 
-    fn limit_hit(&self, details: &'static str) {
+    fn limit_hit(&self, details: &'static str, (peer, endpoint): (SocketAddr, Option<SocketAddr>)) {
+        // It is no setting's, and what meets it is mostly no fault of who is refused: somebody has to look.
+        if details == NO_SOURCE_PORT {
+            self.metrics.shared.port_shortage.tell(peer, endpoint);
+        }
         if let Some((_, hits)) = self.metrics.shared.limit_hits.iter().find(|(limit, _)| *limit == details) {
             hits.inc();
         }
@@ -134,7 +155,10 @@ impl Recorder for WorkerRecorder {
         );
         if record.flags != ResponseFlags::default() {
             self.protocol_error(record.flags, record.details);
-            self.limit_hit(record.details);
+            self.limit_hit(record.details, (record.peer, record.upstream));
+        }
+        if let Some(by) = record.limited {
+            self.limited(FlowTier::AgentL7, by, (record.peer, record.original_destination));
         }
         self.access.write(&mut self.line.borrow_mut(), |line| access::request(line, record));
     }
@@ -156,6 +180,12 @@ impl Recorder for WorkerRecorder {
                 series.received_bytes.inc_by(record.sent_bytes);
             },
         );
+        if record.flags != ResponseFlags::default() {
+            self.limit_hit(record.details, (record.peer, record.upstream));
+        }
+        if let Some(by) = record.limited {
+            self.limited(FlowTier::AgentL4, by, (record.peer, record.original_destination));
+        }
         self.access.write(&mut self.line.borrow_mut(), |line| access::connection(line, record));
         self.flows.tell(closed(record));
     }

@@ -1,9 +1,11 @@
 //! The series of traffic, by their labels; the only place where they are made, and where their number is bounded.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use prometheus::{Error, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry};
+
+use crate::compile::Realm;
 
 use super::labels::{self, NAMES, REQUEST_NAMES, TCP_NAMES, Traffic};
 
@@ -53,6 +55,7 @@ pub(super) struct TcpSeries {
 /// All series of traffic.
 pub(super) struct TrafficSeries {
     cluster: String,
+    realm: OnceLock<Realm>,
     requests: Bounded<RequestFamilies>,
     tcp: Bounded<TcpFamilies>,
 }
@@ -61,17 +64,27 @@ impl TrafficSeries {
     pub(super) fn new(registry: &Registry, cluster: &str) -> Result<Self, Error> {
         Ok(Self {
             cluster: cluster.to_owned(),
+            realm: OnceLock::new(),
             requests: Bounded::new(RequestFamilies::new(registry)?),
             tcp: Bounded::new(TcpFamilies::new(registry)?),
         })
     }
 
+    /// Only the first is taken.
+    pub(super) fn settle(&self, realm: Realm) {
+        let _ = self.realm.set(realm);
+    }
+
+    fn values(&self, traffic: &Traffic<'_>) -> Vec<String> {
+        labels::values(traffic, &self.cluster, self.realm.get_or_init(Realm::default))
+    }
+
     pub(super) fn request(&self, traffic: &Traffic<'_>) -> Arc<RequestSeries> {
-        self.requests.series(labels::values(traffic, &self.cluster))
+        self.requests.series(self.values(traffic))
     }
 
     pub(super) fn tcp(&self, traffic: &Traffic<'_>) -> Arc<TcpSeries> {
-        self.tcp.series(labels::values(traffic, &self.cluster))
+        self.tcp.series(self.values(traffic))
     }
 }
 

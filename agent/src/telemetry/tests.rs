@@ -1,5 +1,7 @@
 //! Records in, series and lines out.
 
+mod lines;
+
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -9,11 +11,11 @@ use proptest::prelude::*;
 
 use super::log::{LogFormat, build};
 use super::{
-    AccessLog, BuildInfo, ConfigState, ConnectionRecord, Flag, FlowLog, FlowRule, Metrics, Origin, Recorder,
-    RequestRecord, ResponseFlags,
+    AccessLog, BuildInfo, ConfigState, ConnectionRecord, Flag, FlowEvent, FlowLog, FlowRule, LimitedBy,
+    Metrics, Origin, Recorder, RequestRecord, ResponseFlags,
 };
-use crate::compile::{ClusterKey, Denied, DeniedBy, RouteName, RoutingTable};
-use crate::model::{ObjectName, Workload};
+use crate::compile::{Cluster, ClusterKey, Denied, DeniedBy, Realm, RouteName, RoutingTable, Upstream};
+use crate::model::{AppProtocol, LbPolicy, ObjectName, Workload};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -110,6 +112,7 @@ impl Ends {
             flags: ResponseFlags::default(),
             details: "",
             denied: None,
+            limited: None,
             request_bytes: 3,
             response_bytes: 2_000,
             request_id: "id",
@@ -125,11 +128,13 @@ impl Ends {
             peer: address("10.0.0.9:1234"),
             original_destination: address("10.96.0.1:6379"),
             source: self.source.as_ref(),
+            identity: None,
             cluster: self.cluster.as_ref(),
             upstream: None,
             destination: self.destination.as_ref(),
             flags: Flag::UpstreamConnectFailure.into(),
             details: "connect_refused",
+            limited: None,
             sent_bytes: 11,
             received_bytes: 22,
             rtt: None,
@@ -207,6 +212,56 @@ fn what_is_not_known_says_so_and_a_gateway_stands_for_its_clients() {
     assert_eq!(value(&text, "istio_requests_total", &gateway), Some(1.0));
 }
 
+/// Either end says of what goes by tunnel that it is proven, and as whom; nobody says it of anything else.
+#[test]
+fn what_a_tunnel_has_proven_is_said_on_both_sides() {
+    let on = |name: &str, node: &str, is_labelled: bool| {
+        let label = ("networking.istio.io/tunnel".into(), "http".into());
+        let labels = Arc::new(is_labelled.then_some(label).into_iter().collect());
+        Some(Arc::new(Workload { node: Some(node.into()), labels, ..(*pod(name)).clone() }))
+    };
+    let (here, there) = (("cart", "node-a", false), ("order", "node-b", true));
+    let plain = ("order", "node-b", false);
+    for (origin, (source, destination), tunnels, expected) in [
+        (Origin::Outbound, (here, there), true, "mutual_tls"),
+        (Origin::Outbound, (here, there), false, "none"),
+        (Origin::Outbound, (here, plain), true, "none"),
+        (Origin::Outbound, (here, ("order", "node-a", true)), true, "none"),
+        (Origin::Tunnel(None), (plain, here), true, "mutual_tls"),
+        (Origin::Inbound, (plain, here), true, "none"),
+    ] {
+        let metrics = metrics();
+        metrics.settle(Realm { node: "node-a".into(), trust_domain: "mesh.test".into(), tunnels });
+        let recorder = metrics.recorder(AccessLog::disabled(), FlowLog::default());
+        let [source, destination] = [source, destination].map(|(name, node, label)| on(name, node, label));
+        let ends = Ends { origin: origin.clone(), source, destination, ..Ends::known() };
+        recorder.request(&ends.request("/", 200));
+        recorder
+            .connection_opened(&ConnectionRecord { flags: ResponseFlags::default(), ..ends.connection() });
+        let text = metrics.render().expect("renders");
+        let principal = if expected == "none" { "unknown" } else { "spiffe://mesh.test/ns/shop/sa/default" };
+        let [from, to] = ["source", "destination"].map(|side| format!("{side}_principal=\"{principal}\""));
+        let security = format!("connection_security_policy=\"{expected}\"");
+        let labels = [&*from, &*to, &*security];
+        for name in ["istio_requests_total", "istio_tcp_connections_opened_total"] {
+            assert_eq!(value(&text, name, &labels), Some(1.0), "{origin:?} {tunnels}: {text}");
+        }
+        // Where no tunnel came about it has proven nothing.
+        recorder.connection_opened(&ConnectionRecord {
+            flags: Flag::UpstreamConnectFailure.into(),
+            ..ends.connection()
+        });
+        let labels = [r#"response_flags="UF""#, r#"connection_security_policy="mutual_tls""#];
+        let text = metrics.render().expect("renders");
+        let failed = value(&text, "istio_tcp_connections_opened_total", &labels);
+        assert_eq!(
+            failed,
+            matches!(origin, Origin::Tunnel(_)).then_some(1.0),
+            "{origin:?} {tunnels}: {text}"
+        );
+    }
+}
+
 #[test]
 fn connections_count_when_they_open_and_when_they_end() {
     let metrics = metrics();
@@ -223,6 +278,21 @@ fn connections_count_when_they_open_and_when_they_end() {
     assert_eq!(value(&text, "istio_tcp_connections_closed_total", &failed), Some(1.0));
     assert_eq!(value(&text, "istio_tcp_sent_bytes_total", &failed), Some(22.0));
     assert_eq!(value(&text, "istio_tcp_received_bytes_total", &failed), Some(11.0));
+}
+
+#[test]
+fn limits_that_connections_meet_count_as_those_of_requests() {
+    let metrics = metrics();
+    let recorder = metrics.recorder(AccessLog::disabled(), FlowLog::default());
+    let (ends, flags) = (Ends::known(), Flag::UpstreamConnectFailure.into());
+    for details in ["connect_no_source_port", "connect_refused"] {
+        recorder.request(&RequestRecord { flags, details, ..ends.request("/", 503) });
+        recorder.connection(&ConnectionRecord { flags, details, ..ends.connection() });
+    }
+    let text = metrics.render().expect("renders");
+    let hits = |limit: &str| value(&text, "sluice_limit_hits_total", &[&format!(r#"limit="{limit}""#)]);
+    assert_eq!(hits("connect_no_source_port"), Some(2.0));
+    assert_eq!((hits("connect_refused"), hits("upstream_full")), (None, Some(0.0)));
 }
 
 #[test]
@@ -333,150 +403,6 @@ fn the_text_is_well_formed() {
 }
 
 #[test]
-fn a_request_is_one_line() {
-    let sink = Sink::default();
-    let access = AccessLog::new(sink.clone()).expect("starts");
-    let recorder = metrics().recorder(access.clone(), FlowLog::default());
-    recorder.request(&Ends::known().request("/a?b=\"c\"", 200));
-    recorder.connection(&Ends::unknown().connection());
-    access.set_enabled(false);
-    recorder.request(&Ends::known().request("/off", 200));
-    assert!(access.writer().expect("has one").flush(LIMIT));
-    let lines = sink.lines();
-    assert_eq!(lines.len(), 2);
-    let expected = serde_json::json!({
-        "level": "info", "time": lines[0]["time"], "scope": "access", "message": "request",
-        "method": "GET", "path": "/a?b=\"c\"", "authority": "order", "protocol": "HTTP/1.1",
-        "response_code": 200, "response_flags": "-", "response_code_details": null,
-        "bytes_received": 3, "bytes_sent": 2000, "duration": 7.25,
-        "request_id": "id", "user_agent": "curl", "route_name": "VirtualService/shop/order/rule-0",
-        "direction": "outbound",
-        "downstream_remote_address": "10.0.0.9:1234", "downstream_local_address": "10.96.0.1:80",
-        "upstream_host": "[fd00::1]:8080", "upstream_cluster": "outbound|80|v1|order.shop.svc.cluster.local",
-        "src.workload": "cart", "src.namespace": "shop", "dst.workload": "order", "dst.namespace": "shop",
-    });
-    assert_eq!(lines[0], expected);
-    assert_eq!(lines[1]["message"], "connection");
-    assert_eq!(lines[1]["response_flags"], "UF");
-    assert_eq!(lines[1]["connection_termination_details"], "connect_refused");
-    assert_eq!(lines[1]["bytes_sent"], 22);
-    assert_eq!(lines[1]["upstream_cluster"], serde_json::Value::Null);
-}
-
-#[test]
-fn a_refused_request_names_the_policy_and_the_rule() {
-    let denied = |by| Denied { policy: ObjectName::new("shop", "readers"), by };
-    let [by_rule, by_none, plaintext] =
-        [DeniedBy::Rule(2), DeniedBy::NoRule, DeniedBy::Plaintext].map(denied);
-    let sink = Sink::default();
-    let access = AccessLog::new(sink.clone()).expect("starts");
-    let recorder = metrics().recorder(access.clone(), FlowLog::default());
-    let ends = Ends::known();
-    for (details, denied) in [
-        ("rbac_access_denied", Some(&by_rule)),
-        ("rbac_access_denied", Some(&by_none)),
-        ("rbac_access_denied", Some(&plaintext)),
-        ("rbac_access_denied", None),
-        // It failed for another reason first.
-        ("connect_refused", Some(&by_rule)),
-    ] {
-        recorder.request(&RequestRecord { details, denied, ..ends.request("/", 403) });
-    }
-    assert!(access.writer().expect("has one").flush(LIMIT));
-    let lines = sink.lines();
-    let details: Vec<_> = lines.iter().filter_map(|line| line["response_code_details"].as_str()).collect();
-    let expected = [
-        "rbac_access_denied_matched_policy[shop/readers rule 2]",
-        "rbac_access_denied_matched_policy[shop/readers rule none]",
-        "mtls_required_by[shop/readers]",
-        "rbac_access_denied",
-        "connect_refused",
-    ];
-    assert_eq!(details, expected);
-}
-
-#[test]
-fn dropped_lines_show_as_a_metric() {
-    struct Broken;
-    impl Write for Broken {
-        fn write(&mut self, _bytes: &[u8]) -> io::Result<usize> {
-            Err(io::ErrorKind::BrokenPipe.into())
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-    let metrics = metrics();
-    let access = AccessLog::new(Broken).expect("starts");
-    let writer = access.writer().expect("has one").clone();
-    metrics.watch_writer("access", &writer);
-    metrics.recorder(access, FlowLog::default()).request(&Ends::known().request("/", 200));
-    assert!(writer.flush(LIMIT));
-    for _ in 0..2 {
-        let text = metrics.render().expect("renders");
-        assert_eq!(value(&text, "sluice_log_lines_dropped_total", &[r#"log="access""#]), Some(1.0));
-    }
-}
-
-proptest! {
-    #[test]
-    fn lines_stay_json_whatever_a_client_sends(path: String, agent: String, authority: String) {
-        let sink = Sink::default();
-        let access = AccessLog::new(sink.clone()).expect("starts");
-        let recorder = metrics().recorder(access.clone(), FlowLog::default());
-        let ends = Ends::known();
-        recorder.request(&RequestRecord { user_agent: agent.as_bytes(), authority: &authority, ..ends.request(&path, 200) });
-        prop_assert!(access.writer().expect("has one").flush(LIMIT));
-        let lines = sink.lines();
-        prop_assert_eq!(lines.len(), 1);
-        prop_assert_eq!(&lines[0]["path"], &path);
-        prop_assert_eq!(&lines[0]["authority"], &authority);
-    }
-}
-
-#[test]
-fn the_agents_log_is_json_and_its_filter_changes_while_it_runs() {
-    let sink = Sink::default();
-    let (subscriber, handle) = build("info", LogFormat::Json, sink.clone()).expect("is a filter");
-    tracing::subscriber::with_default(subscriber, || {
-        let _span = tracing::info_span!("connection", peer = "10.0.0.9:1234").entered();
-        tracing::info!(file = "a\n\"b\".yaml", line = 3, ok = true, error = ?Some(1), "rejected");
-        tracing::debug!("hidden");
-        handle.set_filter("debug").expect("is a filter");
-        tracing::debug!("shown");
-        handle.set_level_of("agent", "error").expect("is a level");
-        tracing::info!("hidden again");
-    });
-    assert!(handle.flush(LIMIT));
-    let lines = sink.lines();
-    assert_eq!(lines.len(), 2, "{lines:?}");
-    let first = &lines[0];
-    assert_eq!(first["level"], "info");
-    assert_eq!(first["scope"], "agent::telemetry::tests");
-    assert_eq!(first["message"], "rejected");
-    assert_eq!(first["file"], "a\n\"b\".yaml");
-    assert_eq!((&first["line"], &first["ok"], &first["error"]), (&3.into(), &true.into(), &"Some(1)".into()));
-    assert_eq!(first["span"], "connection{peer=\"10.0.0.9:1234\"}");
-    assert!(first["time"].as_str().is_some_and(|time| time.ends_with('Z')));
-    assert_eq!(lines[1]["message"], "shown");
-}
-
-#[test]
-fn bad_filters_are_refused_and_change_nothing() {
-    let (_subscriber, handle) =
-        build("info,agent::config=debug", LogFormat::Text, io::sink()).expect("is a filter");
-    let before = handle.filter();
-    for filter in ["inf", "agent=loud", "info,wran", "", "agent"] {
-        assert!(handle.set_filter(filter).is_err(), "{filter}");
-        assert_eq!(handle.filter(), before);
-    }
-    handle.set_level_of("agent::config", "trace").expect("is a level");
-    assert!(handle.filter().contains("agent::config=trace"), "{}", handle.filter());
-    assert!(!handle.filter().contains("debug"), "{}", handle.filter());
-    assert!(handle.set_level_of("agent::config", "loud").is_err());
-}
-
-#[test]
 fn grpc_counts_by_its_status() {
     let metrics = metrics();
     let recorder = metrics.recorder(AccessLog::disabled(), FlowLog::default());
@@ -513,4 +439,41 @@ fn refusals_beyond_their_budget_are_counted_and_not_told() {
     }
     assert_eq!(told[0].event.rule, Some(FlowRule::Policy(denied)));
     assert_eq!(told[0].event.source.to_string(), "10.0.0.1:40000");
+    // Limits spend the same budget.
+    let (policy, limit) = (ObjectName::new("default", "calm"), Arc::from("each"));
+    let limited = Some(LimitedBy { policy: &policy, limit: &limit });
+    let ends = Ends::known();
+    for _ in 0..1000 {
+        recorder.request(&RequestRecord { details: "rate_limited", limited, ..ends.request("/", 429) });
+    }
+    let (more, _) = flows.since(told.len() as u64);
+    assert!(more.len() < 1000, "{} were told", more.len());
+    assert_eq!((told.len() + more.len()) as u64 + flows.lost(), 2000);
+}
+
+#[test]
+fn endpoints_are_counted_from_table_to_table_and_once_for_a_service() {
+    let metrics = metrics();
+    let cluster = |name: &str, subset: Option<&str>, endpoints: u8| {
+        let service = ObjectName::new("default", name);
+        let key = ClusterKey { service, port: 80, subset: subset.map(Into::into) };
+        let upstream = |number| Upstream::new(([10, 0, 0, number], 80).into(), "uid".into(), None);
+        let endpoints = (0..endpoints).map(|number| Arc::new(upstream(number))).collect();
+        let cluster = Cluster::new(key.clone(), AppProtocol::Http, LbPolicy::RoundRobin, endpoints);
+        (key, Arc::new(cluster))
+    };
+    let (web, blue, api) =
+        (cluster("web", None, 5), cluster("web", Some("blue"), 3), cluster("api", None, 2));
+    for (clusters, expected) in [
+        (vec![web.clone(), blue.clone()], 5.0),
+        (vec![web.clone(), blue, api], 7.0),
+        (vec![cluster("web", None, 1)], 1.0),
+        (vec![web], 5.0),
+        (vec![], 0.0),
+    ] {
+        let table = RoutingTable { clusters: clusters.into_iter().collect(), ..RoutingTable::default() };
+        metrics.table_applied(&table, Duration::ZERO);
+        let text = metrics.render().expect("renders");
+        assert_eq!(value(&text, "sluice_table_entries", &[r#"kind="endpoints""#]), Some(expected));
+    }
 }

@@ -13,6 +13,8 @@ pub struct TlsReading {
     pub proofs: Vec<(&'static str, &'static str, u64)>,
     /// Open tunnels that were ended, by this end's role and reason.
     pub tunnels_ended: Vec<(&'static str, &'static str, u64)>,
+    /// Streams of tunnels that were refused, likewise.
+    pub streams_refused: Vec<(&'static str, &'static str, u64)>,
     /// Likewise what they are made with and believed by: file, and second.
     pub files: Vec<(String, u64)>,
     /// Certificates in use: identity, or the Secret that one is of, and the second since 1970 in which they end.
@@ -28,6 +30,7 @@ pub(super) struct TlsSeries {
     handshakes: IntCounterVec,
     proofs: IntCounterVec,
     tunnels_ended: IntCounterVec,
+    streams_refused: IntCounterVec,
     certificates: IntGaugeVec,
     files: IntGaugeVec,
     versions: IntCounterVec,
@@ -49,6 +52,10 @@ impl TlsSeries {
             "sluice_tunnels_ended_total",
             "Open tunnels that were ended because certificates no longer hold, by this end's role and the reason.",
         );
+        let streams_refused = Opts::new(
+            "sluice_tunnel_streams_refused_total",
+            "Streams of tunnels that were refused before anything was dialled for them, by this end's role and the reason.",
+        );
         let certificates = Opts::new(
             "sluice_certificate_expiry_timestamp_seconds",
             "When certificates end: those of this node's workloads, by identity, and those that Gateways show, by Secret.",
@@ -65,6 +72,7 @@ impl TlsSeries {
             handshakes: IntCounterVec::new(handshakes, &["role", "outcome"])?,
             proofs: IntCounterVec::new(proofs, &["role", "outcome"])?,
             tunnels_ended: IntCounterVec::new(tunnels_ended, &["role", "reason"])?,
+            streams_refused: IntCounterVec::new(streams_refused, &["role", "reason"])?,
             certificates: IntGaugeVec::new(certificates, &["identity"])?,
             files: IntGaugeVec::new(files, &["file"])?,
             versions: IntCounterVec::new(versions, &["version"])?,
@@ -74,6 +82,7 @@ impl TlsSeries {
         registry.register(Box::new(series.handshakes.clone()))?;
         registry.register(Box::new(series.proofs.clone()))?;
         registry.register(Box::new(series.tunnels_ended.clone()))?;
+        registry.register(Box::new(series.streams_refused.clone()))?;
         registry.register(Box::new(series.certificates.clone()))?;
         registry.register(Box::new(series.files.clone()))?;
         registry.register(Box::new(series.versions.clone()))?;
@@ -105,6 +114,7 @@ impl TlsSeries {
             (&self.handshakes, reading.handshakes),
             (&self.proofs, reading.proofs),
             (&self.tunnels_ended, reading.tunnels_ended),
+            (&self.streams_refused, reading.streams_refused),
         ];
         for (series, read) in tallies {
             for (role, outcome, count) in read {

@@ -2,8 +2,10 @@
 #![allow(dead_code, reason = "every test binary uses its own part of this")]
 
 use std::fs::File;
+use std::iter::Sum;
 use std::path::PathBuf;
-use std::process::{Command, ExitStatus, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -264,6 +266,19 @@ impl Site {
         serde_json::from_str(&text).with_context(|| text.clone())
     }
 
+    /// One metric of a node: the sum over all series whose line starts with `prefix`.
+    pub fn metric<T: FromStr + Sum<T>>(&self, node: &str, prefix: &str) -> Result<T> {
+        let ask = || get(lab::agent::METRICS, "localhost", "/metrics", TIMEOUT);
+        let text = self.lab.node(node)?.in_netns(ask)??.text();
+        let values: Vec<T> = text
+            .lines()
+            .filter(|line| line.starts_with(prefix))
+            .filter_map(|line| line.rsplit(' ').next()?.parse().ok())
+            .collect();
+        ensure!(!values.is_empty(), "{node} has no metric {prefix}");
+        Ok(values.into_iter().sum())
+    }
+
     /// The term of the table that a node has in force.
     pub fn epoch(&self, node: &str) -> Result<u64> {
         self.status(node)?["table"]["epoch"].as_u64().context("status has no epoch")
@@ -326,15 +341,14 @@ impl Site {
         Ok(Running(Load::start(&self.lab.pod(&format!("client-{node}"))?.netns(), &plan)?))
     }
 
-    /// Waits until a node has kept the table that it has in force.
+    /// Waits until a node has kept the table that it has in force, as a whole or as a change.
     pub fn wait_kept(&self, node: &str) -> Result<()> {
-        let table = self.lab.directory().join(format!("state-{node}")).join("table");
         let version = self.status(node)?["table"]["version"].as_u64().context("no version")?;
-        let kept = || {
-            let bytes = std::fs::read(&table).unwrap_or_default();
-            let text = String::from_utf8_lossy(&bytes).into_owned();
-            text.contains(&format!("\"version\":{version}}}"))
+        let has_it = |file: &str| {
+            let bytes = std::fs::read(self.state_of(node).join(file)).unwrap_or_default();
+            String::from_utf8_lossy(&bytes).contains(&format!("\"version\":{version}}}"))
         };
+        let kept = || has_it("table") || has_it("changes");
         wait_for("the table to be kept", LIMIT, kept)
     }
 
@@ -383,6 +397,14 @@ impl Site {
     pub fn try_sluice_at(&self, redis: &str, node: &str, arguments: &[&str]) -> Result<(i32, String)> {
         let output = self.output(node, arguments, "", Some(redis))?;
         Ok((output.status.code().context("it was killed")?, both(&output)))
+    }
+
+    /// A verb that goes on until it is told to stop; what it says is in a file of this test's own.
+    pub fn start_verb(&self, node: &str, arguments: &[&str], said: &str) -> Result<Verb> {
+        let file = File::create(self.path(said)).context("a file for what it says")?;
+        let mut command = self.command(node, arguments, Some(&self.redis_url()))?;
+        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        Ok(Verb(command.spawn().context("starting sluice")?))
     }
 
     /// An agent that should not start.
@@ -434,5 +456,23 @@ impl Running {
         self.0.wait_requests(20, LIMIT)?;
         let report = self.0.stop()?;
         Ok(report.failures().map(|sample| format!("{:?}", sample.outcome)).collect())
+    }
+}
+
+/// A verb that runs.
+pub struct Verb(Child);
+
+impl Verb {
+    /// Tells it to stop and waits for it.
+    pub fn terminate(mut self) -> Result<ExitStatus> {
+        kill(Pid::from_raw(i32::try_from(self.0.id())?), Signal::SIGTERM)?;
+        self.0.wait().context("waiting for sluice")
+    }
+}
+
+impl Drop for Verb {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }

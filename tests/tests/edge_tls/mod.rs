@@ -4,17 +4,22 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use lab::backend::listen;
 use lab::exec::{command, run, stdout};
 use lab::loopback::LoopbackAgent;
+use lab::wait_for;
 use serde_json::Value;
 
 /// The port of the tests' TLS listeners.
 pub const TLS_PORT: u16 = 8443;
+/// How long a server may take to listen.
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// A CA in a directory of its own.
 pub struct Pki {
@@ -301,6 +306,40 @@ impl Session {
 }
 
 impl Drop for Session {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// An `openssl s_server` that says something about itself to whoever asks, until it is dropped.
+pub struct Server {
+    child: Child,
+    pub address: SocketAddr,
+}
+
+impl Server {
+    pub fn start(issued: &Issued, further: &[&str]) -> Result<Self> {
+        let address = listen()?.local_addr()?;
+        let child = Command::new("openssl")
+            .args(["s_server", "-www", "-quiet", "-accept", &address.to_string(), "-cert"])
+            .arg(&issued.chain_path)
+            .arg("-key")
+            .arg(&issued.key_path)
+            .args(further)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("starting openssl s_server")?;
+        let server = Self { child, address };
+        wait_for("the server", LIMIT, || TcpStream::connect_timeout(&address, LIMIT).is_ok())?;
+        Ok(server)
+    }
+}
+
+impl Drop for Server {
     fn drop(&mut self) {
         // It may have ended by itself.
         let _ = self.child.kill();

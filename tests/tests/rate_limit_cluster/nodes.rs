@@ -1,10 +1,12 @@
 //! Nodes that count one limit together in a real Redis, without agents around them.
+#![allow(dead_code, reason = "every test binary uses its own part of this")]
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use agent::cluster::{CountersReading, RedisCounters, RedisOptions};
 use agent::limit::counters::{Counters, KeyWriter, SharedKey};
+use agent::limit::holdings::{Held, Holdings};
 use agent::limit::quota::{Begun, SharedLimit, SharedQuota, SharedSettings, WhenAway, shared_rate};
 use agent::limit::{Rate, Verdict, Window};
 use anyhow::{Context, Result};
@@ -12,6 +14,8 @@ use lab::redis::Redis;
 use lab::wait::{PATIENCE, wait_for};
 
 const NODES: usize = 3;
+const POLICY: &str = "default/calm";
+const LIMIT: &str = "each";
 const SECOND: u64 = 1_000_000_000;
 
 /// So many requests in any quarter of an hour.
@@ -21,8 +25,14 @@ pub fn window(requests: u32) -> SharedQuota {
 
 /// So many requests each second, and as many at once.
 pub fn rate(requests: u32) -> Result<SharedQuota> {
-    let nanoseconds = Rate::new(requests.into(), SECOND, requests.into())?;
-    let microseconds = shared_rate(requests, SECOND, requests).context("too large")?;
+    rate_in(requests, Duration::from_secs(1))
+}
+
+/// Likewise in another span.
+pub fn rate_in(requests: u32, span: Duration) -> Result<SharedQuota> {
+    let window = u64::try_from(span.as_nanos())?;
+    let nanoseconds = Rate::new(requests.into(), window, requests.into())?;
+    let microseconds = shared_rate(requests, window, requests).context("too large")?;
     Ok(SharedQuota::Rate(nanoseconds, microseconds))
 }
 
@@ -38,17 +48,22 @@ pub struct Node {
 impl Node {
     /// Whether it lets a request of a key through.
     pub async fn asks(&self, key: SharedKey) -> bool {
-        let now = self.now();
-        let verdict = match self.limit.begin(key, now, Some(&self.counters)) {
+        self.asks_for(key, 1).await
+    }
+
+    /// Likewise one that costs so much.
+    pub async fn asks_for(&self, key: SharedKey, cost: u32) -> bool {
+        let at = (self.now(), cost);
+        let verdict = match self.limit.begin(key, at, Some(&self.counters)) {
             Begun::Known(verdict) => verdict,
-            Begun::Asked(waiting) => self.limit.finish(key, now, waiting, Some(&self.counters)).await,
+            Begun::Asked(waiting) => self.limit.finish(key, at, waiting, Some(&self.counters)).await,
         };
         matches!(verdict, Verdict::Admitted { .. })
     }
 
     /// Gives back a request that was let through.
     pub fn gives_back(&self, key: SharedKey) {
-        self.limit.give_back(key, self.now(), Some(&self.counters));
+        self.limit.give_back(key, (self.now(), 1), Some(&self.counters));
     }
 
     fn now(&self) -> u64 {
@@ -69,6 +84,22 @@ impl Node {
         let mut writer = self.limit.writer();
         std::hash::Hasher::write(&mut writer, name.as_bytes());
         writer.key()
+    }
+
+    /// Tells the others what it holds, as agents do.
+    pub fn tells(&self, name: &str) {
+        let limit = Arc::clone(&self.limit);
+        self.redis.tell(name, move || {
+            let held = Held { policy: POLICY.to_owned(), limit: LIMIT.to_owned(), units: limit.leased(0) };
+            Some(Holdings::new(std::iter::once(held)))
+        });
+    }
+
+    /// What it knows of what the nodes hold, by name; `None`: the store can't be asked.
+    pub fn hears(&self) -> Option<Vec<(String, Option<u64>)>> {
+        let held = self.redis.held().ok()?;
+        let units = |told: Option<(Holdings, Duration)>| told.and_then(|(held, _)| held.of(POLICY, LIMIT));
+        Some(held.into_iter().map(|node| (node.node, units(node.told))).collect())
     }
 
     pub fn reading(&self) -> CountersReading {

@@ -12,10 +12,11 @@ mod failover;
 mod followers;
 mod inside;
 mod outage;
-mod row;
+pub(super) mod row;
 mod site;
 mod updates;
 mod watcher;
+mod witness;
 mod world;
 
 use std::fs;

@@ -103,7 +103,12 @@ impl Contender {
             Self::Sluice => (binaries.sluice.clone(), "run 'cargo build --release --package agent'"),
             Self::Before => (binaries.before.clone().unwrap_or_default(), "give --before"),
         };
-        if path.is_file() { Ok(path) } else { Err(format!("{} is not there: {hint}", path.display())) }
+        if path.is_file() {
+            return Ok(path);
+        }
+        // Where the workspace lies is nothing for a record.
+        let shown = path.strip_prefix(crate::workspace()).unwrap_or(&path);
+        Err(format!("{} is not there: {hint}", shown.display()))
     }
 
     /// Starts it and waits until it passes requests on.

@@ -61,6 +61,14 @@ pub fn h2load(track: &Track, address: SocketAddr, path: &str, seconds: u32) -> R
     read_h2load(&text, seconds)
 }
 
+/// Runs h2load with so many requests of HTTP/1.1 in all: a turn shorter than a second, which wrk can't do.
+pub fn burst(track: &Track, load: &Loop, requests: u32) -> Result<Counted> {
+    let (connections, count) = (format!("-c{}", load.connections), format!("-n{requests}"));
+    let url = format!("http://{}{}", load.address, load.path);
+    let argv = words(&["h2load", "--h1", "-t1", &connections, &count, &url]);
+    read_burst(&stdout(&mut track.command(Place::Client, &argv))?)
+}
+
 /// Whether HTTP/2 with prior knowledge is understood.
 pub fn speaks_h2(track: &Track, address: SocketAddr) -> bool {
     let argv = words(&["h2load", "-n1", "-c1", "-T", "2", "-N", "2", &format!("http://{address}/100")]);
@@ -95,6 +103,14 @@ fn read_h2load(text: &str, seconds: u32) -> Result<Counted> {
     let (done, failed) = (count("succeeded").context("no count")?, count("failed").context("no failures")?);
     ensure!(done > 0.0 && failed < 1.0, "h2load: {line}");
     Ok(Counted { requests: done, per_second: done / f64::from(seconds) })
+}
+
+/// Of a run that ends by its count.
+fn read_burst(text: &str) -> Result<Counted> {
+    let line = text.lines().find_map(|line| line.strip_prefix("finished in "));
+    let rate = line.and_then(|line| line.split(", ").find_map(|part| part.strip_suffix(" req/s")));
+    let per_second = rate.and_then(|rate| rate.parse().ok()).context("h2load printed no rate")?;
+    Ok(Counted { per_second, ..read_h2load(text, 1)? })
 }
 
 fn after(text: &str, label: &str) -> Option<f64> {
@@ -132,5 +148,9 @@ mod tests {
         assert_eq!(counted, Counted { requests: 890.0, per_second: 445.0 });
         assert!(read_h2load(&line(1), 2).is_err());
         assert!(read_h2load("", 2).is_err());
+        let burst = line(0).replace("finished in 2.00s", "finished in 98.20ms, 9063.14 req/s, 2.1MB/s");
+        let expected = Counted { requests: 890.0, per_second: 9063.14 };
+        assert_eq!(read_burst(&burst).expect("good"), expected);
+        assert!(read_burst(&line(0)).is_err());
     }
 }

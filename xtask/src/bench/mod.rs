@@ -42,7 +42,7 @@ pub enum Verb {
     Kernel(kernel::Options),
     /// TLS that ends at a gateway: requests, full and resumed handshakes, processor time, memory
     Tls(tls::Options),
-    /// A limit on every request: requests per second and processor time, each proxy by itself without one
+    /// Limits: what they cost on every request and counted by all nodes together, and a flood that the kernel drops
     Limit(limit::Options),
     /// A table of 10,000 services: bytes published, time to apply a change, memory
     Cluster(cluster::Options),
@@ -117,7 +117,7 @@ pub fn run(verb: &Verb) -> Result<ExitCode> {
     Ok(if valid { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Runs every load but the idle one through the agent at `binary`, for a compiler to learn from.
+/// Runs every load of requests and connections through the agent at `binary`, for a compiler to learn from.
 pub fn train(binary: &Path, seconds: u32) -> Result<()> {
     prepare()?;
     let track = Track::lay()?;
@@ -127,7 +127,8 @@ pub fn train(binary: &Path, seconds: u32) -> Result<()> {
     for row in row::ROWS.iter().filter(|row| row.work != Work::Memory) {
         row.measure(&track, &running, seconds).with_context(|| format!("running {}", row.name))?;
     }
-    Ok(())
+    drop(running);
+    tls::train(&track, binary, seconds)
 }
 
 fn prepare() -> Result<()> {

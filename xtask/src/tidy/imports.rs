@@ -8,9 +8,9 @@ use super::rules::is_test_file;
 const LEVELS: &[&[&str]] = &[
     &["main", "lib", "app", "cli"],
     &["proxy", "capture", "cluster", "config", "admin"],
-    &["health", "pool", "http", "net", "identity", "hbone", "spiffe", "gateway", "priority", "telemetry"],
+    &["health", "pool", "http", "net", "identity", "hbone", "spiffe", "gateway", "telemetry"],
     &["compile", "route", "balance", "resilience", "limit", "migrate"],
-    &["model"],
+    &["model", "priority"],
 ];
 /// The level whose parts never import each other.
 const SEPARATE: usize = 1;

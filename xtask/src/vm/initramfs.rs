@@ -24,6 +24,7 @@ const TOOLS: &[&str] = &[
     "nghttpd",
     "wrk",
     "iperf3",
+    "strace",
     "ss",
     "ls",
     "cat",
@@ -64,9 +65,19 @@ pub struct Guest<'a> {
     pub binaries: &'a [PathBuf],
     /// Further programs for `/test`.
     pub with: &'a [PathBuf],
+    /// MiB of memory.
+    pub memory_mib: u32,
 }
 
-/// Builds the archive and returns its path.
+impl Guest<'_> {
+    /// MiB that its files may take. The kernel unpacks the archive into half of the memory that the archive leaves; what
+    /// has no room there is missing in the guest, with one line on its console. A third would just fit; tests write too.
+    const fn room_mib(&self) -> u64 {
+        self.memory_mib as u64 / 4
+    }
+}
+
+/// Builds the archive and returns its path. Fails when it is too large for a guest of so much memory.
 pub fn build(guest: &Guest<'_>, arguments: &[String]) -> Result<PathBuf> {
     let root = guest.directory.join("initramfs");
     if root.exists() {
@@ -83,13 +94,21 @@ pub fn build(guest: &Guest<'_>, arguments: &[String]) -> Result<PathBuf> {
     }
     for program in guest.with.iter().chain(guest.binaries) {
         let name = program.file_name().with_context(|| format!("{} names no file", program.display()))?;
-        install_with_libraries(&root, program, &Path::new("test").join(name))?;
+        let inside = Path::new("test").join(name);
+        install_with_libraries(&root, program, &inside)?;
+        // The whole file system lies in the guest's memory, and most of a debug build is for debuggers.
+        run(&mut command("strip", [Path::new("--strip-debug"), &root.join(inside)]))?;
     }
     install_python(&root)?;
     install_postgresql(&root)?;
     let modules = install_modules(guest.directory, &root)?;
     write_texts(&root, guest, arguments, &modules)?;
-    archive(&root, &guest.directory.join("initramfs.cpio"))
+    let archive = archive(&root, &guest.directory.join("initramfs.cpio"))?;
+    let mib = fs::metadata(&archive).context("measuring the archive")?.len() >> 20;
+    if mib > guest.room_mib() {
+        bail!("the guest's files take {mib} MiB of its {}: give it more '--memory'", guest.memory_mib);
+    }
+    Ok(archive)
 }
 
 fn write_texts(root: &Path, guest: &Guest<'_>, arguments: &[String], modules: &[String]) -> Result<()> {

@@ -47,7 +47,12 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         if !directory.join("vmlinuz").is_file() {
             bail!("no kernel {kernel} in {}: run 'scripts/setup --vm'", directory.display());
         }
-        let guest = Guest { directory: &directory, binaries: &binaries, with: &options.with };
+        let guest = Guest {
+            directory: &directory,
+            binaries: &binaries,
+            with: &options.with,
+            memory_mib: options.memory,
+        };
         let initramfs = initramfs::build(&guest, &options.arguments)?;
         let machine = qemu::Machine {
             kernel: &directory.join("vmlinuz"),

@@ -71,7 +71,7 @@ fn extension(next: u8, more: u8) -> Vec<u8> {
 }
 
 fn check(name: &str, frame: &[u8], expected: Result<bool, Reason>) {
-    assert_eq!(inspect(frame).map(|seen| seen.opens), expected, "{name}: {frame:02x?}");
+    assert_eq!(inspect(frame).map(|seen| seen.sent.opens), expected, "{name}: {frame:02x?}");
 }
 
 #[test]
@@ -80,6 +80,26 @@ fn who_sends_it() {
     assert_eq!((seen.family, &seen.source[..5]), (Family::V4, &[192, 0, 2, 1, 0][..]));
     let seen = inspect(&over_ipv6(&tcp(ACK), TCP)[..]).unwrap();
     assert_eq!((seen.family, seen.source[0], seen.source[15]), (Family::V6, 0x20, 1));
+}
+
+#[test]
+fn where_it_is_sent() {
+    let sent = |protocol, to: u8, opens| Sent { protocol, from_be: [0x9c, 0x40], port_be: [0, to], opens };
+    let first = [vec![TCP, 0, 0, 1, 0, 0, 0, 9], tcp(SYN), vec![0; 4]].concat();
+    for (name, frame, expected) in [
+        ("a SYN", over_ipv4(&tcp(SYN), TCP), sent(TCP, 80, true)),
+        ("a segment", over_ipv6(&tcp(ACK), TCP), sent(TCP, 80, false)),
+        ("a datagram", over_ipv6(&udp(12), UDP), sent(UDP, 53, false)),
+        ("a first fragment", over_ipv6(&first, FRAGMENT), sent(TCP, 80, true)),
+        ("a later one", ethernet(ETHERTYPE_IPV4, &ipv4(UDP, 3, &[], &[0; 5])), Sent::default()),
+        ("ICMP", over_ipv4(&[8, 0, 0, 0], 1), Sent::default()),
+    ] {
+        let seen = inspect(&frame[..]).unwrap();
+        assert_eq!(seen.sent, expected, "{name}");
+        let to =
+            if seen.family == Family::V4 { vec![198, 51, 100, 2, 0] } else { vec![0x20, 1, 0xd, 0xb8, 0] };
+        assert_eq!(seen.destination[..5], to, "{name}");
+    }
 }
 
 #[test]

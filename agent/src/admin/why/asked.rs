@@ -125,7 +125,10 @@ impl Asked {
         let protocol = inferred(protocol, (has(Transport::Tcp), has(Transport::Udp)));
         let service = frontends((name, to_port), protocol, table);
         let pods = pod(name, table).map(|pod| pod.addresses.clone()).unwrap_or_default();
-        let dialled = service.into_iter().chain(pods).filter(|to| to.is_ipv4() == first.is_ipv4()).min();
+        let of_family = |to: &IpAddr| to.is_ipv4() == first.is_ipv4();
+        let service = service.into_iter().filter(of_family).min();
+        // A pod of the service's name is meant only where the service has no such port.
+        let dialled = service.or_else(|| pods.into_iter().filter(of_family).min());
         let to = match dialled {
             Some(to) => to,
             None => undialled((destination, first), (name, to_port), protocol, table)?,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use agent_common::balance::{ConnectReason, Tier};
 
 use super::{View, inbound};
-use crate::compile::Frontend;
+use crate::compile::{Frontend, PolicyClient};
 
 /// Where sockets are led to an endpoint before there is a packet; the reason where the source's are.
 pub(super) fn led(
@@ -34,7 +34,7 @@ pub(super) fn led(
             let found = format!("{to} is an endpoint of headless service {service} too: the agent takes it");
             step("DESTINATIONS", found);
         } else if status.capture.inbound.contains(&to.ip())
-            && inbound::rules(asked.source, to, table).is_some()
+            && inbound::rules(PolicyClient::direct(asked.source), to, table).is_some()
         {
             step("POLICY_RULES", format!("{to} judges requests: the agent takes the connection"));
         }

@@ -9,15 +9,17 @@ use crate::admin::{
 };
 use crate::compile::{Realm, TableVersion, compile};
 use crate::model::{
-    AppProtocol, AuthorizationPolicy, EdgeGuard, Endpoint, Labels, Model, MtlsMode, ObjectName,
-    PeerAuthentication, PolicyAction, PolicyRule, PolicyScope, Service, ServicePort,
+    AppProtocol, AuthorizationPolicy, DirectResponse, EdgeGuard, Endpoint, KernelCount, KernelKey,
+    KernelLimit, Labels, LimitTarget, ListenerProtocol, Missing, Model, MtlsMode, ObjectName,
+    PeerAuthentication, PolicyAction, PolicyMatch, PolicyRule, PolicyScope, RateLimit, RequestTerms, Service,
+    ServicePort, TextPattern,
 };
 
 const NODE: &str = "192.0.2.1";
 
 /// A service `db` whose endpoint headless service `all` names too, name service `dns`, a client and a pod of node-b, which
 /// alone is behind service `remote` (TCP and UDP).
-fn cluster() -> Model {
+pub(super) fn cluster() -> Model {
     let port = |port| ServicePort { name: "x".into(), port, protocol: AppProtocol::Tcp, tls: None };
     let service = |name: &str, ip: Option<&str>, ports: &[u16], datagrams: &[u16]| Service {
         name: ObjectName::new("default", name),
@@ -81,7 +83,7 @@ fn status() -> Status {
     status
 }
 
-struct Cluster {
+pub(super) struct Cluster {
     table: RoutingTable,
     status: Status,
     held: Held,
@@ -92,7 +94,7 @@ impl Cluster {
         Self::on(model, Realm::default())
     }
 
-    fn on(model: &Model, realm: Realm) -> Self {
+    pub(super) fn on(model: &Model, realm: Realm) -> Self {
         let before = RoutingTable { realm: Arc::new(realm), ..RoutingTable::default() };
         Self {
             table: compile(model, &before, TableVersion::default()),
@@ -102,7 +104,7 @@ impl Cluster {
     }
 
     /// Checks verdict, tier and reason, and that every word is among the steps.
-    fn check(&self, ends: &str, expected: [&str; 3], words: &[&str]) -> Explanation {
+    pub(super) fn check(&self, ends: &str, expected: [&str; 3], words: &[&str]) -> Explanation {
         let (source, destination) = ends.split_once(' ').expect("two ends");
         let asked = Asked::read(source, destination, None, &self.table).expect("it can be read");
         let said = why(asked, &self.table, &self.status, self.held);
@@ -123,6 +125,18 @@ pub(super) fn denying_all() -> AuthorizationPolicy {
         action: PolicyAction::Deny,
         dry_run: false,
         rules: vec![PolicyRule { index: 0, clauses: Vec::new() }],
+    }
+}
+
+/// Requests with the method GET, and with no other.
+pub(super) fn readers(action: PolicyAction) -> AuthorizationPolicy {
+    let request = RequestTerms { methods: vec![TextPattern::Exact("GET".into())], ..RequestTerms::default() };
+    let clauses = vec![vec![PolicyMatch { request, ..PolicyMatch::default() }]];
+    AuthorizationPolicy {
+        name: ObjectName::new("default", "readers"),
+        action,
+        rules: vec![PolicyRule { index: 0, clauses }],
+        ..denying_all()
     }
 }
 
@@ -177,6 +191,54 @@ fn the_nodes_own_sockets_and_a_pods_own_address_pass_policy() {
     // To another node's pod it is a stranger.
     cluster.check(&format!("{NODE} far:9000"), refused, &["10.0.1.1:9000 refuses the source"]);
     cluster.check("client client:9000", ["direct", "kernel", "not_ours"], &["loopback"]);
+}
+
+#[test]
+fn limits_of_the_kernel_at_a_gateway_are_told() {
+    let dials = KernelLimit {
+        name: "dials".into(),
+        count: KernelCount::Connections,
+        key: KernelKey::Together,
+        missing: Missing::default(),
+        amount: 5,
+        window_ns: 1_000_000_000,
+        burst: 5,
+        exempt: vec!["198.51.100.7/32".parse().expect("a network")],
+    };
+    let calm = RateLimit {
+        name: ObjectName::new("infra", "calm"),
+        targets: vec![LimitTarget::Gateway(ObjectName::new("infra", "edge"), None)],
+        shadow: false,
+        limits: Vec::new(),
+        connections: Vec::new(),
+        kernel: vec![dials],
+        answer: DirectResponse { status: 429, body: b"".as_slice().into() },
+        headers: Arc::default(),
+        tells: false,
+    };
+    let guard = EdgeGuard {
+        name: ObjectName::new("", "edge"),
+        deny: vec![].into(),
+        allow: vec!["198.51.100.8/32".parse().expect("a network")].into(),
+        packets: None,
+        syns: None,
+    };
+    let model = Model { limits: vec![calm].into(), guards: vec![guard].into(), ..cluster() };
+    let mut cluster = Cluster::of(&model);
+    let ours = ["agent", "agent L7", "gateway"];
+    let check = |cluster: &Cluster, source: &str, word: &str| {
+        let what = "RateLimit infra/calm limit dials (connections, 5 in 1s, 5 at once, all together)";
+        let said = cluster.check(&format!("{source} {NODE}:8080"), ours, &[what]);
+        let step = said.steps.iter().find(|step| step.found.contains(what)).expect("was checked");
+        assert!(step.at == "xdp_guard" && step.found.contains(word), "{source}: {step:?}");
+    };
+    check(&cluster, "198.51.100.1", "is not held to: no interface is guarded (--guard)");
+    let eth0 = GuardedInterface { name: "eth0".to_owned(), ..GuardedInterface::default() };
+    cluster.status.guard = Some(GuardStatus { interfaces: vec![eth0], ..GuardStatus::default() });
+    check(&cluster, "198.51.100.1", "come in by eth0: drops what is beyond it");
+    check(&cluster, "198.51.100.7", "in 198.51.100.7/32");
+    check(&cluster, "198.51.100.8", "the source, which an EdgeGuard allows");
+    check(&cluster, "client", "does not count what this node and its pods send");
 }
 
 #[test]
@@ -247,6 +309,48 @@ fn another_nodes_pod_is_refused_by_the_hook_of_the_pod_that_it_dials() {
     let cluster = Cluster::of(&Model { authorization: vec![denying_all()].into(), ..cluster() });
     cluster.check("far order-1:9000", ["refused", "kernel", "rbac_access_denied"], &[]);
     cluster.check("far order:80", ["refused", "node node-b", "rbac_access_denied"], &[]);
+}
+
+/// Where nobody reads requests, rules that ask of them are what they are to the proxy: never met by ALLOW, by DENY as if they asked nothing.
+#[test]
+fn an_opaque_port_is_refused_by_rules_that_ask_of_requests() {
+    use PolicyAction::{Allow, Audit, Deny};
+    let (refused, captured) =
+        (["refused", "agent L4", "rbac_access_denied"], ["agent", "agent L4", "captured"]);
+    for (action, expected, rule) in [
+        (Allow, refused, Some("policy default/readers rule none")),
+        (Deny, refused, Some("policy default/readers rule 0")),
+        (Audit, captured, None),
+    ] {
+        let mut model = Model { authorization: vec![readers(action)].into(), ..cluster() };
+        model.listeners[0].routes = vec![model.mesh_routes[0].clone()];
+        model.listeners[0].protocol = ListenerProtocol::Tls;
+        let mut cluster = Cluster::of(&model);
+        let judged = rule.is_some();
+        let words = ["the port is opaque: rule 0 of default/readers"];
+        let words = if judged { &words[..] } else { &[] };
+        // What is led past the agent comes to it again at its endpoint, which waits for the first bytes.
+        let balanced = ["balanced", "kernel", "balanced"];
+        let waits = ["judges each request of the source, and takes nothing that is no HTTP"];
+        cluster.check("client db:81", balanced, if judged { &waits } else { &[] });
+        cluster.check(
+            "client order:80",
+            ["agent", "agent L7", "captured"],
+            if judged { &waits } else { &[] },
+        );
+        let from_outside = cluster.check(
+            &format!("198.51.100.1 {NODE}:8080"),
+            if judged {
+                ["refused", "agent L7", "rbac_access_denied"]
+            } else {
+                ["agent", "agent L7", "gateway"]
+            },
+            words,
+        );
+        cluster.status.capture.connect.cgroup = None;
+        let said = cluster.check("client db:81", expected, words);
+        assert_eq!((said.rule.as_deref(), from_outside.rule.as_deref()), (rule, rule));
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use agent_common::balance::{ConnectReason, Tier};
 use agent_common::capture::Reason;
 
-use super::{Explanation, UNSERVED, View, edge, policies};
+use super::{Explanation, UNSERVED, View, edge, kernel_limits, policies};
 use crate::compile::DatagramFrontend;
 
 /// What becomes of what a UDP socket sends.
@@ -19,6 +19,7 @@ pub(super) fn decide(view: &View<'_>, said: &mut Explanation, step: &mut impl Fn
         frontend.iter().flat_map(|frontend| &frontend.ready).filter(of_family).copied().collect();
     let endpoints = if frontend.is_some() { &ready[..] } else { &[to] };
     let refused = policies::judge(view, endpoints, step);
+    kernel_limits::describe(view, endpoints, step);
     match frontend.and_then(|frontend| balanced(view, frontend, &ready, step)) {
         Some(reason) => said.judged(("balanced", "kernel", reason), None),
         None => packets(view, said, step),

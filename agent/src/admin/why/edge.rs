@@ -62,7 +62,12 @@ pub(super) fn guard(
     dropped
 }
 
-/// The same for a service: why answers of all its endpoints are dropped, by the documents.
+/// Whether an EdgeGuard allows whoever asks, so that the guard holds it to nothing.
+pub(super) fn allows_source(view: &View<'_>) -> bool {
+    matches!(judge(view.asked.source, view.held.source, view.table), Judged::Allowed)
+}
+
+/// The same as [`guard`] for a service: why answers of all its endpoints are dropped, by the documents.
 fn answers(
     view: &View<'_>,
     interfaces: &str,

@@ -1,14 +1,15 @@
 //! What the policies of the pods behind a destination say of a source: mutual TLS first, then who may do what.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use super::{Transport, View, inbound};
 use agent_common::balance::Tier;
 
 use crate::compile::{
-    Denied, DeniedBy, Foreseen, GatewayListener, Observed, PolicyClient, RoutingTable, Way,
+    Denied, DeniedBy, Foreseen, Frontend, GatewayListener, Observed, PolicyClient, RoutingTable, Way,
 };
-use crate::model::{Asked, MtlsMode};
+use crate::model::{AppProtocol, Asked, MtlsMode};
 
 /// The first refusal where all endpoints refuse the source, which comes to them as packets do, or as the agent brings it.
 pub(super) fn judge(
@@ -23,7 +24,8 @@ pub(super) fn judge(
         // A tunnel to another node is made of what the agent carries, and of nothing else.
         if carried || here { direct } else { PolicyClient { way: Way::Relayed, ..direct } }
     };
-    judge_as(view, endpoints, (of, carried), step)
+    let opaque = carried && view.frontend().is_some_and(|frontend| frontend.protocol == AppProtocol::Tcp);
+    judge_as(view, endpoints, (of, Coming { carried, opaque }), step)
 }
 
 /// The same of what a Gateway brings, as whom it speaks.
@@ -34,24 +36,40 @@ pub(super) fn judge_relayed(
 ) -> Option<Denied> {
     let way = listener.speaker.as_ref().map_or(Way::Relayed, |speaker| Way::Gateway(speaker.key));
     let client = PolicyClient { way, ..PolicyClient::direct(view.asked.source) };
-    judge_as(view, endpoints, (|_| client, false), step)
+    let opaque = listener.is_opaque();
+    judge_as(view, endpoints, (|_| client, Coming { carried: false, opaque }), step)
+}
+
+/// How connections come to the endpoints.
+#[derive(Clone, Copy)]
+struct Coming {
+    /// The agent of the source's node takes them.
+    carried: bool,
+    /// It looks at no request.
+    opaque: bool,
+}
+
+/// What an endpoint's policies say: of opaque connections what the proxy hears of them, else what there is to say before a request.
+fn verdict(client: PolicyClient, endpoint: SocketAddr, opaque: bool, table: &RoutingTable) -> Foreseen {
+    if !opaque {
+        return table.foresee_access(client, endpoint);
+    }
+    table.check_access(client, endpoint, Asked::Opaque).map_or_else(Foreseen::Denied, |()| Foreseen::Allowed)
 }
 
 /// Whether the agent of the source's node takes the connection, and does not only lead its socket to an endpoint.
 fn is_carried(view: &View<'_>) -> bool {
-    let View { asked, table, status, .. } = *view;
+    let View { asked, status, .. } = *view;
     let led = status.capture.connect.cgroup.is_some();
-    asked.protocol == Transport::Tcp
-        && table
-            .frontends
-            .get(&asked.destination)
-            .is_some_and(|frontend| !led || frontend.tier(asked.destination.is_ipv4()).0 != Tier::Balance)
+    let is_balanced =
+        |frontend: &Arc<Frontend>| frontend.tier(asked.destination.is_ipv4()).0 == Tier::Balance;
+    asked.protocol == Transport::Tcp && view.frontend().is_some_and(|frontend| !led || !is_balanced(frontend))
 }
 
 fn judge_as(
     view: &View<'_>,
     endpoints: &[SocketAddr],
-    (client_of, carried): (impl Fn(SocketAddr) -> PolicyClient, bool),
+    (client_of, coming): (impl Fn(SocketAddr) -> PolicyClient, Coming),
     step: &mut impl FnMut(&str, String),
 ) -> Option<Denied> {
     let View { asked, table, status, .. } = *view;
@@ -67,8 +85,9 @@ fn judge_as(
             let (rule, outcome) = (observed.rule_label(), outcome.as_str());
             step("audit", format!("{endpoint}: {outcome} by rule {rule} of {policy}, which refuses nobody"));
         }
-        let denied = match table.foresee_access(client, *endpoint) {
-            Foreseen::Allowed => continue,
+        let denied = match verdict(client, *endpoint, coming.opaque, table) {
+            // What counts it is said by the limits.
+            Foreseen::Allowed | Foreseen::Counted(_) => continue,
             _ if own && view.is_here(table.workloads.get(&endpoint.ip())) => {
                 silent = false;
                 step("guard_pod", format!("{endpoint} is open to the node's own sockets, as for probes"));
@@ -78,13 +97,17 @@ fn judge_as(
             Foreseen::ByRequest(denied) if asked.protocol == Transport::Udp => denied,
             Foreseen::ByRequest(_) => {
                 silent = false;
-                let rules = inbound::rules(client.address, *endpoint, table).unwrap_or_default();
-                step("policies", format!("{endpoint} judges each request of the source: {rules}"));
+                let rules = inbound::rules(client, *endpoint, table).unwrap_or_default();
+                let judges = "judges each request of the source, and takes nothing that is no HTTP";
+                step("policies", format!("{endpoint} {judges}: {rules}"));
                 continue;
             }
         };
         step("policies", format!("{endpoint} refuses the source: {}", cause(&denied, *endpoint, table)));
-        let by_tunnel = carried && by_tunnel(client, *endpoint, table);
+        if let Some(rules) = inbound::rules(client, *endpoint, table).filter(|_| coming.opaque) {
+            step("policies", format!("{endpoint} would judge requests, and the port is opaque: {rules}"));
+        }
+        let by_tunnel = coming.carried && by_tunnel(client, *endpoint, coming.opaque, table);
         if by_tunnel {
             step("policies", format!("{endpoint} takes the source's connections that come by tunnel"));
         }
@@ -103,6 +126,7 @@ fn judge_as(
 pub(super) fn named(denied: &Denied) -> String {
     match denied.by {
         DeniedBy::Plaintext => format!("PeerAuthentication {}", denied.policy),
+        DeniedBy::Uncounted => format!("RateLimit {}", denied.policy),
         DeniedBy::Rule(_) | DeniedBy::NoRule => {
             format!("policy {} rule {}", denied.policy, denied.rule_label())
         }
@@ -118,6 +142,7 @@ fn cause(denied: &Denied, endpoint: SocketAddr, table: &RoutingTable) -> String 
             format!("{} lets nobody in, as it has no rule or could not be read", denied.policy)
         }
         DeniedBy::NoRule => format!("no rule of any ALLOW policy agrees, {} among them", denied.policy),
+        DeniedBy::Uncounted => format!("the agent has to count it for RateLimit {}", denied.policy),
         DeniedBy::Plaintext => {
             format!("nobody proves who it is, and PeerAuthentication {} is STRICT", denied.policy)
         }
@@ -140,9 +165,9 @@ fn is_tunnelled(pod: IpAddr, table: &RoutingTable) -> bool {
 }
 
 /// Whether a pod of another node may come by tunnel.
-fn by_tunnel(client: PolicyClient, endpoint: SocketAddr, table: &RoutingTable) -> bool {
+fn by_tunnel(client: PolicyClient, endpoint: SocketAddr, opaque: bool, table: &RoutingTable) -> bool {
     let elsewhere = table.workloads.get(&client.address).is_some_and(|pod| !table.realm.runs(pod));
     let tunnelled = is_tunnelled(endpoint.ip().to_canonical(), table);
     let client = PolicyClient { way: Way::Tunnel, ..client };
-    elsewhere && tunnelled && !matches!(table.foresee_access(client, endpoint), Foreseen::Denied(_))
+    elsewhere && tunnelled && !matches!(verdict(client, endpoint, opaque, table), Foreseen::Denied(_))
 }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::{Asked, Explanation, Step, Transport, gateway};
-use crate::admin::{ConnectionDump, FlowDump};
+use crate::admin::{ConnectionDump, FlowDump, RATE_LIMITED};
 use crate::compile::{ACCESS_DENIED, MTLS_REQUIRED, RoutingTable};
 
 /// Connections and events that are shown at the most.
@@ -72,7 +72,7 @@ fn told_before(told: &[FlowDump], first: usize) -> Option<usize> {
     let awaited = last.iter().any(|flow| flow.kind == "verdict" && flow.verdict == "agent");
     // Its end names no rule: the refusal was told before.
     let shut = |flow: &FlowDump| {
-        flow.kind == "close" && [ACCESS_DENIED, MTLS_REQUIRED].contains(&flow.reason.as_str())
+        flow.kind == "close" && [ACCESS_DENIED, MTLS_REQUIRED, RATE_LIMITED].contains(&flow.reason.as_str())
     };
     if !awaited || last.iter().any(|flow| by_agent(flow) && !shut(flow)) {
         return None;
@@ -108,6 +108,9 @@ fn weight(flow: &FlowDump) -> u8 {
 /// The rule that refuses, in the words of `why`.
 fn rule_of(flow: &FlowDump) -> Option<String> {
     match (&flow.policy, &flow.rule) {
+        (Some(policy), Some(limit)) if flow.reason == RATE_LIMITED => {
+            Some(format!("RateLimit {policy} limit {limit}"))
+        }
         (Some(policy), Some(rule)) => Some(format!("policy {policy} rule {rule}")),
         (Some(guard), None) => Some(format!("EdgeGuard {guard}")),
         _ => None,

@@ -5,8 +5,8 @@ use crate::admin::tests::{model, table};
 use crate::admin::{CaptureStatus, DrainStatus, WorkerStatus};
 use crate::compile::{ACCESS_DENIED, MTLS_REQUIRED, Realm, TableVersion, compile};
 use crate::model::{
-    AuthorizationPolicy, Endpoints, Labels, Model, MtlsMode, ObjectName, PeerAuthentication, PolicyAction,
-    PolicyMatch, PolicyRule, PolicyScope, RequestTerms, TextPattern,
+    Cost, DirectResponse, Endpoints, KeyPart, Labels, Limit, LimitTarget, LimitedRoute, Missing, Model,
+    MtlsMode, ObjectName, PeerAuthentication, PolicyAction, PolicyScope, Quota, RateLimit,
 };
 
 fn capturing() -> Status {
@@ -60,7 +60,8 @@ fn every_verdict_has_its_reason_and_the_table_that_gave_it() {
         let said = why(asked(source, destination), &table(), &status, Held::default());
         let what = format!("{source} to {destination}: {said:?}");
         assert_eq!((said.verdict.as_str(), said.reason.as_str()), (verdict, reason), "{what}");
-        let last = said.steps.iter().rfind(|step| !["routes", "clusters"].contains(&step.at.as_str()));
+        let last =
+            said.steps.iter().rfind(|step| !["routes", "clusters", "upstream"].contains(&step.at.as_str()));
         assert_eq!(last.map(|step| step.at.as_str()), Some(at), "{what}");
     }
 }
@@ -164,6 +165,19 @@ fn a_service_without_an_address_is_told_from_one_without_the_port() {
 }
 
 #[test]
+fn a_service_goes_before_a_pod_of_its_name() {
+    let mut model = model();
+    let (name, addresses) = (ObjectName::new("default", "order"), vec!["10.0.0.3".parse().unwrap()]);
+    let pod = Workload { name, addresses, ..model.workloads[0].clone() };
+    model.workloads.push(pod);
+    let table = compile(&model, &RoutingTable::default(), TableVersion::default());
+    for (destination, expected) in [("order:80", "10.96.0.1:80"), ("order:81", "10.0.0.3:81")] {
+        let asked = Asked::read("10.0.0.1", destination, None, &table).unwrap();
+        assert_eq!(asked.destination.to_string(), expected, "{destination}");
+    }
+}
+
+#[test]
 fn a_policy_that_refuses_is_named() {
     let model = Model { authorization: vec![cases::denying_all()].into(), ..model() };
     let table = compile(&model, &RoutingTable::default(), TableVersion::default());
@@ -220,26 +234,41 @@ fn plaintext_that_is_refused_names_the_peer_authentication() {
 }
 
 #[test]
+fn the_port_of_tunnels_is_the_agents_whatever_policies_say() {
+    let mut model = Model { authorization: vec![cases::denying_all()].into(), ..cases::cluster() };
+    for pod in &mut model.workloads {
+        pod.labels = Arc::new([("networking.istio.io/tunnel".into(), "http".into())].into());
+    }
+    let refused = ["refused", "kernel", ACCESS_DENIED];
+    for (tunnels, port, expected) in [
+        (true, 15008, ["agent", "agent L4", "captured_inbound"]),
+        (true, 8080, refused),
+        (false, 15008, refused),
+    ] {
+        let realm = Realm { node: "node-a".into(), tunnels, ..Realm::default() };
+        cases::Cluster::on(&model, realm).check(&format!("10.9.9.9 10.0.0.1:{port}"), expected, &[]);
+    }
+    // The pod is one of node-b, which asks neither the policy of what the client sends nor this node's.
+    for (tunnels, ends, expected) in [
+        (true, "10.0.0.5 10.0.1.1:15008", ["elsewhere", "node node-b", "no_route"]),
+        (true, "10.9.9.9 10.0.1.1:15008", ["elsewhere", "node node-b", "not_ours"]),
+        (true, "10.0.0.5 10.0.1.1:8080", refused),
+        (false, "10.0.0.5 10.0.1.1:15008", refused),
+    ] {
+        let realm = Realm { node: "node-a".into(), tunnels, ..Realm::default() };
+        cases::Cluster::on(&model, realm).check(ends, expected, &[]);
+    }
+}
+
+#[test]
 fn what_the_request_decides_is_told_with_its_rules() {
-    let get = RequestTerms { methods: vec![TextPattern::Exact("GET".into())], ..RequestTerms::default() };
-    let policy = AuthorizationPolicy {
-        name: ObjectName::new("default", "readers"),
-        scope: PolicyScope::Namespace,
-        selector: Labels::default(),
-        action: PolicyAction::Allow,
-        dry_run: false,
-        rules: vec![PolicyRule {
-            index: 0,
-            clauses: vec![vec![PolicyMatch { request: get, ..PolicyMatch::default() }]],
-        }],
-    };
-    let model = Model { authorization: vec![policy].into(), ..model() };
+    let model = Model { authorization: vec![cases::readers(PolicyAction::Allow)].into(), ..model() };
     let table = compile(&model, &RoutingTable::default(), TableVersion::default());
     let asked = Asked::read("10.9.9.9", "10.0.0.1:8080", None, &table).unwrap();
     let mut status = capturing();
     let verdict = |status: &Status| {
         let said = why(asked, &table, status, Held::default());
-        let rule = "10.0.0.1:8080 judges each request of the source: rule 0 of default/readers allows";
+        let rule = "10.0.0.1:8080 judges each request of the source, and takes nothing that is no HTTP: rule 0 of default/readers allows";
         assert!(said.steps.iter().any(|step| step.found == rule), "{said:?}");
         [said.verdict, said.tier, said.reason]
     };
@@ -258,4 +287,57 @@ fn sockets_that_are_balanced_are_told_of() {
     let said = why(asked("10.0.0.1", "10.96.0.1:80"), &table(), &status, Held::default());
     let step = said.steps.iter().find(|step| step.at == "connect").unwrap();
     assert_eq!(step.found, "left to what follows: agent_l7 (declared_http)");
+}
+
+#[test]
+fn limits_of_what_is_dialled_are_named() {
+    let limit = |name: &str, key, quota| Limit {
+        name: name.into(),
+        key,
+        missing: Missing::default(),
+        quota,
+        cost: Cost::default(),
+        overrides: Vec::new(),
+        exempt: Vec::new(),
+        exempt_principals: Vec::new(),
+        max_keys: 8,
+        cluster: None,
+        push_down: None,
+    };
+    let by_address = vec![KeyPart::SourceAddress { v4: 32, v6: 128 }];
+    let document = |name: &str, target, shadow| RateLimit {
+        name: ObjectName::new("default", name),
+        targets: vec![target],
+        shadow,
+        limits: vec![limit(
+            "each",
+            by_address.clone(),
+            Quota::Window { requests: 9, window_ns: 1_000_000_000 },
+        )],
+        kernel: Vec::new(),
+        connections: vec![limit("open", Vec::new(), Quota::InFlight { requests: 5 })],
+        answer: DirectResponse { status: 429, body: b"".as_slice().into() },
+        headers: Arc::default(),
+        tells: false,
+    };
+    let order = ObjectName::new("default", "order");
+    let edge = LimitTarget::Gateway(ObjectName::new("infra", "edge"), None);
+    let route = LimitTarget::Route(LimitedRoute::VirtualService, order.clone(), None);
+    let limits = vec![
+        document("a", LimitTarget::Service(order), false),
+        document("b", route, true),
+        document("c", edge, false),
+    ];
+    let model = Model { limits: limits.into(), ..model() };
+    let table = compile(&model, &RoutingTable::default(), TableVersion::default());
+    let said = |destination: &str| {
+        let asked = Asked::read("10.0.0.1", destination, None, &table).unwrap();
+        let steps = why(asked, &table, &capturing(), Held::default()).steps;
+        steps.into_iter().filter(|step| step.at == "limits").map(|step| step.found).collect::<Vec<_>>()
+    };
+    let each = "each (9 in any 1s, by source address";
+    let expected = format!("requests are held to default/a {each}); default/b {each}, which only counts)");
+    assert_eq!(said("10.96.0.1:80"), [expected]);
+    assert_eq!(said("192.0.2.1:8080"), [format!("requests are held to default/c {each})")]);
+    assert!(said("10.96.0.1:81").is_empty());
 }

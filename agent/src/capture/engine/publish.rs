@@ -23,7 +23,13 @@ impl Engine {
             pod_interfaces: names(true),
             uplinks: names(false),
             paused: self.upkeep.broken().map(ToOwned::to_owned),
-            failed: self.failed.values().chain(self.parts.pod_guard.failed()).cloned().collect(),
+            failed: self
+                .failed
+                .values()
+                .chain(self.parts.pod_guard.failed())
+                .chain(self.parts.limits.failed())
+                .cloned()
+                .collect(),
             local_addresses: self.local.load().to_vec(),
             foreign: self.foreign.clone(),
             maps: self.programs.map_use().into_iter().chain(self.parts.map_use()).collect(),

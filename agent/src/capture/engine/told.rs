@@ -2,16 +2,18 @@
 
 use std::sync::Arc;
 
-use crate::compile::RoutingTable;
+use crate::compile::{GatewayListener, RoutingTable};
 
 /// The table that the kernel was told last, and how the one before it differed.
 #[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is the answer to another question")]
 pub struct Told {
     /// With whether nothing was captured; `None`: nothing is known of what the kernel has.
     table: Option<(Arc<RoutingTable>, bool)>,
     policies: bool,
     destinations: bool,
     pods: bool,
+    limits: bool,
 }
 
 impl Told {
@@ -28,6 +30,7 @@ impl Told {
             policies: !(same_pods && same_policies && same_guard),
             destinations: !(same_frontends && same_pods && same_pause),
             pods: !(same_pods && same_policies),
+            limits: !(same_pods && before.is_some_and(|before| has_same_limits(before, table))),
             table: Some((Arc::clone(table), paused)),
         }
     }
@@ -42,10 +45,33 @@ impl Told {
         self.destinations
     }
 
+    /// Whether limits, or whom they are about, differ.
+    pub const fn limits_changed(&self) -> bool {
+        self.limits
+    }
+
     /// Whether other pods take part in acceleration, as far as is known.
     pub const fn pods_changed(&self) -> bool {
         self.pods || self.table.is_none()
     }
+}
+
+fn has_same_limits(before: &RoutingTable, after: &RoutingTable) -> bool {
+    let mut same = Arc::ptr_eq(&before.limits, &after.limits);
+    same &= before.gateways.len() == after.gateways.len()
+        && before.gateways.iter().zip(&after.gateways).all(|(was, is)| listen_alike(was, is));
+    before.clusters.differences(&after.clusters, Arc::ptr_eq, |_, _, _| same = false);
+    before.datagrams.differences(&after.datagrams, Arc::ptr_eq, |_, _, _| same = false);
+    // An address may come, go, or pass to another service, without anything else changing.
+    before.frontends.differences(&after.frontends, Arc::ptr_eq, |_, was, is| {
+        same &= matches!((was, is), (Some(was), Some(is)) if was.service == is.service);
+    });
+    same
+}
+
+fn listen_alike(was: &Arc<GatewayListener>, is: &Arc<GatewayListener>) -> bool {
+    Arc::ptr_eq(was, is)
+        || was.port == is.port && was.addresses == is.addresses && was.listeners == is.listeners
 }
 
 fn has_same_addresses(before: &RoutingTable, after: &RoutingTable) -> bool {
@@ -60,7 +86,10 @@ fn has_same_addresses(before: &RoutingTable, after: &RoutingTable) -> bool {
 mod tests {
     use super::*;
     use crate::compile::{TableVersion, compile};
-    use crate::model::{AppProtocol, Endpoint, Model, ObjectName, Service, ServicePort, Workload};
+    use crate::model::{
+        AppProtocol, Endpoint, HostPattern, Listener, ListenerProtocol, Model, ObjectName, Service,
+        ServicePort, Workload,
+    };
 
     fn model() -> Model {
         let (service, pod) = (ObjectName::new("default", "web"), ObjectName::new("default", "web-1"));
@@ -138,5 +167,73 @@ mod tests {
         });
         assert_eq!(told(&now.next(&pods, true)), (true, true, true), "other pods");
         assert!(Told::default().pods_changed(), "after a failure nothing is known");
+    }
+
+    #[test]
+    fn limits_are_told_again_when_they_or_those_they_are_about_change() {
+        let mut documents = model();
+        let table =
+            |model: &Model, before: &RoutingTable| Arc::new(compile(model, before, TableVersion::default()));
+        let first = table(&documents, &RoutingTable::default());
+        let now = Told::default().next(&first, false);
+        assert!(now.limits_changed());
+        let now = now.next(&first, true);
+        assert!(!now.limits_changed(), "a pause changes nothing at pods");
+        let shared = |table: RoutingTable| {
+            let (limits, workloads) = (Arc::clone(&first.limits), Arc::clone(&first.workloads));
+            Arc::new(RoutingTable { workloads, limits, ..table })
+        };
+        let same = shared(compile(&documents, &first, TableVersion::default()));
+        let now = now.next(&same, true);
+        assert!(!now.limits_changed());
+        documents.endpoints.edit(|all| all[0].address = "10.0.0.9:8080".parse().expect("is an address"));
+        let before = shared(compile(&documents, &first, TableVersion::default()));
+        let now = now.next(&before, true);
+        assert!(now.limits_changed(), "another endpoint");
+        documents.services[0].cluster_ips.push("10.96.0.2".parse().expect("is an address"));
+        let after = shared(compile(&documents, &before, TableVersion::default()));
+        let mut clusters_differ = false;
+        before.clusters.differences(&after.clusters, Arc::ptr_eq, |_, _, _| clusters_differ = true);
+        assert!(
+            !clusters_differ && now.next(&after, true).limits_changed(),
+            "another address of the service"
+        );
+    }
+
+    #[test]
+    fn limits_are_told_again_when_listeners_of_gateways_change() {
+        let listener = |port, addresses: &[&str]| Listener {
+            gateway: ObjectName::new("infra", "edge"),
+            name: "http".into(),
+            addresses: addresses.iter().map(|address| address.parse().expect("is an address")).collect(),
+            port,
+            protocol: ListenerProtocol::Http,
+            hostname: HostPattern::Any,
+            tls: None,
+            routes: Vec::new(),
+        };
+        let first = Arc::new(RoutingTable::default());
+        let table = |listener: Listener| {
+            let model = Model { listeners: vec![listener].into(), ..Model::default() };
+            let (limits, workloads) = (Arc::clone(&first.limits), Arc::clone(&first.workloads));
+            let compiled = compile(&model, &RoutingTable::default(), TableVersion::default());
+            Arc::new(RoutingTable { workloads, limits, ..compiled })
+        };
+        let mut now = Told::default().next(&first, false);
+        for (next, changed, what) in [
+            (listener(80, &[]), true, "one comes"),
+            (listener(80, &[]), false, "it is compiled anew"),
+            (listener(81, &[]), true, "its port changes"),
+            (listener(81, &["192.0.2.1"]), true, "it gets an address"),
+            (
+                Listener { name: "other".into(), ..listener(81, &["192.0.2.1"]) },
+                true,
+                "another has its place",
+            ),
+        ] {
+            now = now.next(&table(next), false);
+            assert_eq!(now.limits_changed(), changed, "{what}");
+        }
+        assert!(now.next(&first, false).limits_changed(), "it goes");
     }
 }

@@ -15,8 +15,9 @@ use super::*;
 use crate::compile::{PolicyClient, Realm, TableVersion, Way, compile};
 use crate::model::authorization_tests::Made;
 use crate::model::{
-    Account, Asked, AuthorizationPolicy, Model, MtlsMode, ObjectName, PeerAuthentication, PolicyAction,
-    PolicyRule, PolicyScope, RequestTerms, TextPattern, Workload,
+    Account, Asked, AuthorizationPolicy, Cost, DirectResponse, Limit, LimitTarget, Missing, Model, MtlsMode,
+    ObjectName, PeerAuthentication, PolicyAction, PolicyRule, PolicyScope, Quota, RateLimit, RequestTerms,
+    TextPattern, Workload,
 };
 
 impl PolicyMaps for Lowered {
@@ -294,6 +295,72 @@ proptest! {
                 }
             }
         }
+    }
+}
+
+/// Connections to pods under a limit of what enters them are the agent's alone, whoever opens them; pods of other nodes, and of none
+/// that is known, are not this agent's to count for.
+#[test]
+fn what_enters_limited_pods_is_taken() {
+    for (target, counts) in [
+        (LimitTarget::EntersNode(None), true),
+        (LimitTarget::EntersNode(Some("there".into())), false),
+        (LimitTarget::SentFrom(None), false),
+    ] {
+        let limit = RateLimit { targets: vec![target], ..limit() };
+        let realm = Realm { node: "here".into(), ..Realm::default() };
+        let before = RoutingTable { realm: Arc::new(realm), ..RoutingTable::default() };
+        let model = Model { workloads: workloads().into(), limits: vec![limit].into(), ..Model::default() };
+        let table = compile(&model, &before, TableVersion::default());
+        let lowered = lower(&table, "here", Room::default());
+        let taken = captured(&table, &lowered, "here");
+        for pod in workloads() {
+            let is_here = pod.node.as_deref() == Some("here");
+            for address in &pod.addresses {
+                assert_eq!(taken.contains(address), counts && is_here, "{}", pod.name);
+                let source = if address.is_ipv4() { "8.8.8.8" } else { "2001:db8::8" };
+                let source = source.parse().expect("an address");
+                assert_eq!(
+                    takes(&segment(source, *address, 80), &lowered),
+                    counts && is_here,
+                    "{}",
+                    pod.name
+                );
+                let opening = syn(source, *address, 80);
+                assert_eq!(refuses(&opening, 1, &lowered).is_some(), counts && is_here, "{}", pod.name);
+                let datagram = PolicyPacket { kind: PacketKind::Datagram, ..opening };
+                assert_eq!(refuses(&datagram, 1, &lowered), None, "{}", pod.name);
+            }
+        }
+        assert_eq!(taken.is_empty(), !counts);
+    }
+}
+
+/// A limit of requests, about nothing yet.
+fn limit() -> RateLimit {
+    let quota = Quota::InFlight { requests: 1 };
+    RateLimit {
+        name: ObjectName::new("default", "calm"),
+        targets: Vec::new(),
+        shadow: false,
+        limits: vec![Limit {
+            name: "all".into(),
+            key: Vec::new(),
+            missing: Missing::Shared,
+            quota,
+            cost: Cost::default(),
+            overrides: Vec::new(),
+            exempt: Vec::new(),
+            exempt_principals: Vec::new(),
+            max_keys: 1,
+            cluster: None,
+            push_down: None,
+        }],
+        connections: Vec::new(),
+        kernel: Vec::new(),
+        answer: DirectResponse { status: 429, body: Vec::new().into() },
+        headers: [].into(),
+        tells: false,
     }
 }
 

@@ -1,5 +1,6 @@
 //! The changes that follow the table on the disk, as they were published. Each is appended before it is in force, and nobody
-//! waits for the disk: so a process that is killed begins where it ended, and after a crash of the machine some may be lost.
+//! waits for the disk: so a process that is killed begins where it ended, and after a crash of the machine those of the last second
+//! may be lost.
 //!
 //! An entry is a length, u32 LE, of what follows the checksum; the checksum; a head in JSON and a line's end; the records. What
 //! was cut at the end of the file goes when it is opened.
@@ -26,6 +27,8 @@ pub struct KeptChange {
     pub at: Position,
     /// What it follows.
     pub previous: Digest,
+    /// The generation of its documents' seal; 0: they had none, or it is not known.
+    pub generation: u64,
     /// The records, compressed.
     pub body: Vec<u8>,
 }
@@ -36,6 +39,8 @@ struct Head {
     chain: Digest,
     revision: u64,
     previous: Digest,
+    #[serde(default)]
+    generation: u64,
 }
 
 /// The file.
@@ -92,6 +97,12 @@ impl Changes {
         Ok(())
     }
 
+    /// Waits until all of them outlive a crash of the machine. Others may be appended meanwhile.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        let file = self.log().file.try_clone()?;
+        file.sync_data()
+    }
+
     fn log(&self) -> MutexGuard<'_, Log> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -127,8 +138,14 @@ impl Read for Positioned<'_> {
 }
 
 fn entry(change: &KeptChange) -> Vec<u8> {
-    let KeptChange { at: Position { version, chain, revision }, previous, body } = change;
-    let head = Head { version: (*version).into(), chain: *chain, revision: *revision, previous: *previous };
+    let KeptChange { at: Position { version, chain, revision }, previous, generation, body } = change;
+    let head = Head {
+        version: (*version).into(),
+        chain: *chain,
+        revision: *revision,
+        previous: *previous,
+        generation: *generation,
+    };
     let mut rest = serde_json::to_vec(&head).expect("names and numbers are JSON");
     rest.push(b'\n');
     rest.extend_from_slice(body);
@@ -155,9 +172,10 @@ fn first(bytes: &[u8]) -> Option<(KeptChange, &[u8])> {
         return None;
     }
     let end = entry.iter().position(|byte| *byte == b'\n')?;
-    let Head { version, chain, revision, previous } = serde_json::from_slice(&entry[..end]).ok()?;
+    let Head { version, chain, revision, previous, generation } =
+        serde_json::from_slice(&entry[..end]).ok()?;
     let at = Position { version: version.into(), chain, revision };
-    Some((KeptChange { at, previous, body: entry[end + 1..].to_vec() }, after))
+    Some((KeptChange { at, previous, generation, body: entry[end + 1..].to_vec() }, after))
 }
 
 #[cfg(test)]
@@ -173,7 +191,8 @@ mod tests {
             let version = TableVersion { token: Token { epoch: 2, nonce: 5 }, version: number };
             Position { version, chain: first_digest(version, b"x"), revision: number }
         };
-        KeptChange { at: position(number), previous: position(number - 1).chain, body: b"a\nb".to_vec() }
+        let previous = position(number - 1).chain;
+        KeptChange { at: position(number), previous, generation: number + 100, body: b"a\nb".to_vec() }
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub const SEAL: &str = "sluice.dev/seal";
 const SCHEMA: u32 = 1;
 /// A seal is short: names, numbers and a signature.
 const SEAL_MAX_BYTES: usize = 8192;
+/// So many sets before its own a seal knows: more than are written before those who had others have said so.
+const ANCESTORS: usize = 32;
 /// So many documents that differ are named.
 const NAMED: usize = 3;
 
@@ -44,6 +46,12 @@ pub struct Head {
     pub generation: u64,
     /// The generation of the set that was changed; 0: there was none.
     pub follows: u64,
+    /// The generations before that, the latest first, down to 0, to one that was begun anew, or to so many.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    ancestors: Vec<u64>,
+    /// It counts whatever it follows: whoever sealed said that what agents have may be lost.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub anew: bool,
     /// When it was sealed, in seconds since 1970, as whoever sealed says.
     sealed_at: u64,
     /// How many documents it is over.
@@ -92,10 +100,34 @@ impl Head {
             cluster: cluster.into(),
             generation: milliseconds.max(follows.saturating_add(1)),
             follows,
+            ancestors: before.map_or_else(Vec::new, |before| before.head.lineage()),
+            anew: false,
             sealed_at: since.as_secs(),
             count,
             digest,
         }
+    }
+
+    /// The generations before this one.
+    fn lineage(&self) -> Vec<u64> {
+        // What was begun anew took the place of all there was.
+        if self.anew {
+            return Vec::new();
+        }
+        std::iter::once(self.follows).chain(self.ancestors.iter().copied()).take(ANCESTORS).collect()
+    }
+
+    /// Whether a set of this generation is among those that it was made upon, or may be.
+    fn knows(&self, generation: u64) -> bool {
+        // It says nothing of what is older than the last that it tells of.
+        let told = self.lineage().into_iter().find(|known| *known <= generation);
+        told.is_none_or(|known| known == generation)
+    }
+
+    /// Whether it goes back, since less than so long, to a store that had nothing.
+    pub fn is_begun_within(&self, age: Duration, now: SystemTime) -> bool {
+        let fresh = now.duration_since(self.at()).is_ok_and(|since| since < age);
+        fresh && self.lineage().contains(&0)
     }
 
     /// The document that the seal is.
@@ -146,6 +178,18 @@ pub enum Refused {
         /// The generation that this node has.
         held: u64,
     },
+    /// Whoever sealed them did not know what this node has, or what the table in force is made of: it would be lost.
+    #[error(
+        "they were sealed ({seal}) upon generation {follows}, without knowing generation {held}, which would be lost"
+    )]
+    Unaware {
+        /// Their seal.
+        seal: Box<Seal>,
+        /// The generation upon which it was made.
+        follows: u64,
+        /// The latest generation that this node knows of.
+        held: u64,
+    },
     /// Two sets have one generation.
     #[error("they differ from those that were taken over as the same generation ({0})")]
     Forked(Box<Seal>),
@@ -162,6 +206,7 @@ impl Refused {
             Self::Untrusted(reason) => reason.name(),
             Self::Altered { .. } => "altered",
             Self::Outdated { .. } => "outdated",
+            Self::Unaware { .. } => "unaware",
             Self::Forked(_) => "forked",
         }
     }
@@ -250,10 +295,28 @@ pub fn check(
     operators: &impl Operators,
     held: Option<(&Texts, &Seal)>,
 ) -> Result<Seal, Refused> {
-    let seal = seal(cluster, there, operators)?;
+    check_beside(cluster, there, sums, operators, (held, 0))
+}
+
+/// Likewise, where a table is in force of documents of a generation: whoever leads has taken those over. So they count whatever
+/// they were made upon, and later ones that were made without knowing them don't.
+pub fn check_beside(
+    cluster: &str,
+    there: &Texts,
+    sums: &mut Sums,
+    operators: &impl Operators,
+    (held, in_force): (Option<(&Texts, &Seal)>, u64),
+) -> Result<Seal, Refused> {
+    // What is held was believed when it was taken over, and counts whatever has become of its operator.
+    let believed = held.filter(|(held, _)| same_seal(held, there)).map(|(_, seal)| seal.clone());
+    let seal = believed.map_or_else(|| seal(cluster, there, operators), Ok)?;
     let generation = seal.head.generation;
     if let Some((_, before)) = held.filter(|(_, before)| before.head.generation > generation) {
         return Err(Refused::Outdated { seal: seal.into(), held: before.head.generation });
+    }
+    let known = held.map_or(0, |(_, before)| before.head.generation).max(in_force);
+    if (1..generation).contains(&known) && !seal.head.knows(known) {
+        return Err(Refused::Unaware { follows: seal.head.follows, seal: seal.into(), held: known });
     }
     let (count, digest) = sums.of(there);
     let same = held.filter(|(_, before)| before.head.generation == generation);
@@ -266,6 +329,11 @@ pub fn check(
         return Err(Refused::Forked(seal.into()));
     }
     Ok(seal)
+}
+
+fn same_seal(held: &Texts, there: &Texts) -> bool {
+    let text = |texts: &Texts| texts.get(SEAL).map(|(_, text)| Arc::clone(text));
+    text(held).is_some() && text(held) == text(there)
 }
 
 /// Names documents that are not as they were.

@@ -13,6 +13,7 @@ use crate::cluster::election;
 use crate::cluster::milliseconds;
 use crate::cluster::registry::{self, Node, NodeRecord, Refused, Sealing};
 use crate::cluster::store::{Event, Lease, Store};
+use crate::cluster::trust::Trust;
 use crate::compile::wire::SCHEMA;
 use crate::compile::{TableVersion, Token};
 
@@ -20,6 +21,12 @@ use crate::compile::{TableVersion, Token};
 const CALM: Duration = Duration::from_secs(3);
 /// Between two heartbeats that tell of news.
 const NEWS_EVERY: Duration = Duration::from_millis(250);
+
+/// Why nodes refuse tables of a leader that lacks what they have.
+const UNFIT: [&str; 2] = ["shrinks", "older_documents"];
+/// Why they refuse what they would take if it were written again. Not what may be their own fault: then all others would read the
+/// whole table again and again.
+const WRITING_HELPS: [&str; 4] = ["outdated", "malformed", "unsigned", "bad_signature"];
 
 pub(super) async fn run<S: Store>(shared: Arc<Shared<S>>, mut stop: watch::Receiver<bool>) {
     let started = seconds(SystemTime::now());
@@ -46,7 +53,9 @@ pub(super) async fn run<S: Store>(shared: Arc<Shared<S>>, mut stop: watch::Recei
             }
         }
         shared.look().await;
-        shared.trust.reload();
+        if shared.trust.reload() {
+            shared.trusts_anew.notify_one();
+        }
         let pause = shared.pause().min(shared.settings.ttl / 4);
         let woken = tokio::select! {
             woken = wait_for(&mut events, &[Event::Nodes, Event::Leader], pause, &mut stop) => woken,
@@ -54,6 +63,7 @@ pub(super) async fn run<S: Store>(shared: Arc<Shared<S>>, mut stop: watch::Recei
             _ = state.changed() => Woken::News,
             // Whoever has written documents waits for it.
             _ = outcome.changed() => Woken::News,
+            () = shared.documents_judged.notified() => Woken::News,
         };
         match woken {
             Woken::News => {}
@@ -76,6 +86,7 @@ fn is_news(before: &NodeRecord, now: &NodeRecord) -> bool {
         || before.unhealthy != now.unhealthy
         || before.refused != now.refused
         || before.sealing.refused != now.sealing.refused
+        || before.sealing.refused_seal != now.sealing.refused_seal
 }
 
 impl<S: Store> Shared<S> {
@@ -87,6 +98,7 @@ impl<S: Store> Shared<S> {
             version: self.settings.version.to_owned(),
             schema: SCHEMA,
             state: *self.state.borrow(),
+            ttl: u64::try_from(self.settings.ttl.as_millis()).unwrap_or(u64::MAX),
             started,
             epoch: at.token.epoch,
             token_nonce: at.token.nonce,
@@ -112,6 +124,7 @@ impl<S: Store> Shared<S> {
             demanded: self.trust.operators().is_some(),
             generation: view.seal.as_ref().map_or(0, |seal| seal.head.generation),
             refused: view.documents_refused.as_ref().map(|(reason, why)| format!("{reason}: {why}")),
+            refused_seal: view.seal_refused.clone(),
         }
     }
 
@@ -148,18 +161,32 @@ impl<S: Store> Shared<S> {
         let has_more = |record: &NodeRecord| knows_more(&documents, &record.store, record.revision);
         // Of what others have, this node has nothing: they refuse to lose it.
         let ours = |refused: &Refused| {
-            let unfit = ["shrinks", "older_documents"].contains(&refused.reason.as_str());
+            let unfit = UNFIT.contains(&refused.reason.as_str());
             Token { epoch: refused.epoch, nonce: refused.nonce } == lease.token && unfit
         };
-        // Who has lost its table, and not its number, takes no table of a term before: there has to be a whole one of this term.
+        // Who has no table and refuses the store's gets none before it is written anew: because it has lost its table, or its end, and not its
+        // number, and takes none of a term before, or because what lies there was spoilt.
         let lost = |record: &NodeRecord| {
-            let outdated = record.refused.as_ref().is_some_and(|refused| refused.reason == "outdated");
-            outdated && record.in_force().is_none()
+            // Who signs nothing can't help whoever wants a signature.
+            let in_vain = |reason: &str| reason == "unsigned" && matches!(*self.trust, Trust::Unsigned);
+            let helps = |refused: &Refused| {
+                WRITING_HELPS.contains(&refused.reason.as_str()) && !in_vain(&refused.reason)
+            };
+            // It may serve one from before what it has lost.
+            let behind = record.in_force().is_none_or(|at| at.token < record.highest());
+            behind && record.refused.as_ref().is_some_and(helps)
         };
         if records().any(lost) {
             self.spoilt.notify_one();
         }
-        if records().any(|record| has_more(record) || record.refused.as_ref().is_some_and(ours)) {
+        // Who refuses what the store has as it has later ones, which this node lacks, shall lead and give them back.
+        let generation = self.view().seal.as_ref().map_or(0, |seal| seal.head.generation);
+        let has_later = |sealing: &Sealing| {
+            let outdated = sealing.refused.as_ref().is_some_and(|why| why.starts_with("outdated: "));
+            outdated && sealing.generation > generation
+        };
+        let more = |record: &NodeRecord| has_more(record) || has_later(&record.sealing);
+        if records().any(|record| more(record) || record.refused.as_ref().is_some_and(ours)) {
             let _ = self.election.send(election::Event::Unfit).await;
         }
     }

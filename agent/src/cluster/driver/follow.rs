@@ -105,7 +105,10 @@ impl<S: Store, A: Agent> Following<S, A> {
                 None if whole => return Ok(()),
                 None => {
                     whole = true;
-                    let Some((sealed, position)) = self.shared.store.snapshot().await? else { return Ok(()) };
+                    let Some((sealed, position)) = self.shared.store.snapshot().await? else {
+                        self.missing();
+                        return Ok(());
+                    };
                     *course = Course::default();
                     self.receive(&sealed, course).await;
                     self.snapshot = course.last.map(|there| there.chain.to_string());
@@ -133,6 +136,13 @@ impl<S: Store, A: Agent> Following<S, A> {
             }
         }
         Ok(())
+    }
+
+    /// The store has no table, and this node has one: who comes now would get none.
+    fn missing(&self) {
+        if self.follower.in_force().is_some() {
+            self.shared.spoilt.notify_one();
+        }
     }
 
     /// The store ends with a table that is lower than the one in force: it went back in time, and who comes now would be given

@@ -37,6 +37,7 @@ enum Job {
     Table {
         at: Position,
         form: Form,
+        generation: u64,
         body: Vec<u8>,
     },
     Documents(Arc<KeptDocuments>),
@@ -60,7 +61,9 @@ impl Keeper {
             view: Arc::clone(view),
             table: Table::of(table),
             documents: None,
+            unsynced: false,
             tables: Pace::default(),
+            changes: Pace::default(),
             texts: Pace::default(),
             gap: Arc::clone(&keeper.gap),
         };
@@ -78,15 +81,15 @@ impl Keeper {
     /// A table was taken in. A change of it is on the disk when this returns.
     pub(super) fn table(&self, sealed: &Sealed<'_>) {
         let Some(disk) = &self.disk else { return };
-        let (at, form) = (sealed.position(), sealed.header.form);
+        let (at, form, generation) = (sealed.position(), sealed.header.form, sealed.header.generation);
         if let Form::Delta { previous } = form {
-            let change = KeptChange { at, previous, body: sealed.body.to_vec() };
+            let change = KeptChange { at, previous, generation, body: sealed.body.to_vec() };
             let mut gap = gap_of(&self.gap);
             if gap.is_some() || !written(&self.view, "changes", disk.keep_change(&change)) {
                 *gap = Some(at);
             }
         }
-        self.tell(Job::Table { at, form, body: sealed.body.to_vec() });
+        self.tell(Job::Table { at, form, generation, body: sealed.body.to_vec() });
     }
 
     /// The documents are these.
@@ -138,7 +141,10 @@ struct Keeping {
     table: Table,
     /// Those that are not on the disk yet.
     documents: Option<Arc<KeptDocuments>>,
+    /// Whether changes came that may not outlive a crash of the machine.
+    unsynced: bool,
     tables: Pace,
+    changes: Pace,
     texts: Pace,
     gap: Gap,
 }
@@ -160,13 +166,17 @@ impl Keeping {
 
     fn take(&mut self, job: Job) {
         match job {
-            Job::Table { at, form, body } => self.table.take(at, form, body),
+            Job::Table { at, form, generation, body } => {
+                self.unsynced |= matches!(form, Form::Delta { .. });
+                self.table.take(at, form, (generation, body));
+            }
             Job::Documents(documents) => self.documents = Some(documents),
             Job::Finish(done) => {
                 // Somebody waits now.
                 Priority::Control.take();
                 self.keep_table();
                 self.keep_documents();
+                self.sync();
                 Priority::Background.take();
                 let _ = done.send(());
             }
@@ -178,17 +188,25 @@ impl Keeping {
         let documents = self.documents.as_ref().map(|_| self.texts.rest());
         // What failed is not tried again at once, however urgent it is.
         let urgent = self.is_urgent() && !self.tables.failed;
-        let table = self.table.differs().then(|| if urgent { Duration::ZERO } else { self.tables.rest() });
-        documents.into_iter().chain(table).min()
+        let table = self.is_due().then(|| if urgent { Duration::ZERO } else { self.tables.rest() });
+        let changes = self.unsynced.then(|| self.changes.rest());
+        [documents, table, changes].into_iter().flatten().min()
     }
 
     fn is_urgent(&self) -> bool {
         self.table.is_urgent() || gap_of(&self.gap).is_some()
     }
 
+    fn is_due(&self) -> bool {
+        self.table.differs() && (self.table.is_due() || self.is_urgent())
+    }
+
     fn keep(&mut self) {
-        if self.table.differs() && (self.tables.rest().is_zero() || self.is_urgent()) {
+        if self.is_due() && (self.tables.rest().is_zero() || self.is_urgent()) {
             self.keep_table();
+        }
+        if self.changes.rest().is_zero() {
+            self.sync();
         }
         if self.texts.rest().is_zero() {
             self.keep_documents();
@@ -216,6 +234,19 @@ impl Keeping {
             }
         }
         self.tables.kept(before, kept);
+    }
+
+    fn sync(&mut self) {
+        if !self.unsynced {
+            return;
+        }
+        let (before, synced) = (busy(), self.disk.sync_changes());
+        self.unsynced = synced.is_err();
+        self.changes.kept(before, synced.is_ok());
+        // That it went well says nothing of changes that could not be appended.
+        if let Err(error) = synced {
+            disk_failed(&self.view, "changes", &error);
+        }
     }
 
     fn keep_documents(&mut self) {

@@ -1,18 +1,22 @@
 //! What this agent does while it leads: reads the documents, publishes the table that follows from them and from what nodes say.
 
+mod basis;
+mod signatures;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use self::basis::{Basis, Known};
+use self::signatures::Signatures;
 use super::{Agent, Read, Shared, ended, now};
 use crate::cluster::disk::KeptDocuments;
 use crate::cluster::documents::may_shrink;
-use crate::cluster::documents::sealed::generation;
 use crate::cluster::election::{self, Millis};
 use crate::cluster::follower::shrinks;
-use crate::cluster::publisher::{Contents, Draft, DraftForm, Publisher, Since};
+use crate::cluster::publisher::{Contents, Draft, DraftForm, Publisher};
 use crate::cluster::registry::{DocumentsOutcome, Health, Node};
 use crate::cluster::seal::Digest;
 use crate::cluster::store::{Lease, Published, Store, StoreError};
@@ -65,34 +69,6 @@ pub(super) async fn run<S: Store, A: Agent>(
     }
 }
 
-/// What was read last.
-struct Known {
-    documents: Arc<KeptDocuments>,
-    model: Arc<Model>,
-    /// How the model differs from one that was published, as far as that is known.
-    since: Option<Since>,
-}
-
-impl Known {
-    /// What is known when these documents have been read. `published`: the model that was published last.
-    fn after(
-        before: Option<Self>,
-        read: Read,
-        documents: Arc<KeptDocuments>,
-        published: Option<&Arc<Model>>,
-    ) -> Self {
-        let since = before.zip(read.touched).and_then(|(before, touched)| {
-            if published.is_some_and(|published| Arc::ptr_eq(published, &before.model)) {
-                return Some((before.model, touched));
-            }
-            let (model, mut services) = before.since?;
-            services.extend(touched);
-            Some((model, services))
-        });
-        Self { documents, model: read.model, since }
-    }
-}
-
 /// One term, until somebody else leads.
 async fn lead<S: Store, A: Agent>(shared: &Arc<Shared<S>>, agent: &Arc<A>, lease: Lease) {
     let mut publisher = Publisher::new(Arc::clone(&shared.settings.cluster), lease.clone());
@@ -104,9 +80,14 @@ async fn lead<S: Store, A: Agent>(shared: &Arc<Shared<S>>, agent: &Arc<A>, lease
         return;
     }
     let mut known: Option<Known> = None;
+    // The last that was not held back, or what the term began with: what becomes of nodes and pods goes on from there.
+    let (mut good, mut begun_with): (Option<Basis>, Option<Basis>) = (None, None);
+    // When the table is written anew, as somebody can't read it.
+    let mut anew: Option<Instant> = None;
     let (mut whole, mut patience, mut health) = (false, RETRY, Health::default());
+    let mut signatures = Signatures::of(shared);
     loop {
-        let begin = Instant::now();
+        let round = Instant::now();
         let latest = Arc::clone(&documents.borrow_and_update());
         let seen = Arc::clone(&nodes.borrow_and_update());
         let calm = now().until(Millis(shared.calm_until.load(Ordering::Acquire)));
@@ -122,47 +103,49 @@ async fn lead<S: Store, A: Agent>(shared: &Arc<Shared<S>>, agent: &Arc<A>, lease
             known = Some(Known::after(known, read, latest, publisher.model()));
         }
         let known = known.as_ref().expect("it was just read");
-        if let Some(chain) = publisher.lacks_model()
-            && is_one_version(&seen, shared.settings.version)
-            && let Some(model) = shared.find(chain).await
-        {
-            publisher.knows(model);
+        // The table in force may have come from the store only after the term had begun.
+        if good.is_none() && publisher.chain().is_none() && shared.holds_back() {
+            shared.go_on(&mut publisher).await;
+        }
+        begun_with = shared.learn_model(&mut publisher, &seen).await.or(begun_with);
+        // Not before it is known who is dead: it would give them work again.
+        if good.is_none() && calm.is_zero() {
+            good = begun_with.take();
         }
         let mut pause = (!calm.is_zero()).then_some(calm);
-        // Where nothing was ever applied there is no table: an empty one could take the place of one that others still have.
-        let outcome = if known.documents.store.is_empty() {
-            shared.unpublished(None);
-            Outcome::Done
-        } else {
-            shared.publish(&mut publisher, known, &health, whole).await
-        };
+        let outcome = shared.publish_known(&mut publisher, (known, &mut good), &health, whole).await;
         match outcome {
             Outcome::Done => {
                 whole = false;
                 shared.dealt_with(known.documents.revision);
             }
+            Outcome::Withheld => shared.dealt_with(known.documents.revision),
             // It may have been taken all the same: what follows is whole.
-            Outcome::Later => (pause, whole) = (Some(RETRY), true),
+            Outcome::Later | Outcome::Foreign => (pause, whole) = (Some(RETRY), true),
             Outcome::Deposed => return,
         }
-        let rested = Instant::now() + begin.elapsed().min(REST_MAX);
-        let retry = async {
-            match pause {
-                Some(pause) => tokio::time::sleep(pause).await,
-                None => std::future::pending().await,
-            }
-        };
+        let rested = Instant::now() + round.elapsed().min(REST_MAX);
+        let retry = pause.map(|pause| Instant::now() + pause);
         tokio::select! {
             changed = documents.changed() => if changed.is_err() { return } else { patience = RETRY },
             changed = nodes.changed() => if changed.is_err() { return },
-            () = shared.spoilt.notified() => {
-                whole = true;
-                tokio::time::sleep(patience).await;
+            () = shared.spoilt.notified(), if anew.is_none() => {
+                anew = Some(Instant::now() + patience);
                 patience = (patience * 2).min(PATIENCE_MAX);
             }
-            () = retry => {}
+            () = until(anew) => (whole, anew) = (true, None),
+            () = signatures.due(shared) => whole |= signatures.have_ended(shared).await,
+            () = until(retry) => {}
         }
         tokio::time::sleep(COALESCE.max(rested.saturating_duration_since(Instant::now()))).await;
+    }
+}
+
+/// Waits; for ever where there is no time to wait for.
+async fn until(when: Option<Instant>) {
+    match when {
+        Some(when) => tokio::time::sleep_until(when.into()).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -183,19 +166,65 @@ async fn reading<A: Agent>(agent: &Arc<A>, documents: &Arc<KeptDocuments>) -> Op
 /// What became of a publication.
 enum Outcome {
     Done,
+    /// Nothing was published, for a reason that stays.
+    Withheld,
+    /// A key for tables holds something foreign: until somebody deletes it nothing can be published.
+    Foreign,
     Later,
     Deposed,
 }
 
 impl<S: Store> Shared<S> {
-    async fn publish(
+    /// Publishes what is known, or goes on with what is `good` where that is held back.
+    async fn publish_known(
         &self,
         publisher: &mut Publisher,
-        known: &Known,
+        (known, good): (&Known, &mut Option<Basis>),
         health: &Health,
         whole: bool,
     ) -> Outcome {
-        let Some(contents) = self.contents(known, health) else { return Outcome::Done };
+        // Where nothing was ever applied there is no table: an empty one could take the place of one that others still have.
+        if known.documents.store.is_empty() {
+            self.unpublished(None);
+            return Outcome::Done;
+        }
+        let basis = known.basis(self.trust.operators().is_some());
+        let (contents, held_back) = match self.contents(&basis, health) {
+            Ok(contents) => (Some(contents), None),
+            Err(lost) => {
+                let good = good.as_ref().map(|good| good.beside(known));
+                (good.and_then(|good| self.contents(&good, health).ok()), Some(lost))
+            }
+        };
+        let is_good = held_back.is_none();
+        let outcome = self.publish(publisher, contents, held_back, whole).await;
+        match outcome {
+            Outcome::Done if is_good => *good = Some(basis.published()),
+            // It is too large: nodes and pods may fail all the same.
+            Outcome::Withheld if is_good => {
+                let why = self.view().unpublished.clone();
+                let before = good.as_ref().and_then(|good| self.contents(&good.beside(known), health).ok());
+                return self.publish(publisher, before, why, whole).await;
+            }
+            // Whoever writes documents is told.
+            Outcome::Foreign => self.dealt_with(known.documents.revision),
+            _ => {}
+        }
+        outcome
+    }
+
+    /// `held_back`: why `contents` are not what the documents say.
+    async fn publish(
+        &self,
+        publisher: &mut Publisher,
+        contents: Option<Contents>,
+        held_back: Option<String>,
+        whole: bool,
+    ) -> Outcome {
+        let Some(contents) = contents else {
+            self.unpublished(held_back);
+            return Outcome::Withheld;
+        };
         for whole in [whole, true] {
             // A whole one takes its time.
             let draft = tokio::task::block_in_place(|| {
@@ -204,8 +233,19 @@ impl<S: Store> Shared<S> {
             let too_large = draft.as_ref().filter(|draft| draft.too_large());
             let why =
                 too_large.map(|draft| format!("the table has {} bytes, which is too much", draft.bytes()));
-            self.unpublished(why.clone());
-            let Some(draft) = draft.filter(|_| why.is_none()) else { return Outcome::Done };
+            let fits = why.is_none();
+            self.unpublished(why.or_else(|| held_back.clone()));
+            let Some(draft) = draft else {
+                // What was allowed was for what followed from that write: no later one shall find the table older than it.
+                if contents.allow_shrink && !whole && self.is_behind(contents.revision) {
+                    continue;
+                }
+                return Outcome::Done;
+            };
+            if !fits {
+                publisher.unsent(&draft);
+                return Outcome::Withheld;
+            }
             // What is sent after the deadline would be another leader's time.
             if !self.leads(publisher.lease()) {
                 return Outcome::Later;
@@ -222,6 +262,10 @@ impl<S: Store> Shared<S> {
                     // Its renewal will say the same; if not, somebody else shall try.
                     let _ = self.election.send(election::Event::Unfit).await;
                     return Outcome::Deposed;
+                }
+                Err(error @ StoreError::Foreign { .. }) => {
+                    self.view().unpublished = Some(error.to_string());
+                    return Outcome::Foreign;
                 }
                 Err(_) => return Outcome::Later,
             }
@@ -259,6 +303,15 @@ impl<S: Store> Shared<S> {
         }
     }
 
+    /// Tells a publisher that goes on with a table what that holds, where this node has it; returns it as what to go on from.
+    async fn learn_model(&self, publisher: &mut Publisher, nodes: &[Node]) -> Option<Basis> {
+        let chain = publisher.lacks_model().filter(|_| is_one_version(nodes, self.settings.version))?;
+        let model = self.find(chain).await?;
+        let with = self.continued.borrow().filter(|with| with.at.chain == chain);
+        publisher.knows(Arc::clone(&model));
+        with.map(|with| Basis::continued(model, with))
+    }
+
     /// What the table in force with this place in the chain holds; `None`: this node does not have it.
     async fn find(&self, chain: Digest) -> Option<Arc<Model>> {
         let mut found = self.found.subscribe();
@@ -270,9 +323,9 @@ impl<S: Store> Shared<S> {
         found.filter(|_| waited).map(|(_, model)| model)
     }
 
-    /// What the table shall be; `None`: nothing that may be published.
-    fn contents(&self, known: &Known, health: &Health) -> Option<Contents> {
-        let (mut model, mut since) = (Arc::clone(&known.model), known.since.clone());
+    /// What the table shall be; or why that may not be published.
+    fn contents(&self, basis: &Basis, health: &Health) -> Result<Contents, String> {
+        let (mut model, mut since) = (Arc::clone(&basis.model), basis.since.clone());
         if !health.is_quiet() {
             health.overlay(Arc::make_mut(&mut model));
             since = None;
@@ -281,19 +334,26 @@ impl<S: Store> Shared<S> {
             let view = self.view();
             (view.counts, view.in_force.map(|(at, _)| at.revision))
         };
-        let allow_shrink = may_shrink(&known.documents, revision);
+        let allow_shrink = basis.documents.as_ref().is_some_and(|documents| may_shrink(documents, revision));
         let lost = shrinks(before, Counts::of(&model)).err().filter(|_| !allow_shrink);
         // Pods that fail are no mistake in the documents, and dead nodes never take the last endpoint.
         let by_health =
-            lost.is_some() && !health.is_quiet() && shrinks(before, Counts::of(&known.model)).is_ok();
+            lost.is_some() && !health.is_quiet() && shrinks(before, Counts::of(&basis.model)).is_ok();
         let (lost, allow_shrink) = (lost.filter(|_| !by_health), allow_shrink || by_health);
         if let Some(lost) = lost {
-            self.unpublished(Some(lost.to_string()));
-            return None;
+            return Err(lost.to_string());
         }
-        let signed = self.trust.operators().is_some();
-        let generation = if signed { generation(&known.documents.texts) } else { 0 };
-        Some(Contents { model, revision: known.documents.revision, generation, allow_shrink, since })
+        let Basis { revision, generation, .. } = *basis;
+        Ok(Contents { model, revision, generation, allow_shrink, since })
+    }
+
+    /// Whether the table in force is made of documents of an earlier revision.
+    fn is_behind(&self, revision: u64) -> bool {
+        self.view().in_force.is_some_and(|(at, _)| at.revision < revision)
+    }
+
+    fn holds_back(&self) -> bool {
+        self.view().unpublished.is_some()
     }
 
     /// Says up to which revision the documents are published, or why not.

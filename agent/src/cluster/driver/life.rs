@@ -211,6 +211,8 @@ impl<S: Store> Shared<S> {
             wanted: watch::Sender::default(),
             found: watch::Sender::default(),
             spoilt: Notify::new(),
+            trusts_anew: Notify::new(),
+            documents_judged: Notify::new(),
             outcome: watch::Sender::new(None),
             election,
         };

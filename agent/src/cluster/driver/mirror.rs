@@ -7,10 +7,12 @@ use tokio::sync::watch;
 use super::audit::Audit;
 use super::{Shared, Woken, lock, wait_for};
 use crate::cluster::disk::KeptDocuments;
-use crate::cluster::documents::sealed::{Refused, Seal, Sums, check, compare_sealed};
-use crate::cluster::documents::{RESERVED, Step, compare, lost};
+use crate::cluster::documents::sealed::{
+    Refused, SEAL, Seal, Sums, check, check_beside, compare_sealed, generation,
+};
+use crate::cluster::documents::{RESERVED, Step, adds_nothing, compare, lost};
 use crate::cluster::election;
-use crate::cluster::registry::{self, NodeRecord};
+use crate::cluster::registry::{self, NodeRecord, RefusedSeal};
 use crate::cluster::store::{DocumentWrite, Documents, Event, Lease, Odd, Store, StoreError, Written};
 
 /// What is known of the seal over the documents.
@@ -21,6 +23,10 @@ struct Sealing {
     held: Option<Seal>,
     /// The store and the revision that were refused last.
     refused: Option<(Arc<str>, u64)>,
+    /// The generation of what was judged last.
+    judged: u64,
+    /// It was refused as made without knowing what this node has, which counts no more once a table is in force that is made of it.
+    unaware: bool,
     /// What the store says has to be read as a whole: it may have been written past all that writes documents.
     doubted: bool,
     /// What is odd about what was read last.
@@ -30,6 +36,11 @@ struct Sealing {
 }
 
 impl Sealing {
+    /// Whether what was refused may be taken over now, though it is the same.
+    fn reconsiders(&self, in_force: u64) -> bool {
+        self.unaware && in_force >= self.judged
+    }
+
     fn hold<S>(&mut self, shared: &Shared<S>, seal: Seal) {
         let before = self.held.as_ref().map_or(0, |held| held.head.generation);
         let follows = seal.head.follows;
@@ -80,8 +91,10 @@ impl<S: Store> Shared<S> {
         let heard = self.store.documents(&kept.store, kept.revision).await?;
         let at = (Arc::clone(&heard.store), heard.revision);
         // Of the many looks most find nothing, and must not copy all there is to see it.
-        let nothing = heard.changed.is_empty() && heard.odd.is_empty();
-        if (&*kept.store, kept.revision) == (&*at.0, at.1) && nothing && !sealing.doubted {
+        let same = (&kept.store, kept.revision) == (&at.0, at.1);
+        // A seal that was taken away says nothing of what else was.
+        sealing.doubted |= same && heard.changed.is_empty() && kept.texts.contains_key(SEAL);
+        if same && adds_nothing(&kept, &heard) && !sealing.doubted {
             sealing.refused = None;
             self.view().documents_refused = None;
             return Ok(true);
@@ -89,7 +102,12 @@ impl<S: Store> Shared<S> {
         let doubted = sealing.doubted;
         let step = match self.compare(sealing, &kept, heard, false) {
             // Who does not lead has nothing to do about what it refuses: to read it once is enough.
-            Ok(Step::AskAll) if !doubted && lease.is_none() && sealing.refused.as_ref() == Some(&at) => {
+            Ok(Step::AskAll)
+                if !doubted
+                    && lease.is_none()
+                    && sealing.refused.as_ref() == Some(&at)
+                    && !sealing.reconsiders(self.generation_in_force()) =>
+            {
                 return Ok(false);
             }
             Ok(step) if !doubted && step != Step::AskAll => step,
@@ -118,12 +136,22 @@ impl<S: Store> Shared<S> {
                 None => Ok(false),
             },
             Step::Refuse(refused, writes) => {
-                self.documents_refused(&refused, sealing.refused.replace(at.clone()) != Some(at));
-                if let Some(lease) = lease.filter(|_| !writes.is_empty()) {
-                    self.restore(lease, &kept, &writes).await?;
+                sealing.unaware = matches!(refused, Refused::Unaware { .. });
+                let new = sealing.refused.replace(at.clone()) != Some(at);
+                self.documents_refused(&refused, sealing.judged, new);
+                match lease.filter(|_| !writes.is_empty()) {
+                    // A table may come before the documents that it is made of.
+                    Some(_) if self.generation_in_force() > generation(&kept.texts) => {
+                        tracing::warn!(
+                            "this node lacks the documents that the table in force is made of: another shall lead"
+                        );
+                        let _ = self.election.send(election::Event::Unfit).await;
+                        Ok(false)
+                    }
+                    Some(lease) => self.restore(lease, &kept, &writes).await,
+                    // What was sealed is what counts, whatever the store holds.
+                    None => Ok(true),
                 }
-                // What was sealed is what counts, whatever the store holds.
-                Ok(true)
             }
         }
     }
@@ -144,7 +172,9 @@ impl<S: Store> Shared<S> {
             compare_sealed(kept, &heard, all, |there| {
                 let held = sealing.held.as_ref().map(|seal| (&kept.texts, seal));
                 let cluster = &self.settings.cluster;
-                let seal = check(cluster, &there.texts, &mut sealing.sums, &trust.bundle, held)?;
+                sealing.judged = generation(&there.texts);
+                let beside = (held, self.generation_in_force());
+                let seal = check_beside(cluster, &there.texts, &mut sealing.sums, &trust.bundle, beside)?;
                 sealing.hold(self, seal);
                 Ok(())
             })
@@ -170,14 +200,25 @@ impl<S: Store> Shared<S> {
         self.note(&self.documents.borrow().clone());
     }
 
+    /// Of which generation the documents are that the table in force is made of; 0: that is not known.
+    fn generation_in_force(&self) -> u64 {
+        self.continued.borrow().map_or(0, |with| with.generation)
+    }
+
     /// `new`: the store did not hold them when it was last looked at.
-    fn documents_refused(&self, refused: &Refused, new: bool) {
+    fn documents_refused(&self, refused: &Refused, generation: u64, new: bool) {
         let mut view = self.view();
         if new {
             *view.document_refusals.entry(refused.as_str()).or_default() += 1;
             tracing::error!(reason = refused.as_str(), "the documents of the store are refused: {refused}");
         }
         view.documents_refused = Some((refused.as_str(), refused.to_string()));
+        let why = format!("{}: {refused}", refused.as_str());
+        view.seal_refused = Some(RefusedSeal { generation, why });
+        drop(view);
+        if new {
+            self.documents_judged.notify_one();
+        }
     }
 
     fn adopt(&self, before: &KeptDocuments, documents: KeptDocuments) {
@@ -207,7 +248,11 @@ impl<S: Store> Shared<S> {
         tokio::time::sleep(self.settings.ttl / 3).await;
         let nodes = registry::read(self.store.members().await?);
         let records = nodes.iter().filter(|node| node.alive).filter_map(|node| node.record.as_ref().ok());
-        let later = |record: &NodeRecord| record.store == kept.store && record.revision > kept.revision;
+        let held = generation(&kept.texts);
+        let later = |record: &NodeRecord| {
+            let further = record.store == kept.store && record.revision > kept.revision;
+            further || record.sealing.generation > held
+        };
         if records.into_iter().any(later) {
             tracing::warn!("the store has lost documents, and another node has later ones: it shall lead");
             let _ = self.election.send(election::Event::Unfit).await;

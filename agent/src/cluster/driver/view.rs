@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use crate::cluster::documents::sealed::Seal;
-use crate::cluster::registry::Node;
+use crate::cluster::registry::{Node, RefusedSeal};
 use crate::cluster::seal::Position;
 use crate::cluster::store::{Lease, StoreError};
 use crate::compile::TableVersion;
@@ -52,8 +52,12 @@ pub struct ClusterView {
     pub seal: Option<Seal>,
     /// Why the documents of the store are not taken over: the reason's name, and the whole reason.
     pub documents_refused: Option<(&'static str, String)>,
+    /// The seal that was refused last, whatever the store holds now.
+    pub seal_refused: Option<RefusedSeal>,
     /// The documents about which the store contradicts itself, where this agent leads.
     pub at_odds: Option<String>,
+    /// How often it found some.
+    pub odds: u64,
     /// Documents that were refused, by reason.
     pub document_refusals: BTreeMap<&'static str, u64>,
     /// What is wrong with the store; `None`: nothing.

@@ -55,7 +55,7 @@ fn who_was_paused_leads_no_more_whatever_comes_first() {
         let mut machine = leader();
         machine.on(Event::Tick, at(1000), 0);
         let actions = machine.on(event.clone(), at(9000), 0);
-        assert_eq!(actions.first(), Some(&Action::Yield(Why::Fenced)), "{event:?}");
+        assert_eq!(actions.first(), Some(&Action::Yield(Why::TimedOut)), "{event:?}");
         assert!(!actions.contains(&Action::Renew(lease(5))) && machine.leads(at(9000)).is_none());
     }
 }
@@ -73,7 +73,7 @@ fn an_unreachable_store_is_asked_again_until_the_deadline() {
         asked += 1;
     }
     assert!(asked >= 4, "only {asked} tries");
-    assert_eq!(machine.on(lost(), at(2100), 0), [Action::Yield(Why::Fenced)]);
+    assert_eq!(machine.on(lost(), at(2100), 0), [Action::Yield(Why::TimedOut)]);
 }
 
 #[test]

@@ -289,7 +289,9 @@ fn a_process_begins_with_the_table_that_it_kept() {
 fn most_of_a_table_goes_only_if_somebody_said_so() {
     // Endpoints and routes before and after, and what is refused.
     let cases = [
-        ((7, 0), (0, 0), None),
+        ((2, 0), (1, 0), None),
+        ((1, 0), (0, 0), Some(("endpoints", 1, 0))),
+        ((7, 0), (0, 0), Some(("endpoints", 7, 0))),
         ((8, 0), (1, 0), None),
         ((8, 0), (0, 0), Some(("endpoints", 8, 0))),
         ((0, 7), (0, 0), None),

@@ -172,3 +172,13 @@ fn the_signature_is_over_all_before_it() {
     assert_eq!((sealed.signed, sealed.signature), (&shown[..], &b"signature"[..]));
     assert!(draft.bytes() > shown.len() && !draft.too_large());
 }
+
+#[test]
+fn what_was_never_sent_leaves_no_gap() {
+    let mut publisher = publisher();
+    publish(&mut publisher, 2, false);
+    let too_large = draft(&mut publisher, 3, true);
+    publisher.unsent(&too_large);
+    assert!(publisher.draft(&contents(2), false, unsigned).is_none(), "the table that is out is sent again");
+    assert_eq!(draft(&mut publisher, 4, false).version(), too_large.version());
+}

@@ -11,6 +11,7 @@
 //! [`Away`]. One that takes longer than [`CALL_MAX`] sends the store away, so that nobody asks until it answers again, and its
 //! answer is still heard.
 
+mod holdings;
 mod keeper;
 
 use std::collections::HashMap;
@@ -24,6 +25,8 @@ use ::redis::Value;
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
+pub use self::holdings::NodeHolds;
+use self::holdings::{Telling, tell};
 use self::keeper::keep;
 use super::dial::Alone;
 use super::failure::Failure;
@@ -67,6 +70,8 @@ struct Inner {
     /// When the store came back without what it had counted; 0: it has not.
     forgot: AtomicU64,
     flights: Mutex<HashMap<SharedKey, Vec<Question>>>,
+    /// What the other nodes are told.
+    telling: watch::Sender<Option<Telling>>,
     calls: AtomicU64,
     failures: AtomicU64,
 }
@@ -118,11 +123,12 @@ impl RedisCounters {
             nodes: AtomicU32::new(1),
             forgot: AtomicU64::new(0),
             flights: Mutex::default(),
+            telling: watch::Sender::new(None),
             calls: AtomicU64::new(0),
             failures: AtomicU64::new(0),
         });
         let keeper = Arc::clone(&inner);
-        let run = move || runtime.block_on(keep(&keeper));
+        let run = move || runtime.block_on(async { tokio::join!(keep(&keeper), tell(&keeper)) });
         std::thread::Builder::new().name("limits".to_owned()).spawn(run).map_err(failed)?;
         Ok(Self { inner })
     }
@@ -228,31 +234,35 @@ impl Inner {
 
     /// Asks for all of them at once; who came first is let through first.
     async fn ask_together(&self, questions: Vec<Question>) {
-        let Some(ask) = questions.first().map(|question| question.ask) else { return };
-        let count = questions.iter().fold(0_u32, |sum, question| sum.saturating_add(question.ask.count));
-        let answer = self.ask(Ask { count, ..ask }).await;
-        let Ok(answer) = answer else {
+        let Some(first) = questions.first().map(|question| question.ask) else { return };
+        let together = together(questions.iter().map(|question| question.ask));
+        let Ok(answers) = self.ask((first.key, first.rule), &together).await else {
             return questions.into_iter().for_each(|question| (question.done)(Err(Away)));
         };
-        let mut left = answer.granted;
+        let mut answers = together.into_iter().zip(answers);
+        let mut current = answers.next();
         for question in questions {
-            let granted = question.ask.count.min(left);
-            left -= granted;
-            let remaining = answer.remaining.saturating_add(left.into());
-            (question.done)(Ok(Answer { granted, remaining, ..answer }));
+            if current.is_some_and(|((_, step), _)| step != question.ask.step) {
+                current = answers.next();
+            }
+            let Some((_, answer)) = &mut current else { return (question.done)(Err(Away)) };
+            let granted = question.ask.count.min(answer.granted);
+            answer.granted -= granted;
+            let remaining = answer.remaining.saturating_add(answer.granted.into());
+            (question.done)(Ok(Answer { granted, remaining, ..*answer }));
         }
     }
 
-    async fn ask(&self, ask: Ask) -> Result<Answer, Away> {
-        let numbers = match ask.rule {
-            SharedRule::Window { requests, span } => vec![requests, span],
-            SharedRule::Rate { unit, leak, capacity } => vec![unit, leak, capacity],
+    async fn ask(&self, (key, rule): (SharedKey, SharedRule), asked: &[Asked]) -> Result<Vec<Answer>, Away> {
+        let (kind, numbers) = match rule {
+            SharedRule::Window { requests, span } => ("window", vec![requests, span]),
+            SharedRule::Rate { unit, leak, capacity } => ("rate", vec![unit, leak, capacity]),
         };
-        let kind = if matches!(ask.rule, SharedRule::Window { .. }) { "window" } else { "rate" };
-        let mut arguments = vec![ask.count.to_string(), kind.to_owned()];
+        let mut arguments = vec![kind.to_owned()];
         arguments.extend(numbers.iter().map(u64::to_string));
-        let said = self.call(&scripts::TAKE, &self.key(ask.key), &arguments).await?;
-        read(said, ask.count).map_err(|error| {
+        arguments.extend(asked.iter().flat_map(|(count, step)| [count.to_string(), step.to_string()]));
+        let said = self.call(&scripts::TAKE, &self.key(key), &arguments).await?;
+        read(said, asked).map_err(|error| {
             self.failures.fetch_add(1, Ordering::Relaxed);
             self.away(true, &error.to_string());
             Away
@@ -335,15 +345,34 @@ fn unanswered() -> StoreError {
     StoreError::Unreachable(format!("no answer within {CALL_MAX:?}"))
 }
 
-/// The answer of the script.
-fn read(said: Value, asked: u32) -> Result<Answer, StoreError> {
-    let [granted, remaining, wait, at] = reply::fields(said)?;
-    let granted = u32::try_from(reply::number(&granted)?).map_err(|_| reply::odd())?;
-    if granted > asked {
+/// So many units are asked for, and only multiples of so many are of use.
+type Asked = (u32, u32);
+
+/// What the script is asked: those that follow each other and want the same multiples go together.
+fn together(asks: impl Iterator<Item = Ask>) -> Vec<Asked> {
+    let mut together: Vec<Asked> = Vec::new();
+    for ask in asks {
+        match together.last_mut() {
+            Some((count, step)) if *step == ask.step => *count = count.saturating_add(ask.count),
+            _ => together.push((ask.count, ask.step)),
+        }
+    }
+    together
+}
+
+/// The answers of the script.
+fn read(said: Value, asked: &[Asked]) -> Result<Vec<Answer>, StoreError> {
+    let numbers: Vec<u64> = reply::list(said)?.iter().map(reply::number).collect::<Result<_, _>>()?;
+    let [remaining, at, answers @ ..] = &numbers[..] else { return Err(reply::odd()) };
+    if answers.len() != asked.len() * 2 {
         return Err(reply::odd());
     }
-    let [remaining, wait, at] = [remaining, wait, at].map(|number| reply::number(&number));
-    Ok(Answer { granted, remaining: remaining?, wait: wait?, at: at? })
+    let answer = |(answer, (count, _)): (&[u64], &Asked)| {
+        let granted = u32::try_from(answer[0]).ok().filter(|granted| granted <= count);
+        let granted = granted.ok_or_else(reply::odd)?;
+        Ok(Answer { granted, remaining: *remaining, wait: answer[1], at: *at })
+    };
+    answers.chunks_exact(2).zip(asked).map(answer).collect()
 }
 
 #[cfg(test)]
@@ -353,18 +382,34 @@ mod tests {
     #[test]
     fn only_the_scripts_own_answers_are_read() {
         let int = |numbers: &[i64]| Value::Array(numbers.iter().map(|number| Value::Int(*number)).collect());
-        let good = Answer { granted: 2, remaining: 3, wait: 4, at: 5 };
-        assert_eq!(read(int(&[2, 3, 4, 5]), 2), Ok(good));
+        let good = |granted, wait| Answer { granted, remaining: 3, wait, at: 5 };
+        assert_eq!(read(int(&[3, 5, 2, 4]), &[(2, 1)]), Ok(vec![good(2, 4)]));
+        assert_eq!(read(int(&[3, 5, 2, 0, 5, 4]), &[(2, 1), (10, 5)]), Ok(vec![good(2, 0), good(5, 4)]));
         for odd in [
-            int(&[3, 3, 4, 5]),
-            int(&[-1, 3, 4, 5]),
-            int(&[2, 3, 4]),
-            int(&[2, 3, 4, 5, 6]),
+            int(&[3, 5, 3, 4]),
+            int(&[3, 5, -1, 4]),
+            int(&[3, 5, 2]),
+            int(&[3, 5, 2, 4, 6]),
+            int(&[3, 5]),
+            int(&[3]),
+            int(&[]),
             Value::Okay,
             Value::Nil,
             Value::Array(vec![Value::Nil, Value::Nil, Value::Nil, Value::Nil]),
         ] {
-            assert!(read(odd.clone(), 2).is_err(), "{odd:?}");
+            assert!(read(odd.clone(), &[(2, 1)]).is_err(), "{odd:?}");
         }
+    }
+
+    #[test]
+    fn questions_for_the_same_multiples_go_together() {
+        let rule = SharedRule::Window { requests: 9, span: 9 };
+        let ask = |(count, step)| Ask { key: SharedKey([0; 16]), rule, count, step };
+        let check = |asks: &[Asked], expected: &[Asked]| {
+            assert_eq!(together(asks.iter().copied().map(ask)), expected, "{asks:?}");
+        };
+        check(&[(1, 1), (1, 1), (8, 1)], &[(10, 1)]);
+        check(&[(1, 1), (5, 5), (5, 5), (2, 1)], &[(1, 1), (10, 5), (2, 1)]);
+        check(&[], &[]);
     }
 }

@@ -7,6 +7,7 @@ use ::redis::Value;
 
 use super::{RedisStore, digits, drawn, reply, scripts};
 use crate::cluster::StoreError;
+use crate::cluster::documents::sealed::SEAL;
 use crate::cluster::store::{
     DELETED_MAX, Document, DocumentWrite, Documents, Odd, Oddity, Sums, Written, checked_size, write_bytes,
 };
@@ -45,13 +46,14 @@ impl RedisStore {
         Ok(Written::Conflict(conflicts))
     }
 
-    /// What changed after a revision of a store; of another store than the one named, everything.
+    /// What changed after a revision of a store, and the seal; of another store than the one named, everything.
     pub(super) async fn changed(&self, store: &str, after: u64) -> Result<Documents, StoreError> {
         let beginning = if after == 0 { String::new() } else { after.to_string() };
         let (mut store, mut from): (Arc<str>, _) = (store.into(), beginning);
         let (mut found, mut odd) = (BTreeMap::new(), BTreeMap::new());
         loop {
-            let arguments: [&[u8]; 3] = [store.as_bytes(), from.as_bytes(), &digits(AT_A_TIME)];
+            let arguments: [&[u8]; 4] =
+                [store.as_bytes(), from.as_bytes(), &digits(AT_A_TIME), SEAL.as_bytes()];
             let answer = self.link.run(&scripts::DOCUMENTS, &self.document_keys(), &arguments).await?;
             let [of, revision, changed, oddities, next] = reply::fields(answer)?;
             let of: Arc<str> = reply::text(of)?.unwrap_or_default().into();

@@ -23,6 +23,8 @@ pub(super) struct Keys {
     pub events: String,
     /// What the keys of counters begin with. They are many, and so spread over a Redis Cluster: their hash tag comes after.
     pub limit: String,
+    /// What the key begins with of what a node has leased.
+    pub leased: String,
 }
 
 impl Keys {
@@ -50,6 +52,7 @@ impl Keys {
             log: key("log"),
             events: key("events"),
             limit: format!("sluice:{cluster}:limit:"),
+            leased: key("leased:"),
         })
     }
 

@@ -49,6 +49,8 @@ scripts! {
     TAKE: Prompt = "scripts/take.lua";
     GIVE: Prompt = "scripts/give.lua";
     SHARERS: Prompt = "scripts/sharers.lua";
+    HOLD: Prompt = "scripts/hold.lua";
+    HELD: Prompt = "scripts/held.lua";
 }
 
 impl Script {

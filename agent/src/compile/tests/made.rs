@@ -12,13 +12,14 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use crate::model::{
-    Account, AppProtocol, AuthorizationPolicy, BackendName, BackendRoots, BackendTls, Cidr, ClientMode,
-    ClientTls, ClientValidation, Destination, DirectResponse, EdgeGuard, Endpoint, FieldTerm, HeaderChange,
-    HeaderOp, HostPattern, HttpRule, KeyPart, Labels, LbPolicy, Limit, LimitTarget, LimitedRoute, Listener,
-    ListenerProtocol, ListenerTls, MatchPath, MatchValue, Missing, Model, MtlsMode, NamespacePattern,
-    ObjectName, PathPart, PathPattern, PathRewrite, PeerAuthentication, PolicyAction, PolicyMatch,
+    Account, AnswerHeader, AppProtocol, AuthorizationPolicy, BackendName, BackendRoots, BackendTls, Cidr,
+    ClientMode, ClientTls, ClientValidation, Cost, CostSource, Destination, DirectResponse, EdgeGuard,
+    Endpoint, FieldTerm, HeaderChange, HeaderOp, HostPattern, HttpRule, KernelCount, KernelKey, KernelLimit,
+    KeyPart, Labels, LbPolicy, Limit, LimitTarget, LimitedPods, LimitedRoute, Listener, ListenerProtocol,
+    ListenerTls, MatchPath, MatchValue, Missing, Model, MtlsMode, NamespacePattern, ObjectName, Override,
+    OverrideValue, PathPart, PathPattern, PathRewrite, PeerAuthentication, PolicyAction, PolicyMatch,
     PolicyRule, PolicyScope, PrivateKey, Probe, ProbeCheck, Quota, RateLimit, Redirect, RedirectPath,
-    RedirectPort, RequestMatch, RequestTerms, RewriteRegex, RouteAction, RouteKind, RouteTable,
+    RedirectPort, RequestMatch, RequestTerms, RewriteRegex, RouteAction, RouteKind, RouteTable, SaidCost,
     ServerCertificate, Service, ServicePort, SourceRate, Subset, TextPattern, TlsRules, TlsVersion,
     TrafficPolicy, WeightedDestination, Workload, expression,
 };
@@ -291,10 +292,28 @@ fn authorization() -> impl Strategy<Value = AuthorizationPolicy> {
     })
 }
 
+/// What requests cost of the limit at a place.
+fn cost(index: usize) -> Cost {
+    let by = CostSource::Header("x-cost".into());
+    if index == 0 { Cost::default() } else { Cost { units: 2, said: Some(SaidCost { by, max: Some(9) }) } }
+}
+
+/// One key's other numbers.
+fn overrides(quota: Quota) -> Vec<Override> {
+    let network = OverrideValue::Network("10.0.0.0/8".parse().expect("a network"));
+    vec![Override { values: vec![network, OverrideValue::Text("ann".into())], quota }]
+}
+
 fn limit() -> impl Strategy<Value = RateLimit> {
     let target = (name(), option::of("[a-z]{1,3}")).prop_map(|(name, part)| match part {
         None => LimitTarget::Service(name),
         Some(part) if part.len() == 1 => LimitTarget::Gateway(name, Some(part.into())),
+        Some(part) if part.len() == 2 => {
+            let labels = [("app".into(), part.as_str().into())].into();
+            let pods = LimitedPods { namespace: Some(name.namespace), labels };
+            if *part < *"m" { LimitTarget::SentBy(pods) } else { LimitTarget::Enters(pods) }
+        }
+        Some(part) if *part > *"m" => LimitTarget::EntersNode(None),
         Some(part) => LimitTarget::Route(LimitedRoute::HttpRoute, name, Some(part.into())),
     });
     let quota = (1_u32..9, 1_u64..1_000_000, 0..3).prop_map(|(requests, window_ns, kind)| match kind {
@@ -302,14 +321,21 @@ fn limit() -> impl Strategy<Value = RateLimit> {
         1 => Quota::Window { requests, window_ns },
         _ => Quota::InFlight { requests },
     });
-    (name(), vec(target, 1..3), any::<bool>(), vec(quota, 1..3)).prop_map(
-        |(name, targets, shadow, quotas)| {
+    let header = select(vec![("content-type", "text/html"), ("x-code", "slow"), ("x-code", "")]);
+    (name(), vec(target, 1..3), any::<bool>(), vec(quota, 1..3), vec(header, 0..3)).prop_map(
+        |(name, targets, shadow, quotas, headers)| {
+            let headers = headers.into_iter();
+            let headers =
+                headers.map(|(name, value)| AnswerHeader { name: name.into(), value: value.into() });
             let limit = |(index, quota)| Limit {
                 name: format!("limit-{index}").into(),
                 key: vec![KeyPart::SourceAddress { v4: 24, v6: 64 }, KeyPart::Header("x-user".into())],
                 missing: Missing::Shared,
                 quota,
+                cost: cost(index),
+                overrides: overrides(quota),
                 exempt: vec!["10.0.0.0/8".parse().expect("a network")],
+                exempt_principals: vec![TextPattern::Suffix("/sa/probe".into())],
                 max_keys: 8,
                 cluster: None,
                 push_down: None,
@@ -318,12 +344,28 @@ fn limit() -> impl Strategy<Value = RateLimit> {
                 name,
                 targets,
                 shadow,
+                kernel: if shadow { vec![kernel_limit(quotas.len())] } else { Vec::new() },
+                connections: quotas.iter().copied().enumerate().skip(1).map(limit).collect(),
                 limits: quotas.into_iter().enumerate().map(limit).collect(),
                 answer: DirectResponse { status: 429, body: b"no".as_slice().into() },
+                headers: headers.collect(),
                 tells: shadow,
             }
         },
     )
+}
+
+fn kernel_limit(amount: usize) -> KernelLimit {
+    KernelLimit {
+        name: "dials".into(),
+        count: KernelCount::Connections,
+        key: KernelKey::SourceAddress { v4: 24, v6: 64 },
+        missing: Missing::default(),
+        amount: u32::try_from(amount).expect("few"),
+        window_ns: 1_000_000_000,
+        burst: 5,
+        exempt: vec!["10.0.0.0/8".parse().expect("a network")],
+    }
 }
 
 fn peer() -> impl Strategy<Value = PeerAuthentication> {

@@ -11,12 +11,16 @@ use super::WireError;
 use super::draft::Draft;
 use super::key::Key;
 use crate::model::{Model, ObjectName};
+use crate::priority::give_way;
 
 /// The form that is written, and the only one that is read.
 const FORM: u8 = 1;
 
 /// zstd's level. The third is the fastest that finds what distant records have in common.
 const LEVEL: i32 = 3;
+
+/// So many bytes are compressed at once.
+const PIECE: usize = 32 << 10;
 
 /// The window that a frame may ask for, as a power of two; level 3 takes 2 MiB.
 const WINDOW_LOG_MAX: u32 = 23;
@@ -113,7 +117,10 @@ impl Change {
     pub(super) fn compress(plain: &[u8]) -> Vec<u8> {
         let mut compressor = zstd::Encoder::new(vec![FORM], LEVEL).expect("the level exists");
         compressor.include_checksum(true).expect("zstd has checksums");
-        compressor.write_all(plain).expect("a vector takes all writes");
+        for piece in plain.chunks(PIECE) {
+            compressor.write_all(piece).expect("a vector takes all writes");
+            give_way();
+        }
         compressor.finish().expect("a vector takes all writes")
     }
 

@@ -13,10 +13,10 @@ use super::WireError;
 use super::key::{EndpointKey, ListenerKey, RouteKey};
 use crate::model::serial::nanoseconds;
 use crate::model::{
-    AuthorizationPolicy, ClientTls, DirectResponse, EdgeGuard, Endpoint, HostPattern, HttpRule, Labels,
-    LbPolicy, Limit, LimitTarget, Listener, ListenerProtocol, ListenerTls, MtlsMode, ObjectName,
-    PeerAuthentication, PolicyAction, PolicyRule, PolicyScope, Probe, RateLimit, RouteTable, Service,
-    ServicePort, SourceRate, Subset, TlsRules, TrafficPolicy, Workload,
+    AnswerHeader, AuthorizationPolicy, ClientTls, DirectResponse, EdgeGuard, Endpoint, HostPattern, HttpRule,
+    KernelLimit, Labels, LbPolicy, Limit, LimitTarget, Listener, ListenerProtocol, ListenerTls, MtlsMode,
+    ObjectName, PeerAuthentication, PolicyAction, PolicyRule, PolicyScope, Probe, RateLimit, RouteTable,
+    Service, ServicePort, SourceRate, Subset, TlsRules, TrafficPolicy, Workload,
 };
 
 #[derive(Serialize, Deserialize)]
@@ -259,7 +259,13 @@ pub(super) struct LimitRecord {
     #[serde(default)]
     shadow: bool,
     limits: Vec<Limit>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    connections: Vec<Limit>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    kernel: Vec<KernelLimit>,
     answer: DirectResponse,
+    #[serde(default, skip_serializing_if = "is_empty")]
+    headers: Arc<[AnswerHeader]>,
     #[serde(default)]
     tells: bool,
 }
@@ -270,7 +276,10 @@ impl From<&RateLimit> for LimitRecord {
             targets: limit.targets.clone(),
             shadow: limit.shadow,
             limits: limit.limits.clone(),
+            kernel: limit.kernel.clone(),
+            connections: limit.connections.clone(),
             answer: limit.answer.clone(),
+            headers: Arc::clone(&limit.headers),
             tells: limit.tells,
         }
     }
@@ -278,8 +287,8 @@ impl From<&RateLimit> for LimitRecord {
 
 impl LimitRecord {
     pub(super) fn named(self, name: ObjectName) -> RateLimit {
-        let Self { targets, shadow, limits, answer, tells } = self;
-        RateLimit { name, targets, shadow, limits, answer, tells }
+        let Self { targets, shadow, limits, connections, kernel, answer, headers, tells } = self;
+        RateLimit { name, targets, shadow, limits, connections, kernel, answer, headers, tells }
     }
 }
 
@@ -404,6 +413,6 @@ fn has_none(labels: &Arc<Labels>) -> bool {
     labels.is_empty()
 }
 
-fn is_empty(nets: &Arc<[IpNet]>) -> bool {
-    nets.is_empty()
+fn is_empty<T>(list: &Arc<[T]>) -> bool {
+    list.is_empty()
 }

@@ -245,7 +245,7 @@ impl Reader<'_, '_> {
     }
 
     fn principals(&mut self, written: &[String], field: &Field) -> Vec<TextPattern> {
-        self.each(written, field, requests::text)
+        principals(written, field, self.notes)
     }
 
     fn accounts(&mut self, written: &[String], field: &Field) -> Vec<Account> {
@@ -270,15 +270,33 @@ impl Reader<'_, '_> {
         field: &Field,
         read: impl Fn(&str) -> Result<T, &'static str>,
     ) -> Vec<T> {
-        let mut values = Vec::with_capacity(written.len());
-        for (index, text) in written.iter().enumerate() {
-            match read(text) {
-                Ok(value) => values.push(value),
-                Err(reason) => self.notes.error(&field.index(index), format!("`{text}` {reason}")),
-            }
-        }
-        values
+        each(written, field, self.notes, read)
     }
+}
+
+/// Reads principals, of this kind or another that names them.
+pub(super) fn principals(written: &[String], field: &Field, notes: &mut Notes<'_>) -> Vec<TextPattern> {
+    for (index, text) in written.iter().enumerate().filter(|(_, text)| text.starts_with(SCHEME)) {
+        let text = format!("`{text}` is nobody: principals are written without `{SCHEME}`");
+        notes.warning(Code::Ignored, &field.index(index), text);
+    }
+    each(written, field, notes, requests::text)
+}
+
+fn each<T>(
+    written: &[String],
+    field: &Field,
+    notes: &mut Notes<'_>,
+    read: impl Fn(&str) -> Result<T, &'static str>,
+) -> Vec<T> {
+    let mut values = Vec::with_capacity(written.len());
+    for (index, text) in written.iter().enumerate() {
+        match read(text) {
+            Ok(value) => values.push(value),
+            Err(reason) => notes.error(&field.index(index), format!("`{text}` {reason}")),
+        }
+    }
+    values
 }
 
 fn cidr(text: &str) -> Result<Cidr, &'static str> {
@@ -294,6 +312,8 @@ fn cidr(text: &str) -> Result<Cidr, &'static str> {
     }
 }
 
+/// What begins a SPIFFE id, and no principal.
+const SCHEME: &str = "spiffe://";
 const NO_RANGE: &str = "is no IP address or range of them";
 
 const NO_ACCOUNT: &str =

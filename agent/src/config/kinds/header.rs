@@ -29,6 +29,11 @@ pub(super) fn name(text: &str, field: &Field, notes: &mut Notes<'_>) -> Option<A
     Some(text.to_ascii_lowercase().into())
 }
 
+/// Whether a field belongs to the connection or the framing; by its name in lower case.
+pub(super) fn is_reserved(name: &str) -> bool {
+    RESERVED.contains(&name)
+}
+
 /// Whether a value may stand in a header field (RFC 9110, 5.5): no control characters but the tab.
 pub(super) fn is_value(text: &str) -> bool {
     text.bytes().all(|byte| byte == b'\t' || (byte >= b' ' && byte != 0x7f))
@@ -42,7 +47,7 @@ pub(super) fn change(
     notes: &mut Notes<'_>,
 ) -> Option<HeaderOp> {
     let name = name(text, field, notes)?;
-    if RESERVED.contains(&&*name) {
+    if is_reserved(&name) {
         notes.error(field, format!("`{name}` belongs to the connection or the framing and can't be changed"));
         return None;
     }

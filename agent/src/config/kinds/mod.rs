@@ -52,6 +52,9 @@ use super::object::Notes;
 use super::report::Code;
 use crate::model::{EdgeGuard, Labels, ObjectName, RateLimit, expression as regex};
 
+/// The namespace whose policies are about the whole cluster, as Istio has it by default.
+pub(super) const ROOT_NAMESPACE: &str = "istio-system";
+
 /// The checked content of an object.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Spec {

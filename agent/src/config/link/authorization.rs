@@ -4,8 +4,7 @@ use super::super::kinds::Spec;
 use super::World;
 use crate::model::{AuthorizationPolicy, PolicyScope};
 
-/// The namespace whose policies are about the whole cluster, as Istio has it by default.
-pub(super) const ROOT_NAMESPACE: &str = "istio-system";
+pub(super) use super::super::kinds::ROOT_NAMESPACE;
 
 /// The policies that are enforced, sorted by name.
 pub(super) fn policies(world: &World<'_>) -> Vec<AuthorizationPolicy> {

@@ -122,10 +122,12 @@ fn problem(tls: &ClientTls, endpoint: &Endpoint, surroundings: &Surroundings<'_>
     let pod = pod?;
     let strict = PodMtls::of_pod(surroundings.peers.iter(), pod);
     let by = strict.strict_on(Some(address.port()))?;
-    let does = if tunnelled {
-        "connections to it go by the mesh's mutual TLS all the same"
-    } else {
-        "it refuses what comes from other nodes without the mesh's mutual TLS"
+    let does = match tls {
+        _ if !tunnelled => "it refuses what comes from other nodes without the mesh's mutual TLS",
+        ClientTls::Own(_) => {
+            "from other nodes connections to it go by the mesh's mutual TLS all the same, and within it the pod has to speak TLS itself"
+        }
+        ClientTls::Disable | ClientTls::Mesh => "connections to it go by the mesh's mutual TLS all the same",
     };
     Some((
         Code::Conflicted,

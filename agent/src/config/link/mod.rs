@@ -54,7 +54,7 @@ pub(super) fn link(objects: &[Arc<Object>]) -> (Model, Vec<LinkedObject>) {
     mesh_routes.extend(http_route::mesh_routes(&world, &mut notes));
     let listeners = gateway::listeners(&world, &mut notes);
     let guards = edge_guard::guards(&world);
-    let limits = rate_limit::limits(&world, &mut notes);
+    let limits = rate_limit::limits(&world, &workloads.values().map(|(workload, _)| workload), &mut notes);
     addresses::report_shared(&world, &mut notes);
     let mut services = endpoints::services(&world);
     backend_tls::apply(&world, &mut services, &mut notes);

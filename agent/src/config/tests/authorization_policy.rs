@@ -293,6 +293,38 @@ fn wrong_values_name_their_place() {
 }
 
 #[test]
+fn principals_that_are_nobody_are_told() {
+    for (principal, told) in [("spiffe://a/ns/b/sa/c", 1), ("a/ns/b/sa/c", 0), ("*/sa/c", 0)] {
+        let rules = [
+            format!("  rules:\n  - from: [{{source: {{principals: ['{principal}']}}}}]\n"),
+            format!("  rules:\n  - when: [{{key: source.principal, notValues: ['{principal}']}}]\n"),
+        ];
+        for rule in rules {
+            let said = messages(&load_in_shop(&document("default", &rule)).report, Severity::Warning);
+            assert_eq!(said.len(), told, "{rule}: {said:?}");
+            assert!(said.iter().all(|said| said.contains("without `spiffe://`")), "{said:?}");
+        }
+    }
+}
+
+#[test]
+fn methods_that_nobody_uses_are_told() {
+    for (method, told) in
+        [("get", 1), ("Get", 1), ("g*", 1), ("GET", 0), ("*", 0), ("P*", 0), ("M-SEARCH", 0)]
+    {
+        for field in ["methods", "notMethods"] {
+            let rule = format!("  rules:\n  - to: [{{operation: {{{field}: ['{method}']}}}}]\n");
+            let said = messages(&load_in_shop(&document("default", &rule)).report, Severity::Warning);
+            assert_eq!(said.len(), told, "{rule}: {said:?}");
+            assert!(
+                said.iter().all(|said| said.contains(".operation.") && said.contains("in capitals")),
+                "{said:?}"
+            );
+        }
+    }
+}
+
+#[test]
 fn wrong_identities_name_their_place() {
     for (spec, start, part) in [
         (

@@ -175,3 +175,51 @@ fn for_gateways_a_backend_tls_policy_counts_before_it() {
     let told = messages(&load_in_shop(&(tls("mode: DISABLE") + policy)).report, Severity::Warning);
     assert!(told.len() == 1 && told[0].contains("for port 80 of default/order-service"), "{told:?}");
 }
+
+#[test]
+fn a_rule_about_tls_that_cannot_be_read_at_the_start_lets_no_plaintext_out() {
+    for policy in [
+        "{tls: {mode: SIMPEL}}",
+        "{portLevelSettings: [{port: {number: 80}, tls: {mode: MUTUAL, privateKey: /k}}]}",
+    ] {
+        let state = load_in_shop(&rule(policy));
+        let [policy] = &state.model.policies[..] else { panic!("{policy}: one policy") };
+        assert_eq!(policy.tls.others, Some(ClientTls::Mesh));
+        let said = messages(&state.report, Severity::Error);
+        let stands = "nothing is sent to its host but by the mesh's mutual TLS";
+        assert!(said.iter().any(|text| text.contains(stands)), "{said:#?}");
+    }
+    // One that asks for no TLS takes nothing away.
+    for policy in
+        ["{loadBalancer: {simple: NOBODY}}", "{tls: {mode: DISABLE}, loadBalancer: {simple: NOBODY}}"]
+    {
+        assert!(load_in_shop(&rule(policy)).model.policies.is_empty(), "{policy}");
+    }
+}
+
+#[test]
+fn a_backend_tls_policy_that_cannot_be_read_at_the_start_lets_nothing_out() {
+    let good = "{hostname: a.test, wellKnownCACertificates: System}";
+    for (target, validation) in [
+        ("", "{hostname: a.test, wellKnownCACertificates: Nobody}"),
+        ("", "{}"),
+        ("", "{hostname: a.test, unknown: 1}"),
+        (", namespace: shop", good),
+        ("}, {group: '', kind: Servcie, name: other", good),
+        ("}, {kind: 1", good),
+    ] {
+        let policy = format!(
+            "---\napiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {{name: p}}\nspec: {{targetRefs: [{{group: '', kind: Service, name: order-service{target}}}], validation: {validation}}}\n"
+        );
+        let state = load_in_shop(&policy);
+        let service = state.model.services.iter().find(|service| &*service.name.name == "order-service");
+        let ports = &service.expect("the service").ports;
+        let nobody = |tls: &BackendTls| tls.roots == BackendRoots::Bundles(Vec::new());
+        assert!(
+            ports.iter().all(|port| port.tls.as_deref().is_some_and(nobody)),
+            "{target} {validation}: {ports:?}"
+        );
+        let said = messages(&state.report, Severity::Error);
+        assert!(said.iter().any(|text| text.contains("Gateways send nothing to its targets")), "{said:#?}");
+    }
+}

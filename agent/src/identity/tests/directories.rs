@@ -3,13 +3,14 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tempfile::TempDir;
 
 use super::forge::{MESSAGE, TD, hours};
 use crate::identity::{
-    Authority, IdentityError, NodeDirectory, NodeIdentity, Reload, Replace, Term, TrustBundle, Untrusted,
+    Authority, DirectorySource, IdentityError, NodeDirectory, NodeIdentity, Reload, Replace, Term,
+    TrustBundle, Untrusted, inventory,
 };
 
 const DAY: Duration = Duration::from_hours(24);
@@ -301,6 +302,40 @@ fn nothing_is_put_where_others_write() {
     let error = site.node("ca", "node1", "open", Replace::Never).expect_err("open").to_string();
     assert!(error.contains("may be written by others (mode 0777)"), "{error}");
     assert_eq!(fs::read_dir(site.path("open")).expect("a directory").count(), 0);
+}
+
+#[test]
+fn nothing_is_read_where_others_may_replace_it() {
+    let site = Site::new();
+    site.node("ca", "node1", "one", Replace::Never).expect("a node");
+    for (mode, expected) in [
+        (0o700, None),
+        (0o755, None),
+        (0o1777, None),
+        (0o3777, None),
+        (0o777, Some("may be written by others (mode 0777)")),
+        (0o775, Some("may be written by others (mode 0775)")),
+        (0o702, Some("may be written by others (mode 0702)")),
+    ] {
+        for directory in ["ca", "one"] {
+            fs::set_permissions(site.path(directory), Permissions::from_mode(mode)).expect("a mode");
+        }
+        let (ca, one) = (site.path("ca"), site.path("one"));
+        let shown = inventory(&one, SystemTime::UNIX_EPOCH).expect("what is there");
+        let broken = shown.into_iter().map(|held| held.state).find(|state| state.contains("by others"));
+        for (what, error) in [
+            ("a CA", Authority::load(&ca).err().map(|error| error.to_string())),
+            ("a node", NodeDirectory::open(&one).err().map(|error| error.to_string())),
+            ("its workloads", DirectorySource::open(&one).err().map(|error| error.to_string())),
+            ("what it shows", broken),
+        ] {
+            let is_it = match (&error, expected) {
+                (Some(error), Some(expected)) => error.contains(expected),
+                (error, expected) => error.is_none() && expected.is_none(),
+            };
+            assert!(is_it, "{what}, {mode:o}: {error:?}");
+        }
+    }
 }
 
 #[test]

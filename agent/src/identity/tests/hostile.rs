@@ -156,7 +156,7 @@ async fn by(mesh: &Mesh, shown: &Shown, believed: impl Fn() -> TrustBundle) -> [
     let terms = || Terms { bundle: Arc::new(believed()), ..mesh.terms() };
     let (near, far) = duplex(64 * 1024);
     let ours = async {
-        tls::accept(near, terms(), Arc::new(Present)).await.map(|_| ()).map_err(|refused| refused.why)
+        tls::accept(near, terms(), Arc::new(Present)).await.map(|_| ()).map_err(|(refused, _)| refused.why)
     };
     let (served, ()) = tokio::join!(ours, as_client(far, Some(shown), USUAL));
     let (near, far) = duplex(64 * 1024);
@@ -234,7 +234,10 @@ async fn records_that_are_none_are_told_so_in_both_roles() {
                 if dialled {
                     tls::connect(near, mesh.terms(), Arc::new(Present)).await.err().map(|refused| refused.why)
                 } else {
-                    tls::accept(near, mesh.terms(), Arc::new(Present)).await.err().map(|refused| refused.why)
+                    tls::accept(near, mesh.terms(), Arc::new(Present))
+                        .await
+                        .err()
+                        .map(|(refused, _)| refused.why)
                 }
             };
             let theirs = async move {

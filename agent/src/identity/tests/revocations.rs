@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
@@ -218,10 +219,11 @@ fn a_node_is_taken_back_without_its_files_and_everybody_notices() {
         WorkloadCertificates::new(Box::new(source), DAY)
     };
     let (one, two) = (keeper("one"), keeper("two"));
-    let id = "spiffe://mesh.test/ns/a/sa/b".parse().expect("an id");
-    let wanted = HashSet::from([id]);
+    let ids =
+        ["b", "c", "d"].map(|name| format!("spiffe://mesh.test/ns/a/sa/{name}").parse().expect("an id"));
+    let wanted = HashSet::from(ids);
     for keeper in [&one, &two] {
-        assert_eq!(keeper.turn(&wanted, now, || 0).minted, 1);
+        assert_eq!(keeper.turn(&wanted, now, || 0).minted, 3);
     }
     let signer = NodeDirectory::open(&site.path("one")).expect("a node");
     let reader = NodeDirectory::open(&site.path("two")).expect("a node");
@@ -241,13 +243,19 @@ fn a_node_is_taken_back_without_its_files_and_everybody_notices() {
     assert_eq!(signer.current().check(now), Err(Untrusted::Revoked), "it knows that it can't sign");
     assert_eq!(reader.current().check(now), Ok(()));
     let turned = one.turn(&wanted, now, || 0);
-    assert!(matches!(turned.failed[..], [(_, IdentityError::IssuerRevoked { .. })]), "{turned:?}");
+    let revoked = |(_, why): &(_, Arc<_>)| matches!(**why, IdentityError::IssuerRevoked { .. });
+    assert!(turned.failed.len() == 3 && turned.failed.iter().all(revoked), "{turned:?}");
+    assert!(turned.forgot(), "{turned:?}");
+    let told = one.alerts(now);
+    assert!(told.iter().any(|told| told.contains(" and 2 others: ")), "{told:?}");
+    // Before they are tried again, too.
+    assert_eq!((one.turn(&wanted, now, || 0).minted, one.alerts(now)), (0, told));
     assert!(one.list().is_empty(), "what it made is gone");
     assert!(changes.has_changed().expect("the keeper lives"));
     assert_eq!(two.turn(&wanted, now, || 0).failed.len(), 0);
     // New files end it.
     site.node("one", Replace::Asked);
-    assert_eq!(one.turn(&wanted, now, || 0).minted, 1);
+    assert_eq!(one.turn(&wanted, now, || 0).minted, 3);
     assert_eq!(signer.reload(now).expect("good files"), Reload::Changed);
     assert_eq!(signer.current().check(now), Ok(()));
 }
@@ -256,6 +264,17 @@ fn a_node_is_taken_back_without_its_files_and_everybody_notices() {
 fn what_was_taken_back_is_not_unsaid_by_an_older_list_or_none() {
     let site = Site::new();
     let now = SystemTime::now();
+    // Somebody takes back other things with a copy of the CA: the same numbers, and less of what the CA itself takes back.
+    let fork = site.path("fork");
+    fs::create_dir(&fork).expect("a directory");
+    for file in fs::read_dir(site.path("ca")).expect("the CA") {
+        let file = file.expect("a file");
+        fs::copy(file.path(), fork.join(file.file_name())).expect("copied");
+    }
+    let forked = Authority::load(&fork).expect("a CA");
+    for target in [of_node("two"), Target::Operator("alice".parse().expect("a name"))] {
+        forked.revoke(&target, now).expect("revoked");
+    }
     site.revoke(&of_node("one")).expect("revoked");
     fs::copy(site.path("ca/revoked.crl"), site.path("older")).expect("copied");
     let person = Target::Operator("alice".parse().expect("a name"));
@@ -271,6 +290,8 @@ fn what_was_taken_back_is_not_unsaid_by_an_older_list_or_none() {
     copy(&site.path("older"), &list);
     gone(directory.reload(now).err());
     gone(keeper.turn(&HashSet::new(), now, || 0).reload);
+    copy(&site.path("fork/revoked.crl"), &list);
+    gone(directory.reload(now).err());
     fs::remove_file(&list).expect("there");
     gone(directory.reload(now).err());
     assert_eq!(directory.current().bundle.revoked_count(), 3, "what was read goes on");

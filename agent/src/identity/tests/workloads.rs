@@ -54,7 +54,10 @@ async fn meet(
     let (near, far) = duplex(64 * 1024);
     let clock = || Arc::new(DefaultTimeProvider);
     let client = tls::connect(near, terms(dialling, "cart", "pay", there), clock());
-    let server = tls::accept(far, terms(dialled, "pay", "cart", on), clock());
+    let server = async {
+        let accepted = tls::accept(far, terms(dialled, "pay", "cart", on), clock()).await;
+        accepted.map_err(|(refused, _)| refused)
+    };
     let (client, server) = tokio::join!(client, server);
     [client.err(), server.err()].map(|refused| refused.map(|refused| refused.why))
 }
@@ -76,6 +79,22 @@ async fn workloads_of_two_nodes_believe_each_other_and_no_third_node() {
     assert_eq!(client, Some(PeerRefusal::WrongNode));
     let [_, server] = meet((&one, "node3"), (&two, "node2")).await;
     assert_eq!(server, Some(PeerRefusal::WrongNode));
+}
+
+#[tokio::test]
+async fn who_has_no_certificate_says_so() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let [root, one] = ["ca", "one"].map(|name| dir.path().join(name));
+    node(&ca(&root), "node1", &one, DAY);
+    let keeper = keeper(&one, DAY);
+    let own = keeper.obtain(&id("cart"), SystemTime::now()).expect("a certificate");
+    let peer = Expected { id: id("pay"), node: "node2".into() }.into();
+    let (near, far) = duplex(64 * 1024);
+    let clock = || Arc::new(DefaultTimeProvider);
+    let client = tls::connect(near, Terms { own, bundle: keeper.bundle(), peer }, clock());
+    let (client, server) = tokio::join!(client, tls::refuse(far, clock()));
+    assert_eq!(client.err().map(|refused| refused.why), Some(PeerRefusal::Refused));
+    assert!(server.is_some(), "it is to linger");
 }
 
 #[test]
@@ -130,9 +149,19 @@ fn an_expired_intermediate_issues_nothing_and_is_tried_again() {
     node(&ca(&root), "node1", &one, Duration::from_hours(1));
     let keeper = keeper(&one, DAY);
     let later = SystemTime::now() + Duration::from_hours(2);
-    let turned = keeper.turn(&HashSet::from([id("cart")]), later, || 0);
-    assert!(matches!(turned.failed[..], [(_, IdentityError::IssuerNotValid { .. })]), "{turned:?}");
-    assert_eq!(turned.next, Some(later + Duration::from_secs(1)));
+    let wanted = HashSet::from([id("cart")]);
+    // The second turn comes before the next try: it goes on telling why.
+    for _ in 0..2 {
+        let turned = keeper.turn(&wanted, later, || 0);
+        let not_valid = |why: &IdentityError| matches!(why, IdentityError::IssuerNotValid { .. });
+        assert!(matches!(&turned.failed[..], [(_, why)] if not_valid(why)), "{turned:?}");
+        assert!(!turned.forgot(), "{turned:?}");
+        assert_eq!(turned.next, Some(later + Duration::from_secs(1)));
+        assert!(keeper.alerts(later).iter().any(|told| told.contains("/sa/cart: ")), "{turned:?}");
+    }
+    assert!(keeper.obtain(&id("pay"), later).is_none());
+    assert_eq!(keeper.turn(&HashSet::from([id("cart"), id("pay")]), later, || 0).failed.len(), 2);
+    assert!(keeper.turn(&HashSet::new(), later, || 0).failed.is_empty(), "nobody wants them any more");
 }
 
 #[test]
@@ -146,7 +175,15 @@ fn a_directory_that_does_not_fit_together_is_named() {
     let good = fs::read(one.join("intermediate.key")).expect("there");
     fs::copy(two.join("intermediate.key"), one.join("intermediate.key")).expect("copied");
     assert!(open().contains("intermediate.key is not the key of"), "{}", open());
+    // Another node's, both of it.
+    let own = fs::read(one.join("intermediate.pem")).expect("there");
+    fs::copy(two.join("intermediate.pem"), one.join("intermediate.pem")).expect("copied");
+    assert!(open().contains("intermediate.pem is the certificate of node node2, not of node1"), "{}", open());
+    fs::write(one.join("intermediate.pem"), own).expect("written");
     fs::write(one.join("intermediate.key"), good).expect("written");
+    fs::write(one.join("revoked.crl"), "junk").expect("written");
+    assert!(open().contains("revoked.crl") && open().contains("no PEM block X509 CRL"), "{}", open());
+    fs::remove_file(one.join("revoked.crl")).expect("removed");
     ca(&other);
     fs::copy(other.join("bundle.pem"), one.join("bundle.pem")).expect("copied");
     assert!(open().contains("no root of the bundle"), "{}", open());

@@ -41,6 +41,11 @@ impl Identity<'_> {
         }
     }
 
+    /// The SPIFFE id.
+    pub fn uri(&self) -> String {
+        format!("spiffe://{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account)
+    }
+
     fn text(&self) -> impl DoubleEndedIterator<Item = u8> {
         let parts = [self.trust_domain, "/ns/", self.namespace, "/sa/", self.service_account];
         parts.into_iter().flat_map(str::bytes)

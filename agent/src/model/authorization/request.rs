@@ -1,5 +1,6 @@
 //! What an AuthorizationPolicy asks of an HTTP request: its method, path, host and header fields.
 
+use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,17 @@ impl TextPattern {
             Self::Exact(exact) => text == exact.as_bytes(),
             Self::Prefix(start) => text.starts_with(start.as_bytes()),
             Self::Suffix(end) => text.ends_with(end.as_bytes()),
+        }
+    }
+}
+
+impl fmt::Display for TextPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Present => f.write_str("*"),
+            Self::Exact(text) => f.write_str(text),
+            Self::Prefix(start) => write!(f, "{start}*"),
+            Self::Suffix(end) => write!(f, "*{end}"),
         }
     }
 }

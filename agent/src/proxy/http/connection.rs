@@ -18,7 +18,7 @@ use super::silence::{Timer, sleep_until};
 use super::worker::{Buffers, Held, HttpWorker, make_room};
 use crate::http::Refusal;
 use crate::http::h1::HeadScan;
-use crate::net::Stream;
+use crate::net::{Stream, linger};
 use crate::proxy::open::Shown;
 use crate::proxy::{Context, Downstream, Early, Handshaken, Protocol};
 use crate::telemetry::Origin;
@@ -267,8 +267,7 @@ impl Connection {
             }
             Ending::Linger => {
                 // What follows is only for the client to read its answer before unread bytes make the kernel reset.
-                let _ = tokio::time::timeout(settings.discard_time, linger(&mut io, settings.discard_bytes))
-                    .await;
+                linger(&mut io, (settings.discard_time, settings.discard_bytes)).await;
             }
         }
         ctx.http.keep_buffers(buffers);
@@ -304,20 +303,6 @@ async fn idle_until(timer: &mut Timer, until: Option<Instant>) {
     match until {
         Some(until) => sleep_until(timer, until).await,
         None => std::future::pending().await,
-    }
-}
-
-async fn linger(io: &mut Stream, limit: u64) {
-    if io.shutdown().await.is_err() {
-        return;
-    }
-    let mut dropped = [0; 4096];
-    let mut left = limit;
-    while let Ok(bytes @ 1..) = io.read(&mut dropped).await {
-        left = left.saturating_sub(bytes as u64);
-        if left == 0 {
-            return;
-        }
     }
 }
 

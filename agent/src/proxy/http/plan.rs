@@ -110,6 +110,11 @@ impl<'t> Planned<'t> {
         Self { left, ..self }
     }
 
+    /// The same, of another limit that may leave less.
+    pub fn telling_too(self, left: Left<'t>) -> Self {
+        Self { left: Some(Left::least(self.left, left)), ..self }
+    }
+
     /// What is done without a route.
     pub fn unrouted(plan: Plan<'t>) -> Self {
         Self { route: None, plan, share: None, left: None }

@@ -14,9 +14,9 @@ use crate::model::Workload;
 use crate::proxy::Handshaken;
 use crate::proxy::admission::Slot;
 use crate::proxy::answer::Problem;
-use crate::proxy::limits::Held;
+use crate::proxy::limits::{Entering, Held, Limited};
 use crate::route::RequestView;
-use crate::telemetry::{RequestRecord, ResponseFlags};
+use crate::telemetry::{LimitedBy, RequestRecord, ResponseFlags};
 
 /// A request's way so far.
 #[derive(Debug)]
@@ -51,8 +51,12 @@ pub(in crate::proxy) struct Trail<'t> {
     pub details: &'static str,
     /// The policy that refused it.
     pub denied: Option<Denied>,
+    /// The limit that refused it.
+    pub limited: Option<LimitedBy<'t>>,
     /// What it holds of limits on requests in flight.
     pub held: Held,
+    /// The limits of pods that it may enter; `None`: none are asked where it is sent on.
+    pub entering: Option<Entering<'t>>,
     /// Body bytes from the client.
     pub request_bytes: u64,
     /// Body bytes to the client.
@@ -79,7 +83,9 @@ impl<'t> Trail<'t> {
             flags: ResponseFlags::default(),
             details: "",
             denied: None,
+            limited: None,
             held: Held::new(),
+            entering: None,
             request_bytes: 0,
             response_bytes: 0,
         }
@@ -90,6 +96,12 @@ impl<'t> Trail<'t> {
         (self.upstream, self.endpoint) = unreached.last.map_or((None, None), |(at, to)| (Some(at), to));
         self.denied = unreached.denied;
         unreached.problem
+    }
+
+    /// Notes that a limit refuses it.
+    pub fn limited(&mut self, limited: &Limited<'t>) {
+        self.fail(limited.problem());
+        self.limited = Some(limited.by());
     }
 
     /// Notes what went wrong. The details are those of the first problem, as those that follow are its consequence: a client
@@ -128,6 +140,7 @@ impl Caller<'_> {
             flags: trail.flags,
             details: trail.details,
             denied: trail.denied.as_ref(),
+            limited: trail.limited,
             request_bytes: trail.request_bytes,
             response_bytes: trail.response_bytes,
             request_id,

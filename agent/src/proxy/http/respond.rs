@@ -23,7 +23,7 @@ use crate::http::body::{BodyTransfer, Framing};
 use crate::http::h1::Version;
 use crate::pool::Liveness;
 use crate::proxy::answer::{Answer, AnswerTo, Problem};
-use crate::proxy::limits::Limiting;
+use crate::proxy::limits::{Limited, Limiting};
 use crate::route::{RequestView, redirect_location};
 
 /// One try's terms.
@@ -61,6 +61,7 @@ impl Connection {
             Limiting::Asked(asked) => Box::pin(asked.settle(&mut trail.held)).await,
         };
         trail.slot = slot.ok();
+        trail.entering = self.caller().entering(&table);
         trail.route = planned.route.map(|matched| &**matched.route);
         let ending = match planned.plan {
             Plan::Forward { cluster, .. } => {
@@ -91,9 +92,8 @@ impl Connection {
                 Box::pin(self.answer(answer, planned.response_changes(), &mut trail)).await
             }
             Plan::Limited(limited) => {
-                trail.fail(Problem::RateLimited);
                 self.caller().refused_by(&limited, trail.start);
-                Box::pin(self.answer(Answer::limited(limited), Changes::default(), &mut trail)).await
+                Box::pin(self.limited(limited, &mut trail)).await
             }
             Plan::Fail(problem) => Box::pin(self.fail(problem, &mut trail)).await,
         };
@@ -116,6 +116,16 @@ impl Connection {
         }
         self.caller().record(&trail, None, &self.buffers.request_id);
         Ending::Linger
+    }
+
+    /// Answers a request that a limit refuses.
+    pub(in crate::proxy) async fn limited<'t>(
+        &mut self,
+        limited: Limited<'t>,
+        trail: &mut Trail<'t>,
+    ) -> Option<Ending> {
+        trail.limited(&limited);
+        self.answer(Answer::limited(limited), Changes::default(), trail).await
     }
 
     /// Whether the client's connection may be kept after this request.
@@ -158,6 +168,19 @@ impl Connection {
             };
             trail.upstream = Some(upstream.key.address);
             trail.endpoint = upstream.pick.as_ref().map(|pick| Arc::clone(pick.upstream()));
+            let told;
+            let planned = if trail.entering.is_none() {
+                planned
+            } else {
+                match Box::pin(self.caller().enter(&self.buffers.head, planned, trail)).await {
+                    Ok(entered) => told = entered,
+                    Err(limited) => {
+                        upstream.keep(self.ctx.http.pool(), Instant::now());
+                        return Box::pin(self.limited(limited, trail)).await;
+                    }
+                }
+                &told
+            };
             let progress = Progress::default();
             // The time that a connection took to be made is not the upstream's silence.
             let since = if upstream.at_once { trail.start } else { Instant::now() };
@@ -174,7 +197,11 @@ impl Connection {
                     wanted.kept = None;
                     self.buffers.upstream_in.clear();
                 }
-                Err(problem) => return Box::pin(self.give_up(problem, &progress, body, trail)).await,
+                Err(problem) => {
+                    let refused = !progress.answered.get() && upstream.io.peer_alert().is_heard();
+                    let problem = problem.or_refused(refused);
+                    return Box::pin(self.give_up(problem, &progress, body, trail)).await;
+                }
             }
         }
     }
@@ -236,7 +263,7 @@ impl Connection {
         let now = Instant::now();
         (trail.end, self.quiet_since) = (Some(now), Some(now));
         if finished.reusable {
-            self.ctx.http.pool().put(upstream.key, upstream.io, now);
+            upstream.keep(self.ctx.http.pool(), now);
         }
         self.settle(finished.fate, body).await
     }

@@ -11,10 +11,10 @@ use super::connection::Connection;
 use super::passed::Passed;
 use super::plan::Planned;
 use crate::balance::Pick;
-use crate::compile::{Cluster, Denied, Security, Upstream, Within};
+use crate::compile::{Cluster, Denied, OUTSIDE_MESH, Security, Upstream, Within};
 use crate::model::Asked;
 use crate::net::{ConnectTarget, Stream};
-use crate::pool::{Liveness, PoolKey, is_quiet};
+use crate::pool::{Liveness, Pool, PoolKey, is_quiet};
 use crate::proxy::access::Refused;
 use crate::proxy::answer::Problem;
 use crate::proxy::{Early, access, upstream_tls};
@@ -30,8 +30,17 @@ pub(in crate::proxy) struct UpstreamConnection {
     pub reused: bool,
     /// Whether it was there without anything having been waited for.
     pub at_once: bool,
+    /// Whether it was opened with the client's connection, whatever the pool had.
+    pub early: bool,
     /// The endpoint's load; `None` for an address that no table names.
     pub pick: Option<Pick>,
+}
+
+impl UpstreamConnection {
+    /// Keeps it for further requests; it is between two messages since `now`.
+    pub fn keep(self, pool: &Pool, now: Instant) {
+        if self.early { pool.put_unasked(self.key, self.io, now) } else { pool.put(self.key, self.io, now) }
+    }
 }
 
 /// No endpoint could be connected to.
@@ -107,7 +116,8 @@ impl Caller<'_> {
         {
             let key = self.pool_key(goal, address, pick.as_ref(), (security, server_name));
             // It may have been closed meanwhile, like one that was kept.
-            return Ok(UpstreamConnection { io: io.into(), key, reused: true, at_once: true, pick });
+            let io = io.into();
+            return Ok(UpstreamConnection { io, key, reused: true, at_once: true, early: true, pick });
         }
         let mut tries = 0;
         let connect = async |key: PoolKey| {
@@ -126,6 +136,7 @@ impl Caller<'_> {
             key,
             reused,
             at_once: reused && tries == 1,
+            early: false,
             pick,
         })
     }
@@ -155,14 +166,16 @@ impl Caller<'_> {
                 // The cluster has no endpoint left that has not been tried.
                 break;
             }
-            if let Err(Refused(denied)) = self.check_access(goal, address, passed) {
+            if let Err(refused) = self.check_access(goal, address, passed) {
                 // Other endpoints would refuse as well, or should not hide that this one does.
                 let endpoint = pick.map(|pick| Arc::clone(pick.upstream()));
-                return Err(Unreached { problem: Problem::Denied, last: Some((address, endpoint)), denied });
+                let problem = Problem::Denied(refused.details());
+                return Err(Unreached { problem, last: Some((address, endpoint)), denied: refused.0 });
             }
             if security.0 == Security::Mesh && !self.is_in_mesh(goal, address) {
                 let endpoint = pick.map(|pick| Arc::clone(pick.upstream()));
-                let problem = Problem::UpstreamTls(upstream_tls::OUTSIDE_MESH);
+                let problem = Problem::UpstreamTls(OUTSIDE_MESH);
+                self.ctx.recorder.turned_away(OUTSIDE_MESH, self.peer, address);
                 unreached = Unreached { problem, last: Some((address, endpoint)), denied: None };
                 avoid.push(address);
                 continue;
@@ -234,7 +247,11 @@ impl Caller<'_> {
         let Some(tls) = key.security.tls() else { return Ok(Stream::Plain(io)) };
         let asked = (within, key.server_name.as_deref().unwrap_or_default());
         match Box::pin(tokio::time::timeout_at(until, upstream_tls::shake(io, tls, asked))).await {
-            Ok(shaken) => shaken.map_err(Problem::UpstreamTls),
+            Ok(Ok(shaken)) => Ok(shaken),
+            Ok(Err(why)) => {
+                self.ctx.recorder.turned_away(why, self.peer, key.address);
+                Err(Problem::UpstreamTls(why))
+            }
             Err(_) => Err(late),
         }
     }

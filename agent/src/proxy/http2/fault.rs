@@ -57,6 +57,13 @@ pub(super) struct Failed {
     pub unprocessed: bool,
 }
 
+impl Failed {
+    /// As [`Problem::or_refused`] has it.
+    pub fn or_refused(self, alerted: bool) -> Self {
+        Self { problem: self.problem.or_refused(alerted), ..self }
+    }
+}
+
 impl From<Problem> for Failed {
     fn from(problem: Problem) -> Self {
         Self { problem, unprocessed: false }

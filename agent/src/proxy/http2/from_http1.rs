@@ -49,6 +49,10 @@ impl Connection {
             };
             trail.upstream = Some(stream.address);
             trail.endpoint = stream.pick.as_ref().map(|pick| Arc::clone(pick.upstream()));
+            let planned = &match self.caller().enter(&self.buffers.head, planned, trail).await {
+                Ok(entered) => entered,
+                Err(limited) => return self.limited(limited, trail).await,
+            };
             let progress = Progress::new(self.ctx.http.load(&self.origin), &self.settings.http2);
             let turn = Turn { planned, deadline, progress: &progress, fate: &fate };
             let result = self.exchange_http2(&stream, &mut body, turn).await;
@@ -68,7 +72,9 @@ impl Connection {
                 }
                 Err(failed) => {
                     delivered.status.set(progress.status.get());
-                    return self.give_up(failed.problem, &delivered, body, trail).await;
+                    let refused = !progress.answered.get() && stream.lease.is_alerted();
+                    let problem = failed.problem.or_refused(refused);
+                    return self.give_up(problem, &delivered, body, trail).await;
                 }
             }
         }

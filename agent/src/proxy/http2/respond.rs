@@ -1,5 +1,7 @@
 //! One stream, from its head to the end of its answer.
 
+mod entering;
+
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -149,6 +151,7 @@ impl Stream<'_> {
             Limiting::Asked(asked) => Box::pin(asked.settle(&mut trail.held)).await,
         };
         trail.route = planned.route.map(|matched| &**matched.route);
+        trail.entering = caller.entering(table);
         match planned.plan {
             Plan::Forward { cluster, .. } => {
                 trail.cluster = Some(cluster);
@@ -172,9 +175,8 @@ impl Stream<'_> {
                 self.answer(answer, planned.response_changes(), trail);
             }
             Plan::Limited(limited) => {
-                trail.fail(Problem::RateLimited);
                 self.session.caller().refused_by(&limited, trail.start);
-                self.answer(Answer::limited(limited), Changes::default(), trail);
+                self.limited(limited, trail);
             }
             Plan::Fail(problem) => self.fail(problem, trail),
         }
@@ -203,6 +205,10 @@ impl Stream<'_> {
                 Wire::Http1 => self.try_http1(goal, turn, again, trail).await,
                 Wire::Http2 => self.try_http2(goal, turn, trail).await,
             };
+            if trail.limited.is_some() {
+                // It has its answer, and nothing was sent on.
+                return;
+            }
             trail.request_bytes = progress.request_bytes.get();
             trail.response_bytes = progress.response_bytes.get();
             trail.grpc_status = progress.grpc_status.get();
@@ -236,10 +242,13 @@ impl Stream<'_> {
         };
         trail.upstream = Some(stream.address);
         trail.endpoint = stream.pick.as_ref().map(|pick| Arc::clone(pick.upstream()));
+        let Some(planned) = self.enter(turn.planned, trail).await else { return (Ok(()), false) };
+        let turn = Turn { planned: &planned, ..turn };
         let result = self.over_http2(&stream, turn).await;
         let idempotent = self.buffers.head.is_idempotent();
         let retry = result.is_err_and(|failed| may_retry(failed, turn.progress, &stream, idempotent));
-        (result, retry)
+        let refused = !turn.progress.answered.get() && stream.lease.is_alerted();
+        (result.map_err(|failed| failed.or_refused(refused)), retry)
     }
 
     async fn over_http2(&mut self, stream: &UpstreamStream, turn: Turn<'_>) -> Result<(), Failed> {
@@ -286,6 +295,11 @@ impl Stream<'_> {
         };
         trail.upstream = Some(upstream.key.address);
         trail.endpoint = upstream.pick.as_ref().map(|pick| Arc::clone(pick.upstream()));
+        let Some(planned) = self.enter(turn.planned, trail).await else {
+            upstream.keep(self.session.ctx.http.pool(), Instant::now());
+            return (Ok(()), false);
+        };
+        let turn = Turn { planned: &planned, ..turn };
         let result = self.over_http1(&mut upstream, turn).await;
         let progress = turn.progress;
         let reusable = result == Ok(true) && progress.uploaded.get() && self.buffers.upstream_in.is_empty();
@@ -297,9 +311,11 @@ impl Stream<'_> {
             && !progress.taken.get()
             && !progress.answered.get();
         if reusable {
-            self.session.ctx.http.pool().put(upstream.key, upstream.io, Instant::now());
+            upstream.keep(self.session.ctx.http.pool(), Instant::now());
+            return (result.map(drop), retry);
         }
-        (result.map(drop), retry)
+        let refused = !progress.answered.get() && upstream.io.peer_alert().is_heard();
+        (result.map(drop).map_err(|failed| failed.or_refused(refused)), retry)
     }
 
     /// Gives whether the upstream's connection is between two messages, as far as its response tells.

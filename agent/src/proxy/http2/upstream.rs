@@ -54,7 +54,7 @@ impl Caller<'_> {
         {
             let key = self.pool_key(goal, address, pick.as_ref(), (security, server_name));
             let (builder, keepalive) = (builder(self.settings), self.settings.http2.upstream_keepalive());
-            if let Ok(mut lease) = self.ctx.http.http2().add(&key, io, &builder, keepalive).await {
+            if let Ok(mut lease) = self.ctx.http.http2().add_unasked(&key, io, &builder, keepalive).await {
                 // It may have been closed meanwhile, like one that has served before.
                 lease.reused = true;
                 return Ok(UpstreamStream { lease, address: key.address, pick });

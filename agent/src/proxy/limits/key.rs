@@ -1,13 +1,15 @@
-//! What a request is counted by.
+//! What a request is counted by, and what it costs.
 
+use std::borrow::Cow;
 use std::hash::Hasher;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::Asking;
-use crate::compile::LimitCounter;
-use crate::limit::counters::{KeyWriter, SharedKey};
+use crate::compile::{LimitCounter, Numbers, write_text};
+use crate::http::h1::Field;
+use crate::limit::counters::SharedKey;
 use crate::limit::quota::SharedLimit;
-use crate::model::{KeyPart, Missing};
+use crate::model::{CostSource, Identity, KeyPart, Limit, Missing, PathTemplates};
 use crate::route::{RequestView, query_parameter};
 
 /// What a request is counted by; `K` is how the limit knows keys.
@@ -28,51 +30,94 @@ enum Beginning {
     Shared = 2,
 }
 
+impl Beginning {
+    /// What tells hashes apart that begin with nothing.
+    fn spread(self) -> u64 {
+        (self as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+}
+
 impl Asking<'_> {
     /// The key of a limit of this node.
     pub(super) fn key(&self, limit: &LimitCounter) -> Key<u64> {
-        self.written(limit, || limit.hasher(), |hasher| hasher.finish())
+        self.written(limit, |_| limit.hasher(), |hasher, beginning| hasher.finish() ^ beginning.spread())
     }
 
     /// The key of a limit of the cluster.
     pub(super) fn shared_key(&self, limit: &LimitCounter, shared: &SharedLimit) -> Key<SharedKey> {
-        self.written(limit, || shared.writer(), KeyWriter::key)
+        let begun = |beginning: Beginning| {
+            let mut writer = shared.writer();
+            writer.write_u8(beginning as u8);
+            writer
+        };
+        self.written(limit, begun, |writer, _| writer.key())
+    }
+
+    /// What the request costs of a limit, whose numbers for its key these are.
+    pub(super) fn cost(&self, limit: &LimitCounter, numbers: &Numbers) -> u32 {
+        let cost = &limit.limit.cost;
+        let Some(said) = &cost.said else { return cost.units.max(1) };
+        let number = match &said.by {
+            CostSource::Header(name) => self.values(name).filter_map(number).max(),
+            CostSource::Query(name) => self.query(name).and_then(|value| number(&value)),
+        };
+        let max = said.max.unwrap_or_else(|| numbers.quota.most_of_one());
+        number.map_or(cost.units, |number| number.min(max)).max(1)
+    }
+
+    /// What the request's key is held to.
+    pub(super) fn numbers<'l>(&self, limit: &'l LimitCounter) -> &'l Numbers {
+        if !limit.has_overrides() {
+            return limit.numbers();
+        }
+        let mut hasher = limit.hasher();
+        let mut values = limit.limit.key.iter().filter(|part| !matches!(part, KeyPart::SourceAddress { .. }));
+        if !values.all(|part| self.write(part, &mut hasher)) {
+            return limit.numbers();
+        }
+        limit.numbers_of(hasher.finish(), self.client)
     }
 
     fn written<H: Hasher, K>(
         &self,
         limit: &LimitCounter,
-        fresh: impl Fn() -> H,
-        finish: impl FnOnce(H) -> K,
+        fresh: impl Fn(Beginning) -> H,
+        finish: impl FnOnce(H, Beginning) -> K,
     ) -> Key<K> {
         let rule = &limit.limit;
-        if rule.exempt.iter().any(|net| net.contains(&self.client)) {
+        if self.is_exempt(rule) {
             return Key::Exempt;
         }
-        let mut hasher = fresh();
-        hasher.write_u8(Beginning::Whole as u8);
+        let mut hasher = fresh(Beginning::Whole);
         if rule.key.iter().all(|part| self.write(part, &mut hasher)) {
-            return Key::Of(finish(hasher));
+            return Key::Of(finish(hasher, Beginning::Whole));
         }
-        let mut hasher = fresh();
         match rule.missing {
-            Missing::Exempt => return Key::Exempt,
-            Missing::Refuse => return Key::Refused,
-            Missing::Shared => hasher.write_u8(Beginning::Shared as u8),
+            Missing::Exempt => Key::Exempt,
+            Missing::Refuse => Key::Refused,
+            Missing::Shared => Key::Of(finish(fresh(Beginning::Shared), Beginning::Shared)),
             Missing::SourceAddress => {
-                hasher.write_u8(Beginning::Missing as u8);
+                let mut hasher = fresh(Beginning::Missing);
                 write_address(self.client, (32, 64), &mut hasher);
+                Key::Of(finish(hasher, Beginning::Missing))
             }
         }
-        Key::Of(finish(hasher))
+    }
+
+    /// Whether a limit does not hold for the client: by its address, or as whom it is proven. Who is not proven is nobody.
+    fn is_exempt(&self, rule: &Limit) -> bool {
+        let listed = rule.exempt.iter().any(|net| net.contains(&self.client));
+        if listed || rule.exempt_principals.is_empty() {
+            return listed;
+        }
+        let (table, client) = self.proof;
+        let named = |identity: Identity<'_>| rule.exempt_principals.iter().any(|one| identity.is(one));
+        client.proven(table).is_some_and(named)
     }
 
     /// Writes a part of a key; false where the request has no such value.
     fn write(&self, part: &KeyPart, hasher: &mut impl Hasher) -> bool {
-        let mut text = |value: &[u8]| {
-            hasher.write_usize(value.len());
-            hasher.write(value);
-        };
+        let mut text = |value: &[u8]| write_text(value, hasher);
         match part {
             KeyPart::SourceAddress { v4, v6 } => write_address(self.client, (*v4, *v6), hasher),
             KeyPart::SourceIdentity => {
@@ -82,23 +127,21 @@ impl Asking<'_> {
             }
             KeyPart::Header(name) => return self.write_header(name, hasher),
             KeyPart::Cookie(name) => {
-                let fields =
-                    self.head.fields().iter().filter(|field| field.name.eq_ignore_ascii_case(b"cookie"));
-                let Some(value) = fields.flat_map(|field| cookies(field.value, name.as_bytes())).next()
-                else {
-                    return false;
-                };
+                let Some(value) = self.cookie(name) else { return false };
                 text(value);
             }
             KeyPart::Query(name) => {
-                let Some(value) = self.head.query().and_then(|query| query_parameter(query, name)) else {
-                    return false;
-                };
+                let Some(value) = self.query(name) else { return false };
                 text(&value);
             }
-            KeyPart::Path => text(self.head.path().as_bytes()),
-            KeyPart::Method => text(self.head.method().as_bytes()),
-            KeyPart::Host => text(self.head.host().as_bytes()),
+            KeyPart::Path | KeyPart::Method | KeyPart::Host => {
+                let Some(value) = self.line(part) else { return false };
+                text(value.as_bytes());
+            }
+            KeyPart::PathTemplate(part) => {
+                let Some(value) = self.templated(part) else { return false };
+                text(value.as_bytes());
+            }
             KeyPart::Route => {
                 let Some((source, rule)) = self.route else { return false };
                 text(source.namespace.as_bytes());
@@ -112,15 +155,55 @@ impl Asking<'_> {
     /// All values count, so that nobody gets a key of its own by putting another value beside the one that the server heeds.
     fn write_header(&self, name: &str, hasher: &mut impl Hasher) -> bool {
         let mut found = false;
-        for field in
-            self.head.fields().iter().filter(|field| field.name.eq_ignore_ascii_case(name.as_bytes()))
-        {
+        for value in self.values(name) {
             found = true;
-            hasher.write_usize(field.value.len());
-            hasher.write(field.value);
+            write_text(value, hasher);
         }
         found
     }
+
+    /// What the request's line says of a part of the key.
+    pub(super) fn line(&self, part: &KeyPart) -> Option<&str> {
+        let head = self.head?;
+        match part {
+            KeyPart::Path => Some(head.path()),
+            KeyPart::Method => Some(head.method()),
+            KeyPart::Host => Some(head.host()),
+            _ => None,
+        }
+    }
+
+    /// What the path is counted by, in the form in which routes are matched.
+    pub(super) fn templated<'a>(&'a self, part: &'a PathTemplates) -> Option<&'a str> {
+        part.value(self.head?.path())
+    }
+
+    /// The first value of a parameter of the query, decoded.
+    pub(super) fn query(&self, name: &str) -> Option<Cow<'_, [u8]>> {
+        query_parameter(self.head?.query()?, name)
+    }
+
+    /// The first value of a cookie.
+    pub(super) fn cookie(&self, name: &str) -> Option<&[u8]> {
+        self.values("cookie").flat_map(|field| cookies(field, name.as_bytes())).next()
+    }
+
+    /// All values of a field.
+    pub(super) fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+        let named = move |field: &Field<'_>| field.name.eq_ignore_ascii_case(name.as_bytes());
+        let fields = self.head.into_iter().flat_map(|head| head.fields().iter());
+        fields.filter(named).map(|field| field.value)
+    }
+}
+
+/// A number of units in digits; one that is too large for an integer is the largest. 0 is none: nothing is for nothing.
+fn number(value: &[u8]) -> Option<u32> {
+    let digits = value.trim_ascii();
+    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let add = |number: u32, digit: &u8| number.saturating_mul(10).saturating_add(u32::from(digit - b'0'));
+    Some(digits.iter().fold(0, add)).filter(|number| *number > 0)
 }
 
 /// Writes the network of an address.
@@ -144,4 +227,30 @@ fn cookies<'a>(field: &'a [u8], name: &[u8]) -> impl Iterator<Item = &'a [u8]> {
         let at = pair.iter().position(|byte| *byte == b'=')?;
         (pair[..at] == *name).then(|| &pair[at + 1..])
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn costs_are_whole_numbers_above_zero() {
+        for (value, expected) in [
+            ("1", Some(1)),
+            (" 07 ", Some(7)),
+            ("4294967295", Some(u32::MAX)),
+            ("99999999999999999999999", Some(u32::MAX)),
+            ("0", None),
+            ("000", None),
+            ("", None),
+            ("+5", None),
+            ("-5", None),
+            ("5.0", None),
+            ("5, 6", None),
+            ("0x5", None),
+            ("\u{0665}", None),
+        ] {
+            assert_eq!(number(value.as_bytes()), expected, "{value:?}");
+        }
+    }
 }

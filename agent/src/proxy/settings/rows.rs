@@ -90,7 +90,11 @@ pub(super) const AGENT: &[Row<ProxySettings>] = &[
         |s| &mut s.admission.handshakes.max,
         "TLS handshakes with clients of Gateways that may be under way at once; more are reset.",
     ),
-    time("pool.idle-timeout", |s| &mut s.pool.idle, "How long an upstream connection may stay unused."),
+    time(
+        "pool.idle-timeout",
+        |s| &mut s.pool.idle,
+        "How long an upstream connection may stay unused. One that its server closes meanwhile leaves within about a second.",
+    ),
     count(
         "pool.max-idle-per-endpoint",
         0,

@@ -17,9 +17,10 @@ pub fn run(plans: &Plans, lasts: Duration) -> Result<Vec<Row>> {
     let (_, epoch) = site.leader()?;
     let load = site.load(NODES[0], RATE)?;
     load.wait_requests(RATE as usize, LIMIT)?;
+    let restarted = NODES[2];
+    site.wait_kept(restarted)?;
     site.redis.stop()?;
     let begin = Instant::now();
-    let restarted = NODES[2];
     site.take_agent(restarted)?.kill9()?;
     let starting = Instant::now();
     site.start_agent(restarted)?;

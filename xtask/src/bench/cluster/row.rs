@@ -18,9 +18,15 @@ pub struct Row {
     pub value: Spread,
     /// How many values there are.
     pub count: usize,
-    /// What no value may exceed.
+    /// What no value may exceed, or their median.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub most: Option<f64>,
+    /// What the median may not fall below.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub least: Option<f64>,
+    /// What is compared with that.
+    #[serde(skip)]
+    judged: f64,
 }
 
 impl Row {
@@ -28,13 +34,17 @@ impl Row {
     pub fn new(row: &str, unit: &'static str, values: Vec<f64>) -> Result<Self> {
         let count = values.len();
         let value = Spread::of(values).with_context(|| format!("nothing was measured: {row}"))?;
-        Ok(Self { what: row.to_owned(), unit, value, count, most: None })
+        Ok(Self { what: row.to_owned(), unit, value, count, most: None, least: None, judged: value.high })
     }
 
     /// Of one value.
     pub fn one(row: &str, unit: &'static str, value: f64) -> Self {
-        let value = Spread { median: value, low: value, high: value };
-        Self { what: row.to_owned(), unit, value, count: 1, most: None }
+        Self::spread(row, unit, Spread { median: value, low: value, high: value }, 1)
+    }
+
+    /// Of so many values, of which only this is told.
+    pub fn spread(row: &str, unit: &'static str, value: Spread, count: usize) -> Self {
+        Self { what: row.to_owned(), unit, value, count, most: None, least: None, judged: value.high }
     }
 
     /// Times, in milliseconds.
@@ -57,15 +67,35 @@ impl Row {
         Self { most: Some(most), ..self }
     }
 
+    /// With what the median may not exceed.
+    #[must_use]
+    pub fn at_most_typically(self, most: f64) -> Self {
+        Self { most: Some(most), judged: self.value.median, ..self }
+    }
+
+    /// With what the median may not fall below.
+    #[must_use]
+    pub fn at_least_typically(self, least: f64) -> Self {
+        Self { least: Some(least), judged: self.value.median, ..self }
+    }
+
+    /// Whether it is within its line, if it has one.
+    pub fn is_held(&self) -> bool {
+        self.most.is_none_or(|most| self.judged <= most)
+            && self.least.is_none_or(|least| self.judged >= least)
+    }
+
     /// The row as a line.
     pub fn line(&self) -> String {
-        let Self { what: row, unit, value, count, most } = self;
-        let verdict = most.map_or_else(String::new, |most| {
-            let said = if value.high <= most { "held" } else { "MISSED" };
-            format!("  line {most}: {said}")
+        let Self { what: row, unit, value, count, .. } = self;
+        let verdict = self.most.or(self.least).map_or_else(String::new, |line| {
+            let said = if self.is_held() { "held" } else { "MISSED" };
+            format!("  line {line}: {said}")
         });
+        // Ratios are about hundredths and less.
+        let digits = if value.median < 10.0 { 3 } else { 2 };
         format!(
-            "{row:<48} {:>12.2}  {unit:<8} [{:.2}-{:.2}] of {count}{verdict}",
+            "{row:<48} {:>12.digits$}  {unit:<8} [{:.digits$}-{:.digits$}] of {count}{verdict}",
             value.median, value.low, value.high
         )
     }
@@ -88,7 +118,12 @@ mod tests {
         assert_eq!(p99(&[]), None);
         let row = Row::times("r", &times).expect("there are some").at_most(99.0);
         assert!(row.line().ends_with("[1.00-100.00] of 100  line 99: MISSED"), "{}", row.line());
-        assert!(row.at_most(100.0).line().ends_with("held"));
+        let row = row.at_most(100.0);
+        assert!(row.line().ends_with("held"));
+        assert!(row.at_most_typically(50.0).line().ends_with("line 50: MISSED"));
+        let ratio = |least| Row::one("r", "", 0.9).at_least_typically(least);
+        assert!(ratio(0.9).line().ends_with("line 0.9: held") && ratio(0.9).is_held());
+        assert!(ratio(0.91).line().ends_with("line 0.91: MISSED") && !ratio(0.91).is_held());
         assert!(Row::new("r", "ms", vec![]).is_err());
     }
 }

@@ -115,7 +115,7 @@ impl Site {
     }
 
     fn agent_options(&self, node: &str, plans: &Plans) -> Result<AgentOptions> {
-        let state = self.lab.directory().join(format!("state-{node}")).display().to_string();
+        let state = self.state_of(node).display().to_string();
         let options = AgentOptions::clustered(self.redis.url())?;
         // Documents are written past `sluice apply`, which alone seals them.
         let arguments =
@@ -191,6 +191,16 @@ impl Site {
             .map(|node| self.watchers[node].wait(since, LIMIT, |table| table.revision >= revision));
         let seen: Vec<Instant> = seen.collect::<Result<_>>()?;
         seen.into_iter().max().context("no agent runs")
+    }
+
+    fn state_of(&self, node: &str) -> PathBuf {
+        self.lab.directory().join(format!("state-{node}"))
+    }
+
+    /// Waits until a node has a table on its disk, which a thread of low priority writes.
+    pub fn wait_kept(&self, node: &str) -> Result<()> {
+        let table = self.state_of(node).join("table");
+        lab::wait_for("a table on the disk", LIMIT, || table.is_file())
     }
 
     /// Who leads, as some agent knows it, and its term.

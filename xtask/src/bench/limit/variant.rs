@@ -20,6 +20,18 @@ const NGINX_HTTP: &str = "http {\n";
 const NGINX_LOCATION: &str = "    location / {\n";
 const ENVOY_AT: &str = "          http_filters:\n";
 
+/// Another route of the agent's, with a limit or without: looking it up is no cost of a limit.
+const OTHER_ROUTE: &str = "---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: other, namespace: default}
+spec:
+  parentRefs: [{name: edge}]
+  hostnames: [other.test]
+  rules:
+  - backendRefs: [{name: backend, port: 80}]
+";
+
 /// A proxy, and its limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limited {
@@ -38,8 +50,9 @@ const fn sluice(name: &'static str, limit: &'static str, route: &'static str) ->
     Limited { contender: Contender::Sluice, name, limit: Some((limit, route)) }
 }
 
-/// What a proxy without a limit is called.
+/// What a proxy without a limit is called, and a second one that tells how far two equal processes lie apart.
 const OFF: &str = "off";
+const AGAIN: &str = "off again";
 
 /// All of them, in the order of the table.
 pub const VARIANTS: &[Limited] = &[
@@ -50,6 +63,7 @@ pub const VARIANTS: &[Limited] = &[
     peer(Contender::Envoy, OFF),
     peer(Contender::Envoy, "local"),
     peer(Contender::Sluice, OFF),
+    peer(Contender::Sluice, AGAIN),
     sluice("rate", "{name: a, key: [{type: SourceAddress}], rate: {requests: 4000000000, per: 1s}}", "all"),
     sluice("window", "{name: a, key: [{type: SourceAddress}], window: {requests: 10000, per: 10ms}}", "all"),
     sluice("in flight", "{name: a, key: [{type: SourceAddress}], inFlight: 10000}", "all"),
@@ -66,6 +80,20 @@ impl Limited {
         self.name == OFF
     }
 
+    /// Whether it tells how far equal processes lie apart.
+    pub fn is_control(&self) -> bool {
+        self.name == AGAIN
+    }
+
+    fn is_bare(&self) -> bool {
+        self.is_off() || self.is_control()
+    }
+
+    /// As rows call it.
+    pub fn label(&self) -> String {
+        format!("{} {}", self.contender.name(), self.name)
+    }
+
     /// Where clients find it.
     pub fn address(&self) -> SocketAddr {
         SocketAddr::new(PROXY.into(), self.port())
@@ -78,8 +106,13 @@ impl Limited {
 
     /// Starts it and waits until it passes requests on.
     pub fn start(&self, track: &Track, program: &Path) -> Result<Server> {
+        self.start_under(&[], track, program)
+    }
+
+    /// Likewise as an argument of another program's command line.
+    pub fn start_under(&self, outer: &[String], track: &Track, program: &Path) -> Result<Server> {
         let name = format!("limit-{}", self.port());
-        let argv = self.argv(&name, track.directory(), program)?;
+        let argv = [outer, &self.argv(&name, track.directory(), program)?].concat();
         let mut server = track.start(Place::Proxy, &name, &argv)?;
         wait_until(&format!("{self:?} to answer"), PATIENCE, || {
             if let Err(error) = server.check() {
@@ -120,12 +153,12 @@ impl Limited {
 
     fn config(&self, directory: &Path) -> String {
         let text = match self.contender {
-            Contender::Haproxy => include_str!("../peers/haproxy.conf"),
-            Contender::Envoy => include_str!("../peers/envoy.conf"),
-            Contender::Sluice => include_str!("../peers/sluice.conf"),
-            _ => include_str!("../peers/nginx.conf"),
+            Contender::Haproxy => include_str!("../peers/haproxy.conf").to_owned(),
+            Contender::Envoy => include_str!("../peers/envoy.conf").to_owned(),
+            Contender::Sluice => include_str!("../peers/sluice.conf").to_owned() + OTHER_ROUTE,
+            _ => include_str!("../peers/nginx.conf").to_owned(),
         };
-        let text = if self.is_off() { text.to_owned() } else { self.with_limit(text) };
+        let text = if self.is_bare() { text } else { self.with_limit(&text) };
         [
             ("{{DIR}}", directory.display().to_string()),
             ("{{ADDRESS}}", PROXY.to_string()),
@@ -161,10 +194,7 @@ impl Limited {
             Contender::Sluice => {
                 let (limit, route) = self.limit.unwrap_or_default();
                 format!(
-                    "{text}---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\n\
-                     metadata: {{name: other, namespace: default}}\nspec:\n  parentRefs: [{{name: edge}}]\n  \
-                     hostnames: [other.test]\n  rules:\n  - backendRefs: [{{name: backend, port: 80}}]\n---\n\
-                     apiVersion: sluice.dev/v1alpha1\nkind: RateLimit\nmetadata: {{name: bench, namespace: default}}\nspec:\n  \
+                    "{text}---\napiVersion: sluice.dev/v1alpha1\nkind: RateLimit\nmetadata: {{name: bench, namespace: default}}\nspec:\n  \
                      targetRefs: [{{group: gateway.networking.k8s.io, kind: HTTPRoute, name: {route}}}]\n  limits: [{limit}]\n"
                 )
             }
@@ -191,7 +221,7 @@ mod tests {
             assert!(!text.contains("{{"), "{variant:?}: {text}");
             let limits = ["limit_req", "stick-table", "local_ratelimit", "RateLimit"];
             let limited = limits.iter().any(|word| text.contains(word));
-            assert_eq!(limited, !variant.is_off(), "{variant:?}: {text}");
+            assert_eq!(limited, !variant.is_bare(), "{variant:?}: {text}");
             assert!(ports.insert(variant.port()), "{variant:?}");
         }
     }

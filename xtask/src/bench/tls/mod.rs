@@ -12,7 +12,7 @@ mod peer;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -122,6 +122,23 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     conclude(options, &Report { contenders, figures, remarks, facts })
 }
 
+/// Runs every load but the idle one through agents at `binary`, for a compiler to learn from.
+pub fn train(track: &Track, binary: &Path, seconds: u32) -> Result<()> {
+    let binaries = Binaries { sluice: binary.to_owned(), before: None };
+    let material = Material::make(track.directory())?;
+    let set_up = (track, &material);
+    let gateway = peer::start(Contender::Sluice, set_up, &binaries)?;
+    let pair = Pair::start(Contender::Sluice, binary)?;
+    for (name, work) in ROWS.into_iter().filter(|(_, work)| *work != Work::Memory) {
+        let taken = match work {
+            Work::Pair(path, port) => pair.measure(Load { path, port, connections: KEPT, seconds }),
+            _ => measure(work, &gateway, set_up, seconds),
+        };
+        taken.with_context(|| format!("running {name}"))?;
+    }
+    pair.stop()
+}
+
 /// Prints and writes what came of it.
 fn conclude(options: &Options, report: &Report) -> Result<ExitCode> {
     println!("\n{}", report.table());
@@ -175,13 +192,14 @@ impl Bench<'_> {
                 running.push(peer::start(*contender, set_up, binaries)?);
             }
         }
+        let seconds = self.options.seconds;
         for round in 0..self.options.rounds {
             for place in 0..contenders.len() {
                 let place = (place + round as usize) % contenders.len();
                 let taken = if let Some(running) = running.get(place) {
-                    self.measure(work, running)
+                    measure(work, running, set_up, seconds)
                 } else {
-                    self.measure(work, &peer::start(contenders[place], set_up, binaries)?)
+                    measure(work, &peer::start(contenders[place], set_up, binaries)?, set_up, seconds)
                 };
                 self.note(name, (contenders[place], round), taken);
             }
@@ -237,35 +255,39 @@ impl Bench<'_> {
         });
         &mut self.figures[at]
     }
+}
 
-    fn measure(&self, work: Work, running: &Running) -> Result<Vec<(Metric, f64)>> {
-        let pid = running.server.as_ref().map(Server::pid).context("a contender without a process")?;
-        let address = |mutual| peer::address(running.contender, mutual);
-        let seconds = self.options.seconds;
-        match work {
-            Work::Kept(path) => {
-                let load = Loop { address: address(false), path, connections: KEPT, closes: false, seconds };
-                with_cpu(pid, || load::wrk_tls(self.track, &load))
-            }
-            Work::Connect(manner) => {
-                let to = address(manner.mutual);
-                let load = || client::run(to, self.material, manner, (seconds, CLIENT_CORE));
-                with_cpu(pid, || self.track.client.enter(load)?)
-            }
-            Work::Memory => {
-                let fresh = process::rss_kib(pid)?;
-                let open = || client::idle(address(true), self.material, IDLE as usize);
-                let idle = self.track.client.enter(open)??;
-                let with_idle = process::rss_kib(pid)?;
-                drop(idle);
-                Ok(vec![
-                    (Metric::Fresh, fresh / 1024.0),
-                    (Metric::WithIdle, with_idle / 1024.0),
-                    (Metric::PerIdle, (with_idle - fresh) / f64::from(IDLE)),
-                ])
-            }
-            Work::Pair(..) => bail!("pairs are no single process"),
+fn measure(
+    work: Work,
+    running: &Running,
+    (track, material): (&Track, &Material),
+    seconds: u32,
+) -> Result<Vec<(Metric, f64)>> {
+    let pid = running.server.as_ref().map(Server::pid).context("a contender without a process")?;
+    let address = |mutual| peer::address(running.contender, mutual);
+    match work {
+        Work::Kept(path) => {
+            let load = Loop { address: address(false), path, connections: KEPT, closes: false, seconds };
+            with_cpu(pid, || load::wrk_tls(track, &load))
         }
+        Work::Connect(manner) => {
+            let to = address(manner.mutual);
+            let load = || client::run(to, material, manner, (seconds, CLIENT_CORE));
+            with_cpu(pid, || track.client.enter(load)?)
+        }
+        Work::Memory => {
+            let fresh = process::rss_kib(pid)?;
+            let open = || client::idle(address(true), material, IDLE as usize);
+            let idle = track.client.enter(open)??;
+            let with_idle = process::rss_kib(pid)?;
+            drop(idle);
+            Ok(vec![
+                (Metric::Fresh, fresh / 1024.0),
+                (Metric::WithIdle, with_idle / 1024.0),
+                (Metric::PerIdle, (with_idle - fresh) / f64::from(IDLE)),
+            ])
+        }
+        Work::Pair(..) => bail!("pairs are no single process"),
     }
 }
 

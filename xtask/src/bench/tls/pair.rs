@@ -185,6 +185,11 @@ impl Pair {
         Ok(vec![(Metric::Rate, counted.per_second), (Metric::Cpu, used * 100_000.0 / counted.requests)])
     }
 
+    /// Stops the agents as an operator would, so that they leave all that they leave at their end.
+    pub fn stop(mut self) -> Result<()> {
+        self.agents.drain(..).try_for_each(|agent| agent.terminate().map(drop))
+    }
+
     fn wrk(&self, load: Load) -> Result<Counted> {
         let mut command = self.lab.pod(CLIENT)?.command("taskset")?;
         command.args(["-c", &CLIENT_CORE.to_string(), "wrk", "-t1", "--timeout", "10s"]);

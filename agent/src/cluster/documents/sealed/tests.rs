@@ -36,10 +36,15 @@ fn plain(documents: &[(&str, &str)]) -> Texts {
     documents.iter().map(|(id, text)| ((*id).into(), (1, (*text).into()))).collect()
 }
 
-/// Documents with a seal over them.
+/// Documents with a seal over them, made upon whatever was there.
 fn set(documents: &[(&str, &str)], by: &str, at: u64) -> Texts {
+    set_upon(documents, by, at, |head| head.follows = head.generation - 1)
+}
+
+fn set_upon(documents: &[(&str, &str)], by: &str, at: u64, change: impl FnOnce(&mut Head)) -> Texts {
     let mut texts = plain(documents);
-    let head = Head::new(CLUSTER, &texts, None, second(at));
+    let mut head = Head::new(CLUSTER, &texts, None, second(at));
+    change(&mut head);
     texts.insert(SEAL.into(), (1, head.sealed(|bytes| signature(by, bytes))));
     texts
 }
@@ -115,6 +120,98 @@ fn generations_only_rise() {
     // A clock that is behind makes none that is lower.
     let next = Head::new(CLUSTER, &plain(&TWO), Some(&believed(&held)), second(12));
     assert_eq!((next.generation, next.follows), (21_001, 21_000));
+}
+
+#[test]
+fn what_was_sealed_without_knowing_what_is_held_does_not_count() {
+    let held = set(&TWO, "alice", 20);
+    let follows = |follows: u64| set_upon(&TWO[..1], "bob", 30, |head| head.follows = follows);
+    for (upon, expected) in
+        [(0, Err("unaware")), (19_999, Err("unaware")), (20_000, Ok(30_000)), (25_000, Ok(30_000))]
+    {
+        assert_eq!(checked(&follows(upon), Some(&held)), expected, "{upon}");
+        assert_eq!(checked(&follows(upon), None), Ok(30_000), "{upon}: who has nothing loses nothing");
+    }
+    let anew = set_upon(&TWO[..1], "bob", 30, |head| head.anew = true);
+    assert_eq!(checked(&anew, Some(&held)), Ok(30_000));
+    assert_eq!(checked(&set_upon(&TWO, "bob", 19, |head| head.anew = true), Some(&held)), Err("outdated"));
+    // Whoever leads has taken it over.
+    let seal = believed(&held);
+    for (in_force, expected) in [(20_000, false), (30_000, true), (31_000, true)] {
+        let beside = (Some((&held, &seal)), in_force);
+        let found = check_beside(CLUSTER, &follows(0), &mut Sums::default(), &Root, beside);
+        assert_eq!(found.is_ok(), expected, "{in_force}");
+    }
+    // The table in force came before the documents that it is made of.
+    for (upon, in_force, expected) in
+        [(20_000, 25_000, false), (25_000, 25_000, true), (20_000, 30_000, true)]
+    {
+        for held in [Some((&held, &seal)), None] {
+            let beside = (held, in_force);
+            let found = check_beside(CLUSTER, &follows(upon), &mut Sums::default(), &Root, beside);
+            assert_eq!(found.is_ok(), expected, "{upon}, {in_force}, {}", beside.0.is_some());
+        }
+    }
+}
+
+/// What is given back is not refused by those who give it, whatever was taken back of its operator.
+#[test]
+fn what_is_held_counts_whatever_becomes_of_its_operator() {
+    struct Nobody;
+    impl Operators for Nobody {
+        fn operator(&self, _: SystemTime, _: &[u8], _: &Signature) -> Result<Arc<str>, Untrusted> {
+            Err(Untrusted::Revoked)
+        }
+    }
+    let held = set(&TWO, "alice", 20);
+    let seal = believed(&held);
+    let judged = |there: &Texts| {
+        let found = check_beside(CLUSTER, there, &mut Sums::default(), &Nobody, (Some((&held, &seal)), 0));
+        found.map(|seal| seal.head.generation).map_err(|refused| refused.as_str())
+    };
+    assert_eq!(judged(&held), Ok(20_000));
+    let mut altered = held.clone();
+    altered.remove(&Arc::<str>::from(TWO[0].0));
+    assert_eq!(judged(&altered), Err("altered"));
+    assert_eq!(judged(&set(&TWO, "alice", 21)), Err("revoked"));
+}
+
+/// One set after the other, each made upon the one before: all that an operator sees is the last.
+#[test]
+fn what_was_made_upon_a_set_that_does_not_count_does_not_either() {
+    let chain = |seals: &[(u64, bool)]| {
+        let mut last: Option<Texts> = None;
+        for (at, anew) in seals {
+            let before = last.as_ref().map(believed);
+            last = Some(set_upon(&TWO[..1], "bob", *at, |head| {
+                *head = Head::new(CLUSTER, &plain(&TWO[..1]), before.as_ref(), second(*at));
+                head.anew = *anew;
+            }));
+        }
+        last.expect("one at least")
+    };
+    let known = |seals: &[u64]| chain(&seals.iter().map(|at| (*at, false)).collect::<Vec<_>>());
+    let held = known(&[10, 15, 20]);
+    let long: Vec<u64> = (30..70).collect();
+    for (there, expected) in [
+        (known(&[10, 15, 20, 30]), Ok(30_000)),
+        (known(&[10, 15, 20, 30, 31, 32]), Ok(32_000)),
+        // The store had nothing, or went back to the 15th second.
+        (known(&[30, 31]), Err("unaware")),
+        (known(&[30, 31, 32]), Err("unaware")),
+        (known(&[10, 15, 30, 31]), Err("unaware")),
+        (chain(&[(30, true), (31, false)]), Ok(31_000)),
+        (chain(&[(10, false), (30, true), (31, false), (32, false)]), Ok(32_000)),
+        // No seal tells of all there ever were.
+        (known(&long), Ok(69_000)),
+    ] {
+        assert_eq!(checked(&there, Some(&held)), expected);
+    }
+    let begun = |texts: &Texts, at| {
+        believed(texts).head.is_begun_within(std::time::Duration::from_mins(1), second(at))
+    };
+    assert!(begun(&known(&[30, 31]), 40) && !begun(&known(&[30, 31]), 92) && !begun(&known(&long), 70));
+    assert!(!begun(&chain(&[(30, true)]), 31));
 }
 
 #[test]

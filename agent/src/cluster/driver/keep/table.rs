@@ -7,6 +7,9 @@ use crate::compile::wire::{Change, WireError};
 /// With more bytes of changes than this they are put together at once.
 const CHANGES_MAX: usize = 16 << 20;
 
+/// So many bytes of changes may stay in their file: a start reads them beside the table as fast as within it.
+const CHANGES_SOME: usize = 1 << 20;
+
 /// A table, and what of it the disk has.
 #[derive(Debug, Default)]
 pub(super) struct Table {
@@ -18,6 +21,8 @@ pub(super) struct Table {
     bytes: usize,
     /// Where the changes lead.
     at: Option<Position>,
+    /// The generation of the documents there.
+    generation: u64,
     /// What the disk has.
     kept: Option<Position>,
 }
@@ -26,10 +31,10 @@ impl Table {
     /// What is on the disk, with the changes that follow.
     pub(super) fn of(kept: Option<(KeptTable, Vec<KeptChange>)>) -> Self {
         let Some((whole, changes)) = kept else { return Self::default() };
-        let at = Some(whole.at);
-        let mut table = Self { whole: Some(whole), at, kept: at, ..Self::default() };
-        for KeptChange { at, previous, body } in changes {
-            table.take(at, Form::Delta { previous }, body);
+        let (at, generation) = (Some(whole.at), whole.generation);
+        let mut table = Self { whole: Some(whole), at, generation, kept: at, ..Self::default() };
+        for KeptChange { at, previous, generation, body } in changes {
+            table.take(at, Form::Delta { previous }, (generation, body));
         }
         table
     }
@@ -39,13 +44,14 @@ impl Table {
         self.kept
     }
 
-    /// Takes in a published table. One that came before is passed over: whoever applies may have begun anew.
-    pub(super) fn take(&mut self, at: Position, form: Form, body: Vec<u8>) {
+    /// Takes in a published table, with the generation of its documents and its records. One that came before is passed over:
+    /// whoever applies may have begun anew.
+    pub(super) fn take(&mut self, at: Position, form: Form, (generation, body): (u64, Vec<u8>)) {
         if self.at.is_some_and(|here| here.version >= at.version) {
             return;
         }
         match form {
-            Form::Snapshot { .. } => self.begin(Some(KeptTable { at, body })),
+            Form::Snapshot { .. } => self.begin(Some(KeptTable { at, generation, body })),
             Form::Delta { previous } if self.at.is_some_and(|here| here.chain == previous) => {
                 self.bytes += body.len();
                 self.changes.push(body);
@@ -53,7 +59,7 @@ impl Table {
             // Of what is between nothing is known here. The next one that is whole will do.
             Form::Delta { .. } => self.begin(None),
         }
-        self.at = Some(at);
+        (self.at, self.generation) = (Some(at), generation);
     }
 
     fn begin(&mut self, whole: Option<KeptTable>) {
@@ -68,6 +74,11 @@ impl Table {
     /// Whether it should be there at once: the changes on the disk do not follow the table there, or are many.
     pub(super) fn is_urgent(&self) -> bool {
         self.whole.as_ref().map(|whole| whole.at) != self.kept || self.bytes > CHANGES_MAX
+    }
+
+    /// Whether it is worth while to write the table anew: its changes are on the disk as well.
+    pub(super) fn is_due(&self) -> bool {
+        self.is_urgent() || self.bytes > CHANGES_SOME
     }
 
     /// All records as they are now; `None`: the disk has them.
@@ -85,7 +96,7 @@ impl Table {
             }
             (self.changes, self.bytes) = (Vec::new(), 0);
         }
-        whole.at = at;
+        (whole.at, whole.generation) = (at, self.generation);
         Some(Ok(whole))
     }
 
@@ -134,7 +145,8 @@ mod tests {
 
     fn take(table: &mut Table, bytes: &[u8]) -> Position {
         let sealed = Sealed::open(bytes).expect("is a table");
-        table.take(sealed.position(), sealed.header.form, sealed.body.to_vec());
+        let records = (sealed.header.generation, sealed.body.to_vec());
+        table.take(sealed.position(), sealed.header.form, records);
         sealed.position()
     }
 
@@ -164,7 +176,7 @@ mod tests {
             take(&mut table, &leader.publish(endpoints, false));
         }
         let last = take(&mut table, &leader.publish(5, false));
-        assert!(table.differs() && !table.is_urgent());
+        assert!(table.differs() && !table.is_urgent() && !table.is_due());
         let kept = keep(&mut table);
         assert_eq!((kept.at, model(&kept)), (last, sample::model(5, 1)));
         // What an agent reads at its start goes on likewise.
@@ -204,6 +216,6 @@ mod tests {
         assert_eq!(model(&keep(&mut table)), sample::model(7, 1));
         let mut next = Leader::of_epoch(2);
         take(&mut table, &next.publish(2, false));
-        assert!(table.is_urgent());
+        assert!(table.is_urgent() && table.is_due());
     }
 }

@@ -1,6 +1,6 @@
 -- What changed among the documents, in the order of revisions. KEYS: store, revision, config, revisions, deleted.
 -- ARGV: store, revision or where the answer before said to go on or '' for the beginning, how many documents at a time: the server does nothing else
--- meanwhile. What was written at once comes at once, however much it is.
+-- meanwhile. What was written at once comes at once, however much it is. Last an id that is told of whether it changed or not.
 -- Answers {store, revision, {{id, revision, text or false}, ...}, {{id, what the keys say of it that we never leave so}, ...},
 -- where to go on or ''}.
 local wrong = mistaken(KEYS[1], 'string') or mistaken(KEYS[2], 'string') or mistaken(KEYS[3], 'hash')
@@ -42,6 +42,10 @@ for i = 1, #live, 2 do
     -- It was not deleted, so it must not be taken for that.
     odd[#odd + 1] = {live[i], 'textless'}
   end
+end
+local at, body = redis.call('ZSCORE', KEYS[4], ARGV[4]), redis.call('HGET', KEYS[3], ARGV[4])
+if at and body then
+  changed[#changed + 1] = {ARGV[4], whole(counted(at)), body}
 end
 local deleted = redis.call('ZRANGEBYSCORE', KEYS[5], after, upto, 'WITHSCORES')
 for i = 1, #deleted, 2 do

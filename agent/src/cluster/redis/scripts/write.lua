@@ -22,6 +22,17 @@ if #conflicts > 0 then
   return {0, conflicts}
 end
 
+-- Somebody has deleted the count: it goes on above all that was counted, or what was said of a revision would come to mean another.
+if kind(KEYS[2]) == 'none' then
+  for _, key in ipairs({KEYS[4], KEYS[5]}) do
+    local count = redis.call('ZCARD', key)
+    local last = count > 0 and redis.call('ZRANGEBYSCORE', key, '-inf', '+inf', 'WITHSCORES', 'LIMIT', count - 1, 1)[2]
+    local highest = last and counted(last) or 0
+    -- What is near the end is none of ours.
+    revision = highest < 9007199254740991 / 2 and math.max(revision, highest) or revision
+  end
+end
+
 local above = tonumber(ARGV[4])
 local changes, next = 0, whole(math.max(revision, above or 0) + 1)
 for i = 5, #ARGV, 3 do

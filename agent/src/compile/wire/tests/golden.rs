@@ -42,6 +42,7 @@ fn every_kind_of_record_is_there() {
     has(|key| matches!(key, Key::Datagram(_)));
     has(|key| matches!(key, Key::Endpoint(_)));
     has(|key| matches!(key, Key::Guard(_)));
+    has(|key| matches!(key, Key::Limit(_)));
     has(|key| matches!(key, Key::Listener(_)));
     has(|key| matches!(key, Key::Attached(..)));
     has(|key| matches!(key, Key::Policy(_)));

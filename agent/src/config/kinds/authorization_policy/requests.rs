@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::schema::{Condition, Operation};
-use super::{Field, PolicyMatch, Reader};
+use super::{Code, Field, PolicyMatch, Reader};
 use crate::model::{FieldTerm, PathPart, PathPattern, RequestTerms, TextPattern};
 use crate::route::canonical_escapes;
 
@@ -15,14 +15,27 @@ const NO_TEXT: &str = "is empty, or has a `*` elsewhere than at one end";
 impl Reader<'_, '_> {
     pub(super) fn request(&mut self, operation: &Operation, field: &Field) -> RequestTerms {
         RequestTerms {
-            methods: self.each(&operation.methods, &field.key("methods"), text),
-            not_methods: self.each(&operation.not_methods, &field.key("notMethods"), text),
+            methods: self.methods(&operation.methods, &field.key("methods")),
+            not_methods: self.methods(&operation.not_methods, &field.key("notMethods")),
             paths: self.each(&operation.paths, &field.key("paths"), path),
             not_paths: self.each(&operation.not_paths, &field.key("notPaths"), path),
             hosts: self.each(&operation.hosts, &field.key("hosts"), host),
             not_hosts: self.each(&operation.not_hosts, &field.key("notHosts"), host),
             field: None,
         }
+    }
+
+    /// Methods are told apart by case (RFC 9110 section 9.1), and those that there are have capitals alone.
+    fn methods(&mut self, written: &[String], field: &Field) -> Vec<TextPattern> {
+        let small = |text: &String| text.bytes().any(|byte| byte.is_ascii_lowercase());
+        for (index, text) in written.iter().enumerate().filter(|(_, text)| small(text)) {
+            let upper = text.to_ascii_uppercase();
+            let text = format!(
+                "`{text}` is no method that anybody uses: methods are written in capitals, `{upper}`"
+            );
+            self.notes.warning(Code::Ignored, &field.index(index), text);
+        }
+        self.each(written, field, text)
     }
 
     pub(super) fn header(&mut self, key: &str, written: &Condition, field: &Field) -> PolicyMatch {

@@ -250,6 +250,22 @@ fn the_early_connection_is_used_where_the_route_picks_its_endpoint() {
 }
 
 #[test]
+fn early_connections_of_clients_that_are_gone_do_not_pile_up() {
+    run(async {
+        let mut setup = Setup::service(&[echo().await]);
+        setup.early = true;
+        let proxy = setup.start().await;
+        for number in 0..5 {
+            let mut client = proxy.client().await;
+            client.send("GET /a HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n").await;
+            assert_eq!(client.message().await.1, format!("{number} GET /a HTTP/1.1"));
+            assert_eq!(client.rest().await, "");
+            assert_eq!(proxy.worker.pool().len(), 1);
+        }
+    });
+}
+
+#[test]
 fn the_early_connection_to_a_headless_endpoint_is_used() {
     run(async {
         let address = echo().await;

@@ -3,6 +3,9 @@
 use std::time::Duration;
 
 use super::harness::*;
+use crate::model::{
+    AuthorizationPolicy, MtlsMode, ObjectName, PeerAuthentication, PolicyAction, PolicyScope,
+};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n";
 
@@ -316,6 +319,45 @@ fn timeouts_answer_or_cut() {
         check(silent, with(None, soon), 504, "try_timeout").await;
         check(silent, with(Some(Duration::from_secs(9)), soon), 504, "try_timeout").await;
         check(stalls, with(soon, None), 200, "request_timeout").await;
+    });
+}
+
+#[test]
+fn what_a_policy_refuses_says_which_kind_it_is() {
+    let strict = PeerAuthentication {
+        name: ObjectName::new("default", "strict"),
+        created: "".into(),
+        scope: PolicyScope::Namespace,
+        selector: [].into(),
+        mode: Some(MtlsMode::Strict),
+        ports: [].into(),
+    };
+    let nobody = AuthorizationPolicy {
+        name: ObjectName::new("default", "nobody"),
+        scope: PolicyScope::Namespace,
+        selector: [].into(),
+        action: PolicyAction::Allow,
+        dry_run: false,
+        rules: Vec::new(),
+    };
+    run(async {
+        for (peers, authorization, reason) in
+            [(vec![strict], vec![], "mtls_required"), (vec![], vec![nobody], "rbac_access_denied")]
+        {
+            let mut setup = Setup::service(&[echo().await]);
+            setup.model.workloads = vec![pod([127, 0, 0, 1])].into();
+            (setup.model.peers, setup.model.authorization) = (peers.into(), authorization.into());
+            let proxy = setup.start().await;
+            let answer = proxy.exchange(GET).await;
+            assert_eq!(status(&answer), 403, "{answer}");
+            let field = format!("proxy-status: sluice; error=http_request_denied; details=\"{reason}\"\r\n");
+            assert!(
+                answer.contains(&field) && answer.ends_with(&format!("Forbidden: {reason}\n")),
+                "{answer}"
+            );
+            let seen = proxy.records(1).await.remove(0);
+            assert_eq!((seen.flags.as_str(), seen.details), ("UAEX", reason));
+        }
     });
 }
 

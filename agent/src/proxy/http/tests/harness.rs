@@ -21,7 +21,7 @@ use crate::compile::{RoutingTable, TableVersion, compile};
 use crate::model::{
     AppProtocol, Destination, Endpoint, HostPattern, HttpRule, LbPolicy, Listener, ListenerProtocol, Model,
     ObjectName, PathRewrite, RequestMatch, RouteAction, RouteKind, RouteTable, Service, ServicePort,
-    TrafficPolicy, WeightedDestination,
+    TrafficPolicy, WeightedDestination, Workload,
 };
 use crate::net::{ConnectTarget, Connector};
 use crate::proxy::http::{HttpSettings, HttpWorker, Share, serve};
@@ -221,6 +221,22 @@ async fn connect_early(ctx: &Context, dialled: SocketAddr) -> Early {
         .expect("an endpoint");
     let io = TcpStream::connect(pick.upstream().address).await.expect("connects");
     Early { io, pick: Some(pick) }
+}
+
+/// A pod of whose node nobody knows.
+pub fn pod(address: impl Into<std::net::IpAddr>) -> Workload {
+    Workload {
+        name: ObjectName::new("default", "pod"),
+        uid: "pod".into(),
+        workload: "pod".into(),
+        node: None,
+        service_account: "default".into(),
+        addresses: vec![address.into()],
+        labels: Arc::default(),
+        ready: true,
+        probes: Vec::new(),
+        accelerated: true,
+    }
 }
 
 /// A running proxy.

@@ -3,7 +3,7 @@
 use tokio::io::AsyncWriteExt;
 
 use super::harness::*;
-use crate::model::{AuthorizationPolicy, Model, ObjectName, PolicyAction, PolicyScope, Workload};
+use crate::model::{AuthorizationPolicy, Model, ObjectName, PolicyAction, PolicyScope};
 
 const UPGRADE: &str = "GET /chat HTTP/1.1\r\nHost: web\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
 
@@ -128,18 +128,7 @@ fn a_tunnel_to_what_no_table_knows_is_cut_once_there_are_policies() {
         proxy.apply(&Model::default());
         client.send("one").await;
         assert_eq!(client.bytes(3).await, "one");
-        let pod = Workload {
-            name: ObjectName::new("default", "pod"),
-            uid: "pod".into(),
-            workload: "pod".into(),
-            node: None,
-            service_account: "default".into(),
-            addresses: vec![std::net::IpAddr::from([192, 0, 2, 1])],
-            labels: std::sync::Arc::default(),
-            ready: true,
-            probes: Vec::new(),
-            accelerated: true,
-        };
+        let pod = pod([192, 0, 2, 1]);
         let policy = AuthorizationPolicy {
             name: ObjectName::new("default", "p"),
             scope: PolicyScope::Namespace,

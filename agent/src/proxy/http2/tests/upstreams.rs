@@ -172,6 +172,12 @@ fn an_early_connection_serves_the_first_request() {
         let (response, mut send) = client.start(request("POST", "/", &[]), false).await;
         send.send_data(Bytes::from_static(b"x"), true).expect("open");
         assert!(whole(response).await.body.ends_with('x'));
+        // Those of further clients take its place.
+        for number in 1..4 {
+            let answer = Client::connect(&proxy).await.get(request("GET", "/", &[])).await;
+            assert!(answer.body.starts_with(&format!("{number} GET ")), "{}", answer.body);
+            assert_eq!(proxy.worker.http2().len(), 1);
+        }
     });
 }
 
