@@ -20,7 +20,7 @@ pub fn takes(segment: &Segment, maps: &impl PolicyMaps) -> bool {
     let source = PolicyAddress { family, address: segment.source };
     let class = class_of(&pod, (&source, &destination), maps);
     match verdict(pod.set, class, segment.destination_port, maps) {
-        Some(value) => value.access == Access::ByRequest as u32 || value.access == Access::Counted as u32,
+        Some(value) => Access::is_taken(value.access),
         None => false,
     }
 }
@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn only_what_the_request_decides_or_is_counted_is_taken() {
-        use Access::{Allowed, ByRequest, Counted, Denied, DeniedEverywhere};
+        use Access::{Allowed, ByRequest, Counted, Denied, DeniedEverywhere, Watched};
         let pod = |captured, set| Some(PolicyPod { set, side: 1, captured, proofs: 1, padding: 0, since: 0 });
         let here = pod(1, 7);
         // (pod, verdicts on port 80 of 10.0.0.1 and on the rest), (source, destination, port) -> taken
@@ -98,6 +98,7 @@ mod tests {
             ((here, DeniedEverywhere, ByRequest), (2, 9, 80), true),
             ((here, Denied, Counted), (2, 9, 80), true),
             ((here, Denied, Counted), (1, 9, 80), false),
+            ((here, Denied, Watched), (2, 9, 80), true),
             ((pod(0, 7), Counted, Counted), (1, 9, 80), false),
             ((None, ByRequest, ByRequest), (1, 9, 80), false),
             ((pod(0, 7), ByRequest, ByRequest), (1, 9, 80), false),

@@ -130,6 +130,16 @@ pub enum Access {
     ByRequest = 3,
     /// Let through, but for TCP connections: the agent takes them to count them, and none is opened past it.
     Counted = 4,
+    /// Let through; the agent takes TCP connections to count them where it can.
+    Watched = 5,
+}
+
+impl Access {
+    /// Whether the agent takes a connection with this [`PolicyRuleValue::access`].
+    #[inline(always)]
+    pub fn is_taken(access: u32) -> bool {
+        access == Self::ByRequest as u32 || access == Self::Counted as u32 || access == Self::Watched as u32
+    }
 }
 
 /// A conversation that a pod began. What is noted at one interface says nothing about another: a pod can send whatever
@@ -348,7 +358,7 @@ pub fn refuses(packet: &PolicyPacket, interface: u32, maps: &impl PolicyMaps) ->
     let refused = match packet.kind {
         // The rest of something that may well have been let through.
         PacketKind::Fragment => value.access == Access::DeniedEverywhere as u32,
-        _ => value.access != Access::Allowed as u32,
+        _ => value.access != Access::Allowed as u32 && value.access != Access::Watched as u32,
     };
     if refused { Some(value.slot) } else { None }
 }

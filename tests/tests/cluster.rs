@@ -148,6 +148,15 @@ fn a_document_that_is_wrong_is_refused_with_its_place() -> Result<()> {
     }
     let (code, said) = site.try_sluice_with("node1", &["get", "HTTPRoute/web"], "")?;
     ensure!(code == 1 && said.contains("HTTPRoute/default/web is not there"), "{said}");
+    for (words, exit, words_of_it) in [
+        (&["get", "NoKind"][..], 1, "there is no kind 'NoKind'"),
+        (&["get", "RateLimit"], 0, "kind"),
+        (&["get", "a/b/c/d"], 2, "names no document"),
+        (&["delete", "web"], 2, "names no document"),
+    ] {
+        let (code, said) = site.try_sluice_with("node1", words, "")?;
+        ensure!(code == exit && said.contains(words_of_it), "{words:?}: {code}: {said}");
+    }
     // Somebody who holds an old version does not overwrite a newer one unknowingly: tested where writes are compared.
     ensure!(site.answer("node1")? == "v1");
     Ok(())

@@ -119,6 +119,85 @@ fn nodes_die_and_leaders_restart_while_a_change_is_held_back() -> Result<()> {
 }
 
 #[test]
+fn what_one_may_shrink_no_other_one_may() -> Result<()> {
+    if unprivileged("what_one_may_shrink_no_other_one_may") {
+        return Ok(());
+    }
+    let mut site = Site::up("cluster_allowed")?;
+    site.start_all()?;
+    site.sluice_with("node1", &["apply", "-f", "-"], site::many_routes(ROUTES))?;
+    for node in NODES {
+        wait_for("the routes", LIMIT, || site.routes(node).is_ok_and(|routes| routes >= ROUTES as u64))?;
+    }
+    // Nobody makes a table of what is allowed here before somebody else writes, who has not said so.
+    for node in NODES {
+        site.kill9(node)?;
+    }
+    let mark = |site: &Site| site.redis_cli(&["HGET", &Site::key("config"), "sluice.dev/allow-shrink"]);
+    let (code, said) = site.try_sluice_with(
+        "node1",
+        &["apply", "--allow-shrink", "-f", "-"],
+        &site::many_routes(ROUTES + 1),
+    )?;
+    ensure!(code == 0 && !mark(&site)?.trim_ascii().is_empty(), "{code}: {said}");
+    let (code, said) = delete_routes(&site, &[])?;
+    ensure!(
+        said.contains("HTTPRoute/default/r7 deleted") && mark(&site)?.trim_ascii().is_empty(),
+        "{code}: {said}"
+    );
+    for node in NODES {
+        site.start(node)?;
+    }
+    let held_back = |site: &Site| {
+        let leader = site.leader().ok()?;
+        site.cluster(&leader).ok()?["unpublished"].as_str().map(str::to_owned)
+    };
+    let why = wait_until("it to be held back", LIMIT, || held_back(&site))
+        .with_context(|| format!("{:?}", NODES.map(|node| site.cluster(node))))?;
+    ensure!(why.contains("--allow-shrink"), "{why}");
+    ensure!(site.routes("node1")? >= ROUTES as u64, "what nobody allowed is in force");
+
+    let (code, said) = delete_routes(&site, &["--allow-shrink"])?;
+    ensure!(code == 0, "{code}: {said}");
+    wait_for("the routes to go", LIMIT, || site.routes("node1").is_ok_and(|routes| routes < ROUTES as u64))
+}
+
+#[test]
+fn whoever_was_away_while_a_table_shrank_takes_what_came_of_it() -> Result<()> {
+    if unprivileged("whoever_was_away_while_a_table_shrank_takes_what_came_of_it") {
+        return Ok(());
+    }
+    let mut site = Site::up("cluster_away")?;
+    site.start_all()?;
+    site.sluice_with("node1", &["apply", "-f", "-"], site::many_routes(ROUTES))?;
+    for node in NODES {
+        wait_for("the routes", LIMIT, || site.routes(node).is_ok_and(|routes| routes >= ROUTES as u64))?;
+    }
+    off_node3(&mut site)?;
+    site.kill9("node3")?;
+    let (code, said) = delete_routes(&site, &["--allow-shrink"])?;
+    ensure!(code == 0, "{code}: {said}");
+    // What follows is of nobody's leave, and written whole by a later term.
+    site.sluice_with("node1", &["apply", "-f", "-"], site::many_routes(2))?;
+    let leader = leading(&site)?;
+    let before = site.epoch(&leader)?;
+    site.kill9(&leader)?;
+    site.start(&leader)?;
+    wait_for("the next term", LIMIT, || {
+        ["node1", "node2"].iter().all(|node| site.epoch(node).is_ok_and(|epoch| epoch > before))
+    })?;
+    site.redis_cli(&["DEL", &Site::key("table")])?;
+    wait_for("the table to be written anew", LIMIT, || site.stored_table().is_ok())?;
+
+    site.start("node3")?;
+    for node in NODES {
+        wait_for("two routes and no more", LIMIT, || site.routes(node).is_ok_and(|routes| routes < 8))
+            .with_context(|| format!("{node}: {:?}", site.cluster(node)))?;
+    }
+    wait_for("all to have one table", LIMIT, || one_epoch(&site).is_some())
+}
+
+#[test]
 fn a_table_that_is_deleted_or_spoilt_in_the_store_is_written_anew() -> Result<()> {
     if unprivileged("a_table_that_is_deleted_or_spoilt_in_the_store_is_written_anew") {
         return Ok(());

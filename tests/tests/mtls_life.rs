@@ -155,7 +155,14 @@ impl Secured {
             let mut command = self.mesh.lab.node(node)?.command(built_binary()?)?;
             let told = exec::stdout(command.args(["observe", "--kind", "drop", "--verdict", reason]))?;
             ensure!(told.contains("refused") && told.contains(reason), "{node} tells {told}");
+            let status = exec::stdout(self.mesh.lab.node(node)?.command(built_binary()?)?.arg("status"))?;
+            let says = |line: &str| line.starts_with("NO TUNNEL") && line.contains(&format!(": {reason}: "));
+            ensure!(status.lines().any(says), "{node}: {status}");
         }
+        let mut why = self.mesh.lab.node("node1")?.command(built_binary()?)?;
+        let service = self.mesh.service("web", 0, OPAQUE)?.to_string();
+        let why = exec::stdout(why.args(["why", &client.to_string(), &service]))?;
+        ensure!(why.contains(&format!("lately none was made from {client} to {web}: {dialling}: ")), "{why}");
         Ok(())
     }
 

@@ -93,7 +93,7 @@ fn now() -> u32 {
 
 impl Host {
     fn new() -> Self {
-        use Access::{Allowed, Counted, Denied, DeniedEverywhere};
+        use Access::{Allowed, Counted, Denied, DeniedEverywhere, Watched};
         let mut host = Self::default();
         for family in 0..2 {
             for (pod, set, captured) in [(STRICT, 4, 0), (OPEN, 5, 0), (SHUT, CLOSED, 0), (COUNTED, 6, 1)] {
@@ -113,6 +113,7 @@ impl Host {
             (5, 0, 0, Allowed, 0),
             (5, 2, 0, DeniedEverywhere, 3),
             (6, 0, 0, Counted, 2),
+            (6, 1, 0, Watched, 0),
         ] {
             let value = PolicyRuleValue { access: access as u32, slot };
             host.rules.insert(PolicyRuleKey { set, class, port }, value);

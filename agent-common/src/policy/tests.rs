@@ -247,6 +247,20 @@ fn only_new_connections_are_refused_where_all_are_counted() {
 }
 
 #[test]
+fn what_is_only_watched_is_let_by() {
+    let maps = maps(&[(0, 0, Access::Watched), (1, 81, Access::Denied)]);
+    for (what, frame, expected) in [
+        ("new", ipv4(6, 0, 0, &tcp(4000, 80, SYN)), None),
+        ("what does not show it", ipv4(6, 0x2000, 0, &tcp(4000, 80, ACK)[..3]), None),
+        ("udp", ipv4(17, 0, 0, &udp(1, 53)), None),
+        ("refused by a policy", ipv4(6, 0, 0, &tcp(4000, 81, SYN)), Some(82)),
+    ] {
+        let packet = read(frame.as_slice()).expect(what);
+        assert_eq!(refuses(&packet, VETH, &maps), expected, "{what}");
+    }
+}
+
+#[test]
 fn conversations_that_the_pod_began_go_on() {
     let mut maps = maps(&[(1, 0, Access::DeniedEverywhere)]);
     for protocol in [PROTOCOL_TCP, PROTOCOL_UDP] {

@@ -43,7 +43,7 @@ pub use server::{Role, serve};
 pub use status::{
     AccelerationStatus, CaptureStatus, CertificateStatus, ConnectStatus, DrainStatus, ForeignProgram,
     GuardLimits, GuardMap, GuardStatus, GuardedInterface, InterfaceStatus, ListenerStatus, PolicyStatus,
-    Status, TableCounts, TableStatus, TierStatus, WorkerStatus,
+    RefusedTunnels, Status, TableCounts, TableStatus, TierStatus, WorkerStatus,
 };
 
 pub use why::{Asked, Explanation, Held, Step, Transport, Unreadable, UpstreamDump, why};

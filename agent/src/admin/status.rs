@@ -1,5 +1,6 @@
 //! The agent's state in one document, as `/status` serves it and `sluice status` reads it.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -44,6 +45,9 @@ pub struct Status {
     /// What somebody has to look at soon: certificates that end and were not renewed, and why.
     #[serde(default)]
     pub alerts: Vec<String>,
+    /// Tunnels between nodes that came to nothing in the last minute.
+    #[serde(default)]
+    pub refused_tunnels: Vec<RefusedTunnels>,
     /// The dataplane's threads.
     pub workers: Vec<WorkerStatus>,
     /// How far draining has come.
@@ -312,6 +316,39 @@ pub struct ListenerStatus {
     pub address: String,
     /// Why it is not bound; `None`: it is.
     pub error: Option<String>,
+}
+
+/// Tunnels with another node's agent that came to nothing lately, for one reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedTunnels {
+    /// What this node had of them: `client` (it dialled) or `server`.
+    pub role: String,
+    /// Who dialled: a pod, or a node for its Gateways.
+    pub source: IpAddr,
+    /// The pod that it dialled.
+    pub destination: IpAddr,
+    /// Why: the name in metrics and in the log.
+    pub reason: String,
+    /// Why, in words.
+    pub what: String,
+    /// How many there have been, without a minute's silence between them.
+    pub count: u64,
+    /// When the last one came, in RFC 3339.
+    pub last: String,
+}
+
+impl RefusedTunnels {
+    /// Whether this node dialled.
+    pub fn is_dialled(&self) -> bool {
+        self.role == "client"
+    }
+}
+
+impl fmt::Display for RefusedTunnels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { source, destination, reason, what, count, last, .. } = self;
+        write!(f, "from {source} to {destination}: {reason}: {what} ({count} times, the last at {last})")
+    }
 }
 
 /// A thread of the dataplane.

@@ -206,6 +206,7 @@ fn stream(view: &View<'_>, said: &mut Explanation, step: &mut impl FnMut(&str, S
             said.dropped_here(view);
         }
     }
+    inbound::failing_tunnels(view, step);
     if let Some((reason, guard)) = dropped {
         said.judged(("dropped", "guard", reason.as_str()), guard);
     }

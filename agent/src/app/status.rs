@@ -17,8 +17,8 @@ use super::{Addresses, Settings};
 use crate::admin::{
     AccelerationStatus, CaptureStatus, CertificateStatus, ClusterDump, ConnectStatus, ConnectionsDump,
     DrainStatus, EndpointsDump, ForeignProgram, GuardLimits, GuardMap, GuardStatus, GuardedInterface, Held,
-    InterfaceStatus, LimitsDump, ListenerStatus, PolicyStatus, Source, Status, TableStatus, TierStatus,
-    WorkerStatus,
+    InterfaceStatus, LimitsDump, ListenerStatus, PolicyStatus, RefusedTunnels, Source, Status, TableStatus,
+    TierStatus, WorkerStatus,
 };
 use crate::capture::{self, DropCause, EngineHandle, LimitCounters, PolicyDrops};
 use crate::cluster::{ClusterView, RedisCounters};
@@ -399,6 +399,7 @@ impl Observed {
                 .chain(super::edge_tls::alerts(&self.tables.load(), report, SystemTime::now()))
                 .collect(),
             cluster,
+            refused_tunnels: changing.mesh.as_ref().map(|mesh| refused_tunnels(mesh)).unwrap_or_default(),
             workers: workers
                 .map(|(id, open)| WorkerStatus { id, connections: open.count() as u64 })
                 .collect(),
@@ -422,6 +423,19 @@ fn certificates(mesh: &Mesh) -> Vec<CertificateStatus> {
     let list = mesh.certificates().list().into_iter();
     list.map(|(identity, until)| CertificateStatus { identity, not_after: rfc3339(until).to_string() })
         .collect()
+}
+
+fn refused_tunnels(mesh: &Mesh) -> Vec<RefusedTunnels> {
+    let shown = mesh.recent_refusals().into_iter().map(|one| RefusedTunnels {
+        role: one.role.name().to_owned(),
+        source: one.source,
+        destination: one.destination,
+        reason: one.why.name().to_owned(),
+        what: one.why.to_string(),
+        count: one.count,
+        last: rfc3339(one.last).to_string(),
+    });
+    shown.collect()
 }
 
 /// Labels of what policy refused.

@@ -135,8 +135,7 @@ pub fn lower(table: &RoutingTable, node: &str, room: Room) -> Lowered {
 /// The addresses of pods of `node`, or of no node that is known, that the agent takes connections for: for some source and
 /// port the request decides, or everything is counted.
 pub fn captured(table: &RoutingTable, lowered: &Lowered, node: &str) -> BTreeSet<IpAddr> {
-    let takes = |access| matches!(access, Access::ByRequest | Access::Counted);
-    let by_agent = lowered.rules.iter().filter(|(_, verdict)| takes(verdict.access));
+    let by_agent = lowered.rules.iter().filter(|(_, verdict)| Access::is_taken(verdict.access as u32));
     let sets: BTreeSet<u32> = by_agent.map(|(key, _)| key.set).collect();
     let pods = lowered.pods.iter();
     let pods = pods.filter(|(address, set)| sets.contains(set) && is_here(table, address, node));
@@ -274,6 +273,7 @@ impl Verdict {
             Foreseen::Denied(denied) => (Access::Denied, Some(denied)),
             Foreseen::ByRequest(denied) => (Access::ByRequest, Some(denied)),
             Foreseen::Counted(denied) => (Access::Counted, Some(denied)),
+            Foreseen::Watched => (Access::Watched, None),
         };
         Self { access, denied }
     }

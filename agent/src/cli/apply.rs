@@ -321,14 +321,11 @@ async fn write(
     found: &Documents,
     (mut writes, allow_shrink): (Vec<DocumentWrite>, bool),
 ) -> anyhow::Result<Wrote> {
-    if allow_shrink {
-        writes.retain(|write| &*write.id != ALLOW_SHRINK);
-        match sealer {
-            Some(sealer) => sealer.allow_shrink(&mut writes),
-            None => {
-                writes.push(DocumentWrite { id: ALLOW_SHRINK.into(), text: Some("".into()), expected: None });
-            }
-        }
+    // What nobody said may shrink ends what somebody else was allowed before, as one table may follow from both. No more does a
+    // new seal say it for somebody who may have had none.
+    if allow_shrink || !writes.is_empty() || sealer.is_some_and(Sealer::is_stale) {
+        let text = allow_shrink.then(|| sealer.map_or("".into(), Sealer::may_shrink));
+        writes.push(DocumentWrite { id: ALLOW_SHRINK.into(), text, expected: None });
     }
     // What is odd is written anew as it counts. Only a seal tells that a text which is missing has to be.
     let odd = found.odd.iter().filter(|odd| sealer.is_some() || !odd.what.is_loss());

@@ -22,7 +22,7 @@ pub(super) struct RevokeArgs {
     /// All that this node was given and whose time is not over.
     #[arg(long, value_name = "NODE")]
     node: Option<NodeName>,
-    /// All that this operator was given and whose time is not over.
+    /// All that this operator was ever given: what it sealed counts after its certificates' time.
     #[arg(long, value_name = "NAME")]
     operator: Option<OperatorName>,
     /// The certificates in a file.
@@ -94,7 +94,21 @@ pub(super) fn revoke(args: &RevokeArgs) -> anyhow::Result<ExitCode> {
         (.., Some(serial)) => Target::Serial(serial.clone()),
         _ => anyhow::bail!("nothing was named that shall be revoked"),
     };
-    let listed = authority(&args.dir)?.revoke(&target, SystemTime::now())?;
+    let ca = authority(&args.dir)?;
+    let listed = ca.revoke(&target, SystemTime::now())?;
+    if let Some(serial) = &args.serial {
+        match ca.has_issued(serial) {
+            Ok(true) => {}
+            Ok(false) => {
+                eprintln!(
+                    "{serial}: this CA has not written down that it issued it; it is on the list all the same"
+                );
+            }
+            Err(error) => {
+                eprintln!("{serial}: it is on the list, but whether it was issued can't be told: {error}")
+            }
+        }
+    }
     let file = args.dir.join("revoked.crl");
     let revoked = Revoked { added: listed.added, count: listed.count, file };
     match args.output.output {

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, ensure};
 use clap::Args;
 use serde_json::json;
 
@@ -11,7 +11,14 @@ use super::store::{StoreClientArgs, all};
 use super::{Format, OutputArgs, output};
 use crate::cluster::Document;
 use crate::cluster::documents::RESERVED;
-use crate::config::shown;
+use crate::config::{is_kind, shown};
+
+/// What is asked for.
+#[derive(Debug, Clone)]
+enum Wanted {
+    One(Arc<str>),
+    Kind(String),
+}
 
 #[derive(Debug, Args)]
 pub(super) struct GetArgs {
@@ -19,7 +26,8 @@ pub(super) struct GetArgs {
     store: StoreClientArgs,
     /// One document, as `KIND/NAMESPACE/NAME` or `KIND/NAME` (in the namespace `default`): its text is printed. A kind alone
     /// lists those of it. Default: all are listed.
-    document: Option<String>,
+    #[arg(value_parser = wanted)]
+    document: Option<Wanted>,
     /// Shows what Secrets hold, which is left out else.
     #[arg(long)]
     show_secrets: bool,
@@ -36,21 +44,22 @@ pub(super) fn run(args: &GetArgs) -> anyhow::Result<ExitCode> {
     };
     let mut there: Vec<_> = there.filter_map(|document| Some((text(&document)?, document))).collect();
     there.sort_by(|(_, a), (_, b)| a.id.cmp(&b.id));
-    match args.document.as_deref() {
-        Some(name) if name.contains('/') => one(&there, name, args.output.output)?,
-        kind => {
-            let prefix = kind.map(|kind| format!("{kind}/"));
-            there
-                .retain(|(_, document)| prefix.as_ref().is_none_or(|prefix| document.id.starts_with(prefix)));
+    match &args.document {
+        Some(Wanted::One(id)) => one(&there, id, args.output.output)?,
+        Some(Wanted::Kind(kind)) => {
+            let is_it = |id: &str| id.split('/').next() == Some(kind);
+            there.retain(|(_, document)| is_it(&document.id));
+            // A store may have more kinds than this version knows.
+            ensure!(!there.is_empty() || is_kind(kind), "there is no kind '{kind}', and no document of it");
             list(&there, args.output.output)?;
         }
+        None => list(&there, args.output.output)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn one(there: &[(Arc<str>, Document)], name: &str, format: Format) -> anyhow::Result<()> {
-    let id = full_id(name)?;
-    let found = there.iter().find(|(_, document)| document.id == id);
+fn one(there: &[(Arc<str>, Document)], id: &Arc<str>, format: Format) -> anyhow::Result<()> {
+    let found = there.iter().find(|(_, document)| document.id == *id);
     let (text, document) = found.with_context(|| format!("{id} is not there"))?;
     match format {
         Format::Table => output::text(text.trim_end()),
@@ -81,12 +90,16 @@ fn list(there: &[(Arc<str>, Document)], format: Format) -> anyhow::Result<()> {
     }
 }
 
+fn wanted(name: &str) -> Result<Wanted, String> {
+    if name.contains('/') { full_id(name).map(Wanted::One) } else { Ok(Wanted::Kind(name.to_owned())) }
+}
+
 /// `KIND/NAMESPACE/NAME` of what a user wrote.
-pub(super) fn full_id(name: &str) -> anyhow::Result<Arc<str>> {
+pub(super) fn full_id(name: &str) -> Result<Arc<str>, String> {
     match name.split('/').collect::<Vec<_>>()[..] {
         [kind, name] if !kind.is_empty() && !name.is_empty() => Ok(format!("{kind}/default/{name}").into()),
         [kind, _, last] if !kind.is_empty() && !last.is_empty() => Ok(name.into()),
-        _ => bail!("'{name}' names no document: KIND/NAMESPACE/NAME"),
+        _ => Err(format!("'{name}' names no document: KIND/NAMESPACE/NAME")),
     }
 }
 

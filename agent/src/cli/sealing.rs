@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context as _, bail};
 use clap::Args;
 
+use crate::cluster::documents::SPOILT;
 use crate::cluster::documents::sealed::{self, Head, Refused, SEAL, Seal, Sums};
-use crate::cluster::documents::{ALLOW_SHRINK, SPOILT};
 use crate::cluster::registry;
 use crate::cluster::{DocumentWrite, Documents, RedisStore, Store as _};
 use crate::identity::{OperatorIdentity, TrustBundle};
@@ -117,13 +117,14 @@ impl SealArgs {
 }
 
 impl Sealer {
-    /// Adds what lets a table shrink that follows from these documents.
-    pub(super) fn allow_shrink(&self, writes: &mut Vec<DocumentWrite>) {
-        writes.push(DocumentWrite {
-            id: ALLOW_SHRINK.into(),
-            text: Some(self.at.to_string().into()),
-            expected: None,
-        });
+    /// What lets a table shrink that follows from documents sealed now: none is after the revision that was found.
+    pub(super) fn may_shrink(&self) -> Arc<str> {
+        self.at.to_string().into()
+    }
+
+    /// Whether the seal itself is to be replaced.
+    pub(super) fn is_stale(&self) -> bool {
+        self.stale
     }
 
     /// Whether the store may have lost what agents have not told of yet: it had nothing until a moment ago.

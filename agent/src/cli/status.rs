@@ -10,6 +10,9 @@ use crate::admin::{
     CertificateStatus, ConnectStatus, ForeignProgram, GuardStatus, InterfaceStatus, PolicyStatus, Status,
 };
 
+/// Refused tunnels that are told of.
+const TUNNELS_SHOWN: usize = 16;
+
 pub(super) fn run(args: &ClientArgs) -> anyhow::Result<ExitCode> {
     let status: Status = ask(args, "/status")?;
     match args.output.output {
@@ -52,6 +55,11 @@ fn render(status: &Status) -> String {
         |held: &CertificateStatus| format!("certificate  {} until {}", held.identity, held.not_after);
     lines.extend(status.certificates.iter().map(certificate));
     lines.extend(status.alerts.iter().map(|text| format!("ALERT        {text}")));
+    let refused = status.refused_tunnels.iter().map(|refused| format!("NO TUNNEL    {refused}"));
+    lines.extend(refused.take(TUNNELS_SHOWN));
+    if let Some(more) = status.refused_tunnels.len().checked_sub(TUNNELS_SHOWN).filter(|more| *more > 0) {
+        lines.push(format!("NO TUNNEL    and {more} more, which -o json shows"));
+    }
     for listener in &status.listeners {
         let state =
             listener.error.as_ref().map_or(listener.address.clone(), |error| format!("NOT OPEN: {error}"));

@@ -104,6 +104,8 @@ struct TableHead {
     chain: Digest,
     revision: u64,
     #[serde(default)]
+    shrinks_from: u64,
+    #[serde(default)]
     generation: u64,
 }
 
@@ -160,15 +162,16 @@ impl Disk {
     pub fn table(&self) -> Result<Option<KeptTable>, DiskError> {
         let read = self.read::<TableHead>(TABLE)?;
         Ok(read.map(|(head, body)| {
-            let at = Position { version: head.version.into(), chain: head.chain, revision: head.revision };
-            KeptTable { at, generation: head.generation, body }
+            let TableHead { version, chain, revision, shrinks_from, generation } = head;
+            let at = Position { version: version.into(), chain, revision, shrinks_from };
+            KeptTable { at, generation, body }
         }))
     }
 
     /// Keeps a table.
     pub fn keep_table(&self, table: &KeptTable) -> Result<(), DiskError> {
-        let Position { version, chain, revision } = table.at;
-        let head = TableHead { version: version.into(), chain, revision, generation: table.generation };
+        let KeptTable { at: Position { version, chain, revision, shrinks_from }, generation, .. } = *table;
+        let head = TableHead { version: version.into(), chain, revision, shrinks_from, generation };
         self.write(TABLE, &head, |file| file.write_all(&table.body))
     }
 
@@ -378,6 +381,7 @@ mod tests {
             version: version(2, number),
             chain: first_digest(version(2, number), b"x"),
             revision: 4,
+            shrinks_from: 3,
         };
         KeptTable { at, generation: number + 100, body: b"records\nwith lines".to_vec() }
     }

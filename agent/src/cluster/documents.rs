@@ -144,6 +144,8 @@ pub fn may_shrink(documents: &KeptDocuments, before: Option<u64>) -> bool {
     // One that is said to be of a later revision than there is was written before somebody took away the count.
     let allowed = documents.texts.get(ALLOW_SHRINK).filter(|(revision, _)| *revision <= documents.revision);
     allowed.zip(before).is_some_and(|((revision, text), before)| match text.parse::<u64>() {
+        // The count began anew, and who writes without saying so takes away what was said before: it was said by the last write.
+        _ if before > documents.revision => true,
         Ok(last) => before <= last,
         Err(_) => *revision > before,
     })
@@ -274,6 +276,8 @@ mod tests {
         // Somebody has deleted the count.
         assert!(!may_shrink(&kept("s", 1, &[(ALLOW_SHRINK, 7, "")]), Some(0)));
         assert!(!may_shrink(&kept("s", 1, &[(ALLOW_SHRINK, 7, "6")]), Some(0)));
+        // Of another count than the table's.
+        assert!(may_shrink(&kept("s", 1, &[(ALLOW_SHRINK, 1, "0")]), Some(500)));
         let sealed = kept("s", 9, &[(ALLOW_SHRINK, 9, "6")]);
         assert_eq!((may_shrink(&sealed, Some(6)), may_shrink(&sealed, Some(7))), (true, false));
     }

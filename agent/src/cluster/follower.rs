@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::publisher::Continued;
-use super::seal::{Form, Malformed, Position, Sealed};
+use super::seal::{Form, Header, Malformed, Position, Sealed};
 use super::standing::{Place, Standing};
 use crate::compile::TableVersion;
 use crate::compile::wire::{Change, Counts, Parts, SCHEMA, Touched, WireError};
@@ -229,7 +229,10 @@ impl Follower {
     }
 
     fn may_shrink(&self, after: Counts, sealed: &Sealed<'_>) -> Result<(), Refusal> {
-        if sealed.header.allow_shrink { Ok(()) } else { shrinks(self.parts.counts(), after) }
+        let Header { allow_shrink, shrinks_from, .. } = sealed.header;
+        // Who was away while it was allowed finds what came of it.
+        let from = self.in_force().filter(|_| shrinks_from > 0).is_some_and(|at| at.revision <= shrinks_from);
+        if allow_shrink || from { Ok(()) } else { shrinks(self.parts.counts(), after) }
     }
 }
 

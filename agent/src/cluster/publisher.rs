@@ -12,7 +12,7 @@ use std::sync::Arc;
 use super::seal::{BODY_MAX, Digest, Form, Header, Position, Sealed, first_digest, seal};
 use super::store::{Delta, Lease, Snapshot};
 use crate::compile::TableVersion;
-use crate::compile::wire::{Change, SCHEMA};
+use crate::compile::wire::{Change, Counts, SCHEMA};
 use crate::model::{Model, ObjectName};
 
 /// After so many deltas the table is written whole again: whoever comes later reads no more of them.
@@ -46,6 +46,19 @@ struct Published {
     /// `None`: it is what the term before left, and nobody has said yet what that is.
     model: Option<Arc<Model>>,
     deltas: usize,
+    /// What the next one is held against; `None`: it is what the term before left.
+    ground: Option<Ground>,
+}
+
+/// What the next table is held against, lest it lose most of it by a mistake.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ground {
+    /// What it holds.
+    pub counts: Counts,
+    /// The revision of its documents; `None`: there is no table.
+    pub revision: Option<u64>,
+    /// As in [`Position`].
+    pub shrinks_from: u64,
 }
 
 /// A table in force with which a term can begin.
@@ -66,8 +79,12 @@ pub struct Contents {
     pub revision: u64,
     /// The generation of their seal; 0: they have none.
     pub generation: u64,
+    /// What the model holds.
+    pub counts: Counts,
     /// Most of the table before may go.
     pub allow_shrink: bool,
+    /// As in [`Position`].
+    pub shrinks_from: u64,
     /// A model from which this one differs in nothing but endpoints of these services, where one is known.
     pub since: Option<Since>,
 }
@@ -76,6 +93,13 @@ pub struct Contents {
 pub type Since = (Arc<Model>, BTreeSet<ObjectName>);
 
 impl Contents {
+    /// All of a model, of documents that nobody has sealed.
+    pub fn of(model: impl Into<Arc<Model>>, revision: u64) -> Self {
+        let model = model.into();
+        let counts = Counts::of(&model);
+        Self { model, revision, generation: 0, counts, allow_shrink: false, shrinks_from: 0, since: None }
+    }
+
     /// What makes this model out of another one: all of both is compared only where nothing is known of how they differ.
     fn change_from(&self, before: &Arc<Model>) -> Change {
         match &self.since {
@@ -123,6 +147,11 @@ impl Publisher {
         self.last.as_ref()?.model.as_ref()
     }
 
+    /// What the next table is held against, where this term has published one.
+    pub fn ground(&self) -> Option<Ground> {
+        self.last.as_ref()?.ground
+    }
+
     /// Where in the chain the table is that the term went on with, if it is out and nobody has said what it holds.
     pub fn lacks_model(&self) -> Option<Digest> {
         self.last.as_ref().filter(|last| last.model.is_none()).map(|last| last.chain)
@@ -149,6 +178,7 @@ impl Publisher {
             version: version.into(),
             form: Form::Delta { previous: at.chain },
             allow_shrink: false,
+            shrinks_from: at.shrinks_from,
             revision: at.revision,
             generation,
         };
@@ -156,7 +186,7 @@ impl Publisher {
         self.drafted = version.version;
         Some(Draft {
             form: DraftForm::Change(delta),
-            after: Published { version, chain, model: None, deltas: 1 },
+            after: Published { version, chain, model: None, deltas: 1, ground: None },
         })
     }
 
@@ -187,7 +217,9 @@ impl Publisher {
             let sealed = seal(&self.header(version, Form::Snapshot { chain }, contents), &body, sign);
             (DraftForm::Whole(Snapshot { digest: chain.to_string(), sealed }), chain, 0)
         };
-        let after = Published { version, chain, model: Some(Arc::clone(&contents.model)), deltas };
+        let Contents { counts, revision, shrinks_from, .. } = *contents;
+        let ground = Some(Ground { counts, revision: Some(revision), shrinks_from });
+        let after = Published { version, chain, model: Some(Arc::clone(&contents.model)), deltas, ground };
         self.drafted = version.version;
         Some(Draft { form, after })
     }
@@ -212,6 +244,7 @@ impl Publisher {
             version: version.into(),
             form,
             allow_shrink: contents.allow_shrink,
+            shrinks_from: contents.shrinks_from,
             revision: contents.revision,
             generation: contents.generation,
         }

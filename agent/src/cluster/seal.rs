@@ -89,6 +89,8 @@ pub struct Position {
     pub chain: Digest,
     /// The revision of the documents that it is made of.
     pub revision: u64,
+    /// Tables of documents up to this revision may lose most of what they have on the way to this one; 0: none may.
+    pub shrinks_from: u64,
 }
 
 /// Whether the records are all or those that changed.
@@ -124,6 +126,10 @@ pub struct Header {
     /// Somebody said that most of the table may go.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub allow_shrink: bool,
+    /// Who had a table of documents up to this revision may lose most of it, as that was said, or had come so, on the way from
+    /// there to here; 0: nothing was.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub shrinks_from: u64,
     /// The revision of the documents that it is made of.
     pub revision: u64,
     /// The generation of their seal; 0: they have none.
@@ -132,8 +138,8 @@ pub struct Header {
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-fn is_none(generation: &u64) -> bool {
-    *generation == 0
+fn is_none(number: &u64) -> bool {
+    *number == 0
 }
 
 /// [`TableVersion`] as it is written.
@@ -200,7 +206,8 @@ impl<'a> Sealed<'a> {
 
     /// Where the records stand once this is applied.
     pub fn position(&self) -> Position {
-        Position { version: self.header.version.into(), chain: self.digest(), revision: self.header.revision }
+        let Header { revision, shrinks_from, .. } = self.header;
+        Position { version: self.header.version.into(), chain: self.digest(), revision, shrinks_from }
     }
 
     /// Where in the chain the table stands once this is applied.
@@ -254,6 +261,7 @@ mod tests {
             version: TableVersion { token: Token { epoch: 3, nonce: u64::MAX }, version: 9 }.into(),
             form,
             allow_shrink: false,
+            shrinks_from: 0,
             revision: 4,
             generation: 0,
         }

@@ -39,6 +39,8 @@ struct Documents {
 #[derive(Debug)]
 struct Entered {
     name: ObjectName,
+    /// It refuses nobody.
+    shadow: bool,
     targets: Vec<LimitTarget>,
 }
 
@@ -50,7 +52,7 @@ type Groups = HashMap<Selected, Arc<PodPolicy>>;
 struct Selected {
     policies: Vec<usize>,
     peers: Vec<usize>,
-    /// The first that limits what enters it.
+    /// The first that limits what enters it, of those that refuse where there are any.
     limit: Option<usize>,
     /// The pod's, where one of them asks for that.
     address: Option<IpAddr>,
@@ -71,10 +73,19 @@ pub struct PodPolicy {
     allow: Vec<Arc<AuthorizationPolicy>>,
     /// Whether plaintext is taken.
     mtls: PodMtls,
-    /// The first document that limits what enters the pods, whose agent has to count it.
-    limit: Option<ObjectName>,
+    /// What limits what enters the pods, whose agent has to count it.
+    limit: Option<EntryLimit>,
     /// They are asked beside.
     watched: Watched,
+}
+
+/// What is done about connections to a pod that are to be counted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum EntryLimit {
+    /// None gets in past the agent that counts, by this document.
+    Enforced(ObjectName),
+    /// The agent takes those that it can.
+    Shadow,
 }
 
 /// Why a connection is refused.
@@ -139,6 +150,8 @@ pub enum Foreseen {
     ByRequest(Denied),
     /// Everything is let through, but connections by the agent alone, which counts; others are refused for this reason.
     Counted(Denied),
+    /// Everything is let through; the agent takes the connections that it can, and counts.
+    Watched,
 }
 
 impl PodPolicy {
@@ -172,7 +185,10 @@ impl PodPolicy {
         match self.check(source, port, Asked::Opaque) {
             Ok(()) => match &self.limit {
                 None => Foreseen::Allowed,
-                Some(limit) => Foreseen::Counted(Denied { policy: limit.clone(), by: DeniedBy::Uncounted }),
+                Some(EntryLimit::Enforced(limit)) => {
+                    Foreseen::Counted(Denied { policy: limit.clone(), by: DeniedBy::Uncounted })
+                }
+                Some(EntryLimit::Shadow) => Foreseen::Watched,
             },
             Err(denied) => Foreseen::ByRequest(denied),
         }
@@ -274,7 +290,11 @@ pub(super) fn compile<'m>(
 ) -> PolicyTable {
     let policies = policies.cloned().map(Arc::new).collect();
     let limits = limits.filter(|limit| enters(limit));
-    let limits = limits.map(|limit| Entered { name: limit.name.clone(), targets: limit.targets.clone() });
+    let limits = limits.map(|limit| Entered {
+        name: limit.name.clone(),
+        shadow: limit.shadow,
+        targets: limit.targets.clone(),
+    });
     let (peers, limits) = (peers::by_age(peers), limits.collect());
     let documents = Documents { policies, peers, limits, groups: Arc::default() };
     if documents.is_empty() {
@@ -347,10 +367,11 @@ impl Selected {
     fn of(workload: &Workload, documents: &Documents) -> Self {
         let Documents { policies, peers, limits, .. } = documents;
         let enters = |limit: &Entered| limit.targets.iter().any(|target| target.is_entered(workload));
+        let enforced = limits.iter().position(|limit| !limit.shadow && enters(limit));
         Self {
             policies: selecting(policies, workload),
             peers: peers::counting(peers, workload),
-            limit: limits.iter().position(enters),
+            limit: enforced.or_else(|| limits.iter().position(enters)),
             address: None,
         }
     }
@@ -380,7 +401,10 @@ fn group_of(
             Some(address) => Arc::new(policies[*index].at(address)),
             None => Arc::clone(&policies[*index]),
         });
-        let limit = selected.limit.map(|index| limits[index].name.clone());
+        let limit = selected.limit.map(|index| match &limits[index] {
+            Entered { shadow: true, .. } => EntryLimit::Shadow,
+            Entered { name, .. } => EntryLimit::Enforced(name.clone()),
+        });
         let made = PodPolicy { limit, ..group(policies, PodMtls::of(&counting)) };
         before.filter(|before| ***before == made).map_or_else(|| Arc::new(made), Arc::clone)
     });

@@ -19,6 +19,7 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
+pub use kinds::is_kind;
 pub use load::{State, load};
 pub use read::{FileProblem, InputFile, analyze, load_dir, read_inputs};
 pub use report::{Code, FileReport, Message, ObjectReport, ObjectState, Report, Severity};

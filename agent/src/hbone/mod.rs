@@ -8,6 +8,7 @@ mod counts;
 mod fields;
 mod heard;
 mod pair;
+mod recent;
 mod refusals;
 mod relay;
 mod server;
@@ -31,6 +32,8 @@ use crate::net::ConnectSource;
 pub use client::TunnelConnector;
 pub use counts::{Role, Tally, TunnelCounts};
 pub use pair::pair;
+use recent::Recent;
+pub use recent::RecentRefusals;
 use refusals::Refusals;
 pub use relay::{Broken, StreamEnd, relay};
 pub use server::{Tunnel, Unmade, accept, destination, refuse};
@@ -63,6 +66,7 @@ pub struct Mesh {
     clock: Arc<dyn TimeProvider>,
     counts: TunnelCounts,
     refusals: Refusals,
+    recent: Recent,
 }
 
 /// Both ends of a connection that goes through a tunnel.
@@ -88,6 +92,7 @@ impl Mesh {
             clock,
             counts: TunnelCounts::default(),
             refusals: Refusals::default(),
+            recent: Recent::default(),
         }
     }
 
@@ -105,6 +110,11 @@ impl Mesh {
         refused: &RefusedPeer,
     ) {
         self.counts.handshakes.refused(role, refused.why);
+        // Whoever looks for open ports goes away.
+        if (role, refused.why) != (Role::Server, PeerRefusal::Closed) {
+            let (source, destination) = (ends.0.ip().to_canonical(), ends.1.ip().to_canonical());
+            self.recent.note((role, source, destination, refused.why), self.now());
+        }
         let RefusedPeer { why, presented } = refused;
         let Some(left_out) = self.due(role, ends, *why) else { return };
         let (source, destination) = ends;
@@ -146,6 +156,11 @@ impl Mesh {
     ) -> Option<u64> {
         let peer = if role == Role::Client { destination } else { source };
         self.refusals.due((role, peer.ip(), why), self.now())
+    }
+
+    /// Tunnels that came to nothing in the last minute, the last first.
+    pub fn recent_refusals(&self) -> Vec<RecentRefusals> {
+        self.recent.all(self.now())
     }
 
     /// The certificates of this node's workloads.

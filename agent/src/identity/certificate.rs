@@ -215,6 +215,11 @@ impl WorkloadLeaf {
     }
 }
 
+/// The identity that a certificate names, whatever else is wrong with it.
+pub(super) fn presented(der: &[u8]) -> Option<SpiffeId> {
+    id(&parse(der)?).ok()
+}
+
 /// What the certificate of a node's intermediate says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct IntermediateCertificate {

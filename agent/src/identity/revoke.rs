@@ -19,7 +19,7 @@ use super::{Authority, IdentityError, NodeName, OperatorName, pem};
 pub enum Target {
     /// All that a node was given and whose time is not over: it can neither sign tables nor make certificates any more.
     Node(NodeName),
-    /// The same of an operator.
+    /// All that an operator was given, ever.
     Operator(OperatorName),
     /// Those in a file.
     Certificate(PathBuf),
@@ -52,7 +52,7 @@ impl Authority {
         if added.is_empty() {
             return Ok(Listed { added, count: before.len() });
         }
-        let over = self.over(now)?;
+        let over = self.over(now);
         let (mut text, mut count) = (String::new(), 0);
         for (index, root) in signers.iter().enumerate() {
             let list = before.of(&root.subject);
@@ -112,10 +112,20 @@ impl Authority {
         }
     }
 
-    /// The numbers of certificates whose time is over: nobody believes them, on a list or not.
-    fn over(&self, now: SystemTime) -> Result<BTreeSet<String>, IdentityError> {
-        let issued = ledger::read(&self.directory)?.into_iter();
-        Ok(issued.filter(|issued| !issued.counts(now)).map(|issued| issued.serial).collect())
+    /// The numbers of nodes' certificates whose time is over: nobody believes them, on a list or not. An operator's seals count
+    /// after that, and say themselves when they were made. Where what was issued can't be read all stay on the list, and no more
+    /// comes of it.
+    fn over(&self, now: SystemTime) -> BTreeSet<String> {
+        let issued = ledger::read(&self.directory).unwrap_or_default().into_iter();
+        let over = issued.filter(|issued| issued.kind != IssuedKind::Operator && !issued.counts(now));
+        over.map(|issued| issued.serial).collect()
+    }
+
+    /// Whether this CA has written down that it gave out a number, in hexadecimal digits. CAs did not always write it down.
+    pub fn has_issued(&self, digits: &str) -> Result<bool, IdentityError> {
+        let number = ledger::unhex(digits);
+        let issued = ledger::read(&self.directory)?;
+        Ok(issued.iter().any(|issued| ledger::unhex(&issued.serial) == number))
     }
 
     fn given_to(
@@ -133,7 +143,7 @@ impl Authority {
             if let (Some(root), Some(number)) = (root, number)
                 && kind(issued.kind)
                 && issued.name == name
-                && issued.counts(now)
+                && (issued.kind == IssuedKind::Operator || issued.counts(now))
             {
                 found.push((root, number));
             }

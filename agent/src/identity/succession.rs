@@ -12,7 +12,7 @@ use std::time::SystemTime;
 
 use super::authority::{Term, new_root};
 use super::files::{self, Existing, Writing};
-use super::ledger;
+use super::ledger::{self, IssuedKind};
 use super::{Authority, IdentityError};
 
 const FINISH_FIRST: &str = "the root before it is still in bundles: `sluice ca rotate finish` first";
@@ -78,20 +78,28 @@ impl Authority {
         files::remove(&self.directory, &[files::OLD_ROOT_KEY, files::OLD_ROOT])
     }
 
-    /// Who has certificates of other roots than this one, and none of this.
-    fn left_behind(&self, now: SystemTime) -> Result<BTreeSet<String>, IdentityError> {
-        let own = self.own_number();
+    /// Who has certificates of other roots than this one that were not taken back, and none of this.
+    pub(super) fn left_behind(&self, now: SystemTime) -> Result<BTreeSet<String>, IdentityError> {
+        let (own, others) = (self.own_number(), self.others()?);
+        let roots: Vec<&Self> = std::iter::once(self).chain(&others).collect();
+        let revoked = self.revocations(&roots)?;
+        let is_revoked = |number: &str| {
+            let number = ledger::unhex(number);
+            number.is_some_and(|number| roots.iter().any(|root| revoked.names(&root.subject, &number)))
+        };
         let (mut renewed, mut others) = (BTreeSet::new(), BTreeSet::new());
-        for issued in ledger::read(&self.directory)? {
+        let there = ledger::read(&self.directory)?.into_iter();
+        for issued in there.filter(|issued| issued.counts(now) && !is_revoked(&issued.serial)) {
             let who = (issued.kind.name(), issued.name.clone());
             if issued.root == own {
                 renewed.insert(who);
-            } else if issued.counts(now) {
+            } else {
                 others.insert(who);
             }
         }
-        let left = others.difference(&renewed).filter(|(kind, _)| *kind != "intermediate");
-        Ok(left.map(|(kind, name)| format!("{kind} {name}")).collect())
+        // A node has certificates of two kinds.
+        let who = |kind| if kind == IssuedKind::Operator.name() { kind } else { IssuedKind::Node.name() };
+        Ok(others.difference(&renewed).map(|(kind, name)| format!("{} {name}", who(kind))).collect())
     }
 
     fn next(&self) -> Result<Self, IdentityError> {

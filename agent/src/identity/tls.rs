@@ -21,7 +21,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
-use super::certificate::WorkloadLeaf;
+use super::certificate;
 use super::peer::{self, Peer, PeerRole};
 use super::{Expected, PeerRefusal, RefusedPeer, TrustBundle, WorkloadCertificate};
 
@@ -158,7 +158,7 @@ impl Verifier {
         let checked = expected
             .and_then(|expected| peer::check(&self.bundle, &expected, (leaf, intermediates), role, now));
         checked.map(|_| ()).map_err(|why| {
-            let presented = WorkloadLeaf::read(leaf).ok().map(|leaf| leaf.id);
+            let presented = certificate::presented(leaf);
             refused(RefusedPeer { why, presented })
         })
     }

@@ -1,6 +1,8 @@
 //! Counters that all nodes share, as limits see them: what is asked and answered, and how keys are named.
 
 use std::fmt;
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use ring::digest::{Context, SHA256};
@@ -135,10 +137,10 @@ impl std::hash::Hasher for KeyWriter {
 }
 
 impl SharedKey {
-    /// What the node's own memory knows it by.
+    /// What the node's own memory knows it by: with a secret of this process, as who finds keys that fall together could make it
+    /// forget another one.
     pub fn local(self) -> u64 {
-        let mut low = [0; 8];
-        low.copy_from_slice(&self.0[..8]);
-        u64::from_le_bytes(low)
+        static SECRET: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        SECRET.hash_one(self)
     }
 }

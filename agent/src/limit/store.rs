@@ -111,13 +111,12 @@ impl<C: Counter> Store<C> {
 
     /// Takes one request of a key.
     pub fn take(&self, key: u64, now: u64, cost: u32) -> Verdict {
-        let mut set = self.set(key);
-        let Some(way) = self.find(&mut set, key, now) else {
-            self.uncounted.fetch_add(1, Ordering::Relaxed);
-            return Verdict::Admitted { remaining: 0 };
-        };
-        way.used = now;
-        self.counter.take(&mut way.state, now, cost)
+        self.count(key, now, cost).unwrap_or(Verdict::Admitted { remaining: 0 })
+    }
+
+    /// As [`Self::take`]; `None`: it is let through, and there was no room to count it.
+    pub fn count(&self, key: u64, now: u64, cost: u32) -> Option<Verdict> {
+        self.with(key, now, |counter, state| counter.take(state, now, cost))
     }
 
     /// Looks at all states.
@@ -166,6 +165,9 @@ impl<C: Counter> Store<C> {
         let position = match set.iter().position(|way| way.key == key) {
             Some(position) => position,
             None if self.has_room(set.len()) => {
+                // Whoever comes is the occasion to let go of what those hold that say nothing any more.
+                let idle = set.iter_mut().filter(|way| self.counter.is_idle(&way.state, now));
+                idle.for_each(|way| way.state = C::State::default());
                 self.held.fetch_add(1, Ordering::Relaxed);
                 set.push(fresh());
                 set.len() - 1

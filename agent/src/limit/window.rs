@@ -4,6 +4,9 @@ use std::collections::VecDeque;
 
 use super::{Counter, NEVER, Verdict};
 
+/// Room that an empty log keeps, in units.
+const KEPT: usize = 16;
+
 /// Requests of so many units in any span of so many nanoseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window {
@@ -29,6 +32,10 @@ impl Window {
     fn forget(&self, log: &mut Log, now: u64) {
         while log.0.front().is_some_and(|at| at.saturating_add(self.window) <= now) {
             log.0.pop_front();
+        }
+        // What a burst has taken is given back once it is forgotten.
+        if log.0.is_empty() && log.0.capacity() > KEPT {
+            log.0 = VecDeque::new();
         }
     }
 }

@@ -145,7 +145,7 @@ pub(super) fn may_go_on(
 pub(super) fn depends_on_request(context: &Context, client: Client<'_>, endpoint: SocketAddr) -> bool {
     let table = context.tables.load();
     let foreseen = table.foresee_access(client.of_policy(&table), endpoint);
-    matches!(foreseen, Foreseen::ByRequest(_) | Foreseen::Counted(_))
+    matches!(foreseen, Foreseen::ByRequest(_) | Foreseen::Counted(_) | Foreseen::Watched)
 }
 
 /// Waits until a client may no longer have an endpoint's connection, of which the agent sees no requests. An endpoint that

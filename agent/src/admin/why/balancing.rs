@@ -34,9 +34,9 @@ pub(super) fn led(
             let found = format!("{to} is an endpoint of headless service {service} too: the agent takes it");
             step("DESTINATIONS", found);
         } else if status.capture.inbound.contains(&to.ip())
-            && inbound::rules(PolicyClient::direct(asked.source), to, table).is_some()
+            && let Some(why) = inbound::judged(PolicyClient::direct(asked.source), to, table)
         {
-            step("POLICY_RULES", format!("{to} judges requests: the agent takes the connection"));
+            step("POLICY_RULES", format!("{to}: {why}: the agent takes the connection"));
         }
     }
     Some(match frontend.affinity {

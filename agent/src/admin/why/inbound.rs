@@ -32,6 +32,7 @@ pub(super) fn judged(
     match table.foresee_access(client, endpoint) {
         Foreseen::ByRequest(_) => Some("the request decides"),
         Foreseen::Counted(_) => Some("what enters the pod is limited"),
+        Foreseen::Watched => Some("what enters the pod is counted"),
         Foreseen::Allowed | Foreseen::Denied(_) => None,
     }
 }
@@ -51,6 +52,15 @@ pub(super) fn tunnel(view: &View<'_>, step: &mut impl FnMut(&str, String)) -> bo
         step("DESTINATIONS", found.to_owned());
     }
     taken
+}
+
+/// Tunnels between the two ends that this node, where the dialled one runs, has refused lately.
+pub(super) fn failing_tunnels(view: &View<'_>, step: &mut impl FnMut(&str, String)) {
+    let ends = (view.asked.source, view.asked.destination.ip());
+    let taken = view.status.refused_tunnels.iter().filter(|one| !one.is_dialled());
+    for refused in taken.filter(|one| (one.source, one.destination) == ends) {
+        step("tunnels", format!("lately none was made {refused}"));
+    }
 }
 
 /// The other node whose agent takes it for a tunnel to a pod there: nothing of this one asks a policy of it.

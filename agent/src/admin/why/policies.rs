@@ -87,7 +87,7 @@ fn judge_as(
         }
         let denied = match verdict(client, *endpoint, coming.opaque, table) {
             // What counts it is said by the limits.
-            Foreseen::Allowed | Foreseen::Counted(_) => continue,
+            Foreseen::Allowed | Foreseen::Counted(_) | Foreseen::Watched => continue,
             _ if own && view.is_here(table.workloads.get(&endpoint.ip())) => {
                 silent = false;
                 step("guard_pod", format!("{endpoint} is open to the node's own sockets, as for probes"));

@@ -1,6 +1,7 @@
 //! What connections to endpoints are kept within, and which document says so: what the proxy goes by, asked before it connects.
 
-use std::net::SocketAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -161,6 +162,7 @@ fn describe(
     for cluster in clusters {
         let dump = dump(dialling, cluster);
         step("upstream", text(&dump, dialling.opaque));
+        failing_tunnels(dialling, cluster, step);
         let (refused, all) = (dump.refused_endpoints.len(), dialling.endpoints(cluster).len());
         let is_refused = dialling.opaque && clusters.len() == 1 && refused > 0 && refused == all;
         if let Some(reason) = dump.refused.as_deref().filter(|_| is_refused) {
@@ -168,6 +170,26 @@ fn describe(
             said.judged(("refused", &tier, reason), dump.rule.clone());
         }
         said.upstream.push(dump);
+    }
+}
+
+/// Tunnels to its endpoints that came to nothing lately.
+fn failing_tunnels(dialling: Dialling<'_, '_>, cluster: &Cluster, step: &mut impl FnMut(&str, String)) {
+    let View { asked, table, status, .. } = *dialling.view;
+    // Gateways dial from the node's address.
+    let is_own = |source: &IpAddr| match dialling.gateway {
+        Some(_) => !table.workloads.contains_key(source),
+        None => *source == asked.source,
+    };
+    let dialled = status.refused_tunnels.iter().filter(|one| one.is_dialled() && is_own(&one.source));
+    let mut dialled = dialled.filter(|_| dialling.known).peekable();
+    if dialled.peek().is_none() {
+        return;
+    }
+    let endpoints = dialling.endpoints(cluster).into_iter().map(|to| to.ip().to_canonical());
+    let by_tunnel: BTreeSet<IpAddr> = endpoints.filter(|to| table.reaches_by_tunnel(*to)).collect();
+    for refused in dialled.filter(|one| by_tunnel.contains(&one.destination)) {
+        step("tunnels", format!("lately none was made {refused}"));
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::ensure;
 use clap::Args;
 
+use super::super::get::full_id;
 use super::super::outcome::Wrote;
 use super::super::sealing::{SealArgs, Spoilt};
 use super::super::store::StoreClientArgs;
@@ -21,8 +22,8 @@ pub(in crate::cli) struct DeleteArgs {
     #[command(flatten)]
     store: StoreClientArgs,
     /// Documents, as `KIND/NAMESPACE/NAME` or `KIND/NAME` (in the namespace `default`).
-    #[arg(required = true, value_name = "DOCUMENT")]
-    documents: Vec<String>,
+    #[arg(required = true, value_name = "DOCUMENT", value_parser = full_id)]
+    documents: Vec<Arc<str>>,
     #[command(flatten)]
     seal: SealArgs,
     /// Lets the table lose all endpoints, or, of eight or more, all that are ready or over half of its routes: otherwise that is
@@ -43,8 +44,8 @@ async fn delete_from(args: &DeleteArgs, store: &RedisStore) -> anyhow::Result<Wr
     let sealer = args.seal.sealer((store, args.store.cluster()), &found, Spoilt::Refuse).await?;
     let there = by_id(&found);
     let (mut writes, mut gone) = (Vec::new(), Vec::new());
-    for name in &args.documents {
-        let id = super::super::get::full_id(name)?;
+    for id in &args.documents {
+        let id = Arc::clone(id);
         // What is left of one goes as well.
         let left = found.odd.iter().any(|odd| odd.id == id);
         let revision = there.get(&id).map(|document| document.revision).or(left.then_some(0));

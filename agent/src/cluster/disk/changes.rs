@@ -38,6 +38,8 @@ struct Head {
     version: Version,
     chain: Digest,
     revision: u64,
+    #[serde(default)]
+    shrinks_from: u64,
     previous: Digest,
     #[serde(default)]
     generation: u64,
@@ -138,14 +140,13 @@ impl Read for Positioned<'_> {
 }
 
 fn entry(change: &KeptChange) -> Vec<u8> {
-    let KeptChange { at: Position { version, chain, revision }, previous, generation, body } = change;
-    let head = Head {
-        version: (*version).into(),
-        chain: *chain,
-        revision: *revision,
-        previous: *previous,
-        generation: *generation,
-    };
+    let &KeptChange {
+        at: Position { version, chain, revision, shrinks_from },
+        previous,
+        generation,
+        ref body,
+    } = change;
+    let head = Head { version: version.into(), chain, revision, shrinks_from, previous, generation };
     let mut rest = serde_json::to_vec(&head).expect("names and numbers are JSON");
     rest.push(b'\n');
     rest.extend_from_slice(body);
@@ -172,9 +173,9 @@ fn first(bytes: &[u8]) -> Option<(KeptChange, &[u8])> {
         return None;
     }
     let end = entry.iter().position(|byte| *byte == b'\n')?;
-    let Head { version, chain, revision, previous, generation } =
+    let Head { version, chain, revision, shrinks_from, previous, generation } =
         serde_json::from_slice(&entry[..end]).ok()?;
-    let at = Position { version: version.into(), chain, revision };
+    let at = Position { version: version.into(), chain, revision, shrinks_from };
     Some((KeptChange { at, previous, generation, body: entry[end + 1..].to_vec() }, after))
 }
 
@@ -189,7 +190,12 @@ mod tests {
     fn change(number: u64) -> KeptChange {
         let position = |number| {
             let version = TableVersion { token: Token { epoch: 2, nonce: 5 }, version: number };
-            Position { version, chain: first_digest(version, b"x"), revision: number }
+            Position {
+                version,
+                chain: first_digest(version, b"x"),
+                revision: number,
+                shrinks_from: number / 2,
+            }
         };
         let previous = position(number - 1).chain;
         KeptChange { at: position(number), previous, generation: number + 100, body: b"a\nb".to_vec() }

@@ -16,7 +16,7 @@ use crate::cluster::disk::KeptDocuments;
 use crate::cluster::documents::may_shrink;
 use crate::cluster::election::{self, Millis};
 use crate::cluster::follower::shrinks;
-use crate::cluster::publisher::{Contents, Draft, DraftForm, Publisher};
+use crate::cluster::publisher::{Contents, Draft, DraftForm, Ground, Publisher};
 use crate::cluster::registry::{DocumentsOutcome, Health, Node};
 use crate::cluster::seal::Digest;
 use crate::cluster::store::{Lease, Published, Store, StoreError};
@@ -189,11 +189,12 @@ impl<S: Store> Shared<S> {
             return Outcome::Done;
         }
         let basis = known.basis(self.trust.operators().is_some());
-        let (contents, held_back) = match self.contents(&basis, health) {
+        let ground = self.ground(publisher);
+        let (contents, held_back) = match self.contents(&basis, health, ground) {
             Ok(contents) => (Some(contents), None),
             Err(lost) => {
                 let good = good.as_ref().map(|good| good.beside(known));
-                (good.and_then(|good| self.contents(&good, health).ok()), Some(lost))
+                (good.and_then(|good| self.contents(&good, health, ground).ok()), Some(lost))
             }
         };
         let is_good = held_back.is_none();
@@ -203,7 +204,8 @@ impl<S: Store> Shared<S> {
             // It is too large: nodes and pods may fail all the same.
             Outcome::Withheld if is_good => {
                 let why = self.view().unpublished.clone();
-                let before = good.as_ref().and_then(|good| self.contents(&good.beside(known), health).ok());
+                let before = good.as_ref().map(|good| good.beside(known));
+                let before = before.and_then(|good| self.contents(&good, health, ground).ok());
                 return self.publish(publisher, before, why, whole).await;
             }
             // Whoever writes documents is told.
@@ -237,7 +239,9 @@ impl<S: Store> Shared<S> {
             self.unpublished(why.or_else(|| held_back.clone()));
             let Some(draft) = draft else {
                 // What was allowed was for what followed from that write: no later one shall find the table older than it.
-                if contents.allow_shrink && !whole && self.is_behind(contents.revision) {
+                let before = self.ground(publisher).revision;
+                if contents.allow_shrink && !whole && before.is_some_and(|before| before < contents.revision)
+                {
                     continue;
                 }
                 return Outcome::Done;
@@ -323,33 +327,39 @@ impl<S: Store> Shared<S> {
         found.filter(|_| waited).map(|(_, model)| model)
     }
 
+    /// What the next table is held against: what this term has published last, which may not be in force here yet, or what was
+    /// in force before it.
+    fn ground(&self, publisher: &Publisher) -> Ground {
+        publisher.ground().unwrap_or_else(|| {
+            let view = self.view();
+            let at = view.in_force.map(|(at, _)| at);
+            let (revision, shrinks_from) = (at.map(|at| at.revision), at.map_or(0, |at| at.shrinks_from));
+            Ground { counts: view.counts, revision, shrinks_from }
+        })
+    }
+
     /// What the table shall be; or why that may not be published.
-    fn contents(&self, basis: &Basis, health: &Health) -> Result<Contents, String> {
+    fn contents(&self, basis: &Basis, health: &Health, before: Ground) -> Result<Contents, String> {
         let (mut model, mut since) = (Arc::clone(&basis.model), basis.since.clone());
         if !health.is_quiet() {
             health.overlay(Arc::make_mut(&mut model));
             since = None;
         }
-        let (before, revision) = {
-            let view = self.view();
-            (view.counts, view.in_force.map(|(at, _)| at.revision))
-        };
-        let allow_shrink = basis.documents.as_ref().is_some_and(|documents| may_shrink(documents, revision));
-        let lost = shrinks(before, Counts::of(&model)).err().filter(|_| !allow_shrink);
+        let counts = Counts::of(&model);
+        let allow_shrink =
+            basis.documents.as_ref().is_some_and(|documents| may_shrink(documents, before.revision));
+        let lost = shrinks(before.counts, counts).err().filter(|_| !allow_shrink);
         // Pods that fail are no mistake in the documents, and dead nodes never take the last endpoint.
         let by_health =
-            lost.is_some() && !health.is_quiet() && shrinks(before, Counts::of(&basis.model)).is_ok();
+            lost.is_some() && !health.is_quiet() && shrinks(before.counts, Counts::of(&basis.model)).is_ok();
         let (lost, allow_shrink) = (lost.filter(|_| !by_health), allow_shrink || by_health);
         if let Some(lost) = lost {
             return Err(lost.to_string());
         }
         let Basis { revision, generation, .. } = *basis;
-        Ok(Contents { model, revision, generation, allow_shrink, since })
-    }
-
-    /// Whether the table in force is made of documents of an earlier revision.
-    fn is_behind(&self, revision: u64) -> bool {
-        self.view().in_force.is_some_and(|(at, _)| at.revision < revision)
+        let from = before.revision.filter(|_| allow_shrink);
+        let shrinks_from = from.map_or(before.shrinks_from, |from| from.max(before.shrinks_from));
+        Ok(Contents { model, revision, generation, counts, allow_shrink, shrinks_from, since })
     }
 
     fn holds_back(&self) -> bool {

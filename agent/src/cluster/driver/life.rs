@@ -134,8 +134,10 @@ impl<A: Agent> Life<A> {
                 () = tokio::time::sleep(pause) => {}
             }
             pause = (pause * 2).min(PAUSE_MAX);
+            let generation = whole.generation_in_force();
             (shared, heard) = whole.anew();
             follower = Follower::new(Arc::clone(&shared.settings.cluster), lock(&shared.view).highest);
+            follower.hold(generation);
         }
     }
 

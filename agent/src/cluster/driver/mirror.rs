@@ -201,7 +201,7 @@ impl<S: Store> Shared<S> {
     }
 
     /// Of which generation the documents are that the table in force is made of; 0: that is not known.
-    fn generation_in_force(&self) -> u64 {
+    pub(super) fn generation_in_force(&self) -> u64 {
         self.continued.borrow().map_or(0, |with| with.generation)
     }
 

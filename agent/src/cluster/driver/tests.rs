@@ -233,7 +233,7 @@ async fn a_table_comes_into_force_while_documents_are_read() {
     };
     let mut publisher = Publisher::new("test".into(), lease.clone());
     let model = Arc::new(sample::model(3, 1));
-    let contents = Contents { model, revision: 1, generation: 0, allow_shrink: false, since: None };
+    let contents = Contents::of(model, 1);
     let draft = publisher.draft(&contents, true, |_| Vec::new()).expect("nothing is out");
     let DraftForm::Whole(snapshot) = &draft.form else { panic!("{draft:?}") };
     assert_eq!(store.publish(&lease, snapshot).await, Ok(Published::Yes));

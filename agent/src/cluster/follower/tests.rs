@@ -36,8 +36,10 @@ impl Leader {
 
     /// What it publishes, and the store has.
     fn publish(&mut self, model: Model, whole: bool, allow_shrink: bool) -> Vec<u8> {
-        let contents =
-            Contents { model: Arc::new(model), revision: 1, generation: 0, allow_shrink, since: None };
+        self.publish_of(Contents { allow_shrink, ..Contents::of(model, 1) }, whole)
+    }
+
+    fn publish_of(&mut self, contents: Contents, whole: bool) -> Vec<u8> {
         let draft = self.0.draft(&contents, whole, |_| sample::sign("a")).expect("is another table");
         self.0.committed(draft.clone());
         match draft.form {
@@ -77,11 +79,29 @@ fn snapshot(change: impl FnOnce(&mut Header), signature: &[u8]) -> Vec<u8> {
         version: version(1, 1).into(),
         form: Form::Snapshot { chain: first_digest(version(1, 1), &body) },
         allow_shrink: false,
+        shrinks_from: 0,
         revision: 1,
         generation: 0,
     };
     change(&mut header);
     seal(&header, &body, |_| signature.to_vec())
+}
+
+#[test]
+fn who_was_away_takes_what_came_of_a_table_that_was_let_shrink() {
+    let of = |routes: u8, revision: u64| Contents::of(sample::model(1, routes), revision);
+    let mut leader = Leader::of(1);
+    let (large, next) = (leader.publish_of(of(20, 4), true), leader.publish_of(of(21, 5), false));
+    let small = leader.publish_of(Contents { shrinks_from: 4, ..of(2, 6) }, true);
+    let (mut away, mut beside) = (follower(), follower());
+    assert_eq!(step(&mut away, &large), Ok(Step::Applied));
+    for bytes in [&large, &next] {
+        assert_eq!(step(&mut beside, bytes), Ok(Step::Applied));
+    }
+    // What it had was let, and what the other one has was not.
+    check_refused(&mut beside, &small, &Refusal::Shrinks { what: "routes", before: 21, after: 2 });
+    assert_eq!(step(&mut away, &small), Ok(Step::Applied));
+    assert_eq!(away.in_force().map(|at| at.shrinks_from), Some(4));
 }
 
 #[test]
@@ -262,7 +282,7 @@ fn a_process_begins_with_the_table_that_it_kept() {
     let mut leader = Leader::of(3);
     let tables = leader.tables(&[1, 2, 3]);
     let chain = Sealed::open(&tables[1]).expect("is a table").digest();
-    let at = Position { version: version(3, 2), chain, revision: 1 };
+    let at = Position { version: version(3, 2), chain, revision: 1, shrinks_from: 0 };
     let restored = |highest| {
         let mut follower = Follower::new("c".into(), highest);
         follower.restore(at, &Change::whole(&sample::model(2, 0))).expect("is a model");

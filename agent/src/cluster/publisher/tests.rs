@@ -10,13 +10,7 @@ fn publisher() -> Publisher {
 }
 
 fn contents(endpoints: u8) -> Contents {
-    Contents {
-        model: Arc::new(sample::model(endpoints, 0)),
-        revision: u64::from(endpoints),
-        generation: 0,
-        allow_shrink: false,
-        since: None,
-    }
+    Contents::of(sample::model(endpoints, 0), u64::from(endpoints))
 }
 
 fn unsigned(_: &[u8]) -> Vec<u8> {
@@ -79,14 +73,15 @@ fn a_term_that_goes_on_with_what_it_does_not_know_writes_it_whole() {
         publish(&mut before, 2, false);
         let version = before.version().expect("was published");
         let chain = before.chain().expect("was published");
-        Continued { at: Position { version, chain, revision: 2 }, generation: 5 }
+        Continued { at: Position { version, chain, revision: 2, shrinks_from: 1 }, generation: 5 }
     };
     let lease = Lease { token: Token { epoch: 4, nonce: 2 }, node: "b".into() };
     let mut next = Publisher::new("c".into(), lease);
     let lost = next.go_on(with(), unsigned).expect("nothing is out");
     let sealed = Sealed::open(&change(&lost).sealed).expect("is a table");
     assert_eq!((change(&lost).previous.clone(), lost.version().version), (with().at.chain.to_string(), 1));
-    assert_eq!((sealed.header.revision, sealed.header.generation), (2, 5));
+    let header = &sealed.header;
+    assert_eq!((header.revision, header.generation, header.shrinks_from), (2, 5, 1));
     // Nobody knows what became of it: its number is used no more, and what comes next is whole.
     let again = next.go_on(with(), unsigned).expect("nothing is out");
     assert_eq!(again.version().version, 2);
@@ -151,7 +146,7 @@ fn a_change_of_nearly_everything_is_written_whole() {
         };
         let endpoints = (0..=DELTA_RECORDS_MAX).map(endpoint).collect();
         let model = Model { endpoints, ..sample::model(0, 0) };
-        Contents { model: Arc::new(model), revision: 1, generation: 0, allow_shrink: false, since: None }
+        Contents::of(model, 1)
     };
     let mut publisher = publisher();
     let first = publisher.draft(&many(true), false, unsigned).expect("is the first");

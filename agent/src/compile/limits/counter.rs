@@ -225,9 +225,11 @@ impl Numbers {
             Keys::Rate(store) => (store.take(key, now, cost), None),
             Keys::Window(store) => (store.take(key, now, cost), None),
             Keys::InFlight(store) => {
-                let verdict = store.take(key, now, cost);
-                let taken = matches!(verdict, Verdict::Admitted { .. });
-                (verdict, taken.then(|| InFlight(Permit::new(store, key, now, cost))))
+                // Where there is no room for the key nothing is held, and so nothing given back.
+                let verdict = store.count(key, now, cost);
+                let taken = matches!(verdict, Some(Verdict::Admitted { .. }));
+                let permit = taken.then(|| InFlight(Permit::new(store, key, now, cost)));
+                (verdict.unwrap_or(Verdict::Admitted { remaining: 0 }), permit)
             }
             Keys::Shared(_) => (Verdict::Admitted { remaining: 0 }, None),
         }

@@ -222,6 +222,11 @@ pub(crate) fn versions_of(name: &str) -> Vec<String> {
     versions.collect()
 }
 
+/// Whether a kind has this name, in whatever API version.
+pub fn is_kind(name: &str) -> bool {
+    KINDS.iter().any(|(_, _, kind, _)| *kind == name)
+}
+
 /// Whether objects of this kind have no namespace.
 fn is_cluster_scoped(kind: &str) -> bool {
     matches!(kind, "Namespace" | "GatewayClass" | "EdgeGuard")

@@ -350,9 +350,20 @@ async fn a_peer_is_who_it_should_be_or_refused_by_name() {
 async fn who_is_refused_is_named_as_it_names_itself() {
     const OTHER: &str = "spiffe://mesh.test/ns/shop/sa/other";
     let mesh = Mesh::new();
-    for (ids, expected) in [(vec![OTHER], Some(OTHER)), (vec![SHOP, OTHER], None), (vec![], None)] {
+    let one = (vec![OTHER], Some(OTHER));
+    for (ids, expected, is_ca) in [
+        (one.0.clone(), one.1, false),
+        (one.0, one.1, true),
+        (vec![SHOP, OTHER], None, false),
+        (vec![], None, false),
+    ] {
         let ids = ids.into_iter().map(uri).collect::<Vec<_>>();
-        let shown = mesh.leaf(|params| params.subject_alt_names = ids);
+        let shown = mesh.leaf(|params| {
+            params.subject_alt_names = ids;
+            if is_ca {
+                params.is_ca = rcgen::IsCa::Ca(BasicConstraints::Unconstrained);
+            }
+        });
         let (near, far) = duplex(64 * 1024);
         let ours = async {
             tls::accept(near, mesh.terms(), Arc::new(Present)).await.map_err(|(refused, _)| refused)

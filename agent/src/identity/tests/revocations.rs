@@ -331,8 +331,29 @@ fn only_what_was_issued_here_is_taken_back() {
         fs::read(site.path("three/revoked.crl")).expect("there"),
         fs::read(site.path("ca/revoked.crl")).expect("there")
     );
+    let has_issued = |serial: &str| site.authority.has_issued(serial).expect("it is written down");
+    assert!(has_issued(&two.serial) && !has_issued("0A0B"));
     fs::write(site.path("ca/issued.jsonl"), "{}\n").expect("written");
     assert!(refused(of_node("two")).contains("issued.jsonl: its line 1"));
+    // What needs none of its lines goes on.
+    assert_eq!(site.revoke(&Target::Serial("0A0B".to_owned())).expect("revoked"), 1);
+}
+
+#[test]
+fn who_sealed_documents_is_taken_back_for_good() {
+    let site = Site::new();
+    let later = SystemTime::now() + DAY * 3;
+    let alice = || Target::Operator("alice".parse().expect("a name"));
+    assert_eq!(site.revoke(&of_node("one")).expect("revoked"), 2);
+    // The certificate has ended, and what it sealed has not.
+    assert_eq!(
+        site.authority.revoke(&alice(), later).expect("revoked").count,
+        1,
+        "nodes' go with their time"
+    );
+    let listed = site.authority.revoke(&Target::Serial("0A0B".to_owned()), later).expect("revoked");
+    assert_eq!(listed.count, 2);
+    assert_eq!(site.authority.revoke(&alice(), later).expect("revoked").added.len(), 0);
 }
 
 #[test]
@@ -375,7 +396,10 @@ fn one_root_follows_another_and_both_are_believed_in_between() {
     // Node one and alice have nothing of the new root.
     advice(site.authority.retire_old(now, LeftBehind::Nobody), "node one, operator alice");
     site.node("one", Replace::Asked);
-    site.authority.retire_old(now, LeftBehind::Asked).expect("finished");
+    advice(site.authority.retire_old(now, LeftBehind::Nobody), "operator alice");
+    // Nobody waits for one from whom all was taken back.
+    site.revoke(&Target::Operator("alice".parse().expect("a name"))).expect("revoked");
+    site.authority.retire_old(now, LeftBehind::Nobody).expect("finished");
     assert_eq!(step(&site), None);
     assert!(!site.path("ca/old-root.key").exists() && !site.path("ca/revoked.crl").exists());
     site.hand_out("bundle.pem", "two");
@@ -384,6 +408,23 @@ fn one_root_follows_another_and_both_are_believed_in_between() {
     assert_eq!(two.current().bundle.verify(now, MESSAGE, &old), Err(Untrusted::UnknownIssuer));
     let states = site.states("ca");
     assert!(states.contains(&("issued operator alice".to_owned(), "of a root that is gone".to_owned())));
+}
+
+#[test]
+fn who_lost_what_the_new_root_gave_is_waited_for() {
+    let mut site = Site::new();
+    let now = SystemTime::now();
+    let left = |site: &Site| site.authority.left_behind(now).expect("all is written down");
+    site.authority.prepare_next(term(DAY * 60)).expect("prepared");
+    site.authority = site.authority.promote_next().expect("the next issues");
+    site.node("one", Replace::Asked);
+    assert!(!left(&site).contains("node one"), "{:?}", left(&site));
+    for file in ["one/node.pem", "one/intermediate.pem"] {
+        assert_eq!(site.revoke(&Target::Certificate(site.path(file))).expect("revoked"), 1);
+        assert!(left(&site).contains("node one"), "{file}: {:?}", left(&site));
+        site.node("one", Replace::Asked);
+        assert!(!left(&site).contains("node one"), "{file}: {:?}", left(&site));
+    }
 }
 
 #[test]

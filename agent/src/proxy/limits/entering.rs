@@ -4,6 +4,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use super::connection::hold_connection;
 use super::question::hold;
 use super::{Asking, Held, Left, Limited, Policies, RefusedBy, client};
@@ -54,7 +56,8 @@ impl Caller<'_> {
                 source: trail.source.map(|source| &**source),
                 proof: (entering.table, self.client()),
                 route: None,
-                now: limit_time(trail.start.into_std()),
+                // It may have waited long for a connection.
+                now: limit_time(Instant::now().into_std()),
             };
             let counters = self.ctx.counters.as_ref();
             let left = hold(&policies, &asking, |policy| &policy.limits, (counters, &mut trail.held)).await?;

@@ -132,7 +132,7 @@ mod tests {
         /// The bytes of the next table, with so many endpoints.
         fn publish(&mut self, endpoints: u8, whole: bool) -> Vec<u8> {
             let model = Arc::new(sample::model(endpoints, 1));
-            let contents = Contents { model, revision: 1, generation: 0, allow_shrink: true, since: None };
+            let contents = Contents { allow_shrink: true, ..Contents::of(model, 1) };
             let draft = self.0.draft(&contents, whole, |_| Vec::new()).expect("is another one");
             let bytes = match &draft.form {
                 DraftForm::Whole(snapshot) => snapshot.sealed.clone(),

@@ -521,7 +521,12 @@ impl Term {
         let previous = self.last.filter(|_| kept);
         let whole = u8::from(previous.is_none());
         let body = u8::try_from(written).expect("there are few");
-        let at = Position { version, chain: first_digest(version, &[body, whole]), revision: written };
+        let at = Position {
+            version,
+            chain: first_digest(version, &[body, whole]),
+            revision: written,
+            shrinks_from: 0,
+        };
         let form = match previous {
             Some(last) => Form::Delta { previous: last.chain },
             None => Form::Snapshot { chain: at.chain },

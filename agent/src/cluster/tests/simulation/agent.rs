@@ -338,14 +338,9 @@ impl Agent {
         let mut model = documents::model(&self.disk.documents.texts);
         Health::of(&self.nodes).overlay(&mut model);
         let model = Arc::new(model);
-        let contents = Contents {
-            model: Arc::clone(&model),
-            revision: self.disk.documents.revision,
-            generation: 0,
-            // Documents are so few that all endpoints may go: what holds that back is not what is simulated.
-            allow_shrink: true,
-            since: None,
-        };
+        // Documents are so few that all endpoints may go: what holds that back is not what is simulated.
+        let contents =
+            Contents { allow_shrink: true, ..Contents::of(Arc::clone(&model), self.disk.documents.revision) };
         let Some(draft) = publisher.draft(&contents, self.whole, |_| sample::sign(&self.name)) else {
             return;
         };

@@ -1,5 +1,7 @@
 //! Whom a limit does not hold for: by address, or as whom it is proven.
 
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 
 use super::super::super::field::Field;
@@ -17,16 +19,24 @@ pub(super) fn exempt_principals(texts: &[String], field: &Field, notes: &mut Not
     authorization_policy::principals(texts, field, notes)
 }
 
+/// A network or an address.
+pub(super) fn network(text: &str) -> Result<IpNet, &'static str> {
+    let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    match net.map(|net| net.trunc()) {
+        Ok(IpNet::V6(v6)) if v6.addr().to_ipv4_mapped().is_some() => {
+            Err("is an IPv4 address in IPv6 form, which no packet has; write it as IPv4")
+        }
+        Ok(net) => Ok(net),
+        Err(_) => Err("is neither a network such as 192.0.2.0/24 or 2001:db8::/32 nor an address"),
+    }
+}
+
 pub(super) fn exempt(texts: &[String], field: &Field, notes: &mut Notes<'_>) -> Vec<IpNet> {
     let mut nets = Vec::with_capacity(texts.len());
     for (index, text) in texts.iter().enumerate() {
-        let net = text.parse::<IpNet>().or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from));
-        match net {
-            Ok(net) => nets.push(net.trunc()),
-            Err(_) => notes.error(
-                &field.index(index),
-                format!("`{text}` is neither a network such as 192.0.2.0/24 or 2001:db8::/32 nor an address"),
-            ),
+        match network(text) {
+            Ok(net) => nets.push(net),
+            Err(problem) => notes.error(&field.index(index), format!("`{text}` {problem}")),
         }
     }
     nets

@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::super::super::field::Field;
 use super::super::super::object::Notes;
+use super::exempt;
 use super::quota::{QuotaSpec, RateSpec, WindowSpec, quota};
 use crate::limit::quota::shared_rate;
 use crate::model::{KeyPart, Override, OverrideValue, Quota};
@@ -126,11 +126,7 @@ fn value(text: &str, part: &KeyPart) -> Result<OverrideValue, &'static str> {
         if fits { Ok(OverrideValue::Text(text.into())) } else { Err(problem) }
     };
     match part {
-        KeyPart::SourceAddress { .. } => {
-            let net = text.parse::<IpNet>().or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from));
-            net.map(|net| OverrideValue::Network(net.trunc()))
-                .map_err(|_| "is neither a network such as 192.0.2.0/24 or 2001:db8::/32 nor an address")
-        }
+        KeyPart::SourceAddress { .. } => exempt::network(text).map(OverrideValue::Network),
         KeyPart::SourceIdentity => text_if(parts(2), "is no NAMESPACE/SERVICEACCOUNT"),
         KeyPart::Route => text_if(parts(3), "is no NAMESPACE/ROUTE/RULE"),
         KeyPart::Path if text.starts_with('/') && !text.contains(['?', '#']) => {
