@@ -105,6 +105,12 @@ pub struct CaptureStatus {
     /// Why no flow events of sockets are told (open, close, bytes, round-trip time); `None`: they are.
     #[serde(default)]
     pub socket_events_off: Option<String>,
+    /// New connections that pods dial are taken no more, as the agent ends.
+    #[serde(default)]
+    pub outbound_released: bool,
+    /// Nor are those that come to pods, by tunnel or where a policy judges requests.
+    #[serde(default)]
+    pub inbound_released: bool,
 }
 
 impl CaptureStatus {

@@ -356,7 +356,7 @@ fn kernel(view: &View<'_>, frontend: Option<&Arc<Frontend>>, step: &mut impl FnM
     if !taken {
         return inbound::kernel(ends, table, status, step).unwrap_or(Reason::NoRoute);
     }
-    if status.drain.draining {
+    if status.capture.outbound_released {
         step("LISTENERS", "the agent is draining, none is left: no_listener".to_owned());
         return Reason::NoListener;
     }

@@ -20,7 +20,7 @@ use crate::admin::{
     InterfaceStatus, LimitsDump, ListenerStatus, PolicyStatus, RefusedTunnels, Source, Status, TableStatus,
     TierStatus, WorkerStatus,
 };
-use crate::capture::{self, DropCause, EngineHandle, LimitCounters, PolicyDrops};
+use crate::capture::{self, DropCause, EngineHandle, LimitCounters, PolicyDrops, Released};
 use crate::cluster::{ClusterView, RedisCounters};
 use crate::compile::{DeniedBy, RoutingTable};
 use crate::config::{Message, ObjectState, Report, Severity};
@@ -509,6 +509,8 @@ fn capturing(status: capture::CaptureStatus, drops: Option<&PolicyDrops>) -> Cap
             unwatched: status.acceleration.unwatched,
         },
         socket_events_off: status.socket_events_off,
+        outbound_released: status.released.is_some(),
+        inbound_released: status.released == Some(Released::All),
     }
 }
 

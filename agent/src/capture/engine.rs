@@ -85,6 +85,8 @@ pub struct Engine {
     expeller: Expeller,
     status: watch::Sender<CaptureStatus>,
     releases: mpsc::UnboundedReceiver<Letting>,
+    /// What is let go of already.
+    released: Option<Released>,
 }
 
 impl Engine {
@@ -144,6 +146,7 @@ impl Engine {
             expeller,
             status,
             releases,
+            released: None,
         };
         if let Err(error) = engine.install(listeners).await {
             // What an earlier agent has left is still its own; without one, nothing is to stay.
@@ -223,6 +226,8 @@ impl Engine {
                     if let Err(error) = self.programs.clear_listeners(self.settings.workers, what) {
                         tracing::error!(%error, "capture listeners could not be taken from the kernel");
                     }
+                    self.released = Some(what);
+                    self.publish();
                     if let Some((_, done)) = asked {
                         let _ = done.send(());
                     }

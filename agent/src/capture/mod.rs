@@ -175,6 +175,8 @@ pub struct CaptureStatus {
     pub acceleration: AccelerationStatus,
     /// Why no events of sockets are told; `None`: they are.
     pub socket_events_off: Option<String>,
+    /// New connections that are taken no more.
+    pub released: Option<Released>,
     /// The guard at the edge, where there is one.
     pub guard: Option<GuardStatus>,
 }

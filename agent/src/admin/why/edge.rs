@@ -128,7 +128,9 @@ pub(super) fn acceleration(view: &View<'_>, led: Option<&[SocketAddr]>, step: &m
             && table.policies.of(ip).is_none()
     };
     let (from, to) = (takes_part(asked.source), takes_part(asked.destination.ip()));
-    let taken = !status.drain.draining && status.capture.paused.is_none() && held.destination != Some(false);
+    let taken = !status.capture.outbound_released
+        && status.capture.paused.is_none()
+        && held.destination != Some(false);
     let captured = led.is_none() && taken && table.frontends.contains_key(&asked.destination);
     let ends = led.map(|endpoints| endpoints.iter().filter(|to| takes_part(to.ip())).count());
     let found = match (from, ends, to || captured) {
@@ -277,7 +279,7 @@ mod tests {
             assert!(said.contains(word), "{source} {destination}: {said}");
         }
         // Nothing goes to an agent that takes nothing any more.
-        status.drain.draining = true;
+        status.capture.outbound_released = true;
         let drained = said("10.0.0.1", "10.96.0.1:80", &status);
         assert!(drained.contains("TCP carries the bytes"), "{drained}");
     }

@@ -45,6 +45,7 @@ pub(super) fn tunnel(view: &View<'_>, step: &mut impl FnMut(&str, String)) -> bo
         && table.realm.tunnels
         && pod.is_some_and(|pod| pod.is_tunnelled() && view.is_here(Some(pod)))
         && !status.capture.is_off()
+        && !status.capture.inbound_released
         && status.capture.paused.is_none();
     if taken {
         let found = "the port of tunnels: the agent takes the connection, and the certificates that both ends show decide; \
@@ -92,7 +93,7 @@ pub(super) fn kernel(
         return None;
     }
     step("POLICY_RULES", format!("{why}: the agent takes the connection"));
-    if status.drain.draining {
+    if status.capture.inbound_released {
         step("LISTENERS", "the agent is draining, none is left: no_listener".to_owned());
         step("guard_pod", "what only the agent may let by is dropped".to_owned());
         return Some(Reason::NoListener);

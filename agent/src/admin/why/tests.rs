@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::admin::tests::{model, table};
-use crate::admin::{CaptureStatus, DrainStatus, WorkerStatus};
+use crate::admin::{CaptureStatus, WorkerStatus};
 use crate::compile::{ACCESS_DENIED, MTLS_REQUIRED, Realm, TableVersion, compile};
 use crate::model::{
     Cost, DirectResponse, Endpoints, KeyPart, Labels, Limit, LimitTarget, LimitedRoute, Missing, Model,
@@ -45,12 +45,7 @@ fn every_verdict_has_its_reason_and_the_table_that_gave_it() {
             |s| s.capture.paused = Some("x".into()),
             ("direct", "no_route", "DESTINATIONS"),
         ),
-        (
-            pod,
-            "10.96.0.1:80",
-            |s| s.drain = DrainStatus { draining: true, connections: 1 },
-            ("direct", "no_listener", "LISTENERS"),
-        ),
+        (pod, "10.96.0.1:80", |s| s.capture.outbound_released = true, ("direct", "no_listener", "LISTENERS")),
         (pod, "10.96.0.1:80", |s| s.capture.mode = "off".into(), ("direct", "not_ours", "capture")),
         (pod, "10.96.0.1:80", |s| s.node = "node-b".into(), ("elsewhere", "not_ours", "from_uplink")),
     ];
@@ -136,8 +131,8 @@ fn a_service_without_endpoints_has_one_verdict_by_name_and_by_address() {
     model.mesh_routes.clear();
     let table = compile(&model, &RoutingTable::default(), TableVersion::default());
     let mut status = capturing();
-    for draining in [false, true] {
-        status.drain.draining = draining;
+    for released in [false, true] {
+        status.capture.outbound_released = released;
         let said = |destination| {
             let asked = Asked::read("10.0.0.1", destination, None, &table).unwrap();
             why(asked, &table, &status, Held::default())
@@ -276,7 +271,10 @@ fn what_the_request_decides_is_told_with_its_rules() {
     assert_eq!(verdict(&status), ["direct", "kernel", "not_ours"]);
     status.capture.inbound = vec!["10.0.0.1".parse().unwrap()];
     assert_eq!(verdict(&status), ["agent", "agent L7", "captured_inbound"]);
-    status.drain.draining = true;
+    // What comes to pods is taken for as long as anything is.
+    status.capture.outbound_released = true;
+    assert_eq!(verdict(&status), ["agent", "agent L7", "captured_inbound"]);
+    status.capture.inbound_released = true;
     assert_eq!(verdict(&status), ["refused", "kernel", "no_listener"]);
 }
 

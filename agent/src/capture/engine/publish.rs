@@ -39,6 +39,7 @@ impl Engine {
             policy: PolicyStatus { outlives: policy.outlives && self.upkeep.unpinned().is_none(), ..policy },
             inbound: self.parts.pod_guard.captured(),
             acceleration: self.parts.acceleration_status(),
+            released: self.released,
             socket_events_off: self.parts.socket_events_off(),
             guard: self.parts.guard.as_ref().map(Guard::status),
         });
