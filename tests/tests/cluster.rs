@@ -150,7 +150,7 @@ fn a_document_that_is_wrong_is_refused_with_its_place() -> Result<()> {
     ensure!(code == 1 && said.contains("HTTPRoute/default/web is not there"), "{said}");
     for (words, exit, words_of_it) in [
         (&["get", "NoKind"][..], 1, "there is no kind 'NoKind'"),
-        (&["get", "RateLimit"], 0, "kind"),
+        (&["get", "RateLimit"], 0, "KIND"),
         (&["get", "a/b/c/d"], 2, "names no document"),
         (&["delete", "web"], 2, "names no document"),
     ] {
