@@ -85,6 +85,16 @@ impl NodeDirectory {
             return Ok(Reload::Unchanged);
         }
         let fresh = NodeTrust::read(&self.directory)?;
+        // Whose this node's agent speaks was settled at its start.
+        let (theirs, own) = (fresh.identity.name().shared(), self.current.load().identity.name().shared());
+        if theirs != own {
+            let file = self.directory.join(files::NODE);
+            return Err(IdentityError::OtherNode {
+                file,
+                found: theirs.to_string(),
+                wanted: own.to_string(),
+            });
+        }
         match fresh.identity.prove(&self.directory, &fresh.bundle, now) {
             // What else was revoked with it has to be known here all the more.
             Err(IdentityError::NotTrusted { reason: Untrusted::Revoked, .. }) => {}

@@ -76,8 +76,8 @@ pub enum IdentityError {
         file = file.display())]
     NothingIssued { file: PathBuf, what: &'static str, name: String },
     /// What shall be taken back is another CA's.
-    #[error("{file} holds a certificate that no root of this directory has issued: only who issues takes back; a workload's ends \
-             with its node's", file = file.display())]
+    #[error("{file} holds a certificate that no root of this directory has issued, or a root: only who issues takes back; a workload's \
+             ends with its node's, and a root is replaced by `sluice ca rotate`", file = file.display())]
     NotIssuedHere { file: PathBuf },
     /// That is no number of a certificate.
     #[error("{text:?} is no serial number: pairs of hexadecimal digits, with or without colons")]

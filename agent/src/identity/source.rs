@@ -267,6 +267,11 @@ impl CaSource for DirectorySource {
         }
         let fresh = Loaded::read(&self.directory)?;
         let current = self.current.load();
+        if fresh.issuer.node != current.issuer.node {
+            let file = self.directory.join(files::INTERMEDIATE);
+            let (found, wanted) = (fresh.issuer.node.to_string(), current.issuer.node.to_string());
+            return Err(IdentityError::OtherNode { file, found, wanted });
+        }
         if !fresh.bundle.remembers(&current.bundle) {
             return Err(IdentityError::ListWentBack { file: self.directory.join(files::REVOKED) });
         }

@@ -313,6 +313,8 @@ fn only_what_was_issued_here_is_taken_back() {
     assert!(refused(of_node("alice")).contains("names no certificate of node alice"));
     let foreign = refused(Target::Certificate(other.path("one/node.pem")));
     assert!(foreign.contains("no root of this directory has issued"), "{foreign}");
+    let root = refused(Target::Certificate(site.path("ca/root.pem")));
+    assert!(root.contains("`sluice ca rotate`"), "{root}");
     assert!(refused(Target::Certificate(site.path("one/node.key"))).contains("no PEM block CERTIFICATE"));
     assert!(refused(Target::Serial("xyz".to_owned())).contains("no serial number"));
     assert!(!site.path("ca/revoked.crl").exists());
@@ -337,6 +339,33 @@ fn only_what_was_issued_here_is_taken_back() {
     assert!(refused(of_node("two")).contains("issued.jsonl: its line 1"));
     // What needs none of its lines goes on.
     assert_eq!(site.revoke(&Target::Serial("0A0B".to_owned())).expect("revoked"), 1);
+}
+
+#[test]
+fn another_nodes_files_are_not_taken_for_new_ones() {
+    let site = Site::new();
+    let now = SystemTime::now();
+    let directory = NodeDirectory::open(&site.path("one")).expect("a node");
+    let source = DirectorySource::open(&site.path("one")).expect("a node");
+    let keeper = WorkloadCertificates::new(Box::new(source), DAY);
+    let put = |from: &str, to: &str| {
+        for file in ["node.pem", "node.key", "intermediate.pem", "intermediate.key"] {
+            copy(&site.path(from).join(file), &site.path(to).join(file));
+        }
+    };
+    fs::create_dir(site.path("kept")).expect("a directory");
+    put("one", "kept");
+    put("two", "one");
+    let is_told = |error: Option<IdentityError>| {
+        let told = error.as_ref().map(ToString::to_string).unwrap_or_default();
+        assert!(told.contains("is the certificate of node two, not of one"), "{told}");
+    };
+    is_told(directory.reload(now).err());
+    is_told(keeper.turn(&HashSet::new(), now, || 0).reload);
+    assert_eq!(&*directory.current().identity.name().shared(), "one", "what was read goes on");
+    put("kept", "one");
+    assert_eq!(directory.reload(now).expect("good files"), Reload::Changed);
+    assert!(keeper.turn(&HashSet::new(), now, || 0).reload.is_none());
 }
 
 #[test]
