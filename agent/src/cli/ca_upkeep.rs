@@ -105,7 +105,7 @@ pub(super) fn revoke(args: &RevokeArgs) -> anyhow::Result<ExitCode> {
                 );
             }
             Err(error) => {
-                eprintln!("{serial}: it is on the list, but whether it was issued can't be told: {error}")
+                eprintln!("{serial}: it is on the list, but whether it was issued can't be told: {error}");
             }
         }
     }

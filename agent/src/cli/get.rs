@@ -63,7 +63,7 @@ fn one(there: &[(Arc<str>, Document)], id: &Arc<str>, format: Format) -> anyhow:
     let (text, document) = found.with_context(|| format!("{id} is not there"))?;
     match format {
         Format::Table => output::text(text.trim_end()),
-        Format::Json => output::json(&json!({"id": &*id, "revision": document.revision, "text": &**text})),
+        Format::Json => output::json(&json!({"id": **id, "revision": document.revision, "text": &**text})),
     }
 }
 

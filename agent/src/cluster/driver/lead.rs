@@ -163,6 +163,30 @@ async fn reading<A: Agent>(agent: &Arc<A>, documents: &Arc<KeptDocuments>) -> Op
     tokio::task::spawn_blocking(read).await.ok()
 }
 
+/// What the table shall be; or why that may not be published.
+fn contents(basis: &Basis, health: &Health, before: Ground) -> Result<Contents, String> {
+    let (mut model, mut since) = (Arc::clone(&basis.model), basis.since.clone());
+    if !health.is_quiet() {
+        health.overlay(Arc::make_mut(&mut model));
+        since = None;
+    }
+    let counts = Counts::of(&model);
+    let allow_shrink =
+        basis.documents.as_ref().is_some_and(|documents| may_shrink(documents, before.revision));
+    let lost = shrinks(before.counts, counts).err().filter(|_| !allow_shrink);
+    // Pods that fail are no mistake in the documents, and dead nodes never take the last endpoint.
+    let by_health =
+        lost.is_some() && !health.is_quiet() && shrinks(before.counts, Counts::of(&basis.model)).is_ok();
+    let (lost, allow_shrink) = (lost.filter(|_| !by_health), allow_shrink || by_health);
+    if let Some(lost) = lost {
+        return Err(lost.to_string());
+    }
+    let Basis { revision, generation, .. } = *basis;
+    let from = before.revision.filter(|_| allow_shrink);
+    let shrinks_from = from.map_or(before.shrinks_from, |from| from.max(before.shrinks_from));
+    Ok(Contents { model, revision, generation, counts, allow_shrink, shrinks_from, since })
+}
+
 /// What became of a publication.
 enum Outcome {
     Done,
@@ -190,22 +214,22 @@ impl<S: Store> Shared<S> {
         }
         let basis = known.basis(self.trust.operators().is_some());
         let ground = self.ground(publisher);
-        let (contents, held_back) = match self.contents(&basis, health, ground) {
+        let (found, held_back) = match contents(&basis, health, ground) {
             Ok(contents) => (Some(contents), None),
             Err(lost) => {
                 let good = good.as_ref().map(|good| good.beside(known));
-                (good.and_then(|good| self.contents(&good, health, ground).ok()), Some(lost))
+                (good.and_then(|good| contents(&good, health, ground).ok()), Some(lost))
             }
         };
         let is_good = held_back.is_none();
-        let outcome = self.publish(publisher, contents, held_back, whole).await;
+        let outcome = self.publish(publisher, found, held_back, whole).await;
         match outcome {
             Outcome::Done if is_good => *good = Some(basis.published()),
             // It is too large: nodes and pods may fail all the same.
             Outcome::Withheld if is_good => {
                 let why = self.view().unpublished.clone();
                 let before = good.as_ref().map(|good| good.beside(known));
-                let before = before.and_then(|good| self.contents(&good, health, ground).ok());
+                let before = before.and_then(|good| contents(&good, health, ground).ok());
                 return self.publish(publisher, before, why, whole).await;
             }
             // Whoever writes documents is told.
@@ -336,30 +360,6 @@ impl<S: Store> Shared<S> {
             let (revision, shrinks_from) = (at.map(|at| at.revision), at.map_or(0, |at| at.shrinks_from));
             Ground { counts: view.counts, revision, shrinks_from }
         })
-    }
-
-    /// What the table shall be; or why that may not be published.
-    fn contents(&self, basis: &Basis, health: &Health, before: Ground) -> Result<Contents, String> {
-        let (mut model, mut since) = (Arc::clone(&basis.model), basis.since.clone());
-        if !health.is_quiet() {
-            health.overlay(Arc::make_mut(&mut model));
-            since = None;
-        }
-        let counts = Counts::of(&model);
-        let allow_shrink =
-            basis.documents.as_ref().is_some_and(|documents| may_shrink(documents, before.revision));
-        let lost = shrinks(before.counts, counts).err().filter(|_| !allow_shrink);
-        // Pods that fail are no mistake in the documents, and dead nodes never take the last endpoint.
-        let by_health =
-            lost.is_some() && !health.is_quiet() && shrinks(before.counts, Counts::of(&basis.model)).is_ok();
-        let (lost, allow_shrink) = (lost.filter(|_| !by_health), allow_shrink || by_health);
-        if let Some(lost) = lost {
-            return Err(lost.to_string());
-        }
-        let Basis { revision, generation, .. } = *basis;
-        let from = before.revision.filter(|_| allow_shrink);
-        let shrinks_from = from.map_or(before.shrinks_from, |from| from.max(before.shrinks_from));
-        Ok(Contents { model, revision, generation, counts, allow_shrink, shrinks_from, since })
     }
 
     fn holds_back(&self) -> bool {

@@ -36,11 +36,11 @@ impl Leader {
 
     /// What it publishes, and the store has.
     fn publish(&mut self, model: Model, whole: bool, allow_shrink: bool) -> Vec<u8> {
-        self.publish_of(Contents { allow_shrink, ..Contents::of(model, 1) }, whole)
+        self.publish_of(&Contents { allow_shrink, ..Contents::of(model, 1) }, whole)
     }
 
-    fn publish_of(&mut self, contents: Contents, whole: bool) -> Vec<u8> {
-        let draft = self.0.draft(&contents, whole, |_| sample::sign("a")).expect("is another table");
+    fn publish_of(&mut self, contents: &Contents, whole: bool) -> Vec<u8> {
+        let draft = self.0.draft(contents, whole, |_| sample::sign("a")).expect("is another table");
         self.0.committed(draft.clone());
         match draft.form {
             DraftForm::Whole(snapshot) => snapshot.sealed,
@@ -91,8 +91,8 @@ fn snapshot(change: impl FnOnce(&mut Header), signature: &[u8]) -> Vec<u8> {
 fn who_was_away_takes_what_came_of_a_table_that_was_let_shrink() {
     let of = |routes: u8, revision: u64| Contents::of(sample::model(1, routes), revision);
     let mut leader = Leader::of(1);
-    let (large, next) = (leader.publish_of(of(20, 4), true), leader.publish_of(of(21, 5), false));
-    let small = leader.publish_of(Contents { shrinks_from: 4, ..of(2, 6) }, true);
+    let (large, next) = (leader.publish_of(&of(20, 4), true), leader.publish_of(&of(21, 5), false));
+    let small = leader.publish_of(&Contents { shrinks_from: 4, ..of(2, 6) }, true);
     let (mut away, mut beside) = (follower(), follower());
     assert_eq!(step(&mut away, &large), Ok(Step::Applied));
     for bytes in [&large, &next] {

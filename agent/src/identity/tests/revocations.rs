@@ -451,7 +451,9 @@ fn who_lost_what_the_new_root_gave_is_waited_for() {
         assert!(left(site).contains("node one"), "{file}: {:?}", left(site));
     };
     for files in [["one/node.pem", "one/intermediate.pem"], ["one/intermediate.pem", "one/node.pem"]] {
-        files.iter().for_each(|file| revoke(&site, file));
+        for file in files {
+            revoke(&site, file);
+        }
         site.node("one", Replace::Asked);
         assert!(!left(&site).contains("node one"), "{:?}", left(&site));
     }
