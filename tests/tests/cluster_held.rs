@@ -217,6 +217,15 @@ fn a_table_that_is_deleted_or_spoilt_in_the_store_is_written_anew() -> Result<()
     ensure!(site.stored_table().is_ok(), "it is spoilt still");
     ensure!(site.answer("node3")? == "v1");
 
+    // Nor does one that has an older table, and can't follow to the one in force.
+    site.kill9("node3")?;
+    site.redis_cli(&["HSET", &Site::key("table"), "body", "garbage!"])?;
+    site.sluice_with("node1", &["apply", "-f", "-"], site::many_routes(3))?;
+    site.redis_cli(&["DEL", &Site::key("log")])?;
+    site.start("node3")?;
+    wait_for("what it missed", LIMIT, || site.routes("node3").is_ok_and(|routes| routes > 3))
+        .with_context(|| format!("{:?}", NODES.map(|node| site.cluster(node))))?;
+
     // What is foreign stays, and who applies meanwhile is told why nothing comes of it.
     site.redis_cli(&["DEL", &Site::key("table")])?;
     wait_for("the table to be back", LIMIT, || site.stored_table().is_ok())?;

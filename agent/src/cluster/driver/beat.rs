@@ -166,14 +166,16 @@ impl<S: Store> Shared<S> {
         };
         // Who has no table and refuses the store's gets none before it is written anew: because it has lost its table, or its end, and not its
         // number, and takes none of a term before, or because what lies there was spoilt.
+        let published = self.view().in_force.map(|(at, _)| at.version);
         let lost = |record: &NodeRecord| {
             // Who signs nothing can't help whoever wants a signature.
             let in_vain = |reason: &str| reason == "unsigned" && matches!(*self.trust, Trust::Unsigned);
             let helps = |refused: &Refused| {
                 WRITING_HELPS.contains(&refused.reason.as_str()) && !in_vain(&refused.reason)
             };
-            // It may serve one from before what it has lost.
-            let behind = record.in_force().is_none_or(|at| at.token < record.highest());
+            // It may serve one from before what it has lost, or from before what lies there was spoilt.
+            let behind =
+                record.in_force().is_none_or(|at| at.token < record.highest() || Some(at) < published);
             behind && record.refused.as_ref().is_some_and(helps)
         };
         if records().any(lost) {
